@@ -1,0 +1,111 @@
+"""The ``segpipe`` command: thin, and quick to start because verbs import what they need when they run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+
+import click
+import typer
+
+from pipeline.console import Console
+from pipeline.errors import BUG, INTERRUPTED, OK, USAGE, SegpipeError
+
+VERBS = (
+    "import",
+    "check",
+    "fetch",
+    "split",
+    "plan",
+    "compose",
+    "train",
+    "export",
+    "predict",
+    "evaluate",
+    "demo",
+)
+
+app = typer.Typer(
+    name="segpipe",
+    help="From a folder of scans to a trained, measured, verifiable MONAI bundle.\n\n"
+    "The usual way: import, check, split, plan, train, export, predict, evaluate. "
+    "Exit codes: 0 ok, 1 our bug, 2 usage or configuration, 3 bad data, 4 some cases failed, "
+    "5 refused or untrusted, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    if version:
+        from pipeline import __version__
+
+        typer.echo(f"segpipe {__version__}")
+        raise typer.Exit(OK)
+
+
+for _verb in VERBS:
+    _module = import_module(f"pipeline.cli.{_verb}_")
+    app.command(_verb)(_module.command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; no exception leaves it."""
+    verb = next((word for word in arguments if word in VERBS), "")
+    console = Console(verb, as_json="--json" in arguments)
+    try:
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+    except ValueError:  # not the main thread
+        previous = None
+    try:
+        result = app(args=arguments, standalone_mode=False)
+        return result if isinstance(result, int) else OK
+    except SegpipeError as error:
+        console.error(error)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        console.note(f"segpipe {verb}: interrupted; what was finished is kept")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:  # noqa: BLE001 - the last wall before the user
+        return _bug(console, error)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _bug(console: Console, error: Exception) -> int:
+    if os.environ.get("SEGPIPE_DEBUG"):
+        traceback.print_exc()
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    wrapped = SegpipeError(
+        f"this is a bug in segpipe: {type(error).__name__}: {error}",
+        found=f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}",
+        hint="set SEGPIPE_DEBUG=1 for the whole trace and report it",
+    )
+    console.error(wrapped)
+    return BUG

@@ -1,0 +1,170 @@
+"""NIfTI headers and label maps, read strictly: what is doubtful is refused with its reason.
+
+Affines map voxel indices to RAS+ millimetres, as nibabel and MONAI have it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError, SegpipeError, UsageError
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
+
+GEOMETRY_TOLERANCE_MM = 0.01
+FORMS_TOLERANCE_MM = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a NIfTI header says.
+
+    Attributes:
+        path: the file.
+        shape: all dimensions, trailing ones of size 1 removed beyond the third.
+        affine: (4, 4) float64, voxel index to RAS mm.
+        spacing_mm: length of a voxel's edges.
+        dtype: type on disk.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, float, float]
+    dtype: str
+
+    @cached_property
+    def orientation(self) -> str:
+        """Nearest axis codes, e.g. ``RAS``."""
+        import nibabel as nib
+
+        return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
+
+
+def find_nifti(folder: str | Path) -> list[Path]:
+    """All ``.nii`` and ``.nii.gz`` files below a folder, sorted; hidden ones are passed over."""
+    folder = Path(folder)
+    found = [path for pattern in ("*.nii", "*.nii.gz") for path in folder.rglob(pattern)]
+    return sorted(
+        path
+        for path in found
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a header and judge its geometry.
+
+    Raises:
+        UsageError: no such file.
+        DataError: not NIfTI, truncated header, an affine that is singular or not finite, voxel sizes that are
+            not positive, or qform and sform that place a corner more than 0.1 mm apart.
+    """
+    import nibabel as nib
+
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError("no such file", path=path, hint="check the path")
+    try:
+        image = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
+        header = image.header
+        shape = tuple(int(size) for size in image.shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except Exception as error:  # noqa: BLE001 - nibabel and zlib raise many kinds
+        raise _unreadable(path, error) from error
+    if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair)):  # type: ignore[attr-defined, unused-ignore]
+        raise DataError("not a NIfTI image", path=path, found=type(image).__name__)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(
+            "the affine cannot be used", path=path, found=np.array2string(affine[:3], precision=3),
+            expected="finite and invertible", hint="write the header again from the original scan",
+        )  # fmt: skip
+    _compare_forms(path, header, shape)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+    return Header(path, shape, affine, spacing_mm, str(header.get_data_dtype()))
+
+
+def read_volume(header: Header) -> NDArray[np.generic]:
+    """The scaled voxels of a header's file, in the header's shape.
+
+    Raises:
+        DataError: the data is truncated or cannot be decoded.
+    """
+    import nibabel as nib
+
+    try:
+        values = np.asanyarray(nib.load(header.path).dataobj)  # type: ignore[attr-defined, unused-ignore]
+        return values.reshape(header.shape)
+    except Exception as error:  # noqa: BLE001 - nibabel and zlib raise many kinds
+        raise _unreadable(header.path, error) from error
+
+
+def require_3d(header: Header) -> None:
+    """Refuse what is not one volume.
+
+    Raises:
+        DataError: 2D, or 4D and more.
+    """
+    shape = header.shape
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise DataError(
+            "not a volume", path=header.path, found=f"shape {shape}", expected="three axes of at least 2 voxels",
+            hint="2D images are not segmented here; stack the slices to a volume first",
+        )  # fmt: skip
+    if len(shape) > 3:
+        raise DataError(
+            "more than three dimensions", path=header.path, found=f"shape {shape}", expected="one 3D volume a file",
+            hint="split time points or channels into a file each",
+        )  # fmt: skip
+
+
+def grid_difference(one: Header, other: Header, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> str | None:
+    """How two grids differ, in words, or None where every corner agrees within the tolerance."""
+    if one.shape != other.shape:
+        return f"shape {one.shape} against {other.shape}"
+    corners = _corners(one.shape[:3])
+    apart = float(np.abs((one.affine - other.affine) @ corners).max())
+    if apart > tolerance_mm:
+        return f"corners up to {apart:.3g} mm apart"
+    return None
+
+
+def _corners(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    grid = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij")).reshape(3, -1)
+    return np.vstack([grid, np.ones((1, grid.shape[1]))]).astype(np.float64)
+
+
+def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> None:
+    sform, s_code = header.get_sform(coded=True)  # type: ignore[attr-defined]
+    try:
+        qform, q_code = header.get_qform(coded=True)  # type: ignore[attr-defined]
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise DataError("the qform cannot be used", path=path, found=str(error)) from error
+    if not s_code or not q_code or len(shape) < 3:
+        return
+    apart = float(np.abs((sform - qform) @ _corners(shape[:3])).max())
+    if apart > FORMS_TOLERANCE_MM:
+        raise DataError(
+            "qform and sform of the header disagree", path=path, found=f"corners {apart:.3g} mm apart",
+            expected=f"at most {FORMS_TOLERANCE_MM} mm",
+            hint="which one is right cannot be told from the file; write it again from the original scan",
+        )  # fmt: skip
+
+
+def _unreadable(path: Path, error: Exception) -> SegpipeError:
+    if isinstance(error, PermissionError):
+        return UsageError("no permission to read the file", path=path)
+    words = str(error).replace(str(path), path.name).strip() or type(error).__name__
+    return DataError(
+        "cannot read the NIfTI file", path=path, found=words.splitlines()[0],
+        expected="a complete NIfTI-1 or NIfTI-2 file", hint="copy it again from its source",
+    )  # fmt: skip

@@ -1,0 +1,137 @@
+"""The result folder of a batch, shared by what writes it and what reads it.
+
+    OUT/
+      <case id>/segmentation.nii.gz   uint8 label map on the source's grid
+      <case id>/result.json           volumes, times, flags; no path and no header text
+      predictions.jsonl               append-only, the only state: what was tried and how it ended
+      mapping.jsonl                   case id to source path; readable by its owner alone (0600)
+      .partial/                       cases under way; emptied at every start
+
+A case is written below ``.partial`` and renamed once, as a folder: what has a final folder is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.files import cannot_write
+
+SEGMENTATION = "segmentation.nii.gz"
+RESULT = "result.json"
+STATE = "predictions.jsonl"
+MAPPING = "mapping.jsonl"
+PARTIAL = ".partial"
+
+
+class ResultFolder:
+    """One batch's results on disk.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
+            (self.root / PARTIAL).mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.root, error) from error
+
+    def final(self, case_id: str) -> Path:
+        """Where a finished case lies."""
+        return self.root / case_id
+
+    def is_finished(self, case_id: str) -> bool:
+        """Whether the case has its final folder."""
+        return (self.final(case_id) / RESULT).is_file()
+
+    def begin(self, case_id: str) -> Path:
+        """An empty folder to write a case into."""
+        folder = self.root / PARTIAL / case_id
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder
+
+    def finish(self, case_id: str) -> None:
+        """Rename the case's folder to its final name; an older result is replaced."""
+        source, final = self.root / PARTIAL / case_id, self.final(case_id)
+        try:
+            for path in source.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if final.exists():
+                aside = self.root / PARTIAL / f"{case_id}.replaced"
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
+            source.rename(final)
+        except OSError as error:
+            raise cannot_write(final, error) from error
+        shutil.rmtree(self.root / PARTIAL / f"{case_id}.replaced", ignore_errors=True)
+
+    def abandon(self, case_id: str) -> None:
+        """Remove what a failed case left behind."""
+        shutil.rmtree(self.root / PARTIAL / case_id, ignore_errors=True)
+
+    def record(self, **event: Any) -> None:
+        """Append one event to ``predictions.jsonl`` and make it durable."""
+        self._append(STATE, {"time": round(time.time(), 3), **event}, 0o666)
+
+    def map_case(self, case_id: str, paths: list[str]) -> None:
+        """Append where a case came from to the owner-only mapping file."""
+        self._append(MAPPING, {"id": case_id, "paths": paths}, 0o600)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All recorded events; a last line cut short by a crash is passed over."""
+        return read_events(self.root)
+
+    def _append(self, name: str, document: dict[str, Any], mode: int) -> None:
+        line = json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            handle = os.open(self.root / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
+            with os.fdopen(handle, "r+b") as stream:
+                if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
+                    line = "\n" + line  # a crash cut the line before
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(handle)
+        except OSError as error:
+            raise cannot_write(self.root / name, error) from error
+
+
+def read_events(root: str | Path) -> list[dict[str, Any]]:
+    """The events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.
+
+    Raises:
+        DataError: a line other than one that a crash cut short is not JSON.
+    """
+    path = Path(root) / STATE
+    if not path.is_file():
+        return []
+    events = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut short by a crash or a full disk; what it said is visible from the folders
+        if not isinstance(event, dict):
+            raise DataError("not a line of predictions.jsonl", path=path, found=f"line {number}")
+        events.append(event)
+    return events
+
+
+def find_segmentation(root: str | Path, case_id: str) -> Path | None:
+    """The label map of a case: in its result folder, or flat as stock MONAI writes it."""
+    root = Path(root)
+    names = (f"{case_id}/{SEGMENTATION}", f"{case_id}_seg.nii.gz", f"{case_id}.nii.gz", f"{case_id}.nii")
+    return next((root / name for name in names if (root / name).is_file()), None)

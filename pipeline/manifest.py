@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -125,7 +126,7 @@ class Manifest(BaseModel):
         for case in self.cases():
             if len(case.images) not in (1, self.n_channels):
                 raise ValueError(
-                    f"case {case.id!r} has {len(case.images)} image files, the manifest {self.n_channels} channels"
+                    f"case {case.id!r} has {len(case.images)} image files, expected 1 or {self.n_channels}"
                 )
         for case in self.training:
             if case.label is None:
@@ -206,6 +207,15 @@ def load_manifest(path: str | Path) -> Manifest:
             path=path,
             hint="make a manifest of it with `segpipe import`",
         )
+    return parse_manifest(document, path)
+
+
+def parse_manifest(document: Mapping[str, Any], path: str | Path) -> Manifest:
+    """Validate plain values as a manifest; ``path`` is named where they are not one.
+
+    Raises:
+        DataError: not a manifest; the message names the field.
+    """
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:

@@ -1,0 +1,104 @@
+"""What the readers of foreign layouts share: the form of what they found, and how they complain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """One case as it lies on disk; paths are POSIX and relative to the data root."""
+
+    id: str
+    images: list[str]
+    label: str | None = None
+    patient_id: str | None = None
+
+
+@dataclass(frozen=True)
+class FoundDataset:
+    """What a reader found below ``root``; ``about`` holds the manifest's descriptive fields."""
+
+    root: Path
+    training: list[FoundCase]
+    test: list[FoundCase]
+    labels: dict[str, str]
+    modality: dict[str, str]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def require_files(root: Path, cases: Iterable[FoundCase], source: Path) -> None:
+    """Refuse a list of cases that names files which are not there.
+
+    Raises:
+        DataError: naming the missing files.
+    """
+    paths = [path for case in cases for path in [*case.images, *([case.label] if case.label else [])]]
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} files are missing", path=source, found=some_of(missing),
+            expected=f"below {root}", hint="complete the data, or take these cases out of the list",
+        )  # fmt: skip
+
+
+def label_names(document: Any, source: Path) -> dict[str, str]:
+    """Label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
+
+    Raises:
+        DataError: not a mapping, regions (several values for one name), an ignore label, or no whole numbers.
+    """
+    if not isinstance(document, dict) or not document:
+        raise DataError(
+            "the data set names no labels", path=source, found=repr(document), expected="an object"
+        )
+    names: dict[str, str] = {}
+    for key, entry in document.items():
+        if isinstance(entry, (list, tuple)):
+            raise DataError(
+                f"label {key!r} is a region of several values", path=source, found=repr(entry),
+                expected="one whole number a label",
+                hint="regions are not supported: write label maps with one value a structure",
+            )  # fmt: skip
+        value, name = (key, str(entry)) if str(key).isdecimal() else (entry, str(key))
+        if name.lower() == "ignore":
+            raise DataError(
+                "an ignore label is not supported", path=source, found=f"{key!r}: {entry!r}",
+                hint="take the voxels that are not annotated out of the data set",
+            )  # fmt: skip
+        if not str(value).isdecimal():
+            raise DataError(f"label {name!r} has no whole number", path=source, found=repr(value))
+        if str(int(value)) in names:
+            raise DataError(f"label value {value} has two names", path=source, found=f"{name!r}")
+        names[str(int(value))] = "background" if int(value) == 0 else name
+    names.setdefault("0", "background")
+    return names
+
+
+def channel_names(document: Any, source: Path) -> dict[str, str]:
+    """Channel index to modality, from an object or a list.
+
+    Raises:
+        DataError: neither, or empty.
+    """
+    if isinstance(document, list):
+        document = {str(index): name for index, name in enumerate(document)}
+    if not isinstance(document, dict) or not document:
+        raise DataError("the data set names no image channels", path=source, found=repr(document))
+    return {str(index): str(name) for index, name in document.items()}

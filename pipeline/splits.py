@@ -16,7 +16,7 @@ from pipeline.manifest import Case, Manifest
 
 
 def parse_test_size(text: str) -> int | float | None:
-    """``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep`` (None): the test set stays.
+    """``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep``: None.
 
     Raises:
         UsageError: neither.
@@ -41,7 +41,7 @@ def draw_split(
     """A copy of the manifest with a test set and folds, whole patients each.
 
     Args:
-        manifest: labelled cases in ``training`` (with ``redraw`` also in ``test``); unlabelled test cases stay.
+        manifest: labelled cases in ``training`` (and in ``test``, with ``redraw``).
         test: number or fraction of the labelled cases, at least; None keeps the test set as it is.
         folds: number of folds, 0 or at least 2.
         seed: another seed, another draw.

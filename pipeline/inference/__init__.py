@@ -1,0 +1,1 @@
+"""What happens to one volume on its way through a network."""

@@ -1,0 +1,169 @@
+"""Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
+
+The list is closed, so that an engine without MONAI's transforms knows all that can stand there. What is outside
+the list is named by `OutsideClosedList`, and runs through MONAI's own transforms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.inference.steps import (
+    CLOSED_LIST,
+    ChannelFirst,
+    CropForeground,
+    DivisiblePad,
+    EnsureType,
+    Load,
+    Normalise,
+    Orientation,
+    ScaleRange,
+    Spacing,
+    SpatialPad,
+    Step,
+)
+
+PREFIX = "monai.transforms."
+_BY_NAME = {kind.name: kind for kind in CLOSED_LIST}
+_PLACE = {kind: place for place, kind in enumerate(CLOSED_LIST)}
+_PLACE[Normalise] = _PLACE[ScaleRange]  # the two may stand in either order
+S = TypeVar("S", bound=Step)
+
+
+class OutsideClosedList(UsageError):  # noqa: N818 - it is a finding about a config, often not a fault
+    """A transform, an argument or an order that the closed list does not have.
+
+    Args:
+        what: the transform, or the argument as ``Spacingd.diagonal``.
+        why: one clause.
+    """
+
+    def __init__(self, what: str, why: str = "not in the closed list") -> None:
+        super().__init__(
+            f"deterministic transform {what}: {why}",
+            expected=", ".join(_BY_NAME),
+            hint="use a transform of the list, in its order, each at most once, with plain values",
+        )
+        self.what = what
+        self.why = why
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.what, self.why)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The deterministic transforms of a model, in order, each at most once.
+
+    Attributes:
+        steps: the transforms; the properties below pick one of them, None where it is absent.
+    """
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def parse(cls, transforms: object) -> Preprocessing:
+        """Read a list of dicts with ``_target_`` (``Spacingd`` or ``monai.transforms.Spacingd``).
+
+        Raises:
+            OutsideClosedList: with the first transform or argument that is not in the list.
+        """
+        if not isinstance(transforms, Sequence) or isinstance(transforms, str) or not transforms:
+            raise OutsideClosedList("list", "must be a list of transforms with at least one entry")
+        steps = tuple(_parse_step(transform) for transform in transforms)
+        seen: set[type[Step]] = set()
+        last = -1
+        for step in steps:
+            if type(step) in seen:
+                raise OutsideClosedList(step.name, "stands twice")
+            if _PLACE[type(step)] < last:
+                raise OutsideClosedList(step.name, "stands too late; the list has an order")
+            seen.add(type(step))
+            last = _PLACE[type(step)]
+        return cls(steps)
+
+    def to_config(self) -> list[dict[str, Any]]:
+        """The list that `parse` was given."""
+        return [step.to_config() for step in self.steps]
+
+    def build(self) -> list[Any]:
+        """The stock MONAI transforms (imports MONAI)."""
+        from monai import transforms
+
+        built = []
+        for step in self.steps:
+            arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
+            built.append(getattr(transforms, step.name)(**arguments))
+        return built
+
+    @property
+    def load(self) -> Load | None:
+        """How files are read."""
+        return self._find(Load)
+
+    @property
+    def channel_first(self) -> ChannelFirst | None:
+        """Where the channel axis is found."""
+        return self._find(ChannelFirst)
+
+    @property
+    def orientation(self) -> Orientation | None:
+        """Axis codes of the network's grid."""
+        return self._find(Orientation)
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """Voxel size in mm of the network's grid."""
+        return self._find(Spacing)
+
+    @property
+    def crop(self) -> CropForeground | None:
+        """The box that is kept."""
+        return self._find(CropForeground)
+
+    @property
+    def pad(self) -> SpatialPad | None:
+        """The least size in voxels."""
+        return self._find(SpatialPad)
+
+    @property
+    def divisible(self) -> DivisiblePad | None:
+        """What sizes are a multiple of."""
+        return self._find(DivisiblePad)
+
+    @property
+    def intensity(self) -> tuple[ScaleRange | Normalise, ...]:
+        """The intensity transforms in the order in which they are applied."""
+        return tuple(step for step in self.steps if isinstance(step, (ScaleRange, Normalise)))
+
+    @property
+    def ensure_type(self) -> EnsureType | None:
+        """The final conversion."""
+        return self._find(EnsureType)
+
+    def _find(self, kind: type[S]) -> S | None:
+        return next((step for step in self.steps if isinstance(step, kind)), None)
+
+
+def _parse_step(transform: object) -> Step:
+    if not isinstance(transform, dict) or not isinstance(transform.get("_target_"), str):
+        raise OutsideClosedList(f"{transform!r:.60}", "must be a mapping with _target_")
+    name = transform["_target_"].removeprefix(PREFIX)
+    kind = _BY_NAME.get(name)
+    if kind is None:
+        raise OutsideClosedList(transform["_target_"])
+    try:
+        return kind.model_validate_json(json.dumps(transform, allow_nan=False))
+    except ValidationError as error:
+        first = error.errors()[0]
+        argument = f"{name}.{first['loc'][0]}" if first["loc"] else name
+        why = "no such argument in the closed list" if first["type"] == "extra_forbidden" else first["msg"]
+        raise OutsideClosedList(argument, why) from error
+    except (TypeError, ValueError) as error:
+        raise OutsideClosedList(name, f"not plain data: {error}") from error

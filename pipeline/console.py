@@ -7,7 +7,10 @@ standard output holds exactly one document, with a ``schema_version``.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SCHEMA_VERSION = 1
+
+
+def quiet_libraries() -> None:
+    """Keep third-party warnings and log lines off the terminal; ``SEGPIPE_DEBUG=1`` lets them through."""
+    if os.environ.get("SEGPIPE_DEBUG"):
+        return
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for worker processes
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.simplefilter("ignore")
+    for name in ("ignite", "monai", "torch", "nibabel.global", "py.warnings"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Console:

@@ -76,7 +76,7 @@ def read_header(path: str | Path) -> Header:
         header = image.header
         shape = tuple(int(size) for size in image.shape)
         affine = np.asarray(image.affine, dtype=np.float64)
-    except Exception as error:  # noqa: BLE001 - nibabel and zlib raise many kinds
+    except Exception as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair)):  # type: ignore[attr-defined, unused-ignore]
         raise DataError("not a NIfTI image", path=path, found=type(image).__name__)
@@ -104,7 +104,7 @@ def read_volume(header: Header) -> NDArray[np.generic]:
     try:
         values = np.asanyarray(nib.load(header.path).dataobj)  # type: ignore[attr-defined, unused-ignore]
         return values.reshape(header.shape)
-    except Exception as error:  # noqa: BLE001 - nibabel and zlib raise many kinds
+    except Exception as error:
         raise _unreadable(header.path, error) from error
 
 

@@ -1,8 +1,144 @@
-"""segpipe train (to be written)."""
+"""segpipe train."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
 
-def command() -> None:
-    """To be written."""
-    raise SystemExit(1)
+import typer
+
+from pipeline.console import Console
+from pipeline.errors import OK, UsageError
+
+Task = Annotated[
+    str | None, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
+]
+Network = Annotated[str, typer.Option(help="Network fragment: unet, unetpp, or a path.")]
+Loss = Annotated[str, typer.Option(help="Loss fragment: dice_ce, tversky, focal_tversky, or a path.")]
+Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")]
+Runtime = Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")]
+Fold = Annotated[int, typer.Option(help="Fold that is validated; made by `segpipe split`.")]
+Data = Annotated[Path | None, typer.Option(help="Data folder; default: the manifest's own folder.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override, e.g. --set learning_rate=1e-3 or network_def#channels=[8,16,32]."),
+]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs (max_epochs).")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; part of what makes a run repeatable.")]
+Workers = Annotated[int | None, typer.Option(help="Loader processes (num_workers).")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def command(
+    manifest: Annotated[Path | None, typer.Argument(help="Manifest with folds.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
+    task: Task = None,
+    network: Network = "unet",
+    loss: Loss = "dice_ce",
+    augment: Augment = "light",
+    runtime: Runtime = "cpu",
+    fold: Fold = 0,
+    data: Data = None,
+    set_: Override = None,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    workers: Workers = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to continue, as if never interrupted.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
+    explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
+    json: AsJson = False,
+) -> int:
+    """Train a network and keep everything that repeats it.
+
+    Example: segpipe train manifest.json --task task.yaml --network unet --loss dice_ce --out runs/first
+
+    Ctrl-C leaves a run that goes on with: segpipe train --resume runs/first
+    """
+    from pipeline import train
+
+    console = Console("train", as_json=json)
+    if resume is not None:
+        if manifest is not None or set_ or epochs is not None:
+            raise UsageError(
+                "--resume takes its settings from the run",
+                hint="give --resume RUN alone (and --data if it moved)",
+            )
+        return report(console, train.resume(resume, data), resume)
+    if manifest is None or task is None or (out is None and not (dry_run or explain)):
+        raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
+    composed = train.compose_run(
+        manifest,
+        data,
+        out or Path("dry-run"),
+        {"task": task, "network": network, "loss": loss, "augment": augment, "runtime": runtime},
+        list(set_ or []),
+        options(fold, seed, epochs, threads, workers),
+    )
+    for note in composed.notes:
+        console.note(note)
+    if explain:
+        explain_table(console, composed)
+        return OK
+    if dry_run:
+        found = train.dry_run(composed, manifest)
+        console.table("Dry run", ["what", "value"], list(found.items()))
+        console.document(dry_run=found)
+        return OK
+    if out is None:
+        raise UsageError("--out is needed")
+    try:
+        return report(console, train.start(composed, manifest, out), out)
+    except KeyboardInterrupt:
+        console.note(f"interrupted; go on with: segpipe train --resume {out}")
+        raise
+
+
+def options(
+    fold: int, seed: int, epochs: int | None, threads: int | None, workers: int | None
+) -> dict[str, tuple[Any, str]]:
+    """The command line's own ids and the option that sets each."""
+    return {
+        "fold": (fold, "--fold"),
+        "seed": (seed, "--seed"),
+        "max_epochs": (epochs, "--epochs"),
+        "threads": (threads, "--threads"),
+        "num_workers": (workers, "--workers"),
+    }
+
+
+def explain_table(console: Console, composed: Any) -> None:
+    """Print id, value and origin."""
+    import json
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    rows = []
+    for name, origin in sorted(composed.origins.items()):
+        value: Any = composed.config
+        for part in name.replace("#", "::").split("::"):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        rows.append((name, short(value), origin))
+    console.table("Where each value came from", ["id", "value", "from"], rows)
+    console.document(config=composed.config, origins=composed.origins, notes=composed.notes)
+
+
+def report(console: Console, record: dict[str, Any], out: Path) -> int:
+    """Say how the run ended."""
+    best = record.get("best")
+    seconds = sum(session.get("seconds", 0) for session in record["sessions"])
+    if best:
+        console.say(
+            f"best validation Dice {best['val_mean_dice']:.4f} in epoch {best['epoch']} of {record['epochs']}, "
+            f"{seconds / 60:.1f} minutes"
+        )
+    console.say(f"run folder: {out}\nnext: segpipe export {out} BUNDLE")
+    console.document(
+        **{name: record.get(name) for name in ("status", "best", "epochs", "fold", "seed")}, seconds=seconds
+    )
+    return OK

@@ -1,0 +1,263 @@
+"""Train a composed config: dry run, run, resume. A thin shell over MONAI's ConfigWorkflow.
+
+The run folder is described in docs/decisions/0001; what runs is its ``config.json``, so
+``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.compose import Composed, check_components, compose
+from pipeline.console import quiet_libraries
+from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text
+from pipeline.manifest import data_root, load_manifest
+from pipeline.provenance import environment
+
+SCHEMA_VERSION = 1
+
+
+def compose_run(
+    manifest: Path,
+    data: Path | None,
+    out: Path,
+    fragments: Mapping[str, str],
+    overrides: list[str],
+    options: Mapping[str, tuple[Any, str]],
+) -> Composed:
+    """The config of a run on a manifest, checked as far as possible without starting it.
+
+    Args:
+        manifest: path of the manifest.
+        data: data folder, or None for the manifest's own.
+        out: run folder.
+        fragments: kind to name or path.
+        overrides: ``id=value``.
+        options: id to value and the option that set it; a None value is left out.
+
+    Raises:
+        UsageError: see `pipeline.compose.compose`; or labels and channels that are not the manifest's.
+    """
+    chosen = load_manifest(manifest)
+    values: dict[str, tuple[Any, str]] = {
+        "bundle_root": (str(out.resolve()), "--out"),
+        "dataset_dir": (str(data_root(manifest, data).resolve()), "--data"),
+        **{name: pair for name, pair in options.items() if pair[0] is not None},
+    }
+    composed = compose(fragments, overrides, values)
+    config = composed.config
+    for name, theirs in (("labels", list(chosen.labels.values())), ("channels", chosen.channels)):
+        if config[name] != theirs:
+            raise UsageError(
+                f"the {name} of the task are not the manifest's", found=config[name], expected=theirs,
+                hint="make the task fragment of this manifest with `segpipe plan`",
+            )  # fmt: skip
+    chosen.select("training", config["fold"])
+    if not chosen.select("validation", config["fold"]):
+        raise UsageError("the fold has no validation cases", found=f"fold {config['fold']}")
+    quiet_libraries()
+    check_components(config)
+    return composed
+
+
+def start(composed: Composed, manifest: Path, out: Path) -> dict[str, Any]:
+    """Begin a new run and train to its end.
+
+    Returns:
+        The run record.
+
+    Raises:
+        UsageError: the folder already holds a run.
+    """
+    if (out / "run.json").exists():
+        raise UsageError(
+            "the folder already holds a run",
+            path=out,
+            hint="go on with `segpipe train --resume`, or choose another --out",
+        )
+    config = composed.config
+    chosen = load_manifest(manifest)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    write_text(out / "manifest.json", Path(manifest).read_text(encoding="utf-8"))
+    write_json(out / "config.json", config)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "config_sha256": sha256_of(out / "config.json"),
+        "manifest_sha256": sha256_of(out / "manifest.json"),
+        "dataset": chosen.name,
+        "cases": {
+            split: [case.id for case in chosen.select(split, config["fold"])] for split in ("training", "validation")
+        },
+        **{name: config[name] for name in ("fold", "seed", "threads", "num_workers")},
+        "origins": composed.origins,
+        "environment": environment(),
+        "sessions": [],
+    }  # fmt: skip
+    write_json(out / "run.json", record)
+    return _session(out, record, resume=False, data=None)
+
+
+def resume(out: Path, data: Path | None = None) -> dict[str, Any]:
+    """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
+
+    Raises:
+        UsageError: no run there, or its config was changed.
+    """
+    record = read_json(out / "run.json", "run record")
+    if record["status"] == "finished":
+        return record
+    if sha256_of(out / "config.json") != record["config_sha256"]:
+        raise UsageError(
+            "the run's config.json was changed", path=out / "config.json",
+            hint="a changed config is another run: train it with another --out",
+        )  # fmt: skip
+    return _session(out, record, resume=True, data=data)
+
+
+def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None) -> dict[str, Any]:
+    began = time.time()
+    session: dict[str, Any] = {
+        "resumed": resume,
+        "began": round(began, 1),
+        "versions": environment()["versions"],
+    }
+    with _locked(out):
+        record["sessions"].append(session)
+        try:
+            _execute(out, resume, data)
+            record["status"] = "finished"
+        except KeyboardInterrupt:
+            record["status"] = "interrupted"
+            raise
+        except BaseException:
+            record["status"] = "failed"
+            raise
+        finally:
+            session["seconds"] = round(time.time() - began, 1)
+            record.update(_best(out))
+            write_json(out / "run.json", record)
+    return record
+
+
+def _execute(out: Path, resume: bool, data: Path | None) -> None:
+    quiet_libraries()
+    from monai.bundle import ConfigWorkflow
+
+    override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
+    if data is not None:
+        override["dataset_dir"] = str(data.resolve())
+    try:
+        workflow = ConfigWorkflow(
+            config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
+        )
+        workflow.initialize()
+        workflow.run()
+    except Exception as error:
+        raise unwrap(error) from error
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SegpipeError):
+            return seen
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return (
+                cannot_write(seen.filename or "the run folder", seen) if seen.errno in (13, 28, 30) else seen
+            )
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _best(out: Path) -> dict[str, Any]:
+    """The best epoch by the history; nothing before the first validation."""
+    import csv
+
+    path = out / "history.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    judged = [row for row in rows if row["val_mean_dice"]]
+    if not judged:
+        return {"epochs": len(rows)}
+    best = max(judged, key=lambda row: float(row["val_mean_dice"]))
+    return {
+        "epochs": len(rows),
+        "best": {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])},
+    }
+
+
+def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
+    """Instantiate everything and run one training step and one validation case, before any caching.
+
+    Returns:
+        Parameters, shapes, seconds a step, and an estimate of the whole.
+    """
+    quiet_libraries()
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(
+        {**json.loads(json.dumps(composed.config)), "cache_rate": 0.0, "manifest": str(manifest)}
+    )
+    try:
+        parser.get_parsed_content("initialize")
+        trainer, device = parser.get_parsed_content("train::trainer"), parser.get_parsed_content("device")
+        network, loss = parser.get_parsed_content("train::network"), parser.get_parsed_content("train::loss")
+        loader = parser.get_parsed_content("train::dataloader")
+        batch = next(iter(loader))
+        network.train()
+        began = time.perf_counter()
+        value = loss(network(batch["image"].to(device)), batch["label"].to(device))
+        value.backward()
+        seconds = time.perf_counter() - began
+        case = next(iter(parser.get_parsed_content("validate::dataloader")))
+        network.eval()
+        with torch.no_grad():
+            scores = parser.get_parsed_content("validate::inferer")(case["image"].to(device), network)
+        loss(scores, case["label"].to(device))
+    except Exception as error:
+        raise unwrap(error) from error
+    if not math.isfinite(float(value)):
+        raise DataError("the first loss is not finite", found=float(value))
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "batch_shape": list(batch["image"].shape),
+        "first_loss": float(value),
+        "validation_scores_shape": list(scores.shape),
+        "seconds_per_step": round(seconds, 3),
+        "steps_per_epoch": len(loader),
+        "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config's content, whatever its order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
+            ) from error
+        yield

@@ -1,8 +1,118 @@
-"""segpipe plan (to be written)."""
+"""segpipe plan: a task fragment from a dataset's fingerprint."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Annotated
 
-def command() -> None:
-    """To be written."""
-    raise SystemExit(1)
+import typer
+
+from pipeline.console import Console
+from pipeline.errors import UsageError
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="Dataset manifest; its training cases are read.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Task fragment to write.")] = Path(
+        "task.yaml"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Folder that the manifest's paths start from.")] = None,
+    memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
+    network: Annotated[str, typer.Option(help="Network to plan for: unet or unetpp.")] = "unet",
+    overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look at the training cases and write the task fragment that suits them.
+
+    Every case is read once for the dataset's fingerprint: shapes, spacings, intensities, label volumes
+    (written beside the fragment, with case ids only; test cases are never opened). From it, small rules
+    choose orientation, spacing, intensity normalisation, patch size, batch size, depth, cache and overlap,
+    and the table says why, and who says so. The fragment is YAML with the same words: change it by hand.
+
+    Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
+    """
+    import os
+
+    import psutil
+
+    from pipeline.files import write_text
+    from pipeline.fingerprint import save_fingerprint, take_fingerprint
+    from pipeline.manifest import data_root, load_manifest
+    from pipeline.plan import make_plan
+    from pipeline.plan.fragment import fragment_text
+
+    console = Console("plan", as_json=json)
+    memory_bytes = _bytes(memory)
+    dataset = load_manifest(manifest)
+    root = data_root(manifest, data)
+    if output.exists() and not overwrite:
+        raise UsageError(
+            "the task fragment is there already, and may have been changed by hand", path=output,
+            hint="name another one with -o, or give --overwrite",
+        )  # fmt: skip
+    with console.progress() as progress:
+        bar = progress.add_task("reading", total=len(dataset.training))
+        fingerprint = take_fingerprint(dataset, root, on_case=lambda _id: progress.advance(bar))
+    plan = make_plan(
+        fingerprint, dataset, network, memory_bytes,
+        free_bytes=psutil.virtual_memory().available, cores=len(os.sched_getaffinity(0)),
+    )  # fmt: skip
+    beside = output.with_name(f"{output.stem}.fingerprint.json")
+    save_fingerprint(fingerprint, beside)
+    write_text(output, fragment_text(plan, len(fingerprint.cases)))
+
+    next_command = _next_command(manifest, data, output, network, plan.settings, bool(dataset.folds()))
+    rules = list(plan.rules.values())
+    console.table(
+        f"Plan for {dataset.name}, {len(fingerprint.cases)} training cases",
+        ["rule", "value", "why", "source"],
+        [(rule.name, _short(rule.value), rule.why, rule.source) for rule in rules],
+    )  # fmt: skip
+    console.say(f"Written: {output} and {beside}\nNext:    {next_command}")
+    console.document(
+        task=str(output),
+        fingerprint=str(beside),
+        rules=[vars(rule) for rule in rules],
+        settings=plan.settings,
+        next=next_command,
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise UsageError(
+            "not an amount of memory", found=text, expected="a number and a unit, e.g. 8G or 600M"
+        )
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        parts = {name: part for name, part in value.items() if name not in ("keys", "allow_missing_keys")}
+        return "\n".join(
+            f"{name.replace('_target_', 'transform')} {_short(part)}" for name, part in parts.items()
+        )
+    return str(value)
+
+
+def _next_command(
+    manifest: Path, data: Path | None, task: Path, network: str, settings: dict[str, object], split: bool
+) -> str:
+    import shlex
+
+    words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
+    words += [
+        "--network",
+        network,
+        "--loss",
+        "dice_ce",
+        *(["--fold", "0"] if split else []),
+        "--out",
+        "runs/first",
+    ]
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value}"]
+    first = "" if split else f"segpipe split {shlex.quote(str(manifest))} && "
+    return first + shlex.join(words if split else [*words, "--fold", "0"])

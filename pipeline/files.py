@@ -18,8 +18,16 @@ from pipeline.errors import DataError, UsageError
 
 def sha256_of(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: str | Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes, e.g. ``md5`` where a publisher gives nothing better."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[attr-defined, unused-ignore]
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

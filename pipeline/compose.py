@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -304,17 +305,16 @@ def check_components(config: dict[str, Any]) -> None:
 def _arguments(component: Mapping[str, Any]) -> tuple[str, ...]:
     """Names that a component's target takes (``**`` for any); empty where there is no target."""
     import inspect
+    from pydoc import ErrorDuringImport, locate
 
     target = component.get("_target_")
     if not isinstance(target, str):
         return ()
-    from monai.bundle.config_item import ComponentLocator
-    from monai.utils import locate
-
+    module = _locator().get_component_module_name(target)
+    module = module[0] if isinstance(module, list) else module
     try:
-        name = ComponentLocator().get_component_module_name(target)
-        found = locate(f"{name[0] if isinstance(name, list) else name}.{target}" if name else target)
-    except ImportError:
+        found = locate(f"{module}.{target}" if module else target)
+    except ErrorDuringImport:
         found = None
     if found is None:
         raise UsageError(
@@ -327,6 +327,13 @@ def _arguments(component: Mapping[str, Any]) -> tuple[str, ...]:
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             arguments.append(parameter.name)
     return tuple(arguments) or ("**",)
+
+
+@functools.cache
+def _locator() -> Any:
+    from monai.bundle.config_item import ComponentLocator
+
+    return ComponentLocator()
 
 
 def _components(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -222,10 +222,11 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         loader = parser.get_parsed_content("train::dataloader")
         batch = next(iter(loader))
         network.train()
-        began = time.perf_counter()
-        value = loss(network(batch["image"].to(device)), batch["label"].to(device))
-        value.backward()
-        seconds = time.perf_counter() - began
+        for _ in range(2):  # the first step warms up
+            began = time.perf_counter()
+            value = loss(network(batch["image"].to(device)), batch["label"].to(device))
+            value.backward()
+            seconds = time.perf_counter() - began
         case = next(iter(parser.get_parsed_content("validate::dataloader")))
         network.eval()
         with torch.no_grad():

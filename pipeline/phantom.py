@@ -67,6 +67,7 @@ def make(
     tilt_deg: float = 10.0,
     noise: float = 30.0,
     lesions: int | None = None,
+    patient_seed: int | None = None,
 ) -> Phantom:
     """Generate one case.
 
@@ -78,6 +79,7 @@ def make(
         tilt_deg: largest angle between the grid and the body.
         noise: standard deviation of the complex noise (Rician in the magnitude), in signal units.
         lesions: how many; None draws 1 to 3.
+        patient_seed: of the anatomy alone, so that one patient can be scanned twice; None draws another patient.
 
     Returns:
         Image, label and affine.
@@ -85,8 +87,8 @@ def make(
     rng = np.random.default_rng(seed)
     affine = _affine(rng, shape, spacing_mm, orientation, tilt_deg)
     centre = affine @ [*((np.array(shape) - 1) / 2), 1.0]
-    radius_mm = 0.5 * float(np.min(np.array(shape) * spacing_mm)) * rng.uniform(0.92, 1.08)
-    anatomy = _Anatomy(rng, int(rng.integers(1, 4)) if lesions is None else lesions)
+    anatomy = _Anatomy(rng if patient_seed is None else np.random.default_rng(patient_seed), lesions)
+    radius_mm = 0.5 * float(np.min(np.array(shape) * spacing_mm)) * anatomy.size
 
     fractions = np.zeros((len(_TISSUES), *shape), np.float32)
     offsets = (-0.25, 0.25)  # 2 x 2 x 2 samples a voxel: their mean is the partial volume
@@ -121,7 +123,8 @@ def write_nifti(path: str | Path, array: NDArray[np.generic], affine: NDArray[np
 class _Anatomy:
     """Where each tissue is, in body coordinates: x right, y front, z up, the trunk's half width about 1."""
 
-    def __init__(self, rng: np.random.Generator, lesions: int) -> None:
+    def __init__(self, rng: np.random.Generator, lesions: int | None) -> None:
+        self.size = rng.uniform(0.92, 1.08)
         self.waves = _Waves(rng, components=3, amplitude=0.05, frequency=0.55)
         self.trunk = np.array([0.96, 0.78]) * rng.uniform(0.94, 1.04, 2)
         self.liver = np.array([0.36, 0.12, 0.24]) + rng.normal(0, 0.04, 3)
@@ -132,7 +135,7 @@ class _Anatomy:
         self.spleen = np.array([-0.58, -0.10, 0.38]) + rng.normal(0, 0.04, 3)
         self.lesions = [
             (self.liver + rng.uniform(-0.45, 0.45, 3) * self.liver_radii, rng.uniform(0.15, 0.23, 3))
-            for _ in range(lesions)
+            for _ in range(int(rng.integers(1, 4)) if lesions is None else lesions)
         ]
 
     def tissue(self, body: FloatArray) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ def command(
     ),
     data: Annotated[Path | None, typer.Option(help="Folder that the manifest's paths start from.")] = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
-    network: Annotated[str, typer.Option(help="Network to plan for: unet or unetpp.")] = "unet",
+    network: Annotated[str, typer.Option(help="Network to plan for: unet, unet_fine or unetpp.")] = "unet",
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -41,9 +41,11 @@ def command(
     from pipeline.manifest import data_root, load_manifest
     from pipeline.plan import make_plan
     from pipeline.plan.fragment import fragment_text
+    from pipeline.plan.rules import cost_of
 
     console = Console("plan", as_json=json)
     memory_bytes = _bytes(memory)
+    cost_of(network)  # before the long reading
     dataset = load_manifest(manifest)
     root = data_root(manifest, data)
     if output.exists() and not overwrite:

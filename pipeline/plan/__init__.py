@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import UsageError
 from pipeline.fingerprint import Fingerprint
 from pipeline.manifest import Manifest
 from pipeline.plan import rules as rule_functions
-from pipeline.plan.rules import NETWORKS, Rule
+from pipeline.plan.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def make_plan(
     Args:
         fingerprint: of the manifest's training cases.
         manifest: names of channels and labels.
-        network: a word of `NETWORKS`.
+        network: the word of a shipped network fragment.
         memory_bytes: what one training step may use.
         free_bytes: memory that is free now, for the cache.
         cores: cores to train on.
@@ -43,9 +42,7 @@ def make_plan(
         UsageError: no such network, or the memory does not hold the smallest patch.
         DataError: the intensities of the foreground cannot be scaled.
     """
-    if network not in NETWORKS:
-        raise UsageError(f"no network {network!r} to plan for", expected=", ".join(NETWORKS))
-    cost = NETWORKS[network]
+    cost = rule_functions.cost_of(network)
     spacing = rule_functions.target_spacing(fingerprint)
     shape = rule_functions.resampled_shape(fingerprint, spacing.value)
     patch = rule_functions.patch_size(shape, cost, memory_bytes)

@@ -42,8 +42,20 @@ class NetworkCost:
 
 NETWORKS = {
     "unet": NetworkCost(divisor=8, bytes_per_voxel=500, voxels_per_second=5e5),
+    "unet_fine": NetworkCost(divisor=8, bytes_per_voxel=1100, voxels_per_second=1.7e5),
     "unetpp": NetworkCost(divisor=8, bytes_per_voxel=1300, voxels_per_second=5e4),
 }
+
+
+def cost_of(network: str) -> NetworkCost:
+    """What a shipped network needs.
+
+    Raises:
+        UsageError: it is none of `NETWORKS`.
+    """
+    if network not in NETWORKS:
+        raise UsageError(f"no network {network!r} to plan for", expected=", ".join(NETWORKS))
+    return NETWORKS[network]
 
 
 @dataclass(frozen=True)
@@ -153,9 +165,10 @@ def patch_size(shape: tuple[int, int, int], cost: NetworkCost, memory_bytes: int
     size = "x".join(map(str, shape))
     why = f"the median image ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
     if patch != whole:
-        why += (
-            f": {MIN_BATCH} patches of at most {budget:,} voxels fit the memory, axes keep their proportion"
+        limit = (
+            "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{MIN_BATCH} must fit the memory"
         )
+        why += f", with its proportions: {limit}"
     return Rule("patch_size", patch, f"{why}; multiples of {cost.divisor}, which the network needs", NNUNET)
 
 
@@ -180,13 +193,9 @@ def batch_size(
 def depth(patch: list[int], spacing_mm: list[float]) -> Rule:
     """Halve an axis while at least 4 voxels stay, and its voxels are not twice as long as elsewhere."""
     size, spacing, strides = list(map(float, patch)), list(spacing_mm), []
-    while True:
-        step = [
-            2 if size[axis] >= 2 * SMALLEST_FEATURE_MAP and spacing[axis] < 2 * min(spacing) else 1
-            for axis in range(3)
-        ]
-        if max(step) == 1:
-            break
+    while long := [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_FEATURE_MAP]:
+        finest = min(spacing[axis] for axis in long)
+        step = [2 if axis in long and spacing[axis] < 2 * finest else 1 for axis in range(3)]
         strides.append(step)
         size = [value // by for value, by in zip(size, step, strict=True)]
         spacing = [value * by for value, by in zip(spacing, step, strict=True)]

@@ -30,8 +30,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for worker processes
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.simplefilter("ignore")
-    for name in ("ignite", "monai", "torch", "nibabel.global", "py.warnings"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # MONAI sets a level on each of its loggers
 
 
 class Console:

@@ -170,8 +170,9 @@ def _execute(out: Path, resume: bool, data: Path | None) -> None:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the error itself."""
+    """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the first cause."""
     seen: BaseException | None = error
+    first = error
     while seen is not None:
         if isinstance(seen, SegpipeError):
             return seen
@@ -179,8 +180,8 @@ def unwrap(error: BaseException) -> BaseException:
             return (
                 cannot_write(seen.filename or "the run folder", seen) if seen.errno in (13, 28, 30) else seen
             )
-        seen = seen.__cause__ or seen.__context__
-    return error
+        first, seen = seen, seen.__cause__ or seen.__context__
+    return first
 
 
 def _best(out: Path) -> dict[str, Any]:

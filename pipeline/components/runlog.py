@@ -91,13 +91,13 @@ class RunLog:
         self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def _step(self, engine: Engine) -> None:
-        self._losses.append(float(engine.state.output[CommonKeys.LOSS]))
+        self._losses.append(float(engine.state.output[CommonKeys.LOSS].detach()))
         self._show(engine)
 
     def _validation_loss(self, evaluator: Engine) -> None:
         output = evaluator.state.output
         loss = self.loss(output[CommonKeys.PRED], output[CommonKeys.LABEL])
-        self._val_losses.append(float(loss))
+        self._val_losses.append(float(loss.detach()))
 
     def _first_case(self, evaluator: Engine) -> None:
         case = evaluator.state.output[0]

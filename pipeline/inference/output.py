@@ -1,0 +1,66 @@
+"""A label map on disk and in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.nifti import Header
+
+
+def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> None:
+    """Write a label map (X, Y, Z) on the grid of its source, with a header that carries nothing else of it.
+
+    The affine stands in the sform, and in the qform where a rotation and voxel sizes can say it; both get the
+    source's code (what its millimetres refer to), or 1 (scanner) where it had none.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    import nibabel as nib
+
+    source = nib.load(grid.path).header  # type: ignore[attr-defined, unused-ignore]
+    code = int(source["sform_code"]) or int(source["qform_code"]) or 1
+    image = nib.Nifti1Image(labels, grid.affine, dtype=np.uint8)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    image.header.set_xyzt_units("mm")
+    image.set_sform(grid.affine, code=code)
+    image.set_qform(grid.affine, code=code)
+    if not np.allclose(image.get_qform(), grid.affine, atol=1e-3):  # a shear, which a qform cannot say
+        image.set_qform(None, code=0)
+    nib.save(image, path)  # type: ignore[attr-defined, unused-ignore]
+
+
+def describe(
+    labels: NDArray[np.uint8], affine: NDArray[np.float64], names: Mapping[int, str]
+) -> dict[str, Any]:
+    """Volumes and flags of a label map.
+
+    Args:
+        labels: (X, Y, Z).
+        affine: (4, 4), voxel index to mm; its determinant is a voxel's volume.
+        names: label value to name; 0 is background and is not listed.
+
+    Returns:
+        ``voxels`` and ``volumes_ml`` by label name (0 where a label is absent), and ``flags``: ``empty`` (no label
+        at all), ``touches_border`` (names of labels with a voxel on a face of the image, so perhaps cut off).
+    """
+    counts = np.bincount(labels.ravel(), minlength=256)
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
+    faces = [np.take(labels, index, axis) for axis in range(3) for index in (0, -1)]
+    border = set(np.unique(np.concatenate([face.ravel() for face in faces])).tolist())
+    known = {value: name for value, name in sorted(names.items()) if value != 0}
+    known |= {
+        int(value): f"label {value}" for value in np.flatnonzero(counts) if value and value not in known
+    }
+    return {
+        "voxels": {name: int(counts[value]) for value, name in known.items()},
+        "volumes_ml": {name: round(int(counts[value]) * voxel_ml, 6) for value, name in known.items()},
+        "flags": {
+            "empty": not counts[1:].any(),
+            "touches_border": [name for value, name in known.items() if value in border],
+        },
+    }

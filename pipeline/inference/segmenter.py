@@ -1,0 +1,205 @@
+"""Whole-volume segmentation of one case after another with the model of one bundle.
+
+Two routes give a label map on the source's grid:
+
+    typed   the preprocessing is in the closed list: it is built from its typed form
+    stock   anything else: the bundle's own transforms, as MONAI's ConfigParser builds them
+
+In both, network, inferer and post-processing are those of the bundle's config, so that a case gets the labels
+that `python -m monai.bundle run` would give it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import decollate_batch
+from monai.data.utils import list_data_collate
+from monai.transforms import Compose
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.source import read_grid
+from pipeline.nifti import Header
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a segmenter is made from, as plain values.
+
+    Attributes:
+        root: the bundle's folder.
+        inference: its inference config, not evaluated.
+        weights: path of the state dict.
+        channels: number of image channels.
+        labels: label value to name.
+        preprocessing: the transforms of the closed list; None takes the stock route.
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+        threads: CPU threads; None leaves torch's own choice.
+    """
+
+    root: str
+    inference: dict[str, Any]
+    weights: str
+    channels: int
+    labels: dict[int, str]
+    preprocessing: list[dict[str, Any]] | None
+    device: str = "auto"
+    threads: int | None = None
+
+    @property
+    def route(self) -> str:
+        """``typed`` or ``stock``."""
+        return "stock" if self.preprocessing is None else "typed"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A label map (X, Y, Z) on its source's grid, and the seconds that each stage took."""
+
+    labels: NDArray[np.uint8]
+    grid: Header
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Segmenter:
+    """A bundle's model in memory.
+
+    Raises:
+        UsageError: the device is not there.
+        DataError: the config lacks something, or the weights do not fit its network.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.device = _device(recipe.device)
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        parser = ConfigParser(config=_without_saving(recipe.inference))
+        parser["bundle_root"] = recipe.root
+        parser["device"] = str(self.device)
+        if recipe.preprocessing is not None:  # as an object, so that Invertd refers to the very same
+            parser["preprocessing"] = Compose(Preprocessing.parse(recipe.preprocessing).build())
+        self._preprocessing = _parsed(parser, "preprocessing")
+        self._postprocessing = _parsed(parser, "postprocessing")
+        self._inferer = _parsed(parser, "inferer")
+        self._network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
+
+    def segment(self, paths: list[str]) -> Segmentation:
+        """The label map of one case.
+
+        Args:
+            paths: one file per channel, or one file with all of them.
+
+        Raises:
+            UsageError: no such file.
+            DataError: the images cannot be used, or the bundle does not give one label map on their grid.
+        """
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "check"):
+            grid = read_grid(paths, self.recipe.channels)
+        with torch.inference_mode():
+            with _timed(seconds, "preprocess"):
+                item = self._preprocessing({"image": paths if len(paths) > 1 else paths[0]})
+                batch = list_data_collate([item])
+            with _timed(seconds, "network"):
+                image = batch["image"].to(self.device)
+                scores = self._inferer(image, self._network)
+            with _timed(seconds, "postprocess"):
+                item = decollate_batch({**batch, "image": image, "pred": scores})[0]
+                labels = _as_labels(self._postprocessing(item)["pred"], grid)
+        return Segmentation(labels, grid, seconds)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise UsageError(
+            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
+        ) from error
+    return device
+
+
+def _without_saving(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, less what writes files in its post-processing: results are written elsewhere, whole."""
+    post = config.get("postprocessing")
+    transforms = post.get("transforms") if isinstance(post, dict) else post
+    if not isinstance(transforms, list):
+        return dict(config)
+    kept = [
+        each
+        for each in transforms
+        if not (
+            isinstance(each, dict) and str(each.get("_target_")).split(".")[-1] in ("SaveImaged", "SaveImage")
+        )
+    ]
+    return {**config, "postprocessing": {**post, "transforms": kept} if isinstance(post, dict) else kept}
+
+
+def _parsed(parser: ConfigParser, id: str) -> Any:
+    if id not in parser.config:
+        raise DataError(
+            f"the bundle's inference config has no {id!r}", found=sorted(parser.config),
+            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
+        )  # fmt: skip
+    try:
+        value = parser.get_parsed_content(id)
+    except Exception as error:
+        raise DataError(f"the bundle's {id!r} cannot be built", found=_root_cause(error)) from error
+    return Compose(value) if isinstance(value, list) else value
+
+
+def _load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
+    try:
+        state = torch.load(weights, map_location=device, weights_only=True)
+        network.load_state_dict(state)
+    except OSError as error:
+        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
+    except Exception as error:
+        raise DataError(
+            "the bundle's weights do not fit its network", path=weights, found=_root_cause(error)
+        ) from error
+    module: torch.nn.Module = network.to(device).eval()
+    return module
+
+
+def _as_labels(prediction: torch.Tensor, grid: Header) -> NDArray[np.uint8]:
+    values = np.asarray(prediction.cpu())
+    expected = (1, *grid.shape[:3])
+    if values.shape != expected:
+        raise DataError(
+            "the bundle does not give one label map on the image's grid", found=f"shape {values.shape}",
+            expected=f"shape {expected}", hint="its post-processing must end in argmax and inversion",
+        )  # fmt: skip
+    labels = values[0].astype(np.uint8)
+    if not np.array_equal(labels, values[0]):
+        raise DataError("the bundle does not give whole label values from 0 to 255")
+    return labels
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, SegpipeError):
+        return error.message
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)

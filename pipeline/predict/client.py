@@ -1,0 +1,194 @@
+"""The parent's side of the worker process: start, ask, notice its death, start again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from pipeline import errors
+from pipeline.errors import SegpipeError
+
+LAST_LINES = 8
+START_ATTEMPTS = 2
+
+
+class WorkerDiedError(Exception):
+    """The worker ended without an answer; ``reason`` says how, ``last_words`` are its last lines."""
+
+    def __init__(self, reason: str, last_words: list[str]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.last_words = last_words
+
+
+class WorkerTimeoutError(Exception):
+    """The worker gave no answer in time and was ended."""
+
+
+class CannotGoOnError(Exception):
+    """What ends the batch, not only a case: a model that cannot be loaded, a full disk."""
+
+    def __init__(self, cause: SegpipeError) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+
+
+class Worker:
+    """A worker process with a model in it, started when first needed and again after it died.
+
+    Args:
+        recipe: the plain values of `pipeline.inference.segmenter.Recipe`.
+    """
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self.recipe = recipe
+        self.about: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers = b""
+        self._words: deque[str] = deque(maxlen=LAST_LINES)
+        self._listener: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process and load the model, unless both are there.
+
+        Raises:
+            CannotGoOnError: the model cannot be loaded.
+        """
+        for attempt in range(START_ATTEMPTS):
+            if self._process is not None:
+                return
+            self._spawn()
+            try:
+                self.about = self._ask({"op": "load", "recipe": self.recipe}, None)
+            except WorkerDiedError as death:
+                if attempt + 1 == START_ATTEMPTS:
+                    raise CannotGoOnError(_cannot_start(death)) from death
+            except SegpipeError as error:
+                self.close()
+                raise CannotGoOnError(error) from error
+
+    def segment(self, paths: list[str], out: str, timeout_s: float | None = None) -> dict[str, Any]:
+        """Have one case segmented into the file ``out``.
+
+        Raises:
+            WorkerDiedError, WorkerTimeoutError: as they say.
+            SegpipeError: why this case cannot be segmented.
+            CannotGoOnError: why no further case can be.
+        """
+        self.start()
+        return self._ask({"op": "segment", "paths": paths, "out": out}, timeout_s)
+
+    def close(self) -> None:
+        """End the process; nothing that it was at is kept."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        if self._listener:
+            self._listener.join(timeout=1)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
+
+    def _spawn(self) -> None:
+        self._answers = b""
+        self._words.clear()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.inference.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the worker
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no modules from the folder that we happen to be in
+        )
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, stream: Any) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            for line in stream:
+                self._words.append(line.decode(errors="replace").rstrip())
+
+    def _ask(self, request: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise SegpipeError("the worker was not started")
+        try:
+            process.stdin.write((json.dumps(request) + "\n").encode())
+            process.stdin.flush()
+            line = self._read_line(process.stdout.fileno(), timeout_s)
+        except OSError:
+            line = b""
+        except BaseException:  # too late, or interrupted: its answer must not be taken for the next one's
+            self.close()
+            raise
+        if not line.endswith(b"\n"):
+            raise self._death(process)
+        answer: dict[str, Any] = json.loads(line)
+        if not answer.pop("ok"):
+            raise CannotGoOnError(_as_error(answer)) if answer["stop"] else _as_error(answer)
+        return answer
+
+    def _read_line(self, handle: int, timeout_s: float | None) -> bytes:
+        """A line, or what there was of it at the end of the pipe."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(handle, selectors.EVENT_READ)
+            while b"\n" not in self._answers:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not selector.select(left):
+                    raise WorkerTimeoutError
+                block = os.read(handle, 1 << 16)
+                if not block:
+                    break
+                self._answers += block
+        line, newline, self._answers = self._answers.partition(b"\n")
+        return line + newline
+
+    def _death(self, process: subprocess.Popen[bytes]) -> WorkerDiedError:
+        try:
+            code = process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.close()
+        if code is None:
+            reason = "closed its pipe"
+        elif code == -signal.SIGKILL:
+            reason = "was killed (often by the system, for want of memory)"
+        elif code < 0:
+            reason = f"crashed with {signal.Signals(-code).name}"
+        else:
+            reason = f"ended with code {code}"
+        return WorkerDiedError(f"the worker {reason}", list(self._words))
+
+
+def _as_error(answer: dict[str, Any]) -> SegpipeError:
+    kind = getattr(errors, answer["kind"], SegpipeError)
+    kind = kind if isinstance(kind, type) and issubclass(kind, SegpipeError) else SegpipeError
+    parts = dict(answer["error"])
+    error: SegpipeError = kind(parts.pop("message"), **parts)
+    return error
+
+
+def _cannot_start(death: WorkerDiedError) -> SegpipeError:
+    return errors.UsageError(
+        "the model's process ends while it starts",
+        found=f"{death.reason}; {' | '.join(death.last_words[-2:])}",
+        hint="free some memory, or try --device cpu",
+    )

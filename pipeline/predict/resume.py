@@ -1,0 +1,107 @@
+"""What a result folder already holds, and whether this batch may go on in it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import RefusedError, SegpipeError
+from pipeline.files import cannot_write, read_json
+from pipeline.predict.worklist import WorkItem
+from pipeline.results import MAPPING, RESULT, STATE, ResultFolder, read_events
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Bundle
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks: go on without
+
+
+@contextmanager
+def held_by(out: Path) -> Iterator[None]:
+    """Hold a result folder alone, by a lock on its state file that ends with this process.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+        RefusedError: another process holds it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stream = (out / STATE).open("ab")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(
+                "another prediction is writing to this folder", path=out,
+                hint="wait until it has ended, or choose another folder",
+            ) from error  # fmt: skip
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise cannot_write(out, error) from error
+        yield
+
+
+def refuse_other_bundle(out: Path, bundle: Bundle, overwrite: bool) -> None:
+    """Never fill one folder from two bundles by mistake.
+
+    Raises:
+        RefusedError: the last start in this folder named another bundle.
+    """
+    starts = [event for event in read_events(out) if event.get("event") == "start"]
+    if starts and starts[-1].get("bundle") != bundle.sha256 and not overwrite:
+        raise RefusedError(
+            "the folder holds results of another bundle", path=out,
+            found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
+            expected=f"{bundle.name} ({bundle.sha256[:12]})",
+            hint="choose another folder, or give --overwrite",
+        )  # fmt: skip
+
+
+def is_done(folder: ResultFolder, case_id: str, bundle: Bundle) -> bool:
+    """Whether the case was finished with this very bundle."""
+    if not folder.is_finished(case_id):
+        return False
+    try:
+        result = read_json(folder.final(case_id) / RESULT)
+        return bool(result["bundle"]["sha256"] == bundle.sha256)
+    except (SegpipeError, KeyError, TypeError):
+        return False
+
+
+def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
+    """Never pass over a scan because another one of its name was segmented before.
+
+    Raises:
+        RefusedError: a finished case came from another file.
+    """
+    mapped = _mapped(out)
+    for item in items:
+        before = mapped.get(item.id)
+        now = [str(path) for path in item.paths]
+        if before is not None and before != now and (out / item.id / RESULT).is_file():
+            raise RefusedError(
+                "this case was finished from another file", path=now[0], found=before[0], case_id=item.id,
+                hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
+            )  # fmt: skip
+
+
+def _mapped(out: Path) -> dict[str, list[str]]:
+    try:
+        lines = (out / MAPPING).read_text(encoding="utf-8").splitlines()
+    except OSError:  # not there yet, or somebody else's: then there is nothing to compare with
+        return {}
+    mapped: dict[str, list[str]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            mapped[entry["id"]] = entry["paths"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a crash
+    return mapped

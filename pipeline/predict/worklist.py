@@ -1,0 +1,145 @@
+"""From what the user names to a list of cases, each with a unique id and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DataError, UsageError
+from pipeline.manifest import CASE_ID, data_root, load_manifest, nifti_stem
+from pipeline.nifti import find_nifti
+from pipeline.results import MAPPING, STATE
+
+CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<index>\d{4})$")
+ENDINGS = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One case: its id, and its image files in the order of the channels."""
+
+    id: str
+    paths: tuple[Path, ...]
+
+
+def find_cases(
+    inputs: Sequence[Path],
+    channels: int,
+    *,
+    out: Path | None = None,
+    pseudonymise: bool = False,
+    split: str | None = None,
+    fold: int | None = None,
+    data: Path | None = None,
+) -> list[WorkItem]:
+    """The cases of files and folders (recursive), or of one manifest.
+
+    Args:
+        inputs: NIfTI files and folders, or one manifest (``.json``).
+        channels: of the bundle; with more than one, ``X_0000.nii.gz``, ``X_0001.nii.gz`` are one case ``X``.
+        out: results found below it are passed over.
+        pseudonymise: name cases by the hash of their path relative to the input folder (with several inputs:
+            to the folder that holds them all).
+        split: of the manifest (see `Manifest.select`); None takes all cases.
+        fold: of the manifest.
+        data: folder of the manifest's files.
+
+    Raises:
+        UsageError: no such input, a name that cannot be an id, or one id for two cases.
+        DataError: nothing to segment was found.
+    """
+    manifests = [path for path in inputs if path.suffix.lower() == ".json"]
+    if manifests:
+        if len(inputs) > 1:
+            raise UsageError(
+                "a manifest stands alone", found=f"{len(inputs)} inputs", hint="give one manifest"
+            )
+        items = _of_manifest(manifests[0], split, fold, data)
+    elif split is not None or fold is not None or data is not None:
+        raise UsageError(
+            "--split, --fold and --data belong to a manifest", hint="give a manifest as the input"
+        )
+    else:
+        items = _of_files(_files(inputs, out), channels)
+    if not items:
+        raise DataError(
+            "nothing to segment", path=", ".join(map(str, inputs)), found="no NIfTI file",
+            expected="files that end in .nii or .nii.gz", hint="check the path",
+        )  # fmt: skip
+    if pseudonymise:
+        base = _base(inputs) if not manifests else data_root(manifests[0], data)
+        items = [WorkItem(_pseudonym(item.paths[0], base), item.paths) for item in items]
+    _require_unique(items)
+    return sorted(items, key=lambda item: item.id)
+
+
+def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
+    found: dict[Path, None] = {}
+    inside = out.absolute() if out is not None else None
+    for path in inputs:
+        path = path.absolute()
+        if path.is_dir():
+            below = find_nifti(path)
+            found |= dict.fromkeys(each for each in below if inside is None or inside not in each.parents)
+        elif not path.exists():
+            raise UsageError("no such file or folder", path=path, hint="check the path")
+        elif not path.name.lower().endswith(ENDINGS):
+            raise UsageError("not a NIfTI file", path=path, expected="a name that ends in .nii or .nii.gz")
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _of_files(files: Sequence[Path], channels: int) -> list[WorkItem]:
+    matches = {path: CHANNEL.match(nifti_stem(path)) for path in files}
+    if channels == 1:  # the suffix of a single channel is no part of the name, where all files carry it
+        all_first = all(match and match["index"] == "0000" for match in matches.values())
+        return [
+            WorkItem(match["stem"] if match and all_first else nifti_stem(path), (path,))
+            for path, match in matches.items()
+        ]
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path, match in matches.items():
+        stem = match["stem"] if match else nifti_stem(path)
+        groups.setdefault((path.parent, stem), []).append(path)
+    return [WorkItem(stem, tuple(sorted(paths))) for (_, stem), paths in groups.items()]
+
+
+def _of_manifest(path: Path, split: str | None, fold: int | None, data: Path | None) -> list[WorkItem]:
+    manifest = load_manifest(path)
+    root = data_root(path, data).absolute()
+    return [
+        WorkItem(case.id, tuple(root / image for image in case.images))
+        for case in manifest.select(split or "all", fold)
+    ]
+
+
+def _base(inputs: Sequence[Path]) -> Path:
+    folders = [path.absolute() if path.is_dir() else path.absolute().parent for path in inputs]
+    return Path(os.path.commonpath(folders))
+
+
+def _pseudonym(path: Path, base: Path) -> str:
+    relative = path.relative_to(base).as_posix()
+    return "case-" + hashlib.sha256(relative.encode()).hexdigest()[:12]
+
+
+def _require_unique(items: Sequence[WorkItem]) -> None:
+    seen: dict[str, WorkItem] = {}
+    for item in items:
+        if not CASE_ID.match(item.id) or item.id in (STATE, MAPPING):
+            raise UsageError(
+                "this file name cannot be a case id", path=item.paths[0], found=item.id,
+                expected="at most 128 letters, digits, '.', '_' and '-', a letter or digit first",
+                hint="rename the file, or give --pseudonymise",
+            )  # fmt: skip
+        other = seen.setdefault(item.id, item)
+        if other is not item:
+            raise UsageError(
+                "two inputs would get the same case id", path=f"{other.paths[0]} and {item.paths[0]}",
+                found=item.id, hint="rename one, predict them into two folders, or give --pseudonymise",
+            )  # fmt: skip

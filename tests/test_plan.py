@@ -274,9 +274,7 @@ def test_command_names_the_bad_case(manifest_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.realdata
 def test_the_shipped_fragment_is_what_the_real_data_plans(tmp_path: Path) -> None:
-    root = os.environ.get("SEGPIPE_DATA")
-    if not root:
-        pytest.skip("SEGPIPE_DATA is not set")
+    root = os.environ["SEGPIPE_DATA"]
     shipped = configs_folder()
     manifest = shipped.parent / "data_manifests" / "msd_task04_hippocampus.json"
     assert load_manifest(manifest).name == "Hippocampus"

@@ -1,0 +1,38 @@
+# Everything from a fresh clone: each target makes .venv first, when pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "Installing into .venv (some minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: .venv/.ready  ## The whole way on generated scans, into demo_out/ (at most 5 minutes)
+	@OMP_NUM_THREADS= $(BIN)/segpipe demo --overwrite
+
+lint: .venv/.ready  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then the fast tests
+	$(BIN)/pytest
+
+test-slow: .venv/.ready  ## Whole commands, kills and oracles
+	$(BIN)/pytest -m slow
+
+bench: .venv/.ready  ## Benchmarks, each printing its ratio
+	@for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove what was made, .venv too
+	rm -rf .venv demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,8 +1,142 @@
-"""segpipe evaluate (to be written)."""
+"""segpipe evaluate: predictions against the truth, with intervals."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-def command() -> None:
-    """To be written."""
-    raise SystemExit(1)
+import typer
+
+from pipeline.console import Console
+from pipeline.errors import OK, SOME_FAILED
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import CaseResult, Job, Summary
+    from pipeline.evaluate.postprocessing import Choice
+    from pipeline.evaluate.statistics import Estimate
+
+SHOWN_FAILURES = 10
+DIGITS = {"dice": 4, "iou": 4, "nsd": 4, "hd_mm": 2, "hd95_mm": 2, "assd_mm": 3, "difference_ml": 3}
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="The dataset manifest, which names the true label maps.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder that `segpipe predict` wrote, or of <case id>.nii.gz label maps.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv and metrics.json.")],
+    split: Annotated[str, typer.Option(help="Which cases: test, validation, training or all.")] = "test",
+    fold: Annotated[int | None, typer.Option(help="The fold, for validation and training.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder, where it is not the manifest's own.")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(min=0, help="Tolerance of NSD, the surface Dice.")] = 1.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default what the work is worth, at most 4.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=100, help="Draws of patients for the intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    try_postprocessing: Annotated[
+        bool,
+        typer.Option("--try-postprocessing", help="Choose a clean-up rule per label; never on test cases."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Measure predictions against the truth, per case and label.
+
+    Dice, IoU, Hausdorff distance (HD), its 95th percentile (HD95), average surface distance (ASSD) and
+    surface Dice (NSD) in mm, volumes in mL; means with a 95 % bootstrap interval over patients. A missing or
+    unusable prediction counts as Dice 0, and the exit code is then 4. Every definition stands in metrics.json.
+
+    Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
+    """
+    console = Console("evaluate", as_json=json)
+    from pipeline import evaluate as stage
+    from pipeline.evaluate import postprocessing
+    from pipeline.evaluate.output import summary_document
+    from pipeline.files import sha256_of, write_json
+    from pipeline.manifest import data_root, load_manifest
+
+    dataset = load_manifest(manifest)
+    cases = dataset.select(split, fold)
+    if try_postprocessing:
+        postprocessing.refuse_test_cases(dataset, cases)
+    root = data_root(manifest, data)
+    jobs = stage.make_jobs(dataset, cases, root, predictions, tolerance_mm, try_postprocessing)
+    results = _measure(console, jobs, workers)
+    summary = stage.summarise(results, dataset.foreground, bootstrap, seed)
+    settings: dict[str, Any] = {
+        "dataset": dataset.name,
+        "manifest_sha256": sha256_of(manifest),
+        "split": split,
+        "fold": fold,
+        "cases_without_label": len(cases) - len(jobs),
+        "tolerance_mm": tolerance_mm,
+        "bootstrap": {"draws": bootstrap, "seed": seed, "unit": "patient", "level": 0.95},
+    }
+    stage.write_report(out, results, summary, settings)
+    document: dict[str, Any] = {**settings, "summary": summary_document(summary)}
+    _show(console, summary, settings)
+    if try_postprocessing:
+        choices = stage.choose_rules(results, dataset.foreground, bootstrap, seed)
+        rules = postprocessing.rules_document(choices, settings)
+        write_json(out / "postprocessing.json", rules)
+        document["rules"] = rules["rules"]
+        _show_rules(console, choices)
+    failed = [result for result in results if result.failure is not None]
+    document["failures"] = [{"id": result.id, "reason": result.failure} for result in failed]
+    console.document(**document)
+    _show_failures(console, failed)
+    return SOME_FAILED if failed else OK
+
+
+def _measure(console: Console, jobs: list[Job], workers: int | None) -> list[CaseResult]:
+    from pipeline.evaluate import choose_workers, evaluate_cases
+
+    with console.progress() as bar:
+        task = bar.add_task("measuring", total=len(jobs))
+        return evaluate_cases(jobs, workers or choose_workers(jobs), lambda: bar.advance(task))
+
+
+def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
+    parts = [*((part["name"], part) for part in summary.labels.values()), ("mean of labels", summary.overall)]
+    console.table(
+        f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients",
+        ["label", "measure", "mean", "interval", "median", "n"],
+        [_row(name, metric, each) for name, part in parts for metric, each in part["metrics"].items()],
+    )
+    names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
+    console.table(
+        "Cases by label",
+        ["label", *(name.replace("_", " ") for name in names)],
+        [[name, *(part["counts"].get(column) for column in names)] for name, part in parts],
+    )
+
+
+def _row(label: str, metric: str, each: Estimate) -> list[str | int | None]:
+    digits = DIGITS[metric]
+    interval = None if each.low is None else f"{each.low:.{digits}f} to {each.high:.{digits}f}"
+    mean, median = (None if value is None else f"{value:.{digits}f}" for value in (each.mean, each.median))
+    return [label, metric, mean, interval, median, each.n]
+
+
+def _show_rules(console: Console, choices: list[Choice]) -> None:
+    rows = []
+    for choice in choices:
+        rule = choice.rule
+        words = ["largest component"] if rule and rule.keep_largest else []
+        words += [f"at least {rule.min_volume_ml} mL"] if rule and rule.min_volume_ml else []
+        best = max((gain.mean for gain in choice.gains if gain.mean is not None), default=None)
+        gain = None if best is None else f"{best:+.4f}"
+        rows.append([choice.name, ", ".join(words) or "none helps", f"{choice.before:.4f}", gain])
+    console.table("Clean-up rules", ["label", "rule", "Dice before", "largest mean gain"], rows)
+
+
+def _show_failures(console: Console, failed: list[CaseResult]) -> None:
+    if not failed:
+        return
+    console.note(f"{len(failed)} case(s) failed and count as Dice 0:")
+    for result in failed[:SHOWN_FAILURES]:
+        console.note(f"  {result.id}: {result.failure}")
+    if len(failed) > SHOWN_FAILURES:
+        console.note(f"  and {len(failed) - SHOWN_FAILURES} more; metrics.json names them all")

@@ -156,7 +156,7 @@ def _boxes(label_map: NDArray[np.generic], highest: int) -> list[Box | None]:
     """Bounding box of each value from 1 to the highest; None where it does not occur."""
     from scipy.ndimage import find_objects
 
-    boxes: list[Box | None] = find_objects(label_map.astype(np.int32, copy=False), max_label=highest)
+    boxes: list[Box | None] = find_objects(label_map, max_label=highest)
     return boxes
 
 

@@ -1,0 +1,33 @@
+"""A set of predictions against the truth: every case, every label, and what they say together.
+
+cases           read, compare and measure one case; a case that cannot be measured is a failure with a reason
+batch           all cases, in one process or several
+statistics      mean, median and bootstrap interval over patients
+summary         per label and overall
+output          metrics.csv and metrics.json
+postprocessing  which clean-up rule helps which label, on validation cases
+"""
+
+from __future__ import annotations
+
+from pipeline.evaluate.batch import choose_workers, evaluate_cases, make_jobs
+from pipeline.evaluate.cases import CaseResult, Job, evaluate_case
+from pipeline.evaluate.output import write_report
+from pipeline.evaluate.postprocessing import choose_rules
+from pipeline.evaluate.statistics import Estimate, bootstrap_mean
+from pipeline.evaluate.summary import Summary, summarise
+
+__all__ = [
+    "CaseResult",
+    "Estimate",
+    "Job",
+    "Summary",
+    "bootstrap_mean",
+    "choose_rules",
+    "choose_workers",
+    "evaluate_case",
+    "evaluate_cases",
+    "make_jobs",
+    "summarise",
+    "write_report",
+]

@@ -1,0 +1,97 @@
+"""All cases, in one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from pipeline.errors import SegpipeError, UsageError
+from pipeline.evaluate.cases import CaseResult, Job, evaluate_case, unmeasured
+from pipeline.manifest import Case, Manifest
+from pipeline.nifti import find_nifti, read_header
+from pipeline.results import STATE, find_segmentation
+
+MOST_WORKERS = 4
+VOXELS_WORTH_A_WORKER = 50_000_000  # below this, starting a process takes longer than the work it would share
+
+
+def make_jobs(
+    manifest: Manifest,
+    cases: Sequence[Case],
+    data: Path,
+    predictions: Path,
+    tolerance_mm: float = 1.0,
+    rules: bool = False,
+) -> list[Job]:
+    """A job for every case that has a label; where its prediction lies, or that there is none.
+
+    Raises:
+        UsageError: no case has a label, the data folder holds none of them, or there is no prediction at all.
+    """
+    labelled = [(case, case.label) for case in cases if case.label is not None]
+    if not labelled:
+        raise UsageError(
+            "no labelled case to evaluate",
+            found=f"{len(cases)} cases in this split",
+            hint="choose another --split",
+        )
+    if not any((data / label).is_file() for _, label in labelled):
+        raise UsageError("none of the labels is there", path=data, hint="name the data folder with --data")
+    if not predictions.is_dir():
+        raise UsageError("no such folder of predictions", path=predictions, hint="check the path")
+    if not find_nifti(predictions) and not (predictions / STATE).is_file():
+        raise UsageError(
+            "the folder of predictions is empty",
+            path=predictions,
+            expected="what `segpipe predict` wrote, or <case id>.nii.gz files",
+        )
+    return [
+        Job(
+            case.id, case.group, data / label, find_segmentation(predictions, case.id), manifest.foreground,
+            tolerance_mm, rules,
+        )
+        for case, label in labelled
+    ]  # fmt: skip
+
+
+def choose_workers(jobs: Sequence[Job]) -> int:
+    """As many processes as the work is worth, at most the machine's cores and four."""
+    voxels = 0
+    for job in jobs:
+        try:
+            x, y, z = read_header(job.truth).shape[:3]
+            voxels += x * y * z
+        except (SegpipeError, ValueError):
+            continue  # it fails in its turn, with its reason
+    return max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(jobs), voxels // VOXELS_WORTH_A_WORKER))
+
+
+def evaluate_cases(
+    jobs: Sequence[Job], workers: int = 1, on_done: Callable[[], object] = lambda: None
+) -> list[CaseResult]:
+    """Measure all cases, in the order of the jobs. A worker that dies fails its cases, not the batch."""
+    if workers <= 1 or len(jobs) <= 1:
+        results = []
+        for job in jobs:
+            results.append(evaluate_case(job))
+            on_done()
+        return results
+    done: dict[str, CaseResult] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(evaluate_case, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                try:
+                    done[job.id] = future.result()
+                except BrokenProcessPool:
+                    done[job.id] = unmeasured(job, "the worker process died, perhaps for lack of memory")
+                on_done()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [done[job.id] for job in jobs]

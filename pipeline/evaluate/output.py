@@ -1,0 +1,62 @@
+"""metrics.csv and metrics.json. They name cases by id; no path and no patient stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import SCHEMA_VERSION
+from pipeline.evaluate.cases import CaseResult
+from pipeline.evaluate.summary import Summary, case_value
+from pipeline.files import write_csv, write_json
+from pipeline.measure import DEFINITIONS, LabelMeasure
+
+COLUMNS = ["case", *(column.name for column in fields(LabelMeasure))]
+
+
+def write_report(
+    folder: Path, results: Sequence[CaseResult], summary: Summary, settings: Mapping[str, Any]
+) -> None:
+    """Write both files, each whole or not at all.
+
+    Args:
+        folder: made where it is not there.
+        results: in the order of the manifest.
+        summary: of the same results.
+        settings: what the figures depend on besides the data: split, tolerance, bootstrap, seed.
+
+    Raises:
+        UsageError: they cannot be written.
+    """
+    rows = [{"case": result.id, **asdict(measure)} for result in results for measure in result.measures]
+    write_csv(folder / "metrics.csv", rows, COLUMNS)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        **settings,
+        "definitions": DEFINITIONS,
+        "summary": summary_document(summary),
+        "cases": [
+            {
+                "id": result.id,
+                "failure": result.failure,
+                "mean_dice": case_value(result, "dice"),
+                "labels": [asdict(measure) for measure in result.measures],
+            }
+            for result in results
+        ],
+    }
+    write_json(folder / "metrics.json", document)
+
+
+def summary_document(summary: Summary) -> dict[str, Any]:
+    """The summary as plain values."""
+
+    def plain(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "metrics": {name: asdict(each) for name, each in part["metrics"].items()}}
+
+    return {
+        "overall": plain(summary.overall),
+        "labels": {str(value): plain(part) for value, part in summary.labels.items()},
+    }

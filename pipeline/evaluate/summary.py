@@ -1,0 +1,93 @@
+"""What all cases say together, per label and overall."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.evaluate.cases import CaseResult
+from pipeline.evaluate.statistics import Estimate, bootstrap_mean
+from pipeline.measure import LabelMeasure
+
+SCORES = ("dice", "iou", "nsd")
+DISTANCES = ("hd_mm", "hd95_mm", "assd_mm")
+VOLUMES = ("difference_ml",)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Estimates by measure.
+
+    Attributes:
+        labels: for each label value its name, ``counts`` and ``metrics``.
+        overall: ``counts`` and ``metrics`` of the cases, each case being the mean over its counted labels.
+    """
+
+    labels: dict[int, dict[str, Any]]
+    overall: dict[str, Any]
+
+
+def summarise(
+    results: Sequence[CaseResult], labels: Mapping[int, str], n_bootstrap: int = 2000, seed: int = 0
+) -> Summary:
+    """Mean, median, interval and counts of every measure."""
+    groups = [result.group for result in results]
+
+    def estimate(values: list[float | None]) -> Estimate:
+        return bootstrap_mean(values, groups, n_bootstrap, seed)
+
+    by_label = {}
+    for position, (value, name) in enumerate(labels.items()):
+        measures = [result.measures[position] for result in results]
+        by_label[value] = {
+            "name": name,
+            "counts": _label_counts(measures),
+            "metrics": {
+                metric: estimate([getattr(measure, metric) for measure in measures])
+                for metric in SCORES + DISTANCES + VOLUMES
+            },
+        }
+    overall = {
+        "counts": _case_counts(results),
+        "metrics": {
+            metric: estimate([case_value(result, metric) for result in results])
+            for metric in SCORES + DISTANCES
+        },
+    }
+    return Summary(by_label, overall)
+
+
+def case_value(result: CaseResult, metric: str) -> float | None:
+    """Mean of a measure over a case's counted labels; a failed case scores 0, whatever its truth holds."""
+    if result.failure is not None:
+        return 0.0 if metric in SCORES else None
+    values = [getattr(measure, metric) for measure in result.measures]
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _label_counts(measures: Sequence[LabelMeasure]) -> dict[str, int]:
+    flags = Counter(measure.flag for measure in measures)
+    return {
+        "counted": sum(measure.counted for measure in measures),
+        "missing": flags["missing"],
+        "failed": flags["failed"],
+        "missed": flags["missed"],
+        "false_positive": flags["false_positive"],
+        "absent": flags["absent"],
+        "undefined_distances": sum(measure.counted and measure.hd_mm is None for measure in measures),
+    }
+
+
+def _case_counts(results: Sequence[CaseResult]) -> dict[str, int]:
+    missing = sum(result.missing for result in results)
+    return {
+        "cases": len(results),
+        "patients": len({result.group for result in results}),
+        "counted": sum(case_value(result, "dice") is not None for result in results),
+        "missing": missing,
+        "failed": sum(result.failure is not None for result in results) - missing,
+        "undefined_distances": sum(case_value(result, "hd_mm") is None for result in results),
+    }

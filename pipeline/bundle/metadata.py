@@ -1,0 +1,208 @@
+"""``metadata.json`` of an exported bundle, complete by MONAI's bundle specification.
+
+https://docs.monai.io/en/stable/mb_specification.html; our schema is ``pipeline/schemas/bundle_metadata.schema.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.bundle.references import resolve
+from pipeline.bundle.results import OVERALL
+from pipeline.manifest import Manifest
+from pipeline.provenance import versions as installed_versions
+
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+)
+RECORDED = ("seed", "fold", "epochs", "best", "config_sha256", "manifest_sha256")
+NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
+LIST_OUTPUT = (
+    "MONAI's BasicUNetPlusPlus returns a list of one tensor, and verify_net_in_out expects a tensor; "
+    "SlidingWindowInferer unwraps it, so inference is not affected"
+)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What whoever exports says of a bundle."""
+
+    name: str
+    version: str = "0.1.0"
+    licence: str = "Apache-2.0"
+    authors: str = "not stated"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as data.
+
+    Attributes:
+        config: the resolved config.
+        record: ``run.json``.
+        manifest: the data set.
+    """
+
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    manifest: Manifest
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Packages that the run was trained with, else those installed here."""
+        recorded = (self.record.get("environment") or {}).get("versions") or {}
+        return {**installed_versions(), **recorded}
+
+
+def bundle_metadata(
+    run: Run,
+    labelling: Labelling,
+    network: Mapping[str, Any],
+    cleanup: bool,
+    results: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """All of ``metadata.json``.
+
+    Args:
+        run: what was trained.
+        labelling: name, version and rights.
+        network: the exported network's class and arguments.
+        cleanup: whether labels have post-processing rules, which need scikit-image.
+        results: summary of an evaluation, as `pipeline.bundle.results.read_results` gives it.
+    """
+    manifest, versions = run.manifest, run.versions
+    foreground = ", ".join(manifest.foreground.values())
+    modality = " and ".join(manifest.channels)
+    best = run.record.get("best") or {}
+    is_list = str(network["_target_"]).endswith("BasicUNetPlusPlus")
+    return {
+        "schema": SCHEMA,
+        "name": labelling.name,
+        "version": labelling.version,
+        "changelog": {labelling.version: "exported from a training run"},
+        "monai_version": versions["monai"],
+        "pytorch_version": versions["torch"].split("+")[0],
+        "numpy_version": versions["numpy"],
+        "required_packages_version": _required(versions, cleanup),
+        "optional_packages_version": {"segpipe": versions.get("segpipe", "0")},
+        "task": f"Segmentation of {foreground} in {modality}",
+        "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
+        "authors": labelling.authors,
+        "copyright": f"Copyright (c) {labelling.authors}",
+        "license": labelling.licence,
+        "data_source": manifest.source or manifest.name,
+        "data_type": "nifti",
+        "image_classes": f"{manifest.n_channels} channel(s): {', '.join(manifest.channels)}",
+        "label_classes": "; ".join(f"{value} is {name}" for value, name in manifest.labels.items()),
+        "pred_classes": "; ".join(f"channel {i} is {n}" for i, n in _output_channels(run).items()),
+        "eval_metrics": _headline(results, best),
+        "intended_use": NOT_A_DEVICE,
+        "references": [manifest.reference] if manifest.reference else [],
+        "network_data_format": _network_data_format(run),
+        "results": results,
+        "training_data": _training_data(run),
+        "config_requirements": {
+            "inference.json": [],
+            "evaluate.json": [],
+            "train.json": [f"segpipe=={versions.get('segpipe', '0')}"],
+        },
+        "exceptions": {"verify_net_in_out": LIST_OUTPUT} if is_list else {},
+        "commands": _commands(labelling.name),
+        "run": {
+            "network": run.config.get("network_name"), "loss": run.config.get("loss_name"),
+            **{key: run.record.get(key) for key in RECORDED},
+            "git_revision": (run.record.get("environment") or {}).get("git_revision"),
+        },
+    }  # fmt: skip
+
+
+def _required(versions: Mapping[str, str], cleanup: bool) -> dict[str, str]:
+    required = {name: versions[name] for name in ("nibabel", "pytorch-ignite") if name in versions}
+    try:
+        return {**required, **({"scikit-image": version("scikit-image")} if cleanup else {})}
+    except PackageNotFoundError:
+        return required
+
+
+def _output_channels(run: Run) -> dict[str, str]:
+    """Meaning of the network's output channels; one sigmoid channel is the one label."""
+    if run.config["activation"] == "sigmoid":
+        return {"0": run.manifest.labels["1"]}
+    return dict(run.manifest.labels)
+
+
+def _network_data_format(run: Run) -> dict[str, Any]:
+    patch = resolve(run.config["patch_size"], run.config)
+    channels = run.manifest.channels
+    is_ct = all(name.upper().startswith("CT") for name in channels)
+    is_mr = all(name.upper().startswith("M") or name.upper()[:2] in ("T1", "T2", "FL") for name in channels)
+    shared = {
+        "type": "image",
+        "spatial_shape": patch,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+    }
+    outputs = _output_channels(run)
+    return {
+        "inputs": {
+            "image": {
+                **shared,
+                "format": "hounsfield" if is_ct else "magnitude",
+                "modality": "CT" if is_ct else "MR" if is_mr else ", ".join(channels),
+                "num_channels": len(channels),
+                "channel_def": {str(index): name for index, name in enumerate(channels)},
+            }
+        },
+        "outputs": {
+            "pred": {
+                **shared,
+                "format": "labels",
+                "num_channels": len(outputs),
+                "channel_def": outputs,
+            }
+        },
+    }
+
+
+def _training_data(run: Run) -> dict[str, Any]:
+    cases = run.record.get("cases") or {}
+    return {
+        "name": run.manifest.name,
+        "description": run.manifest.description,
+        "licence": run.manifest.licence,
+        "source": run.manifest.source,
+        "split_rule": run.manifest.split_rule,
+        "patient_rule": run.manifest.patient_rule,
+        "training_cases": len(cases.get("training", [])) or None,
+        "validation_cases": len(cases.get("validation", [])) or None,
+        "test_cases": len(run.manifest.test) or None,
+    }
+
+
+def _headline(results: dict[str, Any] | None, best: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if best.get("val_mean_dice") is not None:
+        found["val_mean_dice"] = round(float(best["val_mean_dice"]), 4)
+    mean = ((results or {}).get("metrics") or {}).get("dice", {}).get(OVERALL, {})
+    if mean.get("value") is not None:
+        found[f"{(results or {}).get('split', 'test')}_mean_dice"] = round(float(mean["value"]), 4)
+    return found
+
+
+def _commands(name: str) -> dict[str, str]:
+    stock = f"python -m monai.bundle run --config_file {name}/configs"
+    return {
+        "predict_stock": f"{stock}/inference.json --bundle_root {name} --dataset_dir IMAGES --output_dir OUT",
+        "predict": f"segpipe predict {name} IMAGES OUT",
+        "evaluate_stock": f"{stock}/evaluate.json --bundle_root {name} --dataset_dir DATA --output_dir OUT",
+        "train": f"{stock}/train.json --bundle_root {name} --dataset_dir DATA",
+        "check": f"cd {name} && sha256sum --check SHA256SUMS",
+    }
+
+
+def _short(network: Mapping[str, Any]) -> str:
+    return str(network["_target_"]).rsplit(".", 1)[-1]

@@ -1,0 +1,210 @@
+"""The one door to a bundle: metadata, configs and hashes as data, nothing evaluated, no torch imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.bundle.references import is_plain, resolve
+from pipeline.bundle.sums import check_sums
+from pipeline.errors import DataError, UsageError
+from pipeline.files import read_json, read_yaml
+from pipeline.inference.preprocessing import OutsideClosedList, Preprocessing
+
+Activation = Literal["softmax", "sigmoid"]
+CLEANUP = (
+    "KeepLargestConnectedComponentd",
+    "RemoveSmallObjectsd",
+    "AsDiscreted",
+    "SplitDimd",
+    "ConcatItemsd",
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as data.
+
+    Attributes:
+        root: the folder.
+        name: its name.
+        version: its version.
+        metadata: ``configs/metadata.json``.
+        inference: the inference config as it is written, never evaluated.
+        config_file: where the inference config lies.
+        weights: the state dict, ``models/model.pt``.
+        sha256: names the content: the hash of the sorted SHA256SUMS lines.
+        intact: True where every file is as SHA256SUMS says, None where the bundle has no such file.
+        labels: label value to name, background included.
+        channels: name of each input channel.
+        outside: why it runs through its own stock transforms; empty where the fields below say all.
+        preprocessing: the deterministic transforms, None where they are outside the closed list.
+        network_def: class and arguments of the network as plain data.
+        activation: from logits to scores.
+        cleanup: MONAI transforms between the label map and its file, as plain data.
+        roi_size: the sliding window in voxels.
+        overlap: share by which windows overlap.
+        sw_batch_size: windows in one forward pass.
+        window_mode: how overlapping windows are weighted, ``gaussian`` or ``constant``.
+    """
+
+    root: Path
+    name: str
+    version: str
+    metadata: dict[str, Any]
+    inference: dict[str, Any]
+    config_file: Path
+    weights: Path
+    sha256: str
+    intact: bool | None
+    labels: dict[int, str]
+    channels: list[str]
+    outside: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    network_def: dict[str, Any] | None = None
+    activation: Activation | None = None
+    cleanup: tuple[dict[str, Any], ...] = ()
+    roi_size: tuple[int, int, int] | None = None
+    overlap: float = 0.25
+    sw_batch_size: int = 1
+    window_mode: Literal["gaussian", "constant"] = "constant"
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read a bundle folder, ours or any other of MONAI's format.
+
+    Raises:
+        UsageError: not a bundle folder, or it has no inference config.
+        DataError: a file of it cannot be parsed, or the weights are absent.
+        RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added.
+    """
+    root = Path(path)
+    if not (root / "configs" / "metadata.json").is_file():
+        raise UsageError(
+            "not a MONAI bundle folder", path=root, expected="a folder with configs/metadata.json",
+            hint="make one with `segpipe export`",
+        )  # fmt: skip
+    sha256, intact = check_sums(root)
+    metadata = _mapping(root / "configs" / "metadata.json", "bundle metadata")
+    config_file = _inference_file(root)
+    inference = _mapping(config_file, "inference config")
+    weights = root / "models" / "model.pt"
+    if not weights.is_file():
+        raise DataError(
+            "the bundle has no weights", path=weights, hint="it needs a state dict models/model.pt"
+        )
+    found, outside = read_inference(inference)
+    labels, channels = _meaning(metadata)
+    return Bundle(
+        root=root, name=str(metadata.get("name") or root.resolve().name),
+        version=str(metadata.get("version", "0")), metadata=metadata, inference=inference,
+        config_file=config_file, weights=weights, sha256=sha256, intact=intact, labels=labels, channels=channels,
+        outside=tuple(outside), **found,
+    )  # fmt: skip
+
+
+def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What an inference config says in the closed form, and what in it lies outside that form."""
+    found: dict[str, Any] = {}
+    outside: list[str] = []
+    transforms = config.get("deterministic_transforms")
+    if transforms is None:
+        preprocessing = config.get("preprocessing")
+        transforms = preprocessing.get("transforms") if isinstance(preprocessing, dict) else preprocessing
+    try:
+        found["preprocessing"] = Preprocessing.parse(resolve(transforms, config))
+    except OutsideClosedList as error:
+        outside.append(f"preprocessing: {error.what}: {error.why}")
+    network = resolve(config.get("network_def"), config)
+    if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
+        found["network_def"] = network
+    else:
+        outside.append("network_def: not plain data")
+    _read_inferer(resolve(config.get("inferer"), config), found, outside)
+    _read_postprocessing(resolve(config.get("postprocessing"), config), found, outside)
+    return found, outside
+
+
+def _read_inferer(inferer: Any, found: dict[str, Any], outside: list[str]) -> None:
+    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
+    if not isinstance(inferer, dict) or _short(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
+        outside.append("inferer: not a plain SlidingWindowInferer")
+        return
+    size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
+    sizes = [size] * 3 if isinstance(size, int) else size
+    odd = sorted(set(inferer) - known)
+    if (
+        odd
+        or not isinstance(sizes, list)
+        or len(sizes) != 3
+        or not all(isinstance(n, int) and n > 0 for n in sizes)
+    ):
+        outside.append(f"inferer: {odd[0] if odd else 'roi_size'}")
+    elif not isinstance(overlap, (int, float)):
+        outside.append("inferer: overlap")
+    else:
+        found.update(
+            roi_size=tuple(sizes), overlap=float(overlap), sw_batch_size=int(inferer.get("sw_batch_size", 1)),
+            window_mode=inferer.get("mode", "constant"),
+        )  # fmt: skip
+
+
+def _read_postprocessing(postprocessing: Any, found: dict[str, Any], outside: list[str]) -> None:
+    steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        outside.append("postprocessing: not a list of transforms")
+        return
+    names = [_short(step) for step in steps]
+    if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
+        outside.append("postprocessing: not activation, Invertd, discretisation, saving")
+        return
+    odd = [name for name in names[3:-1] if name not in CLEANUP]
+    chosen: list[Activation] = [name for name in ("softmax", "sigmoid") if steps[0].get(name) is True]
+    whole_label = (
+        steps[2].get("argmax") is True if chosen == ["softmax"] else steps[2].get("threshold") == 0.5
+    )
+    if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
+        outside.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
+        return
+    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
+
+
+def _short(component: dict[str, Any]) -> str:
+    return str(component.get("_target_", "")).rsplit(".", 1)[-1]
+
+
+def _inference_file(root: Path) -> Path:
+    names = [f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
+    found = next((root / "configs" / name for name in names if (root / "configs" / name).is_file()), None)
+    if found is None:
+        raise UsageError(
+            "the bundle has no inference config", path=root / "configs", expected=" or ".join(names)
+        )
+    return found
+
+
+def _mapping(path: Path, what: str) -> dict[str, Any]:
+    document = read_json(path, what) if path.suffix == ".json" else read_yaml(path, what)
+    if not isinstance(document, dict):
+        raise DataError(f"the {what} is not a mapping", path=path, found=type(document).__name__)
+    return document
+
+
+def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
+    """Labels by value and channel names; a single sigmoid channel is label 1."""
+    formats = metadata.get("network_data_format")
+    formats = formats if isinstance(formats, dict) else {}
+
+    def channel_def(side: str, name: str) -> dict[int, str]:
+        names = ((formats.get(side) or {}).get(name) or {}).get("channel_def") or {}
+        known = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(key): str(value) for key, value in sorted(known, key=lambda item: int(item[0]))}
+
+    try:
+        labels, channels = channel_def("outputs", "pred"), channel_def("inputs", "image")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
+    if len(labels) == 1:
+        labels = {0: "background", 1: labels[min(labels)]}
+    return labels, list(channels.values())

@@ -36,7 +36,7 @@ def write_bundle(
 
     if state is None:
         weight = torch.zeros(2, len(channels), 1, 1, 1)
-        weight[0, 0], weight[1, 0] = -1.0, 1.0
+        weight[0], weight[1] = -1.0, 1.0
         state = {"weight": weight, "bias": torch.tensor([THRESHOLD, -THRESHOLD])}
     (root / "configs").mkdir(parents=True)
     (root / "models").mkdir()

@@ -1,0 +1,184 @@
+"""The segmenter gives what stock MONAI gives, by both routes; its input is judged; its output is plain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tiny_bundle import DETERMINISTIC, THRESHOLD, write_bundle, write_scan
+
+from pipeline.errors import DataError, UsageError
+from pipeline.inference.output import describe, write_labels
+from pipeline.inference.segmenter import Recipe, Segmenter
+from pipeline.inference.source import read_grid
+from pipeline.nifti import read_header
+
+UNET = {
+    "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2],
+    "norm": "instance",
+}  # fmt: skip
+FULL = [
+    *DETERMINISTIC[:2],
+    {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+    {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 2.0, 2.5], "mode": "bilinear"},
+    {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "allow_smaller": True},
+    {"_target_": "NormalizeIntensityd", "keys": "image"},
+    DETERMINISTIC[2],
+]
+FLIPPED = np.array([[0, -2.1, 0.3, 12], [1.8, 0, 0, -7], [0, 0.4, 2.9, 3], [0, 0, 0, 1.0]])
+
+
+def recipe(bundle: Path, typed: bool, channels: int = 1, **changes: Any) -> Recipe:
+    inference = json.loads((bundle / "configs/inference.json").read_text())
+    plain: dict[str, Any] = {
+        "root": str(bundle), "inference": inference, "weights": str(bundle / "models/model.pt"),
+        "channels": channels, "labels": {0: "background", 1: "a", 2: "b"},
+        "preprocessing": inference["deterministic_transforms"] if typed else None, "device": "cpu",
+    }  # fmt: skip
+    return Recipe(**{**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from monai.networks.nets import UNet
+
+    torch.manual_seed(3)
+    arguments = {name: value for name, value in UNET.items() if name != "_target_"}
+    state = UNet(**arguments).state_dict()
+    return write_bundle(
+        tmp_path_factory.mktemp("unet") / "b", network=UNET, state=state, deterministic=FULL,
+        labels=("background", "a", "b"),
+    )  # fmt: skip
+
+
+def smooth_scan(path: Path, seed: int) -> Path:
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).normal(size=(22, 19, 17))
+    voxels = np.zeros(noise.shape, np.int16)  # an empty rim, so that the crop cuts
+    voxels[2:-3, 1:-1, 3:] = (gaussian_filter(noise, 1.5) * 2000 + 900)[2:-3, 1:-1, 3:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, FLIPPED), path)
+    return path
+
+
+def test_both_routes_give_what_the_stock_bundle_run_gives(unet: Path, tmp_path: Path) -> None:
+    from monai.bundle import ConfigWorkflow
+
+    scans = [smooth_scan(tmp_path / f"in/s{seed}.nii.gz", seed) for seed in range(2)]
+    workflow = ConfigWorkflow(
+        config_file=str(unet / "configs/inference.json"), workflow_type="inference", logging_file=False,
+        bundle_root=str(unet), dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "stock"),
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    typed, stock = Segmenter(recipe(unet, typed=True)), Segmenter(recipe(unet, typed=False))
+    assert (typed.recipe.route, stock.recipe.route) == ("typed", "stock")
+    for scan in scans:
+        expected = nib.load(tmp_path / "stock" / scan.name.replace(".nii", "_seg.nii"))
+        labels = np.asarray(expected.dataobj)
+        assert len(np.unique(labels)) > 1  # the comparison says something
+        for segmenter in (typed, stock):
+            result = segmenter.segment([str(scan)])
+            assert result.labels.dtype == np.uint8
+            np.testing.assert_array_equal(result.labels, labels)
+            np.testing.assert_allclose(result.grid.affine, expected.affine, atol=1e-5)
+            assert set(result.seconds) == {"check", "preprocess", "network", "postprocess"}
+    assert not (unet / "eval").exists()
+
+
+def test_several_channels_from_files_or_from_one_file(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "two", channels=("T1", "T2"))
+    segmenter = Segmenter(recipe(bundle, typed=True, channels=2))
+    files = [write_scan(tmp_path / f"p_000{index}.nii.gz", index) for index in (0, 1)]
+    first, second = (np.asarray(nib.load(path).dataobj) for path in files)
+    expected = first + second > THRESHOLD
+    np.testing.assert_array_equal(segmenter.segment([str(path) for path in files]).labels, expected)
+    stacked = tmp_path / "stacked.nii.gz"
+    nib.save(nib.Nifti1Image(np.stack([first, second], -1), nib.load(files[0]).affine), stacked)
+    np.testing.assert_array_equal(segmenter.segment([str(stacked)]).labels, expected)
+
+
+def test_what_cannot_be_loaded_is_said(unet: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"none")
+    with pytest.raises(DataError, match="weights do not fit"):
+        Segmenter(recipe(unet, typed=True, weights=str(tmp_path / "weights")))
+    with pytest.raises(DataError, match="weights cannot be read"):
+        Segmenter(recipe(unet, typed=True, weights=str(tmp_path / "gone")))
+    with pytest.raises(UsageError, match="device"):
+        Segmenter(recipe(unet, typed=True, device="cuda:7"))
+    config = recipe(unet, typed=True).inference
+    with pytest.raises(DataError, match="no 'inferer'"):
+        Segmenter(recipe(unet, True, inference={k: v for k, v in config.items() if k != "inferer"}))
+    with pytest.raises(DataError, match="'inferer' cannot be built"):
+        Segmenter(recipe(unet, True, inference={**config, "inferer": {"_target_": "NoSuchInferer"}}))
+
+
+def test_a_bundle_without_one_label_map_is_said(unet: Path, tmp_path: Path) -> None:
+    config = recipe(unet, typed=True).inference
+    steps = config["postprocessing"]["transforms"]
+    scan = str(smooth_scan(tmp_path / "s.nii.gz", 0))
+    scores = {**config, "postprocessing": {"_target_": "Compose", "transforms": steps[:2]}}
+    with pytest.raises(DataError, match="one label map"):
+        Segmenter(recipe(unet, True, inference=scores)).segment([scan])
+    not_inverted = {**config, "postprocessing": {"_target_": "Compose", "transforms": [steps[0], steps[2]]}}
+    with pytest.raises(DataError, match="one label map"):
+        Segmenter(recipe(unet, True, inference=not_inverted)).segment([scan])
+
+
+def test_the_input_is_judged(tmp_path: Path) -> None:
+    one, other = write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "b.nii.gz", shape=(12, 10, 8))
+    assert read_grid([one], 1).shape == (12, 10, 9)
+    with pytest.raises(DataError, match="wrong number of channels"):
+        read_grid([one], 2)
+    with pytest.raises(DataError, match="different grids"):
+        read_grid([one, other], 2)
+    with pytest.raises(DataError, match="more than three dimensions"):
+        read_grid([write_scan(tmp_path / "c.nii.gz", shape=(5, 5, 5, 2))], 1)
+    half = np.stack([np.ones((5, 5, 5)), np.arange(125.0).reshape(5, 5, 5)], -1)
+    nib.save(nib.Nifti1Image(half, np.eye(4)), tmp_path / "d.nii.gz")
+    with pytest.raises(DataError, match="constant"):
+        read_grid([tmp_path / "d.nii.gz"], 2)
+
+
+@settings(max_examples=30)
+@given(
+    arrays(np.uint8, st.tuples(*[st.integers(1, 5)] * 3), elements=st.integers(0, 4)),
+    arrays(np.float64, (3, 3), elements=st.floats(-3, 3).map(lambda value: round(value, 2))),
+)
+def test_description_counts_voxels_and_faces(labels: Any, matrix: Any) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    facts = describe(labels, affine, {0: "background", 1: "one", 2: "two", 3: "three"})
+    voxel_ml = abs(np.dot(matrix[:, 0], np.cross(matrix[:, 1], matrix[:, 2]))) / 1000
+    inner = labels[1:-1, 1:-1, 1:-1]
+    for value, name in {1: "one", 2: "two", 3: "three"}.items():
+        count = sum(int(voxel) == value for voxel in labels.flat)
+        assert facts["voxels"][name] == count
+        assert facts["volumes_ml"][name] == pytest.approx(count * voxel_ml, abs=1e-6)
+        on_a_face = count > np.count_nonzero(inner == value)
+        assert (name in facts["flags"]["touches_border"]) == on_a_face
+    assert ("label 4" in facts["voxels"]) == bool((labels == 4).any())
+    assert facts["flags"]["empty"] == (not labels.any())
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.5])
+def test_a_sheared_grid_is_kept_in_the_sform(tmp_path: Path, shear: float) -> None:
+    affine = FLIPPED.copy()
+    affine[0, 0] += shear
+    source = nib.Nifti1Image(np.random.default_rng(0).random((4, 5, 6), np.float32), None)
+    source.set_sform(affine, code=2)
+    nib.save(source, tmp_path / "a.nii.gz")
+    header = read_header(tmp_path / "a.nii.gz")
+    write_labels(tmp_path / "l.nii.gz", np.ones((4, 5, 6), np.uint8), header)
+    again = read_header(tmp_path / "l.nii.gz")
+    np.testing.assert_allclose(again.affine, affine, atol=1e-5)
+    assert again.dtype == "uint8" and int(nib.load(tmp_path / "l.nii.gz").header["sform_code"]) == 2

@@ -1,0 +1,195 @@
+"""The state of a batch on disk, with a stand-in for the worker."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bundle import Bundle
+from pipeline.errors import DataError, RefusedError, UsageError
+from pipeline.files import cannot_write
+from pipeline.predict import Options, WorkItem, predict_cases
+from pipeline.predict.batch import without_paths
+from pipeline.predict.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
+from pipeline.predict.resume import held_by
+from pipeline.results import PARTIAL, ResultFolder, read_events
+
+
+class FakeWorker:
+    """Writes a file, or does what ``deeds`` has for the case's file name."""
+
+    def __init__(self, **deeds: Callable[[int], None]) -> None:
+        self.deeds = deeds
+        self.calls: list[str] = []
+        self.about = {"device": "cpu", "threads": 1, "versions": {}}
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        raise AssertionError("a worker that was lent is not closed")
+
+    def segment(self, paths: list[str], out: str, timeout_s: float | None) -> dict[str, Any]:
+        name = Path(paths[0]).name
+        self.calls.append(name)
+        Path(out).write_bytes(b"labels")
+        if name in self.deeds:
+            self.deeds[name](self.calls.count(name))
+        return {"voxels": {"x": 1}, "volumes_ml": {"x": 0.1}, "flags": {}, "seconds": {}}
+
+
+def raises(error: BaseException, times: int = 99) -> Callable[[int], None]:
+    def deed(call: int) -> None:
+        if call <= times:
+            raise error
+
+    return deed
+
+
+def bundle(sha256: str = "a" * 64, **changes: Any) -> Bundle:
+    return Bundle(
+        root=Path("/b"), name="tiny", version="1", metadata={}, inference={}, config_file=Path("/b/c"),
+        weights=Path("/b/w"), sha256=sha256, intact=None, labels={0: "background", 1: "x"}, channels=["MRI"], **changes,
+    )  # fmt: skip
+
+
+def items(*names: str) -> list[WorkItem]:
+    return [WorkItem(name, (Path("/scans") / name,)) for name in names]
+
+
+def run(out: Path, worker: FakeWorker, *names: str, sha256: str = "a" * 64, **options: Any) -> dict[str, str]:
+    outcomes = predict_cases(bundle(sha256), items(*names), out, Options(**options), worker=worker)  # type: ignore[arg-type]
+    return {outcome.id: outcome.status for outcome in outcomes}
+
+
+def partial(out: Path) -> list[Path]:
+    return list((out / PARTIAL).rglob("*"))
+
+
+DIED = WorkerDiedError("the worker crashed with SIGSEGV", ["last line of /home/jane"])
+
+
+def test_finished_cases_are_not_computed_again(tmp_path: Path) -> None:
+    first = FakeWorker(b=raises(DataError("bad", path="/scans/b", found="/scans/b is bad")))
+    assert run(tmp_path, first, "a", "b", "c") == {"a": "done", "b": "failed", "c": "done"}
+    before = (tmp_path / "a/segmentation.nii.gz").stat().st_mtime_ns
+    second = FakeWorker()
+    assert run(tmp_path, second, "a", "b", "c") == {"a": "skipped", "b": "done", "c": "skipped"}
+    assert second.calls == ["b"]
+    assert (tmp_path / "a/segmentation.nii.gz").stat().st_mtime_ns == before
+    assert run(tmp_path, FakeWorker(), "a", overwrite=True) == {"a": "done"}
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_state_names_bundle_and_ids_but_no_path(tmp_path: Path) -> None:
+    worker = FakeWorker(b=raises(DataError("bad", path="/scans/b", found="/scans/b and /home/jane/x.nii")))
+    run(tmp_path, worker, "a", "b")
+    events = read_events(tmp_path)
+    assert [event["event"] for event in events] == ["start", "done", "failed"]
+    assert events[0]["bundle"] == "a" * 64
+    assert events[2]["found"] == "b and (path)"
+    for name in ("predictions.jsonl", "a/result.json"):
+        assert "/" not in (tmp_path / name).read_text()
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert result["schema_version"] == 1 and result["bundle"]["sha256"] == "a" * 64
+    assert result["route"] == "typed" and result["volumes_ml"] == {"x": 0.1}
+    mapping = tmp_path / "mapping.jsonl"
+    assert json.loads(mapping.read_text()) == {"id": "a", "paths": ["/scans/a"]}
+    assert mapping.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_case_that_crashes_the_worker_is_tried_again(tmp_path: Path) -> None:
+    crashes: list[str] = []
+    worker = FakeWorker(a=raises(DIED, times=1), b=raises(DIED))
+    outcomes = predict_cases(
+        bundle(), items("a", "b", "c"), tmp_path, Options(retries=1), worker=worker,  # type: ignore[arg-type]
+        on_crash=lambda case_id, death: crashes.append(case_id),
+    )  # fmt: skip
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "done"]
+    assert worker.calls == ["a", "a", "b", "b", "c"] and crashes == ["a", "b", "b"]
+    assert "SIGSEGV" in str(outcomes[1].reason) and "jane" not in (tmp_path / "predictions.jsonl").read_text()
+
+
+def test_a_case_over_its_time_is_failed_at_once(tmp_path: Path) -> None:
+    worker = FakeWorker(a=raises(WorkerTimeoutError()))
+    assert run(tmp_path, worker, "a", "b", timeout_s=0.5) == {"a": "failed", "b": "done"}
+    assert worker.calls == ["a", "b"]
+
+
+def test_another_bundle_is_refused_unless_overwrite(tmp_path: Path) -> None:
+    run(tmp_path, FakeWorker(), "a", "b")
+    with pytest.raises(RefusedError, match="another bundle"):
+        run(tmp_path, FakeWorker(), "a", sha256="c" * 64)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, FakeWorker(b=raises(KeyboardInterrupt())), "a", "b", sha256="c" * 64, overwrite=True)
+    # the interrupted take-over goes on: only what this very bundle finished is skipped
+    assert run(tmp_path, FakeWorker(), "a", "b", sha256="c" * 64) == {"a": "skipped", "b": "done"}
+
+
+def test_another_scan_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, FakeWorker(), "a")
+    other = [WorkItem("a", (Path("/elsewhere/a"),))]
+    with pytest.raises(RefusedError, match="another file"):
+        predict_cases(bundle(), other, tmp_path, Options(), worker=FakeWorker())  # type: ignore[arg-type]
+
+
+def test_a_second_batch_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    with held_by(tmp_path):
+        under_way = ResultFolder(tmp_path).begin("a")
+        with pytest.raises(RefusedError, match="another prediction"):
+            run(tmp_path, FakeWorker(), "b")
+        assert under_way.is_dir()
+
+
+def test_an_interruption_keeps_what_is_finished_and_nothing_partial(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, FakeWorker(b=raises(KeyboardInterrupt())), "a", "b", "c")
+    assert (tmp_path / "a/result.json").is_file() and not (tmp_path / "b").exists()
+    assert not partial(tmp_path)
+
+
+def full_disk(path: Path) -> UsageError:
+    return cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def test_a_full_disk_in_the_worker_stops_the_batch(tmp_path: Path) -> None:
+    worker = FakeWorker(b=raises(CannotGoOnError(full_disk(tmp_path))))
+    with pytest.raises(UsageError, match="No space left"):
+        run(tmp_path, worker, "a", "b", "c")
+    assert worker.calls == ["a", "b"] and not partial(tmp_path)
+    assert run(tmp_path, FakeWorker(), "a", "b", "c") == {"a": "skipped", "b": "done", "c": "done"}
+
+
+@pytest.mark.parametrize("call", ["begin", "finish", "map_case"])
+def test_a_full_disk_in_the_parent_stops_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    original = getattr(ResultFolder, call)
+
+    def fails(self: ResultFolder, case_id: str, *rest: Any) -> Any:
+        if case_id == "b":
+            raise full_disk(self.root)
+        return original(self, case_id, *rest)
+
+    monkeypatch.setattr(ResultFolder, call, fails)
+    with pytest.raises(UsageError, match="cannot write"):
+        run(tmp_path, FakeWorker(), "a", "b", "c")
+    assert (tmp_path / "a/result.json").is_file() and not (tmp_path / "b").exists() and not partial(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write"):
+        run(tmp_path / "file/out", FakeWorker(), "a")
+
+
+def test_words_for_a_report_hold_no_path() -> None:
+    item = WorkItem("case-1", (Path("/data/Jane Doe.nii.gz"),))
+    text = "cannot open /data/Jane Doe.nii.gz (Jane Doe.nii.gz) beside '/tmp/x y'; 3/4 of 1 mm/s"
+    assert without_paths(text, item) == "cannot open case-1 (case-1) beside '(path) y'; 3/4 of 1 mm/s"

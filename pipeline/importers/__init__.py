@@ -115,11 +115,18 @@ def to_manifest(
 
 
 def add_hashes(manifest: Manifest, root: Path, advance: Callable[[], None] = lambda: None) -> None:
-    """Fill ``sha256`` of every case from the files below ``root``; ``advance`` is called once a file."""
+    """Fill ``sha256`` of every case from the files below ``root``; ``advance`` is called once a file.
+
+    Raises:
+        UsageError: a file that may not be read.
+    """
     for case in manifest.cases():
         case.sha256 = {}
         for path in case.paths:
-            case.sha256[path] = sha256_of(root / path)
+            try:
+                case.sha256[path] = sha256_of(root / path)
+            except OSError as error:
+                raise UsageError("cannot read a file", path=root / path, found=error.strerror) from error
             advance()
 
 

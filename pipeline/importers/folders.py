@@ -42,15 +42,16 @@ def read_folders(
     for folder in (images, labels):
         if not folder.is_dir():
             raise UsageError("no such folder", path=folder, hint="check the path")
-    root = Path(os.path.commonpath([images.resolve(), labels.resolve()]))
-    if root == images.resolve() or root == labels.resolve():
+    images, labels = images.resolve(), labels.resolve()  # the files themselves may be links to elsewhere
+    root = Path(os.path.commonpath([images, labels]))
+    if root in (images, labels):
         raise UsageError("images and labels must be two folders side by side", path=root)
     label_files, groups = _named(labels), _group(_named(images), _named(labels), images)
     cases = [
         FoundCase(
             key.replace("/", "_"),
-            [path.resolve().relative_to(root).as_posix() for path in paths],
-            label_files[key].resolve().relative_to(root).as_posix(),
+            [path.relative_to(root).as_posix() for path in paths],
+            label_files[key].relative_to(root).as_posix(),
         )
         for key, paths in sorted(groups.items())
     ]

@@ -191,6 +191,24 @@ def test_folders_group_channels_and_subfolders(tmp_path):
     assert found.modality == {"0": "unknown", "1": "unknown"}
 
 
+def test_folders_may_hold_links_to_files_elsewhere(tmp_path):
+    write(tmp_path / "far" / "x.nii.gz", 1)
+    for folder in ("i", "l"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        (tmp_path / "d" / folder / "a.nii.gz").symlink_to(tmp_path / "far" / "x.nii.gz")
+    found = read_folders(tmp_path / "d" / "i", tmp_path / "d" / "l")
+    assert found.training[0].images == ["i/a.nii.gz"] and found.root == tmp_path / "d"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    found = find_dataset(decathlon(tmp_path))
+    manifest = to_manifest(found)
+    (tmp_path / "imagesTr" / "b_2.nii.gz").unlink()
+    with pytest.raises(UsageError, match="cannot read") as caught:
+        add_hashes(manifest, tmp_path)
+    assert str(caught.value.path).endswith("b_2.nii.gz")
+
+
 def test_folders_without_partner_are_named(tmp_path, capsys):
     write(tmp_path / "i" / "a.nii.gz", 5)
     write(tmp_path / "i" / "only_image.nii.gz", 5)

@@ -1,9 +1,9 @@
 # Everything from a fresh clone: each target makes .venv first, when pyproject.toml or constraints.txt changed.
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
+test test-slow: export OMP_NUM_THREADS = 1
 .PHONY: help demo test test-slow lint bench clean
 
 help:  ## This list
@@ -17,7 +17,7 @@ help:  ## This list
 	@touch $@
 
 demo: .venv/.ready  ## The whole way on generated scans, into demo_out/ (at most 5 minutes)
-	@OMP_NUM_THREADS= $(BIN)/segpipe demo --overwrite
+	@$(BIN)/segpipe demo --overwrite
 
 lint: .venv/.ready  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ lint: .venv/.ready  ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then the fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: .venv/.ready  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-from typing import Any
-
 import torch
 from monai.networks.nets import BasicUNetPlusPlus
 
@@ -21,11 +16,6 @@ class UNetPlusPlus(BasicUNetPlusPlus):
     Args:
         arguments: as for `monai.networks.nets.BasicUNetPlusPlus`.
     """
-
-    @functools.wraps(BasicUNetPlusPlus.__init__)  # so that a mistyped argument is noticed
-    def __init__(self, *positional: Any, **arguments: Any) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its features
-            super().__init__(*positional, **arguments)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Logits of shape (B, C, X, Y, Z), or a list of them, finest first."""

@@ -1,0 +1,121 @@
+"""The fingerprint of a dataset: what its training cases look like, in numbers.
+
+Only the manifest's ``training`` section is read, never ``test``: nothing that is planned from a
+fingerprint can have seen a held-out case.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UsageError
+from pipeline.files import write_json
+from pipeline.fingerprint.case import Job, Samples, intensity_of, measure_case
+from pipeline.fingerprint.model import (
+    SAMPLES_PER_CASE,
+    CaseFingerprint,
+    Channel,
+    Fingerprint,
+    Intensity,
+    LabelSize,
+    Summary,
+)
+from pipeline.manifest import Manifest
+
+__all__ = [
+    "SAMPLES_PER_CASE",
+    "CaseFingerprint",
+    "Channel",
+    "Fingerprint",
+    "Intensity",
+    "LabelSize",
+    "Summary",
+    "measure_case",
+    "save_fingerprint",
+    "take_fingerprint",
+]
+FEW_CASES = 8  # below, starting processes costs more than it saves
+
+
+def take_fingerprint(
+    manifest: Manifest,
+    root: str | Path,
+    workers: int | None = None,
+    on_case: Callable[[str], None] = lambda _id: None,
+) -> Fingerprint:
+    """Read every training case once, several at a time.
+
+    Args:
+        manifest: the dataset.
+        root: the folder that its paths start from.
+        workers: processes; None takes one per usable core, and none at all for a few cases.
+        on_case: called with each case's id when it is done.
+
+    Raises:
+        UsageError: there are no training cases, or a file is missing.
+        DataError: a file cannot be used; the error names the case.
+    """
+    if not manifest.training:
+        raise UsageError("the manifest has no training cases", hint="add cases with `segpipe import`")
+    jobs = [(manifest.labels, manifest.n_channels, str(root), case) for case in manifest.training]
+    if workers is None:
+        workers = 1 if len(jobs) < FEW_CASES else len(os.sched_getaffinity(0))
+    cases, samples = [], []
+    for case, sample in _run(jobs, workers):
+        cases.append(case)
+        samples.append(sample)
+        on_case(case.id)
+    return Fingerprint(
+        name=manifest.name,
+        modality=manifest.channels,
+        summary=_summarise(cases, samples, list(manifest.foreground.values())),
+        cases=cases,
+    )
+
+
+def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
+    """Write ``fingerprint.json``, whole or not at all."""
+    write_json(path, fingerprint.model_dump(mode="json"))
+
+
+def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[CaseFingerprint, Samples]]:
+    if workers <= 1:
+        yield from map(measure_case, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), initializer=_leave_signals_to_the_parent) as pool:
+        try:
+            yield from pool.map(measure_case, jobs)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _leave_signals_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _summarise(cases: list[CaseFingerprint], samples: list[Samples], labels: list[str]) -> Summary:
+    pooled = [np.concatenate(channel).astype(np.float64) for channel in zip(*samples, strict=True)]
+    orientations = sorted(case.orientation for case in cases)
+    return Summary(
+        cases=len(cases),
+        median_shape_ras=_median([case.shape_ras for case in cases]),
+        median_spacing_ras_mm=_median([case.spacing_ras_mm for case in cases]),
+        orientations={code: orientations.count(code) for code in dict.fromkeys(orientations)},
+        foreground=[intensity_of(values) if values.size else None for values in pooled],
+        median_volume_ml={
+            name: float(np.median([case.labels[name].volume_ml for case in cases])) for name in labels
+        },
+    )
+
+
+def _median(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in np.median(rows, axis=0))
+    return x, y, z

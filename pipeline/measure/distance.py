@@ -78,7 +78,7 @@ class SurfaceDistances:
         limit = tolerance_mm + TOLERANCE_SLACK_MM
         within = self.truth_mm2[self.truth_mm <= limit].sum()
         within += self.prediction_mm2[self.prediction_mm <= limit].sum()
-        return float(within / (self.truth_mm2.sum() + self.prediction_mm2.sum()))
+        return min(1.0, float(within / (self.truth_mm2.sum() + self.prediction_mm2.sum())))
 
 
 def surface_distances(

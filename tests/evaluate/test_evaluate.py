@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pipeline.evaluate import choose_workers, evaluate_cases
 from pipeline.evaluate.cases import Job, evaluate_case
 
 LABELS = {"0": "background", "1": "head", "2": "tail"}
+SCHEMA = Path(__file__).parents[2] / "docs/schemas/metrics.schema.json"
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 
@@ -113,6 +115,7 @@ def test_all_kinds_of_failure_count_and_are_named(study: Study, capsys) -> None:
     file.write_bytes(file.read_bytes()[:40])
     assert study.run() == 4
     report, rows = study.report(), study.rows()
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
     reasons = {case["id"]: case["failure"] for case in report["cases"]}
     assert reasons["good"] is None and reasons["extra"] is None
     assert reasons["missing"] == "no prediction"

@@ -250,6 +250,16 @@ def test_command(manifest_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert document["next"].startswith("segpipe train ")
 
 
+def test_a_manifest_without_folds_is_to_be_split_first(manifest_path: Path, capsys) -> None:
+    manifest = load_manifest(manifest_path)
+    cases = [case.model_copy(update={"fold": None}) for case in manifest.training]
+    save_manifest(manifest.model_copy(update={"training": cases}), manifest_path)
+    assert run(["plan", str(manifest_path), "-o", str(manifest_path.parent / "t.yaml"), "--json"]) == 0
+    seen = capsys.readouterr()
+    assert "not split yet" in seen.err
+    assert json.loads(seen.out)["next"] == f"segpipe split {manifest_path}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,13 @@ def command(
     save_fingerprint(fingerprint, beside)
     write_text(output, fragment_text(plan, len(fingerprint.cases)))
 
-    next_command = _next_command(manifest, data, output, network, plan.settings, bool(dataset.folds()))
+    next_command = _next_command(manifest, data, output, network, plan.settings)
+    if not dataset.folds():
+        next_command = shlex.join(["segpipe", "split", str(manifest)])
+        console.note(
+            "the manifest is not split yet, so this plan has seen cases that may be held out later: split it, "
+            "then plan again with --overwrite"
+        )
     rules = list(plan.rules.values())
     console.table(
         f"Plan for {dataset.name}, {len(fingerprint.cases)} training cases",
@@ -100,21 +107,10 @@ def _short(value: object) -> str:
 
 
 def _next_command(
-    manifest: Path, data: Path | None, task: Path, network: str, settings: dict[str, object], split: bool
+    manifest: Path, data: Path | None, task: Path, network: str, settings: dict[str, object]
 ) -> str:
-    import shlex
-
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
-    words += [
-        "--network",
-        network,
-        "--loss",
-        "dice_ce",
-        *(["--fold", "0"] if split else []),
-        "--out",
-        "runs/first",
-    ]
+    words += ["--network", network, "--loss", "dice_ce", "--fold", "0", "--out", "runs/first"]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
-    first = "" if split else f"segpipe split {shlex.quote(str(manifest))} && "
-    return first + shlex.join(words if split else [*words, "--fold", "0"])
+    return shlex.join(words)

@@ -23,6 +23,7 @@ from pipeline.fingerprint import (
 from pipeline.manifest import Case, Manifest
 from pipeline.phantom import write_nifti
 
+SCHEMA = Path(__file__).parents[1] / "docs" / "schemas" / "fingerprint.schema.json"
 LABELS = {"0": "background", "1": "liver", "2": "lesion"}
 
 
@@ -237,3 +238,8 @@ def test_ras_order_is_nibabels(pairs: list[str], ends: tuple[int, int, int]) -> 
     )
     assert list(case.shape_ras) == expected
     assert [shape[spacing.index(edge)] for edge in case.spacing_ras_mm] == expected
+
+
+def test_the_schema_is_current() -> None:
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Fingerprint.model_json_schema()}
+    assert json.loads(SCHEMA.read_text()) == schema, "write the new one over it"

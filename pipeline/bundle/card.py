@@ -18,7 +18,8 @@ def model_card(metadata: Mapping[str, Any]) -> str:
         _training(metadata),
         _commands(metadata["commands"], metadata["config_requirements"]),
         _limits(metadata),
-        f"## Licence\n\nWeights and configs: {metadata['license']}, see `LICENSE`. {metadata['copyright']}.",
+        f"## Licence\n\nWeights and configs: {metadata['license'].removeprefix('see ')} (`LICENSE`). "
+        f"{metadata['copyright']}.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -29,10 +30,12 @@ def _input(metadata: Mapping[str, Any]) -> str:
     channels = _table(["channel", "image"], image["channel_def"].items())
     labels = pred["channel_def"]
     labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
+    ending = ", ending in `_0000.nii.gz`, `_0001.nii.gz` and so on" if image["num_channels"] > 1 else ""
     size = " x ".join(map(str, image["spatial_shape"]))
     return (
         f"## Input and output\n\nNIfTI volumes of any size and orientation ({image['modality']}, {image['format']}), "
-        f"one file a channel:\n\n{channels}\n\nLabel maps are uint8 NIfTI files on the grid of the input:\n\n"
+        f"one file a channel{ending}:\n\n{channels}\n\n"
+        "Label maps are uint8 NIfTI files on the grid of the input:\n\n"
         f"{_table(['value', 'label'], labels.items())}\n\n"
         f"Windows of {size} voxels are put together with Gaussian weights; orientation, spacing and intensity are "
         "prepared as `deterministic_transforms` in `configs/inference.json` says."

@@ -73,6 +73,7 @@ def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dic
             "_target_": "Compose",
             "transforms": [*label_map_transforms(config, rules), _save("pred", "@output_dir")],
         },
+        "handlers": [_load_weights()],
         "evaluator": _evaluator(),
         "initialize": [],
         "run": ["$@evaluator.run()"],
@@ -92,18 +93,17 @@ def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> di
             "data_list_key": section,
             "base_dir": "@dataset_dir",
         },
-        "preprocessing": {"_target_": "Compose", "transforms": "@deterministic_transforms"},
-        "transforms": {
+        "preprocessing": {
             "_target_": "Compose",
             "transforms": [
                 {"_target_": "CopyItemsd", "keys": "label", "names": "truth"},
                 {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
-                "@preprocessing",
+                {"_target_": "Compose", "transforms": "@deterministic_transforms"},
                 {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
                 {"_target_": "CopyItemsd", "keys": "truth", "names": "label"},
             ],
         },
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@transforms"},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         **_machinery(config),
         "postprocessing": {
             "_target_": "Compose",
@@ -119,18 +119,15 @@ def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> di
                 "output_transform": {"_target_": "monai.handlers.from_engine", "keys": ["pred", "label"]},
             }
         },
-        "evaluator": {
-            **_evaluator(),
-            "key_val_metric": "@key_metric",
-            "val_handlers": [
-                "@checkpoint",
-                {"_target_": "StatsHandler", "iteration_log": False},
-                {
-                    "_target_": "MetricsSaver", "save_dir": "@output_dir", "metrics": "*",
-                    "metric_details": ["val_mean_dice"], "summary_ops": "*",
-                },
-            ],
-        },
+        "handlers": [
+            _load_weights(),
+            {"_target_": "StatsHandler", "iteration_log": False},
+            {
+                "_target_": "MetricsSaver", "save_dir": "@output_dir", "metrics": "*",
+                "metric_details": ["val_mean_dice"], "summary_ops": "*",
+            },
+        ],
+        "evaluator": {**_evaluator(), "key_val_metric": "@key_metric"},
         "initialize": [],
         "run": ["$@evaluator.run()"],
     }  # fmt: skip
@@ -220,11 +217,14 @@ def _machinery(config: Mapping[str, Any]) -> dict[str, Any]:
             "overlap": resolve(config.get("overlap", 0.5), config),
             "mode": "gaussian",
         },
-        "checkpoint": {
-            "_target_": "CheckpointLoader",
-            "load_path": "$@bundle_root + '/models/model.pt'",
-            "load_dict": {"model": "@network"},
-        },
+    }
+
+
+def _load_weights() -> dict[str, Any]:
+    return {
+        "_target_": "CheckpointLoader",
+        "load_path": "$@bundle_root + '/models/model.pt'",
+        "load_dict": {"model": "@network"},
     }
 
 
@@ -236,7 +236,7 @@ def _evaluator() -> dict[str, Any]:
         "network": "@network",
         "inferer": "@inferer",
         "postprocessing": "@postprocessing",
-        "val_handlers": ["@checkpoint"],
+        "val_handlers": "@handlers",
     }
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def export_bundle(
     results = None if evaluation is None else read_results(Path(evaluation))
     network = network_definition(contents.config)
     state = _read_weights(run / "best.pt", network)
+    licence = licence_text(labelling.licence)
+    if Path(labelling.licence).is_file():
+        labelling = replace(labelling, licence="see LICENSE")
     metadata = bundle_metadata(contents, labelling, network, bool(rules), results)
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     with _whole_folder(out, overwrite) as folder:
@@ -100,7 +104,7 @@ def export_bundle(
         write_text(folder / "docs" / "README.md", model_card(metadata))
         if contents.manifest.licence:
             write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
-        write_text(folder / "LICENSE", licence_text(labelling.licence))
+        write_text(folder / "LICENSE", licence)
         write_sums(folder)
     return open_bundle(out)
 

@@ -55,11 +55,11 @@ def command(
             ("network", bundle.network_def and bundle.network_def["_target_"]),
             ("weights", f"{bundle.weights.stat().st_size / 1e6:.1f} MB"),
             ("content", bundle.sha256),
-            (
-                "stock MONAI",
-                bundle.metadata["commands"]["predict_stock"].replace(f" {bundle.name}", f" {out}"),
-            ),
         ],
+    )
+    console.say(
+        f"python -m monai.bundle run --config_file {out}/configs/inference.json "
+        f"--bundle_root {out} --dataset_dir IMAGES --output_dir OUT"
     )
     console.document(
         bundle=str(out), name=bundle.name, version=bundle.version, sha256=bundle.sha256,

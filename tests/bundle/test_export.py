@@ -1,0 +1,275 @@
+"""What export writes: a whole bundle by MONAI's specification, or nothing and a clear error."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline.bundle import Bundle, export_bundle
+from pipeline.cli import run
+from pipeline.errors import DataError, UsageError
+
+SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
+FILES = [
+    "LICENSE", "SHA256SUMS", "configs/evaluate.json", "configs/inference.json", "configs/logging.conf",
+    "configs/manifest.json", "configs/metadata.json", "configs/train.json", "docs/README.md", "docs/data_license.txt",
+    "models/model.pt",
+]  # fmt: skip
+ALLOWED = [
+    r"\$@bundle_root \+ '/[\w/.]+'",
+    r"\$\[\{'image': [^@]+\} for p in sorted\(@files\)\]",
+    r"\$@evaluator\.run\(\)",
+]
+
+
+def strings(value: Any) -> Iterator[tuple[str, str]]:
+    """Every key with a string in a config."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from [(str(key), item)] if isinstance(item, str) else strings(item)
+
+
+def config(bundle: Bundle, name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((bundle.root / "configs" / name).read_text())
+    return document
+
+
+def test_it_is_complete_and_intact(bundle: Bundle) -> None:
+    found = sorted(str(path.relative_to(bundle.root)) for path in bundle.root.rglob("*") if path.is_file())
+    assert found == FILES
+    assert bundle.intact is True and bundle.outside == ()
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle.root, check=False)
+    assert checked.returncode == 0
+    assert [path.name for path in bundle.root.parent.iterdir()] == [bundle.root.name]
+
+
+@pytest.mark.parametrize("name", ["inference.json", "evaluate.json"])
+def test_stock_configs_are_closed(bundle: Bundle, name: str) -> None:
+    document = config(bundle, name)
+    for key, text in strings(document):
+        if text.startswith("$"):
+            assert any(re.fullmatch(pattern, text) for pattern in ALLOWED), text
+        assert not text.startswith(("%", "/")) and "import" not in text
+        if key == "_target_":
+            assert text.startswith(("monai.", "torch.")) or "." not in text, text
+    assert platform.node() not in json.dumps(document)
+
+
+def test_train_config_names_no_place_of_this_machine(bundle: Bundle, run_folder: Path) -> None:
+    document = config(bundle, "train.json")
+    for _, text in strings(document):
+        assert not text.startswith("/") and str(run_folder) not in text and "/data/of/mine" not in text
+    assert document["manifest"] == "$@bundle_root + '/configs/manifest.json'"
+    assert bundle.metadata["config_requirements"]["train.json"] == [f"segpipe=={pipeline.__version__}"]
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(document)
+    parser["bundle_root"] = str(bundle.root)
+    assert parser.get_parsed_content("manifest") == f"{bundle.root}/configs/manifest.json"
+
+
+@pytest.mark.parametrize("name", ["inference.json", "evaluate.json"])
+def test_monai_finds_every_property_that_inference_must_have(
+    bundle: Bundle, images: Path, tmp_path: Path, name: str
+) -> None:
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow(
+        str(bundle.root / "configs" / name), workflow_type="infer", logging_file=False,
+        bundle_root=str(bundle.root), dataset_dir=str(images), output_dir=str(tmp_path),
+    )  # fmt: skip
+    workflow.initialize()
+    assert not workflow.check_properties()
+    assert len(workflow.dataset) == 4
+
+
+def test_monai_verifies_metadata_and_network(bundle: Bundle) -> None:
+    from monai.bundle import verify_metadata, verify_net_in_out
+
+    meta = str(bundle.root / "configs" / "metadata.json")
+    verify_metadata(meta_file=meta, filepath=str(SCHEMA))
+    inference = str(bundle.root / "configs" / "inference.json")
+    verify_net_in_out("network_def", meta_file=meta, config_file=inference, device="cpu")
+
+
+@pytest.mark.parametrize("key", ["version", "network_data_format", "changelog", "authors", "task"])
+def test_the_schema_refuses_what_lacks_a_key(bundle: Bundle, key: str) -> None:
+    import jsonschema
+
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(bundle.metadata, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({name: value for name, value in bundle.metadata.items() if name != key}, schema)
+
+
+def test_weights_are_plain_and_bytes_repeat(bundle: Bundle, run_folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    state = torch.load(bundle.weights, weights_only=True)
+    expected = torch.load(run_folder / "best.pt", weights_only=True)
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) and state[name].is_contiguous() for name in state)
+    assert export_bundle(run_folder, tmp_path / bundle.root.name).sha256 == bundle.sha256
+
+
+def test_no_patient_leaves_with_the_bundle(bundle: Bundle) -> None:
+    from pipeline.manifest import load_manifest
+
+    assert b"Jane Doe" not in b"".join(path.read_bytes() for path in bundle.root.rglob("*") if path.is_file())
+    exported = load_manifest(bundle.root / "configs" / "manifest.json")
+    assert {case.patient_id for case in exported.training} == {"p00001"}
+    assert exported.folds() == [0, 1]
+
+
+def test_the_card_says_what_a_reader_needs(bundle: Bundle) -> None:
+    card = (bundle.root / "docs" / "README.md").read_text()
+    for words in (
+        "Not a medical device",
+        "left \\| part",
+        "CC0-1.0",
+        "monai.bundle run",
+        "segpipe predict",
+        "0.500",
+    ):
+        assert words in card
+    assert "Not measured on held-out cases" in card
+
+
+def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> None:
+    figure = {"mean": 0.91234567, "low": 0.9, "high": 0.92, "median": 0.915, "n": 40}
+    nothing = {**dict.fromkeys(figure), "n": 0}
+    metrics = {name: figure for name in ("dice", "iou", "nsd", "hd_mm", "hd95_mm", "assd_mm")}
+    evaluation = {
+        "split": "test", "fold": None, "tolerance_mm": 1.0, "manifest_sha256": "0" * 64,
+        "bootstrap": {"draws": 10, "seed": 0, "unit": "patient", "level": 0.95},
+        "summary": {
+            "overall": {"counts": {"cases": 40, "patients": 20, "missing": 0, "failed": 1}, "metrics": metrics},
+            "labels": {"1": {"name": "left", "counts": {}, "metrics": {**metrics, "hd95_mm": nothing}}},
+        },
+    }  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps(evaluation))
+    bundle = export_bundle(run_folder, tmp_path / "measured", evaluation=tmp_path)
+    assert bundle.metadata["eval_metrics"] == {"val_mean_dice": 0.5, "test_mean_dice": 0.9123}
+    card = (bundle.root / "docs" / "README.md").read_text()
+    assert "| Dice | mean of labels | 0.912 [0.900, 0.920] | 40 |" in card
+    assert "95% bootstrap interval over patients" in card and "1 failed" in card
+    assert "| HD95 (mm) | left | - | 0 |" in card
+    import jsonschema
+
+    jsonschema.validate(bundle.metadata, json.loads(SCHEMA.read_text()))
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(DataError, match="not an evaluation"):
+        export_bundle(run_folder, tmp_path / "other", evaluation=tmp_path)
+    assert not (tmp_path / "other").exists()
+
+
+def test_command_line(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bundle"
+    arguments = ["export", str(run_folder), str(out), "--name", "liver_mri", "--version", "1.2.0", "--json"]
+    assert run(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (
+        document["command"] == "export" and document["name"] == "liver_mri" and document["version"] == "1.2.0"
+    )
+    assert run(arguments) == 2
+    assert "taken" in json.loads(capsys.readouterr().out)["error"]["message"]
+    (out / "extra.txt").write_text("left behind")
+    assert run([*arguments, "--overwrite"]) == 0
+    assert not (out / "extra.txt").exists()
+    capsys.readouterr()
+    assert run([*arguments[:-1], "--overwrite"]) == 0
+    captured = capsys.readouterr()
+    assert "monai.bundle run" in captured.out.replace("\n", " ") and captured.err == ""
+
+
+def test_a_folder_of_something_else_is_never_replaced(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert run(["export", str(run_folder), str(tmp_path / "mine"), "--overwrite"]) == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "code"),
+    [
+        ({"network_def": {"_target_": "pipeline.components.Own"}}, "cannot run in stock MONAI", 2),
+        ({"network_def": {"_target_": "mypackage.Net"}}, "cannot run in stock MONAI", 2),
+        ({"network_def": {"_target_": "UNet", "spatial_dims": "$1+2"}}, "cannot be exported", 2),
+        ({"network_def": {"_target_": "BasicUNet", "spatial_dims": 3}}, "do not fit the network", 3),
+        ({"activation": "sigmoid"}, "do not make one label map", 2),
+        ({"deterministic_transforms": [{"_target_": "RandFlipd", "keys": "image"}]}, "RandFlipd", 2),
+        ({"somewhere": "/home/me/data"}, "a path of this machine", 2),
+    ],
+)
+def test_what_cannot_run_in_stock_monai_is_refused(
+    run_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    words: str,
+    code: int,
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("run.json", "manifest.json", "best.pt"):
+        (folder / name).symlink_to(run_folder / name)
+    document = json.loads((run_folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**document, **change}))
+    assert run(["export", str(folder), str(tmp_path / "bundle")]) == code
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_not_a_run_and_damaged_weights(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a finished run"):
+        export_bundle(tmp_path, tmp_path / "bundle")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("run.json", "manifest.json", "config.json"):
+        (folder / name).symlink_to(run_folder / name)
+    (folder / "best.pt").write_bytes((run_folder / "best.pt").read_bytes()[:200])
+    with pytest.raises(DataError, match="weights cannot be read"):
+        export_bundle(folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_rule_for_an_unknown_label(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.json").write_text(
+        json.dumps({"schema_version": 1, "rules": {"3": {"keep_largest": True}}})
+    )
+    with pytest.raises(UsageError, match="unknown label"):
+        export_bundle(run_folder, tmp_path / "bundle", postprocessing=tmp_path / "rules.json")
+
+
+def test_a_full_disk_leaves_nothing(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(["export", str(run_folder), str(tmp_path / "bundle")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_licence_is_a_name_or_a_file(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("do as you like\n")
+    assert run(["export", str(run_folder), str(tmp_path / "a"), "--licence", str(tmp_path / "own.txt")]) == 0
+    assert (tmp_path / "a" / "LICENSE").read_text() == "do as you like\n"
+    assert str(tmp_path) not in (tmp_path / "a" / "configs" / "metadata.json").read_text()
+    assert run(["export", str(run_folder), str(tmp_path / "b"), "--licence", "CC-BY-4.0"]) == 0
+    assert "CC-BY-4.0" in (tmp_path / "b" / "LICENSE").read_text()
+    assert run(["export", str(run_folder), str(tmp_path / "c")]) == 0
+    assert "Apache License" in (tmp_path / "c" / "LICENSE").read_text()

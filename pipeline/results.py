@@ -27,6 +27,7 @@ RESULT = "result.json"
 STATE = "predictions.jsonl"
 MAPPING = "mapping.jsonl"
 PARTIAL = ".partial"
+REPLACED = "~replaced"  # no case id ends like this
 
 
 class ResultFolder:
@@ -40,10 +41,18 @@ class ResultFolder:
         self.root = Path(root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._put_back()
             shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
             (self.root / PARTIAL).mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.root, error) from error
+
+    def _put_back(self) -> None:
+        """Restore older results that `finish` had set aside when it was killed."""
+        for aside in (self.root / PARTIAL).glob(f"*{REPLACED}"):
+            final = self.final(aside.name.removesuffix(REPLACED))
+            if not final.exists():
+                aside.rename(final)
 
     def final(self, case_id: str) -> Path:
         """Where a finished case lies."""
@@ -71,13 +80,13 @@ class ResultFolder:
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
             if final.exists():
-                aside = self.root / PARTIAL / f"{case_id}.replaced"
+                aside = self.root / PARTIAL / f"{case_id}{REPLACED}"
                 shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)
             source.rename(final)
         except OSError as error:
             raise cannot_write(final, error) from error
-        shutil.rmtree(self.root / PARTIAL / f"{case_id}.replaced", ignore_errors=True)
+        shutil.rmtree(self.root / PARTIAL / f"{case_id}{REPLACED}", ignore_errors=True)
 
     def abandon(self, case_id: str) -> None:
         """Remove what a failed case left behind."""

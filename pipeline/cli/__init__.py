@@ -77,6 +77,8 @@ def run(arguments: list[str]) -> int:
         console.error(error)
         return error.exit_code
     except click.exceptions.Exit as error:
+        if error.exit_code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            console.note(f"segpipe {verb}: interrupted; what was finished is kept")
         return error.exit_code
     except click.ClickException as error:
         error.show()

@@ -10,6 +10,7 @@ from hypothesis import settings
 NO_REAL_DATA = "SEGPIPE_DATA does not name a folder of real scans"
 ALLOWED_SKIPS = {
     NO_REAL_DATA: "real scans are not part of the repository",
+    "a small file system can only be mounted by root": "a full disk is simulated in tests/predict as well",
 }
 
 settings.register_profile("segpipe", deadline=None)  # the machine may be busy
@@ -52,3 +53,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped, and not in ALLOWED_SKIPS of tests/conftest.py: a failure")
         for nodeid, reason in sorted(_skipped.items()):
             terminalreporter.line(f"{nodeid}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a small generated data set with two folds, beside its task.yaml."""
+    from tiny_data import write_data
+
+    return write_data(tmp_path_factory.mktemp("tiny") / "data")

@@ -154,6 +154,30 @@ def test_an_interruption_keeps_what_is_finished_and_nothing_partial(tmp_path: Pa
     assert not partial(tmp_path)
 
 
+def test_an_older_result_outlives_a_kill_in_the_middle_of_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, FakeWorker(), "a")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.parent.name == PARTIAL:
+            os._exit(137)
+        return rename(self, target)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(Path, "rename", killed)
+        try:
+            run(tmp_path, FakeWorker(), "a", overwrite=True)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 137
+    assert not (tmp_path / "a").exists()
+    assert run(tmp_path, FakeWorker(), "a") == {"a": "skipped"}
+    assert (tmp_path / "a/segmentation.nii.gz").is_file()
+
+
 def full_disk(path: Path) -> UsageError:
     return cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from tiny_bundle import THRESHOLD, TILTED, write_scan
 from pipeline.cli import run
 from pipeline.predict import batch
 from pipeline.predict.client import Worker
+
+SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
 
 
 class LentWorker(Worker):
@@ -71,6 +74,8 @@ def test_labels_lie_on_the_grid_of_the_scan(
     assert labels.get_data_dtype() == np.uint8 and int(labels.header["sform_code"]) == 4
     assert b"Jane" not in gzip.decompress((tmp_path / "out/a/segmentation.nii.gz").read_bytes())
     result = json.loads((tmp_path / "out/a/result.json").read_text())
+    for name, instance in {"result": result, "predict": document}.items():
+        jsonschema.validate(instance, json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
     assert result["voxels"] == {"bright": int(expected.sum())}
     voxel_ml = abs(np.linalg.det(TILTED[:3, :3])) / 1000
     assert result["volumes_ml"]["bright"] == pytest.approx(expected.sum() * voxel_ml, rel=1e-5)

@@ -217,7 +217,10 @@ def _check_settings(config: dict[str, Any]) -> None:
     try:
         Settings.model_validate(plain)
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = [fault for fault in error.errors() if fault["type"] != "missing" or fault["loc"][0] not in config]
+        if not faults:
+            return  # what is left is given by references
+        first = faults[0]
         name = str(first["loc"][0])
         raise UsageError(
             f"the value of {name!r} cannot be used: {first['msg']}", found=repr(config.get(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -61,3 +62,11 @@ def tiny_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_data import write_data
 
     return write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose network marks what is brighter than 100."""
+    from tiny_bundle import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")

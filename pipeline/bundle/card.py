@@ -18,8 +18,7 @@ def model_card(metadata: Mapping[str, Any]) -> str:
         _training(metadata),
         _commands(metadata["commands"], metadata["config_requirements"]),
         _limits(metadata),
-        f"## Licence\n\nWeights and configs: {metadata['license'].removeprefix('see ')} (`LICENSE`). "
-        f"{metadata['copyright']}.",
+        _licence(metadata),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -107,6 +106,11 @@ def _limits(metadata: Mapping[str, Any]) -> str:
         *(f"`{name}`: {reason}." for name, reason in metadata["exceptions"].items()),
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _licence(metadata: Mapping[str, Any]) -> str:
+    by = "" if metadata["authors"] == metadata["copyright"] else f" {metadata['copyright']}."
+    return f"## Licence\n\nWeights and configs: {metadata['license'].removeprefix('see ')} (`LICENSE`).{by}"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

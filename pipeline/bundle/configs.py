@@ -134,7 +134,7 @@ def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> di
 
 
 def train_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's config with its own places replaced by ones relative to the bundle.
+    """The run's config without its own places; what it writes goes beside the caller, never into the bundle.
 
     Raises:
         UsageError: another absolute path stands in it.
@@ -142,7 +142,7 @@ def train_config(config: Mapping[str, Any]) -> dict[str, Any]:
     places = {
         "bundle_root": ".",
         "dataset_dir": "data",
-        "run_dir": "$@bundle_root + '/run'",
+        "run_dir": "run",
         "manifest": "$@bundle_root + '/configs/manifest.json'",
         "resume": False,
     }
@@ -197,7 +197,7 @@ def _head(config: Mapping[str, Any]) -> dict[str, Any]:
     transforms = resolve(config["deterministic_transforms"], config)
     return {
         "bundle_root": ".",
-        "output_dir": "$@bundle_root + '/eval'",
+        "output_dir": "eval",
         "dataset_dir": "data",
         "device": "cpu",
         "network_def": network_definition(config),

@@ -5,6 +5,7 @@ https://docs.monai.io/en/stable/mb_specification.html; our schema is ``pipeline/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,12 +13,15 @@ from typing import Any
 
 from pipeline.bundle.references import resolve
 from pipeline.bundle.results import OVERALL
+from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 from pipeline.provenance import versions as installed_versions
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
+NOT_STATED = "not stated"
+NAME, VERSION = r"[A-Za-z0-9][\w.-]*", r"\d+\.\d+\.\d+[\w.+-]*"
 RECORDED = ("seed", "fold", "epochs", "best", "config_sha256", "manifest_sha256")
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
 LIST_OUTPUT = (
@@ -28,12 +32,21 @@ LIST_OUTPUT = (
 
 @dataclass(frozen=True)
 class Labelling:
-    """What whoever exports says of a bundle."""
+    """What whoever exports says of a bundle.
+
+    Raises:
+        UsageError: a name that is no file name, or a version that is not like 1.2.3.
+    """
 
     name: str
     version: str = "0.1.0"
     licence: str = "Apache-2.0"
-    authors: str = "not stated"
+    authors: str = NOT_STATED
+
+    def __post_init__(self) -> None:
+        for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
+            if not re.fullmatch(pattern, value):
+                raise UsageError(f"this {what} of a bundle cannot be used", found=value, expected=pattern)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def bundle_metadata(
         "task": f"Segmentation of {foreground} in {modality}",
         "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
         "authors": labelling.authors,
-        "copyright": f"Copyright (c) {labelling.authors}",
+        "copyright": NOT_STATED if labelling.authors == NOT_STATED else f"Copyright (c) {labelling.authors}",
         "license": labelling.licence,
         "data_source": manifest.source or manifest.name,
         "data_type": "nifti",

@@ -273,3 +273,38 @@ def test_licence_is_a_name_or_a_file(run_folder: Path, tmp_path: Path) -> None:
     assert "CC-BY-4.0" in (tmp_path / "b" / "LICENSE").read_text()
     assert run(["export", str(run_folder), str(tmp_path / "c")]) == 0
     assert "Apache License" in (tmp_path / "c" / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize("option", [["--name", "../up"], ["--version", "new"]])
+def test_name_and_version_are_checked(run_folder: Path, tmp_path: Path, option: list[str]) -> None:
+    assert run(["export", str(run_folder), str(tmp_path / "bundle"), *option]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_train_config_trains_from_the_bundle(
+    bundle: Bundle, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import monai.bundle
+    import numpy as np
+    from tiny_run import affines
+
+    from pipeline.bundle import open_bundle
+    from pipeline.phantom import write_nifti
+
+    (tmp_path / "images").symlink_to(images)
+    (tmp_path / "labels").mkdir()
+    for name, affine in affines().items():
+        truth = np.random.default_rng(0).integers(0, 3, (16, 16, 16)).astype(np.uint8)
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", truth, affine)
+    monkeypatch.chdir(tmp_path)
+    train = str(bundle.root / "configs" / "train.json")
+    monai.bundle.run(
+        config_file=train,
+        bundle_root=str(bundle.root),
+        dataset_dir=str(tmp_path),
+        max_epochs=1,
+        val_interval=1,
+    )
+    assert (tmp_path / "run" / "best.pt").is_file()
+    assert open_bundle(bundle.root).intact

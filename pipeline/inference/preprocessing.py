@@ -1,7 +1,7 @@
 """Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
 
-The list is closed, so that an engine without MONAI's transforms knows all that can stand there. What is outside
-the list is named by `OutsideClosedList`, and runs through MONAI's own transforms.
+The list is closed, so that an engine without MONAI's transforms knows all that can stand there. What is
+outside the list is named by `OutsideClosedList`, and runs through MONAI's own transforms.
 """
 
 from __future__ import annotations

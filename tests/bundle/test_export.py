@@ -308,3 +308,8 @@ def test_the_train_config_trains_from_the_bundle(
     )
     assert (tmp_path / "run" / "best.pt").is_file()
     assert open_bundle(bundle.root).intact
+
+
+def test_the_schema_in_the_docs_is_the_packages() -> None:
+    documented = Path(__file__).parents[2] / "docs" / "schemas" / SCHEMA.name
+    assert documented.read_text() == SCHEMA.read_text()

@@ -31,7 +31,7 @@ def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: lis
             figures=[
                 (_figure(outcome.mean_dice), "mean Dice on the test cases"),
                 (_figure(outcome.guess_dice), "of a guess that looks at no image"),
-                (f"{outcome.agreement:.4%}", "of voxels equal in stock MONAI and segpipe"),
+                (f"{outcome.agreement:.3%}", "of voxels equal in stock MONAI and segpipe"),
                 (f"{seconds / 60:.1f} min", f"for all steps, {settings.threads} CPU threads"),
             ],
         ),

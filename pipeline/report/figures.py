@@ -172,7 +172,9 @@ def dice_bars(dice: Mapping[str, Mapping[str, float | None]]) -> bytes:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # without pyplot: no window system, no state shared between figures
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg, unused-ignore]
+    return figure
 
 
 def _png(figure: Figure, dpi: int = 100) -> bytes:

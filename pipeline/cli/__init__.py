@@ -72,13 +72,13 @@ def run(arguments: list[str]) -> int:
         previous = None
     try:
         result = app(args=arguments, standalone_mode=False)
+        if result == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else OK
     except SegpipeError as error:
         console.error(error)
         return error.exit_code
     except click.exceptions.Exit as error:
-        if error.exit_code == INTERRUPTED:  # what Typer makes of Ctrl-C
-            console.note(f"segpipe {verb}: interrupted; what was finished is kept")
         return error.exit_code
     except click.ClickException as error:
         error.show()

@@ -35,7 +35,9 @@ TRICK = (
 )
 # The parent of the batch, which must be free of torch to the end.
 PARENT = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job would ignore
 from pipeline.cli import run
 code = run(sys.argv[1:])
 heavy = {'torch', 'monai', 'ignite'} & set(sys.modules)

@@ -20,7 +20,7 @@ def command(
         "demo_out"
     ),
     cases: Annotated[
-        int | None, typer.Option(min=8, help=f"Generated cases, a quarter for test [default: {CASES}].")
+        int | None, typer.Option(help=f"Generated cases, at least 8, a quarter for test [default: {CASES}].")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help=f"Epochs [default: {EPOCHS}].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the data and the training.")] = 0,
@@ -41,23 +41,24 @@ def command(
     Example: segpipe demo my_demo
     """
     from pipeline.cli import run
+    from pipeline.demo.data import demo_manifest
     from pipeline.demo.outcome import read_outcome
     from pipeline.demo.page import write_demo_page
     from pipeline.demo.walk import Settings, cores, prepare, walk
-    from pipeline.manifest import load_manifest
 
     console = Console("demo", as_json=json)
     settings = Settings(
         out=out,
-        cases=cases or (QUICK_CASES if quick else CASES),
-        epochs=epochs or (QUICK_EPOCHS if quick else EPOCHS),
+        cases=(QUICK_CASES if quick else CASES) if cases is None else cases,
+        epochs=(QUICK_EPOCHS if quick else EPOCHS) if epochs is None else epochs,
         seed=seed,
         threads=cores(),
         coarseness=QUICK_COARSENESS if quick else 1.0,
     )
+    manifest = demo_manifest(settings.cases, settings.seed)  # refuses before anything is written
     prepare(out, overwrite)
-    steps = walk(settings, run, console)
-    outcome = read_outcome(out, load_manifest(out / "data" / "manifest.json"))
+    steps = walk(settings, manifest, run, console)
+    outcome = read_outcome(out, manifest)
     write_demo_page(out / "index.html", settings, outcome, steps)
 
     if outcome.agreement < LEAST_AGREEMENT:

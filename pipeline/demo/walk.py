@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.console import Console
-from pipeline.demo.data import demo_manifest, write_data
+from pipeline.demo.data import write_data
 from pipeline.errors import INTERRUPTED, OK, SegpipeError, UsageError
 from pipeline.files import cannot_write, write_json
+from pipeline.manifest import Manifest
 
 Runner = Callable[[list[str]], int]
 
@@ -107,12 +108,17 @@ def prepare(out: Path, overwrite: bool) -> None:
 
 
 def walk(
-    settings: Settings, run: Runner, console: Console, run_other: Callable[[list[str]], None] | None = None
+    settings: Settings,
+    manifest: Manifest,
+    run: Runner,
+    console: Console,
+    run_other: Callable[[list[str]], None] | None = None,
 ) -> list[Step]:
     """Generate the data, then run every command.
 
     Args:
         settings: what is asked for; the folder is prepared already.
+        manifest: of the cases to generate.
         run: runs the words after ``segpipe`` and returns the exit code.
         console: where the commands are printed.
         run_other: runs any other command; by default a process of this Python.
@@ -126,7 +132,6 @@ def walk(
     out = settings.out
     began = time.monotonic()
     with console.progress() as progress:
-        manifest = demo_manifest(settings.cases, settings.seed)
         bar = progress.add_task("generating", total=len(manifest.cases()))
         write_data(
             out / "data", manifest, settings.seed, settings.coarseness, lambda _: progress.advance(bar)

@@ -82,7 +82,7 @@ def test_the_whole_walk_prints_every_command_and_writes_the_page(tmp_path, capsy
     out = tmp_path / "secret place"
     fake = FakeCommands(out)
     prepare(out, overwrite=False)
-    steps = walk(settings(out), fake.run, Console("demo"), fake.run_other)
+    steps = walk(settings(out), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
 
     verbs = ["check", "plan", "train", "export", "predict", "evaluate"]
     assert [words[0] for words in fake.ran] == [*verbs, "python"]
@@ -90,7 +90,7 @@ def test_the_whole_walk_prints_every_command_and_writes_the_page(tmp_path, capsy
     assert [line.split()[2] for line in printed[:-1]] == verbs
     assert printed[-1].startswith("$ python -m monai.bundle run --config_file")
 
-    outcome = read_outcome(out, load_manifest(out / "data" / "manifest.json"))
+    outcome = read_outcome(out, demo_manifest(8))
     assert outcome.agreement == 1.0 and outcome.mean_dice == 1.0
     assert 0 < outcome.guess_dice < 0.7
     write_demo_page(out / "index.html", settings(out), outcome, steps)
@@ -109,7 +109,7 @@ def test_with_json_standard_output_stays_clean(tmp_path, capsys) -> None:
         return fake.run(words)
 
     prepare(tmp_path / "out", overwrite=False)
-    walk(settings(tmp_path / "out"), chatty, Console("demo", as_json=True), fake.run_other)
+    walk(settings(tmp_path / "out"), demo_manifest(8), chatty, Console("demo", as_json=True), fake.run_other)
     captured = capsys.readouterr()
     assert captured.out == "" and "a table" in captured.err
 
@@ -119,7 +119,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, verb: str, code
     fake = FakeCommands(tmp_path / "out", verb, code)
     prepare(tmp_path / "out", overwrite=False)
     with pytest.raises(SegpipeError, match=f"stopped at `segpipe {verb}`") as caught:
-        walk(settings(tmp_path / "out"), fake.run, Console("demo"), fake.run_other)
+        walk(settings(tmp_path / "out"), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
     assert caught.value.exit_code == code
     assert fake.ran[-1][0] == verb
 
@@ -128,7 +128,7 @@ def test_an_interrupted_step_interrupts_the_demo(tmp_path) -> None:
     fake = FakeCommands(tmp_path / "out", "train", 130)
     prepare(tmp_path / "out", overwrite=False)
     with pytest.raises(KeyboardInterrupt):
-        walk(settings(tmp_path / "out"), fake.run, Console("demo"), fake.run_other)
+        walk(settings(tmp_path / "out"), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path) -> None:

@@ -106,3 +106,13 @@ class RefusedError(SegpipeError):
     """Something not trusted, or not safe to go on with."""
 
     exit_code = REFUSED
+
+
+def ours_within(error: BaseException) -> SegpipeError | None:
+    """The error of ours that a library wrapped in its own, or None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SegpipeError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -6,6 +6,7 @@ The run folder is described in docs/decisions/0001; what runs is its ``config.js
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 from pipeline.compose import Composed, check_components, compose
 from pipeline.console import quiet_libraries
-from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.errors import DataError, UsageError, ours_within
 from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text
 from pipeline.manifest import data_root, load_manifest
 from pipeline.provenance import environment
@@ -171,16 +172,14 @@ def _execute(out: Path, resume: bool, data: Path | None) -> None:
 
 def unwrap(error: BaseException) -> BaseException:
     """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the first cause."""
-    seen: BaseException | None = error
-    first = error
+    ours = ours_within(error)
+    if ours is not None:
+        return ours
+    first, seen = error, error.__cause__ or error.__context__
     while seen is not None:
-        if isinstance(seen, SegpipeError):
-            return seen
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return (
-                cannot_write(seen.filename or "the run folder", seen) if seen.errno in (13, 28, 30) else seen
-            )
         first, seen = seen, seen.__cause__ or seen.__context__
+    if isinstance(first, OSError) and first.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return cannot_write(first.filename or "the run folder", first)
     return first
 
 

@@ -3,7 +3,7 @@
 Everything here is constructed from a MONAI config, so arguments are plain values or other components.
 """
 
-from pipeline.components.cases import ValidateCased, load_cases
+from pipeline.components.cases import CaseTransforms, ValidateCased, load_cases
 from pipeline.components.checkpoint import RunCheckpoint
 from pipeline.components.handlers import EpochSeed, GradientClip, StopOnNonFinite
 from pipeline.components.losses import DeepSupervision, DiceCELoss, FocalTverskyLoss, TverskyLoss
@@ -13,6 +13,7 @@ from pipeline.components.runlog import RunLog
 
 __all__ = [
     "CaseDice",
+    "CaseTransforms",
     "DeepSupervision",
     "DiceCELoss",
     "EpochSeed",

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Transform
+from monai.transforms import Compose, Transform
 
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, SegpipeError, UsageError, ours_within
 from pipeline.manifest import load_manifest
+from pipeline.nifti import read_header, read_volume
 
 
 def load_cases(manifest: str, data: str, split: str, fold: int | None = None) -> list[dict[str, Any]]:
@@ -49,6 +50,39 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
             item["label"] = str(Path(data) / case.label)
         found.append(item)
     return found
+
+
+class CaseTransforms(Compose):
+    """A `monai.transforms.Compose` whose failures name the case and the file, as `DataError`."""
+
+    def __call__(self, input_: Any, *arguments: Any, **named: Any) -> Any:
+        """As `Compose`.
+
+        Raises:
+            DataError: naming the case.
+        """
+        try:
+            return super().__call__(input_, *arguments, **named)
+        except Exception as error:
+            raise ours_within(error) or _unprepared(input_, error) from error
+
+
+def _unprepared(item: Mapping[str, Any], error: Exception) -> Exception:
+    """What is wrong with a case's files, or else that it cannot be prepared."""
+    case_id = item.get("case_id")
+    for paths in (item.get("image"), item.get("label")):
+        for path in [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []:
+            try:
+                read_volume(read_header(path))
+            except SegpipeError as fault:
+                fault.case_id = case_id
+                return fault
+    return DataError(
+        "the case cannot be prepared",
+        case_id=case_id,
+        found=str(error).strip().splitlines()[0][:300] or type(error).__name__,
+        hint="run `segpipe check`",
+    )
 
 
 class ValidateCased(Transform):

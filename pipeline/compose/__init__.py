@@ -1,0 +1,15 @@
+"""Fragments and overrides become one MONAI config; what MONAI would pass in silence is refused here."""
+
+from pipeline.compose.fragments import OWNED, Composed, compose, configs_folder, known_fragments
+from pipeline.compose.settings import Settings
+from pipeline.compose.targets import check_components
+
+__all__ = [
+    "OWNED",
+    "Composed",
+    "Settings",
+    "check_components",
+    "compose",
+    "configs_folder",
+    "known_fragments",
+]

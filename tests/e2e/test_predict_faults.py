@@ -19,7 +19,7 @@ from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
 from pipeline.results import PARTIAL, read_events
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 EXITS, ABORTS, SLEEPS, RAISES = 1000, 1001, 1002, 1003
 # A foreign bundle, whose own transform misbehaves at the sight of certain values, and always talks.
@@ -70,12 +70,15 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=200)
+    try:
+        out, err = process.communicate(timeout=400)
+    finally:
+        process.kill()
     return process.returncode, out, err
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Go the whole way once: generated scans, a trained network, a bundle, and a page about it.
 
-    Needs no data and about four minutes on two cores. Every step is a command that you could type yourself;
+    Needs no data and some minutes on two cores. Every step is a command that you could type yourself;
     each is printed before it runs: check, plan, train, export, predict, evaluate, and at last stock MONAI on the
     same bundle, whose label maps are compared with ours. Then open OUT/index.html.
 

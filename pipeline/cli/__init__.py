@@ -9,12 +9,15 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import click
 import typer
 
 from pipeline.console import Console
-from pipeline.errors import BUG, INTERRUPTED, OK, USAGE, SegpipeError
+from pipeline.errors import BUG, INTERRUPTED, OK, USAGE, SegpipeError, UsageError
+
+# click's ClickException, or that of the click which newer Typers carry within
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 VERBS = (
     "import",
@@ -78,12 +81,15 @@ def run(arguments: list[str]) -> int:
     except SegpipeError as error:
         console.error(error)
         return error.exit_code
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except _CommandLineError as error:
+        if console.as_json:
+            console.error(UsageError(error.format_message(), hint=f"see `segpipe {verb} --help`"))
+        else:
+            error.show()
         return USAGE
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         console.note(f"segpipe {verb}: interrupted; what was finished is kept")
         return INTERRUPTED
     except BrokenPipeError:

@@ -165,7 +165,8 @@ def _execute(out: Path, resume: bool, data: Path | None) -> None:
             config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
         )
         workflow.initialize()
-        workflow.run()
+        # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
+        workflow.parser.get_parsed_content("train::trainer").run()
     except Exception as error:
         raise unwrap(error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -104,7 +105,7 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tiny_ma
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode != 0:
         pytest.skip("a small file system can only be mounted by root")
@@ -112,7 +113,7 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tiny_ma
         filler = disk / "filler"
         process = start(train_arguments(tiny_manifest, disk / "run", "--epochs", "400"))
         wait_for_epoch(process, 2)
-        with filler.open("wb") as stream, pytest.raises(OSError):
+        with contextlib.suppress(OSError), filler.open("wb") as stream:
             while True:
                 stream.write(bytes(4096))
                 stream.flush()

@@ -48,12 +48,16 @@ def command(
         bool, typer.Option("--hash/--no-hash", help="Record the SHA-256 of every file.")
     ] = True,
     pseudonymise: Annotated[bool, typer.Option(help="Replace case and patient ids by hashes.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     r"""Build a manifest of a Decathlon or nnU-Net data set, or of two folders.
 
     The manifest names every case, its files (relative to the data folder), patient, labels, modality, licence
-    and hashes; every other command starts from it. No image is changed or copied.
+    and hashes; every other command starts from it. No image is changed or copied. A manifest that is there
+    already, perhaps with a split, is kept unless --overwrite is given.
 
     Example: segpipe import Task04_Hippocampus --patient-rule pairs
 
@@ -64,11 +68,17 @@ def command(
 
     console = Console("import", as_json=json)
     found = _find(console, source, layout, images, labels, label_name or [], modality or [])
+    path = output or found.root / "manifest.json"
+    if path.exists() and not overwrite:
+        raise UsageError(
+            "there is a manifest already",
+            path=path,
+            hint="choose another file with -o, or replace it and its split with --overwrite",
+        )
     about = {"name": name, "licence": licence, "source": origin}
     manifest = to_manifest(found, patient_rule, pseudonymise=pseudonymise, about=about)
     if hashes:
         _hash(console, manifest, found.root)
-    path = output or found.root / "manifest.json"
     save_manifest(manifest, path)
     _report(console, manifest, path, found.root)
 

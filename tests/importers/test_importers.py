@@ -87,6 +87,20 @@ def test_output_elsewhere_keeps_paths_relative_to_the_data_and_says_so(tmp_path,
     assert manifest.training[0].image == "imagesTr/b_1.nii.gz" and manifest.training[0].sha256 is None
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_manifest_that_is_there_is_replaced_on_request_alone(tmp_path, capsys, elsewhere):
+    root = decathlon(tmp_path / "data")
+    path = tmp_path / "other.json" if elsewhere else root / "manifest.json"
+    path.write_text("a split that took thought")
+    arguments = ["import", str(root), "--no-hash", *(["-o", str(path)] if elsewhere else [])]
+    assert run([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["path"] == str(path) and "--overwrite" in error["hint"]
+    assert path.read_text() == "a split that took thought"
+    assert run([*arguments, "--overwrite"]) == 0
+    assert len(load_manifest(path).training) == 3
+
+
 def test_decathlon_missing_files_are_named(tmp_path, capsys):
     root = decathlon(tmp_path)
     (root / "labelsTr" / "b_2.nii.gz").unlink()
@@ -176,7 +190,7 @@ def test_folders_match_by_name_with_numbers_that_are_no_channels(tmp_path, capsy
     assert [case.id for case in manifest.training] == ["scan_0001", "scan_0002"]
     assert manifest.foreground == {1: "liver", 2: "tumour"} and manifest.channels == ["CT"]
     assert manifest.training[0].label == "masks/scan_0001.nii"
-    assert run(arguments) == 0
+    assert run([*arguments, "--overwrite"]) == 0
     assert load_manifest(tmp_path / "manifest.json").foreground == {1: "label_1", 2: "label_2"}
     assert "--modality" in capsys.readouterr().out
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.errors import DataError, UsageError
 from pipeline.files import read_json, write_json
 
-CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
 
 
@@ -76,7 +76,7 @@ class Case(BaseModel):
 class Manifest(BaseModel):
     """A dataset: cases, image channels, labels by name, modality, licence and source."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     name: str

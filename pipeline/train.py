@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import time
@@ -246,11 +245,6 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         "steps_per_epoch": len(loader),
         "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
     }
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a config's content, whatever its order."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from pipeline.errors import UsageError
 from pipeline.inference.cleanup import LabelRule, cleanup_transforms
 from pipeline.inference.preprocessing import Preprocessing
 
-OURS = "pipeline."
 UNETPP = "pipeline.components.UNetPlusPlus"
 Rules = Mapping[int, LabelRule]
 NIFTI = ["*.nii.gz", "*.nii"]

@@ -100,8 +100,16 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
         UsageError: there is no such file.
         DataError: it is not JSON; the message names line and column.
     """
-    path = Path(path)
-    return _parse(path, what, json.loads)
+
+    def parse(text: str) -> Any:
+        document = json.loads(text)
+        if "\\u" in text:
+            json.dumps(
+                document, ensure_ascii=False
+            ).encode()  # half a surrogate pair could never be written again
+        return document
+
+    return _parse(Path(path), what, parse)
 
 
 def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
@@ -130,3 +138,5 @@ def _parse(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
         return parse(text)
     except ValueError as error:
         raise DataError(f"the {what} cannot be parsed", path=path, found=str(error)) from error
+    except RecursionError as error:
+        raise DataError(f"the {what} cannot be parsed", path=path, found="nested too deeply") from error

@@ -95,6 +95,11 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except (OSError, MemoryError) as error:  # of the machine, not a bug of ours
+        if os.environ.get("SEGPIPE_DEBUG"):
+            traceback.print_exc()
+        console.error(_environment(error))
+        return USAGE
     except Exception as error:  # noqa: BLE001 - the last wall before the user
         return _bug(console, error)
     finally:
@@ -104,6 +109,15 @@ def run(arguments: list[str]) -> int:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _environment(error: OSError | MemoryError) -> UsageError:
+    if isinstance(error, MemoryError):
+        return UsageError("there is not enough memory", hint="close other programs, or use a larger machine")
+    return UsageError(
+        "a file or folder cannot be used", path=error.filename, found=error.strerror or str(error),
+        hint="check that it is there, may be read and written, and that the disk is not full",
+    )  # fmt: skip
 
 
 def _bug(console: Console, error: Exception) -> int:

@@ -71,7 +71,11 @@ class Console:
         for row in rows:
             table.add_row(*row)
         width = None if sys.stdout.isatty() else 140
-        RichConsole(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+        console = RichConsole(file=sys.stdout, width=width, markup=False, highlight=False)
+        with console.capture() as captured:  # rich itself would end the process where a reader has gone
+            console.print(table)
+        sys.stdout.write(captured.get())
+        sys.stdout.flush()
 
     def document(self, **content: Any) -> None:
         """The one JSON document of the command; silent without ``--json``."""

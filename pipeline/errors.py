@@ -110,9 +110,11 @@ class RefusedError(SegpipeError):
 
 def ours_within(error: BaseException) -> SegpipeError | None:
     """The error of ours that a library wrapped in its own, or None."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SegpipeError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+    link: BaseException | None = error
+    seen: set[int] = set()  # a library may raise an error from itself
+    while link is not None and id(link) not in seen:
+        if isinstance(link, SegpipeError):
+            return link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,3 +143,22 @@ def test_no_third_party_noise_on_success(tiny_manifest, tmp_path) -> None:
     )
     assert [line for line in done.stderr.splitlines() if not line.startswith("epoch ")] == []
     assert len(done.stdout.splitlines()) == 3
+
+
+def test_stock_monai_trains_the_same_weights_from_the_config(tiny_manifest, tmp_path) -> None:
+    ours, stock = tmp_path / "ours", tmp_path / "stock"
+    assert run(train_arguments(tiny_manifest, ours, "--epochs", "2")) == 0
+    stock.mkdir()
+    for name in ("config.json", "manifest.json"):
+        shutil.copy(ours / name, stock / name)
+    words = [
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(stock / "config.json"),
+        "--bundle_root",
+        str(stock),
+    ]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    assert equal(ours, stock)

@@ -12,14 +12,16 @@ A case is written below ``.partial`` and renamed once, as a folder: what has a f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 from pipeline.files import cannot_write
 
 SEGMENTATION = "segmentation.nii.gz"
@@ -62,6 +64,10 @@ class ResultFolder:
         """Whether the case has its final folder."""
         return (self.final(case_id) / RESULT).is_file()
 
+    def is_taken(self, case_id: str) -> bool:
+        """Whether something that is no result lies where the case's result would go; it is never replaced."""
+        return os.path.lexists(self.final(case_id)) and not self.is_finished(case_id)
+
     def begin(self, case_id: str) -> Path:
         """An empty folder to write a case into."""
         folder = self.root / PARTIAL / case_id
@@ -73,13 +79,13 @@ class ResultFolder:
         return folder
 
     def finish(self, case_id: str) -> None:
-        """Rename the case's folder to its final name; an older result is replaced."""
+        """Rename the case's folder to its final name; an older result is replaced, anything else never."""
         source, final = self.root / PARTIAL / case_id, self.final(case_id)
         try:
             for path in source.iterdir():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-            if final.exists():
+            if self.is_finished(case_id):
                 aside = self.root / PARTIAL / f"{case_id}{REPLACED}"
                 shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)
@@ -111,7 +117,7 @@ class ResultFolder:
             with os.fdopen(handle, "r+b") as stream:
                 if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
                     line = "\n" + line  # a crash cut the line before
-                stream.write(line.encode())
+                stream.write(line.encode(errors="backslashreplace"))  # a file name that is not UTF-8
                 stream.flush()
                 os.fsync(handle)
         except OSError as error:
@@ -122,21 +128,34 @@ def read_events(root: str | Path) -> list[dict[str, Any]]:
     """The events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.
 
     Raises:
-        DataError: a line other than one that a crash cut short is not JSON.
+        DataError: a line is JSON, but not an event.
+        UsageError: the file cannot be read.
     """
     path = Path(root) / STATE
-    if not path.is_file():
-        return []
-    events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash or a full disk; what it said is visible from the folders
-        if not isinstance(event, dict):
-            raise DataError("not a line of predictions.jsonl", path=path, found=f"line {number}")
-        events.append(event)
+    events = list(read_lines(path))
+    odd = next((event for event in events if not isinstance(event, dict)), None)
+    if odd is not None:
+        raise DataError("not a line of predictions.jsonl", path=path, found=f"{odd!r:.60}")
     return events
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, none where it is not there.
+
+    A line that a crash or a full disk cut short is passed over: what it said is visible from the folders.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError("cannot read what was predicted before", path=path, found=error.strerror) from error
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def find_segmentation(root: str | Path, case_id: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.console import SCHEMA_VERSION
 from pipeline.errors import SegpipeError
 from pipeline.files import write_json
+from pipeline.manifest import nifti_stem
 from pipeline.predict.client import CannotGoOnError, Worker, WorkerDiedError, WorkerTimeoutError
-from pipeline.predict.resume import compare_sources, held_by, is_done, refuse_other_bundle
+from pipeline.predict.resume import (
+    compare_sources,
+    held_by,
+    is_done,
+    refuse_other_bundle,
+    refuse_own_folder,
+    refuse_taken,
+)
 from pipeline.predict.worklist import WorkItem
 from pipeline.results import PARTIAL, RESULT, SEGMENTATION, ResultFolder
 
@@ -95,13 +104,16 @@ def predict_cases(
     Raises:
         UsageError: the folder cannot be written to, the disk is full, the model cannot be loaded here.
         DataError: the bundle's config or weights cannot be used.
-        RefusedError: the folder belongs to another bundle, another scan has a case's name, or it is in use.
+        RefusedError: the folder belongs to another bundle, lies in this one or is in use, or another scan or
+            something that is no result has a case's name.
     """
+    refuse_own_folder(out, bundle)
     with held_by(out):
         refuse_other_bundle(out, bundle, options.overwrite)
         if not options.overwrite:
             compare_sources(out, items)
         folder = ResultFolder(out)
+        refuse_taken(folder, items)
         batch = _Batch(bundle, folder, options, worker or worker_for(bundle, options), on_crash)
         folder.record(event="start", bundle=bundle.sha256, name=bundle.name, cases=len(items))
         try:
@@ -210,5 +222,9 @@ class _Batch:
 def without_paths(text: str, item: WorkItem) -> str:
     """Words for a report: paths and file names of the case replaced by its id."""
     for path in item.paths:
-        text = text.replace(str(path), item.id).replace(path.name, item.id)
+        for name in (str(path), os.path.realpath(path), path.name):
+            text = text.replace(name, item.id)
+        text = re.sub(rf"(?<!\w){re.escape(nifti_stem(path))}(?!\w)", item.id, text)
+        for folder in (str(path.parent), os.path.realpath(path.parent)):  # as a whole: it may hold blanks
+            text = text.replace(folder + "/", "/")
     return PATH_LIKE.sub("(path)", text)

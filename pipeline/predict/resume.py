@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import RefusedError, SegpipeError
 from pipeline.files import cannot_write, read_json
 from pipeline.predict.worklist import WorkItem
-from pipeline.results import MAPPING, RESULT, STATE, ResultFolder, read_events
+from pipeline.results import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -64,6 +64,33 @@ def refuse_other_bundle(out: Path, bundle: Bundle, overwrite: bool) -> None:
         )  # fmt: skip
 
 
+def refuse_own_folder(out: Path, bundle: Bundle) -> None:
+    """Results in a bundle's folder would make it another bundle than its SHA256SUMS says.
+
+    Raises:
+        RefusedError: the result folder is the bundle or lies in it.
+    """
+    if out.resolve().is_relative_to(bundle.root.resolve()):
+        raise RefusedError(
+            "the result folder lies in the bundle", path=out,
+            hint="choose a folder outside: a bundle stays as it was exported",
+        )  # fmt: skip
+
+
+def refuse_taken(folder: ResultFolder, items: Sequence[WorkItem]) -> None:
+    """Never replace what is no result, such as a patient's own folder of scans.
+
+    Raises:
+        RefusedError: something else has the name of a case's result.
+    """
+    taken = next((item.id for item in items if folder.is_taken(item.id)), None)
+    if taken is not None:
+        raise RefusedError(
+            "something that is no result has the name of a case's result", path=folder.final(taken), case_id=taken,
+            hint="choose an empty or new folder for results",
+        )  # fmt: skip
+
+
 def is_done(folder: ResultFolder, case_id: str, bundle: Bundle) -> bool:
     """Whether the case was finished with this very bundle."""
     if not folder.is_finished(case_id):
@@ -93,15 +120,8 @@ def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
 
 
 def _mapped(out: Path) -> dict[str, list[str]]:
-    try:
-        lines = (out / MAPPING).read_text(encoding="utf-8").splitlines()
-    except OSError:  # not there yet, or somebody else's: then there is nothing to compare with
-        return {}
     mapped: dict[str, list[str]] = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
+    for entry in read_lines(out / MAPPING):
+        with contextlib.suppress(KeyError, TypeError):
             mapped[entry["id"]] = entry["paths"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
     return mapped

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,46 @@ def test_words_for_a_report_hold_no_path() -> None:
     item = WorkItem("case-1", (Path("/data/Jane Doe.nii.gz"),))
     text = "cannot open /data/Jane Doe.nii.gz (Jane Doe.nii.gz) beside '/tmp/x y'; 3/4 of 1 mm/s"
     assert without_paths(text, item) == "cannot open case-1 (case-1) beside '(path) y'; 3/4 of 1 mm/s"
+
+
+def test_words_for_a_report_hold_no_part_of_a_folder_with_blanks_nor_a_bare_stem() -> None:
+    item = WorkItem("case-1", (Path("/data/Jane Doe/Doe Jane.nii.gz"),))
+    text = "no /data/Jane Doe/other.img and no 'Doe Jane' or Doe Jane_seg"
+    assert without_paths(text, item) == "no (path) and no 'case-1' or Doe Jane_seg"
+
+
+def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path) -> None:
+    scan = tmp_path / "p1" / "p1.nii.gz"
+    scan.parent.mkdir()
+    scan.write_bytes(b"the only copy")
+    for options in (Options(), Options(overwrite=True)):
+        with pytest.raises(RefusedError, match="no result"):
+            predict_cases(bundle(), [WorkItem("p1", (scan,))], tmp_path, options, worker=FakeWorker())  # type: ignore[arg-type]
+    folder = ResultFolder(tmp_path)  # and where it appears only while the case is computed
+    (folder.begin("p1") / "result.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot write"):
+        folder.finish("p1")
+    assert scan.read_bytes() == b"the only copy"
+
+
+@pytest.mark.parametrize("out", ["b", "b/deep/er", "b/../b/out"])
+def test_results_never_go_into_the_bundle(tmp_path: Path, out: str) -> None:
+    inside = replace(bundle(), root=tmp_path / "b")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(RefusedError, match="lies in the bundle"):
+        predict_cases(inside, items("a"), tmp_path / out, Options(), worker=FakeWorker())  # type: ignore[arg-type]
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_state_that_is_damaged_or_odd_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    odd = "/scans/\udcff\u2028\x85.nii"  # not UTF-8, and with what Python takes for ends of lines
+    for _ in range(2):
+        worker: Any = FakeWorker()
+        outcomes = predict_cases(bundle(), [WorkItem("a", (Path(odd),))], tmp_path, Options(), worker=worker)
+    assert [outcome.status for outcome in outcomes] == ["skipped"]
+    with pytest.raises(RefusedError, match="another file"):
+        run(tmp_path, FakeWorker(), "a")
+    for name in ("predictions.jsonl", "mapping.jsonl"):
+        with (tmp_path / name).open("ab") as stream:
+            stream.write(b'{"id": "\xff\xfe')
+    assert run(tmp_path, FakeWorker(), "b") == {"b": "done"}

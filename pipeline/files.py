@@ -103,10 +103,8 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
 
     def parse(text: str) -> Any:
         document = json.loads(text)
-        if "\\u" in text:
-            json.dumps(
-                document, ensure_ascii=False
-            ).encode()  # half a surrogate pair could never be written again
+        if "\\u" in text:  # half a surrogate pair could never be written again
+            json.dumps(document, ensure_ascii=False).encode()
         return document
 
     return _parse(Path(path), what, parse)

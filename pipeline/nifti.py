@@ -48,13 +48,14 @@ class Header:
 
 
 def find_nifti(folder: str | Path) -> list[Path]:
-    """All ``.nii`` and ``.nii.gz`` files below a folder, sorted; hidden ones are passed over."""
+    """All ``.nii`` and ``.nii.gz`` files below a folder, in any case, sorted; hidden ones are passed over."""
     folder = Path(folder)
-    found = [path for pattern in ("*.nii", "*.nii.gz") for path in folder.rglob(pattern)]
     return sorted(
         path
-        for path in found
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in folder.rglob("*")
+        if path.name.lower().endswith((".nii", ".nii.gz"))
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
 
 
@@ -63,8 +64,8 @@ def read_header(path: str | Path) -> Header:
 
     Raises:
         UsageError: no such file.
-        DataError: not NIfTI, truncated header, an affine that is singular or not finite, voxel sizes that are
-            not positive, or qform and sform that place a corner more than 0.1 mm apart.
+        DataError: not NIfTI, truncated header, no voxels, voxels that are colours or complex, an affine that is
+            singular or not finite, or qform and sform that place a corner more than 0.1 mm apart.
     """
     import nibabel as nib
 
@@ -76,12 +77,20 @@ def read_header(path: str | Path) -> Header:
         header = image.header
         shape = tuple(int(size) for size in image.shape)
         affine = np.asarray(image.affine, dtype=np.float64)
+        dtype = header.get_data_dtype()
     except Exception as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair)):  # type: ignore[attr-defined, unused-ignore]
         raise DataError("not a NIfTI image", path=path, found=type(image).__name__)
+    if min(shape, default=0) < 1:
+        raise DataError("the header tells of no voxels", path=path, found=f"shape {shape}")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if dtype.kind not in "iuf":
+        raise DataError(
+            "voxels are not plain numbers", path=path, found=str(dtype), expected="whole or real numbers",
+            hint="colour images and complex images are not segmented here",
+        )  # fmt: skip
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
             "the affine cannot be used", path=path, found=np.array2string(affine[:3], precision=3),
@@ -90,7 +99,7 @@ def read_header(path: str | Path) -> Header:
     _compare_forms(path, header, shape)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
-    return Header(path, shape, affine, spacing_mm, str(header.get_data_dtype()))
+    return Header(path, shape, affine, spacing_mm, str(dtype))
 
 
 def read_volume(header: Header) -> NDArray[np.generic]:
@@ -131,16 +140,18 @@ def grid_difference(one: Header, other: Header, tolerance_mm: float = GEOMETRY_T
     """How two grids differ, in words, or None where every corner agrees within the tolerance."""
     if one.shape != other.shape:
         return f"shape {one.shape} against {other.shape}"
-    corners = _corners(one.shape[:3])
-    apart = float(np.abs((one.affine - other.affine) @ corners).max())
-    if apart > tolerance_mm:
+    apart = _corners_apart_mm(one.affine, other.affine, one.shape)
+    if not apart <= tolerance_mm:  # so that NaN differs from everything
         return f"corners up to {apart:.3g} mm apart"
     return None
 
 
-def _corners(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    grid = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij")).reshape(3, -1)
-    return np.vstack([grid, np.ones((1, grid.shape[1]))]).astype(np.float64)
+def _corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Largest distance between the places that two affines give a corner of the grid."""
+    sizes = (*shape, 1, 1)[:3]
+    grid = np.stack(np.meshgrid(*[(0, size - 1) for size in sizes], indexing="ij")).reshape(3, -1)
+    corners = np.vstack([grid, np.ones((1, grid.shape[1]))])
+    return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
 
 
 def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> None:
@@ -151,7 +162,9 @@ def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> None:
         raise DataError("the qform cannot be used", path=path, found=str(error)) from error
     if not s_code or not q_code or len(shape) < 3:
         return
-    apart = float(np.abs((sform - qform) @ _corners(shape[:3])).max())
+    if not np.isfinite(qform).all():
+        raise DataError("the qform cannot be used", path=path, found="numbers that are not finite")
+    apart = _corners_apart_mm(sform, qform, shape)
     if apart > FORMS_TOLERANCE_MM:
         raise DataError(
             "qform and sform of the header disagree", path=path, found=f"corners {apart:.3g} mm apart",
@@ -163,7 +176,7 @@ def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> None:
 def _unreadable(path: Path, error: Exception) -> SegpipeError:
     if isinstance(error, PermissionError):
         return UsageError("no permission to read the file", path=path)
-    words = str(error).replace(str(path), path.name).strip() or type(error).__name__
+    words = str(error).replace(str(path), "the file").strip() or type(error).__name__  # reports name no file
     return DataError(
         "cannot read the NIfTI file", path=path, found=words.splitlines()[0],
         expected="a complete NIfTI-1 or NIfTI-2 file", hint="copy it again from its source",

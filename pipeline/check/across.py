@@ -38,7 +38,7 @@ def _leaks(manifest: Manifest) -> Iterator[Finding]:
         where = [f"{case.id} ({_part(case.fold)})" for case in manifest.training if case.group == patient]
         where += [f"{case.id} (test)" for case in manifest.test if case.group == patient]
         kind = "patient_in_two_splits" if patient in serious else "patient_with_unlabelled_test"
-        found = f"patient {patient}: {', '.join(where)}"
+        found = f"one patient: {', '.join(where)}"
         yield Finding(where[0].split(" ")[0], kind, found, "all cases of a patient in one part")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.check.findings import Finding
-from pipeline.errors import DataError, SegpipeError
+from pipeline.errors import SegpipeError
 from pipeline.files import sha256_of
 from pipeline.manifest import Case
 from pipeline.nifti import Header, grid_difference, read_header, read_volume, require_3d
@@ -170,10 +170,6 @@ def _judge_values(facts: CaseFacts, voxels: _Voxels, labels: frozenset[int]) -> 
 
 def _pass_over(volume: NDArray[np.generic], collect: bool) -> _Voxels:
     """Digest, range and (for labels) values in one pass over the slices, so that no copy is made."""
-    if volume.dtype.kind not in "biuf":
-        raise DataError(
-            "voxels that are no real numbers", found=volume.dtype, expected="integer or float voxels"
-        )
     digest = hashlib.sha256(str(volume.shape).encode())
     n_not_finite, lowest, highest = 0, np.inf, -np.inf
     values: set[float] = set()

@@ -81,8 +81,7 @@ class Console:
         """The one JSON document of the command; silent without ``--json``."""
         if self.as_json:
             head = {"schema_version": SCHEMA_VERSION, "command": self.command}
-            json.dump({**head, **content}, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write("\n")
+            sys.stdout.write(_as_text({**head, **content}) + "\n")
             sys.stdout.flush()
 
     def error(self, error: SegpipeError) -> None:
@@ -109,6 +108,16 @@ class Console:
         )
         with bar:
             yield bar
+
+
+def _as_text(document: dict[str, Any]) -> str:
+    """Whole before a byte is printed, so that a refused value leaves room for the error's own document."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal that knows few letters
+        text = json.dumps(document, indent=2, allow_nan=False)
+    return text
 
 
 def _is_number(cell: str) -> bool:

@@ -97,9 +97,15 @@ def test_an_error_is_text_on_standard_error(verb: str, start: str, capsys: Captu
     assert err == start + "wrong\n  hint: do it right\n"
 
 
-def test_a_number_that_json_does_not_know_is_refused() -> None:
+def test_a_number_that_json_does_not_know_is_refused_before_a_byte_is_printed(capsys: Capture) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        Console("check", as_json=True).document(dice=float("nan"))
+        Console("check", as_json=True).document(name="tiny", dice=float("nan"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_name_that_is_not_utf8_can_be_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    Console("check", as_json=True).document(path="a\udcffb")
+    assert json.loads(capfd.readouterr().out)["path"] == "a\udcffb"
 
 
 def test_letters_of_all_languages_stay_as_they_are(capsys: Capture) -> None:

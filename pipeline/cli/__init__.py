@@ -85,12 +85,15 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except _CommandLineError as error:
         if console.as_json:
-            console.error(UsageError(error.format_message(), hint=f"see `segpipe {verb} --help`"))
+            shown = " ".join(["segpipe", *([verb] if verb else []), "--help"])
+            console.error(UsageError(error.format_message(), hint=f"see `{shown}`"))
         else:
             error.show()
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
-        console.note(f"segpipe {verb}: interrupted; what was finished is kept")
+        words = "interrupted; what was finished is kept"
+        console.note(f"segpipe {verb}: {words}")
+        console.document(error={"message": words, "exit_code": INTERRUPTED})
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

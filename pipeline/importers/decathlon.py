@@ -23,12 +23,16 @@ def read_decathlon(source: Path) -> FoundDataset:
     """
     path = source / "dataset.json" if source.is_dir() else source
     document = read_json(path, "dataset.json")
-    if not isinstance(document, dict) or not isinstance(document.get("training"), list):
+    lists = [document.get("training"), document.get("test") or []] if isinstance(document, dict) else []
+    if not lists or not all(isinstance(entries, list) for entries in lists):
         raise DataError(
-            "not a Decathlon dataset.json", path=path, expected='an object with a list "training"'
-        )
-    training = [_case(entry, "training", path) for entry in document["training"]]
-    test = [_case(entry, "test", path) for entry in document.get("test") or []]
+            "not a Decathlon dataset.json", path=path,
+            expected='an object with a list "training" and, where there is one, a list "test"',
+        )  # fmt: skip
+    training, test = (
+        [_case(entry, section, path) for entry in entries]
+        for section, entries in zip(("training", "test"), lists, strict=True)
+    )
     require_files(path.parent, [*training, *test], path)
     return FoundDataset(
         root=path.parent,

@@ -46,7 +46,8 @@ def read_folders(
     root = Path(os.path.commonpath([images, labels]))
     if root in (images, labels):
         raise UsageError("images and labels must be two folders side by side", path=root)
-    label_files, groups = _named(labels), _group(_named(images), _named(labels), images)
+    label_files = _named(labels)
+    groups = _group(_named(images), label_files, images)
     cases = [
         FoundCase(
             key.replace("/", "_"),
@@ -107,13 +108,21 @@ def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> di
 
 
 def _require_equal_channels(cases: Sequence[FoundCase], folder: Path) -> None:
-    expected = max(len(case.images) for case in cases)
-    short = [case.id for case in cases if len(case.images) != expected]
-    if short:
+    of_case = {case.id: _channels(case) for case in cases}
+    expected = max(of_case.values(), key=len)
+    other = [f"{case} has {', '.join(found)}" for case, found in of_case.items() if found != expected]
+    if other:
         raise DataError(
-            "the cases have different numbers of channels", path=folder, found=some_of(short),
-            expected=f"{expected} image files a case, as the others have",
+            "the cases have different channels", path=folder, found=some_of(other),
+            expected=f"{', '.join(expected)} in every case",
         )  # fmt: skip
+
+
+def _channels(case: FoundCase) -> tuple[str, ...]:
+    """The endings that tell the channels; an image that is called as its label is the first."""
+    label = nifti_stem(str(case.label))
+    stems = [nifti_stem(path) for path in case.images]
+    return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
 
 
 def _names_from_values(paths: Sequence[Path], advance: Callable[[], None]) -> list[str]:

@@ -82,8 +82,11 @@ def label_names(document: Any, source: Path) -> dict[str, str]:
                 "an ignore label is not supported", path=source, found=f"{key!r}: {entry!r}",
                 hint="take the voxels that are not annotated out of the data set",
             )  # fmt: skip
-        if not str(value).isdecimal():
-            raise DataError(f"label {name!r} has no whole number", path=source, found=repr(value))
+        if not re.fullmatch("[0-9]{1,3}", str(value)):
+            raise DataError(
+                f"label {name[:80]!r} has no whole number", path=source, found=repr(value)[:80],
+                expected="0 to 255",
+            )  # fmt: skip
         if str(int(value)) in names:
             raise DataError(f"label value {value} has two names", path=source, found=f"{name!r}")
         names[str(int(value))] = "background" if int(value) == 0 else name

@@ -85,7 +85,8 @@ def looks_like_nnunet(root: Path, document: Any) -> bool:
 
 
 def _lists_cases_without_channel(root: Path, document: dict[str, Any]) -> bool:
-    first = next(iter(document["training"] or []), None)
+    listed = document["training"]
+    first = listed[0] if isinstance(listed, list) and listed else None
     image = first.get("image") if isinstance(first, dict) else None
     return isinstance(image, str) and not (root / image).exists()
 

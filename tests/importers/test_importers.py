@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,9 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pipeline.cli import run
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, SegpipeError, UsageError
 from pipeline.importers import add_hashes, detect_layout, find_dataset, read_folders, to_manifest
 from pipeline.manifest import load_manifest
 
@@ -250,10 +253,48 @@ def test_empty_folders_unequal_channels_and_one_folder(tmp_path):
         write(tmp_path / "i" / f"{name}.nii.gz", 5)
     write(tmp_path / "l" / "a.nii.gz", 1)
     write(tmp_path / "l" / "b.nii.gz", 1)
-    with pytest.raises(DataError, match="different numbers"):
+    with pytest.raises(DataError, match="different channels"):
         read_folders(tmp_path / "i", tmp_path / "l")
     with pytest.raises(UsageError, match="side by side"):
         read_folders(tmp_path, tmp_path / "l")
+
+
+@pytest.mark.parametrize("names", [("a_0000", "a_0001", "b_0000", "b_0002"), ("a_0000", "b_0001")])
+def test_cases_with_other_channels_are_refused(tmp_path, names):
+    for name in names:
+        write(tmp_path / "images" / f"{name}.nii.gz")
+    for name in ("a", "b"):
+        write(tmp_path / "labels" / f"{name}.nii.gz", 1)
+    with pytest.raises(DataError, match="different channels") as error:
+        read_folders(tmp_path / "images", tmp_path / "labels")
+    assert "b has" in str(error.value.found)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("make", [decathlon, nnunet])
+def test_no_dataset_json_is_odd_enough_for_another_error_than_ours(make, tmp_path):
+    root = make(tmp_path / "data")
+    sound = json.loads((root / "dataset.json").read_text())
+    keys = ["training", "test", "labels", "modality", "channel_names", "file_ending", "name", "dataset"]
+
+    @given(st.dictionaries(st.sampled_from(keys), JSON, min_size=1, max_size=2))
+    @example({"test": 5})
+    @example({"training": 5})
+    @example({"labels": {"9" * 5000: "x"}})
+    @example({"labels": {"background": 0, "x": True}})
+    @settings(max_examples=60)
+    def try_it(odd):
+        (root / "dataset.json").write_text(json.dumps({**sound, **odd}))
+        with contextlib.suppress(SegpipeError):
+            to_manifest(find_dataset(root))
+
+    try_it()
 
 
 def test_pseudonyms_hide_file_names_and_patients_but_keep_patients_together(tmp_path):

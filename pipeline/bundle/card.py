@@ -1,4 +1,4 @@
-"""The model card ``docs/README.md``, written from a bundle's metadata alone."""
+"""The model card ``docs/README.md``, written from a bundle's metadata alone, for a reader who knows nothing of us."""
 
 from __future__ import annotations
 
@@ -6,51 +6,49 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NAMES = {"dice": "Dice", "nsd": "surface Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "surface distance (mm)"}
+MEANING = (
+    "Dice is the overlap of prediction and truth, 1 at best. Surface Dice is the share of both surfaces that lie "
+    "within {tolerance} mm of each other, 1 at best. HD95 is the 95th percentile of the distances between the "
+    "surfaces, surface distance their mean: 0 at best."
+)
 
 
 def model_card(metadata: Mapping[str, Any]) -> str:
-    """Markdown: what it does, input, labels, results with intervals, data, how to run, limits."""
+    """Markdown: what it is and for whom, results with intervals, how to run, input, training, limits, licence."""
     sections = [
-        f"# {metadata['name']} {metadata['version']}\n\n{metadata['task']}. {metadata['description']}\n\n"
-        f"**{metadata['intended_use']}**",
-        _input(metadata),
+        _head(metadata),
         _results(metadata),
+        _how_to_run(metadata),
+        _input(metadata),
         _training(metadata),
-        _commands(metadata["commands"], metadata["config_requirements"]),
         _limits(metadata),
+        _repeat(metadata),
         _licence(metadata),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
-def _input(metadata: Mapping[str, Any]) -> str:
-    formats = metadata["network_data_format"]
-    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    channels = _table(["channel", "image"], image["channel_def"].items())
-    labels = pred["channel_def"]
-    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
-    ending = ", ending in `_0000.nii.gz`, `_0001.nii.gz` and so on" if image["num_channels"] > 1 else ""
-    size = " x ".join(map(str, image["spatial_shape"]))
+def _head(metadata: Mapping[str, Any]) -> str:
+    status = metadata["run"].get("status")
+    warning = (
+        "" if status == "finished" else f"\n\n**The training did not finish ({status or 'not recorded'}).**"
+    )
     return (
-        f"## Input and output\n\nNIfTI volumes of any size and orientation ({image['modality']}, {image['format']}), "
-        f"one file a channel{ending}:\n\n{channels}\n\n"
-        "Label maps are uint8 NIfTI files on the grid of the input:\n\n"
-        f"{_table(['value', 'label'], labels.items())}\n\n"
-        f"Windows of {size} voxels are put together with Gaussian weights; orientation, spacing and intensity are "
-        "prepared as `deterministic_transforms` in `configs/inference.json` says."
+        f"# {metadata['name']} {metadata['version']}\n\n{metadata['description']} It is a "
+        "[MONAI bundle](https://docs.monai.io/en/stable/bundle_intro.html): a folder with the trained network, the "
+        f"configs that run it, and what is known of it.\n\n**{metadata['intended_use']}**{warning}"
     )
 
 
 def _results(metadata: Mapping[str, Any]) -> str:
     results = metadata.get("results")
+    best = metadata["eval_metrics"].get("val_mean_dice")
+    chosen = (
+        "" if best is None else "The weights are those of the epoch with the best mean Dice over the validation cases, "
+        f"{best:.3f}; as a choice it is a little too good, and no result on new cases."
+    )  # fmt: skip
     if not results:
-        value = metadata["eval_metrics"].get("val_mean_dice")
-        known = (
-            f" The best mean Dice over its validation cases while it trained was {value:.3f}."
-            if value
-            else ""
-        )
-        return f"## Results\n\nNot measured on held-out cases.{known}"
+        return f"## Results\n\nNot measured on held-out cases. {chosen}".rstrip()
     rows = [
         (NAMES.get(metric, metric), label, _figure(entry), entry.get("n"))
         for metric, labels in results["metrics"].items()
@@ -58,11 +56,20 @@ def _results(metadata: Mapping[str, Any]) -> str:
     ]
     lost = results["missing"] + results["failed"]
     return (
-        f"## Results\n\nMeasured with `segpipe evaluate` on {results['cases']} cases of {results['patients']} patients "
-        f"({results['split']}), of which {lost} failed and count as Dice 0. Means over cases; in brackets "
-        f"{results['interval']}. Surface Dice at {results['tolerance_mm']} mm.\n\n"
-        + _table(["measure", "label", "mean", "cases"], rows)
+        f"## Results\n\nMeasured on {results['cases']} cases of {results['patients']} patients ({_split(results)}). "
+        f"{lost} failed and count as Dice 0. Means over cases; in brackets {results['interval']}.\n\n"
+        f"{_table(['measure', 'label', 'mean', 'cases'], rows)}\n\n"
+        f"{MEANING.format(tolerance=results['tolerance_mm'])}\n\n{chosen}".rstrip()
     )
+
+
+def _split(results: Mapping[str, Any]) -> str:
+    kinds = {
+        "test": "held out of the training",
+        "validation": "validation: they chose the weights, so the figures are a little too good",
+        "training": "the training cases themselves: no measure of quality on new ones",
+    }
+    return kinds.get(str(results["split"]), str(results["split"]))
 
 
 def _figure(entry: Mapping[str, Any]) -> str:
@@ -73,6 +80,41 @@ def _figure(entry: Mapping[str, Any]) -> str:
     return f"{entry['value']:.3f}{bounds}"
 
 
+def _how_to_run(metadata: Mapping[str, Any]) -> str:
+    name, commands = metadata["name"], metadata["commands"]
+    packages = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
+    install = " ".join(f"{package}=={version}" for package, version in packages.items())
+    several = metadata["network_data_format"]["inputs"]["image"]["num_channels"] > 1
+    return (
+        f"## How to run\n\nIn the folder that holds this one, which is called `{name}` here. `IMAGES` is a folder of "
+        "NIfTI files, `OUT` one for the label maps, outside the bundle. Stock MONAI is enough (with `fire`, as in "
+        '`pip install "monai[fire]"`, without which `python -m monai.bundle` does not start):\n\n'
+        f"```\npip install {install}\n{commands['predict_stock']}\n```\n\n"
+        f"{'Each case' if several else 'Each image'} becomes `OUT/<name>_seg.nii.gz`. `--device cuda:0` runs on a GPU. "
+        "An unreadable file ends the run, and an empty folder gives nothing but a warning.\n\n"
+        "With the package segpipe, which goes on after a bad case, resumes, and measures volumes:\n\n"
+        f"```\n{commands['predict']}\n```"
+    )
+
+
+def _input(metadata: Mapping[str, Any]) -> str:
+    formats = metadata["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    channels = _table(["channel", "image"], image["channel_def"].items())
+    labels = pred["channel_def"]
+    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
+    ending = ", one file a channel, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
+    size = " x ".join(map(str, image["spatial_shape"]))
+    return (
+        "## Input and output\n\n3D NIfTI volumes of any size, orientation and spacing "
+        f"({image['modality']}, {image['format']}){ending if image['num_channels'] > 1 else ''}:\n\n{channels}\n\n"
+        "Label maps are uint8 NIfTI files on the grid of the input:\n\n"
+        f"{_table(['value', 'label'], labels.items())}\n\n"
+        "Orientation, spacing and intensity are prepared as `deterministic_transforms` in `configs/inference.json` "
+        f"says. The network sees windows of {size} voxels, put together with Gaussian weights."
+    )
+
+
 def _training(metadata: Mapping[str, Any]) -> str:
     data, run = metadata["training_data"], metadata["run"]
     rows = [
@@ -80,37 +122,45 @@ def _training(metadata: Mapping[str, Any]) -> str:
         ("licence of the data", data["licence"]), ("split", data["split_rule"]), ("patients", data["patient_rule"]),
         ("cases", ", ".join(f"{data[f'{part}_cases']} {part}" for part in ("training", "validation", "test")
                             if data[f"{part}_cases"])),
-        ("network, loss", f"{run['network']}, {run['loss']}"), ("epochs, seed", f"{run['epochs']}, {run['seed']}"),
+        ("network", run["network"]), ("loss", run["loss"]), ("epochs", run["epochs"]), ("seed", run["seed"]),
         ("reference", "; ".join(metadata["references"])),
     ]  # fmt: skip
-    return "## Training\n\n" + _table(["what", "value"], [row for row in rows if row[1]])
-
-
-def _commands(commands: Mapping[str, str], requirements: Mapping[str, list[str]]) -> str:
-    needs = "; ".join(
-        f"`{name}` needs {', '.join(packages)}" for name, packages in requirements.items() if packages
-    )
-    return (
-        "## How to run\n\nFrom the folder that holds this bundle, with stock MONAI (`--device cuda:0` for a GPU):\n\n"
-        f"```\n{commands['predict_stock']}\n```\n\nWith segpipe, which goes on after a bad case and resumes:\n\n"
-        f"```\n{commands['predict']}\n```\n\nMeasure Dice again, train again, and check that nothing was changed:\n\n"
-        f"```\n{commands['evaluate_stock']}\n{commands['train']}\n{commands['check']}\n```\n\n"
-        + (f"{needs}. The others need MONAI alone." if needs else "")
-    )
+    return "## Training\n\n" + _table(["what", "value"], [row for row in rows if row[1] not in (None, "")])
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:
     lines = [
         "Scans unlike the training data (other scanner, protocol, anatomy or disease) were not measured.",
         "A label map is always returned, also for an image that does not show the organ.",
+        "Left and right, and every distance, are believed as the file's header says them, in mm.",
         *(f"`{name}`: {reason}." for name, reason in metadata["exceptions"].items()),
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
+def _repeat(metadata: Mapping[str, Any]) -> str:
+    commands = metadata["commands"]
+    needs = "; ".join(
+        f"`{name}` needs {', '.join(packages)}"
+        for name, packages in metadata["config_requirements"].items()
+        if packages
+    )
+    return (
+        "## Repeat and check\n\n`DATA` is the folder that the paths in `configs/manifest.json` start from. Measure "
+        f"Dice over its {metadata['evaluate_section']} cases, train again ({needs or 'MONAI is enough'}), and check "
+        f"that nothing was changed:\n\n```\n{commands['evaluate_stock']}\n{commands['train']}\n{commands['check']}\n```"
+    )
+
+
 def _licence(metadata: Mapping[str, Any]) -> str:
     by = "" if metadata["authors"] == metadata["copyright"] else f" {metadata['copyright']}."
-    return f"## Licence\n\nWeights and configs: {metadata['license'].removeprefix('see ')} (`LICENSE`).{by}"
+    data = metadata["training_data"]["licence"]
+    of_data = (
+        f" The training data is not part of it; its licence is {data} (`docs/data_license.txt`)."
+        if data
+        else ""
+    )
+    return f"## Licence\n\nWeights and configs: {metadata['license'].removeprefix('see ')} (`LICENSE`).{by}{of_data}"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -6,6 +6,7 @@ listing of ``dataset_dir``, path joins and ``run()``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,10 @@ from pipeline.inference.preprocessing import Preprocessing
 
 UNETPP = "pipeline.components.UNetPlusPlus"
 Rules = Mapping[int, LabelRule]
-NIFTI = ["*.nii.gz", "*.nii"]
+NIFTI = ["[!.]*.[nN][iI][iI].[gG][zZ]", "[!.]*.[nN][iI][iI]"]  # hidden files are no images, as in `predict`
+IN_QUOTES = re.compile(
+    r"(?<!\+ )['\"](?:/|~|[A-Za-z]:[\\/])"
+)  # an absolute path in an expression, not a join
 
 
 def network_definition(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dic
     Raises:
         UsageError: something in the run has no place in a stock config.
     """
-    masks = NIFTI if files == 1 else ["*_0000.nii.gz"]
+    masks = NIFTI if files == 1 else ["[!.]*_0000.nii.gz"]
     listing = "p" if files == 1 else f"[{', '.join(f'p[:-12] + {suffix!r}' for suffix in _suffixes(files))}]"
     return {
         **_head(config),
@@ -267,5 +271,7 @@ def _absolute_path(value: Any) -> str | None:
     if isinstance(value, list):
         return next((found for item in value if (found := _absolute_path(item))), None)
     if isinstance(value, str) and (value.startswith(("/", "~", "\\\\")) or value[1:3] in (":\\", ":/")):
+        return value
+    if isinstance(value, str) and value.startswith("$") and IN_QUOTES.search(value):
         return value
     return None

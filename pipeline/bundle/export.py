@@ -24,8 +24,8 @@ from pipeline.bundle.metadata import Labelling, Run, bundle_metadata
 from pipeline.bundle.open import Bundle, open_bundle
 from pipeline.bundle.results import read_results
 from pipeline.bundle.sums import write_sums
-from pipeline.errors import DataError, UsageError
-from pipeline.files import cannot_write, read_json, write_json, write_text, write_whole
+from pipeline.errors import DataError, RefusedError, UsageError
+from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text, write_whole
 from pipeline.inference.cleanup import read_rules
 from pipeline.manifest import Manifest, load_manifest
 
@@ -61,6 +61,7 @@ def export_bundle(
     evaluation: str | Path | None = None,
     postprocessing: str | Path | None = None,
     overwrite: bool = False,
+    unfinished: bool = False,
 ) -> Bundle:
     """Write a bundle folder, whole or not at all, and open it.
 
@@ -71,14 +72,16 @@ def export_bundle(
         evaluation: folder of `segpipe evaluate` with ``metrics.json``, for the results in metadata and card.
         postprocessing: rules that `segpipe evaluate --try-postprocessing` chose.
         overwrite: replace a bundle that is already there.
+        unfinished: export a run whose training did not finish; metadata and card say so.
 
     Raises:
         UsageError: not a run folder, ``out`` is taken, or the run has no place in a stock config.
         DataError: the weights cannot be read or do not fit the network.
+        RefusedError: the run did not finish, or its config or manifest is not the one that it was trained with.
     """
     run, out = Path(run), Path(out)
     labelling = labelling or Labelling(name=out.resolve().name)
-    contents = _read_run(run)
+    contents = _read_run(run, unfinished)
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
     results = None if evaluation is None else read_results(Path(evaluation))
@@ -87,14 +90,13 @@ def export_bundle(
     licence = licence_text(labelling.licence)
     if Path(labelling.licence).is_file():
         labelling = replace(labelling, licence="see LICENSE")
-    metadata = bundle_metadata(contents, labelling, network, bool(rules), results)
+    section = _section(contents.manifest)
+    metadata = bundle_metadata(contents, labelling, network, bool(rules), results, section)
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     with _whole_folder(out, overwrite) as folder:
         configs = folder / "configs"
         write_json(configs / "inference.json", inference_config(contents.config, rules, files))
-        write_json(
-            configs / "evaluate.json", evaluate_config(contents.config, rules, _section(contents.manifest))
-        )
+        write_json(configs / "evaluate.json", evaluate_config(contents.config, rules, section))
         write_json(configs / "train.json", train_config(contents.config))
         write_json(configs / "manifest.json", _anonymous(contents.manifest).dump())
         write_json(configs / "metadata.json", metadata)
@@ -125,7 +127,7 @@ def licence_text(licence: str) -> str:
     return f"SPDX-License-Identifier: {licence}\n"
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path, unfinished: bool) -> Run:
     for name in ("config.json", "run.json", "manifest.json", "best.pt"):
         if not (folder / name).is_file():
             raise UsageError(
@@ -141,7 +143,24 @@ def _read_run(folder: Path) -> Run:
     missing = next((key for key in NEEDED if key not in config), None)
     if missing:
         raise UsageError("the run's config lacks an id", path=folder / "config.json", expected=missing)
+    _require_as_trained(folder, record, unfinished)
     return Run(config, record, load_manifest(folder / "manifest.json"))
+
+
+def _require_as_trained(folder: Path, record: dict[str, Any], unfinished: bool) -> None:
+    for name, key in (("config.json", "config_sha256"), ("manifest.json", "manifest_sha256")):
+        if key in record and sha256_of(folder / name) != record[key]:
+            raise RefusedError(
+                f"the run's {name} is not the one that it was trained with", path=folder / name,
+                found=sha256_of(folder / name), expected=record[key],
+                hint="put the original back; a changed run is another run: train it",
+            )  # fmt: skip
+    if record.get("status") != "finished" and not unfinished:
+        raise RefusedError(
+            "the run's training did not finish", path=folder, found=record.get("status", "not recorded"),
+            expected="finished",
+            hint="go on with `segpipe train --resume`, or export what there is with --unfinished",
+        )  # fmt: skip
 
 
 def _read_weights(path: Path, network: dict[str, Any]) -> bytes:
@@ -198,7 +217,8 @@ def _data_licence(manifest: Manifest) -> str:
 
 @contextlib.contextmanager
 def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary neighbour of ``out`` that takes its place when the block ends well."""
+    """A temporary neighbour of ``out`` that takes its place when the block ends well; else what was there stays."""
+    out = out.resolve()  # so that "." has a name and neighbours
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     is_bundle = (out / "configs" / "metadata.json").is_file()
     if taken and not (overwrite and is_bundle):
@@ -216,5 +236,7 @@ def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
+        if aside.exists() and not out.exists():
+            aside.rename(out)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)

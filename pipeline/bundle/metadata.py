@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -22,7 +23,7 @@ SCHEMA = (
 )
 NOT_STATED = "not stated"
 NAME, VERSION = r"[A-Za-z0-9][\w.-]*", r"\d+\.\d+\.\d+[\w.+-]*"
-RECORDED = ("seed", "fold", "epochs", "best", "config_sha256", "manifest_sha256")
+RECORDED = ("status", "seed", "fold", "epochs", "best", "config_sha256", "manifest_sha256")
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
 LIST_OUTPUT = (
     "MONAI's BasicUNetPlusPlus returns a list of one tensor, and verify_net_in_out expects a tensor; "
@@ -76,6 +77,7 @@ def bundle_metadata(
     network: Mapping[str, Any],
     cleanup: bool,
     results: dict[str, Any] | None,
+    section: str,
 ) -> dict[str, Any]:
     """All of ``metadata.json``.
 
@@ -85,6 +87,7 @@ def bundle_metadata(
         network: the exported network's class and arguments.
         cleanup: whether labels have post-processing rules, which need scikit-image.
         results: summary of an evaluation, as `pipeline.bundle.results.read_results` gives it.
+        section: of the manifest, which ``evaluate.json`` measures.
     """
     manifest, versions = run.manifest, run.versions
     foreground = ", ".join(manifest.foreground.values())
@@ -100,7 +103,6 @@ def bundle_metadata(
         "pytorch_version": versions["torch"].split("+")[0],
         "numpy_version": versions["numpy"],
         "required_packages_version": _required(versions, cleanup),
-        "optional_packages_version": {"segpipe": versions.get("segpipe", "0")},
         "task": f"Segmentation of {foreground} in {modality}",
         "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
         "authors": labelling.authors,
@@ -116,6 +118,7 @@ def bundle_metadata(
         "references": [manifest.reference] if manifest.reference else [],
         "network_data_format": _network_data_format(run),
         "results": results,
+        "evaluate_section": section,
         "training_data": _training_data(run),
         "config_requirements": {
             "inference.json": [],
@@ -133,11 +136,14 @@ def bundle_metadata(
 
 
 def _required(versions: Mapping[str, str], cleanup: bool) -> dict[str, str]:
+    """What the stock configs need beside MONAI's own requirements."""
     required = {name: versions[name] for name in ("nibabel", "pytorch-ignite") if name in versions}
-    try:
-        return {**required, **({"scikit-image": version("scikit-image")} if cleanup else {})}
-    except PackageNotFoundError:
-        return required
+    for name in (
+        ("fire", "scikit-image") if cleanup else ("fire",)
+    ):  # without fire, monai.bundle does not start
+        with suppress(PackageNotFoundError):
+            required[name] = version(name)
+    return required
 
 
 def _output_channels(run: Run) -> dict[str, str]:

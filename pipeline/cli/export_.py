@@ -23,6 +23,10 @@ def command(
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
     ] = "Apache-2.0",
     authors: Annotated[str, typer.Option(help="Who made the model.")] = "not stated",
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
@@ -45,7 +49,7 @@ def command(
     from pipeline.bundle.metadata import Labelling
 
     labelling = Labelling(name or out.resolve().name, version, licence, authors)
-    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite)
+    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished)
     console.table(
         f"{bundle.name} {bundle.version}",
         ["what", "value"],

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import NETWORK, TASK, MakeRun, manifest, write_volumes
+from tiny_run import NETWORK, TASK, MakeRun, manifest, record_as_trained, write_volumes
 
 from pipeline.bundle import Bundle, export_bundle
-from pipeline.files import sha256_of, write_json
+from pipeline.files import write_json
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,11 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         write_json(folder / "config.json", config)
         write_json(folder / "manifest.json", manifest(config["channels"], config["labels"]))
         record = {
-            "config_sha256": sha256_of(folder / "config.json"), "seed": 0, "fold": 0, "epochs": 3,
+            "status": "finished", "seed": 0, "fold": 0, "epochs": 3,
             "best": {"epoch": 2, "val_mean_dice": 0.5}, "cases": {"training": ["a", "b"], "validation": ["c"]},
         }  # fmt: skip
         write_json(folder / "run.json", record)
+        record_as_trained(folder)
         torch.manual_seed(0)
         definition = resolve(config["network_def"], config)
         network_def = ConfigParser({"network_def": definition}).get_parsed_content("network_def")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import platform
 import re
+import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import record_as_trained
 
 import pipeline
-from pipeline.bundle import Bundle, export_bundle
+from pipeline.bundle import Bundle, export_bundle, open_bundle
 from pipeline.cli import run
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, RefusedError, UsageError
 
 SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
 FILES = [
@@ -130,6 +134,21 @@ def test_no_patient_leaves_with_the_bundle(bundle: Bundle) -> None:
     assert exported.folds() == [0, 1]
 
 
+def test_monai_keeps_what_the_metadata_requires(bundle: Bundle) -> None:
+    import warnings
+
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parser.read_meta(bundle.root / "configs" / "metadata.json")
+        parser.parse()
+    required = parser["_meta_"]["required_packages_version"]
+    assert required == bundle.metadata["required_packages_version"]
+    assert {"fire", "nibabel", "pytorch-ignite"} <= set(required)
+
+
 def test_the_card_says_what_a_reader_needs(bundle: Bundle) -> None:
     card = (bundle.root / "docs" / "README.md").read_text()
     for words in (
@@ -208,6 +227,7 @@ def test_a_folder_of_something_else_is_never_replaced(run_folder: Path, tmp_path
         ({"activation": "sigmoid"}, "do not make one label map", 2),
         ({"deterministic_transforms": [{"_target_": "RandFlipd", "keys": "image"}]}, "RandFlipd", 2),
         ({"somewhere": "/home/me/data"}, "a path of this machine", 2),
+        ({"somewhere": "$torch.load('/home/me/first.pt')"}, "a path of this machine", 2),
     ],
 )
 def test_what_cannot_run_in_stock_monai_is_refused(
@@ -220,10 +240,12 @@ def test_what_cannot_run_in_stock_monai_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("run.json", "manifest.json", "best.pt"):
+    for name in ("manifest.json", "best.pt"):
         (folder / name).symlink_to(run_folder / name)
+    shutil.copy(run_folder / "run.json", folder)
     document = json.loads((run_folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**document, **change}))
+    record_as_trained(folder)
     assert run(["export", str(folder), str(tmp_path / "bundle")]) == code
     assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -240,6 +262,82 @@ def test_not_a_run_and_damaged_weights(run_folder: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="weights cannot be read"):
         export_bundle(folder, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def run_copy(run_folder: Path, to: Path, **record: Any) -> Path:
+    shutil.copytree(run_folder, to)
+    document = json.loads((to / "run.json").read_text())
+    (to / "run.json").write_text(json.dumps({**document, **record}))
+    return to
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed", None])
+def test_an_unfinished_run_is_refused_or_called_so(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str | None
+) -> None:
+    folder = run_copy(run_folder, tmp_path / "run", status=status)
+    assert run(["export", str(folder), str(tmp_path / "bundle")]) == 5
+    assert "did not finish" in capsys.readouterr().err and not (tmp_path / "bundle").exists()
+    assert run(["export", str(folder), str(tmp_path / "bundle"), "--unfinished"]) == 0
+    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert metadata["run"]["status"] == status
+    assert "training did not finish" in (tmp_path / "bundle" / "docs" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_what_was_changed_since_the_training_is_refused(run_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = run_copy(run_folder, tmp_path / "run")
+    with (folder / name).open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(RefusedError, match="not the one that it was trained with"):
+        export_bundle(folder, tmp_path / "bundle", unfinished=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_older_bundle_outlives_what_goes_wrong_at_the_last_step(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = export_bundle(run_folder, tmp_path / "bundle")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if ".partial." in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(UsageError, match="cannot write"):
+        export_bundle(run_folder, tmp_path / "bundle", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert open_bundle(tmp_path / "bundle").sha256 == older.sha256
+
+
+def test_no_exported_file_names_this_machine_or_its_user(
+    bundle: Bundle, run_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    names = {str(run_folder), str(tmp_path_factory.getbasetemp()), str(Path.home()), "/data/of/mine"}
+    names |= {
+        *({getpass.getuser()} - {"root"}),
+        platform.node(),
+        socket.gethostname(),
+        str(Path(pipeline.__file__).parents[1]),
+    }
+    for path in bundle.root.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for name in names:
+            pattern = rb"(?<![\w.])" + re.escape(name.encode()) + rb"(?![\w.])"
+            assert not re.search(pattern, content), f"{name} in {path.name}"
+
+
+def test_it_opens_where_nothing_can_be_written(bundle: Bundle, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(bundle.root, tmp_path / "bundle"))
+    before = {path: path.stat().st_mtime_ns for path in [place, *place.rglob("*")]}
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    assert open_bundle(place).sha256 == bundle.sha256
+    assert {path: path.stat().st_mtime_ns for path in [place, *place.rglob("*")]} == before
+    for path in before:
+        path.chmod(0o755)
 
 
 def test_a_rule_for_an_unknown_label(run_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_run import MakeRun, affines
+from tiny_run import MakeRun, affines, record_as_trained
 
 from pipeline.bundle import Bundle, export_bundle
 from pipeline.phantom import write_nifti
@@ -69,6 +69,53 @@ def test_label_maps_lie_on_the_grid_of_the_source(predicted: Path, images: Path,
     assert np.array_equal(found.affine, source.affine)
     assert np.allclose(found.get_qform(), source.affine, atol=1e-5)
     assert set(np.unique(found.dataobj)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", affines())
+def test_simpleitk_and_nibabel_agree_where_the_label_map_lies(
+    predicted: Path, images: Path, name: str
+) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    source = sitk.ReadImage(str(images / f"{name}.nii.gz"))
+    found = sitk.ReadImage(str(predicted / f"{name}_seg.nii.gz"))
+    affine = label_map(predicted, name).affine
+    assert int(label_map(predicted, name).header["sform_code"]) == 1
+    assert int(label_map(predicted, name).header["qform_code"]) == 1
+    for corner in [(0, 0, 0), (15, 0, 0), (0, 15, 0), (0, 0, 15), (15, 15, 15)]:
+        place = np.array(found.TransformIndexToPhysicalPoint(corner))
+        assert np.allclose(place, source.TransformIndexToPhysicalPoint(corner), atol=1e-3)
+        assert np.allclose(place * (-1, -1, 1), (affine @ [*corner, 1])[:3], atol=1e-3)  # LPS to RAS
+
+
+def test_a_folder_as_people_have_it_from_another_directory(
+    bundle: Bundle, predicted: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = tmp_path / "scans"
+    (scans / "deeper").mkdir(parents=True)
+    content = (images / "plain.nii.gz").read_bytes()
+    for name in ("v1.2_of.me.nii.gz", "UPPER.NII.GZ", "deeper/not_taken.nii.gz"):
+        (scans / name).write_bytes(content)
+    nib.save(nib.load(images / "plain.nii.gz"), scans / "plain.nii")
+    for name in ("._v1.2_of.me.nii.gz", ".DS_Store", "notes.txt", "scan.dcm", "nii.gz.zip"):
+        (scans / name).write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    stock(bundle, Path("scans"), Path("out/new"))
+    found = sorted(path.name for path in (tmp_path / "out/new").iterdir())
+    assert found == ["UPPER.NII_seg.nii.gz", "plain_seg.nii.gz", "v1.2_of.me_seg.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scans"]
+    for name in ("plain", "UPPER.NII", "v1.2_of.me"):
+        expected = np.asarray(label_map(predicted, "plain").dataobj)
+        assert np.array_equal(np.asarray(label_map(tmp_path / "out/new", name).dataobj), expected)
+
+
+def test_an_empty_folder_is_said_and_a_missing_one_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.warns(UserWarning, match="is empty"):
+        stock(bundle, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RuntimeError):
+        stock(bundle, tmp_path / "gone", tmp_path / "out")
 
 
 def test_nothing_else_is_written(predicted: Path) -> None:
@@ -156,6 +203,7 @@ def test_two_channel_files_make_one_case(make_run: MakeRun, images: Path, tmp_pa
     for case in document["training"]:
         case["image"] = [f"images/{case['id']}_0000.nii.gz", f"images/{case['id']}_0001.nii.gz"]
     (run / "manifest.json").write_text(json.dumps(document))
+    record_as_trained(run)
     bundle = export_bundle(run, tmp_path / "two")
     assert bundle.channels == ["T1", "T2"]
     two = tmp_path / "a_0000.nii.gz_in_the_name"

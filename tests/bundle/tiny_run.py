@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.files import sha256_of, write_json
 from pipeline.phantom import write_nifti
 
 LABELS = ["background", "left | part", "right part"]
@@ -68,6 +70,13 @@ def write_volumes(folder: Path, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, affine in affines().items():
         write_nifti(folder / f"{name}.nii.gz", rng.integers(1, 400, (16, 16, 16)).astype(np.int16), affine)
+
+
+def record_as_trained(run: Path) -> None:
+    """Make the run record name the config and the manifest as they are now."""
+    record = json.loads((run / "run.json").read_text())
+    hashes = {f"{name}_sha256": sha256_of(run / f"{name}.json") for name in ("config", "manifest")}
+    write_json(run / "run.json", {**record, **hashes})
 
 
 def manifest(channels: list[str], labels: list[str]) -> dict[str, Any]:

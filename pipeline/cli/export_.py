@@ -66,7 +66,8 @@ def command(
         f"--bundle_root {out} --dataset_dir IMAGES --output_dir OUT"
     )
     console.document(
-        bundle=str(out), name=bundle.name, version=bundle.version, sha256=bundle.sha256,
+        folder=str(out),
+        bundle={"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
         labels={str(value): label for value, label in bundle.labels.items()},
-    )  # fmt: skip
+    )
     return 0

@@ -138,7 +138,6 @@ def report(console: Console, record: dict[str, Any], out: Path) -> int:
             f"{seconds / 60:.1f} minutes"
         )
     console.say(f"run folder: {out}\nnext: segpipe export {out} BUNDLE")
-    console.document(
-        **{name: record.get(name) for name in ("status", "best", "epochs", "fold", "seed")}, seconds=seconds
-    )
+    facts = {name: record.get(name) for name in ("status", "best", "epochs", "fold", "seed")}
+    console.document(run=str(out), **facts, seconds=round(seconds, 1))
     return OK

@@ -196,9 +196,8 @@ def test_command_line(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["export", str(run_folder), str(out), "--name", "liver_mri", "--version", "1.2.0", "--json"]
     assert run(arguments) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (
-        document["command"] == "export" and document["name"] == "liver_mri" and document["version"] == "1.2.0"
-    )
+    assert document["command"] == "export" and document["folder"] == str(out)
+    assert (document["bundle"]["name"], document["bundle"]["version"]) == ("liver_mri", "1.2.0")
     assert run(arguments) == 2
     assert "taken" in json.loads(capsys.readouterr().out)["error"]["message"]
     (out / "extra.txt").write_text("left behind")

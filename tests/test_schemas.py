@@ -1,0 +1,249 @@
+"""Every document and state file has a schema in docs/schemas, and real ones of tiny runs follow it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import defaultdict
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from tiny_data import train_arguments
+from tiny_demo import FakeCommands
+
+from pipeline.check import KINDS
+from pipeline.cli import VERBS, run
+from pipeline.errors import DataError
+from pipeline.predict.client import WorkerDiedError
+
+FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
+NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
+FILES = ("run", "postprocessing", "prediction_event", "result", "metrics", "fingerprint", "bundle_metadata")
+Documents = dict[str, list[Any]]
+
+
+def schema(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.schema.json").read_text())
+
+
+def validate(name: str, document: Any) -> None:
+    Draft202012Validator(schema(name)).validate(document)
+
+
+def printed(*words: object, code: int = 0) -> Any:
+    """The one document of a command; anything beside it, or NaN, is no JSON."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert run([*map(str, words), "--json"]) == code, out.getvalue()
+    return json.loads(out.getvalue(), parse_constant=pytest.fail)
+
+
+class TrueLabels:
+    """A worker that knows the truth, dies of case_0 once, and fails with case_1."""
+
+    about = {"device": "cpu", "threads": 1, "versions": {"python": "3"}}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.died = False
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def segment(self, paths: list[str], out: str, timeout_s: float | None) -> dict[str, Any]:
+        if "case_0" in paths[0] and not self.died:
+            self.died = True
+            raise WorkerDiedError("the worker crashed with SIGSEGV", [])
+        if "case_1" in paths[0]:
+            raise DataError(
+                "the image has NaN", path=paths[0], found="1 voxel", expected="numbers", hint="look"
+            )
+        shutil.copy(paths[0].replace("/images/", "/labels/"), out)
+        return {
+            "shape": [20, 18, 16], "voxels": {"liver": 1}, "volumes_ml": {"liver": 0.1},
+            "flags": {"empty": False, "touches_border": []}, "seconds": {"network": 0.1},
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("way")
+    for name in ("images", "labels"):
+        shutil.copytree(tiny_manifest.parent / name, root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def documents(root: Path) -> Documents:
+    """What all verbs print and leave, going the whole way once."""
+    found: Documents = defaultdict(list)
+    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _fetch, _demo):
+        for name, document in part(root):
+            found[name].append(document)
+    return found
+
+
+def _to_a_plan(root: Path) -> list[tuple[str, Any]]:
+    manifest = root / "manifest.json"
+    names = [word for name in ("liver", "kidney", "lesion") for word in ("--label-name", name)]
+    found = [
+        ("import", printed("import", "--images", root / "images", "--labels", root / "labels",
+                           "--modality", "MRI", *names, "-o", manifest)),
+        ("check", printed("check", manifest, "--report", root / "check.json")),
+        ("check", json.loads((root / "check.json").read_text())),
+        ("plan", printed("plan", manifest, "-o", root / "early.yaml")),
+        ("split", printed("split", manifest, "--test", 2, "--folds", 2)),
+        ("plan", printed("plan", manifest, "-o", root / "task.yaml")),
+        ("fingerprint", json.loads((root / "task.fingerprint.json").read_text())),
+    ]  # fmt: skip
+    image = next((root / "images").iterdir())
+    image.rename(root / "away")
+    found.append(("check", printed("check", manifest, code=3)))
+    (root / "away").rename(image)
+    return found
+
+
+def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
+    words = train_arguments(root / "manifest.json", root / "run")
+    return [
+        ("compose", printed("compose", root / "manifest.json", "--task", root / "task.yaml")),
+        ("train", printed(*words, "--explain")),
+        ("train", printed(*words, "--dry-run")),
+        ("train", printed(*words, "--epochs", 1)),
+        ("run", json.loads((root / "run" / "run.json").read_text())),
+        ("export", printed("export", root / "run", root / "bundle")),
+        ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
+    ]
+
+
+def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
+    manifest, out = root / "manifest.json", root / "predictions"
+    with pytest.MonkeyPatch.context() as patch:
+        worker = TrueLabels()
+        patch.setattr("pipeline.predict.batch.worker_for", lambda *_: worker)
+        found = [("predict", printed("predict", root / "bundle", manifest, out, code=4)) for _ in range(2)]
+    found += [("prediction_event", json.loads(line)) for line in (out / "predictions.jsonl").open()]
+    found += [("result", json.loads(path.read_text())) for path in out.glob("*/result.json")]
+    training = json.loads(manifest.read_text())["training"]
+    spoilt = next((case["fold"] for case in training if case["id"] == "case_1"), None)
+    choice = ("--split", "validation", "--fold", 1 if spoilt == 0 else 0, "--try-postprocessing")
+    for words, code in ((("--split", "all"), 4), (choice, 0)):
+        into = root / f"evaluation_{code}"
+        found.append(("evaluate", printed("evaluate", manifest, out, "--out", into, *words, code=code)))
+        found.append(("metrics", json.loads((into / "metrics.json").read_text())))
+    found.append(("postprocessing", json.loads((into / "postprocessing.json").read_text())))
+    return found
+
+
+def _fetch(root: Path) -> list[tuple[str, Any]]:
+    folder = root / "heart"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "a.nii.gz").write_bytes(b"")
+    dataset = {
+        "name": "heart", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "left atrium"},
+        "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    words = ("fetch", "msd_task02_heart", root / "public", "--from", folder)
+    first = printed(*words)
+    shutil.copy(root / "manifest.json", root / "public" / "Task02_Heart")
+    return [("fetch", first), ("fetch", printed(*words))]
+
+
+def _demo(root: Path) -> list[tuple[str, Any]]:
+    from pipeline.demo import walk
+
+    fake, real = FakeCommands(root / "demo"), walk.walk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "walk", lambda made, of, _, to: real(made, of, fake.run, to, fake.run_other))
+        patch.setattr("pipeline.demo.page.write_demo_page", lambda *_: None)
+        patch.setattr("pipeline.cli.demo_.QUICK_COARSENESS", 4.0)
+        return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]
+
+
+def test_every_verb_and_file_has_a_schema_and_each_is_linked() -> None:
+    assert set(NAMES) == {*VERBS, *FILES, "error"}
+    listed = (FOLDER.parent / "json.md").read_text()
+    for name in NAMES:
+        assert f"schemas/{name}.schema.json" in listed
+        if name in VERBS:
+            assert f"schemas/{name}.schema.json" in (FOLDER.parent / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schema_is_one(name: str) -> None:
+    Draft202012Validator.check_schema(schema(name))
+    assert schema(name)["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "error"])
+def test_real_documents_follow_their_schema_and_nothing_else_does(name: str, documents: Documents) -> None:
+    assert documents[name]
+    for document in documents[name]:
+        validate(name, document)
+        if name in VERBS:
+            assert (document["schema_version"], document["command"]) == (1, name)
+        with pytest.raises(ValidationError):
+            validate(name, {**document, "surprise": 1})
+        for key in set(schema(name).get("required", [])) & set(document):
+            with pytest.raises(ValidationError):
+                validate(name, {other: value for other, value in document.items() if other != key})
+
+
+def test_the_documents_show_what_there_is_to_show(documents: Documents) -> None:
+    events = [event["event"] for event in documents["prediction_event"]]
+    assert set(events) == {"start", "crashed", "done", "failed", "skipped"}
+    assert {"missing_file"} <= set(documents["check"][-1]["kinds"])
+    assert [set(each) & {"origins", "dry_run", "status"} for each in documents["train"]] == [
+        {"origins"}, {"dry_run"}, {"status"}
+    ]  # fmt: skip
+    assert documents["evaluate"][0]["failures"] and "rules" in documents["evaluate"][1]
+    assert [each["manifest"] is None for each in documents["fetch"]] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["check", "predict", *FILES])
+def test_reports_and_state_name_no_path(name: str, documents: Documents, root: Path) -> None:
+    assert str(root) not in json.dumps(documents[name])
+
+
+def test_words_of_the_code_are_those_of_the_schemas() -> None:
+    assert schema("check")["$defs"]["kind"]["enum"] == list(KINDS)
+    assert schema("error")["properties"]["command"]["enum"] == [*VERBS, ""]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_fails_with_the_document_of_errors(verb: str) -> None:
+    document = printed(verb, "--no-such-option", code=2)
+    validate("error", document)
+    assert document["command"] == verb
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (ZeroDivisionError("a bug"), 1),
+        (DataError("bad", path="/p", case_id="c"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_exit_code_has_a_document(raised: BaseException, code: int, monkeypatch: Any) -> None:
+    def fail(path: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("pipeline.manifest.load_manifest", fail)
+    document = printed("split", "manifest.json", code=code)
+    validate("error", document)
+    assert document["error"]["exit_code"] == code
+
+
+def test_no_verb_at_all_is_an_error_too() -> None:
+    document = printed(code=2)
+    validate("error", document)
+    assert document["command"] == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,8 @@ def command(
         Path | None, typer.Option(help="Folder that the paths start from. [default: the manifest's]")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read. [default: up to 4]")
+        int | None,
+        typer.Option(min=1, help="Processes that read. [default: what the files are worth, at most 4]"),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the JSON document to this file too.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -45,7 +45,7 @@ def command(
     with console.progress() as bar:
         task = bar.add_task("reading", total=n_cases)
         root = data_root(manifest, data)
-        findings = check_manifest(loaded, root, workers or _processes(n_cases), lambda: bar.advance(task))
+        findings = check_manifest(loaded, root, workers, lambda: bar.advance(task))
     errors = sum(finding.severity == "error" for finding in findings)
     facts = {
         "name": loaded.name,
@@ -64,8 +64,3 @@ def command(
     console.say(f"{n_cases} cases read: {errors} errors, {len(findings) - errors} warnings")
     console.document(**facts)
     return BAD_DATA if errors else OK
-
-
-def _processes(n_cases: int) -> int:
-    """Starting processes pays from some dozens of cases on."""
-    return min(4, os.cpu_count() or 1) if n_cases >= 32 else 1

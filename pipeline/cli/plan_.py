@@ -33,8 +33,6 @@ def command(
 
     Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
     """
-    import os
-
     import psutil
 
     from pipeline.files import write_text
@@ -43,6 +41,7 @@ def command(
     from pipeline.plan import make_plan
     from pipeline.plan.fragment import fragment_text
     from pipeline.plan.rules import cost_of
+    from pipeline.processes import usable_cores
 
     console = Console("plan", as_json=json)
     memory_bytes = _bytes(memory)
@@ -59,7 +58,7 @@ def command(
         fingerprint = take_fingerprint(dataset, root, on_case=lambda _id: progress.advance(bar))
     plan = make_plan(
         fingerprint, dataset, network, memory_bytes,
-        free_bytes=psutil.virtual_memory().available, cores=len(os.sched_getaffinity(0)),
+        free_bytes=psutil.virtual_memory().available, cores=usable_cores(),
     )  # fmt: skip
     beside = output.with_name(f"{output.stem}.fingerprint.json")
     save_fingerprint(fingerprint, beside)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pipeline.demo.data import write_data
 from pipeline.errors import INTERRUPTED, OK, SegpipeError, UsageError
 from pipeline.files import cannot_write, write_json
 from pipeline.manifest import Manifest
+from pipeline.processes import usable_cores
 
 Runner = Callable[[list[str]], int]
 
@@ -162,8 +162,7 @@ def walk(
 
 def cores() -> int:
     """CPU cores that this process may use, at most four: the demo's volumes keep no more busy."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, available)
+    return min(4, usable_cores())
 
 
 def _run_python(words: Sequence[str]) -> None:

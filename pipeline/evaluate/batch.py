@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from pipeline.errors import SegpipeError, UsageError
 from pipeline.evaluate.cases import CaseResult, Job, evaluate_case, unmeasured
 from pipeline.manifest import Case, Manifest
 from pipeline.nifti import find_nifti, read_header
+from pipeline.processes import MOST_WORKERS, over_cases, usable_cores
 from pipeline.results import STATE, find_segmentation
 
-MOST_WORKERS = 4
 VOXELS_WORTH_A_WORKER = 50_000_000  # below this, starting a process takes longer than the work it would share
 
 
@@ -67,31 +63,15 @@ def choose_workers(jobs: Sequence[Job]) -> int:
             voxels += x * y * z
         except (SegpipeError, ValueError):
             continue  # it fails in its turn, with its reason
-    return max(1, min(MOST_WORKERS, os.cpu_count() or 1, len(jobs), voxels // VOXELS_WORTH_A_WORKER))
+    return max(1, min(MOST_WORKERS, usable_cores(), len(jobs), voxels // VOXELS_WORTH_A_WORKER))
 
 
 def evaluate_cases(
     jobs: Sequence[Job], workers: int = 1, on_done: Callable[[], object] = lambda: None
 ) -> list[CaseResult]:
-    """Measure all cases, in the order of the jobs. A worker that dies fails its cases, not the batch."""
-    if workers <= 1 or len(jobs) <= 1:
-        results = []
-        for job in jobs:
-            results.append(evaluate_case(job))
-            on_done()
-        return results
-    done: dict[str, CaseResult] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(evaluate_case, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                job = futures[future]
-                try:
-                    done[job.id] = future.result()
-                except BrokenProcessPool:
-                    done[job.id] = unmeasured(job, "the worker process died, perhaps for lack of memory")
-                on_done()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [done[job.id] for job in jobs]
+    """Measure all cases, in the order of the jobs. A worker that dies fails its case, not the batch."""
+    return over_cases(evaluate_case, jobs, workers, _died, lambda job: on_done())
+
+
+def _died(job: Job) -> CaseResult:
+    return unmeasured(job, "the process that measured it died, perhaps for lack of memory")

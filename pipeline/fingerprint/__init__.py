@@ -6,15 +6,13 @@ fingerprint can have seen a held-out case.
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from pipeline.errors import UsageError
+from pipeline.errors import DataError, UsageError
 from pipeline.files import write_json
 from pipeline.fingerprint.case import Job, Samples, intensity_of, measure_case
 from pipeline.fingerprint.model import (
@@ -27,6 +25,7 @@ from pipeline.fingerprint.model import (
     Summary,
 )
 from pipeline.manifest import Manifest
+from pipeline.processes import over_cases, workers_to_read
 
 __all__ = [
     "SAMPLES_PER_CASE",
@@ -40,7 +39,6 @@ __all__ = [
     "save_fingerprint",
     "take_fingerprint",
 ]
-FEW_CASES = 8  # below, starting processes costs more than it saves
 
 
 def take_fingerprint(
@@ -54,7 +52,7 @@ def take_fingerprint(
     Args:
         manifest: the dataset.
         root: the folder that its paths start from.
-        workers: processes; None takes one per usable core, and none at all for a few cases.
+        workers: processes; None takes what the files are worth.
         on_case: called with each case's id when it is done.
 
     Raises:
@@ -64,13 +62,11 @@ def take_fingerprint(
     if not manifest.training:
         raise UsageError("the manifest has no training cases", hint="add cases with `segpipe import`")
     jobs = [(manifest.labels, manifest.n_channels, str(root), case) for case in manifest.training]
-    if workers is None:
-        workers = 1 if len(jobs) < FEW_CASES else len(os.sched_getaffinity(0))
-    cases, samples = [], []
-    for case, sample in _run(jobs, workers):
-        cases.append(case)
-        samples.append(sample)
-        on_case(case.id)
+    files = [Path(root) / path for case in manifest.training for path in case.paths]
+    measured = over_cases(
+        measure_case, jobs, workers or workers_to_read(files), _died, lambda job: on_case(job[-1].id)
+    )
+    cases, samples = [case for case, _ in measured], [sample for _, sample in measured]
     return Fingerprint(
         name=manifest.name,
         modality=manifest.channels,
@@ -84,21 +80,10 @@ def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
     write_json(path, fingerprint.model_dump(mode="json"))
 
 
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[CaseFingerprint, Samples]]:
-    if workers <= 1:
-        yield from map(measure_case, jobs)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), initializer=_leave_signals_to_the_parent) as pool:
-        try:
-            yield from pool.map(measure_case, jobs)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _leave_signals_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _died(job: Job) -> NoReturn:
+    raise DataError(
+        "the process that read the case died", case_id=job[-1].id, hint="perhaps there is too little memory"
+    )
 
 
 def _summarise(cases: list[CaseFingerprint], samples: list[Samples], labels: list[str]) -> Summary:

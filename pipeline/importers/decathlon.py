@@ -23,16 +23,14 @@ def read_decathlon(source: Path) -> FoundDataset:
     """
     path = source / "dataset.json" if source.is_dir() else source
     document = read_json(path, "dataset.json")
-    lists = [document.get("training"), document.get("test") or []] if isinstance(document, dict) else []
-    if not lists or not all(isinstance(entries, list) for entries in lists):
+    listed = [document.get("training"), document.get("test") or []] if isinstance(document, dict) else [None]
+    if not all(isinstance(entries, list) for entries in listed):
         raise DataError(
             "not a Decathlon dataset.json", path=path,
             expected='an object with a list "training" and, where there is one, a list "test"',
         )  # fmt: skip
-    training, test = (
-        [_case(entry, section, path) for entry in entries]
-        for section, entries in zip(("training", "test"), lists, strict=True)
-    )
+    training = [_case(entry, "training", path) for entry in listed[0] or []]
+    test = [_case(entry, "test", path) for entry in listed[1] or []]
     require_files(path.parent, [*training, *test], path)
     return FoundDataset(
         root=path.parent,

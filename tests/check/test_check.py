@@ -242,22 +242,6 @@ def test_processes_find_what_one_process_finds(dataset):
     assert check_manifest(manifest, root, workers=2) == check_manifest(manifest, root)
 
 
-def die_on_c1(case: Case) -> object:
-    from pipeline.check.case import CaseFacts
-
-    if case.id == "c1":
-        os._exit(9)
-    return CaseFacts(case.id)
-
-
-def test_a_process_that_dies_costs_its_case_alone(dataset):
-    from pipeline.check import _read_all
-
-    facts = _read_all(dataset[0].cases()[:3], die_on_c1, 2, lambda: None)
-    assert [len(case.findings) for case in facts] == [0, 1, 0]
-    assert "died" in facts[1].findings[0].found
-
-
 @pytest.mark.skipif(
     "SEGPIPE_DATA" not in os.environ, reason="SEGPIPE_DATA does not name a folder of real scans"
 )

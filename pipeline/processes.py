@@ -1,0 +1,87 @@
+"""The same work for many cases, in this process or in several; a process that dies costs one case, not the batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+MOST_WORKERS = 4  # each holds whole volumes, and the disk is one
+BYTES_WORTH_A_WORKER = (
+    30_000_000  # of image files: below, starting a process takes longer than what it would share
+)
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_to_read(files: Iterable[Path]) -> int:
+    """As many processes as reading these files is worth, at most one a core and four."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return max(1, min(MOST_WORKERS, usable_cores(), size // BYTES_WORTH_A_WORKER))
+
+
+def over_cases(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    lost: Callable[[Job], Result],
+    on_done: Callable[[Job], object] = lambda job: None,
+) -> list[Result]:
+    """Do the work for every job.
+
+    Args:
+        work: of one job; with several workers both must be picklable. What it raises ends the batch.
+        jobs: one a case.
+        workers: processes; 1 works in this one.
+        lost: the result of a job whose process died even when it had the machine for itself.
+        on_done: called in this process with each job that is done.
+
+    Returns:
+        The results in the order of the jobs.
+    """
+    if workers <= 1 or len(jobs) <= 1:
+        results = []
+        for job in jobs:
+            results.append(work(job))
+            on_done(job)
+        return results
+    done: dict[int, Result] = {}
+
+    def work_on(numbers: Sequence[int], workers: int) -> None:
+        spawn = multiprocessing.get_context("spawn")  # the progress bar's thread forbids to fork
+        with ProcessPoolExecutor(workers, spawn, _leave_signals_to_the_parent) as pool:
+            try:
+                with suppress(BrokenProcessPool):
+                    futures = {pool.submit(work, jobs[number]): number for number in numbers}
+                    for future in as_completed(futures):
+                        done[futures[future]] = future.result()
+                        on_done(jobs[futures[future]])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    work_on(range(len(jobs)), min(workers, len(jobs)))
+    for number, job in enumerate(jobs):
+        if number not in done:  # a dying process takes the whole pool along: the rest each alone
+            work_on([number], 1)
+            if number not in done:
+                done[number] = lost(job)
+                on_done(job)
+    return [done[number] for number in range(len(jobs))]
+
+
+def _leave_signals_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

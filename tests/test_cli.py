@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.cli import run
+from pipeline import errors
+from pipeline.cli import VERBS, main, run
+from pipeline.errors import DataError, RefusedError, SomeCasesFailed, UsageError
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
@@ -46,3 +57,189 @@ def test_a_file_name_too_long_is_no_bug(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     assert run(["check", str(tmp_path / "manifest.json")]) in (2, 3)
     assert "bug" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def split_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Let `segpipe split m.json` do something else where it would read its manifest."""
+
+    def replace(act: Callable[[], Any]) -> None:
+        monkeypatch.setattr("pipeline.manifest.load_manifest", lambda _path: act())
+
+    return replace
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def test_the_help_names_every_verb_and_every_exit_code(capsys: Capture) -> None:
+    assert run(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", text)
+    stated = {int(number) for number in re.findall(r"(\d+) [a-z]", text.partition("Exit codes:")[2])}
+    known = {errors.OK, errors.BUG, errors.USAGE, errors.BAD_DATA, errors.SOME_FAILED, errors.REFUSED}
+    assert stated == known | {errors.INTERRUPTED}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_is_explained(verb: str, capsys: Capture) -> None:
+    assert run([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.strip() == "Options:")
+    options = [index for index in range(start + 1, len(lines)) if re.match(r"  -", lines[index])]
+    assert len(options) >= 2
+    for index in options:  # the words stand on the option's line, or below it, indented
+        words = re.split(r"  +", lines[index].strip(), maxsplit=1)
+        below = lines[index + 1] if index + 1 < len(lines) else ""
+        assert len(words) == 2 or re.match(r" {10,}\S", below), lines[index]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistyped_option_is_refused(verb: str, capsys: Capture) -> None:
+    assert run([verb, "--jsn"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "No such option: --jsn" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistyped_option_under_json_is_one_document(verb: str, capsys: Capture) -> None:
+    assert run([verb, "--json", "--no-such-option"]) == 2
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["schema_version"], document["command"]) == (1, verb)
+    assert document["error"]["exit_code"] == 2 and "--no-such-option" in document["error"]["message"]
+    assert f"segpipe {verb} --help" in document["error"]["hint"]
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["import", "{}/absent"],
+        ["check", "{}/absent.json"],
+        ["split", "{}/absent.json"],
+        ["plan", "{}/absent.json"],
+        ["export", "{}/absent", "{}/bundle"],
+        ["predict", "{}/absent", "{}", "{}/out"],
+        ["evaluate", "{}/absent.json", "{}", "--out", "{}/metrics"],
+        ["demo", "{}/file/below"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_not_there_is_one_document_and_nothing_is_written(
+    arguments: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run([*(word.format(tmp_path) for word in arguments), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema_version"], document["command"]) == (1, arguments[0])
+    assert document["error"]["exit_code"] == 2 and document["error"]["message"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_unknown_verb(more: list[str], capsys: Capture) -> None:
+    assert run(["sgement", *more]) == 2
+    out, err = capsys.readouterr()
+    text = json.loads(out)["error"]["message"] if more else err
+    assert "sgement" in text
+
+
+def test_without_a_word_the_help_is_shown(capsys: Capture) -> None:
+    assert run([]) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "evaluate" in out + err and "Traceback" not in err
+
+
+def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
+    from pipeline import __version__
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"segpipe {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError, 2), (DataError, 3), (SomeCasesFailed, 4), (RefusedError, 5)]
+)
+def test_an_error_of_ours_ends_with_its_code(
+    error: type[errors.SegpipeError], code: int, split_is: Callable[..., None], capsys: Capture
+) -> None:
+    split_is(raising(error("words", hint="do this")))
+    assert run(["split", "m.json"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err == "segpipe split: error: words\n  hint: do this\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["split", "m.json"])
+    assert caught.value.code == code
+
+
+def test_a_bug_says_where_and_shows_its_trace_only_when_asked(
+    split_is: Callable[..., None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGPIPE_DEBUG", raising=False)
+    split_is(raising(ZeroDivisionError("by nought")))
+    assert run(["split", "m.json"]) == 1
+    err = capsys.readouterr().err
+    assert "bug" in err and "ZeroDivisionError: by nought" in err and "test_cli.py:" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("SEGPIPE_DEBUG", "1")
+    assert run(["split", "m.json"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_says_that_it_was_noticed(
+    as_json: bool, split_is: Callable[..., None], capsys: Capture
+) -> None:
+    split_is(raising(KeyboardInterrupt()))
+    assert run(["split", "m.json", *(["--json"] if as_json else [])]) == 130
+    out, err = capsys.readouterr()
+    assert "interrupted" in err
+    assert json.loads(out)["error"]["exit_code"] == 130 if as_json else out == ""
+
+
+def test_sigterm_is_ctrl_c_and_its_handler_is_given_back(split_is: Callable[..., None]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    split_is(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(["split", "m.json"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["split", "m.json"]])
+def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], tmp_path: Path) -> None:
+    document = {
+        "schema_version": 1,
+        "name": "n",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "training": [{"id": f"c{n}", "image": f"{n}.nii", "label": f"l{n}.nii"} for n in range(12)],
+    }
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_verb_is_one_module_with_one_command() -> None:
+    folder = Path(__file__).parents[1] / "pipeline" / "cli"
+    assert {path.stem for path in folder.glob("[a-z]*_.py")} == {f"{verb}_" for verb in VERBS}

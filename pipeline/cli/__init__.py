@@ -95,7 +95,9 @@ def run(arguments: list[str]) -> int:
         console.note(f"segpipe {verb}: {words}")
         console.document(error={"message": words, "exit_code": INTERRUPTED})
         return INTERRUPTED
-    except BrokenPipeError:
+    except SystemExit as error:  # what click makes of a reader of standard output that has gone
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (OSError, MemoryError) as error:  # of the machine, not a bug of ours

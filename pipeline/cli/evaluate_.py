@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.console import Console
-from pipeline.errors import OK, SOME_FAILED
+from pipeline.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
     from pipeline.evaluate import CaseResult, Job, Summary
@@ -24,7 +25,7 @@ def command(
     predictions: Annotated[
         Path, typer.Argument(help="Folder that `segpipe predict` wrote, or of <case id>.nii.gz label maps.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.csv and metrics.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv, metrics.json and dice.png.")],
     split: Annotated[str, typer.Option(help="Which cases: test, validation, training or all.")] = "test",
     fold: Annotated[int | None, typer.Option(help="The fold, for validation and training.")] = None,
     data: Annotated[
@@ -34,7 +35,9 @@ def command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default what the work is worth, at most 4.")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=100, help="Draws of patients for the intervals.")] = 2000,
+    bootstrap: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Draws of patients for the intervals.")
+    ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     try_postprocessing: Annotated[
         bool,
@@ -55,8 +58,11 @@ def command(
     from pipeline.evaluate import postprocessing
     from pipeline.evaluate.output import summary_document
     from pipeline.files import sha256_of, write_json
+    from pipeline.importers.found import some_of
     from pipeline.manifest import data_root, load_manifest
 
+    if not math.isfinite(tolerance_mm):
+        raise UsageError("the tolerance must be a finite number of mm", found=tolerance_mm)
     dataset = load_manifest(manifest)
     cases = dataset.select(split, fold)
     if try_postprocessing:
@@ -87,6 +93,9 @@ def command(
     document["failures"] = [{"id": result.id, "reason": result.failure} for result in failed]
     console.document(**document)
     _show_failures(console, failed)
+    others = stage.other_files(predictions, jobs) if any(result.missing for result in failed) else []
+    if others:
+        console.note(f"{len(others)} files there belong to no case of this split: {some_of(others)}")
     return SOME_FAILED if failed else OK
 
 
@@ -111,6 +120,8 @@ def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
         ["label", *(name.replace("_", " ") for name in names)],
         [[name, *(part["counts"].get(column) for column in names)] for name, part in parts],
     )
+    if settings["cases_without_label"]:
+        console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
 
 
 def _row(label: str, metric: str, each: Estimate) -> list[str | int | None]:

@@ -4,13 +4,13 @@ cases           read, compare and measure one case; a case that cannot be measur
 batch           all cases, in one process or several
 statistics      mean, median and bootstrap interval over patients
 summary         per label and overall
-output          metrics.csv and metrics.json
+output          metrics.csv, metrics.json, dice.png
 postprocessing  which clean-up rule helps which label, on validation cases
 """
 
 from __future__ import annotations
 
-from pipeline.evaluate.batch import choose_workers, evaluate_cases, make_jobs
+from pipeline.evaluate.batch import choose_workers, evaluate_cases, make_jobs, other_files
 from pipeline.evaluate.cases import CaseResult, Job, evaluate_case
 from pipeline.evaluate.output import write_report
 from pipeline.evaluate.postprocessing import choose_rules
@@ -28,6 +28,7 @@ __all__ = [
     "evaluate_case",
     "evaluate_cases",
     "make_jobs",
+    "other_files",
     "summarise",
     "write_report",
 ]

@@ -54,6 +54,12 @@ def make_jobs(
     ]  # fmt: skip
 
 
+def other_files(predictions: Path, jobs: Sequence[Job]) -> list[str]:
+    """Label maps in the folder of predictions that are of none of the jobs: where cases are missing, perhaps they."""
+    used = {job.prediction for job in jobs}
+    return [path.relative_to(predictions).as_posix() for path in find_nifti(predictions) if path not in used]
+
+
 def choose_workers(jobs: Sequence[Job]) -> int:
     """As many processes as the work is worth, at most the machine's cores and four."""
     voxels = 0

@@ -1,4 +1,4 @@
-"""metrics.csv and metrics.json. They name cases by id; no path and no patient stands in them."""
+"""metrics.csv, metrics.json and dice.png. They name cases by id; no path and no patient stands in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from pipeline.console import SCHEMA_VERSION
 from pipeline.evaluate.cases import CaseResult
 from pipeline.evaluate.summary import Summary, case_value
-from pipeline.files import write_csv, write_json
+from pipeline.files import write_csv, write_json, write_whole
 from pipeline.measure import DEFINITIONS, LabelMeasure
+from pipeline.report.figures import dice_bars
 
 COLUMNS = ["case", *(column.name for column in fields(LabelMeasure))]
 
@@ -19,7 +20,7 @@ COLUMNS = ["case", *(column.name for column in fields(LabelMeasure))]
 def write_report(
     folder: Path, results: Sequence[CaseResult], summary: Summary, settings: Mapping[str, Any]
 ) -> None:
-    """Write both files, each whole or not at all.
+    """Write the three files, each whole or not at all.
 
     Args:
         folder: made where it is not there.
@@ -48,6 +49,17 @@ def write_report(
         ],
     }
     write_json(folder / "metrics.json", document)
+    with write_whole(folder / "dice.png") as stream:
+        stream.write(dice_bars(_dice_of_labels(results)))
+
+
+def _dice_of_labels(results: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
+    """Label name to case id to Dice."""
+    table: dict[str, dict[str, float | None]] = {}
+    for result in results:
+        for measure in result.measures:
+            table.setdefault(measure.name, {})[result.id] = measure.dice
+    return table
 
 
 def summary_document(summary: Summary) -> dict[str, Any]:

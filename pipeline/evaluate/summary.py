@@ -81,6 +81,13 @@ def _label_counts(measures: Sequence[LabelMeasure]) -> dict[str, int]:
     }
 
 
+def _lacks_a_distance(result: CaseResult) -> bool:
+    """Whether a mean distance passes over the case, or over a label of it that counts in its mean Dice."""
+    return result.failure is not None or any(
+        measure.counted and measure.hd_mm is None for measure in result.measures
+    )
+
+
 def _case_counts(results: Sequence[CaseResult]) -> dict[str, int]:
     missing = sum(result.missing for result in results)
     return {
@@ -89,5 +96,5 @@ def _case_counts(results: Sequence[CaseResult]) -> dict[str, int]:
         "counted": sum(case_value(result, "dice") is not None for result in results),
         "missing": missing,
         "failed": sum(result.failure is not None for result in results) - missing,
-        "undefined_distances": sum(case_value(result, "hd_mm") is None for result in results),
+        "undefined_distances": sum(_lacks_a_distance(result) for result in results),
     }

@@ -18,6 +18,7 @@ TRUTH_COLOUR = "#35e03c"
 PREDICTION_COLOUR = "#ff3b30"
 # Fills that stay apart from the two outlines and, for most readers with a colour deficiency, from each other.
 LABEL_COLOURS = ("#3f8efc", "#ffb000", "#c77dff", "#00c2d1", "#f78fb3", "#ffe66d", "#9ad1ff", "#d9a066")
+PANELS_IN_A_ROW = 4
 INK, GREY = "#1d2733", "#6b7785"
 
 # Plane: name, axis cut, horizontal and vertical array axes, letters at left, right, bottom and top.
@@ -141,14 +142,18 @@ def learning_curve(history: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def dice_bars(dice: Mapping[str, Mapping[str, float | None]]) -> bytes:
-    """Dice per case, a panel for each label, with the mean (red) and the median (green) as lines.
+    """Dice per case, a panel for each label (four in a row), with the mean (red) and the median (green) as lines.
 
     Args:
         dice: label name to case id to Dice; None where it is not defined (not drawn, not averaged).
     """
-    figure = _figure(max(4.0, 3.1 * len(dice)), 3.2)
-    panels = figure.subplots(1, max(len(dice), 1), sharey=True, squeeze=False)[0]
-    for axis, (label, cases), index in zip(panels, dice.items(), range(len(dice)), strict=False):
+    columns = max(1, min(len(dice), PANELS_IN_A_ROW))
+    rows = max(1, math.ceil(len(dice) / columns))
+    figure = _figure(max(4.0, 3.1 * columns), 3.2 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in panels.flat[len(dice) :]:
+        axis.set_axis_off()
+    for index, (axis, (label, cases)) in enumerate(zip(panels.flat, dice.items(), strict=False)):
         values = [math.nan if value is None else float(value) for value in cases.values()]
         axis.bar(range(len(values)), values, color=_colour(index), alpha=0.75, width=0.72)
         known = [value for value in values if not math.isnan(value)]
@@ -165,7 +170,8 @@ def dice_bars(dice: Mapping[str, Mapping[str, float | None]]) -> bytes:
             text.set_ha("right")
             text.set_rotation_mode("anchor")
         _frame(axis)
-    panels[0].set_ylabel("Dice")
+    for axis in panels[:, 0]:
+        axis.set_ylabel("Dice")
     return _png(figure)
 
 

@@ -129,7 +129,9 @@ def test_all_kinds_of_failure_count_and_are_named(study: Study, capsys) -> None:
         assert rows[id, "2"]["flag"] == "absent"
     counts = report["summary"]["overall"]["counts"]
     assert counts["cases"] == counts["counted"] == 7
-    assert counts["missing"] == 1 and counts["failed"] == 4 and counts["undefined_distances"] == 5
+    assert (
+        counts["missing"] == 1 and counts["failed"] == 4 and counts["undefined_distances"] == 6
+    )  # and extra's tail
     # one good case (1), one with a false positive (0.5), five failures (0)
     assert report["summary"]["overall"]["metrics"]["dice"]["mean"] == pytest.approx(1.5 / 7)
     assert report["summary"]["labels"]["1"]["metrics"]["dice"]["mean"] == pytest.approx(2 / 7)
@@ -171,6 +173,34 @@ def test_4d_prediction_is_a_failed_case(study: Study) -> None:
     study.add("a", cube(), np.stack([cube(), cube()], axis=-1))
     assert study.run() == 4
     assert study.report()["cases"][0]["failure"].startswith("the prediction is not on the grid")
+
+
+def test_files_of_other_cases_are_named_where_cases_are_missing(study: Study, capsys) -> None:
+    study.add("a", cube(), cube())
+    save(study.predictions / "renamed_b.nii.gz", cube())
+    assert study.run() == 0
+    assert "renamed_b" not in capsys.readouterr().err
+    study.add("b", cube(), None)
+    assert study.run() == 4
+    assert "1 files there belong to no case of this split: renamed_b.nii.gz" in capsys.readouterr().err
+
+
+def test_the_picture_is_written_and_unlabelled_cases_are_told(study: Study, capsys) -> None:
+    study.add("a", cube(), cube())
+    study.cases.append({"section": "test", "id": "bare", "image": "bare.nii.gz"})
+    assert study.run() == 0
+    assert "1 cases of the split have no label" in capsys.readouterr().out
+    assert study.report()["cases_without_label"] == 1
+    assert (study.out / "dice.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "option", [("--tolerance-mm", "nan"), ("--tolerance-mm", "inf"), ("--bootstrap", "999999999")]
+)
+def test_options_without_sense_are_refused_before_the_work(study: Study, option: tuple[str, str]) -> None:
+    study.add("a", cube(), cube())
+    assert study.run(*option) == 2
+    assert not study.out.exists()
 
 
 def test_usage_errors(study: Study, capsys) -> None:

@@ -93,3 +93,11 @@ def test_dice_bars_draw_mean_and_median_and_pass_over_none() -> None:
     png = figures.dice_bars({"liver": {"a": 0.9, "b": 0.4, "c": None}, "kidney": {"a": None}})
     assert count(png, "#d62728") > 100 and count(png, "#1b8a3a") > 50
     assert figures.dice_bars({}).startswith(b"\x89PNG")
+
+
+def test_dice_bars_of_many_labels_stay_within_a_page_width() -> None:
+    few, many = (
+        pixels(figures.dice_bars({f"label {index}": {"a": 0.5} for index in range(labels)})).shape
+        for labels in (4, 9)
+    )
+    assert many[1] == few[1] and many[0] == 3 * few[0]

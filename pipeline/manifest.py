@@ -97,6 +97,8 @@ class Manifest(BaseModel):
     @field_validator("modality", "labels")
     @classmethod
     def _integer_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        if not value:
+            raise ValueError("at least one is needed")
         for key in value:
             if not key.isdecimal() or str(int(key)) != key:
                 raise ValueError(f"key {key!r}: must be a whole number in quotes")

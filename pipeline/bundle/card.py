@@ -30,11 +30,13 @@ def model_card(metadata: Mapping[str, Any]) -> str:
 
 def _head(metadata: Mapping[str, Any]) -> str:
     status = metadata["run"].get("status")
+    data = metadata["training_data"]
+    trained = f"{data['name']}: {data['description']}" if data["description"] else data["name"]
     warning = (
         "" if status == "finished" else f"\n\n**The training did not finish ({status or 'not recorded'}).**"
     )
     return (
-        f"# {metadata['name']} {metadata['version']}\n\n{metadata['description']} It is a "
+        f"# {metadata['name']} {metadata['version']}\n\n{metadata['description']} Trained on {trained}. This is a "
         "[MONAI bundle](https://docs.monai.io/en/stable/bundle_intro.html): a folder with the trained network, the "
         f"configs that run it, and what is known of it.\n\n**{metadata['intended_use']}**{warning}"
     )
@@ -109,10 +111,15 @@ def _input(metadata: Mapping[str, Any]) -> str:
         "## Input and output\n\n3D NIfTI volumes of any size, orientation and spacing "
         f"({image['modality']}, {image['format']}){ending if image['num_channels'] > 1 else ''}:\n\n{channels}\n\n"
         "Label maps are uint8 NIfTI files on the grid of the input:\n\n"
-        f"{_table(['value', 'label'], labels.items())}\n\n"
+        f"{_table(['value', 'label'], labels.items())}\n\n{_cleanup(metadata)}"
         "Orientation, spacing and intensity are prepared as `deterministic_transforms` in `configs/inference.json` "
         f"says. The network sees windows of {size} voxels, put together with Gaussian weights."
     )
+
+
+def _cleanup(metadata: Mapping[str, Any]) -> str:
+    rules = metadata["postprocessing"]
+    return "".join(f"Of {label}, {rule}.\n\n" for label, rule in rules.items())
 
 
 def _training(metadata: Mapping[str, Any]) -> str:
@@ -130,7 +137,7 @@ def _training(metadata: Mapping[str, Any]) -> str:
 
 def _limits(metadata: Mapping[str, Any]) -> str:
     lines = [
-        "Scans unlike the training data (other scanner, protocol, anatomy or disease) were not measured.",
+        "Scans unlike the training data (other scanner, protocol, field of view, anatomy, disease) were not measured.",
         "A label map is always returned, also for an image that does not show the organ.",
         "Left and right, and every distance, are believed as the file's header says them, in mm.",
         *(f"`{name}`: {reason}." for name, reason in metadata["exceptions"].items()),
@@ -145,10 +152,16 @@ def _repeat(metadata: Mapping[str, Any]) -> str:
         for name, packages in metadata["config_requirements"].items()
         if packages
     )
+    ours = ""
+    if metadata.get("results"):
+        lines = f"{commands['predict_again']}\n{commands['evaluate']}"
+        ours = f"The whole table of results, with segpipe:\n\n```\n{lines}\n```\n\n"
     return (
         "## Repeat and check\n\n`DATA` is the folder that the paths in `configs/manifest.json` start from. Measure "
-        f"Dice over its {metadata['evaluate_section']} cases, train again ({needs or 'MONAI is enough'}), and check "
-        f"that nothing was changed:\n\n```\n{commands['evaluate_stock']}\n{commands['train']}\n{commands['check']}\n```"
+        f"Dice over its {metadata['evaluate_section']} cases in stock MONAI:\n\n"
+        f"```\n{commands['evaluate_stock']}\n```\n\n"
+        f"{ours}Train again ({needs or 'MONAI is enough'}):\n\n```\n{commands['train']}\n```\n\n"
+        f"Check that nothing was changed:\n\n```\n{commands['check']}\n```"
     )
 
 

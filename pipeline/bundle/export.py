@@ -91,7 +91,7 @@ def export_bundle(
     if Path(labelling.licence).is_file():
         labelling = replace(labelling, licence="see LICENSE")
     section = _section(contents.manifest)
-    metadata = bundle_metadata(contents, labelling, network, bool(rules), results, section)
+    metadata = bundle_metadata(contents, labelling, network, rules, results, section)
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     with _whole_folder(out, overwrite) as folder:
         configs = folder / "configs"

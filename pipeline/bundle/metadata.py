@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.bundle.references import resolve
 from pipeline.bundle.results import OVERALL
 from pipeline.errors import UsageError
+from pipeline.inference.cleanup import LabelRule
 from pipeline.manifest import Manifest
 from pipeline.provenance import versions as installed_versions
 
@@ -75,7 +76,7 @@ def bundle_metadata(
     run: Run,
     labelling: Labelling,
     network: Mapping[str, Any],
-    cleanup: bool,
+    rules: Mapping[int, LabelRule],
     results: dict[str, Any] | None,
     section: str,
 ) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def bundle_metadata(
         run: what was trained.
         labelling: name, version and rights.
         network: the exported network's class and arguments.
-        cleanup: whether labels have post-processing rules, which need scikit-image.
+        rules: post-processing by label value, which needs scikit-image.
         results: summary of an evaluation, as `pipeline.bundle.results.read_results` gives it.
         section: of the manifest, which ``evaluate.json`` measures.
     """
@@ -102,7 +103,7 @@ def bundle_metadata(
         "monai_version": versions["monai"],
         "pytorch_version": versions["torch"].split("+")[0],
         "numpy_version": versions["numpy"],
-        "required_packages_version": _required(versions, cleanup),
+        "required_packages_version": _required(versions, bool(rules)),
         "task": f"Segmentation of {foreground} in {modality}",
         "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
         "authors": labelling.authors,
@@ -126,7 +127,8 @@ def bundle_metadata(
             "train.json": [f"segpipe=={versions.get('segpipe', '0')}"],
         },
         "exceptions": {"verify_net_in_out": LIST_OUTPUT} if is_list else {},
-        "commands": _commands(labelling.name),
+        "postprocessing": {manifest.labels[str(value)]: rule.words() for value, rule in rules.items() if rule},
+        "commands": _commands(labelling.name, results),
         "run": {
             "network": run.config.get("network_name"), "loss": run.config.get("loss_name"),
             **{key: run.record.get(key) for key in RECORDED},
@@ -212,11 +214,19 @@ def _headline(results: dict[str, Any] | None, best: Mapping[str, Any]) -> dict[s
     return found
 
 
-def _commands(name: str) -> dict[str, str]:
+def _commands(name: str, results: Mapping[str, Any] | None) -> dict[str, str]:
+    measured = results or {}
+    fold = "" if measured.get("fold") is None else f" --fold {measured['fold']}"
+    part = f"--split {measured.get('split', 'test')}{fold} --data DATA"
+    nsd = measured.get("tolerance_mm", 1.0)
+    tolerance = "" if nsd == 1.0 else f" --tolerance-mm {nsd:g}"
+    manifest = f"{name}/configs/manifest.json"
     stock = f"python -m monai.bundle run --config_file {name}/configs"
     return {
         "predict_stock": f"{stock}/inference.json --bundle_root {name} --dataset_dir IMAGES --output_dir OUT",
         "predict": f"segpipe predict {name} IMAGES OUT",
+        "predict_again": f"segpipe predict {name} {manifest} PREDICTIONS {part}",
+        "evaluate": f"segpipe evaluate {manifest} PREDICTIONS --out METRICS {part}{tolerance}",
         "evaluate_stock": f"{stock}/evaluate.json --bundle_root {name} --dataset_dir DATA --output_dir OUT",
         "train": f"{stock}/train.json --bundle_root {name} --dataset_dir DATA",
         "check": f"cd {name} && sha256sum --check SHA256SUMS",

@@ -34,6 +34,12 @@ class LabelRule:
     def __bool__(self) -> bool:
         return self.keep_largest or self.min_volume_ml is not None
 
+    def words(self) -> str:
+        """The rule for a reader."""
+        largest = ["only the largest connected component is kept"] if self.keep_largest else []
+        small = [f"components below {self.min_volume_ml:g} mL are removed"] if self.min_volume_ml else []
+        return ", and ".join(largest + small)
+
 
 def cleanup_transforms(
     rules: Mapping[int, LabelRule], n_labels: int, key: str = "pred"

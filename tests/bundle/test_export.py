@@ -181,6 +181,7 @@ def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> N
     card = (bundle.root / "docs" / "README.md").read_text()
     assert "| Dice | mean of labels | 0.912 [0.900, 0.920] | 40 |" in card
     assert "95% bootstrap interval over patients" in card and "1 failed" in card
+    assert "segpipe evaluate measured/configs/manifest.json PREDICTIONS --out METRICS --split test" in card
     assert "| HD95 (mm) | left | - | 0 |" in card
     import jsonschema
 

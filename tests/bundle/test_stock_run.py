@@ -241,6 +241,9 @@ def test_rules_clean_the_label_map(run_folder: Path, predicted: Path, images: Pa
     bundle = export_bundle(run_folder, tmp_path / "clean", postprocessing=tmp_path / "rules.json")
     assert not bundle.outside and bundle.cleanup
     assert "scikit-image" in bundle.metadata["required_packages_version"]
+    words = "only the largest connected component is kept, and components below 0.001 mL are removed"
+    assert bundle.metadata["postprocessing"] == {"left | part": words}
+    assert f"Of left | part, {words}." in (bundle.root / "docs" / "README.md").read_text()
     stock(bundle, images, tmp_path / "out")
     before = np.asarray(label_map(predicted, "plain").dataobj)
     after = np.asarray(label_map(tmp_path / "out", "plain").dataobj)

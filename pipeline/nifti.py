@@ -19,6 +19,8 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header rem
 
 GEOMETRY_TOLERANCE_MM = 0.01
 FORMS_TOLERANCE_MM = 0.1
+LAST_CODE = 5  # of sform and qform: template
+UNIT_MM = 2  # of xyzt_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,9 @@ class Header:
         affine: (4, 4) float64, voxel index to RAS mm.
         spacing_mm: length of a voxel's edges.
         dtype: type on disk.
+        sform_code: what the affine's millimetres refer to (1 scanner, 2 aligned, ...); 0 where the sform is not used.
+        qform_code: the same of the qform.
+        qform: (4, 4), None where the file has none.
     """
 
     path: Path
@@ -38,6 +43,14 @@ class Header:
     affine: NDArray[np.float64]
     spacing_mm: tuple[float, float, float]
     dtype: str
+    sform_code: int = 1
+    qform_code: int = 0
+    qform: NDArray[np.float64] | None = None
+
+    @property
+    def is_oriented(self) -> bool:
+        """Whether the file says at all where the patient's left, front and head are."""
+        return bool(self.sform_code or self.qform_code)
 
     @cached_property
     def orientation(self) -> str:
@@ -65,7 +78,8 @@ def read_header(path: str | Path) -> Header:
     Raises:
         UsageError: no such file.
         DataError: not NIfTI, truncated header, no voxels, voxels that are colours or complex, an affine that is
-            singular or not finite, or qform and sform that place a corner more than 0.1 mm apart.
+            singular or not finite, lengths that are not in mm, or qform and sform that place a corner more than
+            0.1 mm apart.
     """
     import nibabel as nib
 
@@ -96,10 +110,16 @@ def read_header(path: str | Path) -> Header:
             "the affine cannot be used", path=path, found=np.array2string(affine[:3], precision=3),
             expected="finite and invertible", hint="write the header again from the original scan",
         )  # fmt: skip
-    _compare_forms(path, header, shape)
+    unit = int(header["xyzt_units"]) % 8
+    if unit not in (0, UNIT_MM):  # nibabel and MONAI would take the numbers for mm, ITK would not
+        raise DataError(
+            "the header's lengths are not in mm", path=path, found={1: "metres", 3: "micrometres"}.get(unit, unit),
+            expected="mm", hint="write the header again in mm",
+        )  # fmt: skip
+    forms = _compare_forms(path, header, shape)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
-    return Header(path, shape, affine, spacing_mm, str(dtype))
+    return Header(path, shape, affine, spacing_mm, str(dtype), *forms)
 
 
 def read_volume(header: Header) -> NDArray[np.generic]:
@@ -140,13 +160,13 @@ def grid_difference(one: Header, other: Header, tolerance_mm: float = GEOMETRY_T
     """How two grids differ, in words, or None where every corner agrees within the tolerance."""
     if one.shape != other.shape:
         return f"shape {one.shape} against {other.shape}"
-    apart = _corners_apart_mm(one.affine, other.affine, one.shape)
+    apart = corners_apart_mm(one.affine, other.affine, one.shape)
     if not apart <= tolerance_mm:  # so that NaN differs from everything
         return f"corners up to {apart:.3g} mm apart"
     return None
 
 
-def _corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+def corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
     """Largest distance between the places that two affines give a corner of the grid."""
     sizes = (*shape, 1, 1)[:3]
     grid = np.stack(np.meshgrid(*[(0, size - 1) for size in sizes], indexing="ij")).reshape(3, -1)
@@ -154,23 +174,32 @@ def _corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shap
     return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
 
 
-def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> None:
+def _compare_forms(
+    path: Path, header: object, shape: tuple[int, ...]
+) -> tuple[int, int, NDArray[np.float64] | None]:
+    """Code of the sform, code of the qform, and the qform."""
     sform, s_code = header.get_sform(coded=True)  # type: ignore[attr-defined]
     try:
         qform, q_code = header.get_qform(coded=True)  # type: ignore[attr-defined]
     except (ValueError, np.linalg.LinAlgError) as error:
         raise DataError("the qform cannot be used", path=path, found=str(error)) from error
-    if not s_code or not q_code or len(shape) < 3:
-        return
+    codes = _known_code(s_code), _known_code(q_code)
+    if not all(codes) or len(shape) < 3:
+        return *codes, qform
     if not np.isfinite(qform).all():
         raise DataError("the qform cannot be used", path=path, found="numbers that are not finite")
-    apart = _corners_apart_mm(sform, qform, shape)
+    apart = corners_apart_mm(sform, qform, shape)
     if apart > FORMS_TOLERANCE_MM:
         raise DataError(
             "qform and sform of the header disagree", path=path, found=f"corners {apart:.3g} mm apart",
             expected=f"at most {FORMS_TOLERANCE_MM} mm",
             hint="which one is right cannot be told from the file; write it again from the original scan",
         )  # fmt: skip
+    return *codes, qform
+
+
+def _known_code(code: int) -> int:
+    return 0 if code <= 0 else code if code <= LAST_CODE else 1
 
 
 def _unreadable(path: Path, error: Exception) -> SegpipeError:

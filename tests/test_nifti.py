@@ -75,3 +75,20 @@ def test_grids_differ_by_shape_or_by_place(tmp_path: Path) -> None:
     assert grid_difference(one, same) is None
     assert "mm apart" in str(grid_difference(one, read_header(_save(tmp_path / "c.nii", values, moved))))
     assert "shape" in str(grid_difference(one, read_header(_save(tmp_path / "d.nii", values[:4]))))
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron", 5])
+def test_lengths_in_another_unit_are_refused(unit: object, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header["xyzt_units"] = unit if isinstance(unit, int) else nib.nifti1.unit_codes.code[unit]
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match="not in mm"):
+        read_header(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("unit", [0, 2, 8, 10, 2 + 16])
+def test_mm_and_no_unit_are_mm_whatever_the_unit_of_time(unit: int, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header["xyzt_units"] = unit
+    nib.save(image, tmp_path / "a.nii")
+    assert read_header(tmp_path / "a.nii").spacing_mm == (1.0, 1.0, 1.0)

@@ -67,7 +67,7 @@ class TrueLabels:
         shutil.copy(paths[0].replace("/images/", "/labels/"), out)
         return {
             "shape": [20, 18, 16], "voxels": {"liver": 1}, "volumes_ml": {"liver": 0.1},
-            "flags": {"empty": False, "touches_border": []}, "seconds": {"network": 0.1},
+            "flags": {"empty": False, "touches_border": [], "orientation_unknown": False}, "seconds": {"network": 0.1},
         }  # fmt: skip
 
 

@@ -118,4 +118,6 @@ def _remark(outcome: Outcome) -> str | None:
     words = ["no label found"] if flags.get("empty") else []
     if flags.get("touches_border"):
         words.append(f"touches the border: {', '.join(flags['touches_border'])}")
+    if flags.get("orientation_unknown"):
+        words.append("the image does not say which side is which")
     return "; ".join(words) or None

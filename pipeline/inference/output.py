@@ -9,29 +9,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.nifti import Header
+from pipeline.nifti import GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> None:
     """Write a label map (X, Y, Z) on the grid of its source, with a header that carries nothing else of it.
 
-    The affine stands in the sform, and in the qform where a rotation and voxel sizes can say it; both get the
-    source's code (what its millimetres refer to), or 1 (scanner) where it had none.
+    Sform and qform say what the source's say, so that every reader finds the two on one grid, whichever form it
+    takes. Where the source has one of them, the other is made from it, if a rotation and voxel sizes can say it.
+    Where it has none, there is none.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
     import nibabel as nib
 
-    source = nib.load(grid.path).header  # type: ignore[attr-defined, unused-ignore]
-    code = int(source["sform_code"]) or int(source["qform_code"]) or 1
+    code = grid.sform_code or grid.qform_code
     image = nib.Nifti1Image(labels, grid.affine, dtype=np.uint8)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=code)
-    image.set_qform(grid.affine, code=code)
-    if not np.allclose(image.get_qform(), grid.affine, atol=1e-3):  # a shear, which a qform cannot say
+    image.set_qform(grid.qform if grid.qform_code else grid.affine, code=grid.qform_code or code)
+    if not grid.qform_code and grid_moved(image.get_qform(), grid):  # a shear, which a qform cannot say
         image.set_qform(None, code=0)
     nib.save(image, path)  # type: ignore[attr-defined, unused-ignore]
+
+
+def grid_moved(affine: NDArray[np.float64], grid: Header) -> bool:
+    """Whether an affine places a corner of the grid elsewhere, by more than the tolerance of geometry."""
+    return not corners_apart_mm(affine, grid.affine, grid.shape) <= GEOMETRY_TOLERANCE_MM
 
 
 def describe(

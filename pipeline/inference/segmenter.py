@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError, SegpipeError, UsageError
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.source import read_grid
-from pipeline.nifti import Header
+from pipeline.nifti import FORMS_TOLERANCE_MM, Header, corners_apart_mm
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,13 @@ def _as_labels(prediction: torch.Tensor, grid: Header) -> NDArray[np.uint8]:
         raise DataError(
             "the bundle does not give one label map on the image's grid", found=f"shape {values.shape}",
             expected=f"shape {expected}", hint="its post-processing must end in argmax and inversion",
+        )  # fmt: skip
+    affine = getattr(prediction, "affine", None)
+    apart = 0.0 if affine is None else corners_apart_mm(np.asarray(affine), grid.affine, grid.shape)
+    if not apart <= FORMS_TOLERANCE_MM:
+        raise DataError(
+            "the bundle's label map does not lie on the image's grid", found=f"corners {apart:.3g} mm apart",
+            hint="its post-processing must undo what its preprocessing did, by Invertd",
         )  # fmt: skip
     labels = values[0].astype(np.uint8)
     if not np.array_equal(labels, values[0]):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 from pipeline.nifti import Header, grid_difference, read_header, read_volume, require_3d
 
 
@@ -26,6 +26,12 @@ def read_grid(paths: Sequence[str | Path], channels: int) -> Header:
         DataError: unreadable, not a volume, a wrong number of channels, channels on different grids, voxels that
             are not finite, or a constant image.
     """
+    missing = [index for index, path in enumerate(paths) if not Path(path).is_file()]
+    if missing and len(paths) > 1:
+        raise UsageError(
+            "a channel's file is missing", path=paths[missing[0]], found=f"nothing for channel {missing[0]}",
+            expected=f"{channels} files a case",
+        )  # fmt: skip
     headers = [read_header(path) for path in paths]
     first = headers[0]
     stacked = len(headers) == 1 and channels > 1 and len(first.shape) == 4

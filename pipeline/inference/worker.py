@@ -101,6 +101,7 @@ def _segment(segmenter: Segmenter, paths: list[str], out: str) -> dict[str, Any]
         raise _CannotWriteError(cannot_write(out, error)) from error
     seconds = {**result.seconds, "write": round(time.perf_counter() - start, 3)}
     facts = describe(result.labels, result.grid.affine, segmenter.recipe.labels)
+    facts["flags"]["orientation_unknown"] = not result.grid.is_oriented
     return {"ok": True, "shape": list(result.labels.shape), **facts, "seconds": seconds}
 
 

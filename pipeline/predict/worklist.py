@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,8 @@ def find_cases(
 
     Args:
         inputs: NIfTI files and folders, or one manifest (``.json``).
-        channels: of the bundle; with more than one, ``X_0000.nii.gz``, ``X_0001.nii.gz`` are one case ``X``.
+        channels: of the bundle; with more than one, ``X_0000.nii.gz``, ``X_0001.nii.gz`` are one case ``X``, and a
+            file without such an ending is a case with all its channels in it.
         out: results found below it are passed over.
         pseudonymise: name cases by the hash of their path relative to the input folder (with several inputs:
             to the folder that holds them all).
@@ -102,11 +103,29 @@ def _of_files(files: Sequence[Path], channels: int) -> list[WorkItem]:
             WorkItem(match["stem"] if match and all_first else nifti_stem(path), (path,))
             for path, match in matches.items()
         ]
-    groups: dict[tuple[Path, str], list[Path]] = {}
+    whole = [WorkItem(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
+    groups: dict[tuple[Path, str], dict[int, Path]] = {}
     for path, match in matches.items():
-        stem = match["stem"] if match else nifti_stem(path)
-        groups.setdefault((path.parent, stem), []).append(path)
-    return [WorkItem(stem, tuple(sorted(paths))) for (_, stem), paths in groups.items()]
+        if match:
+            group = groups.setdefault((path.parent, match["stem"]), {})
+            other = group.setdefault(int(match["index"]), path)
+            if other is not path:
+                raise UsageError(
+                    "two files are the same channel of a case",
+                    path=f"{other} and {path}",
+                    hint="remove one of them",
+                )
+    return whole + [WorkItem(stem, _in_order(group)) for (_, stem), group in groups.items()]
+
+
+def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
+    """The files of a case by channel; the name of one that is missing keeps its place, so that none moves up."""
+    some = next(iter(group.values()))
+    ending = some.name[len(nifti_stem(some)) :]
+    stem = nifti_stem(some)[: -len("_0000")]
+    return tuple(
+        group.get(index, some.with_name(f"{stem}_{index:04}{ending}")) for index in range(max(group) + 1)
+    )
 
 
 def _of_manifest(path: Path, split: str | None, fold: int | None, data: Path | None) -> list[WorkItem]:
@@ -125,7 +144,7 @@ def _base(inputs: Sequence[Path]) -> Path:
 
 def _pseudonym(path: Path, base: Path) -> str:
     relative = path.relative_to(base).as_posix()
-    return "case-" + hashlib.sha256(relative.encode()).hexdigest()[:12]
+    return "case-" + hashlib.sha256(os.fsencode(relative)).hexdigest()[:12]
 
 
 def _require_unique(items: Sequence[WorkItem]) -> None:

@@ -18,7 +18,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.inference.output import describe, write_labels
 from pipeline.inference.segmenter import Recipe, Segmenter
 from pipeline.inference.source import read_grid
-from pipeline.nifti import read_header
+from pipeline.nifti import Header, read_header
 
 UNET = {
     "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2],
@@ -182,3 +182,70 @@ def test_a_sheared_grid_is_kept_in_the_sform(tmp_path: Path, shear: float) -> No
     again = read_header(tmp_path / "l.nii.gz")
     np.testing.assert_allclose(again.affine, affine, atol=1e-5)
     assert again.dtype == "uint8" and int(nib.load(tmp_path / "l.nii.gz").header["sform_code"]) == 2
+
+
+def slightly_sheared() -> Any:
+    affine = np.diag([0.9, 0.8, 2.5, 1.0])
+    affine[0, 1] = 0.0008  # a scanner's rounding; half a millimetre off at the far corner of a large image
+    return affine
+
+
+ROTATED = np.array([[-0.8, -0.6, 0, 30], [-0.6, 0.8, 0, -41.5], [0, 0, 2.5, 700], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("affine", "s_code", "q_code", "expected"),
+    [
+        (ROTATED, 1, 1, (1, 1)),
+        (ROTATED, 2, 0, (2, 2)),
+        (ROTATED, 0, 1, (1, 1)),
+        (ROTATED, 4, 1, (4, 1)),
+        (slightly_sheared(), 1, 1, (1, 1)),
+        (None, 0, 0, (0, 0)),
+    ],
+)
+def test_every_reader_finds_the_label_map_on_the_grid_of_its_source(
+    tmp_path: Path, affine: Any, s_code: int, q_code: int, expected: tuple[int, int]
+) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    shape, source, out = (60, 50, 7), tmp_path / "a.nii", tmp_path / "l.nii"
+    image = nib.Nifti1Image(np.arange(np.prod(shape), dtype=np.int32).reshape(shape), affine)
+    if affine is None:
+        image.header.set_zooms((0.7, 0.8, 3.0))
+    else:
+        image.set_sform(affine, code=s_code)
+        image.set_qform(affine, code=q_code)
+    nib.save(image, source)
+    header = read_header(source)
+    assert header.is_oriented == (affine is not None)
+    write_labels(out, np.ones(shape, np.uint8), header)
+    labels = nib.load(out)
+    assert (int(labels.header["sform_code"]), int(labels.header["qform_code"])) == expected
+    np.testing.assert_allclose(read_header(out).affine, header.affine, atol=1e-5)
+    one, other = sitk.ReadImage(str(source)), sitk.ReadImage(str(out))
+    for corner in [(0, 0, 0), (59, 0, 0), (0, 49, 0), (59, 49, 6)]:
+        place = one.TransformIndexToPhysicalPoint(corner)
+        np.testing.assert_allclose(other.TransformIndexToPhysicalPoint(corner), place, atol=1e-3)
+
+
+def test_a_grid_without_a_file_of_its_own_is_written(tmp_path: Path) -> None:
+    grid = Header(Path("series"), (4, 5, 6), FLIPPED, (1.0, 1.0, 1.0), "int16")
+    write_labels(tmp_path / "l.nii.gz", np.ones((4, 5, 6), np.uint8), grid)
+    np.testing.assert_allclose(read_header(tmp_path / "l.nii.gz").affine, FLIPPED, atol=1e-5)
+
+
+def test_labels_that_are_not_turned_back_are_refused(tmp_path: Path) -> None:
+    turned = [
+        *DETERMINISTIC[:2],
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "LAS"},
+        DETERMINISTIC[2],
+    ]
+    bundle = write_bundle(tmp_path / "b", deterministic=turned)
+    config = recipe(bundle, typed=False).inference
+    steps = [step for step in config["postprocessing"]["transforms"] if step["_target_"] != "Invertd"]
+    stock = {**config, "postprocessing": {"_target_": "Compose", "transforms": steps}}
+    scan = str(write_scan(tmp_path / "s.nii.gz"))  # the shape stays, left and right change places
+    with pytest.raises(DataError, match="does not lie on the image's grid"):
+        Segmenter(recipe(bundle, False, inference=stock)).segment([scan])
+    assert Segmenter(recipe(bundle, False)).segment([scan]).labels.any()

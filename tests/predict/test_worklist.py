@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, UsageError
+from pipeline.inference.source import read_grid
 from pipeline.manifest import CASE_ID, Case, Manifest, save_manifest
 from pipeline.predict import find_cases
 from pipeline.predict.worklist import WorkItem, _of_files
@@ -108,3 +110,26 @@ def test_a_manifest_names_its_cases_by_split(tmp_path: Path) -> None:
         find_cases([tmp_path / "m.json", tmp_path], 1)
     with pytest.raises(UsageError, match="belong to a manifest"):
         find_cases([tmp_path], 1, split="test")
+
+
+def test_a_missing_channel_is_never_taken_by_the_next_one(tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nii.gz", "p_0002.nii.gz", "q_0001.nii.gz")
+    p, q = find_cases([tmp_path], 2)
+    assert [path.name for path in p.paths] == ["p_0000.nii.gz", "p_0001.nii.gz", "p_0002.nii.gz"]
+    assert [path.name for path in q.paths] == ["q_0000.nii.gz", "q_0001.nii.gz"]
+    with pytest.raises(UsageError, match="channel's file is missing"):
+        read_grid(q.paths, 2)
+
+
+def test_a_file_without_a_channel_is_a_case_and_no_channel(tmp_path: Path) -> None:
+    items = find_cases([touch(tmp_path / "1", "p_0000.nii", "p_0001.nii", "q.nii")], 2)
+    assert [len(item.paths) for item in items] == [2, 1]
+    with pytest.raises(UsageError, match="same case id"):
+        find_cases([touch(tmp_path / "2", "p_0000.nii", "p.nii")], 2)
+    with pytest.raises(UsageError, match="same channel"):
+        find_cases([touch(tmp_path / "3", "p_0000.nii", "p_0000.nii.gz")], 2)
+
+
+def test_names_that_are_not_utf8_have_a_pseudonym(tmp_path: Path) -> None:
+    (item,) = find_cases([touch(tmp_path, os.fsdecode(b"M\xfcller.nii.gz"))], 1, pseudonymise=True)
+    assert item.id == "case-" + hashlib.sha256(b"M\xfcller.nii.gz").hexdigest()[:12]

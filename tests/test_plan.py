@@ -25,9 +25,11 @@ from pipeline.plan import make_plan
 from pipeline.plan.fragment import fragment_text
 from pipeline.plan.rules import (
     LARGEST_PATCH,
-    NETWORKS,
+    MEASURED,
     cache_rate,
+    cost_of,
     depth,
+    epoch_time,
     intensity,
     patch_size,
     resampled_shape,
@@ -35,6 +37,7 @@ from pipeline.plan.rules import (
 )
 
 GB = 10**9
+UNET = cost_of("unet", 8)
 Triple = tuple[float, float, float]
 
 
@@ -123,12 +126,12 @@ def test_mr_is_scored_by_case(nonzero: float, masked: bool) -> None:
 
 
 def test_a_small_image_is_taken_whole() -> None:
-    assert patch_size((35, 50, 36), NETWORKS["unet"], 8 * GB).value == [40, 56, 40]
-    assert patch_size((35, 50, 9), NETWORKS["unet"], 8 * GB).value == [40, 56, 16]
+    assert patch_size((35, 50, 36), UNET, 8 * GB).value == [40, 56, 40]
+    assert patch_size((35, 50, 9), UNET, 8 * GB).value == [40, 56, 16]
 
 
 def test_a_large_image_keeps_its_proportions() -> None:
-    patch = patch_size((512, 512, 128), NETWORKS["unet"], 8 * GB).value
+    patch = patch_size((512, 512, 128), UNET, 8 * GB).value
     assert math.prod(patch) <= LARGEST_PATCH
     assert patch[0] == pytest.approx(patch[1], abs=8)
     assert patch[0] / patch[2] == pytest.approx(4, rel=0.15)
@@ -136,16 +139,16 @@ def test_a_large_image_keeps_its_proportions() -> None:
 
 def test_too_little_memory_says_how_much_is_needed() -> None:
     with pytest.raises(UsageError, match="does not hold a training step") as caught:
-        patch_size((100, 100, 100), NETWORKS["unet"], 1_000_000)
+        patch_size((100, 100, 100), UNET, 1_000_000)
     assert caught.value.expected == "at least 0.0041 GB"
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 700)] * 3), st.sampled_from(sorted(NETWORKS)), st.integers(50_000_000, 50 * GB)
+    st.tuples(*[st.integers(1, 700)] * 3), st.sampled_from(sorted(MEASURED)), st.integers(50_000_000, 50 * GB)
 )
 def test_patches_fit_the_network_and_the_memory(shape: tuple[int, int, int], name: str, memory: int) -> None:
-    cost = NETWORKS[name]
+    cost = cost_of(name, 8)
     patch = patch_size(shape, cost, memory).value
     assert all(size % cost.divisor == 0 and size >= 2 * cost.divisor for size in patch)
     assert 2 * math.prod(patch) * cost.bytes_per_voxel <= memory
@@ -166,17 +169,20 @@ def test_half_of_the_free_memory_is_left_alone() -> None:
     assert cache_rate(many, (100, 100, 100), GB).value == 1.0
 
 
-def test_networks_are_those_of_the_fragments() -> None:
-    assert sorted(NETWORKS) == known_fragments("network")
-    for name, cost in NETWORKS.items():
-        fragment = yaml.safe_load((configs_folder() / "network" / f"{name}.yaml").read_text())
-        assert fragment["patch_divisor"] == cost.divisor
+def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None:
+    assert set(MEASURED) <= set(known_fragments("network"))
+    own = cost_of("my/unet.yaml", 32)
+    assert own.divisor == 32 and not own.measured
+    assert own.bytes_per_voxel >= max(needed for needed, _ in MEASURED.values())
+    rule = patch_size((35, 50, 36), own, 8 * GB)
+    assert rule.value == [64, 64, 64] and "assumed" in rule.why
+    assert "assumed" in epoch_time(10, [64, 64, 64], 2, own, 2).source
 
 
-def test_unknown_network() -> None:
-    fingerprint = dataset(((50, 50, 50), (1, 1, 1)))
-    with pytest.raises(UsageError, match="no network 'vnet'"):
-        make_plan(fingerprint, manifest_for(fingerprint), "vnet", GB, GB, 1)
+@pytest.mark.parametrize("divisor", [0, -8, 8.0, "8", True, None])
+def test_a_divisor_that_divides_nothing(divisor: object) -> None:
+    with pytest.raises(UsageError, match="patch_divisor"):
+        cost_of("unet", divisor)
 
 
 @settings(max_examples=50, deadline=None)
@@ -191,7 +197,7 @@ def test_unknown_network() -> None:
 def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality: str) -> None:
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
     fingerprint = dataset(*grids, modality=modality, foreground=inside)
-    plan = make_plan(fingerprint, manifest_for(fingerprint), "unet", 8 * GB, GB, 2)
+    plan = make_plan(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
     assert yaml.safe_load(fragment_text(plan, len(grids))) == plan.task
     assert tuple(plan.task) == OWNED["task"]
     assert plan.task["task_name"] == "made_up_1"
@@ -260,11 +266,22 @@ def test_a_manifest_without_folds_is_to_be_split_first(manifest_path: Path, caps
     assert json.loads(seen.out)["next"] == f"segpipe split {manifest_path}"
 
 
+def test_a_network_of_ones_own_tells_its_divisor(manifest_path: Path, capsys) -> None:
+    own = manifest_path.parent / "own.yaml"
+    fragment = (configs_folder() / "network" / "unet.yaml").read_text()
+    own.write_text(fragment.replace("patch_divisor: 8", "patch_divisor: 32"))
+    task = manifest_path.parent / "own_task.yaml"
+    assert run(["plan", str(manifest_path), "-o", str(task), "--network", str(own), "--json"]) == 0
+    assert all(size % 32 == 0 for size in yaml.safe_load(task.read_text())["patch_size"])
+    assert f"--network {own}" in json.loads(capsys.readouterr().out)["next"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["--memory", "plenty"], 2, "not an amount of memory"),
-        (["--network", "vnet"], 2, "no network 'vnet'"),
+        (["--memory", "9" * 400 + "G"], 2, "not an amount of memory"),
+        (["--network", "vnet"], 2, "no network fragment 'vnet'"),
         (["--data", "nowhere"], 2, "no such data folder"),
         (["-o", "m.json/task.yaml"], 2, "cannot write the output"),
     ],

@@ -20,7 +20,9 @@ def command(
     ),
     data: Annotated[Path | None, typer.Option(help="Folder that the manifest's paths start from.")] = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
-    network: Annotated[str, typer.Option(help="Network to plan for: unet, unet_fine or unetpp.")] = "unet",
+    network: Annotated[
+        str, typer.Option(help="Network to plan for: unet, unet_fine, unetpp, or a path.")
+    ] = "unet",
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -35,6 +37,7 @@ def command(
     """
     import psutil
 
+    from pipeline.compose import read_fragment
     from pipeline.files import write_text
     from pipeline.fingerprint import save_fingerprint, take_fingerprint
     from pipeline.manifest import data_root, load_manifest
@@ -45,7 +48,7 @@ def command(
 
     console = Console("plan", as_json=json)
     memory_bytes = _bytes(memory)
-    cost_of(network)  # before the long reading
+    cost = cost_of(network, read_fragment("network", network)[0]["patch_divisor"])
     dataset = load_manifest(manifest)
     root = data_root(manifest, data)
     if output.exists() and not overwrite:
@@ -57,7 +60,7 @@ def command(
         bar = progress.add_task("reading", total=len(dataset.training))
         fingerprint = take_fingerprint(dataset, root, on_case=lambda _id: progress.advance(bar))
     plan = make_plan(
-        fingerprint, dataset, network, memory_bytes,
+        fingerprint, dataset, cost, memory_bytes,
         free_bytes=psutil.virtual_memory().available, cores=usable_cores(),
     )  # fmt: skip
     beside = output.with_name(f"{output.stem}.fingerprint.json")
@@ -88,7 +91,7 @@ def command(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
         raise UsageError(
             "not an amount of memory", found=text, expected="a number and a unit, e.g. 8G or 600M"

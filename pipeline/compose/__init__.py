@@ -1,6 +1,13 @@
 """Fragments and overrides become one MONAI config; what MONAI would pass in silence is refused here."""
 
-from pipeline.compose.fragments import OWNED, Composed, compose, configs_folder, known_fragments
+from pipeline.compose.fragments import (
+    OWNED,
+    Composed,
+    compose,
+    configs_folder,
+    known_fragments,
+    read_fragment,
+)
 from pipeline.compose.settings import Settings
 from pipeline.compose.targets import check_components
 
@@ -12,4 +19,5 @@ __all__ = [
     "compose",
     "configs_folder",
     "known_fragments",
+    "read_fragment",
 ]

@@ -106,7 +106,16 @@ def _pad_patch(made: Composed) -> None:
         made.config["patch_size"] = padded
 
 
-def _add_fragment(made: Composed, kind: str, name: str) -> None:
+def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
+    """The ids of a fragment, and the name to show for it.
+
+    Args:
+        kind: one of `OWNED`.
+        name: that of a shipped fragment, or a path.
+
+    Raises:
+        UsageError: no such fragment, or ids that are not those of its kind.
+    """
     path, shown = _find_fragment(kind, name)
     content = read_yaml(path, f"{kind} fragment")
     if not isinstance(content, dict):
@@ -123,6 +132,11 @@ def _add_fragment(made: Composed, kind: str, name: str) -> None:
     missing = [key for key in OWNED[kind] if key not in content]
     if missing:
         raise UsageError(f"the {kind} fragment lacks {', '.join(missing)}", path=path)
+    return content, shown
+
+
+def _add_fragment(made: Composed, kind: str, name: str) -> None:
+    content, shown = read_fragment(kind, name)
     made.config.update(copy.deepcopy(content))
     made.origins.update(dict.fromkeys(content, shown))
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.fingerprint import Fingerprint
 from pipeline.manifest import Manifest
 from pipeline.plan import rules as rule_functions
-from pipeline.plan.rules import Rule
+from pipeline.plan.rules import NetworkCost, Rule
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,27 @@ class Plan:
 
 
 def make_plan(
-    fingerprint: Fingerprint, manifest: Manifest, network: str, memory_bytes: int, free_bytes: int, cores: int
+    fingerprint: Fingerprint,
+    manifest: Manifest,
+    cost: NetworkCost,
+    memory_bytes: int,
+    free_bytes: int,
+    cores: int,
 ) -> Plan:
     """Apply every rule.
 
     Args:
         fingerprint: of the manifest's training cases.
         manifest: names of channels and labels.
-        network: the word of a shipped network fragment.
+        cost: of the network to train (`pipeline.plan.rules.cost_of`).
         memory_bytes: what one training step may use.
         free_bytes: memory that is free now, for the cache.
         cores: cores to train on.
 
     Raises:
-        UsageError: no such network, or the memory does not hold the smallest patch.
+        UsageError: the memory does not hold the smallest patch.
         DataError: the intensities of the foreground cannot be scaled.
     """
-    cost = rule_functions.cost_of(network)
     spacing = rule_functions.target_spacing(fingerprint)
     shape = rule_functions.resampled_shape(fingerprint, spacing.value)
     patch = rule_functions.patch_size(shape, cost, memory_bytes)

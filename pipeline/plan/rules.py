@@ -27,35 +27,37 @@ CACHE_SHARE = 0.5  # of the memory that is free now
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network fragment needs; measured on one training step with DiceCE, float32, on CPU.
+    """What a network needs of the machine.
 
     Attributes:
-        divisor: every axis of the patch must be a multiple of it.
+        divisor: every axis of the patch must be a multiple of it; the fragment's ``patch_divisor``.
         bytes_per_voxel: peak memory of a step per voxel of the batch.
         voxels_per_second: trained voxels per second and core.
+        measured: whether these two are measured, or assumed to be as for a costly network.
     """
 
     divisor: int
     bytes_per_voxel: int
     voxels_per_second: float
+    measured: bool
 
 
-NETWORKS = {
-    "unet": NetworkCost(divisor=8, bytes_per_voxel=500, voxels_per_second=5e5),
-    "unet_fine": NetworkCost(divisor=8, bytes_per_voxel=1100, voxels_per_second=1.7e5),
-    "unetpp": NetworkCost(divisor=8, bytes_per_voxel=1300, voxels_per_second=5e4),
-}
+# By the word of a shipped fragment: bytes a voxel, voxels a second; one training step, DiceCE, float32, CPU.
+MEASURED = {"unet": (500, 5e5), "unet_fine": (1100, 1.7e5), "unetpp": (1300, 5e4)}
+ASSUMED = (1500, 5e4)
 
 
-def cost_of(network: str) -> NetworkCost:
-    """What a shipped network needs.
+def cost_of(network: str, divisor: object) -> NetworkCost:
+    """What a network needs, by its word or path and its fragment's ``patch_divisor``.
 
     Raises:
-        UsageError: it is none of `NETWORKS`.
+        UsageError: the divisor is no positive whole number.
     """
-    if network not in NETWORKS:
-        raise UsageError(f"no network {network!r} to plan for", expected=", ".join(NETWORKS))
-    return NETWORKS[network]
+    if type(divisor) is not int or divisor < 1:
+        raise UsageError(
+            "patch_divisor of the network cannot be used", found=divisor, expected="1, 2, 4, ..."
+        )
+    return NetworkCost(divisor, *MEASURED.get(network, ASSUMED), measured=network in MEASURED)
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def patch_size(shape: tuple[int, int, int], cost: NetworkCost, memory_bytes: int
             "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{MIN_BATCH} must fit the memory"
         )
         why += f", with its proportions: {limit}"
+    if not cost.measured:
+        why += f" ({cost.bytes_per_voxel:,} bytes a voxel assumed, not measured for this network)"
     return Rule("patch_size", patch, f"{why}; multiples of {cost.divisor}, which the network needs", NNUNET)
 
 
@@ -233,7 +237,7 @@ def epoch_time(cases: int, patch: list[int], batch: int, cost: NetworkCost, core
         "epoch_seconds", float(f"{seconds:.2g}"),
         f"roughly, on CPU without validation: {math.ceil(cases / batch)} steps at "
         f"{cost.voxels_per_second:,.0f} voxels a second and core, {cores} cores; the first epoch shows the truth",
-        "measured once on a two-core machine",
+        "measured once on a two-core machine" if cost.measured else "assumed: this network was not measured",
     )  # fmt: skip
 
 

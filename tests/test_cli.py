@@ -124,6 +124,8 @@ def test_a_mistyped_option_under_json_is_one_document(verb: str, capsys: Capture
         ["check", "{}/absent.json"],
         ["split", "{}/absent.json"],
         ["plan", "{}/absent.json"],
+        ["compose", "{}/absent.json", "--task", "task.yaml"],
+        ["train", "{}/absent.json", "--task", "task.yaml", "--out", "{}/run"],
         ["export", "{}/absent", "{}/bundle"],
         ["predict", "{}/absent", "{}", "{}/out"],
         ["evaluate", "{}/absent.json", "{}", "--out", "{}/metrics"],

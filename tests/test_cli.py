@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -67,6 +68,16 @@ def split_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], N
         monkeypatch.setattr("pipeline.manifest.load_manifest", lambda _path: act())
 
     return replace
+
+
+def small_manifest() -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": "n",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "training": [{"id": f"c{n}", "image": f"{n}.nii", "label": f"l{n}.nii"} for n in range(12)],
+    }
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -152,6 +163,24 @@ def test_an_unknown_verb(more: list[str], capsys: Capture) -> None:
     assert "sgement" in text
 
 
+def test_an_unknown_verb_before_a_known_one_is_not_taken_for_it(capsys: Capture) -> None:
+    assert run(["sgement", "check", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["command"] == "" and document["error"]["hint"] == "see `segpipe --help`"
+
+
+def test_a_terminal_that_knows_few_letters_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(small_manifest()))
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii"))
+    with pytest.raises(SystemExit) as caught:
+        main(["split", str(tmp_path / "m.json"), "-o", str(tmp_path / "größe.json")])
+    assert caught.value.code == 0
+    assert b"gr\\xf6\\xdfe.json" in stream.getvalue()
+
+
 def test_without_a_word_the_help_is_shown(capsys: Capture) -> None:
     assert run([]) in (0, 2)
     out, err = capsys.readouterr()
@@ -215,14 +244,7 @@ def test_sigterm_is_ctrl_c_and_its_handler_is_given_back(split_is: Callable[...,
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["split", "m.json"]])
 def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], tmp_path: Path) -> None:
-    document = {
-        "schema_version": 1,
-        "name": "n",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "liver"},
-        "training": [{"id": f"c{n}", "image": f"{n}.nii", "label": f"l{n}.nii"} for n in range(12)],
-    }
-    (tmp_path / "m.json").write_text(json.dumps(document))
+    (tmp_path / "m.json").write_text(json.dumps(small_manifest()))
     read, write = os.pipe()
     os.close(read)
     try:

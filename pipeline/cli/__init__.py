@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -62,12 +63,17 @@ for _verb in VERBS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for names in letters that a terminal does not know
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; no exception leaves it."""
-    verb = next((word for word in arguments if word in VERBS), "")
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    verb = verb if verb in VERBS else ""
     console = Console(verb, as_json="--json" in arguments)
     try:
         previous = signal.signal(signal.SIGTERM, _interrupt)

@@ -60,6 +60,7 @@ class Step:
 def commands(settings: Settings, out: str) -> list[list[str]]:
     """Every command in its order; the last one is stock MONAI's, the others are ours."""
     manifest, threads = f"{out}/data/manifest.json", str(settings.threads)
+    export = ["segpipe", "export", f"{out}/run", f"{out}/bundle", "--name", "demo"]
     return [
         ["segpipe", "check", manifest],
         ["segpipe", "plan", manifest, "-o", f"{out}/task.yaml"],
@@ -68,12 +69,13 @@ def commands(settings: Settings, out: str) -> list[list[str]]:
             "--augment", "light", "--runtime", "cpu", "--fold", "0", "--epochs", str(settings.epochs),
             "--seed", str(settings.seed), "--threads", threads, "--set", "batch_size=2", "--out", f"{out}/run",
         ],
-        ["segpipe", "export", f"{out}/run", f"{out}/bundle", "--name", "demo"],
+        export,
         [
             "segpipe", "predict", f"{out}/bundle", manifest, f"{out}/predictions", "--split", "test",
             "--threads", threads,
         ],
         ["segpipe", "evaluate", manifest, f"{out}/predictions", "--out", f"{out}/evaluation", "--split", "test"],
+        [*export, "--evaluation", f"{out}/evaluation", "--overwrite"],  # its card now states the figures
         [
             "python", "-m", "monai.bundle", "run", "--config_file", f"{out}/bundle/configs/inference.json",
             "--bundle_root", f"{out}/bundle", "--dataset_dir", f"{out}/data/imagesTs",

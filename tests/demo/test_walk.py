@@ -28,7 +28,7 @@ def test_the_whole_walk_prints_every_command_and_writes_the_page(tmp_path, capsy
     prepare(out, overwrite=False)
     steps = walk(settings(out), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
 
-    verbs = ["check", "plan", "train", "export", "predict", "evaluate"]
+    verbs = ["check", "plan", "train", "export", "predict", "evaluate", "export"]
     assert [words[0] for words in fake.ran] == [*verbs, "python"]
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     assert [line.split()[2] for line in printed[:-1]] == verbs

@@ -5,7 +5,9 @@ Addresses and MD5 sums of the Medical Segmentation Decathlon are those of MONAI'
 
 from __future__ import annotations
 
+import gzip
 import http.client
+import lzma
 import shutil
 import tarfile
 import urllib.error
@@ -171,7 +173,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as output:
                     shutil.copyfileobj(stream, output)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise DataError(
             "the archive cannot be read", path=archive, found=error, hint="fetch it again"
         ) from error

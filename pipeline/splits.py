@@ -62,7 +62,7 @@ def draw_split(
         case.fold = None
     groups = _in_drawn_order(pool, seed)
     drawn = _draw_test(groups, _wanted(test, len(pool)))
-    remaining = [cases for cases in groups if cases not in drawn]
+    remaining = groups[len(drawn) :]
     if len(remaining) < max(folds, 1):
         raise UsageError(
             "there are too few patients for this split",

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -151,6 +152,19 @@ def test_archives_that_reach_out_are_refused(tmp_path, evil):
     with pytest.raises(RefusedError, match="should not"):
         unpack(archive, tmp_path / "inside" / "folder")
     assert not (tmp_path / "inside" / "out").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_damaged_archive_is_bad_data_whatever_its_compression(tmp_path, kind):
+    path = tmp_path / f"a.tar.{kind}"
+    (tmp_path / "noise").write_text(random.Random(0).randbytes(100_000).hex())
+    with tarfile.open(path, f"w:{kind}") as tar:
+        tar.add(tmp_path / "noise", "noise")
+    content = bytearray(path.read_bytes())
+    content[40:60] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        unpack(path, tmp_path / "out")
 
 
 def test_unpacking_passes_over_what_macos_adds_and_names_what_is_no_archive(tmp_path):

@@ -108,12 +108,15 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What an inference config says in the closed form, and what in it lies outside that form."""
     found: dict[str, Any] = {}
     outside: list[str] = []
-    transforms = config.get("deterministic_transforms")
-    if transforms is None:
-        preprocessing = config.get("preprocessing")
-        transforms = preprocessing.get("transforms") if isinstance(preprocessing, dict) else preprocessing
+    transforms = resolve(config.get("preprocessing"), config)
+    if (
+        isinstance(transforms, dict)
+        and _short(transforms) == "Compose"
+        and set(transforms) == {"_target_", "transforms"}
+    ):
+        transforms = transforms["transforms"]
     try:
-        found["preprocessing"] = Preprocessing.parse(resolve(transforms, config))
+        found["preprocessing"] = Preprocessing.parse(transforms)
     except OutsideClosedList as error:
         outside.append(f"preprocessing: {error.what}: {error.why}")
     network = resolve(config.get("network_def"), config)

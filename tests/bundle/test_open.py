@@ -143,10 +143,26 @@ def test_a_foreign_bundle_opens_and_says_why_it_runs_stock(tmp_path: Path) -> No
     ("change", "reason"),
     [
         (
-            {"preprocessing": {"transforms": [{"_target_": "ScaleIntensityd", "keys": "image"}]}},
+            {
+                "preprocessing": {
+                    "_target_": "Compose",
+                    "transforms": [{"_target_": "ScaleIntensityd", "keys": "image"}],
+                }
+            },
             "ScaleIntensityd",
         ),
         ({"preprocessing": "$scripts.make()"}, "preprocessing"),
+        ({"preprocessing": {**FOREIGN["preprocessing"], "lazy": True}}, "preprocessing"),
+        (  # what is run counts, whatever else the config names
+            {
+                "deterministic_transforms": FOREIGN["preprocessing"]["transforms"],
+                "preprocessing": [
+                    "@deterministic_transforms",
+                    {"_target_": "ScaleIntensityd", "keys": "image"},
+                ],
+            },
+            "preprocessing",
+        ),
         ({"network_def": "$@other.network"}, "network_def"),
         ({"inferer": {"_target_": "SimpleInferer"}}, "inferer"),
         ({"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8], "cval": -1}}, "cval"),

@@ -102,9 +102,9 @@ class ResultFolder:
         """Append one event to ``predictions.jsonl`` and make it durable."""
         self._append(STATE, {"time": round(time.time(), 3), **event}, 0o666)
 
-    def map_case(self, case_id: str, paths: list[str]) -> None:
-        """Append where a case came from to the owner-only mapping file."""
-        self._append(MAPPING, {"id": case_id, "paths": paths}, 0o600)
+    def map_case(self, case_id: str, paths: list[str], **more: Any) -> None:
+        """Append where a case came from, and what else tells its files again, to the owner-only mapping file."""
+        self._append(MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
 
     def events(self) -> list[dict[str, Any]]:
         """All recorded events; a last line cut short by a crash is passed over."""

@@ -18,6 +18,7 @@ from pipeline.manifest import nifti_stem
 from pipeline.predict.client import CannotGoOnError, Worker, WorkerDiedError, WorkerTimeoutError
 from pipeline.predict.resume import (
     compare_sources,
+    describe_source,
     held_by,
     is_done,
     refuse_other_bundle,
@@ -152,12 +153,13 @@ class _Batch:
         try:
             self.worker.start()
             start = time.monotonic()
+            source = describe_source(item)  # before it is read, so that a later change is noticed
             result = self._compute(item)
         except CannotGoOnError as error:
             raise error.cause from error
         except SegpipeError as error:
             return self._failed(item, error, time.monotonic() - start)
-        self.folder.map_case(item.id, [str(path) for path in item.paths])
+        self.folder.map_case(item.id, [str(path) for path in item.paths], **source)
         self.folder.finish(item.id)
         seconds = round(time.monotonic() - start, 3)
         self.folder.record(event="done", id=item.id, seconds=seconds)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RefusedError, SegpipeError
-from pipeline.files import cannot_write, read_json
+from pipeline.files import cannot_write, read_json, sha256_of
 from pipeline.predict.worklist import WorkItem
 from pipeline.results import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
 
@@ -106,22 +105,50 @@ def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
     """Never pass over a scan because another one of its name was segmented before.
 
     Raises:
-        RefusedError: a finished case came from another file.
+        RefusedError: a finished case came from another file, or from other content of its file.
     """
     mapped = _mapped(out)
     for item in items:
         before = mapped.get(item.id)
+        if before is None or not (out / item.id / RESULT).is_file():
+            continue
         now = [str(path) for path in item.paths]
-        if before is not None and before != now and (out / item.id / RESULT).is_file():
+        if before["paths"] != now:
             raise RefusedError(
-                "this case was finished from another file", path=now[0], found=before[0], case_id=item.id,
+                "this case was finished from another file", path=now[0], found=before["paths"][0], case_id=item.id,
                 hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
+            )  # fmt: skip
+        if _has_changed(item, before):
+            raise RefusedError(
+                "the file of this case has changed since it was finished", path=now[0], case_id=item.id,
+                hint="choose another folder, or give --overwrite to compute the finished cases again",
             )  # fmt: skip
 
 
-def _mapped(out: Path) -> dict[str, list[str]]:
-    mapped: dict[str, list[str]] = {}
-    for entry in read_lines(out / MAPPING):
-        with contextlib.suppress(KeyError, TypeError):
-            mapped[entry["id"]] = entry["paths"]
-    return mapped
+def describe_source(item: WorkItem) -> dict[str, list[Any]]:
+    """What tells a case's files again: size and time, and their hashes; empty where one cannot be read."""
+    try:
+        return {"stat": _stat(item), "sha256": [sha256_of(path) for path in item.paths]}
+    except OSError:  # the worker says why
+        return {}
+
+
+def _stat(item: WorkItem) -> list[list[int]]:
+    return [[found.st_size, found.st_mtime_ns] for found in (path.stat() for path in item.paths)]
+
+
+def _has_changed(item: WorkItem, before: dict[str, Any]) -> bool:
+    """By size and time, and where these differ by content: a copy of the same file has not changed."""
+    try:
+        return (
+            "sha256" in before
+            and _stat(item) != before["stat"]
+            and describe_source(item)["sha256"] != before["sha256"]
+        )
+    except (OSError, KeyError):  # gone or not to be read: then there is nothing to compare with
+        return False
+
+
+def _mapped(out: Path) -> dict[str, dict[str, Any]]:
+    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and entry.get("paths")]
+    return {entry["id"]: entry for entry in entries if "id" in entry}

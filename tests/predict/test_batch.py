@@ -261,3 +261,24 @@ def test_state_that_is_damaged_or_odd_is_read_as_far_as_it_goes(tmp_path: Path) 
         with (tmp_path / name).open("ab") as stream:
             stream.write(b'{"id": "\xff\xfe')
     assert run(tmp_path, FakeWorker(), "b") == {"b": "done"}
+
+
+def test_a_scan_that_changed_since_is_not_passed_over(tmp_path: Path) -> None:
+    scan, out = tmp_path / "a.nii", tmp_path / "out"
+    scan.write_bytes(b"first")
+
+    def again(**options: Any) -> str:
+        worker: Any = FakeWorker()
+        return predict_cases(bundle(), [WorkItem("a", (scan,))], out, Options(**options), worker=worker)[
+            0
+        ].status
+
+    assert again() == "done"
+    os.utime(scan, (1, 1))  # a copy of the same content
+    assert again() == "skipped"
+    scan.write_bytes(b"other")
+    with pytest.raises(RefusedError, match="has changed since"):
+        again()
+    assert again(overwrite=True) == "done"
+    assert again() == "skipped"
+    assert "first" not in (out / "mapping.jsonl").read_text()

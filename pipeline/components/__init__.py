@@ -5,8 +5,22 @@ Everything here is constructed from a MONAI config, so arguments are plain value
 
 from pipeline.components.cases import CaseTransforms, ValidateCased, load_cases
 from pipeline.components.checkpoint import RunCheckpoint
-from pipeline.components.handlers import EpochSeed, GradientClip, StopOnNonFinite
-from pipeline.components.losses import DeepSupervision, DiceCELoss, FocalTverskyLoss, TverskyLoss
+from pipeline.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
+from pipeline.components.losses import (
+    ComboLoss,
+    DeepSupervision,
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    FocalTverskyLoss,
+    GeneralisedDiceLoss,
+    HausdorffLoss,
+    JaccardLoss,
+    LovaszHinge,
+    LovaszSoftmax,
+    TverskyLoss,
+)
 from pipeline.components.metrics import CaseDice
 from pipeline.components.networks import UNetPlusPlus
 from pipeline.components.runlog import RunLog
@@ -14,11 +28,21 @@ from pipeline.components.runlog import RunLog
 __all__ = [
     "CaseDice",
     "CaseTransforms",
+    "ComboLoss",
     "DeepSupervision",
     "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
     "EpochSeed",
+    "FocalLoss",
     "FocalTverskyLoss",
+    "GeneralisedDiceLoss",
     "GradientClip",
+    "HausdorffLoss",
+    "JaccardLoss",
+    "LossSchedule",
+    "LovaszHinge",
+    "LovaszSoftmax",
     "RunCheckpoint",
     "RunLog",
     "StopOnNonFinite",

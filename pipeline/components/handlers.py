@@ -43,6 +43,26 @@ class EpochSeed:
             self.transform.set_random_state(seed=seed)
 
 
+class LossSchedule:
+    """Tell a loss that changes over the run (`HausdorffLoss`) what time it is, from the trainer's own state.
+
+    Args:
+        loss: a module; it, or a loss within it, may have ``set_time(epoch, step)``.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.scheduled = [module for module in loss.modules() if hasattr(module, "set_time")]
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set epoch and step, both counted from 1."""
+        for loss in self.scheduled:
+            loss.set_time(engine.state.epoch, engine.state.iteration)
+
+
 class StopOnNonFinite:
     """End the run before a loss that is not finite reaches the weights, naming the cases of the batch."""
 

@@ -187,3 +187,27 @@ def test_deep_supervision_weighs_the_finest_head_most() -> None:
     assert float(DeepSupervision(loss)(logits, truth)) == pytest.approx(first, abs=1e-7)
     coarse = torch.randn(2, 3, 2, 2, 2)
     assert torch.isfinite(DeepSupervision(loss)([logits, coarse], truth))
+
+
+FROZEN = {  # value and sum of the gradient's magnitudes; trained weights depend on every bit
+    (DiceCELoss, "softmax"): ("0x1.0c89300000000p+1", "0x1.b1664fe398000p+0"),
+    (DiceCELoss, "sigmoid"): ("0x1.73a4720000000p+0", "0x1.674ba31f70000p-1"),
+    (TverskyLoss, "softmax"): ("0x1.5a5b5e0000000p-1", "0x1.5a905d77e5af0p-2"),
+    (TverskyLoss, "sigmoid"): ("0x1.2f9fc60000000p-1", "0x1.9aa897cba0000p-3"),
+    (FocalTverskyLoss, "softmax"): ("0x1.7ddfba0000000p-1", "0x1.1eaef1f17dc00p-2"),
+    (FocalTverskyLoss, "sigmoid"): ("0x1.59f8680000000p-1", "0x1.5f01e64c10000p-3"),
+}
+
+
+@pytest.mark.parametrize(("kind", "activation"), FROZEN)
+def test_numbers_of_the_losses_that_weights_were_trained_with_stay(kind, activation: str) -> None:
+    generator = torch.Generator().manual_seed(11)
+    logits = torch.randn(2, 3, 7, 6, 5, generator=generator).requires_grad_(True)
+    truth = torch.randint(0, 3, (2, 1, 7, 6, 5), generator=generator)
+    if activation == "sigmoid":
+        truth = (torch.rand(2, 3, 7, 6, 5, generator=generator) > 0.7).float()
+    value = kind(activation=activation)(logits, truth)
+    value.backward()
+    found = float(value.detach()), float(logits.grad.abs().double().sum())
+    # another processor may add in another order, which moves the last bits of float32
+    assert found == pytest.approx(tuple(map(float.fromhex, FROZEN[kind, activation])), rel=5e-7)

@@ -161,5 +161,6 @@ def read_lines(path: Path) -> Iterator[Any]:
 def find_segmentation(root: str | Path, case_id: str) -> Path | None:
     """The label map of a case: in its result folder, or flat as stock MONAI writes it."""
     root = Path(root)
-    names = (f"{case_id}/{SEGMENTATION}", f"{case_id}_seg.nii.gz", f"{case_id}.nii.gz", f"{case_id}.nii")
+    stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
+    names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
     return next((root / name for name in names if (root / name).is_file()), None)

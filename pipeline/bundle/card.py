@@ -92,7 +92,8 @@ def _how_to_run(metadata: Mapping[str, Any]) -> str:
         "NIfTI files, `OUT` one for the label maps, outside the bundle. Stock MONAI is enough (with `fire`, as in "
         '`pip install "monai[fire]"`, without which `python -m monai.bundle` does not start):\n\n'
         f"```\npip install {install}\n{commands['predict_stock']}\n```\n\n"
-        f"{'Each case' if several else 'Each image'} becomes `OUT/<name>_seg.nii.gz`. `--device cuda:0` runs on a GPU. "
+        f"Each {'case' if several else 'image'} becomes `OUT/<name>{'_0000' if several else ''}_seg.nii.gz`. "
+        "`--device cuda:0` runs on a GPU. "
         "An unreadable file ends the run, and an empty folder gives nothing but a warning.\n\n"
         "With the package segpipe, which goes on after a bad case, resumes, and measures volumes:\n\n"
         f"```\n{commands['predict']}\n```"

@@ -16,6 +16,7 @@ from tiny_run import MakeRun, affines, record_as_trained
 
 from pipeline.bundle import Bundle, export_bundle
 from pipeline.phantom import write_nifti
+from pipeline.results import find_segmentation
 
 
 def stock(bundle: Bundle, images: Path, out: Path, config: str = "inference.json", **override: Any) -> None:
@@ -213,6 +214,8 @@ def test_two_channel_files_make_one_case(make_run: MakeRun, images: Path, tmp_pa
         write_nifti(two / f"case_{index:04}.nii.gz", np.asarray(source.dataobj), np.eye(4))
     stock(bundle, two, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["case_0000_seg.nii.gz"]
+    assert find_segmentation(tmp_path / "out", "case") == tmp_path / "out" / "case_0000_seg.nii.gz"
+    assert "`OUT/<name>_0000_seg.nii.gz`" in (bundle.root / "docs" / "README.md").read_text()
     import torch
 
     channels = [np.asarray(nib.load(two / f"case_{i:04}.nii.gz").dataobj).astype(np.float64) for i in (0, 1)]

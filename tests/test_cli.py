@@ -235,10 +235,16 @@ def test_ctrl_c_says_that_it_was_noticed(
 
 
 def test_sigterm_is_ctrl_c_and_its_handler_is_given_back(split_is: Callable[..., None]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    split_is(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run(["split", "m.json"]) == 130
-    assert signal.getsignal(signal.SIGTERM) is before
+    def own(_signal: int, _frame: object) -> None:
+        pytest.fail("the caller's handler was called within a command")
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        split_is(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(["split", "m.json"]) == 130
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

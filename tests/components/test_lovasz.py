@@ -91,3 +91,11 @@ def test_on_hard_predictions_it_is_one_minus_iou(seed: int) -> None:
         if (truth == c).any()
     ]
     assert float(LovaszSoftmax()(logits, truth)) == pytest.approx(1 - np.mean(iou), abs=1e-6)
+
+
+def test_float32_keeps_its_digits_on_a_large_volume() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 64, 64, 64, generator=generator)
+    truth = torch.randint(0, 2, (1, 1, 64, 64, 64), generator=generator)
+    exact = float(LovaszSoftmax()(logits.double(), truth))
+    assert float(LovaszSoftmax()(logits, truth)) == pytest.approx(exact, abs=1e-6)

@@ -53,7 +53,7 @@ def _falling(errors: Tensor, truth: Tensor, index: Tensor) -> tuple[Tensor, Tens
         return index[order], truth[order].long()
     bits = errors.view(torch.int32).long()  # floats from 0 stand in the order of their bits
     keys = (bits << INDEX_BITS + 1) | (truth.long() << INDEX_BITS) | index
-    keys = keys.sort(descending=True).values
+    keys = -(-keys).sort().values  # whole numbers sort faster upwards
     return keys & ((1 << INDEX_BITS) - 1), (keys >> INDEX_BITS) & 1
 
 
@@ -107,7 +107,7 @@ class LovaszSoftmax(SegmentationLoss):
         if not any(shares):
             return errors.sum() * 0  # all ignored
         terms = [
-            share * torch.dot(errors[c], lovasz_weights(errors[c], truth[c]))
+            share * (errors[c] * lovasz_weights(errors[c], truth[c])).sum()  # dot loses the small ones
             for c, share in zip(present, shares, strict=True)
         ]
         return torch.stack(terms).sum() / sum(shares)

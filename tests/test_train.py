@@ -233,7 +233,7 @@ def test_dry_run_builds_everything_and_writes_nothing(tiny_manifest, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("loss", ["tversky", "focal_tversky"])
+@pytest.mark.parametrize("loss", ["tversky", "focal_tversky", "hausdorff", "lovasz_softmax"])
 def test_each_loss_trains_by_one_word(tiny_manifest, tmp_path, loss: str) -> None:
     assert run(train_arguments(tiny_manifest, tmp_path / loss, "--loss", loss, "--epochs", "2")) == 0
     rows = history(tmp_path / loss)

@@ -189,7 +189,9 @@ def test_a_patient_in_two_splits(dataset):
     manifest.test, manifest.training = manifest.training[3:], manifest.training[:3]
     manifest.test[0].patient_id = "P1"
     (finding,) = check_manifest(manifest, root)
-    assert finding.kind == "patient_in_two_splits" and finding.found == "one patient: c1 (training), c3 (test)"
+    assert (
+        finding.kind == "patient_in_two_splits" and finding.found == "one patient: c1 (training), c3 (test)"
+    )
     manifest.test[0].label = None
     (finding,) = check_manifest(manifest, root)
     assert finding.kind == "patient_with_unlabelled_test" and finding.severity == "warning"

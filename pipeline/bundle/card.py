@@ -138,6 +138,7 @@ def _training(metadata: Mapping[str, Any]) -> str:
 
 def _limits(metadata: Mapping[str, Any]) -> str:
     lines = [
+        *metadata["limits"],
         "Scans unlike the training data (other scanner, protocol, field of view, anatomy, disease) were not measured.",
         "A label map is always returned, also for an image that does not show the organ.",
         "Left and right, and every distance, are believed as the file's header says them, in mm.",

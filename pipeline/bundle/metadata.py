@@ -44,6 +44,7 @@ class Labelling:
     version: str = "0.1.0"
     licence: str = "Apache-2.0"
     authors: str = NOT_STATED
+    limits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
@@ -116,6 +117,7 @@ def bundle_metadata(
         "pred_classes": "; ".join(f"channel {i} is {n}" for i, n in _output_channels(run).items()),
         "eval_metrics": _headline(results, best),
         "intended_use": NOT_A_DEVICE,
+        "limits": list(labelling.limits),
         "references": [manifest.reference] if manifest.reference else [],
         "network_data_format": _network_data_format(run),
         "results": results,

@@ -23,6 +23,9 @@ def command(
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
     ] = "Apache-2.0",
     authors: Annotated[str, typer.Option(help="Who made the model.")] = "not stated",
+    limit: Annotated[
+        list[str] | None, typer.Option(help="A sentence on what the model is not for; may be repeated.")
+    ] = None,
     unfinished: Annotated[
         bool,
         typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so."),
@@ -48,7 +51,7 @@ def command(
     from pipeline.bundle import export_bundle
     from pipeline.bundle.metadata import Labelling
 
-    labelling = Labelling(name or out.resolve().name, version, licence, authors)
+    labelling = Labelling(name or out.resolve().name, version, licence, authors, tuple(limit or ()))
     bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished)
     console.table(
         f"{bundle.name} {bundle.version}",

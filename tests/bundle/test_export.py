@@ -411,3 +411,11 @@ def test_the_train_config_trains_from_the_bundle(
 def test_the_schema_in_the_docs_is_the_packages() -> None:
     documented = Path(__file__).parents[2] / "docs" / "schemas" / SCHEMA.name
     assert documented.read_text() == SCHEMA.read_text()
+
+
+def test_limits_stand_in_metadata_and_card(make_run: Any, tmp_path: Path) -> None:
+    words = ["export", str(make_run()), str(tmp_path / "limited")]
+    assert run([*words, "--limit", "Crops alone.", "--limit", "Adults alone."]) == 0
+    made = open_bundle(tmp_path / "limited")
+    assert made.metadata["limits"] == ["Crops alone.", "Adults alone."]
+    assert "## Limits\n\n- Crops alone.\n- Adults alone.\n" in (made.root / "docs/README.md").read_text()

@@ -1,0 +1,105 @@
+"""Every bundle in the repository: intact, small, runs with stock MONAI alone, and gives the figure that it states."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from pipeline.bundle import open_bundle
+from pipeline.cli import run
+from pipeline.manifest import load_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+SCHEMA = ROOT / "pipeline/schemas/bundle_metadata.schema.json"
+
+
+def test_there_is_a_bundle() -> None:
+    assert [bundle.name for bundle in BUNDLES] == ["hippocampus_mri"]
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_opens_intact_and_within_the_closed_list(folder: Path) -> None:
+    bundle = open_bundle(folder)
+    assert bundle.intact
+    assert not bundle.outside
+    assert bundle.weights.stat().st_size < 20 * 2**20
+    state = torch.load(bundle.weights, weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    text = "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md", ".txt"))
+    assert "/work" not in text
+    assert "/home" not in text
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_metadata_and_network_pass_the_checks_of_monai(folder: Path) -> None:
+    from monai.bundle import verify_metadata, verify_net_in_out
+
+    meta = str(folder / "configs/metadata.json")
+    verify_metadata(meta_file=meta, filepath=str(SCHEMA))
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=meta,
+        config_file=str(folder / "configs/inference.json"),
+        device="cpu",
+        extra_forward_args={},
+    )
+
+
+def _hippocampus() -> Path:
+    return Path(os.environ["SEGPIPE_DATA"]) / "Task04_Hippocampus"
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_hippocampus_test_cases_give_the_stated_dice_here_and_with_stock_monai(tmp_path: Path) -> None:
+    folder, manifest_path = (
+        ROOT / "bundles/hippocampus_mri",
+        ROOT / "data_manifests/msd_task04_hippocampus.json",
+    )
+    manifest = load_manifest(manifest_path)
+    arguments = [str(manifest_path), str(tmp_path / "ours"), "--split", "test", "--data", str(_hippocampus())]
+    assert run(["predict", str(folder), *arguments]) == 0
+    evaluate = ["evaluate", str(manifest_path), str(tmp_path / "ours"), "--split", "test"]
+    assert run([*evaluate, "--data", str(_hippocampus()), "--out", str(tmp_path / "metrics")]) == 0
+    summary = json.loads((tmp_path / "metrics/metrics.json").read_text())["summary"]
+    measured = summary["overall"]["metrics"]["dice"]["mean"]
+    stated = open_bundle(folder).metadata["eval_metrics"]["test_mean_dice"]
+    assert measured == pytest.approx(stated, abs=1e-3)
+    assert measured >= 0.875
+
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for case in manifest.test:
+        (scans / f"{case.id}.nii.gz").symlink_to(_hippocampus() / case.images[0])
+    words = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(folder / "configs/inference.json"),
+    ]
+    words += [
+        "--bundle_root",
+        str(folder),
+        "--dataset_dir",
+        str(scans),
+        "--output_dir",
+        str(tmp_path / "stock"),
+    ]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    for case in manifest.test:
+        ours = nib.load(tmp_path / "ours" / case.id / "segmentation.nii.gz")
+        theirs = nib.load(tmp_path / "stock" / f"{case.id}_seg.nii.gz")
+        assert theirs.get_data_dtype() == np.uint8
+        assert np.allclose(ours.affine, theirs.affine, atol=1e-4)
+        assert np.mean(np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)) >= 0.9999

@@ -127,6 +127,7 @@ def restored_noise(monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.usefixtures("restored_noise")
 def test_libraries_are_quiet_unless_one_debugs(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("a.library")
+    logging.disable(logging.NOTSET)  # commands that other tests ran have silenced this process
     monkeypatch.setenv("SEGPIPE_DEBUG", "1")
     quiet_libraries()
     assert logger.isEnabledFor(logging.ERROR)

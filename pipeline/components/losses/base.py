@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from pipeline.components.losses.pairing import check_output, check_truth
 from pipeline.errors import UsageError
 
 
-class SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module, ABC):
     """Base of a loss of logits (B, C, X, Y, Z), computed in float32 (float64 stays); a loss defines `compare`.
 
     With ``softmax`` the truth is (B, 1, X, Y, Z) with whole label values below C; with ``sigmoid`` it is
@@ -74,6 +75,7 @@ class SegmentationLoss(nn.Module):
             target, mask = self._encode(truth, logits)
             return self.compare(logits, target, mask)
 
+    @abstractmethod
     def compare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of logits against a 0 or 1 target of the same shape and dtype.
 
@@ -82,7 +84,6 @@ class SegmentationLoss(nn.Module):
             target: same shape, 0 where ignored.
             mask: 1 where a voxel counts, (B, 1 or C, X, Y, Z); None where all do.
         """
-        raise NotImplementedError
 
     def probabilities(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Activated logits of the channels that count, 0 where ignored."""

@@ -167,16 +167,17 @@ def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
         image, truth, prediction: (X, Y, Z).
 
     Returns:
-        (H, W, 3) uint8, anterior or left up as the array has it.
+        (H, W, 3) uint8, each voxel as a square of several pixels where the slice is small; the second axis points up.
     """
     z = int((truth > 0).sum((0, 1)).argmax())
-    plane = image[:, :, z].astype(np.float64)
+    square = np.ones((max(1, 256 // max(image.shape[:2])),) * 2, np.uint8)
+    plane, *label_maps = (np.kron(array[:, :, z], square) for array in (image, truth, prediction))
     low, high = np.percentile(plane, [1, 99])
     grey = np.clip((plane - low) / max(high - low, 1e-9), 0, 1)
     picture = np.repeat((grey * 255).astype(np.uint8)[:, :, None], 3, 2)
-    for labels, colour in ((truth, (0, 220, 0)), (prediction, (240, 30, 30))):
-        for value in np.unique(labels[:, :, z]):
-            mask = labels[:, :, z] == value
+    for labels, colour in zip(label_maps, ((0, 220, 0), (240, 30, 30)), strict=True):
+        for value in np.unique(labels):
+            mask = labels == value
             if value:
                 picture[mask & ~ndimage.binary_erosion(mask)] = colour
     return np.ascontiguousarray(np.rot90(picture))

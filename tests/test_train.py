@@ -269,3 +269,15 @@ def test_unwrap_finds_our_error_or_the_first_cause() -> None:
     assert isinstance(unwrap(wrapped(DataError("x"))), DataError)
     assert isinstance(unwrap(wrapped(OSError(28, "No space left on device", "f"))), UsageError)
     assert isinstance(unwrap(wrapped(KeyError("x"))), KeyError)
+
+
+def test_the_scaler_of_mixed_precision_travels_in_the_checkpoint(
+    tiny_manifest, tmp_path, monkeypatch
+) -> None:
+    # without a GPU the scaler is switched off, so its state is empty; but it is there, and clipping asks it
+    out = tmp_path / "amp"
+    with monkeypatch.context() as patch:
+        stop_after(out, 1, patch)
+        assert run(train_arguments(tiny_manifest, out, "--epochs", "2", "--set", "amp=true")) == 130
+    assert torch.load(out / "last.pt", weights_only=True)["scaler"] == {}
+    assert run(["train", "--resume", str(out)]) == 0

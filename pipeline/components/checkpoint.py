@@ -71,12 +71,11 @@ class RunCheckpoint:
         _write(self.folder / "best.pt", _on_cpu(self.parts["network"].state_dict()))
 
     def _save(self, engine: Any) -> None:
-        scaler = getattr(engine, "scaler_", None)
         self.log.flush()
         state = {
             "format": FORMAT,
             **{name: part.state_dict() for name, part in self.parts.items()},
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": engine.scaler and engine.scaler.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best": self.best,
@@ -114,8 +113,8 @@ class RunCheckpoint:
                     path=path,
                     found=str(error).splitlines()[0],
                 ) from error
-        if state["scaler"] is not None and getattr(engine, "scaler_", None) is not None:
-            engine.scaler_.load_state_dict(state["scaler"])
+        if state["scaler"] is not None and engine.scaler is not None:
+            engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
         self.log.restore(state["history"])

@@ -94,9 +94,9 @@ class GradientClip:
 
     def __call__(self, engine: Any) -> None:
         """Unscale under AMP, then clip."""
-        scaled = getattr(engine, "amp", False) and engine.scaler_ is not None
+        scaled = getattr(engine, "amp", False) and engine.scaler is not None
         if scaled:
-            engine.scaler_.unscale_(engine.optimizer)
+            engine.scaler.unscale_(engine.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
         if not scaled and not bool(torch.isfinite(norm)):
             raise _not_finite(engine, "gradient")

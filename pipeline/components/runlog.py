@@ -101,11 +101,8 @@ class RunLog:
 
     def _first_case(self, evaluator: Engine) -> None:
         case = evaluator.state.output[0]
-        self._overlay = overlay(
-            np.asarray(case[CommonKeys.IMAGE][0]),
-            np.asarray(case[CommonKeys.LABEL][0]),
-            np.asarray(case[CommonKeys.PRED][0]),
-        )
+        keys = (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
+        self._overlay = overlay(*(np.asarray(case[key][0].detach().cpu()) for key in keys))
 
     def _end(self, engine: Engine) -> None:
         row: dict[str, float | int | None] = {

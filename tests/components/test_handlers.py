@@ -58,7 +58,7 @@ def test_a_transform_without_chance_is_left_alone() -> None:
 def engine_with(network: torch.nn.Module, **state: Any) -> Any:
     batch = {CommonKeys.IMAGE: torch.zeros(2, 1, 2, 2, 2), "case_id": ["c1", "c2"]}
     known = SimpleNamespace(epoch=3, iteration=17, batch=batch, **state)
-    return SimpleNamespace(network=network, state=known, amp=False, scaler_=None, optimizer=None)
+    return SimpleNamespace(network=network, state=known, amp=False, scaler=None, optimizer=None)
 
 
 def with_gradient(values: list[float]) -> torch.nn.Module:
@@ -88,7 +88,7 @@ def test_under_amp_the_scaler_comes_first_and_judges() -> None:
     network = with_gradient([300.0, float("inf")])
     engine = engine_with(network)
     asked: list[object] = []
-    engine.amp, engine.scaler_, engine.optimizer = (
+    engine.amp, engine.scaler, engine.optimizer = (
         True,
         SimpleNamespace(unscale_=asked.append),
         "the optimiser",

@@ -10,6 +10,8 @@ Ctrl-C and SIGTERM end with 130.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +110,25 @@ class RefusedError(SegpipeError):
     exit_code = REFUSED
 
 
-def ours_within(error: BaseException) -> SegpipeError | None:
-    """The error of ours that a library wrapped in its own, or None."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, then what it was raised from or during, each once: a library may raise an error from itself."""
     link: BaseException | None = error
-    seen: set[int] = set()  # a library may raise an error from itself
+    seen: set[int] = set()
     while link is not None and id(link) not in seen:
-        if isinstance(link, SegpipeError):
-            return link
+        yield link
         seen.add(id(link))
         link = link.__cause__ or link.__context__
-    return None
+
+
+def ours_within(error: BaseException) -> SegpipeError | None:
+    """The error of ours that a library wrapped in its own, or None."""
+    return next((link for link in chain(error) if isinstance(link, SegpipeError)), None)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Where a chain of ``raise ... from ...`` began; the error itself where there is none."""
+    links = list(chain(error))
+    for link, cause in itertools.pairwise(links):
+        if link.__cause__ is not cause:
+            return link
+    return links[-1]

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.compose import Composed, check_components, compose
 from pipeline.console import quiet_libraries
-from pipeline.errors import DataError, UsageError, ours_within
+from pipeline.errors import DataError, UsageError, chain, first_cause, ours_within
 from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text
 from pipeline.manifest import data_root, load_manifest
 from pipeline.provenance import environment
@@ -175,12 +175,15 @@ def unwrap(error: BaseException) -> BaseException:
     ours = ours_within(error)
     if ours is not None:
         return ours
-    first, seen = error, error.__cause__ or error.__context__
-    while seen is not None:
-        first, seen = seen, seen.__cause__ or seen.__context__
-    if isinstance(first, OSError) and first.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-        return cannot_write(first.filename or "the run folder", first)
-    return first
+    for link in chain(error):
+        if isinstance(link, OSError) and link.errno in (
+            errno.EACCES,
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EDQUOT,
+        ):
+            return cannot_write(link.filename or "the run folder", link)
+    return first_cause(error)
 
 
 def _best(out: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pipeline.errors import (
     SegpipeError,
     SomeCasesFailed,
     UsageError,
+    chain,
+    first_cause,
     ours_within,
 )
 
@@ -103,3 +105,13 @@ def test_errors_that_cause_each_other_do_not_hang() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__cause__, other.__cause__ = other, one
     assert ours_within(one) is None
+
+
+def test_the_first_cause_follows_what_was_raised_from_it_and_no_accident_before() -> None:
+    deep, middle, outer = KeyError("accident"), ValueError("the cause"), RuntimeError("outer")
+    middle.__context__, outer.__cause__ = deep, middle
+    assert first_cause(outer) is middle
+    assert first_cause(deep) is deep
+    assert list(chain(outer)) == [outer, middle, deep]
+    middle.__cause__ = outer
+    assert first_cause(outer) is middle, "an error raised from itself ends"

@@ -25,7 +25,7 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.source import read_grid
 from pipeline.nifti import FORMS_TOLERANCE_MM, Header, corners_apart_mm
@@ -197,8 +197,7 @@ def _as_labels(prediction: torch.Tensor, grid: Header) -> NDArray[np.uint8]:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = first_cause(error)
     if isinstance(error, SegpipeError):
         return error.message
     words = [line.strip() for line in str(error).splitlines() if line.strip()]

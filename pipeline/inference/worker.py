@@ -18,7 +18,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import SegpipeError
+from pipeline.errors import SegpipeError, first_cause
 from pipeline.files import cannot_write
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def _failure(error: SegpipeError, stop: bool = False) -> dict[str, Any]:
 
 def _unexpected(error: BaseException) -> SegpipeError:
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = first_cause(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return SegpipeError(
             "not enough memory for this case", hint="use a machine with more, or --device cpu"

@@ -1,0 +1,1 @@
+"""DICOM: find series, judge their geometry, read them as volumes, and write segmentations back."""

@@ -1,0 +1,121 @@
+"""What a scan of a DICOM tree finds, as plain values.
+
+Axes: a volume's array is (C, R, S), columns, rows and slices, so that voxel ``(i, j, k)`` is column ``i``, row ``j`` of
+the slice ``k``. Slices are sorted by their position along the normal (row direction x column direction), rising.
+`Series.affine_ras` takes such an index to RAS mm, as NIfTI does; positions of frames are in LPS mm, as in DICOM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FileClass = Literal["image", "non_image", "unreadable", "not_dicom"]
+
+Reason = Literal[
+    "gap",
+    "variable_spacing",
+    "gantry_tilt",
+    "in_plane_shift",
+    "mixed_orientation",
+    "mixed_matrix",
+    "repeated_positions",
+    "mosaic",
+    "single_slice",
+    "missing_tag",
+    "truncated",
+    "color",
+    "transfer_syntax",
+    "duplicate_conflict",
+]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice: where it is stored and where it lies.
+
+    Attributes:
+        path: the file.
+        number: frame within the file, from 0; 0 for a file of one frame.
+        sop_instance_uid: of the file.
+        position_mm: centre of the first pixel, LPS.
+    """
+
+    path: Path
+    number: int
+    sop_instance_uid: str
+    position_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file that is no slice of a series, and why (its class, and the SOP class's name for a non-image)."""
+
+    path: Path
+    file_class: FileClass
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One volume's worth of slices, judged.
+
+    Attributes:
+        case_id: pseudonym, ``dcm-`` and 12 hex digits; the same for the same series wherever it lies.
+        series_uid: SeriesInstanceUID.
+        study_uid: StudyInstanceUID.
+        modality: e.g. ``CT``.
+        files: every file of the group, sorted by path.
+        frames: slices in the order of the volume's third axis (empty where the geometry could not be judged).
+        state: ``loaded`` where it can be read as a volume, else ``refused``.
+        reason: why it is refused; None where it is loaded.
+        detail: one or two sentences: file, what was found, what was expected, what to do. Without header text.
+        shape: columns, rows, slices.
+        spacing_mm: edges of a voxel along these axes.
+        affine_ras: (4, 4) index to RAS mm.
+        notes: what was noticed and does not stop the reading (lossy compression, small shear, ...).
+    """
+
+    case_id: str
+    series_uid: str
+    study_uid: str
+    modality: str
+    files: tuple[Path, ...]
+    frames: tuple[Frame, ...] = ()
+    state: Literal["loaded", "refused"] = "loaded"
+    reason: Reason | None = None
+    detail: str = ""
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    affine_ras: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A tree, whole: every file is in exactly one series or passed over."""
+
+    root: Path
+    series: tuple[Series, ...]
+    passed_over: tuple[PassedOver, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A series' voxels.
+
+    Attributes:
+        series: where they come from.
+        array: (C, R, S) values after rescale; int16 where that is exact, else float32.
+        affine_ras: (4, 4) index to RAS mm; differs from the series' after a repair.
+        notes: of the series and of the reading.
+    """
+
+    series: Series
+    array: NDArray[np.generic]
+    affine_ras: NDArray[np.float64]
+    notes: tuple[str, ...] = field(default=())

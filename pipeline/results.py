@@ -2,6 +2,7 @@
 
     OUT/
       <case id>/segmentation.nii.gz   uint8 label map on the source's grid
+      <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
       <case id>/result.json           volumes, times, flags; no path and no header text
       predictions.jsonl               append-only, the only state: what was tried and how it ended
       mapping.jsonl                   case id to source path; readable by its owner alone (0600)
@@ -25,6 +26,7 @@ from pipeline.errors import DataError, UsageError
 from pipeline.files import cannot_write
 
 SEGMENTATION = "segmentation.nii.gz"
+PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
 RESULT = "result.json"
 STATE = "predictions.jsonl"
 MAPPING = "mapping.jsonl"
@@ -164,3 +166,9 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
     stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
     names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
     return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def find_probabilities(root: str | Path, case_id: str) -> Path | None:
+    """The probabilities that were kept beside a case's label map, if any."""
+    path = Path(root) / case_id / PROBABILITIES
+    return path if path.is_file() else None

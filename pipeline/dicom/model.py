@@ -42,13 +42,17 @@ class Frame:
         path: the file.
         number: frame within the file, from 0; 0 for a file of one frame.
         sop_instance_uid: of the file.
-        position_mm: centre of the first pixel, LPS.
+        position_mm: ImagePositionPatient: centre of the first pixel, LPS.
+        orientation: ImageOrientationPatient: direction of a row, then of a column, LPS.
+        pixel_spacing_mm: PixelSpacing: from row to row, then from column to column.
     """
 
     path: Path
     number: int
     sop_instance_uid: str
     position_mm: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    pixel_spacing_mm: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Series:
         spacing_mm: edges of a voxel along these axes.
         affine_ras: (4, 4) index to RAS mm.
         notes: what was noticed and does not stop the reading (lossy compression, small shear, ...).
+        sop_class_uid: of the first file; empty where the header has none.
+        frame_of_reference_uid: empty where the header has none.
+        description: SeriesDescription, to choose series by; free text, so never shown or written.
     """
 
     case_id: str
@@ -93,6 +100,9 @@ class Series:
     spacing_mm: tuple[float, float, float] | None = None
     affine_ras: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    sop_class_uid: str = ""
+    frame_of_reference_uid: str = ""
+    description: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

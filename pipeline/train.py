@@ -232,9 +232,11 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
             seconds = time.perf_counter() - began
         case = next(iter(parser.get_parsed_content("validate::dataloader")))
         network.eval()
+        began = time.perf_counter()
         with torch.no_grad():
             scores = parser.get_parsed_content("validate::inferer")(case["image"].to(device), network)
         loss(scores, case["label"].to(device))
+        validation_seconds = time.perf_counter() - began
     except Exception as error:
         raise unwrap(error) from error
     if not math.isfinite(float(value)):
@@ -246,6 +248,7 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         "validation_scores_shape": list(scores.shape),
         "seconds_per_step": round(seconds, 3),
         "steps_per_epoch": len(loader),
+        "seconds_per_validation_case": round(validation_seconds, 3),
         "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
     }
 

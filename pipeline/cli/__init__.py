@@ -31,6 +31,7 @@ VERBS = (
     "export",
     "predict",
     "evaluate",
+    "compare",
     "demo",
 )
 

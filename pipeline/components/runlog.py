@@ -16,7 +16,7 @@ from scipy import ndimage
 from pipeline.console import Console
 from pipeline.files import write_csv
 
-FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "seconds"]
+FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "train_seconds", "seconds"]
 
 
 class RunLog:
@@ -45,7 +45,7 @@ class RunLog:
         self._losses: list[float] = []
         self._val_losses: list[float] = []
         self._overlay: np.ndarray | None = None
-        self._began = 0.0
+        self._began = self._trained = 0.0
         self._bar: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -86,12 +86,13 @@ class RunLog:
             self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=engine.state.epoch)
         self._losses.clear()
         self._val_losses.clear()
-        self._began = time.perf_counter()
+        self._began = self._trained = time.perf_counter()
         self.evaluator.state.metrics = {}
         self._rate = float(self.optimizer.param_groups[0]["lr"])
 
     def _step(self, engine: Engine) -> None:
         self._losses.append(float(engine.state.output[CommonKeys.LOSS].detach()))
+        self._trained = time.perf_counter()
         self._show(engine)
 
     def _validation_loss(self, evaluator: Engine) -> None:
@@ -110,6 +111,7 @@ class RunLog:
             "train_loss": _mean(self._losses),
             "val_loss": _mean(self._val_losses),
             "learning_rate": self._rate,
+            "train_seconds": round(self._trained - self._began, 3),
             "seconds": round(time.perf_counter() - self._began, 3),
         }
         row.update({name: float(value) for name, value in self.evaluator.state.metrics.items()})

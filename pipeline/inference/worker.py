@@ -9,28 +9,25 @@ It is apart from the batch so that a crash in native code, or the kernel for wan
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import SegpipeError, first_cause
 from pipeline.files import cannot_write
+from pipeline.processes import die_with_parent
 
 if TYPE_CHECKING:
     from pipeline.inference.segmenter import Segmenter
-
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Answer requests until the other side closes its pipe."""
     requests, replies = _claim_pipes()
-    _die_with_parent()
+    die_with_parent()
     segmenter: Segmenter | None = None
     for line in requests:
         request = json.loads(line)
@@ -65,12 +62,6 @@ def _claim_pipes() -> tuple[IO[str], IO[str]]:
     os.close(null)
     os.dup2(2, 1)
     return requests, replies
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process with its parent; elsewhere the closed pipe ends it after its case."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:

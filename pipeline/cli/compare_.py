@@ -1,0 +1,115 @@
+"""segpipe compare: which network and which loss work best on the data at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.train_ import Data, Override, Threads, Workers
+from pipeline.console import Console
+from pipeline.errors import OK, SOME_FAILED, UsageError
+
+HEAD = ("schema_version", "command")
+Task = Annotated[
+    str, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
+]
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with folds.")],
+    task: Task,
+    out: Annotated[Path, typer.Option(help="Folder for runs and report; the same command goes on in it.")],
+    network: Annotated[
+        list[str],
+        typer.Option(help="Network fragments: repeated, or with commas; the first is the reference's."),
+    ],
+    loss: Annotated[
+        list[str],
+        typer.Option(help="Loss fragments: repeated, or with commas; the first is the reference's."),
+    ],
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option("--one-at-a-time", help="First network with every loss, first loss with every network."),
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run: optimiser steps.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Budget of a run: minutes on this machine, instead of steps."),
+    ] = None,
+    folds: Annotated[str, typer.Option(help="Folds, e.g. 0,1; every variant is run in each.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1; every variant is run with each.")] = "0",
+    split: Annotated[str, typer.Option(help="Cases that are measured: validation or test.")] = "validation",
+    augment: Annotated[
+        str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")
+    ] = "light",
+    runtime: Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")] = "cpu",
+    data: Data = None,
+    set_: Override = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")
+    ] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Train variants under the same data, folds, seeds and budget, and report which works best.
+
+    Every network with every loss, or with --one-at-a-time a column and a row of that grid. Each run is the
+    ordinary commands in OUT/runs: train, export, predict, evaluate. The same command again goes on where it
+    stopped. The report is OUT/report.html; tensorboard --logdir OUT/tensorboard shows all runs side by side.
+
+    Example: segpipe compare manifest.json --task task.yaml --network unet,unetpp --loss dice_ce --steps 400 --out
+    comparison
+    """
+    from pipeline.compare.variants import Settings, listed
+
+    if (steps is None) == (minutes is None):
+        raise UsageError("a budget is needed: --steps or --minutes, one of them")
+    if split not in ("validation", "test"):
+        raise UsageError(f"no split {split!r}", expected="validation or test")
+    settings = Settings(
+        listed(network), listed(loss), task, one_at_a_time, augment, runtime, _numbers("--folds", folds),
+        _numbers("--seeds", seeds), split, steps, minutes, tuple(set_ or ()), threads, workers,
+    )  # fmt: skip
+    if not (settings.networks and settings.losses):
+        raise UsageError("at least one --network and one --loss are needed")
+    return _compare(Console("compare", as_json=json), settings, manifest, data, out, jobs)
+
+
+def _compare(console: Console, settings: Any, manifest: Path, data: Path | None, out: Path, jobs: int) -> int:
+    from pipeline.compare.cells import Place
+    from pipeline.compare.children import Children
+    from pipeline.compare.progress import Progress
+    from pipeline.compare.runner import locked, prepare, run_all
+    from pipeline.compare.state import open_state
+    from pipeline.files import sha256_of
+    from pipeline.manifest import data_root, load_manifest
+
+    dataset = load_manifest(manifest)
+    place = Place(manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
+    record = {"dataset": dataset.name, "manifest_sha256": sha256_of(manifest), **settings.record()}
+    state = open_state(out, record)
+    children = Children()
+    with locked(out), console.progress() as bar:
+        progress = Progress(console, bar)
+        prepare(state, settings, dataset, place, progress, children.run)
+        try:
+            run_all(state, settings, place, progress, jobs, children.run, children.stop)
+        except KeyboardInterrupt:
+            console.note("interrupted; the same command goes on from here")
+            raise
+    console.document(**{name: value for name, value in state.document.items() if name not in HEAD})
+    failed = {key: facts for key, facts in state.cells.items() if facts["status"] == "failed"}
+    return SOME_FAILED if failed else OK
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{option} takes whole numbers with commas", found=text) from error
+    if any(number < 0 for number in numbers):
+        raise UsageError(f"{option} takes whole numbers from 0", found=text)
+    return numbers

@@ -24,6 +24,7 @@ from pipeline.components.losses import (
 from pipeline.components.metrics import CaseDice
 from pipeline.components.networks import UNetPlusPlus
 from pipeline.components.runlog import RunLog
+from pipeline.inference.sliding import StreamingSlidingWindowInferer
 
 __all__ = [
     "CaseDice",
@@ -46,6 +47,7 @@ __all__ = [
     "RunCheckpoint",
     "RunLog",
     "StopOnNonFinite",
+    "StreamingSlidingWindowInferer",
     "TverskyLoss",
     "UNetPlusPlus",
     "ValidateCased",

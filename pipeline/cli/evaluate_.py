@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pipeline.evaluate.statistics import Estimate
 
 SHOWN_FAILURES = 10
-DIGITS = {"dice": 4, "iou": 4, "nsd": 4, "hd_mm": 2, "hd95_mm": 2, "assd_mm": 3, "difference_ml": 3}
 
 
 def command(
@@ -47,9 +46,11 @@ def command(
 ) -> int:
     """Measure predictions against the truth, per case and label.
 
-    Dice, IoU, Hausdorff distance (HD), its 95th percentile (HD95), average surface distance (ASSD) and
-    surface Dice (NSD) in mm, volumes in mL; means with a 95 % bootstrap interval over patients. A missing or
-    unusable prediction counts as Dice 0, and the exit code is then 4. Every definition stands in metrics.json.
+    Dice, IoU, precision, recall, specificity; Hausdorff distance (HD), its 95th percentile (HD95), average
+    surface distance (ASSD) and surface Dice (NSD) in mm; F1 and Dice by lesion; volumes in mL; calibration error
+    (ECE) where `segpipe predict --probabilities` kept them. Means have a 95 % bootstrap interval over patients. A
+    missing or unusable prediction counts as Dice 0, and the exit code is then 4. The table shows the main
+    measures; metrics.csv and metrics.json hold all, with every definition.
 
     Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
     """
@@ -93,6 +94,7 @@ def command(
     document["failures"] = [{"id": result.id, "reason": result.failure} for result in failed]
     console.document(**document)
     _show_failures(console, failed)
+    _show_remarks(console, [result for result in results if result.remark is not None])
     others = stage.other_files(predictions, jobs) if any(result.missing for result in failed) else []
     if others:
         console.note(f"{len(others)} files there belong to no case of this split: {some_of(others)}")
@@ -108,11 +110,18 @@ def _measure(console: Console, jobs: list[Job], workers: int | None) -> list[Cas
 
 
 def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
+    from pipeline.measure import MEASURES
+
     parts = [*((part["name"], part) for part in summary.labels.values()), ("mean of labels", summary.overall)]
     console.table(
         f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients",
         ["label", "measure", "mean", "interval", "median", "n"],
-        [_row(name, metric, each) for name, part in parts for metric, each in part["metrics"].items()],
+        [
+            _row(name, metric, each, MEASURES[metric].digits)
+            for name, part in parts
+            for metric, each in part["metrics"].items()
+            if MEASURES[metric].headline and (each.n or MEASURES[metric].kind != "error")
+        ],
     )
     names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
     console.table(
@@ -124,8 +133,7 @@ def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
         console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
 
 
-def _row(label: str, metric: str, each: Estimate) -> list[str | int | None]:
-    digits = DIGITS[metric]
+def _row(label: str, metric: str, each: Estimate, digits: int) -> list[str | int | None]:
     interval = None if each.low is None else f"{each.low:.{digits}f} to {each.high:.{digits}f}"
     mean, median = (None if value is None else f"{value:.{digits}f}" for value in (each.mean, each.median))
     return [label, metric, mean, interval, median, each.n]
@@ -144,10 +152,19 @@ def _show_rules(console: Console, choices: list[Choice]) -> None:
 
 
 def _show_failures(console: Console, failed: list[CaseResult]) -> None:
-    if not failed:
-        return
-    console.note(f"{len(failed)} case(s) failed and count as Dice 0:")
-    for result in failed[:SHOWN_FAILURES]:
-        console.note(f"  {result.id}: {result.failure}")
-    if len(failed) > SHOWN_FAILURES:
-        console.note(f"  and {len(failed) - SHOWN_FAILURES} more; metrics.json names them all")
+    if failed:
+        console.note(f"{len(failed)} case(s) failed and count as Dice 0:")
+        _list(console, [(result.id, result.failure) for result in failed])
+
+
+def _show_remarks(console: Console, remarked: list[CaseResult]) -> None:
+    if remarked:
+        console.note(f"{len(remarked)} case(s) have no calibration error:")
+        _list(console, [(result.id, result.remark) for result in remarked])
+
+
+def _list(console: Console, reasons: list[tuple[str, str | None]]) -> None:
+    for id, reason in reasons[:SHOWN_FAILURES]:
+        console.note(f"  {id}: {reason}")
+    if len(reasons) > SHOWN_FAILURES:
+        console.note(f"  and {len(reasons) - SHOWN_FAILURES} more; metrics.json names them all")

@@ -1,6 +1,7 @@
 """A set of predictions against the truth: every case, every label, and what they say together.
 
 cases           read, compare and measure one case; a case that cannot be measured is a failure with a reason
+calibration     of a case's labels, from kept probabilities
 batch           all cases, in one process or several
 statistics      mean, median and bootstrap interval over patients
 summary         per label and overall

@@ -10,7 +10,7 @@ from pipeline.evaluate.cases import CaseResult, Job, evaluate_case, unmeasured
 from pipeline.manifest import Case, Manifest
 from pipeline.nifti import find_nifti, read_header
 from pipeline.processes import MOST_WORKERS, over_cases, usable_cores
-from pipeline.results import STATE, find_segmentation
+from pipeline.results import PROBABILITIES, STATE, find_probabilities, find_segmentation
 
 VOXELS_WORTH_A_WORKER = 50_000_000  # below this, starting a process takes longer than the work it would share
 
@@ -48,7 +48,7 @@ def make_jobs(
     return [
         Job(
             case.id, case.group, data / label, find_segmentation(predictions, case.id), manifest.foreground,
-            tolerance_mm, rules,
+            tolerance_mm, rules, find_probabilities(predictions, case.id),
         )
         for case, label in labelled
     ]  # fmt: skip
@@ -57,7 +57,8 @@ def make_jobs(
 def other_files(predictions: Path, jobs: Sequence[Job]) -> list[str]:
     """Label maps in the folder of predictions that are of none of the jobs: where cases are missing, perhaps they."""
     used = {job.prediction for job in jobs}
-    return [path.relative_to(predictions).as_posix() for path in find_nifti(predictions) if path not in used]
+    found = [path for path in find_nifti(predictions) if path not in used and path.name != PROBABILITIES]
+    return [path.relative_to(predictions).as_posix() for path in found]
 
 
 def choose_workers(jobs: Sequence[Job]) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SegpipeError
+from pipeline.evaluate.calibration import read_calibrations
 from pipeline.evaluate.trial import Trial, try_rules
-from pipeline.measure import LabelMeasure, measure_case
-from pipeline.measure.case import without_prediction
+from pipeline.measure import Calibration, LabelMeasure, measure_case, without_prediction
 from pipeline.nifti import Header, grid_difference, read_header, read_volume, require_3d
 
 LabelMap = NDArray[np.uint8]
@@ -31,6 +31,7 @@ class Job:
         labels: value to name, without background.
         tolerance_mm: for NSD.
         rules: also try clean-up rules on the prediction.
+        probabilities: file of the probabilities, where they were kept.
     """
 
     id: str
@@ -40,17 +41,23 @@ class Job:
     labels: dict[int, str]
     tolerance_mm: float = 1.0
     rules: bool = False
+    probabilities: Path | None = None
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case's measures, one a label; ``failure`` says why it could not be measured, and it then counts 0."""
+    """A case's measures, one a label.
+
+    ``failure`` says why it could not be measured, and it then counts 0. ``remark`` says why its probabilities could not
+    be used: it has no calibration error then, and counts as it is in all else.
+    """
 
     id: str
     group: str
     measures: list[LabelMeasure]
     failure: str | None = None
     trials: list[Trial] = field(default_factory=list)
+    remark: str | None = None
 
     @property
     def missing(self) -> bool:
@@ -78,14 +85,25 @@ def evaluate_case(job: Job) -> CaseResult:
         return CaseResult(
             job.id, job.group, without_prediction(truth, job.labels, affine, "failed"), _reason(error, job)
         )
-    measures = measure_case(truth, prediction, job.labels, header.affine, job.tolerance_mm)
+    calibrations, remark = _calibrations(job, truth, header)
+    measures = measure_case(truth, prediction, job.labels, header.affine, job.tolerance_mm, calibrations)
     trials = try_rules(truth, prediction, job.labels, header.affine) if job.rules else []
-    return CaseResult(job.id, job.group, measures, trials=trials)
+    return CaseResult(job.id, job.group, measures, trials=trials, remark=remark)
 
 
 def unmeasured(job: Job, reason: str) -> CaseResult:
     """A case whose worker did not come back."""
     return CaseResult(job.id, job.group, without_prediction(None, job.labels, None, "failed"), reason)
+
+
+def _calibrations(job: Job, truth: LabelMap, header: Header) -> tuple[dict[int, Calibration], str | None]:
+    """What the kept probabilities are worth, and why not where they cannot be used."""
+    if job.probabilities is None:
+        return {}, None
+    try:
+        return read_calibrations(job.probabilities, truth, header, list(job.labels)), None
+    except (SegpipeError, MemoryError) as error:
+        return {}, _reason(error, job)
 
 
 def _label_map(header: Header, job: Job, what: str) -> LabelMap:
@@ -129,6 +147,6 @@ def _reason(error: Exception, job: Job) -> str:
         text += f": found {error.found}"
     if error.expected is not None:
         text += f", expected {error.expected}"
-    for path in filter(None, (job.truth, job.prediction)):
+    for path in filter(None, (job.truth, job.prediction, job.probabilities)):
         text = text.replace(str(path), job.id).replace(path.name, job.id)
     return text

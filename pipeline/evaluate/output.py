@@ -42,6 +42,7 @@ def write_report(
             {
                 "id": result.id,
                 "failure": result.failure,
+                "remark": result.remark,
                 "mean_dice": case_value(result, "dice"),
                 "labels": [asdict(measure) for measure in result.measures],
             }

@@ -9,11 +9,10 @@ from typing import Any
 
 from pipeline.evaluate.cases import CaseResult
 from pipeline.evaluate.statistics import Estimate, bootstrap_mean
-from pipeline.measure import LabelMeasure
+from pipeline.measure import MEASURES, LabelMeasure
 
-SCORES = ("dice", "iou", "nsd")
-DISTANCES = ("hd_mm", "hd95_mm", "assd_mm")
-VOLUMES = ("difference_ml",)
+BY_LABEL = tuple(name for name, measure in MEASURES.items() if measure.kind != "volume")
+OVERALL = tuple(name for name in BY_LABEL if MEASURES[name].kind != "difference")
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,22 @@ def summarise(
             "name": name,
             "counts": _label_counts(measures),
             "metrics": {
-                metric: estimate([getattr(measure, metric) for measure in measures])
-                for metric in SCORES + DISTANCES + VOLUMES
+                metric: estimate([getattr(measure, metric) for measure in measures]) for metric in BY_LABEL
             },
         }
     overall = {
         "counts": _case_counts(results),
         "metrics": {
-            metric: estimate([case_value(result, metric) for result in results])
-            for metric in SCORES + DISTANCES
+            metric: estimate([case_value(result, metric) for result in results]) for metric in OVERALL
         },
     }
     return Summary(by_label, overall)
 
 
 def case_value(result: CaseResult, metric: str) -> float | None:
-    """Mean of a measure over a case's counted labels; a failed case scores 0, whatever its truth holds."""
+    """Mean of a measure over the labels that have it; a failed case scores 0, whatever its truth holds."""
     if result.failure is not None:
-        return 0.0 if metric in SCORES else None
+        return 0.0 if MEASURES[metric].kind == "score" else None
     values = [getattr(measure, metric) for measure in result.measures]
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None

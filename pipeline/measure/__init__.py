@@ -1,8 +1,12 @@
 """What a segmentation is worth: one definition of each measure, used wherever one is quoted.
 
-    overlap    Dice, IoU, volume
-    distance   HD between voxel sets; HD95, ASSD and NSD between surfaces
-    case       one prediction against one truth, label by label, with the rules for empty masks
+    overlap      Dice, IoU, precision, recall, specificity, volume: by voxel count
+    soft         Dice of probabilities; any measure per sample of a batch
+    distance     HD between voxel sets; HD95, ASSD and NSD between surfaces
+    lesion       F1 and Dice by lesion
+    calibration  expected calibration error of probabilities
+    label        the one list of measures that evaluation reports
+    case         one prediction against one truth, label by label, with the rules for empty masks
 
 Masks are arrays of three axes, nonzero inside. Distances are in mm, volumes in mL, scores in [0, 1].
 What is not defined is None, never NaN and never infinite.
@@ -10,7 +14,8 @@ What is not defined is None, never NaN and never infinite.
 
 from __future__ import annotations
 
-from pipeline.measure.case import LabelMeasure, measure_case
+from pipeline.measure.calibration import Calibration, calibrate, expected_calibration_error
+from pipeline.measure.case import label_pairs, measure_case, without_prediction
 from pipeline.measure.distance import (
     SurfaceDistances,
     assd_mm,
@@ -19,34 +24,51 @@ from pipeline.measure.distance import (
     nsd,
     surface_distances,
 )
-from pipeline.measure.overlap import dice, iou, volume_ml
+from pipeline.measure.label import MEASURES, LabelMeasure, Measure
+from pipeline.measure.lesion import Lesions, lesion_dice, lesion_f1, match_lesions
+from pipeline.measure.overlap import (
+    Counts,
+    count_voxels,
+    dice,
+    iou,
+    precision,
+    recall,
+    specificity,
+    volume_ml,
+)
+from pipeline.measure.soft import per_sample, soft_dice
 
-DEFINITIONS = {
-    "dice": "2 |A and B| / (|A| + |B|), by voxel count",
-    "iou": "|A and B| / |A or B|, by voxel count",
-    "hd_mm": "Hausdorff distance of the two sets of voxel centres: the largest distance from a voxel of one "
-    "mask to the other mask, both ways",
-    "hd95_mm": "larger of the two directed 95th percentiles of the distance between surfaces, "
-    "surface elements weighted by area",
-    "assd_mm": "mean distance between surfaces, over the elements of both together, weighted by area",
-    "nsd": "share of the area of both surfaces that lies within the tolerance of the other surface; "
-    "0 where only one of the two masks is empty",
-    "truth_ml": "voxel count of the truth times the voxel's volume",
-    "prediction_ml": "voxel count of the prediction times the voxel's volume",
-    "difference_ml": "prediction_ml - truth_ml",
-}
+DEFINITIONS = {name: measure.definition for name, measure in MEASURES.items()}
 
 __all__ = [
     "DEFINITIONS",
+    "MEASURES",
+    "Calibration",
+    "Counts",
     "LabelMeasure",
+    "Lesions",
+    "Measure",
     "SurfaceDistances",
     "assd_mm",
+    "calibrate",
+    "count_voxels",
     "dice",
+    "expected_calibration_error",
     "hausdorff_mm",
     "hd95_mm",
     "iou",
+    "label_pairs",
+    "lesion_dice",
+    "lesion_f1",
+    "match_lesions",
     "measure_case",
     "nsd",
+    "per_sample",
+    "precision",
+    "recall",
+    "soft_dice",
+    "specificity",
     "surface_distances",
     "volume_ml",
+    "without_prediction",
 ]

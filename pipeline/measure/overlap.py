@@ -2,8 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Voxels of two masks, from which every overlap measure follows. Counts of several cases add up (pooling).
+
+    A measure whose denominator is 0 is None.
+
+    Attributes:
+        both: in truth and prediction, the true positives.
+        truth: in the truth.
+        prediction: in the prediction.
+        voxels: of the whole volume.
+    """
+
+    both: int
+    truth: int
+    prediction: int
+    voxels: int
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.both + other.both,
+            self.truth + other.truth,
+            self.prediction + other.prediction,
+            self.voxels + other.voxels,
+        )
+
+    @property
+    def dice(self) -> float | None:
+        """As `pipeline.measure.dice`."""
+        return _ratio(2 * self.both, self.truth + self.prediction)
+
+    @property
+    def iou(self) -> float | None:
+        """As `pipeline.measure.iou`."""
+        return _ratio(self.both, self.truth + self.prediction - self.both)
+
+    @property
+    def precision(self) -> float | None:
+        """As `pipeline.measure.precision`."""
+        return _ratio(self.both, self.prediction)
+
+    @property
+    def recall(self) -> float | None:
+        """As `pipeline.measure.recall`."""
+        return _ratio(self.both, self.truth)
+
+    @property
+    def specificity(self) -> float | None:
+        """As `pipeline.measure.specificity`."""
+        outside = self.voxels - self.truth
+        return _ratio(outside - (self.prediction - self.both), outside)
+
+
+def count_voxels(truth: ArrayLike, prediction: ArrayLike) -> Counts:
+    """Count two masks of one shape, of any number of axes.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    one, other = as_masks(truth, prediction)
+    both, ours, theirs = (int(np.count_nonzero(mask)) for mask in (one & other, one, other))
+    return Counts(both, ours, theirs, one.size)
 
 
 def dice(truth: ArrayLike, prediction: ArrayLike) -> float | None:
@@ -12,8 +78,7 @@ def dice(truth: ArrayLike, prediction: ArrayLike) -> float | None:
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
     """
-    both, one, other = _counts(truth, prediction)
-    return 2 * both / (one + other) if one + other else None
+    return count_voxels(truth, prediction).dice
 
 
 def iou(truth: ArrayLike, prediction: ArrayLike) -> float | None:
@@ -22,8 +87,40 @@ def iou(truth: ArrayLike, prediction: ArrayLike) -> float | None:
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
     """
-    both, one, other = _counts(truth, prediction)
-    return both / (one + other - both) if one + other else None
+    return count_voxels(truth, prediction).iou
+
+
+def precision(truth: ArrayLike, prediction: ArrayLike) -> float | None:
+    """Share of the prediction that is true, TP / (TP + FP); the positive predictive value.
+
+    Returns:
+        0 to 1; 0 where the truth alone is empty, None where the prediction is empty: nothing is claimed.
+    """
+    return count_voxels(truth, prediction).precision
+
+
+def recall(truth: ArrayLike, prediction: ArrayLike) -> float | None:
+    """Share of the truth that is found, TP / (TP + FN); the sensitivity, or true positive rate.
+
+    Returns:
+        0 to 1; 0 where the prediction alone is empty, None where the truth is empty: there is nothing to find.
+    """
+    return count_voxels(truth, prediction).recall
+
+
+def specificity(truth: ArrayLike, prediction: ArrayLike) -> float | None:
+    """Share of what is not truth that is left alone, TN / (TN + FP); the true negative rate.
+
+    It depends on how much background the volume shows, and is near 1 wherever that is much.
+
+    Args:
+        truth: mask of the whole volume, not of a crop.
+        prediction: mask of the same shape.
+
+    Returns:
+        0 to 1; 1 where the prediction is empty, None where the truth fills the volume.
+    """
+    return count_voxels(truth, prediction).specificity
 
 
 def volume_ml(mask: ArrayLike, affine: ArrayLike) -> float:
@@ -33,8 +130,12 @@ def volume_ml(mask: ArrayLike, affine: ArrayLike) -> float:
         mask: nonzero inside.
         affine: (4, 4), voxel index to mm; its determinant is right for sheared grids too.
     """
-    voxel_mm3 = abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3])))
-    return int(np.count_nonzero(mask)) * voxel_mm3 / 1000
+    return int(np.count_nonzero(mask)) * voxel_ml(affine)
+
+
+def voxel_ml(affine: ArrayLike) -> float:
+    """Volume of one voxel in mL."""
+    return abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000
 
 
 def as_masks(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -49,6 +150,5 @@ def as_masks(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.bool_]
     return one, other
 
 
-def _counts(truth: ArrayLike, prediction: ArrayLike) -> tuple[int, int, int]:
-    one, other = as_masks(truth, prediction)
-    return int(np.count_nonzero(one & other)), int(np.count_nonzero(one)), int(np.count_nonzero(other))
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

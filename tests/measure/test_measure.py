@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import measure
-from pipeline.measure.case import spacing_mm
+from pipeline.measure.pair import spacing_mm
 
 MASKS = hnp.arrays(bool, (5, 6, 4))
 SPACINGS = st.tuples(*[st.sampled_from([0.5, 0.75, 1.0, 2.0, 3.0])] * 3)

@@ -1,0 +1,161 @@
+"""The headers of a series' slices, as what is derived from them needs them: whole, sorted, and copies.
+
+A header that lacks an attribute of type 2, or whose value of one cannot be read, gets it empty (DICOM PS3.5 section
+7.4.3); nothing of the user's files is changed. Header text never leaves the datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.dicom.model import Frame, Series
+from pipeline.dicom.privacy import kind_of, no_header_text
+from pipeline.errors import DataError
+
+TYPE_2 = (  # of Patient, General Study, General Series, Frame of Reference and General Equipment
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID",
+    "SeriesNumber", "PositionReferenceIndicator", "Manufacturer",
+)  # fmt: skip
+FREE_TEXT = (
+    "StudyDescription", "AdditionalPatientHistory", "PatientComments", "AdmittingDiagnosesDescription",
+    "MedicalAlerts", "Allergies", "Occupation", "ReasonForVisit", "ServiceEpisodeDescription", "PatientState",
+    "RequestingService", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName",
+    "OtherPatientNames", "ResponsiblePerson", "ResponsibleOrganization", "ConsultingPhysicianName",
+    "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "OperatorsName", "DeviceSerialNumber",
+    "ClinicalTrialSiteName", "ClinicalTrialSponsorName",
+)  # fmt: skip
+SEXES = ("M", "F", "O", "")
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Headers of a series.
+
+    Attributes:
+        series: whose.
+        headers: one a file, in the order in which the sorted frames first name them.
+        multi_frame: whether the frames lie within files.
+    """
+
+    series: Series
+    headers: tuple[Any, ...]
+    multi_frame: bool
+
+    @property
+    def first(self) -> Any:
+        """The header that stands for patient and study."""
+        return self.headers[0]
+
+    def reference(self, frame: Frame) -> tuple[str, str, int | None]:
+        """SOP class, SOP instance and, within a file of several, frame number from 1."""
+        number = frame.number + 1 if self.multi_frame else None
+        return str(self.first.SOPClassUID), frame.sop_instance_uid, number
+
+
+def can_carry(series: Series) -> list[str]:
+    """Why nothing can be derived from a series in DICOM; empty where all is well. Speaks of no header text."""
+    if series.state != "loaded" or not series.frames:
+        return [f"the series was refused ({series.reason or 'no slices'}), so its slices carry no label map"]
+    reasons = []
+    try:
+        with no_header_text():
+            heads = list(_heads(series))
+    except (OSError, DataError) as error:
+        return [f"a slice's header cannot be read again ({kind_of(error)})"]
+    for keyword, words in (
+        ("FrameOfReferenceUID", "no frame of reference (FrameOfReferenceUID), so positions have no meaning beyond it"),
+        ("SOPClassUID", "no SOP class (SOPClassUID), so it cannot be referred to"),
+        ("SOPInstanceUID", "no SOP instance (SOPInstanceUID), so it cannot be referred to"),
+        ("StudyInstanceUID", "no study (StudyInstanceUID), so a result cannot be filed"),
+        ("SeriesInstanceUID", "no series (SeriesInstanceUID), so it cannot be referred to"),
+    ):  # fmt: skip
+        lacking = sum(not str(head.get(keyword, "")).strip() for head in heads)
+        if lacking:
+            whole = lacking == len(heads)
+            reasons.append(
+                f"the source has {words}" + ("" if whole else f" ({lacking} of {len(heads)} files)")
+            )
+    for keyword in ("FrameOfReferenceUID", "SOPClassUID", "StudyInstanceUID"):
+        if len({str(head.get(keyword, "")) for head in heads}) > 1:
+            reasons.append(f"its slices differ in {keyword}")
+    unknown = {str(head.get("SOPClassUID", "")) for head in heads} - {""} - _known_classes()
+    if unknown:
+        reasons.append(f"its SOP class {min(unknown)} is not an image of the standard")
+    return reasons
+
+
+def read_sources(series: Series, deidentified: bool = False) -> Sources:
+    """Headers of a series, ready to derive from.
+
+    Args:
+        series: loaded, and `can_carry` has no objection.
+        deidentified: blank what is free text or names an institution.
+
+    Raises:
+        DataError: the series cannot carry anything, with the reasons.
+    """
+    reasons = can_carry(series)
+    if reasons:
+        raise DataError(
+            "DICOM cannot be written for this series", found="; ".join(reasons), case_id=series.case_id
+        )
+    with no_header_text():
+        headers = tuple(_complete(header, deidentified) for header in _heads(series))
+    several = "PerFrameFunctionalGroupsSequence" in headers[0]
+    return Sources(series, headers, multi_frame=several)
+
+
+def _heads(series: Series) -> Iterator[Any]:
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    for path in dict.fromkeys(frame.path for frame in series.frames):
+        try:
+            yield dcmread(path, stop_before_pixels=True, force=True)
+        except InvalidDicomError as error:
+            raise DataError("a slice's header cannot be read", path=path, case_id=series.case_id) from error
+
+
+def _known_classes() -> set[str]:
+    from highdicom.base import get_sop_class_iod_map
+
+    return set(get_sop_class_iod_map())
+
+
+def _complete(header: Any, deidentified: bool) -> Any:
+    """The header with every element readable, type 2 present, and no free text where none is wanted."""
+    from pydicom.valuerep import DA, TM
+
+    for tag in list(header.keys()):
+        try:
+            _touch(header[tag])
+        except Exception:  # noqa: BLE001 - whatever a broken value makes pydicom raise
+            del header[tag]
+    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        try:
+            kind(header.get(keyword) or "")
+        except (TypeError, ValueError):
+            setattr(header, keyword, "")
+    if header.get("PatientSex", "") not in SEXES:
+        header.PatientSex = ""
+    for keyword in TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    if deidentified:
+        for keyword in FREE_TEXT:
+            if keyword in header:
+                delattr(header, keyword)
+    return header
+
+
+def _touch(element: Any) -> None:
+    """Decode an element and all within it."""
+    if element.VR == "SQ":
+        for item in element.value:
+            for inner in item:
+                _touch(inner)
+    else:
+        str(element.value)

@@ -1,0 +1,213 @@
+"""Where each frame of an image lies, and what tells it from others at the same place.
+
+A classic image has it all at the top of its header; an enhanced one in its functional groups, shared ones first and
+then each frame's own (PS3.3 C.7.6.16), either of which may be absent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Key = float | str | tuple[float, ...]
+TOP = ("", "")
+# What a position may be repeated for, in the order in which it is tried: name, sequence of functional groups, tag.
+CATEGORIES = (
+    ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+    ("EchoTime", "", "EchoTime"),
+    ("EchoNumbers", "", "EchoNumbers"),
+    ("b-value", "MRDiffusionSequence", "DiffusionBValue"),
+    ("b-value", "", "DiffusionBValue"),
+    ("TemporalPosition", "FrameContentSequence", "TemporalPositionIndex"),
+    ("TemporalPosition", "", "TemporalPositionIdentifier"),
+    ("TriggerTime", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("TriggerTime", "", "TriggerTime"),
+    ("CardiacPhase", "", "NominalPercentageOfCardiacPhase"),
+    ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
+    ("AcquisitionNumber", "", "AcquisitionNumber"),
+    ("InversionTime", "", "InversionTime"),
+    ("FlipAngle", "", "FlipAngle"),
+    ("FrameReferenceTime", "", "FrameReferenceTime"),
+    ("KVP", "", "KVP"),
+)
+PRIVATE_B_VALUES = (
+    (0x0019, "SIEMENS MR HEADER", 0x0C),
+    (0x0043, "GEMS_PARM_01", 0x39),
+    (0x2001, "Philips Imaging DD 001", 0x03),
+    (0x0065, "Image Private Header", 0x09),
+)
+FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """One frame: geometry in mm and LPS (None where it is missing or unusable), and what may tell it apart.
+
+    Attributes:
+        number: within its file, from 0.
+        position: ImagePositionPatient.
+        orientation: ImageOrientationPatient.
+        spacing: PixelSpacing, rows first.
+        stack: StackID.
+        keys: values that may differ where positions repeat.
+        times: values of which later volumes have later ones.
+    """
+
+    number: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    stack: str = ""
+    keys: dict[str, Key] = field(default_factory=dict)
+    times: dict[str, str | float] = field(default_factory=dict)
+
+
+def text(dataset: Dataset, name: str) -> str:
+    """A value as text, several joined by backslashes; empty where it is absent or cannot be read."""
+    try:
+        value = dataset.get(name)
+    except Exception:  # noqa: BLE001 - pydicom converts lazily, and raises whatever a broken value leads it to
+        return ""
+    if value is None:
+        return ""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return str(value).strip()
+    return "\\".join(str(part).strip() for part in value)
+
+
+def numbers(value: object) -> tuple[float, ...]:
+    """Finite numbers of a value of any form; empty where one of them is none."""
+    if value is None or isinstance(value, bytes):
+        return ()
+    parts = value.split("\\") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
+    try:
+        found = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        return ()
+    return found if all(math.isfinite(number) for number in found) else ()
+
+
+def whole_number(dataset: Dataset, name: str) -> int | None:
+    """A whole number, or None."""
+    found = numbers(text(dataset, name))
+    return int(found[0]) if found else None
+
+
+def frames_of(dataset: Dataset) -> tuple[FrameHeader, ...]:
+    """Every frame of an image, in the order of the file."""
+    shared = _items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    own = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    count = whole_number(dataset, "NumberOfFrames") or 1
+    if not own:
+        bare = count > 1 and not shared  # many frames and one position: no frame has a place of its own
+        return tuple(_frame(number, [*shared, dataset], dataset, bare) for number in range(count))
+    dimensions = _free_dimensions(dataset)
+    return tuple(
+        _frame(number, [*own[number : number + 1], *shared, dataset], dataset, number >= len(own), dimensions)
+        for number in range(count)
+    )
+
+
+def _frame(
+    number: int, levels: list[Dataset], top: Dataset, bare: bool, dimensions: tuple[int, ...] = ()
+) -> FrameHeader:
+    position = _found(levels, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = _found(levels, "PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = _found(levels, "PixelMeasuresSequence", "PixelSpacing")
+    keys: dict[str, Key] = {}
+    for name, sequence, tag in CATEGORIES:
+        value = _value(levels, sequence, tag) if sequence else text(top, tag)
+        if value and name not in keys:
+            found = numbers(value)
+            keys[name] = found[0] if len(found) == 1 else found or value
+    _diffusion(levels, top, keys)
+    kind = next((kind for name in FRAME_TYPES if (kind := _value(levels, name, "FrameType"))), "")
+    keys["ImageType"] = kind or text(top, "ImageType")
+    keys["ConvolutionKernel"] = text(top, "ConvolutionKernel")
+    indices = numbers(_value(levels, "FrameContentSequence", "DimensionIndexValues"))
+    keys |= {f"dimension {axis + 1}": indices[axis] for axis in dimensions if axis < len(indices)}
+    when = _value(levels, "FrameContentSequence", "FrameAcquisitionDateTime")
+    times: dict[str, str | float] = {
+        "AcquisitionTime": when or text(top, "AcquisitionDate") + text(top, "AcquisitionTime"),
+        "ContentTime": text(top, "ContentDate") + text(top, "ContentTime"),
+    }
+    for name in ("TriggerTime", "FrameReferenceTime"):
+        if isinstance(keys.get(name), float):
+            times[name] = keys[name]  # type: ignore[assignment]
+    stack = _value(levels, "FrameContentSequence", "StackID")
+    return FrameHeader(
+        number,
+        position if not bare and len(position) == 3 else None,
+        orientation if _perpendicular(orientation) else None,
+        spacing if len(spacing) == 2 and min(spacing) > 0 else None,
+        stack,
+        keys,
+        times,
+    )
+
+
+def _items(dataset: Dataset, name: str) -> list[Dataset]:
+    try:
+        return list(dataset.get(name) or [])
+    except Exception:  # noqa: BLE001 - as in `text`
+        return []
+
+
+def _value(levels: list[Dataset], sequence: str, tag: str) -> str:
+    """The text of a tag in the first item of a sequence of the nearest level that has it."""
+    for level in levels:
+        for item in _items(level, sequence)[:1]:
+            if value := text(item, tag):
+                return value
+    return ""
+
+
+def _found(levels: list[Dataset], sequence: str, tag: str) -> tuple[float, ...]:
+    return numbers(_value(levels, sequence, tag) or text(levels[-1], tag))
+
+
+def _diffusion(levels: list[Dataset], top: Dataset, keys: dict[str, Key]) -> None:
+    direction = numbers(text(top, "DiffusionGradientOrientation"))
+    for level in levels:
+        for item in _items(level, "MRDiffusionSequence")[:1]:
+            for inner in _items(item, "DiffusionGradientDirectionSequence")[:1]:
+                direction = numbers(text(inner, "DiffusionGradientOrientation")) or direction
+    if direction:
+        keys["gradient direction"] = direction
+    if "b-value" not in keys and (value := _private_b_value(top)) is not None:
+        keys["b-value"] = value
+
+
+def _private_b_value(dataset: Dataset) -> float | None:
+    for group, creator, element in PRIVATE_B_VALUES:
+        try:
+            value: Any = dataset.private_block(group, creator)[element].value
+        except Exception:  # noqa: BLE001 - as in `text`
+            continue
+        if isinstance(value, bytes):
+            value = value.decode("ascii", "ignore").strip("\0 ")
+        if found := numbers(value):
+            return found[0] % 1e6  # GE stores 1000000000 + b
+    return None
+
+
+def _free_dimensions(dataset: Dataset) -> tuple[int, ...]:
+    """Axes of DimensionIndexValues that are no place: neither stack, nor place in it, nor position."""
+    places = {0x00209056, 0x00209057, 0x00200032, 0x00209113}
+    pointers = [item.get("DimensionIndexPointer") for item in _items(dataset, "DimensionIndexSequence")]
+    return tuple(axis for axis, pointer in enumerate(pointers) if pointer is not None and pointer not in places)
+
+
+def _perpendicular(orientation: tuple[float, ...]) -> bool:
+    """Two directions of length 1 at right angles, within what three decimals of a header lose."""
+    if len(orientation) != 6:
+        return False
+    row, column = orientation[:3], orientation[3:]
+    lengths = (math.hypot(*row), math.hypot(*column))
+    across = sum(a * b for a, b in zip(row, column, strict=True))
+    return max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(across)) < 5e-3

@@ -21,13 +21,15 @@ from pipeline.components.losses import (
     LovaszSoftmax,
     TverskyLoss,
 )
-from pipeline.components.metrics import CaseDice
+from pipeline.components.metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric
 from pipeline.components.networks import UNetPlusPlus
 from pipeline.components.runlog import RunLog
 from pipeline.inference.sliding import StreamingSlidingWindowInferer
 
 __all__ = [
+    "CalibrationError",
     "CaseDice",
+    "CaseMetric",
     "CaseTransforms",
     "ComboLoss",
     "DeepSupervision",
@@ -44,6 +46,7 @@ __all__ = [
     "LossSchedule",
     "LovaszHinge",
     "LovaszSoftmax",
+    "PooledMetric",
     "RunCheckpoint",
     "RunLog",
     "StopOnNonFinite",

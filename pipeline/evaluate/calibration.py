@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.measure import Calibration, calibrate
+from pipeline.measure import Calibration, calibrate_labels
 from pipeline.nifti import Header, grid_difference, read_header, read_volume
 
 
@@ -30,20 +30,14 @@ def read_calibrations(
         DataError: unreadable, on another grid, another number of channels, or values that are no probabilities.
     """
     header = read_header(path)
-    spatial, channels = header.shape[:3], header.shape[3] if len(header.shape) > 3 else 1
+    spatial = header.shape[:3]
     difference = grid_difference(grid, replace(header, shape=spatial))
-    if difference is not None or len(header.shape) > 4:
-        raise DataError(
-            "the probabilities are not on the grid of the truth", found=difference or f"shape {header.shape}"
-        )
-    background = channels - max(labels)
-    if background not in (0, 1):
-        raise DataError(
-            "the probabilities have another number of channels", found=channels,
-            expected=f"{max(labels) + 1}, or {max(labels)} without background",
-        )  # fmt: skip
-    values = read_volume(header).reshape(*spatial, channels)
+    if len(header.shape) > 4:
+        difference = f"shape {header.shape}"
+    if difference is not None:
+        raise DataError("the probabilities are not on the grid of the truth", found=difference)
+    channels = np.moveaxis(read_volume(header).reshape(*spatial, -1), -1, 0)
     try:
-        return {label: calibrate(truth == label, values[..., label - 1 + background]) for label in labels}
+        return calibrate_labels(truth, channels, labels)
     except ValueError as error:
         raise DataError("the probabilities cannot be used", found=str(error)) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.evaluate.cases import CaseResult
 from pipeline.evaluate.statistics import Estimate, bootstrap_mean
-from pipeline.measure import MEASURES, LabelMeasure
+from pipeline.measure import MEASURES, LabelMeasure, mean_defined
 
 BY_LABEL = tuple(name for name, measure in MEASURES.items() if measure.kind != "volume")
 OVERALL = tuple(name for name in BY_LABEL if MEASURES[name].kind != "difference")
@@ -60,9 +60,7 @@ def case_value(result: CaseResult, metric: str) -> float | None:
     """Mean of a measure over the labels that have it; a failed case scores 0, whatever its truth holds."""
     if result.failure is not None:
         return 0.0 if MEASURES[metric].kind == "score" else None
-    values = [getattr(measure, metric) for measure in result.measures]
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
+    return mean_defined(getattr(measure, metric) for measure in result.measures)
 
 
 def _label_counts(measures: Sequence[LabelMeasure]) -> dict[str, int]:

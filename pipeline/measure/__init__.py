@@ -1,7 +1,8 @@
 """What a segmentation is worth: one definition of each measure, used wherever one is quoted.
 
     overlap      Dice, IoU, precision, recall, specificity, volume: by voxel count
-    soft         Dice of probabilities; any measure per sample of a batch
+    soft         Dice of probabilities
+    samples      any measure per sample of a batch, where calling it on the batch pools
     distance     HD between voxel sets; HD95, ASSD and NSD between surfaces
     lesion       F1 and Dice by lesion
     calibration  expected calibration error of probabilities
@@ -14,7 +15,7 @@ What is not defined is None, never NaN and never infinite.
 
 from __future__ import annotations
 
-from pipeline.measure.calibration import Calibration, calibrate, expected_calibration_error
+from pipeline.measure.calibration import Calibration, calibrate, calibrate_labels, expected_calibration_error
 from pipeline.measure.case import label_pairs, measure_case, without_prediction
 from pipeline.measure.distance import (
     SurfaceDistances,
@@ -36,7 +37,8 @@ from pipeline.measure.overlap import (
     specificity,
     volume_ml,
 )
-from pipeline.measure.soft import per_sample, soft_dice
+from pipeline.measure.samples import mean_defined, per_sample
+from pipeline.measure.soft import soft_dice
 
 DEFINITIONS = {name: measure.definition for name, measure in MEASURES.items()}
 
@@ -51,6 +53,7 @@ __all__ = [
     "SurfaceDistances",
     "assd_mm",
     "calibrate",
+    "calibrate_labels",
     "count_voxels",
     "dice",
     "expected_calibration_error",
@@ -61,6 +64,7 @@ __all__ = [
     "lesion_dice",
     "lesion_f1",
     "match_lesions",
+    "mean_defined",
     "measure_case",
     "nsd",
     "per_sample",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,29 @@ def calibrate(
         mask = chosen[0] if chosen else slice(None)
         total += _sort(true[mask].ravel(), values[mask].ravel().astype(np.float64), bins)
     return total
+
+
+def calibrate_labels(
+    truth: ArrayLike, probabilities: ArrayLike, labels: Iterable[int], bins: int = BINS
+) -> dict[int, Calibration]:
+    """What the probabilities of every label are worth, over all voxels.
+
+    Args:
+        truth: label map (X, Y, Z).
+        probabilities: (C, X, Y, Z): a channel for every label value with background (softmax) or without (sigmoid).
+        labels: values, without background.
+        bins: number of bins.
+
+    Raises:
+        ValueError: another number of channels, another shape, or values that are no probabilities.
+    """
+    label_map, channels, values = np.asarray(truth), np.asarray(probabilities), list(labels)
+    background = len(channels) - max(values)
+    if background not in (0, 1):
+        raise ValueError(
+            f"{len(channels)} channels, expected {max(values) + 1}, or {max(values)} without background"
+        )
+    return {value: calibrate(label_map == value, channels[value - 1 + background], bins) for value in values}
 
 
 def _sort(true: NDArray[np.bool_], values: NDArray[np.float64], bins: int) -> Calibration:

@@ -1,9 +1,6 @@
-"""Dice of probabilities, and measures per sample of a batch."""
+"""Dice of probabilities."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,17 +38,3 @@ def soft_dice(
     above = 2 * float((one * other).sum()) + (smooth if smooth_above is None else smooth_above)
     below = float((one**power).sum() + (other**power).sum()) + smooth
     return above / below if below else None
-
-
-def per_sample(
-    measure: Callable[..., float | None], truth: ArrayLike, prediction: ArrayLike, **options: Any
-) -> list[float | None]:
-    """A measure of each sample of a batch, along the first axis, where calling it on the batch would pool.
-
-    Example: ``per_sample(soft_dice, truth, prediction, squared=True)``
-
-    Raises:
-        ValueError: the batches have different lengths.
-    """
-    pairs = zip(np.asarray(truth), np.asarray(prediction), strict=True)
-    return [measure(one, other, **options) for one, other in pairs]

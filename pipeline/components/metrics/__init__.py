@@ -1,0 +1,14 @@
+"""The measures of `pipeline.measure` as Ignite metrics, reduced over processes.
+
+    cases        any measure of `evaluate`, case by case, then the mean; CaseDice chooses the best weights
+    pooled       overlap from the voxels of all cases together
+    calibration  ECE from the voxels of all cases together
+
+Under several processes every case should come once: a sampler that pads its last batch counts some twice.
+"""
+
+from pipeline.components.metrics.calibration import CalibrationError
+from pipeline.components.metrics.cases import CaseDice, CaseMetric
+from pipeline.components.metrics.pooled import PooledMetric
+
+__all__ = ["CalibrationError", "CaseDice", "CaseMetric", "PooledMetric"]

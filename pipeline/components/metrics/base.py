@@ -1,0 +1,106 @@
+"""What all metrics of labels share: one number, one for each label beside it, and strict label maps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.handlers import from_engine
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import UsageError
+
+
+class LabelMetric(Metric):
+    """A number, with one for each label beside it.
+
+    ``compute`` returns the number and leaves those of the labels in ``by_label``. In the engine's metrics, what is
+    not defined is left out.
+
+    Args:
+        labels: label names by value, background first.
+        output_transform: from the engine's output to (predictions, truths).
+        device: of the sums; a GPU where processes reduce by NCCL.
+    """
+
+    def __init__(self, labels: Sequence[str], output_transform: Callable | None, device: Any) -> None:
+        self.names = dict(enumerate(labels))
+        self.names.pop(0, None)
+        if not self.names:
+            raise UsageError("a metric needs labels", found=list(labels), expected="background and a label")
+        self.by_label: dict[str, float | None] = {}
+        super().__init__(output_transform or from_engine(["pred", "label"]), device=device)
+
+    @abstractmethod
+    def compute(self) -> float | None:
+        """The number; None where it is not defined."""
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put the number under ``name`` and those of the labels beside it into the engine's metrics."""
+        found = {name: self.compute()}
+        found |= {self._key(name, label): value for label, value in self.by_label.items()}
+        for key, value in found.items():
+            engine.state.metrics.pop(key, None)  # of an earlier run
+            if value is not None:
+                engine.state.metrics[key] = value
+
+    def _key(self, name: str, label: str) -> str:
+        return f"{name}_{label}"
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+
+def known(what: str, word: str, words: Sequence[str]) -> str:
+    """The word itself.
+
+    Raises:
+        UsageError: it is none of the words; with the nearest.
+    """
+    if word in words:
+        return word
+    near = get_close_matches(word, words, 1)
+    hint = f"did you mean {near[0]!r}?" if near else None
+    if word == "ece":
+        hint = "pipeline.components.CalibrationError measures it, from probabilities"
+    raise UsageError(f"no such {what}", found=word, expected=", ".join(words), hint=hint)
+
+
+def label_maps(truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Both as label maps of one shape (X, Y, Z).
+
+    Raises:
+        UsageError: as `label_map`, or their shapes differ.
+    """
+    one, other = label_map(truth, "the truth"), label_map(prediction, "the prediction")
+    if one.shape != other.shape:
+        raise UsageError("prediction and truth have different shapes", found=other.shape, expected=one.shape)
+    return one, other
+
+
+def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
+    """A label map (X, Y, Z) of a tensor (1, X, Y, Z).
+
+    Raises:
+        UsageError: another shape, or values that are not whole numbers from 0 to 255.
+    """
+    values = np.asarray(torch.as_tensor(tensor).detach().cpu())
+    if values.ndim != 4 or len(values) != 1:
+        raise UsageError(
+            f"{what} is not a label map", found=f"shape {values.shape}", expected="(1, X, Y, Z)",
+            hint="post-process by AsDiscreted with argmax: true",
+        )  # fmt: skip
+    with np.errstate(invalid="ignore"):
+        labels: NDArray[np.uint8] = values[0].astype(np.uint8)
+    if not np.array_equal(labels, values[0]):
+        raise UsageError(
+            f"{what} is not a label map", found="values that are not whole numbers from 0 to 255"
+        )
+    return labels

@@ -62,6 +62,20 @@ def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]
         raise
 
 
+def require_writable(folder: str | Path) -> None:
+    """Make a folder where it is not there, and try it, before the work that fills it begins.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 def cannot_write(path: str | Path, error: OSError) -> UsageError:
     """The same words wherever an output cannot be written."""
     return UsageError(

@@ -14,7 +14,6 @@ from pipeline.errors import OK, SOME_FAILED, UsageError
 if TYPE_CHECKING:
     from pipeline.evaluate import CaseResult, Job, Summary
     from pipeline.evaluate.postprocessing import Choice
-    from pipeline.evaluate.statistics import Estimate
 
 SHOWN_FAILURES = 10
 
@@ -24,7 +23,7 @@ def command(
     predictions: Annotated[
         Path, typer.Argument(help="Folder that `segpipe predict` wrote, or of <case id>.nii.gz label maps.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.csv, metrics.json and dice.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv, metrics.json, report.html and figures.")],
     split: Annotated[str, typer.Option(help="Which cases: test, validation, training or all.")] = "test",
     fold: Annotated[int | None, typer.Option(help="The fold, for validation and training.")] = None,
     data: Annotated[
@@ -42,6 +41,15 @@ def command(
         bool,
         typer.Option("--try-postprocessing", help="Choose a clean-up rule per label; never on test cases."),
     ] = False,
+    figures: Annotated[bool, typer.Option(help="Draw the figures and the page that holds them.")] = True,
+    worst: Annotated[int, typer.Option(min=0, max=50, help="Worst cases to show in the gallery.")] = 4,
+    gif: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CASE", help="Case to animate, slice by slice; may be repeated."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that `segpipe train` wrote, for the learning curves.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Measure predictions against the truth, per case and label.
@@ -52,24 +60,36 @@ def command(
     missing or unusable prediction counts as Dice 0, and the exit code is then 4. The table shows the main
     measures; metrics.csv and metrics.json hold all, with every definition.
 
+    report.html shows it all on one page: Dice by case with mean (red) and median (green), and the worst cases with
+    the outlines of the prediction (red) and the truth (green); --gif animates cases, --run adds learning curves.
+
     Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
     """
     console = Console("evaluate", as_json=json)
     from pipeline import evaluate as stage
     from pipeline.evaluate import postprocessing
     from pipeline.evaluate.output import summary_document
-    from pipeline.files import sha256_of, write_json
+    from pipeline.files import require_writable, sha256_of, write_json
     from pipeline.importers.found import some_of
     from pipeline.manifest import data_root, load_manifest
 
     if not math.isfinite(tolerance_mm):
         raise UsageError("the tolerance must be a finite number of mm", found=tolerance_mm)
+    if fold is not None and split not in ("validation", "training"):
+        raise UsageError(
+            "--fold chooses among training cases", found=f"--split {split} --fold {fold}",
+            hint=f"leave --fold out, or name --split validation --fold {fold}",
+        )  # fmt: skip
+    if not figures and (gif or run):
+        raise UsageError("--no-figures draws neither --gif nor --run", hint="leave --no-figures out")
     dataset = load_manifest(manifest)
     cases = dataset.select(split, fold)
     if try_postprocessing:
         postprocessing.refuse_test_cases(dataset, cases)
     root = data_root(manifest, data)
     jobs = stage.make_jobs(dataset, cases, root, predictions, tolerance_mm, try_postprocessing)
+    wanted = stage.wanted_figures(jobs, worst, gif or [], run)
+    require_writable(out)
     results = _measure(console, jobs, workers)
     summary = stage.summarise(results, dataset.foreground, bootstrap, seed)
     settings: dict[str, Any] = {
@@ -84,6 +104,13 @@ def command(
     stage.write_report(out, results, summary, settings)
     document: dict[str, Any] = {**settings, "summary": summary_document(summary)}
     _show(console, summary, settings)
+    if figures:
+        drawn = stage.draw_figures(out, results, dataset, root, predictions, wanted)
+        stage.write_evaluation_page(out, results, summary, settings, drawn)
+        document["figures"] = {"files": [*drawn.files, stage.PAGE], "notes": drawn.notes}
+        console.say(f"report.html shows it on one page, with {', '.join(drawn.files)}")
+        for note in drawn.notes:
+            console.say(f"  {note}")
     if try_postprocessing:
         choices = stage.choose_rules(results, dataset.foreground, bootstrap, seed)
         rules = postprocessing.rules_document(choices, settings)
@@ -110,33 +137,21 @@ def _measure(console: Console, jobs: list[Job], workers: int | None) -> list[Cas
 
 
 def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
-    from pipeline.measure import MEASURES
+    from pipeline.evaluate.output import TABLE_COLUMNS, parts, table_rows
 
-    parts = [*((part["name"], part) for part in summary.labels.values()), ("mean of labels", summary.overall)]
     console.table(
         f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients",
-        ["label", "measure", "mean", "interval", "median", "n"],
-        [
-            _row(name, metric, each, MEASURES[metric].digits)
-            for name, part in parts
-            for metric, each in part["metrics"].items()
-            if MEASURES[metric].headline and (each.n or MEASURES[metric].kind != "error")
-        ],
+        TABLE_COLUMNS,
+        table_rows(summary),
     )
     names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
     console.table(
         "Cases by label",
         ["label", *(name.replace("_", " ") for name in names)],
-        [[name, *(part["counts"].get(column) for column in names)] for name, part in parts],
+        [[name, *(part["counts"].get(column) for column in names)] for name, part in parts(summary)],
     )
     if settings["cases_without_label"]:
         console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
-
-
-def _row(label: str, metric: str, each: Estimate, digits: int) -> list[str | int | None]:
-    interval = None if each.low is None else f"{each.low:.{digits}f} to {each.high:.{digits}f}"
-    mean, median = (None if value is None else f"{value:.{digits}f}" for value in (each.mean, each.median))
-    return [label, metric, mean, interval, median, each.n]
 
 
 def _show_rules(console: Console, choices: list[Choice]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
-from pipeline.demo.outcome import Outcome, canonical
+from pipeline.demo.outcome import Outcome
 from pipeline.demo.walk import Settings, Step
-from pipeline.manifest import Case
-from pipeline.report.figures import dice_bars, learning_curve, overlay_figure
+from pipeline.evaluate.panels import read_panel
+from pipeline.report.bars import dice_bars
+from pipeline.report.curves import learning_curves
+from pipeline.report.gallery import gallery
 from pipeline.report.html import Picture, Section, Table, write_page
-from pipeline.results import find_segmentation
 
 MEASURES = {"dice": "Dice", "nsd": "surface Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 
@@ -37,8 +36,10 @@ def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: lis
         ),
         Section(
             "Pictures",
-            paragraphs=["The best, the middle and the worst test case. Green: truth. Red: prediction."],
-            pictures=[_overlay(settings.out, outcome, case, score) for case, score in _chosen(outcome)],
+            paragraphs=[
+                "The best, the middle and the worst test case, each where it is worst. Green: truth. Red: prediction."
+            ],
+            pictures=[_pictures(settings.out, outcome)],
         ),
         Section(
             "Test cases",
@@ -48,7 +49,9 @@ def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: lis
         Section(
             "Learning",
             pictures=[
-                Picture(learning_curve(outcome.history), "loss and validation Dice over the epochs"),
+                Picture(
+                    learning_curves({"demo": outcome.history}), "loss and validation Dice over the epochs"
+                ),
             ],
         ),
         Section(
@@ -65,27 +68,22 @@ def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: lis
     write_page(path, "segpipe demo", sections, lead)
 
 
-def _chosen(outcome: Outcome) -> list[tuple[Case, float | None]]:
+def _pictures(out: Path, outcome: Outcome) -> Picture:
     """Best, middle and worst test case by mean Dice."""
     scores = {case["id"]: case["mean_dice"] for case in outcome.metrics["cases"]}
     ranked = sorted(outcome.manifest.test, key=lambda case: scores.get(case.id) or 0.0, reverse=True)
     places = sorted({0, len(ranked) // 2, len(ranked) - 1})
-    return [(ranked[place], scores.get(ranked[place].id)) for place in places]
-
-
-def _overlay(out: Path, outcome: Outcome, case: Case, score: float | None) -> Picture:
-    root = out / "data"
-    image = nib.as_closest_canonical(nib.load(root / case.images[0]))  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
-    prediction = find_segmentation(out / "predictions", case.id)
-    png = overlay_figure(
-        canonical(root / case.images[0]),
-        canonical(root / str(case.label)),
-        None if prediction is None else canonical(prediction),
-        [float(size) for size in image.header.get_zooms()[:3]],
-        outcome.manifest.foreground,
-        f"{case.id}, mean Dice {_figure(score)}",
+    panels = (
+        read_panel(
+            case,
+            out / "data",
+            out / "predictions",
+            outcome.manifest.foreground,
+            f"Dice {_figure(scores.get(case.id))}",
+        )
+        for case in (ranked[place] for place in places)
     )
-    return Picture(png, f"three slices of {case.id} with the outlines of truth and prediction")
+    return Picture(gallery(panels), "slices of three test cases with the outlines of truth and prediction")
 
 
 def _metrics_table(outcome: Outcome) -> Table:

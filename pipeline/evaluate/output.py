@@ -1,4 +1,4 @@
-"""metrics.csv, metrics.json and dice.png. They name cases by id; no path and no patient stands in them."""
+"""metrics.csv, metrics.json, and the rows of the table. Cases go by their ids; no path and no patient is in them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 from pipeline.console import SCHEMA_VERSION
 from pipeline.evaluate.cases import CaseResult
+from pipeline.evaluate.statistics import Estimate
 from pipeline.evaluate.summary import Summary, case_value
-from pipeline.files import write_csv, write_json, write_whole
-from pipeline.measure import DEFINITIONS, LabelMeasure
-from pipeline.report.figures import dice_bars
+from pipeline.files import write_csv, write_json
+from pipeline.measure import DEFINITIONS, MEASURES, LabelMeasure
 
 COLUMNS = ["case", *(column.name for column in fields(LabelMeasure))]
+TABLE_COLUMNS = ["label", "measure", "mean", "interval", "median", "n"]
 
 
 def write_report(
     folder: Path, results: Sequence[CaseResult], summary: Summary, settings: Mapping[str, Any]
 ) -> None:
-    """Write the three files, each whole or not at all.
+    """Write the two files, each whole or not at all.
 
     Args:
         folder: made where it is not there.
@@ -50,17 +51,6 @@ def write_report(
         ],
     }
     write_json(folder / "metrics.json", document)
-    with write_whole(folder / "dice.png") as stream:
-        stream.write(dice_bars(_dice_of_labels(results)))
-
-
-def _dice_of_labels(results: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
-    """Label name to case id to Dice."""
-    table: dict[str, dict[str, float | None]] = {}
-    for result in results:
-        for measure in result.measures:
-            table.setdefault(measure.name, {})[result.id] = measure.dice
-    return table
 
 
 def summary_document(summary: Summary) -> dict[str, Any]:
@@ -73,3 +63,25 @@ def summary_document(summary: Summary) -> dict[str, Any]:
         "overall": plain(summary.overall),
         "labels": {str(value): plain(part) for value, part in summary.labels.items()},
     }
+
+
+def parts(summary: Summary) -> list[tuple[str, dict[str, Any]]]:
+    """Name and content of each label's part, then of the mean of labels."""
+    return [*((part["name"], part) for part in summary.labels.values()), ("mean of labels", summary.overall)]
+
+
+def table_rows(summary: Summary) -> list[list[Any]]:
+    """The main measures as rows of `TABLE_COLUMNS`, numbers as text with the digits that are worth reading."""
+    return [
+        _row(name, metric, each)
+        for name, part in parts(summary)
+        for metric, each in part["metrics"].items()
+        if MEASURES[metric].headline and (each.n or MEASURES[metric].kind != "error")
+    ]
+
+
+def _row(label: str, metric: str, each: Estimate) -> list[Any]:
+    digits = MEASURES[metric].digits
+    interval = None if each.low is None else f"{each.low:.{digits}f} to {each.high:.{digits}f}"
+    mean, median = (None if value is None else f"{value:.{digits}f}" for value in (each.mean, each.median))
+    return [label, metric, mean, interval, median, each.n]

@@ -13,9 +13,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from pipeline.report.canvas import shorten, write_bytes
 from pipeline.report.planes import AXIAL, PREDICTION_COLOUR, TRUTH_COLOUR, Panel, grey, outlines, window
 
-GREYS = 48  # few levels make a small file; the eye sees no more on a moving slice
+GREYS = 32  # few levels make a small file; the eye sees no more on a moving slice
 TRUTH, PREDICTION = GREYS, GREYS + 1  # places in the palette
-TRUTH_WIDTH, PREDICTION_WIDTH = 3, 1  # pixels
+TRUTH_WIDTH, PREDICTION_WIDTH = 4, 2  # pixels
 STRIP = 22  # height of the lines of text above and below
 LEAST_WIDTH = 260  # so that the text fits
 MOST_FRAMES = 150

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.report.canvas import (
+    INK,
     PAGE_WIDTH_IN,
     SERIES_COLOURS,
     SERIES_STYLES,
@@ -18,9 +19,15 @@ from pipeline.report.canvas import (
     write_bytes,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 History = Sequence[Mapping[str, Any]]
+Points = list[tuple[float, float]]
+
 MEASURES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mean_dice": "validation Dice"}
-FAR_APART = 30  # times, between the losses of runs: then the axis is logarithmic
+FAR_APART = 30  # times, between the last losses of runs: then the axis is logarithmic
+LETTERS_IN_A_ROW = 96  # of the legend
 
 
 def draw_learning_curves(histories: Mapping[str, History], path: Path) -> None:
@@ -36,56 +43,55 @@ def learning_curves(histories: Mapping[str, History]) -> bytes:
             are passed over.
 
     Returns:
-        A PNG. The legend tells each run's best Dice; a dot marks where it was reached.
+        A PNG. A dot marks the best Dice of each run and the legend tells it. With several runs the axis of Dice
+        begins below the lowest of these, so that they are told apart.
     """
-    points = {
-        name: {measure: _points(history, measure) for measure in MEASURES}
+    runs = {
+        name: {measure: read_points(history, measure) for measure in MEASURES}
         for name, history in histories.items()
     }
-    shown = [
-        measure
-        for measure in MEASURES
-        if measure != "val_loss" or any(run[measure] for run in points.values())
+    best = {name: max(run["val_mean_dice"], key=_value) for name, run in runs.items() if run["val_mean_dice"]}
+    words = [
+        shorten(name, 48) + (f", best Dice {best[name][1]:.3f}" if name in best else "") for name in runs
     ]
-    legend_in = 0.2 * math.ceil(len(points) / 2) + 0.1
-    figure = new_figure(PAGE_WIDTH_IN, 2.5 + legend_in)
-    axes = dict(zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True))
-    for index, (name, run) in enumerate(points.items()):
-        best = max(run["val_mean_dice"], key=lambda point: point[1], default=None)
-        words = shorten(name, 40) + ("" if best is None else f" (best Dice {best[1]:.3f})")
+    columns = min(3, max(1, LETTERS_IN_A_ROW // (6 + max(map(len, words), default=1))))
+    figure = new_figure(PAGE_WIDTH_IN, 2.5 + 0.19 * math.ceil(len(runs) / columns))
+    with_validation = any(run["val_loss"] for run in runs.values())
+    shown = [measure for measure in MEASURES if measure != "val_loss" or with_validation]
+    axes = dict(zip(shown, figure.subplots(1, len(shown), sharex=True), strict=True))
+    for index, (name, run) in enumerate(runs.items()):
         style = {
             "color": SERIES_COLOURS[index % len(SERIES_COLOURS)],
             "linestyle": SERIES_STYLES[index // len(SERIES_COLOURS) % len(SERIES_STYLES)],
         }
         for measure, axis in axes.items():
-            few = len(run[measure]) < 3
-            axis.plot(
-                *_columns(run[measure]),
-                label=words,
-                linewidth=1.3,
-                marker="o" if few else "",
-                markersize=3,
-                **style,
-            )
-        if best is not None:
+            _draw(axis, run[measure], words[index], style)
+        if name in best:
             axes["val_mean_dice"].plot(
-                *best, "o", color=style["color"], markersize=4.5, markeredgecolor="white"
+                *best[name], "o", color=style["color"], markersize=4.5, markeredgecolor="white", zorder=3
             )
     for measure, axis in axes.items():
         axis.set(xlabel="epoch", ylabel=MEASURES[measure])
         dress(axis)
-        if measure == "val_mean_dice":
-            axis.set_ylim(0, 1)
-        elif _far_apart([run[measure] for run in points.values()]):
-            axis.set_yscale("log")
-        _whole_epochs(axis)
-    if points:
+        axis.xaxis.get_major_locator().set_params(nbins=6, integer=True)
+    _scale_losses([axes[measure] for measure in shown[:-1]], [run["train_loss"] for run in runs.values()])
+    lowest = min(value for _, value in best.values()) if len(best) > 1 else 0.0
+    axes["val_mean_dice"].set_ylim(max(0.0, math.floor(lowest * 10 - 3) / 10), 1)
+    if runs:
         handles, names = axes["train_loss"].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        figure.legend(
+            handles,
+            names,
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+        )
     return to_png(figure)
 
 
-def _points(history: History, measure: str) -> list[tuple[float, float]]:
+def read_points(history: History, measure: str) -> Points:
     """(epoch, value) of the rows that have a number."""
     points = []
     for row in history:
@@ -98,18 +104,22 @@ def _points(history: History, measure: str) -> list[tuple[float, float]]:
     return points
 
 
-def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [epoch for epoch, _ in points], [value for _, value in points]
+def _value(point: tuple[float, float]) -> float:
+    return point[1]
 
 
-def _far_apart(runs: list[list[tuple[float, float]]]) -> bool:
-    """Whether the runs' last losses are of such different size that one axis would flatten some of them."""
-    last = [run[-1][1] for run in runs if run]
-    every = [value for run in runs for _, value in run]
-    return bool(last) and min(every) > 0 and max(last) > FAR_APART * min(last)
+def _draw(axis: Axes, points: Points, words: str, style: Mapping[str, Any]) -> None:
+    epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+    marker = "o" if len(points) == 1 else ""  # a line of one point would not be seen
+    axis.plot(epochs, values, label=words, linewidth=1.3, marker=marker, markersize=4, **style)
 
 
-def _whole_epochs(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+def _scale_losses(axes: Sequence[Axes], training: Sequence[Points]) -> None:
+    """The same scale for both losses; logarithmic where it would flatten some of the runs."""
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
+    axes[0].autoscale(axis="y")
+    last = [points[-1][1] for points in training if points]
+    every = [value for axis in axes for line in axis.get_lines() for value in line.get_ydata()]
+    if last and min(every) > 0 and max(last) > FAR_APART * min(last):
+        axes[0].set_yscale("log")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.canvas import DPI, GREY, INK, PAGE_WIDTH_IN, new_figure, shorten, to_png, write_bytes
+from pipeline.report.canvas import GREY, INK, PAGE_WIDTH_IN, new_figure, shorten, to_png, write_bytes
 from pipeline.report.planes import (
     PLANES,
     PREDICTION_COLOUR,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "draw_gallery", "gallery"]
 
 TRUTH_WIDTH, PREDICTION_WIDTH = 2.2, 0.9  # points
-MARGIN_IN, GAP_IN, TOP_IN, HEAD_IN, FOOT_IN = 0.1, 0.1, 0.45, 0.26, 0.3
+MARGIN_IN, GAP_IN, TOP_IN, HEAD_IN, FOOT_IN = 0.1, 0.1, 0.32, 0.26, 0.36
 HIGHEST_IN = 2.6
 # Fills that stay apart from the two outlines and, for most readers with a colour deficiency, from each other.
 FILLS = ("#3f8efc", "#ffb000", "#c77dff", "#00c2d1", "#f78fb3", "#ffe66d", "#9ad1ff", "#d9a066")
@@ -143,7 +143,7 @@ def _legend(figure: Figure, rows: Sequence[_Row], tints: Mapping[int, str]) -> N
         Line2D([], [], color=PREDICTION_COLOUR, linewidth=PREDICTION_WIDTH + 0.3, label="prediction"),
     ]
     handles += [
-        Patch(facecolor=tint, label=shorten(names.get(value, f"label {value}"), 20))
+        Patch(facecolor=tint, alpha=0.6, label=shorten(names.get(value, f"label {value}"), 20))
         for value, tint in list(tints.items())[:MOST_NAMES]
     ]
     columns = min(len(handles), 5)
@@ -166,11 +166,11 @@ def _draw_row(figure: Figure, row: _Row, top_in: float, tints: Mapping[int, str]
     scale, left, floor = row.scale(), MARGIN_IN, top_in - HEAD_IN - row.height_in()
     for view in row.views:
         across, up = (side * scale for side in view.size_mm)
-        bottom = floor + (row.height_in() - up) / 2
-        axis = figure.add_axes((left / width, bottom / height, across / width, up / height))
+        axis = figure.add_axes((left / width, floor / height, across / width, up / height))
         _draw_view(axis, view, tints)
+        if view is row.views[0]:
+            _scale_bar(axis, view)
         left += across + GAP_IN
-    _scale_bar(axis, row)
 
 
 def _draw_view(axis: Axes, view: _View, tints: Mapping[int, str]) -> None:
@@ -210,16 +210,18 @@ def _draw_view(axis: Axes, view: _View, tints: Mapping[int, str]) -> None:
         )  # fmt: skip
 
 
-def _scale_bar(axis: Axes, row: _Row) -> None:
-    """A bar of a round length below the last plane, at most a third as long."""
-    across = row.views[-1].size_mm[0]
-    length = max((mm for mm in NICE_MM if mm <= across / 3), default=across / 3)
-    below = -7 / 72 * DPI / axis.bbox.height
+def _scale_bar(axis: Axes, view: _View) -> None:
+    """A white bar of a round length in the lower right corner, at most a quarter as long as the slice."""
+    from matplotlib.patheffects import withStroke
+
+    across = view.size_mm[0]
+    length = max((mm for mm in NICE_MM if mm <= across / 4), default=across / 4)
+    right, height = 0.97 * across, axis.get_xaxis_transform()
+    edge = [withStroke(linewidth=3.2, foreground="black")]
     axis.plot(
-        [across - length, across], [below, below], transform=axis.get_xaxis_transform(), color=INK, linewidth=1.6,
-        clip_on=False, solid_capstyle="butt",
-    )  # fmt: skip
-    axis.annotate(
-        f"{length:g} mm", (across - length, below), (-4, 0), xycoords=axis.get_xaxis_transform(),
-        textcoords="offset points", ha="right", va="center", fontsize=8, color=INK, annotation_clip=False,
+        [right - length, right], [0.04] * 2, transform=height, color="white", linewidth=1.8, path_effects=edge
+    )
+    axis.text(
+        right, 0.06, f"{length:g} mm", transform=height, ha="right", va="bottom", fontsize=7, color="white",
+        path_effects=[withStroke(linewidth=1.5, foreground="black")],
     )  # fmt: skip

@@ -24,16 +24,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the words that a reader without it gets."""
+    """A PNG or GIF with the words that a reader without it gets."""
 
-    png: bytes
+    content: bytes
     alt: str
     caption: str = ""
 
     @property
     def source(self) -> str:
         """The picture as a data address."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+        kind = "gif" if self.content.startswith(b"GIF8") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
 
 
 @dataclass(frozen=True)

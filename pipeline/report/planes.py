@@ -97,16 +97,18 @@ def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[ND
         pixel_mm: width and height of a pixel.
 
     Yields:
-        (N, 2) points in mm from the lower left corner of the plane; lines run along the borders of pixels and cut
-        their corners, so a label at the plane's edge is outlined there as well.
+        (N, 2) points in mm from the lower left corner of the plane; lines run along the borders of pixels, also at
+        the plane's edge. They cut corners by half of a pixel's shorter side, so that thick slices stay steps.
     """
     from skimage.measure import find_contours
 
+    across, up = (max(1, round(side / min(pixel_mm))) for side in pixel_mm)
+    part_mm = np.array(pixel_mm) / (across, up)
     for value in np.unique(labels):
         if value:
-            mask = np.pad(labels == value, 1).astype(np.float64)
-            for line in find_contours(mask, 0.5):
-                yield (line[:, ::-1] - 0.5) * np.asarray(pixel_mm)
+            mask = (labels == value).repeat(up, axis=0).repeat(across, axis=1)
+            for line in find_contours(np.pad(mask, 1).astype(np.float64), 0.5):
+                yield (line[:, ::-1] - 0.5) * part_mm
 
 
 def window(image: NDArray[Any]) -> tuple[float, float]:

@@ -1,0 +1,215 @@
+"""DICOM RT Structure Set (PS3.3 section A.19) of a label map: contours on each slice's own plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.codes import LabelInfo
+from pipeline.dicom.contours import contours
+from pipeline.dicom.derived import (
+    LONG_STRING,
+    MANUFACTURER,
+    NOT_FOR_DIAGNOSIS,
+    RTSTRUCT,
+    SERIES_NUMBERS,
+    AlgorithmInfo,
+    check_labels,
+    code_item,
+    content_uid,
+    description,
+    encoded,
+    series_uid,
+    store,
+    use_utf8,
+)
+from pipeline.dicom.model import Frame, Series
+from pipeline.dicom.privacy import no_header_text
+from pipeline.dicom.source import Sources, read_sources
+
+RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired, which PS3.3 C.8.8.5 still wants named
+DECIMALS = 4  # of mm: 0.1 micrometre, 10 characters of the 16 that a DS may have
+
+
+def write_rtstruct(
+    series: Series,
+    labels: NDArray[np.integer],
+    infos: Sequence[LabelInfo],
+    path: str | Path,
+    *,
+    algorithm: AlgorithmInfo,
+    deidentified: bool = False,
+) -> None:
+    """Write a label map as DICOM RTSTRUCT.
+
+    Contours run along pixel edges, so that area and volume are kept and a reader that asks for pixel centres gets the
+    mask back. A hole is joined to its outline by a keyhole; see `pipeline.dicom.contours`.
+
+    Args:
+        series: the source; `pipeline.dicom.source.can_carry` has no objection.
+        labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background.
+        infos: every label that may occur; each becomes a region of interest, numbered by its label value. One that
+            does not occur has no contours.
+        path: the file.
+        algorithm: what made the labels.
+        deidentified: without the free text and institution of the source.
+
+    Raises:
+        DataError: the series cannot carry an RTSTRUCT.
+        SegpipeError: the labels are not on the series' grid.
+        UsageError: the file cannot be written.
+    """
+    check_labels(series, labels, infos)
+    infos = sorted(infos, key=lambda info: info.value)
+    sources = read_sources(series, deidentified)
+    uid = content_uid(RTSTRUCT, series, labels, infos, algorithm, deidentified)
+    with no_header_text():
+        dataset = _empty(sources, infos, uid, algorithm)
+        _add_structure_set(dataset, sources, algorithm)
+        for info in infos:
+            _add_region(dataset, info, algorithm)
+            dataset.ROIContourSequence[-1].ContourSequence = list(_contours(sources, labels, info.value))
+            if not dataset.ROIContourSequence[-1].ContourSequence:
+                del dataset.ROIContourSequence[-1].ContourSequence
+        content = encoded(dataset)
+    store(path, content)
+
+
+def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:
+    """Patient, study, series, equipment and frame of reference."""
+    from highdicom.base import SOPClass
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    header = sources.first
+    use_utf8(header, [algorithm.name, *(info.name for info in infos)])
+    dataset = SOPClass(
+        study_instance_uid=header.StudyInstanceUID,
+        series_instance_uid=series_uid(RTSTRUCT, sources.series, algorithm),
+        series_number=SERIES_NUMBERS[RTSTRUCT],
+        sop_instance_uid=uid,
+        sop_class_uid=RT_STRUCTURE_SET,
+        instance_number=1,
+        modality="RTSTRUCT",
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=algorithm.name[:LONG_STRING],
+        software_versions=algorithm.software_versions,  # type: ignore[arg-type]  # it means several
+        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
+        series_description=description(algorithm, "Structures"),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_id=header.PatientID,
+        patient_name=header.PatientName,
+        patient_birth_date=header.PatientBirthDate,
+        patient_sex=header.PatientSex,
+        accession_number=header.AccessionNumber,
+        study_id=header.StudyID,
+        study_date=header.StudyDate,
+        study_time=header.StudyTime,
+        referring_physician_name=header.ReferringPhysicianName,
+        specific_character_set=header.get("SpecificCharacterSet"),
+    )
+    dataset.copy_patient_and_study_information(header)
+    dataset.OperatorsName = None
+    dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = header.PositionReferenceIndicator
+    return dataset
+
+
+def _add_structure_set(dataset: Any, sources: Sources, algorithm: AlgorithmInfo) -> None:
+    """Label, date and what the contours refer to: frame of reference, study, series and every slice."""
+    now = datetime.now()
+    dataset.StructureSetLabel = "AUTOMATIC"
+    dataset.StructureSetName = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
+    dataset.StructureSetDescription = NOT_FOR_DIAGNOSIS
+    dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    reference, study, series = _items(3)
+    series.SeriesInstanceUID = sources.first.SeriesInstanceUID
+    series.ContourImageSequence = [_image(sources, frame) for frame in sources.series.frames]
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = STUDY, dataset.StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    reference.FrameOfReferenceUID = dataset.FrameOfReferenceUID
+    reference.RTReferencedStudySequence = [study]
+    dataset.ReferencedFrameOfReferenceSequence = [reference]
+    dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = (
+        [],
+        [],
+        [],
+    )
+
+
+def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None:
+    """One region of interest, as yet without contours."""
+    region, contour, observation = _items(3)
+    region.ROINumber = contour.ReferencedROINumber = info.value
+    observation.ObservationNumber = observation.ReferencedROINumber = info.value
+    region.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
+    region.ROIName = info.name[:LONG_STRING]
+    region.ROIGenerationAlgorithm = "AUTOMATIC"
+    region.ROIGenerationDescription = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
+    contour.ROIDisplayColor = list(info.colour_rgb)
+    kind = code_item(info.type)
+    if info.modifier:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(info.modifier)]
+    observation.RTROIIdentificationCodeSequence = [kind]
+    observation.RTROIInterpretedType = "ORGAN" if info.is_anatomy else ""
+    observation.ROIInterpreter = ""
+    dataset.StructureSetROISequence.append(region)
+    dataset.ROIContourSequence.append(contour)
+    dataset.RTROIObservationsSequence.append(observation)
+
+
+def _contours(sources: Sources, labels: NDArray[np.integer], value: int) -> Iterator[Any]:
+    """Items of a ContourSequence, plane by plane."""
+    mask = labels == value
+    columns, rows = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2)))
+    if not len(columns):
+        return
+    offset = np.array([columns[0], rows[0]])
+    number = 0
+    for k, frame in enumerate(sources.series.frames):
+        for polygon in contours(mask[columns[0] : columns[-1] + 1, rows[0] : rows[-1] + 1, k]):
+            points = _to_mm(polygon + offset, frame)
+            number += 1
+            (item,) = _items(1)
+            item.ContourNumber = number
+            item.ContourImageSequence = [_image(sources, frame)]
+            item.ContourGeometricType = "CLOSED_PLANAR"
+            item.NumberOfContourPoints = len(points)
+            item.ContourData = [_decimal(part) for part in points.ravel()]
+            yield item
+
+
+def _to_mm(corners: NDArray[np.int64], frame: Frame) -> NDArray[np.float64]:
+    """Pixel corners to LPS mm by PS3.3 equation C.7.6.2.1-1; a corner lies half a pixel before its pixel's centre."""
+    row_direction, column_direction = np.array(frame.orientation).reshape(2, 3)
+    between_rows, between_columns = frame.pixel_spacing_mm
+    i, j = (corners - 0.5).T[..., None]
+    return (
+        np.array(frame.position_mm)
+        + i * between_columns * row_direction
+        + j * between_rows * column_direction
+    )
+
+
+def _decimal(value: float) -> str:
+    text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _image(sources: Sources, frame: Frame) -> Any:
+    (item,) = _items(1)
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID, number = sources.reference(frame)
+    if number is not None:
+        item.ReferencedFrameNumber = number
+    return item
+
+
+def _items(count: int) -> list[Any]:
+    from pydicom.dataset import Dataset
+
+    return [Dataset() for _ in range(count)]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.compose import Composed, check_components, compose
+from pipeline.compose import Composed, check_components, check_network, compose
 from pipeline.console import quiet_libraries
 from pipeline.errors import DataError, UsageError, chain, first_cause, ours_within
 from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text
@@ -66,6 +66,7 @@ def compose_run(
         raise UsageError("the fold has no validation cases", found=f"fold {config['fold']}")
     quiet_libraries()
     check_components(config)
+    check_network(config)
     return composed
 
 

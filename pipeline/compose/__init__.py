@@ -8,6 +8,7 @@ from pipeline.compose.fragments import (
     known_fragments,
     read_fragment,
 )
+from pipeline.compose.patch import check_network, padded_patch
 from pipeline.compose.settings import Settings
 from pipeline.compose.targets import check_components
 
@@ -16,8 +17,10 @@ __all__ = [
     "Composed",
     "Settings",
     "check_components",
+    "check_network",
     "compose",
     "configs_folder",
     "known_fragments",
+    "padded_patch",
     "read_fragment",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.compose.patch import padded_patch
 from pipeline.compose.settings import check_sense, check_settings
 from pipeline.compose.targets import arguments_of, check_references
 from pipeline.compose.words import nearest
@@ -99,10 +100,10 @@ def compose(
 
 def _pad_patch(made: Composed) -> None:
     size, divisor = made.config["patch_size"], made.config["patch_divisor"]
-    padded = [-(-length // divisor) * divisor for length in size]
+    padded = padded_patch(size, divisor)
     if padded != size:
         made.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{divisor}")
-        made.origins["patch_size"] += f", padded to multiples of {divisor}"
+        made.origins["patch_size"] += f", padded for {made.config['network_name']} to multiples of {divisor}"
         made.config["patch_size"] = padded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.errors import UsageError
 
@@ -21,7 +21,7 @@ class Settings(BaseModel):
     in_channels: int = Field(gt=0)
     out_channels: int = Field(gt=0)
     activation: str = Field(pattern="^(softmax|sigmoid)$")
-    patch_size: list[int] = Field(min_length=3, max_length=3)
+    patch_size: list[PositiveInt] = Field(min_length=3, max_length=3)
     network_name: str
     patch_divisor: int = Field(gt=0)
     loss_name: str

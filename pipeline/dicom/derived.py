@@ -116,6 +116,13 @@ def code_item(term: Term) -> Any:
     return item
 
 
+def as_code(term: Term) -> Any:
+    """A term as highdicom takes it."""
+    from pydicom.sr.coding import Code
+
+    return Code(term.value, term.scheme, term.meaning)
+
+
 def encoded(dataset: Any) -> bytes:
     """A dataset as a DICOM file."""
     buffer = BytesIO()

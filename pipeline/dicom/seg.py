@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.codes import LabelInfo, Term
+from pipeline.dicom.codes import LabelInfo
 from pipeline.dicom.derived import (
     LONG_STRING,
     MANUFACTURER,
@@ -23,6 +23,7 @@ from pipeline.dicom.derived import (
     SEG,
     SERIES_NUMBERS,
     AlgorithmInfo,
+    as_code,
     check_labels,
     code_item,
     content_uid,
@@ -169,8 +170,8 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
     segment = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=info.name[:LONG_STRING],
-        segmented_property_category=_code(info.category),
-        segmented_property_type=_code(info.type),
+        segmented_property_category=as_code(info.category),
+        segmented_property_type=as_code(info.type),
         algorithm_type="AUTOMATIC",
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name=algorithm.name[:LONG_STRING],
@@ -180,7 +181,7 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
         ),
         tracking_uid=uid_of("segment", uid, info.value),
         tracking_id=info.name,
-        anatomic_regions=[_code(info.region)] if info.region else None,
+        anatomic_regions=[as_code(info.region)] if info.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*info.colour_rgb),
     )
     segment.SegmentDescription = f"Label value {info.value}"
@@ -188,12 +189,6 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(info.modifier)]
     return segment
-
-
-def _code(term: Term) -> Any:
-    from pydicom.sr.coding import Code
-
-    return Code(term.value, term.scheme, term.meaning)
 
 
 def _refer_to_frames(segmentation: Any, sources: Sources) -> None:

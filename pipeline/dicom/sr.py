@@ -93,7 +93,7 @@ def write_sr(
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=algorithm.name[:LONG_STRING],
-            software_versions=algorithm.software_versions,  # type: ignore[arg-type]  # it means several
+            software_versions=algorithm.software_versions,
             device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
             series_description=description(algorithm, "Volumes"),
             is_complete=True,

@@ -21,6 +21,7 @@ from pipeline.errors import BUG, INTERRUPTED, OK, USAGE, SegpipeError, UsageErro
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 VERBS = (
+    "scan",
     "import",
     "check",
     "fetch",
@@ -33,6 +34,7 @@ VERBS = (
     "evaluate",
     "compare",
     "demo",
+    "info",
 )
 
 app = typer.Typer(

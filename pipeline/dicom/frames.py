@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 Key = float | str | tuple[float, ...]
-TOP = ("", "")
+Triple = tuple[float, float, float]
+Six = tuple[float, float, float, float, float, float]
+Pair = tuple[float, float]
 # What a position may be repeated for, in the order in which it is tried: name, sequence of functional groups, tag.
 CATEGORIES = (
     ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
@@ -59,12 +61,23 @@ class FrameHeader:
     """
 
     number: int
-    position: tuple[float, ...] | None
-    orientation: tuple[float, ...] | None
-    spacing: tuple[float, ...] | None
+    position: Triple | None
+    orientation: Six | None
+    spacing: Pair | None
     stack: str = ""
     keys: dict[str, Key] = field(default_factory=dict)
     times: dict[str, str | float] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[Triple, Six, Pair]:
+        """Position, orientation and spacing of a frame that has all of them.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        if self.position is None or self.orientation is None or self.spacing is None:
+            raise ValueError("this frame has no place")
+        return self.position, self.orientation, self.spacing
 
 
 def text(dataset: Dataset, name: str) -> str:
@@ -80,7 +93,7 @@ def text(dataset: Dataset, name: str) -> str:
     return "\\".join(str(part).strip() for part in value)
 
 
-def numbers(value: object) -> tuple[float, ...]:
+def numbers(value: Any) -> tuple[float, ...]:
     """Finite numbers of a value of any form; empty where one of them is none."""
     if value is None or isinstance(value, bytes):
         return ()
@@ -142,9 +155,9 @@ def _frame(
     stack = _value(levels, "FrameContentSequence", "StackID")
     return FrameHeader(
         number,
-        position if not bare and len(position) == 3 else None,
-        orientation if _perpendicular(orientation) else None,
-        spacing if len(spacing) == 2 and min(spacing) > 0 else None,
+        (position[0], position[1], position[2]) if not bare and len(position) == 3 else None,
+        _perpendicular(orientation),
+        (spacing[0], spacing[1]) if len(spacing) == 2 and min(spacing) > 0 else None,
         stack,
         keys,
         times,
@@ -200,14 +213,16 @@ def _free_dimensions(dataset: Dataset) -> tuple[int, ...]:
     """Axes of DimensionIndexValues that are no place: neither stack, nor place in it, nor position."""
     places = {0x00209056, 0x00209057, 0x00200032, 0x00209113}
     pointers = [item.get("DimensionIndexPointer") for item in _items(dataset, "DimensionIndexSequence")]
-    return tuple(axis for axis, pointer in enumerate(pointers) if pointer is not None and pointer not in places)
+    return tuple(
+        axis for axis, pointer in enumerate(pointers) if pointer is not None and pointer not in places
+    )
 
 
-def _perpendicular(orientation: tuple[float, ...]) -> bool:
-    """Two directions of length 1 at right angles, within what three decimals of a header lose."""
+def _perpendicular(orientation: tuple[float, ...]) -> Six | None:
+    """Two directions of length 1 at right angles, within what three decimals of a header lose; else None."""
     if len(orientation) != 6:
-        return False
-    row, column = orientation[:3], orientation[3:]
-    lengths = (math.hypot(*row), math.hypot(*column))
-    across = sum(a * b for a, b in zip(row, column, strict=True))
-    return max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(across)) < 5e-3
+        return None
+    a, b, c, d, e, f = orientation
+    across = a * d + b * e + c * f
+    off = max(abs(math.hypot(a, b, c) - 1), abs(math.hypot(d, e, f) - 1), abs(across))
+    return (a, b, c, d, e, f) if off < 5e-3 else None

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 LOAD_MM = 0.05  # a corner may lie so far off the best lattice
 LOAD_STEP = 0.01  # or this part of the distance between slices
-NOTE_PIXELS = 0.2  # up to this part of a pixel it is loaded with a note (real oblique series are sheared by 0.07 degrees)
+NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series are sheared by 0.07 degrees
 NOTE_STEP = 0.05  # but never more than this part of the distance between slices along the normal
 SAME_PLACE_MM = 0.05
 

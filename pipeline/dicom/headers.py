@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import pydicom
 from pydicom.uid import UID
 
+from pipeline.dicom.codecs import is_lossy
 from pipeline.dicom.frames import FrameHeader, frames_of, numbers, text, whole_number
 from pipeline.dicom.model import PassedOver, Reason
-from pipeline.dicom.pixel_storage import PixelStorage, find_pixels, is_lossy
+from pipeline.dicom.pixel_storage import PixelStorage, find_pixels
 from pipeline.dicom.privacy import kind_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
 NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
+MODALITIES = frozenset("CT MR PT NM US CR DX MG XA RF IVUS OCT OPT IO PX GM SM XC ES OP OT".split())
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
 
 
@@ -89,7 +91,9 @@ def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         sop_class = sop_class_of(dataset)
-        plausible = sop_class.is_valid and len(sop_class) > 10 and not sop_class.startswith("1.2.840.10008.1.2")
+        plausible = (
+            sop_class.is_valid and len(sop_class) > 10 and not sop_class.startswith("1.2.840.10008.1.2")
+        )
         if plausible or (text(dataset, "Modality") and whole_number(dataset, "Rows")):
             return _classify(path, stream, dataset, sop_class)
         words = "the header ends early or is damaged" if start else "the file is empty"
@@ -137,8 +141,8 @@ def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) 
     image_type = tuple(value.upper() for value in text(dataset, "ImageType").split("\\"))
     count = whole_number(dataset, "ImagesInAcquisition") or whole_number(dataset, "NumberOfSlices")
     notes = []
-    if text(dataset, "LossyImageCompression") == "01" or is_lossy(pixels.transfer_syntax):
-        notes.append("the pixels went through lossy compression: values are not those of the scanner")
+    if is_lossy(dataset, pixels.transfer_syntax):
+        notes.append("lossy compression: values are not those of the scanner")
     if not text(dataset, "SOPClassUID"):
         notes.append("SOPClassUID is missing: no DICOM SEG can refer to these slices")
     return Header(
@@ -147,7 +151,7 @@ def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) 
         series_uid=text(dataset, "SeriesInstanceUID"),
         sop_class_uid=str(sop_class),
         sop_instance_uid=text(dataset, "SOPInstanceUID"),
-        modality=text(dataset, "Modality"),
+        modality=modality if (modality := text(dataset, "Modality")) in MODALITIES else "OT",
         frame_of_reference_uid=text(dataset, "FrameOfReferenceUID"),
         rows=whole_number(dataset, "Rows") or 0,
         columns=whole_number(dataset, "Columns") or 0,
@@ -181,7 +185,7 @@ def _problem(
         )  # fmt: skip
     photometric = text(dataset, "PhotometricInterpretation")
     samples = whole_number(dataset, "SamplesPerPixel")
-    if (samples or 1) != 1 or not photometric.startswith("MONOCHROME") and photometric:
+    if (samples or 1) != 1 or (not photometric.startswith("MONOCHROME") and photometric):
         return Problem(
             "color", f"{samples or 'an unknown number of'} samples a pixel, not grey values", "grey values",
             "use the series that this picture was made from",
@@ -203,7 +207,9 @@ def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Probl
     for frame in frames:
         where = f" in frame {frame.number + 1}" if len(frames) > 1 else ""
         if frame.position is None:
-            return Problem("missing_tag", f"no usable ImagePositionPatient{where}", "three finite numbers", hint)
+            return Problem(
+                "missing_tag", f"no usable ImagePositionPatient{where}", "three finite numbers", hint
+            )
         if frame.orientation is None:
             return Problem(
                 "missing_tag", f"no usable ImageOrientationPatient{where}",
@@ -221,7 +227,10 @@ def mosaic_tiles(dataset: FileDataset) -> int:
 
     Siemens: private ``(0019,xx0A)`` or the CSA header's NumberOfImagesInMosaic; UIH: private ``(0065,xx50)``.
     """
-    for group, creator, element in ((0x0019, "SIEMENS MR HEADER", 0x0A), (0x0065, "Image Private Header", 0x50)):
+    for group, creator, element in (
+        (0x0019, "SIEMENS MR HEADER", 0x0A),
+        (0x0065, "Image Private Header", 0x50),
+    ):
         try:
             block = dataset.private_block(group, creator)
         except (KeyError, ValueError):
@@ -237,5 +246,3 @@ def mosaic_tiles(dataset: FileDataset) -> int:
     at = raw.find(b"NumberOfImagesInMosaic")
     found = re.match(rb"\s*(\d+)", raw[at + 100 : at + 116]) if at >= 0 else None
     return int(found[1]) if found else 0
-
-

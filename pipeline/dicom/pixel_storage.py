@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 import pydicom
-from pydicom.uid import UID
 
+from pipeline.dicom.codecs import DECODED, END_OF_STREAM
 from pipeline.dicom.frames import text, whole_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
+IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
-LOSSY = ("4.50", "4.51", "4.81", "4.91", "4.93", "4.100", "4.101", "4.102", "4.103", "4.203")
-PIXEL_TAGS = {(0x7FE0, 0x0010): 1, (0x7FE0, 0x0008): 1, (0x7FE0, 0x0009): 1}
+JPEG_FAMILIES = "1.2.840.10008.1.2.4."
+PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 UNDEFINED = 0xFFFFFFFF
 
 
@@ -44,15 +43,10 @@ class PixelStorage:
     decodable: bool = True
 
 
-def is_lossy(transfer_syntax: str) -> bool:
-    """Whether this transfer syntax always loses values."""
-    return transfer_syntax.startswith("1.2.840.10008.1.2.4.") and transfer_syntax.endswith(LOSSY)
-
-
 def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     """Look at what follows a header read with ``stop_before_pixels`` from ``stream``."""
     syntax = text(dataset.file_meta, "TransferSyntaxUID") or _guessed_syntax(dataset)
-    decodable = _decodable(syntax)
+    decodable = syntax in DECODED
     rows, columns = whole_number(dataset, "Rows") or 0, whole_number(dataset, "Columns") or 0
     frames = whole_number(dataset, "NumberOfFrames") or 1
     bits = rows * columns * (whole_number(dataset, "SamplesPerPixel") or 1) * frames
@@ -66,18 +60,16 @@ def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     offset, length = value
     there = os.fstat(stream.fileno()).st_size - offset
     if length == UNDEFINED:
-        fragments, whole = _fragments(stream, there + offset)
-        if not whole or fragments < frames:
-            words = f"{fragments} complete compressed frame(s)"
-            return PixelStorage(syntax, offset, -1, words, f"{frames}, and an end mark", decodable)
-        return PixelStorage(syntax, offset, -1, decodable=decodable)
+        fragments, whole = _fragments(stream, there + offset, syntax)
+        missing = "" if whole and fragments >= frames else f"{fragments} complete compressed part(s)"
+        return PixelStorage(syntax, offset, -1, missing, f"{frames}, and an end mark", decodable)
     missing = f"{min(length, there)} bytes of pixels" if min(length, there) < need else ""
     return PixelStorage(syntax, offset, length, missing, expected, decodable)
 
 
 def _guessed_syntax(dataset: FileDataset) -> str:
     implicit, little = dataset.original_encoding
-    return NATIVE[0] if implicit else NATIVE[1] if little else NATIVE[2]
+    return IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
 
 
 def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[int, int] | None:
@@ -92,20 +84,28 @@ def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[int, int] 
     return stream.tell(), struct.unpack(order + "L", head[8:12])[0]
 
 
-def _fragments(stream: BinaryIO, size: int) -> tuple[int, bool]:
+def _fragments(stream: BinaryIO, size: int, syntax: str) -> tuple[int, bool]:
     """Walk the items of encapsulated pixels (PS3.5 A.4): complete fragments, and whether nothing is cut off."""
-    count = -1  # the first item is the table of offsets
-    while True:
-        head = stream.read(8)
-        if len(head) < 8:
-            return max(count, 0), not head and count > 0  # some writers leave the end mark out
+    count, end = -1, 0  # the first item is the table of offsets
+    while len(head := stream.read(8)) == 8:
         group, element, length = struct.unpack("<HHL", head)
         if (group, element) == (0xFFFE, 0xE0DD):
-            return max(count, 0), True
+            return max(count, 0), _codestream_ends(stream, end, syntax)
         if (group, element) != (0xFFFE, 0xE000) or stream.tell() + length > size:
             return max(count, 0), False
-        stream.seek(length, os.SEEK_CUR)
+        end = stream.seek(length, os.SEEK_CUR)
         count += 1
+    return max(count, 0), not head and _codestream_ends(
+        stream, end, syntax
+    )  # some writers leave the end mark out
+
+
+def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
+    """Whether the last fragment of a kind of JPEG, which ends at ``end``, holds the end of its stream."""
+    if not syntax.startswith(JPEG_FAMILIES):
+        return True
+    stream.seek(max(end - 16, 0))
+    return stream.read(16).rstrip(b"\0").endswith(END_OF_STREAM)
 
 
 def _deflated(stream: BinaryIO, need: int) -> PixelStorage:
@@ -114,15 +114,3 @@ def _deflated(stream: BinaryIO, need: int) -> PixelStorage:
     there = len(dataset.get("PixelData", None) or b"")
     missing = f"{there} bytes of pixels" if there < need else ""
     return PixelStorage(DEFLATED, missing=missing, expected=f"{need} bytes of pixels")
-
-
-@lru_cache
-def _decodable(transfer_syntax: str) -> bool:
-    if transfer_syntax in NATIVE:
-        return True
-    from pydicom.pixels import get_decoder
-
-    try:
-        return get_decoder(UID(transfer_syntax)).is_available
-    except NotImplementedError:
-        return False

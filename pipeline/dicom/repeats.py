@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dicom.duplicates import same_pixels
 from pipeline.dicom.frames import FrameHeader
+from pipeline.dicom.geometry import levels
+from pipeline.dicom.slices import Group, Name, Slice, slice_name, stack_of
 
 Places = NDArray[np.intp]
 MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
@@ -23,6 +26,64 @@ class Part:
     indices: tuple[int, ...]
     by: str
     complete: bool
+
+
+def by_repeats(group: Group, name: Name) -> list[Group]:
+    """Where positions repeat: as many volumes as the header tells apart, or a refusal."""
+    if group.reason is not None or len(group.slices) < 2:
+        return [group]
+    places = levels(stack_of(group.slices).heights)
+    if int(places.max()) + 1 == len(places):
+        return [group]
+    frames = [part.frame for part in group.slices]
+    parts = split_repeats(frames, places)
+    if not parts and (lean := _without_equal(group, places, name)) is not None:
+        return by_repeats(lean, name)
+    parts = parts or split_repeats(frames, places, incomplete=True)
+    if not parts:
+        return [group.refused("repeated_positions", _repeated(group, places, name))]
+    found = []
+    for part in parts:
+        slices = [group.slices[index] for index in part.indices]
+        volume = group.part(
+            slices, part.by, f"volume of a series with repeated positions, split by {part.by}"
+        )
+        if not part.complete:
+            words = (
+                f"{slice_name(slices[0], name)}: {len(slices)} slice(s) where other volumes of the series have "
+                f"{int(places.max()) + 1}; expected as many. Find the missing files."
+            )
+            volume = volume.refused("gap", words)
+        found.append(volume)
+    return found
+
+
+def _without_equal(group: Group, places: Places, name: Name) -> Group | None:
+    """Without images that repeat another's pixels at its place under another UID; None where there is none."""
+    kept: dict[int, list[Slice]] = defaultdict(list)
+    dropped = []
+    for part, place in zip(group.slices, places, strict=True):
+        single = len(part.header.frames) == 1
+        same_place = [other for other in kept[place] if other.frame.position == part.frame.position]
+        if single and any(same_pixels(other.header, part.header) for other in same_place):
+            dropped.append(part.header.path)
+        else:
+            kept[place].append(part)
+    if not dropped:
+        return None
+    slices = [part for parts in kept.values() for part in parts]
+    note = f"{len(dropped)} image(s) dropped that repeat another under a new UID, e.g. {name(min(dropped))}"
+    return replace(group.part(slices, "", note), copies=(*group.copies, *dropped))
+
+
+def _repeated(group: Group, places: Places, name: Name) -> str:
+    counts = np.bincount(places)
+    first, second = (group.slices[i] for i in np.flatnonzero(places == int(np.argmax(counts > 1)))[:2])
+    return (
+        f"{slice_name(first, name)} and {slice_name(second, name)} lie at the same position: {counts.sum()} slices at "
+        f"{len(counts)} positions; expected one slice at each, or an echo, time, b-value or acquisition number "
+        "that tells whole volumes apart. Keep one slice of each position in a folder of its own."
+    )
 
 
 def split_repeats(frames: Sequence[FrameHeader], places: Places, incomplete: bool = False) -> list[Part]:
@@ -56,10 +117,11 @@ def _splits(frames: Sequence[FrameHeader], places: Places) -> Iterator[tuple[str
     names = list(dict.fromkeys(name for frame in frames for name in frame.keys))
     names = [name for name in names if len({frame.keys.get(name) for frame in frames}) > 1]
     times = list(dict.fromkeys(name for frame in frames for name in frame.times))
+    yield from ((name, _by_values(frames, [name])) for name in names)
     for count in range(MOST_KEYS + 1):
         for chosen in itertools.combinations(names, count):
             groups = _by_values(frames, chosen)
-            if count:
+            if count > 1:
                 yield " and ".join(chosen), groups
             for time in times:
                 ranked = [_by_rank(frames, places, group, time) for group in groups]
@@ -88,9 +150,9 @@ def _by_rank(frames: Sequence[FrameHeader], places: Places, group: list[int], ti
     values = [frame.times.get(time, "") for frame in frames]
     if len({len(indices) for indices in at.values()}) != 1 or "" in (values[index] for index in group):
         return []
-    ordered = [sorted(indices, key=lambda index: str(values[index]) if isinstance(values[index], str) else values[index]) for indices in at.values()]  # type: ignore[arg-type,return-value]  # fmt: skip
+    ordered = [sorted(indices, key=lambda index: values[index]) for indices in at.values()]
     ranks = [list(rank) for rank in zip(*ordered, strict=True)]
     for earlier, later in itertools.pairwise(ranks):
-        if max(values[i] for i in earlier) >= min(values[i] for i in later):  # type: ignore[type-var]
+        if max(values[i] for i in earlier) >= min(values[i] for i in later):
             return []
     return ranks

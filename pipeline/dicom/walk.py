@@ -36,7 +36,7 @@ def walk(roots: Sequence[Path]) -> tuple[Path, list[Path], list[PassedOver]]:
         for folder in waiting:
             _walk_folder(folder, entered, files, links, odd)
         waiting = [link for link in links if os.path.realpath(link) not in entered]
-    top = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    top = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     base = folders[0] if len(roots) == 1 else top
     return base, sorted(files.values()), odd
 

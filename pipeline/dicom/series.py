@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.dicom.complete import incomplete
 from pipeline.dicom.geometry import judge
-from pipeline.dicom.group import Group, groups_of, slice_name, stack_of
+from pipeline.dicom.group import groups_of
 from pipeline.dicom.headers import Header, read_header
 from pipeline.dicom.model import Frame, PassedOver, Scan, Series
 from pipeline.dicom.privacy import no_header_text
+from pipeline.dicom.slices import Group, Slice, slice_name, stack_of
 from pipeline.dicom.walk import walk
 from pipeline.processes import MOST_WORKERS, over_cases, usable_cores
 
@@ -48,7 +52,9 @@ def scan(root: Path | Sequence[Path], workers: int | None = None, progress: Prog
     headers = [one for one in read if isinstance(one, Header)]
     passed_over = [*odd, *(one for one in read if isinstance(one, PassedOver))]
     with no_header_text():
-        series = [_judged(group, name, passed_over) for group in groups_of(headers, name)]
+        series = [_judged(group, name) for group in groups_of(headers, name)]
+    unreadable = Counter(one.path.parent for one in passed_over if one.file_class == "unreadable")
+    series = [_beside_unreadable(one, unreadable) for one in series]
     series.sort(key=lambda one: (one.study_uid, one.series_uid, one.files))
     return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda one: one.path)))
 
@@ -73,43 +79,62 @@ def _read_some(paths: Sequence[Path]) -> list[Header | PassedOver]:
 
 
 def _lost(paths: Sequence[Path]) -> list[Header | PassedOver]:
-    return [PassedOver(path, "unreadable", "the process that read it and its neighbours died") for path in paths]
+    return [
+        PassedOver(path, "unreadable", "the process that read it and its neighbours died") for path in paths
+    ]
 
 
-def _judged(group: Group, name: Callable[[Path], str], passed_over: Sequence[PassedOver]) -> Series:
+def _judged(group: Group, name: Callable[[Path], str]) -> Series:
     header = group.slices[0].header
-    files = tuple(sorted({part.header.path for part in group.slices} | set(group.copies)))
     uid = f"{header.series_uid} {group.split}".strip()
-    facts = {
-        "case_id": f"dcm-{hashlib.sha256(uid.encode()).hexdigest()[:12]}",
-        "series_uid": header.series_uid,
-        "study_uid": header.study_uid,
-        "modality": header.modality,
-        "files": files,
-        "sop_class_uid": header.sop_class_uid,
-        "frame_of_reference_uid": header.frame_of_reference_uid,
-        "description": header.description,
-    }
-    notes = [*group.notes, *dict.fromkeys(note for part in group.slices for note in part.header.notes)]
-    if group.reason is not None:
-        return Series(**facts, state="refused", reason=group.reason, detail=group.detail, notes=tuple(notes))  # type: ignore[arg-type]
-    stack = stack_of(group.slices)
-    verdict = judge(stack, lambda index: slice_name(group.slices[index], name))
-    facts["frames"] = tuple(_frame(group, index) for index in verdict.order)
-    facts["shape"] = (header.columns, header.rows, len(group.slices))
-    if verdict.affine_lps is None:
-        return Series(
-            **facts, state="refused", reason=verdict.reason, detail=verdict.detail, notes=tuple(notes)
-        )  # type: ignore[arg-type]
-    spacing = np.linalg.norm(verdict.affine_lps[:3, :3], axis=0)
-    facts["spacing_mm"] = tuple(float(edge) for edge in spacing)
-    facts["affine_ras"] = LPS_TO_RAS @ verdict.affine_lps
-    notes += verdict.notes
-    return Series(**facts, notes=tuple(notes))  # type: ignore[arg-type]
-
-
-def _frame(group: Group, index: int) -> Frame:
-    header, frame = group.slices[index]
-    return Frame(
-        header.path, frame.number, header.sop_instance_uid, frame.position, frame.orientation, frame.spacing  # type: ignore[arg-type]
+    notes = dict.fromkeys([*group.notes, *(note for part in group.slices for note in part.header.notes)])
+    series = Series(
+        case_id=f"dcm-{hashlib.sha256(uid.encode()).hexdigest()[:12]}",
+        series_uid=header.series_uid,
+        study_uid=header.study_uid,
+        modality=header.modality,
+        files=tuple(sorted({part.header.path for part in group.slices} | set(group.copies))),
+        state="refused",
+        reason=group.reason,
+        detail=group.detail,
+        notes=tuple(notes),
+        sop_class_uid=header.sop_class_uid,
+        frame_of_reference_uid=header.frame_of_reference_uid,
+        description=header.description,
     )
+    if group.reason is not None:
+        return series
+    verdict = judge(stack_of(group.slices), lambda index: slice_name(group.slices[index], name))
+    series = replace(
+        series,
+        frames=tuple(_frame(group.slices[index]) for index in verdict.order),
+        shape=(header.columns, header.rows, len(group.slices)),
+        reason=verdict.reason,
+        detail=verdict.detail,
+    )
+    if verdict.affine_lps is None:
+        return series
+    columns, rows, slices = (float(edge) for edge in np.linalg.norm(verdict.affine_lps[:3, :3], axis=0))
+    return replace(
+        series,
+        state="loaded",
+        spacing_mm=(columns, rows, slices),
+        affine_ras=LPS_TO_RAS @ verdict.affine_lps,
+        notes=(*notes, *verdict.notes, *incomplete(group)),
+    )
+
+
+def _frame(part: Slice) -> Frame:
+    position, orientation, spacing = part.frame.place
+    return Frame(
+        part.header.path, part.frame.number, part.header.sop_instance_uid, position, orientation, spacing
+    )
+
+
+def _beside_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:
+    """With a note where a file that cannot be read lies in a folder of a volume: it may be one of its slices."""
+    count = sum(unreadable.get(folder, 0) for folder in {path.parent for path in series.files})
+    if not count or series.state != "loaded":
+        return series
+    note = f"{count} unreadable file(s) in the same folder: a slice at an end may be missing"
+    return replace(series, notes=(*series.notes, note))

@@ -13,7 +13,9 @@ from pipeline.errors import OK, UsageError
 Task = Annotated[
     str | None, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
 ]
-Network = Annotated[str, typer.Option(help="Network fragment: unet, unetpp, or a path.")]
+Network = Annotated[
+    str, typer.Option(help="Network fragment: unet, unetpp, dynunet, or a path; see `segpipe info networks`.")
+]
 Loss = Annotated[str, typer.Option(help="Loss fragment: dice_ce, tversky, focal_tversky, or a path.")]
 Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")]
 Runtime = Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")]

@@ -6,6 +6,7 @@ from pipeline.compose.fragments import (
     compose,
     configs_folder,
     known_fragments,
+    read_comment,
     read_fragment,
 )
 from pipeline.compose.patch import check_network, padded_patch
@@ -22,5 +23,6 @@ __all__ = [
     "configs_folder",
     "known_fragments",
     "padded_patch",
+    "read_comment",
     "read_fragment",
 ]

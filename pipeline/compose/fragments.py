@@ -7,6 +7,7 @@ top-level ids (`OWNED`), so the order of fragments does not matter and MONAI's o
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -134,6 +135,14 @@ def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
     if missing:
         raise UsageError(f"the {kind} fragment lacks {', '.join(missing)}", path=path)
     return content, shown
+
+
+def read_comment(kind: str, name: str) -> str:
+    """What a fragment says of itself: the comment that it begins with, as one line."""
+    lines = _find_fragment(kind, name)[0].read_text(encoding="utf-8").splitlines()
+    return " ".join(
+        line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)
+    )
 
 
 def _add_fragment(made: Composed, kind: str, name: str) -> None:

@@ -123,9 +123,17 @@ class Volume:
         array: (C, R, S) values after rescale; int16 where that is exact, else float32.
         affine_ras: (4, 4) index to RAS mm; differs from the series' after a repair.
         notes: of the series and of the reading.
+        repaired: what was resampled away on request, ``tilt`` or ``spacing``; empty where voxels are as scanned.
     """
 
     series: Series
     array: NDArray[np.generic]
     affine_ras: NDArray[np.float64]
     notes: tuple[str, ...] = field(default=())
+    repaired: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edges of a voxel along the array's axes."""
+        columns, rows, slices = np.linalg.norm(self.affine_ras[:3, :3], axis=0)
+        return float(columns), float(rows), float(slices)

@@ -1,0 +1,117 @@
+"""One frame of a DICOM data set, decoded by the library that does it exactly.
+
+pydicom decodes what is native, deflated, RLE, JPEG-LS and JPEG 2000 (with pyjpegls, Pillow and GDCM); GDCM every kind
+of JPEG. A compressed frame without its end marker is not decoded: libraries would fill up a stream that was cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.model import Reason
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+NATIVE = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
+RLE = "1.2.840.10008.1.2.5"
+_JPEG = "1.2.840.10008.1.2.4."
+JPEG_BY_GDCM = frozenset(_JPEG + end for end in ("51", "53", "55", "57", "70"))
+JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY = _JPEG + "50", _JPEG + "80", _JPEG + "81"
+JPEG_2000, JPEG_2000_LOSSY = _JPEG + "90", _JPEG + "91"
+LOSSY = frozenset(_JPEG + end for end in ("50", "51", "53", "55", "81"))
+DECODED = NATIVE | JPEG_BY_GDCM | {RLE, JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY, JPEG_2000, JPEG_2000_LOSSY}
+END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
+
+
+class PixelsError(DataError):
+    """Pixel data that cannot be read; `reason` is one of those for which a series is refused."""
+
+    def __init__(self, message: str, *, reason: Reason = "truncated", **parts: Any) -> None:
+        super().__init__(message, **parts)
+        self.reason: Reason = reason
+
+    def __reduce__(self) -> Any:
+        build, arguments = super().__reduce__()
+        return build, arguments, {"reason": self.reason}
+
+
+def is_lossy(dataset: Dataset, transfer_syntax: str) -> bool:
+    """Whether values were lost in this compression or an earlier one."""
+    said = dataset.get("LossyImageCompression")
+    return said == "01" or transfer_syntax in LOSSY or (transfer_syntax == JPEG_2000_LOSSY and said != "00")
+
+
+def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray[np.generic]:
+    """Stored values of a frame, (rows, columns), without the bits beyond BitsStored.
+
+    Raises:
+        PixelsError: a transfer syntax that is not decoded here.
+        Exception: what a codec raises of a frame that is not whole.
+    """
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    if transfer_syntax not in DECODED:
+        raise PixelsError(
+            "the transfer syntax is not decoded here", found=transfer_syntax, reason="transfer_syntax",
+            expected="native, deflated, RLE, JPEG, JPEG-LS or JPEG 2000", hint="export the series uncompressed",
+        )  # fmt: skip
+    if transfer_syntax.startswith(_JPEG):
+        frame = _encoded(dataset, number)
+        if transfer_syntax in JPEG_BY_GDCM:
+            return _by_gdcm(dataset, transfer_syntax, frame)
+    values, _ = get_decoder(UID(transfer_syntax)).as_array(dataset, index=number, raw=True)
+    return values
+
+
+def _encoded(dataset: Dataset, number: int) -> bytes:
+    """The codestream of a frame."""
+    from pydicom.encaps import get_frame
+
+    offsets = None
+    if dataset.get("ExtendedOffsetTable"):
+        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    frame = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+    if not frame.rstrip(b"\0").endswith(END_OF_STREAM):
+        raise ValueError("the codestream has no end")
+    return frame
+
+
+def _by_gdcm(dataset: Dataset, transfer_syntax: str, frame: bytes) -> NDArray[np.generic]:
+    gdcm = _gdcm()
+    rows, columns, allocated = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
+    signed, stored = int(dataset.get("PixelRepresentation", 0)), int(dataset.BitsStored)
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((columns, rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(
+        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    )
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(transfer_syntax)))
+    image.SetPixelFormat(gdcm.PixelFormat(1, allocated, stored, stored - 1, signed))
+    data = image.GetBuffer().encode("utf-8", "surrogateescape")  # its bytes come as a str
+    dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
+    values = np.frombuffer(data, dtype).reshape(rows, columns)
+    unused = allocated - stored
+    return (values << unused) >> unused if unused else values
+
+
+def _gdcm() -> Any:
+    import gdcm
+
+    for switch in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
+        switch()  # it would write to the terminal
+    return gdcm

@@ -1,0 +1,123 @@
+"""The voxels of a series, slice by slice: values after rescale, padding clamped."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.codecs import PixelsError
+from pipeline.dicom.model import Frame, Series
+from pipeline.dicom.pixels import PixelFile, open_pixels
+from pipeline.dicom.privacy import no_header_text
+from pipeline.dicom.values import frame_values, notes_on
+from pipeline.processes import usable_cores
+
+EXACT_IN_FLOAT32 = 2**24
+Slot = tuple[int, Frame]
+
+
+def read_frames(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:
+    """Values of the series' frames, stacked in their order, and notes on them.
+
+    Raises:
+        PixelsError: a frame is cut short or cannot be decoded.
+    """
+    files: dict[Path, list[Slot]] = {}
+    for place, frame in enumerate(series.frames):
+        files.setdefault(frame.path, []).append((place, frame))
+    try:
+        with no_header_text():
+            try:
+                reading = _read(series, files, np.int16)
+            except _NotExactError:
+                reading = _read(series, files, np.float32)
+    except PixelsError as error:
+        error.case_id = series.case_id
+        raise
+    notes = dict.fromkeys([*series.notes, *reading.notes, *reading.clamp_padding()])
+    return reading.array.transpose(2, 1, 0), tuple(notes)
+
+
+class _NotExactError(Exception):
+    """A value does not fit into the type of the array."""
+
+
+@dataclass
+class _Reading:
+    """An array under way, (S, R, C).
+
+    Attributes:
+        lowest: of a slice, the smallest value that is not padding; none of a slice of padding alone.
+        padding: of a slice, where it is padding, eight pixels a byte; none of a slice without.
+        notes: on the values.
+    """
+
+    array: NDArray[Any]
+    lowest: dict[int, float] = field(default_factory=dict)
+    padding: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def put(self, place: int, file: PixelFile, number: int) -> None:
+        values, padding = frame_values(file, number)
+        if values.shape != self.array.shape[1:]:
+            raise PixelsError(
+                "slices differ in their matrix", path=file.path, reason="mixed_matrix",
+                found=f"{values.shape[0]} rows, {values.shape[1]} columns",
+                expected=f"{self.array.shape[1]} rows, {self.array.shape[2]} columns",
+            )  # fmt: skip
+        measured = values
+        if padding is not None:
+            self.padding[place] = np.packbits(padding)
+            if padding.all():
+                self.array[place] = 0
+                return
+            measured = np.where(padding, values[~padding][:1], values)
+        lowest, highest = measured.min(), measured.max()
+        if self.array.dtype == np.int16:
+            if values.dtype.kind == "f" or not -32768 <= lowest <= highest <= 32767:
+                raise _NotExactError
+        elif values.dtype.kind in "iu" and max(-int(lowest), int(highest)) > EXACT_IN_FLOAT32:
+            self.notes["whole numbers beyond 2^24 are rounded to float32"] = None
+        self.lowest[place] = float(lowest)
+        self.array[place] = values  # padding may not fit; it is replaced
+
+    def clamp_padding(self) -> list[str]:
+        """Give padding the smallest measured value; say so."""
+        if not self.padding or not self.lowest:
+            return []
+        lowest, shape, n_padded, changed = min(self.lowest.values()), self.array.shape[1:], 0, False
+        for place, packed in self.padding.items():
+            mask = np.unpackbits(packed, count=shape[0] * shape[1]).astype(bool).reshape(shape)
+            n_padded += int(mask.sum())
+            if lowest < 0 or self.array[place][mask].any():
+                self.array[place][mask] = lowest
+                changed = True
+        if not changed:
+            return []
+        share = 100 * n_padded / self.array.size
+        return [f"padding ({share:.2g} % of the voxels) has the smallest measured value, {lowest:g}"]
+
+
+def _read(series: Series, files: dict[Path, list[Slot]], dtype: type[np.generic]) -> _Reading:
+    first = open_pixels(series.frames[0].path)
+    reading = _Reading(np.empty((len(series.frames), *first.shape), dtype))
+
+    def read(path: Path) -> tuple[str, ...]:
+        file = open_pixels(path)
+        for place, frame in files[path]:
+            reading.put(place, file, frame.number)
+        return notes_on(file)
+
+    with ThreadPoolExecutor(min(usable_cores(), len(files))) as pool:
+        try:
+            for notes in pool.map(read, files):
+                reading.notes.update(dict.fromkeys(notes))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return reading

@@ -161,11 +161,21 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def find_segmentation(root: str | Path, case_id: str) -> Path | None:
-    """The label map of a case: in its result folder, or flat as stock MONAI writes it."""
+    """The label map of a case: in its result folder, or flat as stock MONAI writes it; None where there is none.
+
+    Raises:
+        UsageError: there are several, and which one is meant cannot be told.
+    """
     root = Path(root)
     stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
     names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
-    return next((root / name for name in names if (root / name).is_file()), None)
+    found = [name for name in names if (root / name).is_file()]
+    if len(found) > 1:
+        raise UsageError(
+            "the case has several label maps", path=root, case_id=case_id, found=", ".join(found),
+            hint="leave one of them there, or name a folder of one prediction's files",
+        )  # fmt: skip
+    return root / found[0] if found else None
 
 
 def find_probabilities(root: str | Path, case_id: str) -> Path | None:

@@ -199,11 +199,19 @@ def test_nan_is_no_state(tmp_path: Path) -> None:
     assert results.events() == []
 
 
-def test_a_segmentation_is_found_in_its_folder_first_then_flat(tmp_path: Path) -> None:
-    names = ["a.nii", "a.nii.gz", "a_seg.nii.gz", f"a/{SEGMENTATION}"]
+def test_a_segmentation_is_found_in_its_folder_or_flat(tmp_path: Path) -> None:
     assert find_segmentation(tmp_path, "a") is None
     (tmp_path / "a").mkdir()
-    for name in names:  # from the last choice to the first
+    for name in ("a.nii", "a.nii.gz", "a_seg.nii.gz", "a_0000_seg.nii.gz", f"a/{SEGMENTATION}"):
         (tmp_path / name).touch()
         assert find_segmentation(tmp_path, "a") == tmp_path / name
+        (tmp_path / name).unlink()
     assert find_segmentation(tmp_path, "b") is None
+
+
+def test_of_several_segmentations_none_is_picked(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a_seg.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="several label maps") as caught:
+        find_segmentation(tmp_path, "a")
+    assert caught.value.case_id == "a" and caught.value.found == "a_seg.nii.gz, a.nii.gz"

@@ -71,21 +71,22 @@ def draw_figures(
         (folder / name).unlink(missing_ok=True)
     figures = Figures()
     _draw_bars(folder, results, figures)
-    scan = _Scans(manifest, data, predictions, figures)
-    panels = scan.panels(worst_cases(results, wanted.worst))
+    scans = _Scans(manifest, data, predictions)
+    panels = scans.panels(worst_cases(results, wanted.worst))
     first = next(panels, None)
     if first is not None:
         draw_gallery(chain([first], panels), folder / GALLERY)
         figures.files.append(GALLERY)
     chosen = [result for id in wanted.gifs for result in results if result.id == id]
-    for panel in scan.panels(chosen):
+    for panel in scans.panels(chosen):
         write_gif(panel, folder / f"{panel.case_id}.gif")
         figures.files.append(f"{panel.case_id}.gif")
     if wanted.history:
         draw_learning_curves({manifest.name: wanted.history}, folder / CURVES)
         figures.files.append(CURVES)
-    if manifest.n_channels > 1 and scan.drawn:
+    if manifest.n_channels > 1 and scans.drawn:
         figures.notes.append(f"of {manifest.n_channels} channels the first is drawn: {manifest.channels[0]}")
+    figures.notes += [f"{', '.join(ids)} not drawn: {reason}" for reason, ids in scans.left_out.items()]
     return figures
 
 
@@ -101,13 +102,14 @@ def _draw_bars(folder: Path, results: Sequence[CaseResult], figures: Figures) ->
 
 
 class _Scans:
-    """Reads one case after the other to be drawn, and notes those that cannot be."""
+    """Reads one case after the other to be drawn, and remembers those that cannot be."""
 
-    def __init__(self, manifest: Manifest, data: Path, predictions: Path, figures: Figures) -> None:
+    def __init__(self, manifest: Manifest, data: Path, predictions: Path) -> None:
         self.cases = {case.id: case for case in manifest.cases()}
         self.labels = manifest.foreground
-        self.data, self.predictions, self.figures = data, predictions, figures
+        self.data, self.predictions = data, predictions
         self.drawn = 0
+        self.left_out: dict[str, dict[str, None]] = {}  # reason to case ids, each once
 
     def panels(self, results: Sequence[CaseResult]) -> Iterator[Panel]:
         for result in results:
@@ -116,7 +118,7 @@ class _Scans:
             try:
                 panel = read_panel(self.cases[result.id], self.data, self.predictions, self.labels, caption)
             except (SegpipeError, MemoryError) as error:
-                self.figures.notes.append(f"{result.id} is not drawn: {_reason(error)}")
+                self.left_out.setdefault(_reason(error), {})[result.id] = None
                 continue
             self.drawn += 1
             yield panel
@@ -126,7 +128,7 @@ def _reason(error: Exception) -> str:
     """An error in one line; neither a path nor a name of a file stands in it."""
     if not isinstance(error, SegpipeError):
         return "not enough memory"
-    what = "its image is not there" if isinstance(error, UsageError) else error.message
+    what = "the image is not there" if isinstance(error, UsageError) else error.message
     return f"{what}, found {error.found}" if error.found is not None else what
 
 

@@ -22,12 +22,12 @@ MOST_FRAMES = 150
 SECONDS, SHORTEST_MS, LONGEST_MS = 8.0, 60, 300
 
 
-def write_gif(panel: Panel, path: Path, max_width_px: int = 360) -> None:
+def write_gif(panel: Panel, path: Path, max_width_px: int = 320) -> None:
     """Write the animation; see `gif`."""
     write_bytes(path, gif(panel, max_width_px))
 
 
-def gif(panel: Panel, max_width_px: int = 360) -> bytes:
+def gif(panel: Panel, max_width_px: int = 320) -> bytes:
     """One frame an axial slice (of more than 150 slices every second, third, ...), red and green outlines.
 
     Args:

@@ -28,8 +28,8 @@ Scores = Mapping[str, float | None]
 NAMED = 60  # cases whose names fit below the bars of a panel that is as wide as the page
 PANELS_IN_A_ROW = 3
 LETTERS = 24
-# Inches: margins and height of a panel, a letter of a name, and the words in place of names.
-LEFT_IN, GAP_IN, ABOVE_IN, HEIGHT_IN, LETTER_IN, WORDS_IN = 0.55, 0.15, 0.5, 1.9, 0.063, 0.5
+NAME_PT = 7
+LEFT_IN, GAP_IN, ABOVE_IN, HEIGHT_IN, WORDS_IN = 0.55, 0.15, 0.5, 1.9, 0.5  # margins and height of a panel
 
 
 def draw_dice_bars(scores: Scores, path: Path, title: str) -> None:
@@ -70,8 +70,11 @@ def dice_bars(panels: Mapping[str, Scores]) -> bytes:
 
 def _below_in(panels: Mapping[str, Scores], named: int) -> float:
     """Room below a panel: for the longest name, or for the words in place of names."""
-    ids = [case for scores in panels.values() if len(scores) <= named for case in scores]
-    names_in = 0.18 + LETTER_IN * max((min(len(case), LETTERS) for case in ids), default=0)
+    from matplotlib.textpath import TextPath
+
+    names = {shorten(case, LETTERS) for scores in panels.values() if len(scores) <= named for case in scores}
+    lengths = [TextPath((0, 0), name, size=NAME_PT).get_extents().width for name in names]
+    names_in = 0.2 + 1.1 * max(lengths, default=0.0) / 72
     return max(names_in, WORDS_IN if any(len(scores) > named for scores in panels.values()) else 0.0)
 
 
@@ -94,7 +97,7 @@ def _draw(axis: Axes, title: str, scores: Scores, named: int) -> None:
         _lines(axis, fmean(values), median(values))
     if len(values) <= named:
         axis.set_xticks(list(places), [shorten(case, LETTERS) for case in cases])
-        axis.tick_params(axis="x", labelrotation=90, labelsize=7)
+        axis.tick_params(axis="x", labelrotation=90, labelsize=NAME_PT)
     else:
         axis.set_xlabel(f"{len(values)} cases, from the worst to the best")
 
@@ -102,7 +105,7 @@ def _draw(axis: Axes, title: str, scores: Scores, named: int) -> None:
 def _lines(axis: Axes, mean: float, middle: float) -> None:
     axis.axhline(mean, color=MEAN_COLOUR, linewidth=1.4, label=f"mean {mean:.3f}")
     axis.axhline(
-        middle, color=MEDIAN_COLOUR, linewidth=1.4, linestyle=(0, (4, 2)), label=f"median {middle:.3f}"
+        middle, color=MEDIAN_COLOUR, linewidth=1.4, linestyle=(0, (4, 3)), label=f"median {middle:.3f}"
     )
     axis.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=7.5, borderpad=0, borderaxespad=0.3,

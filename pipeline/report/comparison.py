@@ -56,6 +56,7 @@ def comparison(
     """
     figure = new_figure(PAGE_WIDTH_IN, 0.95 + 0.42 * max(1, len(scores)))
     axis = figure.subplots()
+    axis.use_sticky_edges = False
     for row, (name, values) in enumerate(scores.items()):
         known = np.array([value for value in values if value is not None and math.isfinite(value)])
         if known.size:

@@ -9,7 +9,7 @@ Two rules say which lesions match:
                             without BraTS's dilation and without its smallest volume.
     one to one              with ``iou_threshold``: pairs in order of falling IoU, from the threshold on, each lesion
                             in one pair at most ("greedy by localisation", Maier-Hein et al. 2024,
-                            doi:10.1038/s41592-023-02151-z, Metrics Reloaded). Above 0.5 the pairs are unique.
+                            doi:10.1038/s41592-023-02151-z, Metrics Reloaded). From 0.5 on the pairs are unique.
 """
 
 from __future__ import annotations

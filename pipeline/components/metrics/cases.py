@@ -82,7 +82,7 @@ class CaseMetric(LabelMetric):
         if self.spacing_mm is not None:
             return self.spacing_mm
         affine = getattr(truth, "affine", None)
-        if affine is not None:
+        if affine is not None and affine.shape == (4, 4):
             return np.asarray(affine.cpu(), dtype=np.float64)
         if self.measure in NEEDS_SPACING:
             raise UsageError(

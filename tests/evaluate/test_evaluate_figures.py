@@ -11,17 +11,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_study import Study, cube, save
 
 from pipeline.cli import evaluate_ as verb
 from pipeline.manifest import load_manifest
-from tests.evaluate.test_evaluate import Study, cube, save, study  # noqa: F401 - the fixture
 
 SCHEMA = Path(__file__).parents[2] / "docs/schemas/evaluate.schema.json"
 
 
 @pytest.fixture
-def scans(study: Study) -> Study:  # noqa: F811
+def scans(tmp_path: Path) -> Study:
     """Three cases with images; the second is the worst."""
+    study = Study(tmp_path)
     for id, at in (("good", 2), ("poor", 5), ("fair", 3)):
         study.add(id, cube(), cube(at=at) + cube(2, at=9, size=1))
         save(study.root / f"images/{id}.nii.gz", np.random.default_rng(0).normal(size=(10, 10, 8)))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import block, farthest, near, panel, rim
 from PIL import Image
 
 from pipeline.report.animation import LEAST_WIDTH, MOST_FRAMES, STRIP, gif, write_gif
 from pipeline.report.planes import PREDICTION_COLOUR, TRUTH_COLOUR, Panel
-from tests.report.pictures import block, farthest, near, panel, rim
 
 SHAPE = (30, 24, 7)
 TRUTH = block(SHAPE, slice(16, 26), slice(5, 12), slice(2, 5))

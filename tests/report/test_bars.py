@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import near, pixels
 from scipy import ndimage
 
 from pipeline.report.bars import dice_bars, draw_dice_bars
 from pipeline.report.canvas import BAR_COLOUR, MEAN_COLOUR, MEDIAN_COLOUR
-from tests.report.pictures import near, pixels
 
 
 def line_row(picture: np.ndarray, colour: str) -> float:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pictures import near, pixels
 from scipy import ndimage
 
 from pipeline.report.canvas import MEAN_COLOUR, MEDIAN_COLOUR
 from pipeline.report.comparison import comparison, draw_comparison
-from tests.report.pictures import near, pixels
 
 RNG = np.random.default_rng(0)
 SCORES = {f"unet + {loss}": list(RNG.uniform(0.7, 0.9, 30)) for loss in ("dice", "focal", "lovasz_softmax")}

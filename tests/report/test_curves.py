@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pictures import near, pixels
 
 from pipeline.report.canvas import SERIES_COLOURS
 from pipeline.report.curves import draw_learning_curves, learning_curves, read_points
-from tests.report.pictures import near, pixels
 
 ROWS = [
     {"epoch": str(epoch), "train_loss": str(1 / epoch), "val_loss": "" if epoch % 2 else str(1.2 / epoch),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import block, farthest, near, panel, pixels, rim
 from scipy import ndimage
 
 from pipeline.report.gallery import draw_gallery, gallery
 from pipeline.report.planes import PREDICTION_COLOUR, TRUTH_COLOUR
-from tests.report.pictures import block, farthest, near, panel, pixels, rim
 
 SHAPE = (30, 24, 12)
 SPACING = (1.0, 1.0, 2.0)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pictures import block, panel
 
 from pipeline.errors import DataError
 from pipeline.report.planes import AXIAL, PLANES, Panel, grey, labelled_box, outlines, window, worst_place
-from tests.report.pictures import block, panel
 
 
 def area(line: np.ndarray) -> float:

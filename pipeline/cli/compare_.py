@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.train_ import Data, Override, Threads, Workers
 from pipeline.console import Console
 from pipeline.errors import OK, SOME_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.compare.results import Row
+    from pipeline.compare.state import State
+    from pipeline.compare.variants import Settings
 
 HEAD = ("schema_version", "command")
 Task = Annotated[
@@ -49,6 +54,10 @@ def command(
     set_: Override = None,
     threads: Threads = None,
     workers: Workers = None,
+    gif: Annotated[
+        list[str] | None,
+        typer.Option(help="Case to animate; may be repeated [default: the best variant's worst and median]."),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")
     ] = 1,
@@ -75,12 +84,22 @@ def command(
     )  # fmt: skip
     if not (settings.networks and settings.losses):
         raise UsageError("at least one --network and one --loss are needed")
-    return _compare(Console("compare", as_json=json), settings, manifest, data, out, jobs)
+    return _compare(Console("compare", as_json=json), settings, manifest, data, out, jobs, gif or [])
 
 
-def _compare(console: Console, settings: Any, manifest: Path, data: Path | None, out: Path, jobs: int) -> int:
+def _compare(
+    console: Console,
+    settings: Settings,
+    manifest: Path,
+    data: Path | None,
+    out: Path,
+    jobs: int,
+    gifs: list[str],
+) -> int:
     from pipeline.compare.cells import Place
     from pipeline.compare.children import Children
+    from pipeline.compare.output import write_outcome
+    from pipeline.compare.pictures import check_gifs
     from pipeline.compare.progress import Progress
     from pipeline.compare.runner import locked, prepare, run_all
     from pipeline.compare.state import open_state
@@ -88,21 +107,37 @@ def _compare(console: Console, settings: Any, manifest: Path, data: Path | None,
     from pipeline.manifest import data_root, load_manifest
 
     dataset = load_manifest(manifest)
+    check_gifs(gifs, dataset)
     place = Place(manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
     record = {"dataset": dataset.name, "manifest_sha256": sha256_of(manifest), **settings.record()}
     state = open_state(out, record)
     children = Children()
-    with locked(out), console.progress() as bar:
-        progress = Progress(console, bar)
-        prepare(state, settings, dataset, place, progress, children.run)
-        try:
-            run_all(state, settings, place, progress, jobs, children.run, children.stop)
-        except KeyboardInterrupt:
-            console.note("interrupted; the same command goes on from here")
-            raise
+    with locked(out):
+        with console.progress() as bar:
+            progress = Progress(console, bar)
+            prepare(state, settings, dataset, place, progress, children.run)
+            try:
+                run_all(state, settings, place, progress, jobs, children.run, children.stop)
+            except KeyboardInterrupt:
+                console.note("interrupted; the same command goes on from here")
+                raise
+        rows = write_outcome(state, settings, dataset, place, gifs)
+    return _tell(console, state, rows, out)
+
+
+def _tell(console: Console, state: State, rows: list[Row], out: Path) -> int:
+    from pipeline.compare.tables import COLUMNS, main_table, sentences
+
+    settings, results = state.document["settings"], state.document["results"]
+    console.table(f"{settings['dataset']}, {settings['split']} cases", COLUMNS, main_table(rows))
+    for text in sentences(rows):
+        console.say(text)
+    console.say(f"report: {out / 'report.html'}\nall runs: tensorboard --logdir {out / 'tensorboard'}")
+    for failure in results["failures"]:
+        console.note(f"failed: {failure['run']}: {failure['reason']}")
     console.document(**{name: value for name, value in state.document.items() if name not in HEAD})
-    failed = {key: facts for key, facts in state.cells.items() if facts["status"] == "failed"}
-    return SOME_FAILED if failed else OK
+    some_failed = results["failures"] or any(row["failed_cases"] for row in results["rows"])
+    return SOME_FAILED if some_failed else OK
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

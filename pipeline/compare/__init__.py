@@ -6,4 +6,11 @@ children    the ordinary commands as processes
 cells       one run: train, export, predict, evaluate
 runner      all of them, resumed where they stopped
 state       compare.json
+statistics  intervals and tests over patients
+results     the table
+tables      the table as text
+pictures    the figures
+page        report.html and compare.md
+output      all of these written
+progress    what is told on the way
 """

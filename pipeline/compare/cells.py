@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import statistics
@@ -15,6 +14,7 @@ from pipeline.compare.budget import validation_interval
 from pipeline.compare.children import Ended, Listener, Run
 from pipeline.compare.variants import Cell, Settings, Variant
 from pipeline.errors import OK, SOME_FAILED, SegpipeError
+from pipeline.evaluate.figures import read_history
 from pipeline.files import cannot_write, read_json
 
 
@@ -41,10 +41,10 @@ class CellFailed(Exception):  # noqa: N818 - it is the outcome of a cell, not a 
     """A cell that cannot be finished, and why."""
 
 
-def run_cell(
+def train_cell(
     cell: Cell, settings: Settings, place: Place, epochs: int, run: Run, on_line: Listener
-) -> dict[str, Any]:
-    """Do what is left to do of a cell.
+) -> float | None:
+    """Train, or go on where an earlier start was stopped.
 
     Args:
         cell: which.
@@ -55,17 +55,46 @@ def run_cell(
         on_line: called with each line that the training says.
 
     Returns:
-        ``status`` finished or failed (with ``reason``), and the facts of the run.
+        The peak memory in MB; None where nothing was left to do.
+
+    Raises:
+        CellFailed: with the reason.
+    """
+    folder = place.cell(cell) / "run"
+    if _is_finished(folder):
+        return None
+    _show_in_tensorboard(cell, place)
+    if (folder / "run.json").is_file():
+        words = ["train", "--resume", str(folder), "--data", str(place.data), "--json"]
+    else:
+        words = train_words(settings, place, cell.variant, cell.fold, cell.seed, epochs)
+        words = [*words, "--out", str(folder)]
+    memory = _done("training", run(words, on_line)).peak_memory_mb
+    return None if memory is None else round(memory, 1)
+
+
+def measure_cell(cell: Cell, settings: Settings, place: Place, run: Run) -> int:
+    """Export, predict and evaluate what was trained; returns how many cases failed.
+
+    Raises:
+        CellFailed: with the reason.
     """
     folder = place.cell(cell)
-    try:
-        memory = _train(cell, settings, place, epochs, run, on_line)
-        failed_cases = _measure(cell, settings, place, run)
-    except CellFailed as failure:
-        return {"status": "failed", "reason": str(failure).replace(str(place.out), "OUT")}
-    return {
-        "status": "finished", **run_facts(folder / "run"), "peak_memory_mb": memory, "failed_cases": failed_cases
-    }  # fmt: skip
+    which = ["--split", settings.split]
+    if settings.split == "validation":
+        which += ["--fold", str(cell.fold)]
+    data = ["--data", str(place.data), "--json"]
+    bundle, predictions, metrics = (str(folder / name) for name in ("bundle", "predictions", "metrics"))
+    if not (folder / "bundle").exists():
+        _done("export", _silently(run, ["export", str(folder / "run"), bundle, "--json"]))
+    if not (folder / "metrics" / "metrics.json").exists():
+        threads = ["--threads", str(settings.threads)] if settings.threads else []
+        words = ["predict", bundle, str(place.manifest), predictions, *which, *threads, *data]
+        _done("prediction", _silently(run, words), OK, SOME_FAILED)
+        words = ["evaluate", str(place.manifest), predictions, "--out", metrics, *which, *data]
+        _done("evaluation", _silently(run, words), OK, SOME_FAILED)
+    cases = read_json(folder / "metrics" / "metrics.json", "evaluation")["cases"]
+    return sum(case["failure"] is not None for case in cases)
 
 
 def train_words(
@@ -95,50 +124,6 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "seconds": round(sum(session.get("seconds", 0) for session in record["sessions"]), 1),
         "epoch_seconds": round(statistics.median(trained), 3) if trained else None,
     }
-
-
-def read_history(folder: Path) -> list[dict[str, str]]:
-    """Rows of a run's history.csv."""
-    with (folder / "history.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _train(
-    cell: Cell, settings: Settings, place: Place, epochs: int, run: Run, on_line: Listener
-) -> float | None:
-    """Train, or go on; returns the peak memory in MB, None where nothing was left to do."""
-    folder = place.cell(cell) / "run"
-    memory = None
-    if not _is_finished(folder):
-        _show_in_tensorboard(cell, place)
-        if (folder / "run.json").is_file():
-            words = ["train", "--resume", str(folder), "--data", str(place.data), "--json"]
-        else:
-            words = train_words(settings, place, cell.variant, cell.fold, cell.seed, epochs)
-            words = [*words, "--out", str(folder)]
-        ended = _done("training", run(words, on_line))
-        memory = None if ended.peak_memory_mb is None else round(ended.peak_memory_mb, 1)
-    return memory
-
-
-def _measure(cell: Cell, settings: Settings, place: Place, run: Run) -> int:
-    """Export, predict and evaluate; returns how many cases failed."""
-    folder = place.cell(cell)
-    which = ["--split", settings.split]
-    if settings.split == "validation":
-        which += ["--fold", str(cell.fold)]
-    data = ["--data", str(place.data), "--json"]
-    bundle, predictions, metrics = (str(folder / name) for name in ("bundle", "predictions", "metrics"))
-    if not (folder / "bundle").exists():
-        _done("export", _silently(run, ["export", str(folder / "run"), bundle, "--json"]))
-    if not (folder / "metrics" / "metrics.json").exists():
-        threads = ["--threads", str(settings.threads)] if settings.threads else []
-        words = ["predict", bundle, str(place.manifest), predictions, *which, *threads, *data]
-        _done("prediction", _silently(run, words), OK, SOME_FAILED)
-        words = ["evaluate", str(place.manifest), predictions, "--out", metrics, *which, *data]
-        _done("evaluation", _silently(run, words), OK, SOME_FAILED)
-    cases = read_json(folder / "metrics" / "metrics.json", "evaluation")["cases"]
-    return sum(case["failure"] is not None for case in cases)
 
 
 def _silently(run: Run, words: Sequence[str]) -> Ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 from pipeline.errors import INTERRUPTED
 
+PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,()'\"]+/)+([^\s/:;,()'\"]*)")  # the group is the file's name
 Listener = Callable[[str], object]
 Run = Callable[[Sequence[str], Listener], "Ended"]
 
@@ -43,7 +45,8 @@ class Ended:
         error = self.document.get("error")
         if error:
             parts = [error.get("case_id"), error["message"], error.get("found")]
-            return ": ".join(str(part).replace("\n", " ") for part in parts if part)
+            text = ": ".join(str(part).replace("\n", " ") for part in parts if part)
+            return PATH.sub(r"\1", text)
         if self.code == -signal.SIGKILL:
             return "the process was killed (often by the system, for want of memory)"
         if self.code < 0:

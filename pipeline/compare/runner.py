@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compare.budget import epochs_for_minutes, epochs_for_steps
-from pipeline.compare.cells import Place, run_cell, train_words
-from pipeline.compare.children import Run
+from pipeline.compare.cells import CellFailed, Place, measure_cell, run_facts, train_cell, train_words
+from pipeline.compare.children import Listener, Run
 from pipeline.compare.progress import Progress
 from pipeline.compare.state import State
 from pipeline.compare.variants import Cell, Settings, check_names, fragment_name
@@ -111,11 +111,7 @@ def run_all(
     progress.begin(cells, state)
 
     def work(cell: Cell) -> None:
-        epochs = state.variants[cell.variant.name]["epochs"][str(cell.fold)]
-        facts = run_cell(cell, settings, place, epochs, run, lambda line: progress.hear(cell, line))
-        before = state.cells.get(cell.key, {})
-        if facts.get("peak_memory_mb") is None and "peak_memory_mb" in before:
-            facts["peak_memory_mb"] = before["peak_memory_mb"]
+        facts = _run_cell(cell, state, settings, place, run, lambda line: progress.hear(cell, line))
         state.end(cell.key, facts)
         progress.end(cell, facts)
 
@@ -130,6 +126,22 @@ def run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             stop()
             raise
+
+
+def _run_cell(
+    cell: Cell, state: State, settings: Settings, place: Place, run: Run, on_line: Listener
+) -> dict[str, Any]:
+    """Do what is left to do of a cell: how it ended, and the facts of its run."""
+    epochs = state.variants[cell.variant.name]["epochs"][str(cell.fold)]
+    memory = state.cells.get(cell.key, {}).get("peak_memory_mb")
+    try:
+        memory = train_cell(cell, settings, place, epochs, run, on_line) or memory
+        state.end(cell.key, {"status": "trained", "peak_memory_mb": memory})
+        failed_cases = measure_cell(cell, settings, place, run)
+    except CellFailed as failure:
+        return {"status": "failed", "reason": str(failure), "peak_memory_mb": memory}
+    facts = run_facts(place.cell(cell) / "run")
+    return {"status": "finished", **facts, "peak_memory_mb": memory, "failed_cases": failed_cases}
 
 
 @contextmanager

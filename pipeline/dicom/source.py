@@ -19,14 +19,12 @@ TYPE_2 = (  # of Patient, General Study, General Series, Frame of Reference and 
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID",
     "SeriesNumber", "PositionReferenceIndicator", "Manufacturer",
 )  # fmt: skip
-FREE_TEXT = (
-    "StudyDescription", "AdditionalPatientHistory", "PatientComments", "AdmittingDiagnosesDescription",
-    "MedicalAlerts", "Allergies", "Occupation", "ReasonForVisit", "ServiceEpisodeDescription", "PatientState",
-    "RequestingService", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName",
-    "OtherPatientNames", "ResponsiblePerson", "ResponsibleOrganization", "ConsultingPhysicianName",
-    "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "OperatorsName", "DeviceSerialNumber",
-    "ClinicalTrialSiteName", "ClinicalTrialSponsorName",
-)  # fmt: skip
+TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"}
+KEPT = {  # what files a result in its study, or is no text of a person's
+    "PatientName", "PatientID", "AccessionNumber", "StudyID", "Manufacturer", "ManufacturerModelName",
+    "SoftwareVersions", "DeidentificationMethod", "ReferencedStudySequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DeidentificationMethodCodeSequence",
+}  # fmt: skip
 SEXES = ("M", "F", "O", "")
 
 
@@ -92,7 +90,7 @@ def read_sources(series: Series, deidentified: bool = False) -> Sources:
 
     Args:
         series: loaded, and `can_carry` has no objection.
-        deidentified: blank what is free text or names an institution.
+        deidentified: without free text, names of staff and of institutions; patient and study stay, to file the result.
 
     Raises:
         DataError: the series cannot carry anything, with the reasons.
@@ -134,6 +132,10 @@ def _complete(header: Any, deidentified: bool) -> Any:
             _touch(header[tag])
         except Exception:  # noqa: BLE001 - whatever a broken value makes pydicom raise
             del header[tag]
+            continue
+        element = header[tag]
+        if deidentified and element.VR in {"SQ", *TEXT} and element.keyword not in KEPT:
+            del header[tag]
     for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         try:
             kind(header.get(keyword) or "")
@@ -144,10 +146,6 @@ def _complete(header: Any, deidentified: bool) -> Any:
     for keyword in TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)
-    if deidentified:
-        for keyword in FREE_TEXT:
-            if keyword in header:
-                delattr(header, keyword)
     return header
 
 

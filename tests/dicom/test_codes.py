@@ -1,0 +1,150 @@
+"""Codes and colours of labels: by name, by a bundle's metadata, and true to SNOMED CT."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from pydicom.sr._concepts_dict import concepts
+
+from pipeline.dicom.codes import CATEGORIES, TABLE, as_metadata, label_infos
+from pipeline.errors import DataError
+
+SIDED = [
+    *(f"{name}_{side}" for side in ("left", "right") for name in (
+        "kidney", "adrenal_gland", "iliac_artery", "iliac_vena", "humerus", "scapula", "clavicula", "femur", "hip",
+        "gluteus_maximus", "gluteus_medius", "gluteus_minimus", "autochthon", "iliopsoas", "lung_upper_lobe",
+        "lung_lower_lobe", "heart_atrium", "heart_ventricle",
+    )),
+    *(f"rib_{side}_{number}" for side in ("left", "right") for number in range(1, 13)),
+]  # fmt: skip
+SINGLE = [
+    "spleen", "gallbladder", "liver", "stomach", "aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein",
+    "pancreas", "lung_middle_lobe_right", "esophagus", "trachea", "heart_myocardium", "pulmonary_artery", "brain",
+    "small_bowel", "duodenum", "colon", "sacrum", "face", "urinary_bladder",
+    *(f"vertebrae_{name}" for name in [
+        *(f"C{k}" for k in range(1, 8)), *(f"T{k}" for k in range(1, 13)), *(f"L{k}" for k in range(1, 6))
+    ]),
+]  # fmt: skip
+
+
+def rows() -> list[dict[str, str]]:
+    with TABLE.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def check_digit_fits(code: str) -> bool:
+    """Verhoeff's scheme, by multiplying in the dihedral group of ten: the last digit of a SNOMED CT identifier."""
+
+    def times(a: int, b: int) -> int:
+        low = (a + b) % 5 if a < 5 else (a - b) % 5
+        return low + 5 * ((a >= 5) != (b >= 5))
+
+    step = [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]
+    total = 0
+    for place, digit in enumerate(map(int, reversed(code))):
+        for _ in range(place % 8):
+            digit = step[digit]
+        total = times(total, digit)
+    return total == 0
+
+
+def test_check_digits() -> None:
+    assert check_digit_fits("10200004") and not check_digit_fits("10200005")
+    assert [row["names"] for row in rows() if not check_digit_fits(row["code"])] == []
+
+
+def test_meanings_are_those_of_the_standard_where_it_knows_the_code() -> None:
+    meanings: dict[str, set[str]] = {}
+    for entries in concepts["SCT"].values():
+        for code, (meaning, _) in entries.items():
+            meanings.setdefault(code, set()).add(meaning.lower())
+    known = [row for row in rows() if row["code"] in meanings]
+    assert len(known) > 0.85 * len(rows())
+    assert [row for row in known if row["meaning"].lower() not in meanings[row["code"]]] == []
+
+
+def test_each_name_stands_once_with_a_category() -> None:
+    names = [name for row in rows() for name in row["names"].split()]
+    assert len(set(names)) == len(names)
+    assert {row["category"] for row in rows()} == set(CATEGORIES)
+
+
+def test_a_whole_body_model_is_known() -> None:
+    labels = dict(enumerate(["background", *SIDED, *SINGLE]))
+    assert len(labels) == 105
+    infos, notes = label_infos(labels)
+    assert notes == []
+    assert [info.value for info in infos] == list(range(1, 105))
+    for info in infos:
+        sides = [side for side in ("left", "right") if side in info.name and info.name in SIDED]
+        meaning = info.type.meaning if info.modifier is None else info.modifier.meaning
+        assert all(side in meaning.lower() for side in sides)
+    assert len({info.colour_rgb for info in infos}) == 104
+    assert len({(info.type, info.modifier) for info in infos}) >= 104
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "modifier", "region"),
+    [
+        ("Left Kidney", "Kidney", "Left", None),
+        ("kidney-R", "Kidney", "Right", None),
+        ("Kidneys", "Kidney", None, None),
+        ("left atrium", "Left atrium", None, None),
+        ("liver tumour", "Neoplasm", None, "Liver"),
+        ("lung nodules", "Nodule", None, "Lung"),
+        ("colon cancer primaries", "Neoplasm", None, "Colon"),
+        ("enhancing tumor", "Neoplasm", None, None),
+        ("hippocampus_anterior", "Hippocampus", "Anterior", None),
+    ],
+)
+def test_names(name: str, kind: str, modifier: str | None, region: str | None) -> None:
+    ((info,), notes) = label_infos({1: name})
+    assert (info.type.meaning, notes) == (kind, [])
+    assert (info.modifier and info.modifier.meaning, info.region and info.region.meaning) == (
+        modifier,
+        region,
+    )
+
+
+def test_a_mere_position_is_of_what_the_bundle_is_named_after() -> None:
+    infos, notes = label_infos({0: "background", 1: "Anterior", 2: "Posterior"}, {"name": "hippocampus_mri"})
+    assert [info.type.meaning for info in infos] == ["Hippocampus", "Hippocampus"]
+    assert [info.modifier.meaning for info in infos if info.modifier] == ["Anterior", "Posterior"]
+    assert infos[0].colour_rgb != infos[1].colour_rgb
+    assert notes == []
+    assert label_infos({1: "Anterior"})[0][0].stated is False
+
+
+def test_an_unknown_name_gets_a_generic_code_and_a_note() -> None:
+    ((info,), notes) = label_infos({4: "gizmo"})
+    assert (info.type.meaning, info.stated, info.is_anatomy) == ("Tissue", False, False)
+    assert notes == ["label 4 (gizmo): no code is known for this name; coded as Tissue"]
+
+
+def test_the_metadata_wins_and_can_be_written_from_the_table() -> None:
+    labels = {1: "liver", 2: "gizmo", 3: "kidney_left"}
+    own = {"type": {"value": "X-1", "scheme": "99OWN", "meaning": "Gizmo"}, "colour_rgb": [1, 2, 3]}
+    infos, notes = label_infos(labels, {"codes": {"gizmo": own, "kidney_left": {"colour_rgb": [9, 9, 9]}}})
+    assert notes == []
+    assert (infos[1].type.value, infos[1].colour_rgb) == ("X-1", (1, 2, 3))
+    assert infos[2].colour_rgb == (9, 9, 9) and infos[2].modifier is not None
+    assert label_infos(labels, {"codes": as_metadata(infos)})[0] == infos
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        [],
+        {"liver": "x"},
+        {"liver": {"type": {"value": "1"}}},
+        {"liver": {"type": {"value": "1" * 17, "scheme": "SCT", "meaning": "x"}}},
+        {"liver": {"colour_rgb": [1, 2]}},
+        {"liver": {"colour_rgb": [1, 2, 256]}},
+    ],
+)
+def test_codes_that_cannot_be_read_are_refused(codes: object) -> None:
+    if codes == []:
+        codes = ["liver"]
+    with pytest.raises(DataError, match="codes of the bundle's metadata"):
+        label_infos({1: "liver"}, {"codes": codes})

@@ -1,0 +1,314 @@
+"""DICOM SEG: other readers get the very label map, whatever the source, and nothing else is ever written."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import make
+import numpy as np
+import pytest
+from labelled import ALGORITHM, GRIDS, INFOS, in_no_order, some_labels, write_enhanced, write_series
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
+
+from pipeline.dicom import Series, scan, seg
+from pipeline.dicom.codes import label_infos
+from pipeline.dicom.seg import write_seg
+from pipeline.dicom.source import can_carry
+from pipeline.errors import DataError, SegpipeError
+
+NUMBERS = {"binary": [0, 1, 3, 7], "labelmap": list(range(8))}  # segment number to label value
+
+
+def read_back(path: Path, series: Series, kind: str) -> NDArray[Any]:
+    """The label map as highdicom places it in space, brought onto the series' grid by the affine."""
+    volume = hd.seg.segread(path).get_volume(combine_segments=True, allow_missing_positions=True)
+    indices = np.argwhere(volume.array)
+    to_grid = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ series.affine_ras) @ volume.affine
+    places = np.c_[indices, np.ones(len(indices))] @ to_grid[:3].T
+    assert np.allclose(places, np.rint(places), atol=1e-3)
+    labels = np.zeros(series.shape, int)
+    labels[tuple(np.rint(places).astype(int).T)] = np.array(NUMBERS[kind])[volume.array[tuple(indices.T)]]
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_highdicom_reads_the_same_labels(tmp_path: Path, grid: str, kind: Any) -> None:
+    series = write_series(tmp_path / "in", grid)
+    labels = some_labels(series)
+    write_seg(series, labels, INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind)
+    assert np.array_equal(read_back(tmp_path / "seg.dcm", series, kind), labels)
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+@pytest.mark.parametrize("omit", [True, False])
+def test_planes_by_source_instance(tmp_path: Path, kind: Any, omit: bool) -> None:
+    series = write_series(tmp_path / "in", "sagittal")
+    labels = some_labels(series, np.uint16)
+    path = tmp_path / "seg.dcm"
+    write_seg(series, labels, INFOS, path, algorithm=ALGORITHM, kind=kind, omit_empty_frames=omit)
+    planes = hd.seg.segread(path).get_pixels_by_source_instance(
+        [frame.sop_instance_uid for frame in series.frames], combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    assert np.array_equal(np.array(NUMBERS[kind])[planes], labels.transpose(2, 1, 0))
+
+
+def test_meaning_of_the_segments(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    for kind in ("binary", "labelmap"):
+        write_seg(series, some_labels(series), INFOS[::-1], tmp_path / kind, algorithm=ALGORITHM, kind=kind)  # type: ignore[arg-type]
+    written = dcmread(tmp_path / "binary")
+    segments = written.SegmentSequence
+    assert [(s.SegmentNumber, s.SegmentLabel, s.TrackingID, s.SegmentDescription) for s in segments] == [
+        (1, "liver", "liver", "Label value 1"), (2, "liver_tumor", "liver_tumor", "Label value 3"),
+        (3, "kidney_left", "kidney_left", "Label value 7"),
+    ]  # fmt: skip
+    assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in segments] == [
+        "10200004",
+        "108369006",
+        "64033007",
+    ]
+    assert segments[1].AnatomicRegionSequence[0].CodeMeaning == "Liver"
+    side = segments[2].SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
+    assert side.CodeValue == codes.SCT.Left.value
+    algorithm = segments[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("abdomen_ct", "1.2.0")
+    assert ALGORITHM.bundle_sha256 in algorithm.AlgorithmParameters
+    assert written.DeviceSerialNumber == ALGORITHM.bundle_sha256
+    red, green, blue = hd.color.CIELabColor.from_dicom_value(
+        list(segments[0].RecommendedDisplayCIELabValue)
+    ).to_rgb()
+    assert np.abs(np.subtract((red, green, blue), INFOS[0].colour_rgb)).max() <= 2
+    labelmap = dcmread(tmp_path / "labelmap")
+    assert [s.SegmentNumber for s in labelmap.SegmentSequence] == [0, 1, 3, 7]
+    assert labelmap.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    assert labelmap.file_meta.TransferSyntaxUID.name == "RLE Lossless"
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_nothing_found(tmp_path: Path, kind: Any) -> None:
+    series = write_series(tmp_path / "in")
+    write_seg(
+        series, np.zeros(series.shape, np.uint8), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind
+    )  # type: ignore[arg-type]
+    read = hd.seg.segread(tmp_path / "seg.dcm")
+    assert len(read.segment_numbers) == 3
+    assert not read.get_volume(combine_segments=True).array.any()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_frames_of_an_enhanced_image_in_any_order(
+    tmp_path: Path, times: int, shared: bool, kind: Any
+) -> None:
+    found = write_enhanced(tmp_path / "in", times=times, shared=shared)
+    assert len(found) == times
+    stored = dcmread(found[0].frames[0].path)
+    for series in found:
+        labels = some_labels(series)
+        write_seg(series, labels, INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind)
+        assert np.array_equal(read_back(tmp_path / "seg.dcm", series, kind), labels)
+        written = dcmread(tmp_path / "seg.dcm")
+        for item in written.PerFrameFunctionalGroupsSequence:
+            (image,) = item.DerivationImageSequence[0].SourceImageSequence
+            place = item.PlanePositionSequence[0].ImagePositionPatient
+            source = stored.PerFrameFunctionalGroupsSequence[image.ReferencedFrameNumber - 1]
+            assert image.ReferencedSOPInstanceUID == stored.SOPInstanceUID
+            assert np.allclose(place, source.PlanePositionSequence[0].ImagePositionPatient, atol=1e-6)
+            assert image.ReferencedFrameNumber - 1 in [frame.number for frame in series.frames]
+
+
+def test_enhanced_images_of_one_frame_each(tmp_path: Path) -> None:
+    grid = GRIDS["oblique"]
+    whole = make.enhanced(grid, "CT")
+    images = []
+    for k in range(grid.slices):
+        image = make.enhanced(make.Grid(grid.orientation, 11, 14, 1, grid.spacing, grid.step), "CT")
+        image.StudyInstanceUID, image.SeriesInstanceUID = whole.StudyInstanceUID, whole.SeriesInstanceUID
+        image.FrameOfReferenceUID = whole.FrameOfReferenceUID
+        image.PerFrameFunctionalGroupsSequence = [whole.PerFrameFunctionalGroupsSequence[k]]
+        images.append(image)
+    series = in_no_order(images, tmp_path / "in")
+    labels = some_labels(series)
+    write_seg(series, labels, INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    assert np.array_equal(read_back(tmp_path / "seg.dcm", series, "binary"), labels)
+    written = dcmread(tmp_path / "seg.dcm")
+    uids = {frame.position_mm: frame.sop_instance_uid for frame in series.frames}
+    for item in written.PerFrameFunctionalGroupsSequence:
+        (image,) = item.DerivationImageSequence[0].SourceImageSequence
+        position = min(
+            uids,
+            key=lambda at: np.abs(np.subtract(at, item.PlanePositionSequence[0].ImagePositionPatient)).max(),
+        )
+        assert (image.ReferencedSOPInstanceUID, image.ReferencedFrameNumber) == (uids[position], 1)
+    assert len(written.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == grid.slices
+
+
+def test_what_the_source_lacks_is_empty_and_the_source_untouched(tmp_path: Path) -> None:
+    remove = (
+        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+        "ReferringPhysicianName", "StudyID", "SeriesNumber", "Manufacturer",
+    )  # fmt: skip
+    series = write_series(tmp_path / "in", remove=remove)
+    before = [hashlib.sha256(path.read_bytes()).digest() for path in series.files]
+    assert can_carry(series) == []
+    write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    written = dcmread(tmp_path / "seg.dcm")
+    for keyword in remove[:-2]:
+        assert keyword in written and not written.get(keyword)
+    assert [hashlib.sha256(path.read_bytes()).digest() for path in series.files] == before
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientSex", "female"), ("PatientBirthDate", "born"), ("StudyTime", "10:11:12"), ("StudyDate", "1.2.2020"),
+        ("PatientAge", "forty"), ("PatientName", "JUSTONE"), ("PatientID", "x" * 70), ("StudyID", "y" * 40),
+        ("PatientName", "Müller^Jürgen"), ("SeriesNumber", ""), ("SliceThickness", ""), ("PatientComments", "é\n"),
+    ],
+)  # fmt: skip
+def test_odd_values_of_the_source_do_not_stop_it(
+    tmp_path: Path,
+    keyword: str,
+    value: str,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    from pydicom import config
+
+    config.settings.writing_validation_mode, mode = config.IGNORE, config.settings.writing_validation_mode
+    try:
+        series = write_series(tmp_path / "in", SpecificCharacterSet="ISO_IR 100", **{keyword: value})
+    finally:
+        config.settings.writing_validation_mode = mode
+    recwarn.clear()
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    said = caplog.text + " ".join(str(each.message) for each in recwarn)
+    assert not value or value not in said
+    assert np.array_equal(read_back(tmp_path / "seg.dcm", series, "binary"), some_labels(series))
+
+
+def test_names_beyond_ascii(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jürgen")
+    infos, _ = label_infos({1: "肝臓", 3: "lésion", 7: "niere"})
+    write_seg(series, some_labels(series), infos, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    written = dcmread(tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in written.SegmentSequence] == ["肝臓", "lésion", "niere"]
+    assert str(written.PatientName) == "Müller^Jürgen"
+
+
+def test_the_same_content_has_the_same_uid(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    labels, uids = some_labels(series), []
+    other = labels.copy()
+    other[3, 3, 3] ^= 1
+    for array, kind in ((labels, "binary"), (labels, "binary"), (other, "binary"), (labels, "labelmap")):
+        write_seg(series, array, INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind)  # type: ignore[arg-type]
+        written = dcmread(tmp_path / "seg.dcm")
+        uids.append(
+            (written.SOPInstanceUID, written.SegmentSequence[1].TrackingUID, written.SeriesInstanceUID)
+        )
+    assert uids[0] == uids[1]
+    assert len(set(uids)) == 3
+    assert len({uid for _, _, uid in uids}) == 1
+    assert all(len(uid) <= 64 and uid.startswith("2.25.") for group in uids for uid in group)
+
+
+def test_a_wrong_file_is_never_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = write_series(tmp_path / "in")
+    real = seg._source_images
+    monkeypatch.setattr(seg, "_source_images", lambda sources: reversed(list(real(sources))))
+    with pytest.raises(SegpipeError, match="read back, it is not the label map"):
+        write_seg(series, some_labels(series), INFOS, tmp_path / "out" / "seg.dcm", algorithm=ALGORITHM)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lost_plane_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = write_series(tmp_path / "in")
+    real = seg.encoded
+
+    def without_last_frame(dataset: Any) -> bytes:
+        dataset.PerFrameFunctionalGroupsSequence.pop()
+        dataset.NumberOfFrames -= 1
+        return real(dataset)
+
+    monkeypatch.setattr(seg, "encoded", without_last_frame)
+    with pytest.raises(SegpipeError, match="read back"):
+        write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+
+def test_labels_that_do_not_fit(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    labels = some_labels(series)
+    with pytest.raises(SegpipeError, match="grid"):
+        write_seg(series, labels[1:], INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    with pytest.raises(SegpipeError, match="nothing is said of"):
+        write_seg(series, labels, INFOS[:2], tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    with pytest.raises(SegpipeError, match="uint8 or uint16"):
+        write_seg(series, labels.astype(int), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "words"),
+    [
+        ("FrameOfReferenceUID", "no frame of reference"),
+        ("SOPClassUID", "no SOP class"),
+        ("StudyInstanceUID", "no study"),
+    ],
+)
+def test_a_source_that_cannot_carry_it(tmp_path: Path, keyword: str, words: str) -> None:
+    series = write_series(tmp_path / "in", remove=(keyword,))
+    (reason,) = can_carry(series)
+    assert words in reason and keyword in reason
+    with pytest.raises(DataError, match="DICOM cannot be written") as caught:
+        write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    assert words in str(caught.value) and caught.value.case_id == series.case_id
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_one_slice_of_another_study(tmp_path: Path) -> None:
+    images = make.series(GRIDS["axial"])
+    images[2].StudyInstanceUID = "1.2.3"
+    make.write(images, tmp_path / "in")
+    series = replace(scan(tmp_path / "in").series[0], state="loaded")
+    paths = sorted((tmp_path / "in").iterdir())
+    frames = tuple(replace(series.frames[0], path=path) for path in paths)
+    assert can_carry(replace(series, frames=frames)) == ["its slices differ in StudyInstanceUID"]
+
+
+def test_a_refused_series_carries_nothing(tmp_path: Path) -> None:
+    images = make.series(GRIDS["axial"])
+    del images[3]
+    make.write(images, tmp_path / "in")
+    (series,) = scan(tmp_path / "in").series
+    assert series.state == "refused"
+    assert "refused (gap)" in can_carry(series)[0]
+
+
+def test_deidentified_leaves_out_free_text(tmp_path: Path) -> None:
+    images = make.series(GRIDS["axial"])
+    for image in images:
+        make.plant(image)
+        image.PatientName, image.PatientID, image.AccessionNumber, image.StudyID = "A^B", "C", "D", "E"
+        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = "H"
+    series = in_no_order(images, tmp_path / "in")
+    for deidentified in (False, True):
+        write_seg(
+            series, some_labels(series), INFOS, tmp_path / f"{deidentified}.dcm", algorithm=ALGORITHM,
+            deidentified=deidentified,
+        )  # fmt: skip
+    text = dcmread(tmp_path / "True.dcm").to_json()
+    found = [line for line in str(dcmread(tmp_path / "True.dcm")).splitlines() if make.MARKER in line]
+    assert found == [] and make.MARKER not in text
+    assert make.MARKER in dcmread(tmp_path / "False.dcm").StudyDescription

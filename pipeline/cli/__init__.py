@@ -22,6 +22,7 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 VERBS = (
     "scan",
+    "convert",
     "import",
     "check",
     "fetch",

@@ -97,7 +97,7 @@ def _convert(
     if series.state == "refused" and not can_repair(series, repair):
         return row
     if path.is_file() and not overwrite:
-        return {**row, "state": "kept", "reason": None, "detail": "", "file": str(path)}
+        return {**row, "state": "kept", "reason": None, "detail": "", "file": path.name}
     try:
         volume = load_series(series, repair=repair)
     except DataError as error:
@@ -105,7 +105,7 @@ def _convert(
         return {**row, "reason": reason, "detail": _in_words(error, root)}
     write_volume(volume, path)
     return {
-        **row, "state": "written", "reason": None, "detail": "", "file": str(path), "shape": list(volume.array.shape),
+        **row, "state": "written", "reason": None, "detail": "", "file": path.name, "shape": list(volume.array.shape),
         "spacing_mm": [round(edge, 6) for edge in volume.spacing_mm], "dtype": str(volume.array.dtype),
         "repaired": list(volume.repaired), "notes": list(volume.notes),
     }  # fmt: skip

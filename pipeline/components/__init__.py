@@ -24,6 +24,7 @@ from pipeline.components.losses import (
 from pipeline.components.metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric
 from pipeline.components.networks import UNetPlusPlus
 from pipeline.components.runlog import RunLog
+from pipeline.dicom.reader import DicomReader
 from pipeline.inference.sliding import StreamingSlidingWindowInferer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",
+    "DicomReader",
     "EpochSeed",
     "FocalLoss",
     "FocalTverskyLoss",

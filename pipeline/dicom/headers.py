@@ -21,9 +21,27 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
+SERIES_UID = 0x0020000E
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
 NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
-MODALITIES = frozenset("CT MR PT NM US CR DX MG XA RF IVUS OCT OPT IO PX GM SM XC ES OP OT".split())
+MODALITIES = (
+    "CT",
+    "MR",
+    "PT",
+    "NM",
+    "US",
+    "CR",
+    "DX",
+    "MG",
+    "XA",
+    "RF",
+    "IVUS",
+    "OCT",
+    "OPT",
+    "IO",
+    "PX",
+    "OT",
+)
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
 
 
@@ -130,6 +148,9 @@ def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID
         image = image and "SR" not in sop_class.name.split()
     else:
         image = bool(whole_number(dataset, "Rows") and whole_number(dataset, "Columns"))
+    cut = max(dataset.keys(), default=0) <= SERIES_UID  # before, or within, what says where it belongs
+    if cut and (image or not known):
+        return PassedOver(path, "unreadable", "the header ends early")
     if not image:
         return PassedOver(path, "non_image", sop_class.name if known else "a private SOP class")
     return _header(path, stream, dataset, sop_class)

@@ -35,7 +35,10 @@ def walk(roots: Sequence[Path]) -> tuple[Path, list[Path], list[PassedOver]]:
         links: list[Path] = []
         for folder in waiting:
             _walk_folder(folder, entered, files, links, odd)
-        waiting = [link for link in links if os.path.realpath(link) not in entered]
+        waiting = [link for link in links if link.is_dir() and os.path.realpath(link) not in entered]
+        for link in links:
+            if not link.is_dir() and files.setdefault(link.resolve(), link) != link:
+                odd.append(PassedOver(link, "not_dicom", "a link to a file that is there already"))
     top = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     base = folders[0] if len(roots) == 1 else top
     return base, sorted(files.values()), odd
@@ -59,5 +62,7 @@ def _walk_folder(
                 odd.append(PassedOver(path, "not_dicom", "a link to nothing"))
             elif not stat.S_ISREG(path.stat().st_mode):
                 odd.append(PassedOver(path, "not_dicom", "not a regular file"))
+            elif path.is_symlink():
+                links.append(path)
             else:
-                files.setdefault(path if not path.is_symlink() else path.resolve(), path)
+                files.setdefault(path.resolve(), path)

@@ -19,7 +19,7 @@ def test_quick_demo_goes_the_whole_way(tmp_path, capfd) -> None:
     assert document["mean_dice"] is not None
     assert len(document["steps"]) == 8
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") >= 4 and str(tmp_path) not in page
+    assert page.count("data:image/png;base64,") == 3 and str(tmp_path) not in page
     assert run(["demo", str(out), "--quick"]) == 2
     assert "--overwrite" in capfd.readouterr().err
 

@@ -40,7 +40,7 @@ def test_the_whole_walk_prints_every_command_and_writes_the_page(tmp_path, capsy
     write_demo_page(out / "index.html", settings(out), outcome, steps)
     page = (out / "index.html").read_text()
     assert "secret place" not in page and str(tmp_path) not in page
-    assert page.count("data:image/png;base64,") == 4  # two test cases, bars, curve
+    assert page.count("data:image/png;base64,") == 3  # gallery, bars, curves
     assert "segpipe train OUT/data/manifest.json" in page and "Not a medical device." in page
     assert {path.name for path in out.iterdir()} <= set(MADE)
 

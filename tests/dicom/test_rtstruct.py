@@ -1,0 +1,139 @@
+"""DICOM RTSTRUCT: the contours, placed by the standard's formula, give the mask back on every plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled import ALGORITHM, GRIDS, INFOS, some_labels, write_enhanced, write_series
+from matplotlib.path import Path as Outline
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from pipeline.dicom import Series
+from pipeline.dicom.rtstruct import write_rtstruct
+from pipeline.errors import DataError
+
+
+def read_back(path: Path, series: Series) -> tuple[NDArray[Any], float]:
+    """The label map by matplotlib's test of points, and how far contours lie from the planes they refer to (mm)."""
+    written = dcmread(path)
+    assert series.shape is not None
+    labels, worst = np.zeros(series.shape, int), 0.0
+    i, j = np.indices(series.shape[:2])
+    for item in written.ROIContourSequence:
+        for contour in item.get("ContourSequence", []):
+            reference = contour.ContourImageSequence[0]
+            k, frame = next(
+                (k, frame)
+                for k, frame in enumerate(series.frames)
+                if frame.sop_instance_uid == reference.ReferencedSOPInstanceUID
+                and frame.number == reference.get("ReferencedFrameNumber", 1) - 1
+            )
+            points = np.array(contour.ContourData, float).reshape(-1, 3) - frame.position_mm
+            assert len(points) == contour.NumberOfContourPoints
+            row, column = np.array(frame.orientation).reshape(2, 3)
+            worst = max(worst, np.abs(points @ np.cross(row, column)).max())
+            rows_mm, columns_mm = frame.pixel_spacing_mm
+            outline = Outline(np.c_[points @ row / columns_mm, points @ column / rows_mm])
+            inside = outline.contains_points(np.c_[i.ravel(), j.ravel()]).reshape(i.shape)
+            labels[..., k][inside] = item.ReferencedROINumber
+    return labels, worst
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_points_within_the_contours_are_the_mask(tmp_path: Path, grid: str) -> None:
+    series = write_series(tmp_path / "in", grid)
+    labels = some_labels(series)
+    write_rtstruct(series, labels, INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    found, worst_mm = read_back(tmp_path / "rt.dcm", series)
+    assert np.array_equal(found, labels)
+    assert worst_mm < 1e-3
+
+
+def test_each_frame_of_an_enhanced_image_is_referred_to(tmp_path: Path) -> None:
+    for series in write_enhanced(tmp_path / "in", times=2):
+        labels = some_labels(series)
+        write_rtstruct(series, labels, INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+        found, worst_mm = read_back(tmp_path / "rt.dcm", series)
+        assert np.array_equal(found, labels)
+        assert worst_mm < 1e-3
+
+
+def raw_decimals(path: Path) -> list[str]:
+    """Every DS of the contours as it is stored."""
+    found: list[str] = []
+    for item in dcmread(path).ROIContourSequence:
+        for contour in item.get("ContourSequence", []):
+            found += [str(part) for part in contour.ContourData]
+    return found
+
+
+def test_decimals_fit_and_lose_nothing(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", "oblique")
+    write_rtstruct(series, some_labels(series), INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    texts = raw_decimals(tmp_path / "rt.dcm")
+    assert max(map(len, texts)) <= 16
+    assert "-0" not in texts
+
+
+def test_volume_of_the_contours_is_that_of_the_voxels(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", "oblique")
+    labels = some_labels(series)
+    write_rtstruct(series, labels, INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    assert series.spacing_mm is not None
+    for item in dcmread(tmp_path / "rt.dcm").ROIContourSequence:
+        area = 0.0
+        for contour in item.ContourSequence:
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            area += np.linalg.norm(np.cross(points, np.roll(points, -1, axis=0)).sum(axis=0)) / 2
+        voxels = int((labels == item.ReferencedROINumber).sum())
+        assert area * series.spacing_mm[2] == pytest.approx(voxels * np.prod(series.spacing_mm), rel=1e-4)
+
+
+def test_what_it_says_of_itself(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", PatientID="0815")
+    labels = some_labels(series)
+    labels[labels == 7] = 0
+    write_rtstruct(series, labels, INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    written = dcmread(tmp_path / "rt.dcm")
+    assert [region.ROIName for region in written.StructureSetROISequence] == [
+        "liver",
+        "liver_tumor",
+        "kidney_left",
+    ]
+    assert [region.ROINumber for region in written.StructureSetROISequence] == [1, 3, 7]
+    assert {region.ROIGenerationAlgorithm for region in written.StructureSetROISequence} == {"AUTOMATIC"}
+    assert [item.RTROIInterpretedType for item in written.RTROIObservationsSequence] == ["ORGAN", "", "ORGAN"]
+    assert list(written.ROIContourSequence[0].ROIDisplayColor) == list(INFOS[0].colour_rgb)
+    assert "ContourSequence" not in written.ROIContourSequence[2]  # not found
+    reference = written.ReferencedFrameOfReferenceSequence[0]
+    assert reference.FrameOfReferenceUID == written.FrameOfReferenceUID == series.frame_of_reference_uid
+    study = reference.RTReferencedStudySequence[0]
+    (source,) = study.RTReferencedSeriesSequence
+    assert (study.ReferencedSOPInstanceUID, source.SeriesInstanceUID) == (series.study_uid, series.series_uid)
+    uids = {image.ReferencedSOPInstanceUID for image in source.ContourImageSequence}
+    assert uids == {frame.sop_instance_uid for frame in series.frames}
+    assert (written.Modality, written.PatientID, written.ApprovalStatus if "ApprovalStatus" in written else None) == (
+        "RTSTRUCT", "0815", None
+    )  # fmt: skip
+    assert written.DeviceSerialNumber == ALGORITHM.bundle_sha256
+    assert written.SoftwareVersions[0] == "abdomen_ct 1.2.0"
+
+
+def test_the_same_content_has_the_same_uid(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    written: list[Dataset] = []
+    for _ in range(2):
+        write_rtstruct(series, some_labels(series), INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+        written.append(dcmread(tmp_path / "rt.dcm"))
+    assert written[0].SOPInstanceUID == written[1].SOPInstanceUID
+
+
+def test_without_a_frame_of_reference(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", remove=("FrameOfReferenceUID",))
+    with pytest.raises(DataError, match="DICOM cannot be written"):
+        write_rtstruct(series, some_labels(series), INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)

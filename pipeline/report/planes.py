@@ -7,10 +7,12 @@ so that they are told apart without colours too, and neither hides the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -21,6 +23,7 @@ TRUTH_COLOUR, PREDICTION_COLOUR = "#22dd33", "#ff2b20"
 LEAST_MARGIN_MM = 10.0
 MARGIN = 0.3  # of the longest side of what is labelled
 SAMPLES = 2_000_000  # enough voxels for a grey window
+MOST_PARTS, MOST_VOXELS = 5, 8_000_000  # that are searched for the place of worst disagreement
 
 Box = tuple[slice, slice, slice]
 
@@ -138,14 +141,27 @@ def worst_place(
     wrong = truth != prediction
     if not wrong.any():
         return _place_of_most((truth != 0).astype(np.int64))
-    box = ndimage.find_objects(wrong.view(np.uint8))[0]
-    inside = wrong[box]
-    depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    deepest = inside & (depth >= depth.max() * (1 - 1e-9))
-    seen = sum(_counts(inside, axis) for axis in range(3))
-    place = np.unravel_index(int(np.where(deepest, seen, -1).argmax()), inside.shape)
-    x, y, z = (int(part.start + index) for part, index in zip(box, place, strict=True))
+    found = cc3d.statistics(cc3d.connected_components(wrong, connectivity=6))
+    sizes, boxes = found["voxel_counts"][1:], found["bounding_boxes"][1:]
+    best, place = 0.0, np.unravel_index(int(wrong.argmax()), wrong.shape)
+    for part in np.argsort(-sizes.astype(np.int64), kind="stable")[:MOST_PARTS]:
+        depth, inner = _deepest(wrong[boxes[part]], spacing_mm)
+        if depth > best:
+            best, place = depth, tuple(side.start + at for side, at in zip(boxes[part], inner, strict=True))
+    x, y, z = (int(index) for index in place)
     return x, y, z
+
+
+def _deepest(wrong: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+    """Depth in mm and place of a part's innermost voxel; of a large part every second, third, ... voxel is tried."""
+    step = max(1, math.ceil((wrong.size / MOST_VOXELS) ** (1 / 3)))
+    tried = wrong[::step, ::step, ::step]
+    depth = ndimage.distance_transform_edt(np.pad(tried, 1), sampling=[mm * step for mm in spacing_mm])
+    depth = depth[1:-1, 1:-1, 1:-1]
+    seen = sum(_counts(tried, axis) for axis in range(3))
+    innermost = tried & (depth >= depth.max() * (1 - 1e-9))
+    place = np.unravel_index(int(np.where(innermost, seen, -1).argmax()), tried.shape)
+    return float(depth.max()), tuple(int(index) * step for index in place)
 
 
 def labelled_box(panel: Panel) -> Box:

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dicom.make import blank, series, write
 from jsonschema import Draft202012Validator, ValidationError
+from tiny_compare import FakeChildren
 from tiny_data import train_arguments
 from tiny_demo import FakeCommands
 
 from pipeline.check import KINDS
 from pipeline.cli import VERBS, run
+from pipeline.compare.children import Ended
+from pipeline.dicom.transport import NotStoredError
 from pipeline.errors import DataError
 from pipeline.predict.client import WorkerDiedError
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
-FILES = ("run", "postprocessing", "prediction_event", "result", "metrics", "fingerprint", "bundle_metadata")
+FILES = ("run", "postprocessing", "prediction_event", "result", "metrics", "fingerprint", "bundle_metadata", "sent")
 Documents = dict[str, list[Any]]
 
 
@@ -83,7 +87,7 @@ def root(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(root: Path) -> Documents:
     """What all verbs print and leave, going the whole way once."""
     found: Documents = defaultdict(list)
-    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _fetch, _demo):
+    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _demo, _info):
         for name, document in part(root):
             found[name].append(document)
     return found
@@ -141,6 +145,45 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
     return found
 
 
+def _dicom(root: Path) -> list[tuple[str, Any]]:
+    write(series(), root / "dicom" / "whole")
+    write(series()[:1], root / "dicom" / "single")
+    (root / "dicom" / "note.txt").write_text("no image")
+    words = ("convert", root / "dicom", root / "nifti")
+    return [
+        ("scan", printed("scan", root / "dicom")),
+        ("convert", printed(*words, code=4)),
+        ("convert", printed(*words, code=4)),
+    ]
+
+
+class FullArchive:
+    """An archive that takes the first file alone."""
+
+    name = "ARCHIVE@pacs:104"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.stored: list[Any] = []
+
+    def store(self, file: Any) -> None:
+        if self.stored:
+            raise NotStoredError("the server answered status 0xC123")
+        self.stored.append(file)
+
+    def close(self) -> None:
+        pass
+
+
+def _send(root: Path) -> list[tuple[str, Any]]:
+    segmentations = [blank("SEG", "1.2.840.10008.5.1.4.1.1.66.4", "1.2", "1.3", "1.4") for _ in range(2)]
+    write(segmentations, root / "results" / "dcm-0", "seg")
+    words = ("send", root / "results", "--to", FullArchive.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dicom.transport.open_archive", FullArchive)
+        found = [("send", printed(*words, code=4)), ("send", printed(*words))]
+    return [*found, *(("sent", json.loads(line)) for line in (root / "results" / "sent.jsonl").open())]
+
+
 def _fetch(root: Path) -> list[tuple[str, Any]]:
     folder = root / "heart"
     for part in ("imagesTr", "labelsTr"):
@@ -157,6 +200,20 @@ def _fetch(root: Path) -> list[tuple[str, Any]]:
     return [("fetch", first), ("fetch", printed(*words))]
 
 
+def _compare(root: Path) -> list[tuple[str, Any]]:
+    words = (
+        "compare", root / "manifest.json", "--task", root / "task.yaml", "--network", "unet",
+        "--loss", "dice,tversky", "--steps", 2, "--out", root / "comparison",
+    )  # fmt: skip
+    lost = {("predict", "tversky"): Ended(1, {"error": {"message": "lost", "exit_code": 1}})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.compare.children.Children", lambda: FakeChildren(lost))
+        patch.setattr("pipeline.compare.output.draw_all", lambda *_: [])
+        first = printed(*words, code=4)
+        lost.clear()
+        return [("compare", each) for each in (first, printed(*words))]
+
+
 def _demo(root: Path) -> list[tuple[str, Any]]:
     from pipeline.demo import walk
 
@@ -166,6 +223,11 @@ def _demo(root: Path) -> list[tuple[str, Any]]:
         patch.setattr("pipeline.demo.page.write_demo_page", lambda *_: None)
         patch.setattr("pipeline.cli.demo_.QUICK_COARSENESS", 4.0)
         return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]
+
+
+def _info(root: Path) -> list[tuple[str, Any]]:
+    words = ("info", "networks", "--network", "unet", "--task", root / "task.yaml")
+    return [("info", printed(*words)), ("info", printed("info", "losses"))]
 
 
 def test_every_verb_and_file_has_a_schema_and_each_is_linked() -> None:

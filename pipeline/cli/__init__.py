@@ -32,6 +32,7 @@ VERBS = (
     "train",
     "export",
     "predict",
+    "send",
     "evaluate",
     "compare",
     "demo",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep, time
 from typing import Any
 
 from pipeline.dicom.privacy import no_header_text
@@ -98,7 +98,7 @@ def _read(path: Path, folder: Path) -> ResultFile | None:
 
 def send_results(
     folder: Path, files: list[ResultFile], archive: Archive, *, again: bool = False, retries: int = 3,
-    on_sending: Callable[[Sending], None] = lambda _: None, sleep: Callable[[float], None] = time.sleep,
+    on_sending: Callable[[Sending], None] = lambda _: None,
 ) -> list[Sending]:  # fmt: skip
     """Send files, and write down in ``sent.jsonl`` of the folder what became of each.
 
@@ -109,7 +109,6 @@ def send_results(
         again: send what was sent there before, too.
         retries: further tries of a file where the trouble may pass, after 1, 2, 4 ... seconds.
         on_sending: called with each outcome.
-        sleep: waits between tries.
 
     Raises:
         UsageError: ``sent.jsonl`` cannot be written.
@@ -124,7 +123,7 @@ def send_results(
             elif unreachable:
                 outcome = Sending(file, "failed", 0, f"not tried: {unreachable}")
             else:
-                outcome, gave_up = _send(file, archive, retries, sleep)
+                outcome, gave_up = _send(file, archive, retries)
                 unreachable = outcome.reason if gave_up else None
                 _record(folder, archive.name, outcome)
             outcomes.append(outcome)
@@ -134,9 +133,7 @@ def send_results(
     return outcomes
 
 
-def _send(
-    file: ResultFile, archive: Archive, retries: int, sleep: Callable[[float], None]
-) -> tuple[Sending, bool]:
+def _send(file: ResultFile, archive: Archive, retries: int) -> tuple[Sending, bool]:
     """One file, and whether there is no use in trying others."""
     attempt = 0
     while True:
@@ -153,7 +150,7 @@ def _send(
 
 def _record(folder: Path, to: str, outcome: Sending) -> None:
     line: dict[str, Any] = {
-        "time": round(time.time(), 3), "to": to, "status": outcome.status, "case_id": outcome.file.case_id,
+        "time": round(time(), 3), "to": to, "status": outcome.status, "case_id": outcome.file.case_id,
         "file": outcome.file.name, "kind": outcome.file.kind,
         "sop_instance_uid": outcome.file.sop_instance_uid, "sha256": outcome.file.sha256,
         "attempts": outcome.attempts,

@@ -1,0 +1,287 @@
+"""segpipe send: each result arrives once, unchanged, and only what the archive confirms counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import cstore_archive, failed, status, stow_archive
+from jsonschema import Draft202012Validator
+from labelled import ALGORITHM, INFOS, some_labels, write_series
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from pipeline.cli import run
+from pipeline.dicom import transport
+from pipeline.dicom.rtstruct import write_rtstruct
+from pipeline.dicom.seg import write_seg
+from pipeline.dicom.send import SENT
+from pipeline.dicom.sr import write_sr
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+SEG, LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
+RTSTRUCT, SR = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.88.34"
+PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+ALL = [(SEG, PLAIN), (LABELMAP, [RLELossless]), (RTSTRUCT, PLAIN), (SR, PLAIN)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two cases, beside a file under way, a CT slice and a file that is no DICOM."""
+    root = tmp_path_factory.mktemp("send")
+    series = write_series(root / "in", PatientName="SECRETNAME")
+    labels = some_labels(series)
+    for case, kind in (("dcm-a", "binary"), ("dcm-b", "labelmap")):
+        folder = root / "out" / case
+        folder.mkdir(parents=True)
+        write_seg(series, labels, INFOS, folder / "seg.dcm", algorithm=ALGORITHM, kind=kind)  # type: ignore[arg-type]
+    folder = root / "out" / "dcm-a"
+    write_rtstruct(series, labels, INFOS, folder / "rtstruct.dcm", algorithm=ALGORITHM)
+    volumes = {info.name: 1.0 for info in INFOS}
+    write_sr(series, folder / "seg.dcm", volumes, INFOS, folder / "sr.dcm", algorithm=ALGORITHM)
+    (root / "out" / ".partial" / "dcm-c").mkdir(parents=True)
+    shutil.copy(folder / "seg.dcm", root / "out" / ".partial" / "dcm-c" / "seg.dcm")
+    shutil.copy(series.files[0], folder / "slice.dcm")
+    (folder / "notes.dcm").write_text("no DICOM")
+    return root / "out"
+
+
+@pytest.fixture
+def results(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("pipeline.dicom.send.sleep", lambda _: None)
+    for name in (transport.TOKEN, transport.USER, transport.PASSWORD):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    shutil.copytree(made, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def send(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> Any:
+    capsys.readouterr()
+    assert run(["send", *map(str, words), "--json"]) == code
+    printed = capsys.readouterr()
+    assert "SECRETNAME" not in printed.out + printed.err
+    document = json.loads(printed.out)
+    if "error" not in document:
+        Draft202012Validator(json.loads((SCHEMAS / "send.schema.json").read_text())).validate(document)
+    return document
+
+
+def lines(results: Path) -> list[dict[str, Any]]:
+    schema = Draft202012Validator(json.loads((SCHEMAS / "sent.schema.json").read_text()))
+    found = [json.loads(line) for line in (results / SENT).read_text().splitlines()]
+    for line in found:
+        schema.validate(line)
+    return found
+
+
+NAMES = ["dcm-a/rtstruct.dcm", "dcm-a/seg.dcm", "dcm-a/sr.dcm", "dcm-b/seg.dcm"]
+
+
+def test_dicomweb_takes_each_file_once_byte_for_byte(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stow_archive() as archive:
+        document = send(capsys, 0, results, "--to", archive.url + "/")
+        assert [each["file"] for each in document["files"]] == NAMES
+        assert [each["kind"] for each in document["files"]] == ["RTSTRUCT", "SEG", "SR", "SEG"]
+        assert document["counts"] == {"sent": 4, "skipped": 0, "failed": 0}
+        assert document["passed_over"] == 2
+        assert archive.files == [(results / name).read_bytes() for name in NAMES]
+        assert set(archive.paths) == {"/dicom-web/studies"}
+        again = send(capsys, 0, results, "--to", archive.url)
+        assert again["counts"] == {"sent": 0, "skipped": 4, "failed": 0}
+        assert len(archive.files) == 4
+        forced = send(capsys, 0, results, "--to", archive.url, "--again")
+        assert forced["counts"]["sent"] == 4
+    assert [line["status"] for line in lines(results)] == ["sent"] * 8
+
+
+def test_another_archive_and_another_content_are_sent(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stow_archive() as one, stow_archive() as other:
+        send(capsys, 0, results, "--to", one.url)
+        assert send(capsys, 0, results, "--to", other.url)["counts"]["sent"] == 4
+        changed = dcmread(results / NAMES[1])
+        changed.SeriesDescription = "changed"
+        changed.save_as(results / NAMES[1])
+        document = send(capsys, 0, results, "--to", one.url)
+        assert [each["file"] for each in document["files"] if each["status"] == "sent"] == [NAMES[1]]
+
+
+def test_a_line_cut_short_by_a_crash(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stow_archive() as archive:
+        send(capsys, 0, results, "--to", archive.url)
+        text = (results / SENT).read_text()
+        (results / SENT).write_text(text[: len(text) - 30])
+        assert send(capsys, 0, results, "--to", archive.url)["counts"] == {
+            "sent": 1,
+            "skipped": 3,
+            "failed": 0,
+        }
+        assert send(capsys, 0, results, "--to", archive.url)["counts"]["skipped"] == 4
+
+
+def test_trouble_that_passes(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stow_archive(status(503), failed(0xA700), status(429)) as archive:
+        document = send(capsys, 0, results, "--to", archive.url)
+        assert [each["attempts"] for each in document["files"]] == [4, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (failed(0xA900), "status 409, failure reason 0xA900"),
+        (failed(0x0110, 202), "status 202, failure reason 0x0110"),
+        (status(400, b"SECRETNAME is odd"), "status 400"),
+        (status(302, Location="/login"), "status 302"),
+        (status(200, b"<html>please log in</html>", **{"Content-Type": "text/html"}), "does not confirm"),
+        (status(200, b"{}", **{"Content-Type": "application/json"}), "does not confirm"),
+        (status(200, b'[{"00081199": 1}]'), "does not confirm"),
+    ],
+)
+def test_what_is_not_confirmed_failed(
+    results: Path, capsys: pytest.CaptureFixture[str], answer: Any, reason: str
+) -> None:
+    with stow_archive(answer) as archive:
+        document = send(capsys, 4, results, "--to", archive.url)
+        assert document["counts"] == {"sent": 3, "skipped": 0, "failed": 1}
+        assert reason in document["files"][0]["reason"]
+        assert reason in lines(results)[0]["reason"]
+        assert document["files"][0]["attempts"] == 1
+        assert send(capsys, 0, results, "--to", archive.url)["counts"]["sent"] == 1
+
+
+def test_denied_is_not_tried_again(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stow_archive(status(401)) as archive:
+        document = send(capsys, 4, results, "--to", archive.url)
+        assert len(archive.files) == 1
+    assert "access denied (status 401)" in document["files"][0]["reason"]
+    assert "not tried" in document["files"][3]["reason"]
+
+
+def test_nobody_there(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound, but nobody listens
+        for to in (f"http://127.0.0.1:{port}/dicom-web", f"ARCHIVE@127.0.0.1:{port}"):
+            document = send(capsys, 4, results, "--to", to, "--retries", 1)
+            assert document["counts"]["failed"] == 4
+            assert document["files"][0]["attempts"] == 2
+            assert document["files"][1]["attempts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "header"),
+    [
+        ({transport.TOKEN: "t0ken"}, "Bearer t0ken"),
+        ({transport.USER: "me", transport.PASSWORD: "pw"}, "Basic bWU6cHc="),
+    ],
+)
+def test_credentials_come_from_the_environment_and_are_not_written(
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
+    environment: dict[str, str],
+    header: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with stow_archive() as archive:
+        send(capsys, 0, results, "--to", archive.url)
+        assert {each["Authorization"] for each in archive.headers} == {header}
+    for value in (*environment.values(), header):
+        assert value == "me" or value not in (results / SENT).read_text()
+    document = send(capsys, 5, results, "--to", "http://pacs.example.org/dicom-web")
+    assert "clear text" in document["error"]["message"]
+
+
+def test_a_password_in_the_address_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = send(capsys, 2, results, "--to", "https://me:pw@pacs.example.org/dicom-web")
+    assert "pw" not in json.dumps(document)
+
+
+def test_an_untrusted_certificate(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    import requests
+
+    def refuse(*_: object, **given: Any) -> None:
+        raise requests.exceptions.SSLError("certificate of SECRETNAME")
+
+    monkeypatch.setattr(requests.Session, "post", refuse)
+    document = send(capsys, 4, results, "--to", "https://pacs.example.org/dicom-web")
+    assert document["files"][0]["reason"] == "the server's certificate cannot be trusted"
+    assert document["files"][0]["attempts"] == 1
+
+
+def test_certificates_are_checked_unless_told_otherwise(tmp_path: Path) -> None:
+    assert transport.Stow("https://a/b")._session.verify is True
+    assert transport.Stow("https://a/b", ca=tmp_path / "ca.pem")._session.verify == str(tmp_path / "ca.pem")
+    assert transport.Stow("https://a/b", verify=False)._session.verify is False
+
+
+def test_c_store_takes_every_kind_unchanged(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cstore_archive(ALL) as (to, taken):
+        document = send(capsys, 0, results, "--to", to)
+        assert document["counts"]["sent"] == 4 and document["to"] == to
+        for name, dataset in zip(NAMES, taken, strict=True):
+            original = dcmread(results / name)
+            assert dataset == original
+            assert dataset.file_meta.TransferSyntaxUID == original.file_meta.TransferSyntaxUID
+        assert send(capsys, 0, results, "--to", to)["counts"]["skipped"] == 4
+
+
+def test_c_store_to_an_archive_that_only_knows_implicit_vr(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    implicit = [(kind, [ImplicitVRLittleEndian]) for kind in (SEG, RTSTRUCT, SR)]
+    with cstore_archive(implicit) as (to, taken):
+        document = send(capsys, 4, results, "--to", to)
+        assert [each["status"] for each in document["files"]] == ["sent", "sent", "sent", "failed"]
+        assert "does not take this kind of object or transfer syntax" in document["files"][3]["reason"]
+        assert taken[1].PixelData == dcmread(results / NAMES[1]).PixelData
+        assert taken[1].file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+
+
+def test_c_store_answers(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cstore_archive(ALL, 0xA700, 0xB000, 0xC123, 0) as (to, taken):
+        document = send(capsys, 4, results, "--to", to)
+        assert [each["attempts"] for each in document["files"]] == [2, 1, 1, 1]
+        assert document["files"][1]["reason"] == "the server answered status 0xC123"
+        assert len(taken) == 3
+
+
+def test_c_store_with_a_wrong_ae_title(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with cstore_archive(ALL) as (to, taken):
+        document = send(capsys, 4, results, "--to", to.replace("ARCHIVE", "OTHER"))
+        assert "rejected the association" in document["files"][0]["reason"]
+        assert document["files"][0]["attempts"] == 1
+        assert taken == []
+
+
+@pytest.mark.parametrize(
+    "to", ["pacs", "ftp://x", "AET@host", "AET@host:0", "AET@host:99999", "@host:104", "A\\B@h:1"]
+)
+def test_a_destination_that_cannot_be_read(
+    results: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    assert send(capsys, 2, results, "--to", to)["error"]["found"] == to
+    assert send(capsys, 2, results, "--to", "A@127.0.0.1:1", "--calling", "x" * 17)["error"]["exit_code"] == 2
+
+
+def test_nothing_to_send(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no DICOM result" in send(capsys, 3, tmp_path, "--to", "A@h:1")["error"]["message"]
+    assert send(capsys, 2, tmp_path / "none", "--to", "A@h:1")["error"]["message"] == "no such result folder"
+
+
+def test_for_a_person(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stow_archive(failed(0xA900)) as archive:
+        assert run(["send", str(results), "--to", archive.url]) == 4
+    out = capsys.readouterr().out
+    assert "3 sent, 0 skipped, 1 failed" in out and "dcm-b" in out and "2 other DICOM files" in out

@@ -1,12 +1,18 @@
 """One frame of a DICOM data set, decoded by the library that does it exactly.
 
-pydicom decodes what is native, deflated, RLE, JPEG-LS and JPEG 2000 (with pyjpegls, Pillow and GDCM); GDCM every kind
-of JPEG. A compressed frame without its end marker is not decoded: libraries would fill up a stream that was cut.
+pydicom decodes what is native, deflated and RLE, pyjpegls JPEG-LS, Pillow JPEG 2000 and baseline JPEG, GDCM the other
+kinds of JPEG. GDCM is not asked for JPEG 2000: of a damaged stream it ends the process. A compressed frame without its
+end marker is not decoded: libraries would fill up a stream that was cut.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +31,9 @@ JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY = _JPEG + "50", _JPEG + "80", _JPEG + "81"
 JPEG_2000, JPEG_2000_LOSSY = _JPEG + "90", _JPEG + "91"
 LOSSY = frozenset(_JPEG + end for end in ("50", "51", "53", "55", "81"))
 DECODED = NATIVE | JPEG_BY_GDCM | {RLE, JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY, JPEG_2000, JPEG_2000_LOSSY}
+PLUGIN = {JPEG_8_BIT: "pillow", JPEG_LS: "pyjpegls", JPEG_LS_LOSSY: "pyjpegls", JPEG_2000: "pillow"}
+PLUGIN |= {JPEG_2000_LOSSY: "pillow", RLE: "pydicom"}
+DAMAGED = re.compile(rb"premature end|bad Huffman code|([3-9]|\d\d+) extraneous bytes")
 END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
 
 
@@ -65,7 +74,9 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
         frame = _encoded(dataset, number)
         if transfer_syntax in JPEG_BY_GDCM:
             return _by_gdcm(dataset, transfer_syntax, frame)
-    values, _ = get_decoder(UID(transfer_syntax)).as_array(dataset, index=number, raw=True)
+    plugin = PLUGIN.get(transfer_syntax, "")
+    decoder = get_decoder(UID(transfer_syntax))
+    values, _ = decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)
     return values
 
 
@@ -102,11 +113,36 @@ def _by_gdcm(dataset: Dataset, transfer_syntax: str, frame: bytes) -> NDArray[np
     )
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(transfer_syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(1, allocated, stored, stored - 1, signed))
-    data = image.GetBuffer().encode("utf-8", "surrogateescape")  # its bytes come as a str
+    buffer, said = _listening(image.GetBuffer)
+    if DAMAGED.search(said):
+        raise ValueError("the codestream is damaged")
+    data = buffer.encode("utf-8", "surrogateescape")  # its bytes come as a str
     dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
     values = np.frombuffer(data, dtype).reshape(rows, columns)
     unused = allocated - stored
     return (values << unused) >> unused if unused else values
+
+
+_Result = TypeVar("_Result")
+_one_at_a_time = threading.Lock()
+
+
+def _listening(call: Callable[[], _Result]) -> tuple[_Result, bytes]:
+    """What a C library returns, and what it wrote to standard error meanwhile.
+
+    libjpeg fills up the rest of a damaged image and says so there alone. The call holds the interpreter's lock, so
+    no other thread writes meanwhile.
+    """
+    with _one_at_a_time, tempfile.TemporaryFile() as heard:
+        terminal = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            result = call()
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        heard.seek(0)
+        return result, heard.read()
 
 
 def _gdcm() -> Any:

@@ -14,7 +14,7 @@ from pipeline.dicom.codecs import PixelsError
 from pipeline.dicom.model import Frame, Series
 from pipeline.dicom.pixels import PixelFile, open_pixels
 from pipeline.dicom.privacy import no_header_text
-from pipeline.dicom.values import frame_values, notes_on
+from pipeline.dicom.rescale import frame_values, notes_on
 from pipeline.processes import usable_cores
 
 EXACT_IN_FLOAT32 = 2**24

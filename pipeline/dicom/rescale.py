@@ -1,0 +1,124 @@
+"""What stored values stand for: rescale, padding and MONOCHROME1 (PS3.3 C.11.1, C.7.5.1.1.2, C.7.6.3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.codecs import PixelsError
+from pipeline.dicom.pixels import PixelFile
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+UNITS_BY_DEFINITION = ("CT", "PT")  # values are HU, or an activity, however they are meant to be shown
+
+
+def frame_values(file: PixelFile, number: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Values of a frame after rescale, and where they are padding.
+
+    Returns:
+        (rows, columns) whole numbers where slope and intercept are whole, else float64; and a mask of the same shape,
+        None where nothing is padding.
+
+    Raises:
+        PixelsError: the frame cannot be decoded, or its rescale cannot be used.
+    """
+    stored = file.stored(number)
+    padding = _padding(file, stored)
+    if is_inverted(file):
+        stored = ~stored if file.signed else ((1 << file.bits) - 1) - stored
+    if "ModalityLUTSequence" in file.dataset and "RescaleSlope" not in file.dataset:
+        from pydicom.pixels import apply_modality_lut
+
+        return apply_modality_lut(stored, file.dataset), padding
+    slope, intercept = rescale(file, number)
+    if stored.dtype.kind not in "iu" or not (slope.is_integer() and intercept.is_integer()):
+        return stored * np.float64(slope) + intercept, padding
+    if (slope, intercept) == (1, 0):
+        return stored, padding
+    small = stored.dtype.itemsize <= 2 and max(abs(slope), abs(intercept)) < 2**15  # no 32 bits overflow
+    stored = stored.astype(np.int32 if small else np.int64)
+    return (stored if slope == 1 else stored * int(slope)) + int(intercept), padding
+
+
+def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
+    """Slope and intercept of a frame: its own, else those shared by all frames, else those of the file.
+
+    Raises:
+        PixelsError: a slope of 0, or numbers that are none.
+    """
+    slope = intercept = None
+    for group in _groups(file, number):
+        slope = group.get("RescaleSlope") if slope is None else slope
+        intercept = group.get("RescaleIntercept") if intercept is None else intercept
+    try:
+        found = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+    except (TypeError, ValueError):
+        found = (0.0, 0.0)
+    if not np.isfinite(found).all() or found[0] == 0:
+        raise PixelsError(
+            "RescaleSlope or RescaleIntercept cannot be used", path=file.path, reason="missing_tag",
+            expected="two numbers, the slope not 0", hint="export the series again from its source",
+        )  # fmt: skip
+    return found
+
+
+def is_inverted(file: PixelFile) -> bool:
+    """Whether stored values are mirrored within BitsStored, so that bright stays bright.
+
+    MONOCHROME1 says that the smallest value is *shown* white. Where values have a unit (CT, PET, RescaleType HU) it is
+    a matter of display alone, and they are left as the rescale formula has them.
+    """
+    if file.dataset.get("PhotometricInterpretation") != "MONOCHROME1" or not file.bits:
+        return False
+    types = {group.get("RescaleType") for group in _groups(file, 0)}
+    return file.dataset.get("Modality") not in UNITS_BY_DEFINITION and "HU" not in types
+
+
+def notes_on(file: PixelFile) -> tuple[str, ...]:
+    """What a user of the values should know (the scan has said whether they were compressed with loss)."""
+    found = []
+    if file.dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        what = "mirrored, so that bright stays bright" if is_inverted(file) else "left, as they have a unit"
+        found.append(f"MONOCHROME1: values are {what}")
+    if any("RealWorldValueMappingSequence" in group for group in _groups(file, 0)):
+        found.append("a real world value mapping is there and was not applied")
+    return tuple(found)
+
+
+def _groups(file: PixelFile, number: int) -> Iterator[Dataset]:
+    """Where a frame's attributes may stand, the most specific place first."""
+    per_frame = file.dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = file.dataset.get("SharedFunctionalGroupsSequence") or []
+    for place in (*per_frame[number : number + 1], *shared):
+        yield from place.get("PixelValueTransformationSequence") or []
+        yield place
+    yield file.dataset
+
+
+def _padding(file: PixelFile, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where stored values lie between PixelPaddingValue and PixelPaddingRangeLimit, both included."""
+    prefix = "" if file.bits else "Float"
+    names = (f"{prefix}PixelPaddingValue", f"{prefix}PixelPaddingRangeLimit")
+    first, last = (file.dataset.get(name) for name in names)
+    if first is None or first == "":
+        return None
+    try:
+        low, high = sorted(_as_stored(file, end) for end in (first, first if last in (None, "") else last))
+    except (TypeError, ValueError):
+        return None
+    found: NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    return found if found.any() else None
+
+
+def _as_stored(file: PixelFile, value: Any) -> float:
+    """A padding value, also one written with the wrong sign (US for signed pixels), as pixels are stored."""
+    if not file.bits:
+        return float(value)
+    allocated = int(file.dataset.BitsAllocated)
+    value = int(value) % (1 << allocated)
+    return value - (1 << allocated) if file.signed and value >> (allocated - 1) else value

@@ -64,8 +64,7 @@ def _frame(panel: Panel, index: int, low: float, high: float, max_width_px: int)
     _write_words(ImageDraw.Draw(whole), whole.size, panel, index)
 
     levels = (np.asarray(whole, dtype=np.float64) * (GREYS - 1) / 255).round().astype(np.uint8)
-    frame = Image.fromarray(levels).convert("L")
-    frame = Image.frombytes("P", frame.size, levels.tobytes())
+    frame = Image.frombytes("P", whole.size, levels.tobytes())
     frame.putpalette(_palette())
     pen = ImageDraw.Draw(frame)
     for labels, place, thickness in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "draw_gallery", "gallery"]
 
 TRUTH_WIDTH, PREDICTION_WIDTH = 2.2, 0.9  # points
-MARGIN_IN, GAP_IN, TOP_IN, HEAD_IN, FOOT_IN = 0.1, 0.1, 0.32, 0.26, 0.36
+MARGIN_IN, GAP_IN, HEAD_IN, FOOT_IN = 0.1, 0.1, 0.26, 0.36
 HIGHEST_IN = 2.6
 # Fills that stay apart from the two outlines and, for most readers with a colour deficiency, from each other.
 FILLS = ("#3f8efc", "#ffb000", "#c77dff", "#00c2d1", "#f78fb3", "#ffe66d", "#9ad1ff", "#d9a066")
-MOST_NAMES = 8
+MOST_NAMES = len(FILLS)
 NICE_MM = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -95,11 +96,16 @@ def gallery(panels: Iterable[Panel]) -> bytes:
         A PNG.
     """
     rows = [_row(panel) for panel in panels]
-    height = TOP_IN + sum(HEAD_IN + row.height_in() + FOOT_IN for row in rows)
-    figure = new_figure(PAGE_WIDTH_IN, height, arranged=False)
     tints = _tints(rows)
-    _legend(figure, rows, tints)
-    top = height - TOP_IN
+    handles = _legend_entries(rows, tints)
+    columns = len(handles) if len(handles) <= 5 else 4
+    top = sum(HEAD_IN + row.height_in() + FOOT_IN for row in rows)
+    legend_in = 0.14 + 0.18 * math.ceil(len(handles) / columns)
+    figure = new_figure(PAGE_WIDTH_IN, top + legend_in, arranged=False)
+    figure.legend(
+        handles=handles, loc="upper right", ncols=columns, frameon=False, fontsize=8, labelcolor=INK,
+        handlelength=1.6, borderaxespad=0.1, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
     for row in rows:
         _draw_row(figure, row, top, tints)
         top -= HEAD_IN + row.height_in() + FOOT_IN
@@ -133,7 +139,7 @@ def _tints(rows: Sequence[_Row]) -> dict[int, str]:
     return {value: FILLS[index % len(FILLS)] for index, value in enumerate(values)} if len(values) > 1 else {}
 
 
-def _legend(figure: Figure, rows: Sequence[_Row], tints: Mapping[int, str]) -> None:
+def _legend_entries(rows: Sequence[_Row], tints: Mapping[int, str]) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -146,21 +152,19 @@ def _legend(figure: Figure, rows: Sequence[_Row], tints: Mapping[int, str]) -> N
         Patch(facecolor=tint, alpha=0.6, label=shorten(names.get(value, f"label {value}"), 20))
         for value, tint in list(tints.items())[:MOST_NAMES]
     ]
-    columns = min(len(handles), 5)
-    figure.legend(
-        handles=handles, loc="upper right", ncols=columns, frameon=False, fontsize=8, labelcolor=INK,
-        handlelength=1.6, borderaxespad=0.1, columnspacing=1.2, labelspacing=0.3,
-    )  # fmt: skip
+    if len(tints) > MOST_NAMES:
+        handles.append(Patch(alpha=0, label=f"and {len(tints) - MOST_NAMES} more"))
+    return handles
 
 
 def _draw_row(figure: Figure, row: _Row, top_in: float, tints: Mapping[int, str]) -> None:
     width, height = figure.get_size_inches()
     figure.text(
-        MARGIN_IN / width, (top_in - 0.06) / height, shorten(row.title, 60), va="top", fontsize=9, color=INK,
+        MARGIN_IN / width, (top_in - 0.06) / height, shorten(row.title, 40), va="top", fontsize=9, color=INK,
         fontweight="bold",
     )  # fmt: skip
     figure.text(
-        1 - MARGIN_IN / width, (top_in - 0.06) / height, shorten(row.caption, 60), va="top", ha="right",
+        1 - MARGIN_IN / width, (top_in - 0.06) / height, shorten(row.caption, 44), va="top", ha="right",
         fontsize=9, color=INK,
     )  # fmt: skip
     scale, left, floor = row.scale(), MARGIN_IN, top_in - HEAD_IN - row.height_in()
@@ -184,7 +188,9 @@ def _draw_view(axis: Axes, view: _View, tints: Mapping[int, str]) -> None:
         view.image, cmap="gray", vmin=0, vmax=1, origin="lower", extent=extent, interpolation="bicubic",
         aspect="auto",
     )  # fmt: skip
-    shown = np.where(view.truth != 0, view.truth, view.prediction)
+    shown = np.where(
+        view.truth != 0, view.truth, view.prediction
+    )  # a tint tells the label, an outline whose it is
     fill = np.zeros((*shown.shape, 4))
     for value, tint in tints.items():
         fill[shown == value] = (*to_rgb(tint), 0.22)

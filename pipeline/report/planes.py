@@ -107,11 +107,12 @@ def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[ND
 
     across, up = (max(1, round(side / min(pixel_mm))) for side in pixel_mm)
     part_mm = np.array(pixel_mm) / (across, up)
-    for value in np.unique(labels):
-        if value:
-            mask = (labels == value).repeat(up, axis=0).repeat(across, axis=1)
+    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
+        if box is not None:
+            corner_mm = np.array([box[1].start, box[0].start]) * pixel_mm
+            mask = (labels[box] == value).repeat(up, axis=0).repeat(across, axis=1)
             for line in find_contours(np.pad(mask, 1).astype(np.float64), 0.5):
-                yield (line[:, ::-1] - 0.5) * part_mm
+                yield corner_mm + (line[:, ::-1] - 0.5) * part_mm
 
 
 def window(image: NDArray[Any]) -> tuple[float, float]:

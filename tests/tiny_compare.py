@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from pipeline.cli import run
 from pipeline.compare.children import Ended, Listener
-from pipeline.manifest import load_manifest
+from pipeline.manifest import Manifest, load_manifest
+from pipeline.measure import dice
 from pipeline.results import SEGMENTATION
 
 EPOCH = "{epoch},0.9,0.8,0.5,0.001,{seconds},0.5\n"
@@ -30,7 +29,7 @@ def option(words: Sequence[str], name: str) -> str:
 
 
 class FakeChildren:
-    """Stands for `pipeline.compare.children.Children`; `segpipe evaluate` is the real one.
+    """Stands for `pipeline.compare.children.Children`.
 
     Args:
         fails: ``(verb, part of a word)`` to how the command ends.
@@ -42,25 +41,24 @@ class FakeChildren:
     ) -> None:
         self.fails, self.shift = fails or {}, shift or {}
         self.ran: list[list[str]] = []
+        self.stopped = False
 
     def verbs(self) -> list[str]:
         return [f"{words[0]} --dry-run" if "--dry-run" in words else words[0] for words in self.ran]
 
     def stop(self) -> None:
-        self.ran.append(["stop"])
+        self.stopped = True
 
     def run(self, words: Sequence[str], on_line: Listener) -> Ended:
+        if self.stopped:
+            raise KeyboardInterrupt
         self.ran.append(list(words))
         for (verb, part), ended in self.fails.items():
             if words[0] == verb and any(part in word for word in words):
                 if ended.code == 130:
+                    self.stop()
                     raise KeyboardInterrupt
                 return ended
-        if words[0] == "evaluate":
-            out = io.StringIO()
-            with redirect_stdout(out):
-                code = run(list(words))
-            return Ended(code, json.loads(out.getvalue()))
         return getattr(self, f"_{words[0]}")(list(words), on_line)
 
     def _train(self, words: list[str], on_line: Listener) -> Ended:
@@ -99,3 +97,32 @@ class FakeChildren:
             moved = np.roll(np.asarray(truth.dataobj), shift + (shift and number % 2), 0)
             nib.save(nib.Nifti1Image(moved.astype(np.uint8), truth.affine), folder / SEGMENTATION)
         return Ended(0, {})
+
+    def _evaluate(self, words: list[str], on_line: Listener) -> Ended:
+        data, manifest = Path(option(words, "--data")), load_manifest(words[1])
+        fold = int(option(words, "--fold")) if "--fold" in words else None
+        cases = [
+            measured(case.id, data / str(case.label), Path(words[2]) / case.id / SEGMENTATION, manifest)
+            for case in manifest.select(option(words, "--split"), fold)
+        ]
+        out = Path(option(words, "--out"))
+        out.mkdir()
+        (out / "metrics.json").write_text(json.dumps({"cases": cases}))
+        return Ended(4 if any(case["failure"] for case in cases) else 0, {})
+
+
+def measured(case_id: str, truth: Path, prediction: Path, manifest: Manifest) -> dict[str, Any]:
+    """A case as metrics.json has it."""
+    there = prediction.is_file()
+    one, other = (np.asarray(nib.load(path).dataobj) for path in (truth, prediction if there else truth))
+    scores = {
+        name: dice(one == value, other == value) if there else 0.0
+        for value, name in manifest.foreground.items()
+    }
+    known = [score for score in scores.values() if score is not None]
+    return {
+        "id": case_id,
+        "failure": None if there else "no prediction",
+        "mean_dice": sum(known) / len(known),
+        "labels": [{"name": name, "dice": score} for name, score in scores.items()],
+    }

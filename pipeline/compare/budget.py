@@ -21,11 +21,10 @@ def epochs_for_minutes(minutes: float, seconds_of_training: float, seconds_of_va
         seconds_of_validation: of validating once.
     """
     seconds = minutes * 60
-    epochs = math.floor(seconds / (seconds_of_training + seconds_of_validation))  # validated after each
-    if epochs > VALIDATIONS:
-        epochs = math.floor((seconds - VALIDATIONS * seconds_of_validation) / seconds_of_training)
-        epochs -= epochs % max(1, epochs // VALIDATIONS)  # so that `validation_interval` finds a divisor
-    return max(1, epochs)
+    most = 2 * VALIDATIONS  # a run of n intervals of epochs, each with a validation, n below this
+    interval = max(1, math.floor((seconds / most - seconds_of_validation) / seconds_of_training) + 1)
+    intervals = math.floor(seconds / (interval * seconds_of_training + seconds_of_validation))
+    return max(1, intervals * interval)
 
 
 def validation_interval(epochs: int) -> int:

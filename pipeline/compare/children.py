@@ -90,6 +90,7 @@ class Children:
             if pipe:
                 pipe.close()
         if code == INTERRUPTED:
+            self.stop()
             raise KeyboardInterrupt
         return Ended(code, _document(output), time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6)
 

@@ -14,7 +14,7 @@ from pipeline.compare.cells import CellFailed, Place, measure_cell, run_facts, t
 from pipeline.compare.children import Listener, Run
 from pipeline.compare.progress import Progress
 from pipeline.compare.state import State
-from pipeline.compare.variants import Cell, Settings, check_names, fragment_name
+from pipeline.compare.variants import Cell, Settings, check_sense, fragment_name
 from pipeline.compose import Composed, compose
 from pipeline.errors import OK, UsageError
 from pipeline.files import cannot_write
@@ -30,7 +30,7 @@ def check_settings(settings: Settings, manifest: Manifest) -> dict[str, Composed
     Raises:
         UsageError: naming the variant.
     """
-    check_names(settings)
+    check_sense(settings)
     for fold in settings.folds:
         manifest.select("validation", fold)
     if settings.split == "test" and not any(case.label for case in manifest.test):

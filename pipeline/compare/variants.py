@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.compose import read_fragment
 from pipeline.errors import UsageError
 
-OWN_OPTIONS = ("fold", "seed", "max_epochs", "threads", "num_workers")
+OWN_OPTIONS = {"fold": "--folds", "seed": "--seeds", "max_epochs": "--steps or --minutes"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,16 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def check_names(settings: Settings) -> None:
-    """Refuse two variants that would share a folder.
+def check_sense(settings: Settings) -> None:
+    """Refuse two variants that would share a folder, and overrides of what the comparison sets itself.
 
     Raises:
         UsageError: naming them.
     """
+    for override in settings.overrides:
+        name = override.partition("=")[0].strip()
+        if name in OWN_OPTIONS:
+            raise UsageError(f"--set {name} has no place here", hint=f"give {OWN_OPTIONS[name]}")
     names = [variant.name for variant in settings.variants()]
     for name in names:
         if names.count(name) > 1:

@@ -1,0 +1,182 @@
+"""`segpipe convert`: what is written can be read by others, says nothing of the patient, and nothing is silent."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, write
+
+from pipeline.cli import run
+from pipeline.dicom import load
+
+
+def convert(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
+    code = run(["convert", *map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def tilted() -> list:
+    images = series(Grid(slices=8))
+    for number, image in enumerate(images):
+        image.ImagePositionPatient[1] = float(image.ImagePositionPatient[1]) + number
+    return images
+
+
+@pytest.mark.parametrize("orientation", [SAGITTAL, OBLIQUE])
+def test_nibabel_and_simpleitk_find_every_voxel_in_its_place(
+    orientation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import SimpleITK
+
+    images = series(Grid(orientation, spacing=(1.5, 0.7)))
+    write(images, tmp_path / "in")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 0 and document["written"] == 1
+    (row,) = document["series"]
+    path = tmp_path / "out" / row["file"]
+    image, by_itk = nib.load(path), SimpleITK.ReadImage(path)
+    assert image.get_data_dtype() == np.int16 and row["dtype"] == "int16"
+    np.testing.assert_allclose(image.get_sform(), image.get_qform(), atol=1e-3)
+    assert (image.header["sform_code"], image.header["qform_code"]) == (1, 1)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    for number in (0, 5):
+        place = position(images[number], 3, 7)
+        by_nibabel = (image.affine @ [3, 7, number, 1])[:3] * [-1, -1, 1]
+        assert np.linalg.norm(by_nibabel - place) < 0.01
+        assert np.linalg.norm(np.array(by_itk.TransformIndexToPhysicalPoint((3, 7, number))) - place) < 0.01
+        stored = np.frombuffer(images[number].PixelData, "<i2").reshape(12, 10)
+        assert image.dataobj[3, 7, number] == stored[7, 3] == by_itk[3, 7, number]
+
+
+def test_nothing_of_the_patient_is_written_or_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tilted()
+    for image in images:
+        plant(image)
+    write(images, tmp_path / "in")
+    code = run(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--repair", "tilt"])
+    said = capsys.readouterr()
+    assert code == 0
+    assert MARKER not in said.out + said.err
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        assert MARKER.encode() not in content and b"0815" not in content and MARKER not in path.name
+
+
+def test_the_header_has_no_text_but_of_a_repair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tilted(), tmp_path / "in" / "tilted")
+    write(series(), tmp_path / "in" / "good")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--repair", "tilt")
+    assert code == 0
+    for row in document["series"]:
+        header = nib.load(tmp_path / "out" / row["file"]).header
+        texts = {
+            name: bytes(header[name]).rstrip(b"\0")
+            for name in ("descrip", "aux_file", "db_name", "intent_name")
+        }
+        expected = b"repaired: tilt" if row["repaired"] else b""
+        assert texts == {"descrip": expected, "aux_file": b"", "db_name": b"", "intent_name": b""}
+        assert bool(row["repaired"]) == any(note.startswith("repaired: tilt") for note in row["notes"])
+    assert sorted(len(row["repaired"]) for row in document["series"]) == [0, 1]
+
+
+def test_what_is_refused_is_told_and_the_rest_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tilted(), tmp_path / "in" / "tilted")
+    write(series(), tmp_path / "in" / "good")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 4 and (document["written"], document["refused"]) == (1, 1)
+    refused = next(row for row in document["series"] if row["state"] == "refused")
+    assert refused["reason"] == "gantry_tilt" and "degrees" in refused["detail"] and refused["file"] is None
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 1
+    only = refused["series_uid"]
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "none", "--series", only)
+    assert code == 3 and len(document["series"]) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_frame_that_cannot_be_decoded_costs_one_series(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write(series(RescaleSlope="0"), tmp_path / "in" / "bad")
+    write(series(), tmp_path / "in" / "good")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 4
+    refused = next(row for row in document["series"] if row["state"] == "refused")
+    assert refused["reason"] == "missing_tag"
+    assert bad[0].name.split("_")[0] in refused["detail"] and str(tmp_path) not in refused["detail"]
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(series(), tmp_path / "in")
+    _, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    path = tmp_path / "out" / document["series"][0]["file"]
+    first = path.read_bytes()
+    path.write_bytes(b"mine")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 0 and document["kept"] == 1 and path.read_bytes() == b"mine"
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--overwrite")
+    assert code == 0 and document["written"] == 1 and path.read_bytes() == first
+
+
+def test_the_mapping_is_for_its_owner_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(series(), tmp_path / "a")
+    write(series(seed=1), tmp_path / "b")
+    for name in ("a", "b", "a"):
+        convert(capsys, tmp_path / name, tmp_path / "out")
+    mapping = tmp_path / "out" / "mapping.jsonl"
+    assert stat.S_IMODE(mapping.stat().st_mode) == 0o600
+    lines = [json.loads(line) for line in mapping.read_text().splitlines()]
+    assert len(lines) == 2 and all(len(line["paths"]) == 6 and line["series_uid"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("nowhere", "out"), 2, "no such"),
+        (("empty", "out"), 3, "no DICOM series"),
+        (("in", "out", "--series", "1.2.3"), 2, "no such series"),
+        (("in", "out", "--repair", "all"), 2, "no such repair"),
+        (("in", "file"), 2, "cannot write"),
+    ],
+)
+def test_what_cannot_be_done(
+    words: tuple[str, ...], code: int, message: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write(series(), tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    found, document = convert(capsys, *words)
+    assert found == code and message in document["error"]["message"]
+
+
+def test_a_person_sees_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(series(), tmp_path / "in")
+    assert run(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert load(tmp_path / "in")[0].series.case_id in out and "10x12x6" in out and "1 written" in out
+
+
+def test_a_small_shear_is_in_the_sform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = series(Grid(slices=6, rows=64, columns=64))
+    for number, image in enumerate(images):
+        image.ImagePositionPatient[1] = f"{31 + 0.08 * number:.4f}"
+    write(images, tmp_path / "in")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 0
+    header = nib.load(tmp_path / "out" / document["series"][0]["file"]).header
+    assert header["sform_code"] == 1
+    sform = header.get_sform()
+    assert np.linalg.norm((sform @ [0, 0, 5, 1])[:3] * [-1, -1, 1] - position(images[5], 0, 0)) < 0.01

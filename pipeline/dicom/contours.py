@@ -102,10 +102,12 @@ def _area(loop: list[Point]) -> float:
 
 
 def _corners(loop: list[Point]) -> list[Point]:
-    """The walk without the points that lie on a straight way."""
+    """The walk without the points that lie on a straight way.
+
+    It ends at the least corner, so that what closes it runs along i: some readers forget a closing side, which there
+    bounds nothing from left or right.
+    """
     ways = [np.sign(np.subtract(b, a)).tolist() for a, b in itertools.pairwise([loop[-1], *loop, loop[0]])]
-    return [
-        point
-        for point, (before, after) in zip(loop, itertools.pairwise(ways), strict=True)
-        if before != after
-    ]
+    turns = zip(loop, itertools.pairwise(ways), strict=True)
+    corners = [point for point, (before, after) in turns if before != after]
+    return corners[1:] + corners[:1]

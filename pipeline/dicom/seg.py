@@ -127,6 +127,7 @@ def _segmentation(
         content_description=NOT_FOR_DIAGNOSIS,
         series_description=description(algorithm, "Segmentation"),
     )
+    segmentation.ContentCreatorName = None  # type 2, which the library leaves out
     organization = uid_of("dimensions", uid)
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in segmentation.DimensionIndexSequence:

@@ -59,7 +59,7 @@ def test_one_polygon_for_each_part_with_its_area(mask: NDArray[np.bool_]) -> Non
 
 
 def test_corners_only_and_a_keyhole() -> None:
-    assert contours(np.ones((3, 2), bool))[0].tolist() == [[0, 0], [3, 0], [3, 2], [0, 2]]
+    assert contours(np.ones((3, 2), bool))[0].tolist() == [[3, 0], [3, 2], [0, 2], [0, 0]]
     ring = np.ones((3, 3), bool)
     ring[1, 1] = False
     (polygon,) = contours(ring)

@@ -52,7 +52,7 @@ def same_pixels(first: Header, second: Header) -> bool:
     if (first.rows, first.columns, first.value_tags) != (second.rows, second.columns, second.value_tags):
         return False
     if first.pixels.transfer_syntax == second.pixels.transfer_syntax != DEFLATED:
-        return _digest(first) == _digest(second)
+        return pixel_digest(first) == pixel_digest(second)
     try:
         with no_header_text():
             one, other = (pydicom.dcmread(header.path, force=True).pixel_array for header in (first, second))
@@ -61,7 +61,8 @@ def same_pixels(first: Header, second: Header) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
-def _digest(header: Header) -> bytes:
+def pixel_digest(header: Header) -> bytes:
+    """SHA-256 of a file's stored pixels, packed as they are."""
     with header.path.open("rb") as stream:
         stream.seek(header.pixels.offset)
         return hashlib.sha256(stream.read(header.pixels.length)).digest()

@@ -7,9 +7,10 @@ then each frame's own (PS3.3 C.7.6.16), either of which may be absent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipeline.dicom.header_values import items, numbers, private_value, text, whole_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -80,41 +81,10 @@ class FrameHeader:
         return self.position, self.orientation, self.spacing
 
 
-def text(dataset: Dataset, name: str) -> str:
-    """A value as text, several joined by backslashes; empty where it is absent or cannot be read."""
-    try:
-        value = dataset.get(name)
-    except Exception:  # noqa: BLE001 - pydicom converts lazily, and raises whatever a broken value leads it to
-        return ""
-    if value is None:
-        return ""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return str(value).strip()
-    return "\\".join(str(part).strip() for part in value)
-
-
-def numbers(value: Any) -> tuple[float, ...]:
-    """Finite numbers of a value of any form; empty where one of them is none."""
-    if value is None or isinstance(value, bytes):
-        return ()
-    parts = value.split("\\") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
-    try:
-        found = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        return ()
-    return found if all(math.isfinite(number) for number in found) else ()
-
-
-def whole_number(dataset: Dataset, name: str) -> int | None:
-    """A whole number, or None."""
-    found = numbers(text(dataset, name))
-    return int(found[0]) if found else None
-
-
 def frames_of(dataset: Dataset) -> tuple[FrameHeader, ...]:
     """Every frame of an image, in the order of the file."""
-    shared = _items(dataset, "SharedFunctionalGroupsSequence")[:1]
-    own = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    own = items(dataset, "PerFrameFunctionalGroupsSequence")
     count = whole_number(dataset, "NumberOfFrames") or 1
     if not own:
         bare = count > 1 and not shared  # many frames and one position: no frame has a place of its own
@@ -164,17 +134,10 @@ def _frame(
     )
 
 
-def _items(dataset: Dataset, name: str) -> list[Dataset]:
-    try:
-        return list(dataset.get(name) or [])
-    except Exception:  # noqa: BLE001 - as in `text`
-        return []
-
-
 def _value(levels: list[Dataset], sequence: str, tag: str) -> str:
     """The text of a tag in the first item of a sequence of the nearest level that has it."""
     for level in levels:
-        for item in _items(level, sequence)[:1]:
+        for item in items(level, sequence)[:1]:
             if value := text(item, tag):
                 return value
     return ""
@@ -187,8 +150,8 @@ def _found(levels: list[Dataset], sequence: str, tag: str) -> tuple[float, ...]:
 def _diffusion(levels: list[Dataset], top: Dataset, keys: dict[str, Key]) -> None:
     direction = numbers(text(top, "DiffusionGradientOrientation"))
     for level in levels:
-        for item in _items(level, "MRDiffusionSequence")[:1]:
-            for inner in _items(item, "DiffusionGradientDirectionSequence")[:1]:
+        for item in items(level, "MRDiffusionSequence")[:1]:
+            for inner in items(item, "DiffusionGradientDirectionSequence")[:1]:
                 direction = numbers(text(inner, "DiffusionGradientOrientation")) or direction
     if direction:
         keys["gradient direction"] = direction
@@ -198,10 +161,7 @@ def _diffusion(levels: list[Dataset], top: Dataset, keys: dict[str, Key]) -> Non
 
 def _private_b_value(dataset: Dataset) -> float | None:
     for group, creator, element in PRIVATE_B_VALUES:
-        try:
-            value: Any = dataset.private_block(group, creator)[element].value
-        except Exception:  # noqa: BLE001 - as in `text`
-            continue
+        value = private_value(dataset, group, creator, element)
         if isinstance(value, bytes):
             value = value.decode("ascii", "ignore").strip("\0 ")
         if found := numbers(value):
@@ -212,7 +172,7 @@ def _private_b_value(dataset: Dataset) -> float | None:
 def _free_dimensions(dataset: Dataset) -> tuple[int, ...]:
     """Axes of DimensionIndexValues that are no place: neither stack, nor place in it, nor position."""
     places = {0x00209056, 0x00209057, 0x00200032, 0x00209113}
-    pointers = [item.get("DimensionIndexPointer") for item in _items(dataset, "DimensionIndexSequence")]
+    pointers = [item.get("DimensionIndexPointer") for item in items(dataset, "DimensionIndexSequence")]
     return tuple(
         axis for axis, pointer in enumerate(pointers) if pointer is not None and pointer not in places
     )

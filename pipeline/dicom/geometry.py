@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 LOAD_MM = 0.05  # a corner may lie so far off the best lattice
 LOAD_STEP = 0.01  # or this part of the distance between slices
 NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series are sheared by 0.07 degrees
-NOTE_STEP = 0.05  # but never more than this part of the distance between slices along the normal
+NOTE_STEP = 0.1  # but never more than this part of the distance between slices along the normal
 SAME_PLACE_MM = 0.05
 
 
@@ -204,7 +204,7 @@ def _uneven(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Re
     for base in (float(steps.min()), float(np.median(steps))):
         counts = np.rint(steps / base)
         holes = np.flatnonzero(counts > 1)
-        if not len(holes) or len(holes) > max(1, len(steps) / 3) or counts.min() < 1:
+        if not len(holes) or counts.min() < 1 or _sparser(holes, len(steps)):
             continue
         base = float(slices.heights[-1] - slices.heights[0]) / counts.sum()
         places = np.concatenate([[0], np.cumsum(counts)]) * base
@@ -224,6 +224,12 @@ def _uneven(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Re
         f"most (found {steps.min():.3f} to {steps.max():.3f} mm). Resample it with --repair spacing, or use "
         "an evenly spaced reconstruction."
     )
+
+
+def _sparser(holes: NDArray[np.intp], steps: int) -> bool:
+    """Whether wider steps are a part of the volume taken more sparsely, and not slices that are missing."""
+    in_a_row = len(holes) >= 3 and int(holes[-1] - holes[0]) == len(holes) - 1
+    return len(holes) > max(1, steps / 2) or (in_a_row and (holes[0] == 0 or holes[-1] == steps - 1))
 
 
 def _leaning(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:

@@ -94,16 +94,16 @@ def _with_copies(group: Group, copies: dict[Path, list[Path]], name: Name) -> Gr
 
 
 def _by_stack(group: Group) -> list[Group]:
-    """Frames of reference and stacks of a multi-frame image are volumes of their own."""
-    parts: dict[tuple[str, str], list[Slice]] = defaultdict(list)
+    """Modalities, frames of reference, and stacks of a multi-frame image are volumes of their own."""
+    parts: dict[tuple[str, str, str], list[Slice]] = defaultdict(list)
     for part in group.slices:
-        parts[part.header.frame_of_reference_uid, part.frame.stack].append(part)
+        parts[part.header.modality, part.header.frame_of_reference_uid, part.frame.stack].append(part)
     if len(parts) == 1 or len(parts) == len(group.slices):  # a stack for every slice says nothing
         return [group]
     return [
         group.part(
-            slices, f"reference={reference} stack={stack}",
-            f"volume {number} of {len(parts)} of its series, by frame of reference and stack",
+            slices, " ".join(key),
+            f"volume {number} of {len(parts)} of its series, by modality, frame of reference and stack",
         )
-        for number, ((reference, stack), slices) in enumerate(sorted(parts.items()), start=1)
+        for number, (key, slices) in enumerate(sorted(parts.items()), start=1)
     ]  # fmt: skip

@@ -12,7 +12,8 @@ import pydicom
 from pydicom.uid import UID
 
 from pipeline.dicom.codecs import is_lossy
-from pipeline.dicom.frames import FrameHeader, frames_of, numbers, text, whole_number
+from pipeline.dicom.frames import FrameHeader, frames_of
+from pipeline.dicom.header_values import numbers, private_value, text, whole_number
 from pipeline.dicom.model import PassedOver, Reason
 from pipeline.dicom.pixel_storage import PixelStorage, find_pixels
 from pipeline.dicom.privacy import kind_of
@@ -158,7 +159,8 @@ def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID
 
 def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header:
     pixels = find_pixels(dataset, stream)
-    frames = frames_of(dataset)
+    size = (whole_number(dataset, "Rows") or 0) * (whole_number(dataset, "Columns") or 0)
+    frames = frames_of(dataset) if size > 0 and not pixels.missing else ()  # a damaged count may be endless
     image_type = tuple(value.upper() for value in text(dataset, "ImageType").split("\\"))
     count = whole_number(dataset, "ImagesInAcquisition") or whole_number(dataset, "NumberOfSlices")
     notes = []
@@ -252,16 +254,9 @@ def mosaic_tiles(dataset: FileDataset) -> int:
         (0x0019, "SIEMENS MR HEADER", 0x0A),
         (0x0065, "Image Private Header", 0x50),
     ):
-        try:
-            block = dataset.private_block(group, creator)
-        except (KeyError, ValueError):
-            continue
-        if element in block:
-            values = numbers(block[element].value)
-            if values:
-                return int(values[0])
-    element_csa = dataset.get((0x0029, 0x1010))
-    raw = element_csa.value if element_csa is not None else b""
+        if values := numbers(private_value(dataset, group, creator, element)):
+            return int(values[0])
+    raw = private_value(dataset, 0x0029, "SIEMENS CSA HEADER", 0x10)
     if not isinstance(raw, bytes):
         return 0
     at = raw.find(b"NumberOfImagesInMosaic")

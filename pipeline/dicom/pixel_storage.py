@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import pydicom
 
 from pipeline.dicom.codecs import DECODED, END_OF_STREAM
-from pipeline.dicom.frames import text, whole_number
+from pipeline.dicom.header_values import text, whole_number
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.duplicates import same_pixels
+from pipeline.dicom.duplicates import pixel_digest
 from pipeline.dicom.frames import FrameHeader
 from pipeline.dicom.geometry import levels
-from pipeline.dicom.slices import Group, Name, Slice, slice_name, stack_of
+from pipeline.dicom.slices import Group, Name, slice_name, stack_of
 
 Places = NDArray[np.intp]
 MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
@@ -60,18 +60,21 @@ def by_repeats(group: Group, name: Name) -> list[Group]:
 
 def _without_equal(group: Group, places: Places, name: Name) -> Group | None:
     """Without images that repeat another's pixels at its place under another UID; None where there is none."""
-    kept: dict[int, list[Slice]] = defaultdict(list)
-    dropped = []
+    counts = np.bincount(places)
+    seen: set[Hashable] = set()
+    slices, dropped = [], []
     for part, place in zip(group.slices, places, strict=True):
-        single = len(part.header.frames) == 1
-        same_place = [other for other in kept[place] if other.frame.position == part.frame.position]
-        if single and any(same_pixels(other.header, part.header) for other in same_place):
-            dropped.append(part.header.path)
-        else:
-            kept[place].append(part)
+        header = part.header
+        if counts[place] > 1 and len(header.frames) == 1 and header.pixels.offset >= 0:
+            syntax = header.pixels.transfer_syntax
+            content = (part.frame.position, header.value_tags, syntax, pixel_digest(header))
+            if content in seen:
+                dropped.append(header.path)
+                continue
+            seen.add(content)
+        slices.append(part)
     if not dropped:
         return None
-    slices = [part for parts in kept.values() for part in parts]
     note = f"{len(dropped)} image(s) dropped that repeat another under a new UID, e.g. {name(min(dropped))}"
     return replace(group.part(slices, "", note), copies=(*group.copies, *dropped))
 
@@ -115,7 +118,8 @@ def split_repeats(frames: Sequence[FrameHeader], places: Places, incomplete: boo
 
 def _splits(frames: Sequence[FrameHeader], places: Places) -> Iterator[tuple[str, list[list[int]]]]:
     names = list(dict.fromkeys(name for frame in frames for name in frame.keys))
-    names = [name for name in names if len({frame.keys.get(name) for frame in frames}) > 1]
+    most = int(np.bincount(places).max())  # a value that differs from slice to slice tells no volumes apart
+    names = [name for name in names if 1 < len({frame.keys.get(name) for frame in frames}) <= most]
     times = list(dict.fromkeys(name for frame in frames for name in frame.times))
     yield from ((name, _by_values(frames, [name])) for name in names)
     for count in range(MOST_KEYS + 1):

@@ -22,7 +22,7 @@ from pipeline.dicom.walk import walk
 from pipeline.processes import MOST_WORKERS, over_cases, usable_cores
 
 FILES_A_JOB = 64
-FILES_WORTH_A_WORKER = 1000  # headers: below, starting a process takes longer than what it would share
+FILES_WORTH_A_WORKER = 3000  # headers: below, starting a process takes longer than what it would share
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Progress = Callable[[int, int], object]

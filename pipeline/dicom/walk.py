@@ -58,11 +58,24 @@ def _walk_folder(
         entered.add(here)
         links += [Path(name, folder) for folder in folders if Path(name, folder).is_symlink()]
         for path in (Path(name, file) for file in names):
-            if path.is_symlink() and not path.exists():
-                odd.append(PassedOver(path, "not_dicom", "a link to nothing"))
-            elif not stat.S_ISREG(path.stat().st_mode):
-                odd.append(PassedOver(path, "not_dicom", "not a regular file"))
-            elif path.is_symlink():
+            kind = _kind(path)
+            if kind == "link":
                 links.append(path)
+            elif kind:
+                odd.append(PassedOver(path, "not_dicom", kind))
             else:
-                files.setdefault(path.resolve(), path)
+                files.setdefault(Path(here, path.name), path)
+
+
+def _kind(path: Path) -> str:
+    """Empty for a regular file, ``link`` for a link to one, else what it is."""
+    try:
+        mode = path.lstat().st_mode
+        linked = stat.S_ISLNK(mode)
+        if linked:
+            mode = path.stat().st_mode
+    except OSError:  # or a file that went away while the tree was walked
+        return "a link to nothing"
+    if not stat.S_ISREG(mode):
+        return "not a regular file"
+    return "link" if linked else ""

@@ -201,3 +201,13 @@ def test_a_new_series_for_every_uid(tmp_path: Path) -> None:
     for number in range(3):
         write(series(SeriesInstanceUID=generate_uid()), tmp_path / str(number))
     assert len(scan(tmp_path).series) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NumberOfFrames", 2_000_000_000), ("Rows", 0), ("NumberOfFrames", -3)]
+)
+def test_impossible_counts_cost_no_memory(tmp_path: Path, name: str, value: int) -> None:
+    images = series(Grid(slices=2))
+    setattr(images[0], name, value)
+    write(images, tmp_path)
+    assert [one.reason for one in scan(tmp_path).series] in (["truncated"], ["missing_tag"])

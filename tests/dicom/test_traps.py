@@ -167,6 +167,7 @@ REFUSED: dict[str, tuple[str, Callable[[Images], object]]] = {
     "gap": ("gap", gap),
     "two gaps": ("gap", two_gaps),
     "gap, whatever SpacingBetweenSlices says": ("gap", lie),
+    "every third slice missing": ("gap", lambda images: images.__delitem__(slice(2, None, 3))),
     "every distance another": ("variable_spacing", spread),
     "two distances, one twice the other": ("variable_spacing", halves),
     "one slice half way off": ("variable_spacing", lambda images: shift(images[4], 0, 0, 1.2)),
@@ -279,10 +280,20 @@ def scouts(images: Images) -> None:
     """Topograms: another matrix, marked as localizers."""
     for orientation in (CORONAL, SAGITTAL):
         scout = series(Grid(orientation, 20, 16, 1, origin=(-40, 10, 60)))[0]
-        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality"):
             setattr(scout, name, getattr(images[0], name))
         scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         images.append(scout)
+
+
+def test_modalities_and_frames_of_reference_are_volumes_of_their_own(tmp_path: Path) -> None:
+    def edit(images: Images) -> None:
+        every(images[5:], "FrameOfReferenceUID", generate_uid())
+        every(images[8:], "Modality", "PT")
+
+    found = made(tmp_path, edit)
+    assert states(found) == [("loaded", None, 2), ("loaded", None, 3), ("loaded", None, 5)]
+    assert len({one.case_id for one in found.series}) == 3
 
 
 def test_scouts_are_a_group_of_their_own(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def command(
         bool,
         typer.Option("--overwrite", help="Compute finished cases again; take over another bundle's folder."),
     ] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory that a case may take, e.g. 4G [default: what is free].")
+    ] = None,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Write the probabilities of all classes beside the labels."),
+    ] = False,
     pseudonymise: Annotated[
         bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
     ] = False,
@@ -53,13 +60,17 @@ def command(
     """
     from pipeline.bundle import open_bundle
     from pipeline.predict import Options, find_cases
+    from pipeline.predict.memory import parse_bytes
 
     console = Console("predict", as_json=json)
     opened = open_bundle(bundle)
     items = find_cases(
         inputs, max(1, len(opened.channels)), out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data
     )  # fmt: skip
-    options = Options(device, threads, timeout, retries, overwrite)
+    options = Options(
+        device, threads, timeout, retries, overwrite,
+        max_memory=None if max_memory is None else parse_bytes(max_memory), probabilities=probabilities,
+    )  # fmt: skip
     outcomes = _with_progress(console, opened, items, out, options)
     return _report(console, opened, outcomes)
 

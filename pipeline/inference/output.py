@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.nifti import GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm
+from pipeline.nifti import GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> None:
@@ -22,16 +25,42 @@ def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> N
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
+    write_nifti(_image(labels, grid, np.uint8), path)
+
+
+@contextmanager
+def probability_file(path: str | Path, shape: tuple[int, ...], grid: Header) -> Iterator[NDArray[np.float32]]:
+    """An array (X, Y, Z, C) of probabilities to fill; at the end of the block it is written as an image.
+
+    It lies in a file beside the image meanwhile, not in memory.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    beside = Path(path).with_name(f".{Path(path).name}.raw")
+    try:
+        with beside.open("wb") as stream:
+            os.posix_fallocate(
+                stream.fileno(), 0, 4 * math.prod(shape)
+            )  # a full disk is found now, as an error
+        values = np.memmap(beside, np.float32, "r+", shape=shape, order="F")
+        yield values
+        write_nifti(_image(values, grid, np.float32), path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:
     import nibabel as nib
 
     code = grid.sform_code or grid.qform_code
-    image = nib.Nifti1Image(labels, grid.affine, dtype=np.uint8)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    image = nib.Nifti1Image(values, grid.affine, dtype=dtype)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=code)
     image.set_qform(grid.qform if grid.qform_code else grid.affine, code=grid.qform_code or code)
     if not grid.qform_code and grid_moved(image.get_qform(), grid):  # a shear, which a qform cannot say
         image.set_qform(None, code=0)
-    nib.save(image, path)  # type: ignore[attr-defined, unused-ignore]
+    return image
 
 
 def grid_moved(affine: NDArray[np.float64], grid: Header) -> bool:

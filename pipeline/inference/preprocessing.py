@@ -92,12 +92,14 @@ class Preprocessing:
         """The list that `parse` was given."""
         return [step.to_config() for step in self.steps]
 
-    def build(self) -> list[Any]:
-        """The stock MONAI transforms (imports MONAI)."""
+    def build(self, after_reading: bool = False) -> list[Any]:
+        """The stock MONAI transforms (imports MONAI), all or those behind reading a file and finding its channels."""
         from monai import transforms
 
         built = []
         for step in self.steps:
+            if after_reading and isinstance(step, (Load, ChannelFirst)):
+                continue
             arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
             built.append(getattr(transforms, step.name)(**arguments))
         return built

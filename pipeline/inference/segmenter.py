@@ -5,29 +5,35 @@ Two routes give a label map on the source's grid:
     typed   the preprocessing is in the closed list: it is built from its typed form
     stock   anything else: the bundle's own transforms, as MONAI's ConfigParser builds them
 
-In both, network, inferer and post-processing are those of the bundle's config, so that a case gets the labels
-that `python -m monai.bundle run` would give it.
+Two engines carry them out, and a case gets the labels that `python -m monai.bundle run` would give it by both:
+
+    streaming   where inferer and post-processing are of the closed form as well: scores block by block
+    monai       anything else: inferer and post-processing of the bundle's config on the whole volume
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import decollate_batch
+from monai.data import MetaTensor, decollate_batch
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
+from pipeline.inference.output import probability_file
+from pipeline.inference.prepare import why_not_streamed
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.source import read_grid
+from pipeline.inference.runtimes import torch_runtime
+from pipeline.inference.source import Source, read_source
+from pipeline.inference.streaming import Windowing, segment_source
 from pipeline.nifti import FORMS_TOLERANCE_MM, Header, corners_apart_mm
 
 
@@ -44,6 +50,9 @@ class Recipe:
         preprocessing: the transforms of the closed list; None takes the stock route.
         device: ``auto``, ``cpu`` or ``cuda:N``.
         threads: CPU threads; None leaves torch's own choice.
+        windowing: the fields of `Windowing`; None takes the engine of MONAI.
+        cleanup: MONAI transforms of the label map, for the streaming engine.
+        max_memory: bytes that the process may take; None for what the machine has.
     """
 
     root: str
@@ -54,6 +63,9 @@ class Recipe:
     preprocessing: list[dict[str, Any]] | None
     device: str = "auto"
     threads: int | None = None
+    windowing: dict[str, Any] | None = None
+    cleanup: tuple[dict[str, Any], ...] = ()
+    max_memory: int | None = None
 
     @property
     def route(self) -> str:
@@ -73,6 +85,10 @@ class Segmentation:
 class Segmenter:
     """A bundle's model in memory.
 
+    Attributes:
+        engine: ``streaming`` or ``monai``.
+        engine_reasons: why it is not the streaming one.
+
     Raises:
         UsageError: the device is not there.
         DataError: the config lacks something, or the weights do not fit its network.
@@ -86,37 +102,88 @@ class Segmenter:
         parser = ConfigParser(config=_without_saving(recipe.inference))
         parser["bundle_root"] = recipe.root
         parser["device"] = str(self.device)
-        if recipe.preprocessing is not None:  # as an object, so that Invertd refers to the very same
-            parser["preprocessing"] = Compose(Preprocessing.parse(recipe.preprocessing).build())
-        self._preprocessing = _parsed(parser, "preprocessing")
-        self._postprocessing = _parsed(parser, "postprocessing")
-        self._inferer = _parsed(parser, "inferer")
+        self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
+        if self._typed is not None:  # as an object, so that Invertd refers to the very same
+            parser["preprocessing"] = Compose(self._typed.build(after_reading=True))
+        self.engine_reasons = self._why_monai()
+        self.engine = "monai" if self.engine_reasons else "streaming"
+        if self.engine == "monai":
+            self._preprocessing = _parsed(parser, "preprocessing")
+            self._postprocessing = _parsed(parser, "postprocessing")
+            self._inferer = _parsed(parser, "inferer")
+        else:
+            parser["cleanup"] = list(recipe.cleanup)
+            self._cleanup = _parsed(parser, "cleanup") if recipe.cleanup else None
+            self._windowing = Windowing(**recipe.windowing or {})
         self._network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
 
-    def segment(self, paths: list[str]) -> Segmentation:
+    def segment(self, paths: list[str], probabilities: str | None = None) -> Segmentation:
         """The label map of one case.
 
         Args:
             paths: one file per channel, or one file with all of them.
+            probabilities: a file to write the probabilities of all classes to.
 
         Raises:
-            UsageError: no such file.
+            UsageError: no such file, or this bundle's probabilities cannot be given.
             DataError: the images cannot be used, or the bundle does not give one label map on their grid.
+            RefusedError: the case needs more memory than there is.
         """
         seconds: dict[str, float] = {}
         with _timed(seconds, "check"):
-            grid = read_grid(paths, self.recipe.channels)
+            source = read_source(paths, self.recipe.channels)
         with torch.inference_mode():
-            with _timed(seconds, "preprocess"):
-                item = self._preprocessing({"image": paths if len(paths) > 1 else paths[0]})
-                batch = list_data_collate([item])
-            with _timed(seconds, "network"):
-                image = batch["image"].to(self.device)
-                scores = self._inferer(image, self._network)
-            with _timed(seconds, "postprocess"):
-                item = decollate_batch({**batch, "image": image, "pred": scores})[0]
-                labels = _as_labels(self._postprocessing(item)["pred"], grid)
-        return Segmentation(labels, grid, seconds)
+            if self.engine == "streaming":
+                labels = self._stream(source, seconds, probabilities)
+            else:
+                if probabilities is not None:
+                    raise UsageError(
+                        "this bundle's probabilities cannot be given", found="; ".join(self.engine_reasons),
+                        hint="predict without --probabilities",
+                    )  # fmt: skip
+                labels = self._as_monai(source, paths, seconds)
+        return Segmentation(labels, source.header, seconds)
+
+    def _stream(
+        self, source: Source, seconds: dict[str, float], probabilities: str | None
+    ) -> NDArray[np.uint8]:
+        if self._typed is None:
+            raise SegpipeError("the streaming engine was asked for a bundle that it cannot read")
+        runtime, header, typed = torch_runtime(self._network), source.header, self._typed
+        with ExitStack() as stack:
+            kept = None
+            if probabilities is not None:
+                classes = 1 if self._windowing.activation == "sigmoid" else len(self.recipe.labels)
+                shape = (*header.shape[:3], classes)
+                kept = stack.enter_context(probability_file(probabilities, shape, header))
+            labels = segment_source(source, typed, self._windowing, runtime, self.device, seconds, kept)
+        if self._cleanup is not None:
+            start = time.perf_counter()
+            affine = torch.as_tensor(source.header.affine, dtype=torch.float64)
+            item = {"pred": MetaTensor(torch.from_numpy(labels)[None].float(), affine=affine)}
+            labels = _as_labels(self._cleanup(item)["pred"], source.header)
+            seconds["postprocess"] = round(seconds["postprocess"] + time.perf_counter() - start, 3)
+        return labels
+
+    def _as_monai(self, source: Source, paths: list[str], seconds: dict[str, float]) -> NDArray[np.uint8]:
+        with _timed(seconds, "preprocess"):
+            given = source.tensor() if self._typed else paths if len(paths) > 1 else paths[0]
+            source.forget()
+            batch = list_data_collate([self._preprocessing({"image": given})])
+        with _timed(seconds, "network"):
+            image = batch["image"].to(self.device)
+            scores = self._inferer(image, self._network)
+        with _timed(seconds, "postprocess"):
+            item = decollate_batch({**batch, "image": image, "pred": scores})[0]
+            return _as_labels(self._postprocessing(item)["pred"], source.header)
+
+    def _why_monai(self) -> tuple[str, ...]:
+        if self._typed is None:
+            return ("the transforms are outside the closed list",)
+        if self.recipe.windowing is None:
+            return ("inferer or post-processing is outside the closed form",)
+        reason = why_not_streamed(self._typed)
+        return (reason,) if reason else ()
 
 
 def _device(name: str) -> torch.device:

@@ -1,21 +1,59 @@
-"""Reading a case's images strictly before anything is computed on them.
+"""A case's images: read once, judged strictly before anything is computed on them.
 
-The one place where a case enters the worker; another kind of input needs only to give a `Header` of its grid.
+The one place where a case enters the worker; another kind of input needs only to give a `Source`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import DataError, UsageError
-from pipeline.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from pipeline.nifti import Header, grid_difference, read_header, read_voxels, require_3d
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 
-def read_grid(paths: Sequence[str | Path], channels: int) -> Header:
-    """Judge the images of one case and return the header of the grid that they share.
+@dataclass(eq=False)
+class Source:
+    """The images of one case.
+
+    Attributes:
+        header: of the grid that they share, the first three sizes in ``shape``.
+        array: (C, X, Y, Z), in few bytes a voxel; its values are those of the files.
+    """
+
+    header: Header
+    array: NDArray[Any]
+
+    def tensor(self) -> MetaTensor:
+        """What `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""
+        import torch
+        from monai.data import MetaTensor
+        from monai.utils import MetaKeys, SpaceKeys
+
+        voxels = torch.from_numpy(np.ascontiguousarray(self.array, np.float32))
+        meta = {
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(self.header.shape[:3]),
+            MetaKeys.ORIGINAL_AFFINE: np.array(self.header.affine),
+        }
+        affine = torch.as_tensor(self.header.affine, dtype=torch.float64)
+        return MetaTensor(voxels, affine=affine, meta=meta)
+
+    def forget(self) -> None:
+        """Let the voxels go: what was made of them is all that is needed from here on."""
+        self.array = np.empty((0, 0, 0, 0), self.array.dtype)
+
+
+def read_source(paths: Sequence[str | Path], channels: int) -> Source:
+    """Read and judge the images of one case.
 
     Args:
         paths: one file per channel, or one file (3D for one channel, 4D with the channels last for several).
@@ -23,8 +61,23 @@ def read_grid(paths: Sequence[str | Path], channels: int) -> Header:
 
     Raises:
         UsageError: no such file.
-        DataError: unreadable, not a volume, a wrong number of channels, channels on different grids, voxels that
-            are not finite, or a constant image.
+        DataError: as `read_headers`, or voxels that are not finite, or a constant image.
+    """
+    headers = read_headers(paths, channels)
+    arrays = [_read_judged(header) for header in headers]
+    if len(arrays) == 1:
+        array = np.moveaxis(arrays[0], 3, 0) if arrays[0].ndim == 4 else arrays[0][None]
+    else:
+        array = np.stack(arrays)
+    return Source(headers[0], array)
+
+
+def read_headers(paths: Sequence[str | Path], channels: int) -> list[Header]:
+    """Judge the headers of one case's images, one a file.
+
+    Raises:
+        UsageError: no such file.
+        DataError: unreadable, not a volume, a wrong number of channels, or channels on different grids.
     """
     missing = [index for index, path in enumerate(paths) if not Path(path).is_file()]
     if missing and len(paths) > 1:
@@ -50,22 +103,19 @@ def read_grid(paths: Sequence[str | Path], channels: int) -> Header:
                 "the channels lie on different grids", path=header.path, found=difference,
                 hint="resample the channels of a case to one grid first",
             )  # fmt: skip
-        _require_usable_voxels(header)
-    return first
+    return headers
 
 
-def _require_usable_voxels(header: Header) -> None:
-    values = read_volume(header)
-    if values.dtype.kind not in "iuf":
-        raise DataError("the voxels are not plain numbers", path=header.path, found=values.dtype)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-        raise DataError(
-            "the image has voxels that are not finite", path=header.path, found=f"{bad} NaN or infinite voxels",
-            hint="export it again, or set them to the background's intensity",
-        )  # fmt: skip
+def _read_judged(header: Header) -> NDArray[Any]:
+    values = read_voxels(header)
     for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
-        if channel.min() == channel.max():
+        least, most = channel.min(), channel.max()  # NaN if there is one
+        if not (np.isfinite(least) and np.isfinite(most)):
+            bad = values.size - np.count_nonzero(np.isfinite(values))
             raise DataError(
-                "the image is constant", path=header.path, found=f"every voxel is {channel.flat[0]}"
-            )
+                "the image has voxels that are not finite", path=header.path, found=f"{bad} NaN or infinite voxels",
+                hint="export it again, or set them to the background's intensity",
+            )  # fmt: skip
+        if least == most:
+            raise DataError("the image is constant", path=header.path, found=f"every voxel is {least}")
+    return values

@@ -2,6 +2,7 @@
 
     {"op": "load", "recipe": {...}}                  -> {"ok": true, "device": ..., "versions": {...}}
     {"op": "segment", "paths": [...], "out": FILE}   -> {"ok": true, "voxels": ..., "seconds": ..., ...}
+        with "probabilities": FILE, those are written as well
     what fails                                       -> {"ok": false, "error": {...}, "stop": whether to go on}
 
 It is apart from the batch so that a crash in native code, or the kernel for want of memory, ends one case only.
@@ -37,7 +38,7 @@ def main() -> None:
             elif segmenter is None:
                 raise SegpipeError("the worker was asked to segment before it was given a model")
             else:
-                reply = _segment(segmenter, request["paths"], request["out"])
+                reply = _segment(segmenter, request["paths"], request["out"], request.get("probabilities"))
         except _CannotWriteError as error:
             reply = _failure(error.cause, stop=True)
         except SegpipeError as error:
@@ -77,14 +78,25 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
     segmenter = Segmenter(Recipe(labels=labels, **recipe))
     versions = {"segpipe": __version__, "python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in (monai, torch, numpy, nibabel)}
-    threads = torch.get_num_threads()
-    return segmenter, {"ok": True, "device": str(segmenter.device), "threads": threads, "versions": versions}
+    about = {
+        "device": str(segmenter.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "engine": segmenter.engine,
+        "engine_reasons": list(segmenter.engine_reasons),
+    }
+    return segmenter, {"ok": True, **about}
 
 
-def _segment(segmenter: Segmenter, paths: list[str], out: str) -> dict[str, Any]:
+def _segment(segmenter: Segmenter, paths: list[str], out: str, probabilities: str | None) -> dict[str, Any]:
     from pipeline.inference.output import describe, write_labels
 
-    result = segmenter.segment(paths)
+    try:
+        result = segmenter.segment(paths, probabilities)
+    except OSError as error:
+        if probabilities is None:
+            raise
+        raise _CannotWriteError(cannot_write(probabilities, error)) from error
     start = time.perf_counter()
     try:
         write_labels(out, result.labels, result.grid)

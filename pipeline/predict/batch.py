@@ -26,7 +26,7 @@ from pipeline.predict.resume import (
     refuse_taken,
 )
 from pipeline.predict.worklist import WorkItem
-from pipeline.results import PARTIAL, RESULT, SEGMENTATION, ResultFolder
+from pipeline.results import PARTIAL, PROBABILITIES, RESULT, SEGMENTATION, ResultFolder
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -55,6 +55,8 @@ class Options:
         timeout_s: seconds for one case; None for no limit.
         retries: how often a case is tried again after the worker died of it.
         overwrite: compute finished cases again, and take over a folder of another bundle.
+        max_memory: bytes that the worker may take; None for what the machine has.
+        probabilities: write the probabilities of all classes beside the labels.
     """
 
     device: str = "auto"
@@ -62,6 +64,8 @@ class Options:
     timeout_s: float | None = None
     retries: int = 1
     overwrite: bool = False
+    max_memory: int | None = None
+    probabilities: bool = False
 
 
 def worker_for(bundle: Bundle, options: Options) -> Worker:
@@ -77,8 +81,24 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "preprocessing": typed.to_config() if typed else None,
             "device": options.device,
             "threads": options.threads,
+            "windowing": windowing_of(bundle),
+            "cleanup": list(bundle.cleanup),
+            "max_memory": options.max_memory,
         }
     )
+
+
+def windowing_of(bundle: Bundle) -> dict[str, Any] | None:
+    """The fields of `pipeline.inference.streaming.Windowing`, None where the bundle is not of the closed form."""
+    if bundle.outside:
+        return None
+    return {
+        "roi_size": bundle.roi_size,
+        "overlap": bundle.overlap,
+        "batch": bundle.sw_batch_size,
+        "mode": bundle.window_mode,
+        "activation": bundle.activation,
+    }
 
 
 def predict_cases(
@@ -169,8 +189,9 @@ class _Batch:
         for attempt in range(self.options.retries + 1):
             into = self._begin(item.id)
             paths = [str(path) for path in item.paths]
+            more = {"probabilities": str(into / PROBABILITIES)} if self.options.probabilities else {}
             try:
-                answer = self.worker.segment(paths, str(into / SEGMENTATION), self.options.timeout_s)
+                answer = self.worker.segment(paths, str(into / SEGMENTATION), self.options.timeout_s, **more)
             except WorkerTimeoutError as error:
                 limit = f"{self.options.timeout_s:g} s"
                 raise SegpipeError("the case took too long", expected=f"at most {limit}") from error
@@ -215,6 +236,8 @@ class _Batch:
             "route": "stock" if bundle.outside else "typed",
             "route_reasons": list(bundle.outside),
             **answer,
+            "engine": about.get("engine"),
+            "engine_reasons": about.get("engine_reasons"),
             "device": about.get("device"),
             "threads": about.get("threads"),
             "versions": about.get("versions"),

@@ -81,8 +81,10 @@ class Worker:
                 self.close()
                 raise CannotGoOnError(error) from error
 
-    def segment(self, paths: list[str], out: str, timeout_s: float | None = None) -> dict[str, Any]:
-        """Have one case segmented into the file ``out``.
+    def segment(
+        self, paths: list[str], out: str, timeout_s: float | None = None, probabilities: str | None = None
+    ) -> dict[str, Any]:
+        """Have one case segmented into the file ``out``, and its probabilities written if a file is named for them.
 
         Raises:
             WorkerDiedError, WorkerTimeoutError: as they say.
@@ -90,7 +92,8 @@ class Worker:
             CannotGoOnError: why no further case can be.
         """
         self.start()
-        return self._ask({"op": "segment", "paths": paths, "out": out}, timeout_s)
+        request = {"op": "segment", "paths": paths, "out": out}
+        return self._ask({**request, "probabilities": probabilities} if probabilities else request, timeout_s)
 
     def close(self) -> None:
         """End the process; nothing that it was at is kept."""

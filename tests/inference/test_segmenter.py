@@ -17,7 +17,7 @@ from tiny_bundle import DETERMINISTIC, THRESHOLD, write_bundle, write_scan
 from pipeline.errors import DataError, UsageError
 from pipeline.inference.output import describe, write_labels
 from pipeline.inference.segmenter import Recipe, Segmenter
-from pipeline.inference.source import read_grid
+from pipeline.inference.source import read_source
 from pipeline.nifti import Header, read_header
 
 UNET = {
@@ -33,6 +33,9 @@ FULL = [
     DETERMINISTIC[2],
 ]
 FLIPPED = np.array([[0, -2.1, 0.3, 12], [1.8, 0, 0, -7], [0, 0.4, 2.9, 3], [0, 0, 0, 1.0]])
+
+
+WINDOWS = {"roi_size": (16, 16, 16), "overlap": 0.5, "batch": 2, "mode": "gaussian", "activation": "softmax"}
 
 
 def recipe(bundle: Path, typed: bool, channels: int = 1, **changes: Any) -> Recipe:
@@ -81,18 +84,59 @@ def test_both_routes_give_what_the_stock_bundle_run_gives(unet: Path, tmp_path: 
     workflow.initialize()
     workflow.run()
     typed, stock = Segmenter(recipe(unet, typed=True)), Segmenter(recipe(unet, typed=False))
+    streaming = Segmenter(recipe(unet, typed=True, windowing=WINDOWS))
     assert (typed.recipe.route, stock.recipe.route) == ("typed", "stock")
+    assert [segmenter.engine for segmenter in (streaming, typed, stock)] == ["streaming", "monai", "monai"]
+    assert all(segmenter.engine_reasons for segmenter in (typed, stock))
     for scan in scans:
         expected = nib.load(tmp_path / "stock" / scan.name.replace(".nii", "_seg.nii"))
         labels = np.asarray(expected.dataobj)
         assert len(np.unique(labels)) > 1  # the comparison says something
-        for segmenter in (typed, stock):
+        for segmenter in (streaming, typed, stock):
             result = segmenter.segment([str(scan)])
             assert result.labels.dtype == np.uint8
             np.testing.assert_array_equal(result.labels, labels)
             np.testing.assert_allclose(result.grid.affine, expected.affine, atol=1e-5)
             assert set(result.seconds) == {"check", "preprocess", "network", "postprocess"}
     assert not (unet / "eval").exists()
+
+
+def test_probabilities_are_written_beside_the_labels(unet: Path, tmp_path: Path) -> None:
+    scan, out = smooth_scan(tmp_path / "s.nii.gz", 0), tmp_path / "p.nii.gz"
+    result = Segmenter(recipe(unet, typed=True, windowing=WINDOWS)).segment([str(scan)], str(out))
+    image = nib.load(out)
+    values = np.asarray(image.dataobj)
+    assert values.shape == (22, 19, 17, 3)
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_allclose(image.affine, result.grid.affine, atol=1e-5)
+    np.testing.assert_array_equal(values.argmax(-1), result.labels)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz", "p.nii.gz"] or len(
+        list(tmp_path.iterdir())
+    ) == 2
+    with pytest.raises(UsageError, match="probabilities"):
+        Segmenter(recipe(unet, typed=True)).segment([str(scan)], str(out))
+
+
+def test_cleaned_labels_are_the_stock_ones(unet: Path, tmp_path: Path) -> None:
+    rules = [
+        {
+            "_target_": "KeepLargestConnectedComponentd",
+            "keys": "pred",
+            "applied_labels": [1, 2],
+            "is_onehot": False,
+        }
+    ]
+    config = recipe(unet, typed=True).inference
+    steps = config["postprocessing"]["transforms"]
+    cleaned = {
+        **config,
+        "postprocessing": {"_target_": "Compose", "transforms": [*steps[:3], *rules, *steps[3:]]},
+    }
+    scan = str(smooth_scan(tmp_path / "s.nii.gz", 1))
+    expected = Segmenter(recipe(unet, typed=True, inference=cleaned)).segment([scan]).labels
+    got = Segmenter(recipe(unet, typed=True, windowing=WINDOWS, cleanup=tuple(rules))).segment([scan]).labels
+    assert (expected != Segmenter(recipe(unet, typed=True)).segment([scan]).labels).any()
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_several_channels_from_files_or_from_one_file(tmp_path: Path) -> None:
@@ -136,17 +180,17 @@ def test_a_bundle_without_one_label_map_is_said(unet: Path, tmp_path: Path) -> N
 
 def test_the_input_is_judged(tmp_path: Path) -> None:
     one, other = write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "b.nii.gz", shape=(12, 10, 8))
-    assert read_grid([one], 1).shape == (12, 10, 9)
+    assert read_source([one], 1).array.shape == (1, 12, 10, 9)
     with pytest.raises(DataError, match="wrong number of channels"):
-        read_grid([one], 2)
+        read_source([one], 2)
     with pytest.raises(DataError, match="different grids"):
-        read_grid([one, other], 2)
+        read_source([one, other], 2)
     with pytest.raises(DataError, match="more than three dimensions"):
-        read_grid([write_scan(tmp_path / "c.nii.gz", shape=(5, 5, 5, 2))], 1)
+        read_source([write_scan(tmp_path / "c.nii.gz", shape=(5, 5, 5, 2))], 1)
     half = np.stack([np.ones((5, 5, 5)), np.arange(125.0).reshape(5, 5, 5)], -1)
     nib.save(nib.Nifti1Image(half, np.eye(4)), tmp_path / "d.nii.gz")
     with pytest.raises(DataError, match="constant"):
-        read_grid([tmp_path / "d.nii.gz"], 2)
+        read_source([tmp_path / "d.nii.gz"], 2)
 
 
 @settings(max_examples=30)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError, UsageError
-from pipeline.inference.source import read_grid
+from pipeline.inference.source import read_headers
 from pipeline.manifest import CASE_ID, Case, Manifest, save_manifest
 from pipeline.predict import find_cases
 from pipeline.predict.worklist import WorkItem, _of_files
@@ -118,7 +118,7 @@ def test_a_missing_channel_is_never_taken_by_the_next_one(tmp_path: Path) -> Non
     assert [path.name for path in p.paths] == ["p_0000.nii.gz", "p_0001.nii.gz", "p_0002.nii.gz"]
     assert [path.name for path in q.paths] == ["q_0000.nii.gz", "q_0001.nii.gz"]
     with pytest.raises(UsageError, match="channel's file is missing"):
-        read_grid(q.paths, 2)
+        read_headers(q.paths, 2)
 
 
 def test_a_file_without_a_channel_is_a_case_and_no_channel(tmp_path: Path) -> None:

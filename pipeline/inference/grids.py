@@ -1,0 +1,102 @@
+"""The way from a source's voxels to the network's: turned, resampled, cut and padded.
+
+The geometry is MONAI's own: its transforms are run lazily on a tensor without memory, and tell where they lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL
+from numpy.typing import NDArray
+
+Shape = tuple[int, int, int]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How the voxels of a source and those of a network's input belong together.
+
+    Attributes:
+        source_shape: of the source.
+        axes: for each turned axis, the axis of the source that it is.
+        flips: for each turned axis, whether it counts from the source's end.
+        forward: (4, 4), resampled voxel to turned voxel; None where nothing is resampled.
+        backward: (4, 4), turned voxel to resampled voxel; None where nothing is resampled.
+        resampled_shape: of the resampled grid; the turned one where nothing is resampled.
+        seen: per axis the first resampled voxel that is not cut off, and the end; what was cut off has scores of 0.
+        offset: the resampled voxel that is the first of the network's input; below 0 where that is padded.
+        network_shape: of the network's input.
+    """
+
+    source_shape: Shape
+    axes: Shape
+    flips: tuple[bool, bool, bool]
+    forward: Matrix | None
+    backward: Matrix | None
+    resampled_shape: Shape
+    seen: tuple[tuple[int, int], ...] = ()
+    offset: Shape = (0, 0, 0)
+    network_shape: Shape = (0, 0, 0)
+
+    @property
+    def turned_shape(self) -> Shape:
+        """The source's shape with its axes in the network's order."""
+        return triple(self.source_shape[axis] for axis in self.axes)
+
+    def turned(self, source: NDArray[Any]) -> NDArray[Any]:
+        """A view of an array (X, Y, Z, ...) on the source's grid with its axes as the network has them."""
+        rest = range(3, source.ndim)
+        return source.transpose(*self.axes, *rest)[
+            tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
+        ]
+
+
+def turned_and_spaced(shape: Sequence[int], affine: Matrix, turning: Any, spacing: Any) -> tuple[Way, Matrix]:
+    """The way to the resampled grid, and that grid's affine.
+
+    Args:
+        shape: of the source (X, Y, Z).
+        affine: (4, 4) of the source.
+        turning: MONAI's `Orientationd`, or None.
+        spacing: MONAI's `Spacingd`, or None.
+    """
+    carrier = MetaTensor(
+        torch.empty(()).expand(1, *shape), affine=torch.as_tensor(affine, dtype=torch.float64)
+    )
+    if turning is not None:
+        carrier = turning({"image": carrier}, lazy=True)["image"]
+    turned_affine, turned_shape = _pending(carrier)
+    step = np.linalg.solve(affine, turned_affine)[:3, :3]
+    axes = triple(int(np.abs(column).argmax()) for column in step.T)
+    flips = tuple(bool(column[axis] < 0) for column, axis in zip(step.T, axes, strict=True))
+    if spacing is not None:
+        carrier = spacing({"image": carrier}, lazy=True)["image"]
+    spaced_affine, spaced_shape = _pending(carrier)
+    forward, backward = (
+        np.linalg.solve(turned_affine, spaced_affine),
+        np.linalg.solve(spaced_affine, turned_affine),
+    )
+    if turned_shape == spaced_shape:  # MONAI leaves voxels and affine alone where a grid hardly changes
+        same = np.allclose(turned_affine, spaced_affine, atol=AFFINE_TOL)
+        if same or np.allclose(forward, np.eye(4), atol=AFFINE_TOL):
+            return Way(triple(shape), axes, flips, None, None, turned_shape), turned_affine  # type: ignore[arg-type]
+    way = Way(triple(shape), axes, flips, forward, backward, spaced_shape)  # type: ignore[arg-type]
+    return way, spaced_affine
+
+
+def _pending(carrier: MetaTensor) -> tuple[Matrix, Shape]:
+    affine = np.asarray(carrier.peek_pending_affine(), dtype=np.float64)
+    return affine, triple(carrier.peek_pending_shape())
+
+
+def triple(values: Any) -> Shape:
+    """Three values as whole numbers."""
+    x, y, z = (int(value) for value in values)
+    return x, y, z

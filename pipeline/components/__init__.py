@@ -21,7 +21,7 @@ from pipeline.components.losses import (
     LovaszSoftmax,
     TverskyLoss,
 )
-from pipeline.components.metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric
+from pipeline.components.metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from pipeline.components.networks import UNetPlusPlus
 from pipeline.components.runlog import RunLog
 from pipeline.dicom.reader import DicomReader
@@ -51,6 +51,7 @@ __all__ = [
     "PooledMetric",
     "RunCheckpoint",
     "RunLog",
+    "SoftDice",
     "StopOnNonFinite",
     "StreamingSlidingWindowInferer",
     "TverskyLoss",

@@ -38,7 +38,7 @@ from pipeline.measure.overlap import (
     volume_ml,
 )
 from pipeline.measure.samples import mean_defined, per_sample
-from pipeline.measure.soft import soft_dice
+from pipeline.measure.soft import SoftCounts, count_soft, label_channels, soft_dice
 
 DEFINITIONS = {name: measure.definition for name, measure in MEASURES.items()}
 
@@ -50,16 +50,19 @@ __all__ = [
     "LabelMeasure",
     "Lesions",
     "Measure",
+    "SoftCounts",
     "SurfaceDistances",
     "assd_mm",
     "calibrate",
     "calibrate_labels",
+    "count_soft",
     "count_voxels",
     "dice",
     "expected_calibration_error",
     "hausdorff_mm",
     "hd95_mm",
     "iou",
+    "label_channels",
     "label_pairs",
     "lesion_dice",
     "lesion_f1",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.measure.soft import label_channels
+
 BINS = 15
 SLACK = 1e-5  # interpolated probabilities in single precision may leave [0, 1] by rounding
 VOXELS_AT_ONCE = 2**22  # so that a large volume is not copied in double precision as a whole
@@ -93,20 +95,18 @@ def calibrate_labels(
 
     Args:
         truth: label map (X, Y, Z).
-        probabilities: (C, X, Y, Z): a channel for every label value with background (softmax) or without (sigmoid).
+        probabilities: (C, X, Y, Z), as in `label_channels`.
         labels: values, without background.
         bins: number of bins.
 
     Raises:
         ValueError: another number of channels, another shape, or values that are no probabilities.
     """
-    label_map, channels, values = np.asarray(truth), np.asarray(probabilities), list(labels)
-    background = len(channels) - max(values)
-    if background not in (0, 1):
-        raise ValueError(
-            f"{len(channels)} channels, expected {max(values) + 1}, or {max(values)} without background"
-        )
-    return {value: calibrate(label_map == value, channels[value - 1 + background], bins) for value in values}
+    label_map = np.asarray(truth)
+    return {
+        value: calibrate(label_map == value, channel, bins)
+        for value, channel in label_channels(probabilities, labels).items()
+    }
 
 
 def _sort(true: NDArray[np.bool_], values: NDArray[np.float64], bins: int) -> Calibration:

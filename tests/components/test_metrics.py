@@ -19,7 +19,7 @@ from torchmetrics.functional.segmentation import dice_score
 
 from pipeline import measure
 from pipeline.cli import run
-from pipeline.components import CalibrationError, CaseDice, CaseMetric, PooledMetric
+from pipeline.components import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from pipeline.errors import UsageError
 from pipeline.measure import mean_defined, measure_case
 
@@ -189,6 +189,37 @@ def test_calibration_of_probabilities_and_of_logits() -> None:
         assert without_background.compute() == pytest.approx(metric.compute())
 
 
+def test_soft_dice_of_mindspore_in_a_metric() -> None:
+    scores = torch.tensor([[0.2, 0.5], [0.3, 0.1], [0.9, 0.6]]).reshape(3, 1, 2, 1, 1)
+    truth = torch.tensor([[0, 1], [1, 0], [0, 1]]).reshape(3, 1, 2, 1, 1)
+    metric = SoftDice(["background", "yes"], squared=True, smooth=1e-5, smooth_above=0)
+    for sample in range(3):
+        metric.update((scores[sample : sample + 1], truth[sample : sample + 1]))
+    assert metric.compute() / 3 == pytest.approx(0.20467791713802546, abs=1e-6)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_soft_dice_pooled_and_per_sample(squared: bool) -> None:
+    data = cases()
+    truth = np.concatenate([case["label"].numpy() for case in data])
+    scores = torch.stack([case["logits"] for case in data]).softmax(1).numpy()
+    outputs = [{"pred": case["logits"].softmax(0), "label": case["label"]} for case in data]
+    metrics = {
+        "pooled": SoftDice(NAMES, squared=squared),
+        "sample": SoftDice(NAMES, squared=squared, per_sample=True),
+    }
+    found = through_engine(metrics, outputs)
+    pairs = {label: (truth == value, scores[:, value]) for value, label in ((1, "a"), (2, "b"))}
+    for label, pair in pairs.items():
+        expected = measure.soft_dice(*pair, squared=squared)
+        assert found[f"pooled_{label}"] == pytest.approx(expected, rel=1e-6)
+        alone = measure.per_sample(measure.soft_dice, *pair, squared=squared)
+        assert found[f"sample_{label}"] == pytest.approx(mean_defined(alone), rel=1e-6)
+    assert found["pooled"] == pytest.approx((found["pooled_a"] + found["pooled_b"]) / 2)
+    empty = SoftDice(NAMES)
+    assert empty.compute() == 0
+
+
 @pytest.mark.parametrize(
     ("prediction", "words"),
     [(torch.rand(3, 4, 4, 4), "not a label map"), (torch.rand(1, 4, 4, 4), "not a label map"),
@@ -213,9 +244,13 @@ def test_words_that_mean_nothing_are_refused() -> None:
         CalibrationError(NAMES, "relu")
     with pytest.raises(UsageError, match="needs labels"):
         CaseDice(["background"])
-    with pytest.raises(UsageError, match="calibration error") as caught:
+    with pytest.raises(UsageError, match="no probabilities") as caught:
         CalibrationError(NAMES).update((torch.full((1, 3, 2, 2, 2), 4.0), torch.zeros(1, 1, 2, 2, 2)))
     assert "activation" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="do not fit the labels"):
+        SoftDice(NAMES).update((torch.zeros(1, 5, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2)))
+    with pytest.raises(UsageError, match="different shapes"):
+        SoftDice(NAMES).update((torch.zeros(1, 3, 2, 2, 3), torch.zeros(1, 1, 2, 2, 2)))
 
 
 def test_a_config_names_them_for_a_monai_validator() -> None:
@@ -264,12 +299,14 @@ def _metrics() -> dict:
         "hd95": CaseMetric("hd95_mm", NAMES),
         "mean": CaseDice(NAMES),
         "ece": CalibrationError(NAMES, "softmax"),
+        "soft": SoftDice(NAMES, "softmax", squared=True),
+        "soft_sample": SoftDice(NAMES, "softmax", per_sample=True),
     }
 
 
 def _feed(metrics: dict, data: list) -> dict:
     for name, metric in metrics.items():
-        scores = "logits" if name == "ece" else "pred"
+        scores = "logits" if name in ("ece", "soft", "soft_sample") else "pred"
         metric.update(([case[scores] for case in data], [case["label"] for case in data]))
     return {name: (metric.compute(), metric.by_label) for name, metric in metrics.items()}
 

@@ -2,6 +2,7 @@
 
     cases        any measure of `evaluate`, case by case, then the mean; CaseDice chooses the best weights
     pooled       overlap from the voxels of all cases together
+    soft         Dice of probabilities, pooled or per sample
     calibration  ECE from the voxels of all cases together
 
 Under several processes every case should come once: a sampler that pads its last batch counts some twice.
@@ -10,5 +11,6 @@ Under several processes every case should come once: a sampler that pads its las
 from pipeline.components.metrics.calibration import CalibrationError
 from pipeline.components.metrics.cases import CaseDice, CaseMetric
 from pipeline.components.metrics.pooled import PooledMetric
+from pipeline.components.metrics.soft import SoftDice
 
-__all__ = ["CalibrationError", "CaseDice", "CaseMetric", "PooledMetric"]
+__all__ = ["CalibrationError", "CaseDice", "CaseMetric", "PooledMetric", "SoftDice"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import UsageError
+from pipeline.measure import mean_defined
 
 
 class LabelMetric(Metric):
@@ -54,8 +55,28 @@ class LabelMetric(Metric):
     def _key(self, name: str, label: str) -> str:
         return f"{name}_{label}"
 
+    def _by_label(self, values: Iterable[float | None]) -> None:
+        self.by_label = dict(zip(self.names.values(), values, strict=True))
+
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
+
+
+def add_case(totals: Tensor, values: Sequence[float | None]) -> None:
+    """Add the labels' values of a case, and their mean, to sums and counts.
+
+    Args:
+        totals: (labels + 1, 2), changed in place.
+        values: one a label, None where it is not defined.
+    """
+    for row, value in zip(totals, [*values, mean_defined(values)], strict=True):
+        if value is not None:
+            row += row.new_tensor([value, 1])
+
+
+def case_means(totals: Tensor) -> list[float | None]:
+    """Means over cases of what `add_case` added: one a label, and at the end that of all labels."""
+    return [total / n if n else None for total, n in totals.tolist()]
 
 
 def known(what: str, word: str, words: Sequence[str]) -> str:

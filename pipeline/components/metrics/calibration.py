@@ -5,33 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from ignite.metrics.metric import EpochWise, MetricUsage, reinit__is_reduced, sync_all_reduce
-from monai.engines.utils import IterationEvents
-from numpy.typing import NDArray
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from torch import Tensor
 
-from pipeline.components.metrics.base import LabelMetric, known, label_map
-from pipeline.errors import UsageError
-from pipeline.measure import Calibration, calibrate_labels, mean_defined
+from pipeline.components.metrics.scores import ScoreMetric
+from pipeline.measure import Calibration, calibrate, mean_defined
 
 
-class CalibrationError(LabelMetric):
+class CalibrationError(ScoreMetric):
     """Expected calibration error of each label's probabilities, all voxels of all cases together; mean over labels.
 
-    As a rule the validator keeps labels, not probabilities: with ``activation`` the metric takes the network's logits,
-    before any post-processing. In a config::
+    In a config::
 
         ece: {_target_: pipeline.components.CalibrationError, labels: "@labels", activation: "@activation"}
 
     Args:
         labels: label names by value, background first.
-        activation: ``softmax`` or ``sigmoid`` of logits, as a MONAI engine has them after its forward pass; None
-            where the output holds probabilities (C, X, Y, Z).
+        activation: ``softmax`` or ``sigmoid`` of logits, None for probabilities; see `ScoreMetric`.
         bins: equal bins of probability.
-        output_transform: from the engine's output to (scores, truths); truths are label maps (1, X, Y, Z).
+        output_transform: from the engine's output to (scores, truths).
         device: of the sums.
 
     Raises:
@@ -46,19 +39,8 @@ class CalibrationError(LabelMetric):
         output_transform: Callable | None = None,
         device: Any = "cpu",
     ) -> None:
-        self.activation = (
-            None if activation is None else known("activation", activation, ("softmax", "sigmoid"))
-        )
         self.bins = bins
-        super().__init__(labels, output_transform, device)
-
-    def attach(self, engine: Engine, name: str, usage: str | MetricUsage | None = None) -> None:
-        """Attach to a validator: behind its forward pass where logits are taken, else behind its post-processing."""
-        if usage is None and self.activation is not None:
-            usage = MetricUsage(
-                Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, IterationEvents.FORWARD_COMPLETED
-            )
-        super().attach(engine, name, usage or EpochWise())
+        super().__init__(labels, activation, output_transform, device)
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -71,34 +53,17 @@ class CalibrationError(LabelMetric):
     @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         """Add the cases of a batch."""
-        for scores, truth in zip(*output, strict=True):
-            try:
-                found = calibrate_labels(
-                    label_map(truth, "the truth"), self._probabilities(scores), self.names, self.bins
-                )
-            except ValueError as error:
-                raise UsageError(
-                    "the calibration error cannot be measured", found=str(error),
-                    hint="name the activation of the network's logits: softmax or sigmoid",
-                ) from error  # fmt: skip
-            for index, each in enumerate(found.values()):
-                for total, part in (
-                    (self._probability, each.probability),
-                    (self._voxels, each.voxels),
-                    (self._events, each.events),
-                ):
-                    total[index] += torch.from_numpy(part).to(total)
+        for case in self._cases(output):
+            for index, (truth, probability) in enumerate(case):
+                found = calibrate(truth, probability, self.bins)
+                self._probability[index] += torch.from_numpy(found.probability).to(self._probability)
+                self._voxels[index] += torch.from_numpy(found.voxels).to(self._voxels)
+                self._events[index] += torch.from_numpy(found.events).to(self._events)
 
     @sync_all_reduce("_probability", "_voxels", "_events")
     def compute(self) -> float | None:
         """Mean over labels; None without cases."""
         parts = (part.cpu().numpy() for part in (self._voxels, self._probability, self._events))
         errors = [Calibration(*row).error for row in zip(*parts, strict=True)]
-        self.by_label = dict(zip(self.names.values(), errors, strict=True))
+        self._by_label(errors)
         return mean_defined(errors)
-
-    def _probabilities(self, scores: Tensor) -> NDArray[np.float32]:
-        values = torch.as_tensor(scores).detach().float()
-        if self.activation is not None:
-            values = values.softmax(0) if self.activation == "softmax" else values.sigmoid()
-        return np.asarray(values.cpu())

@@ -10,9 +10,9 @@ from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pipeline.components.metrics.base import LabelMetric, known, label_maps
+from pipeline.components.metrics.base import LabelMetric, add_case, case_means, known, label_maps
 from pipeline.errors import UsageError
-from pipeline.measure import MEASURES, label_pairs, mean_defined
+from pipeline.measure import MEASURES, label_pairs
 
 KNOWN = tuple(name for name, measure in MEASURES.items() if measure.kind != "error")
 NEEDS_SPACING = ("nsd", *(name for name in KNOWN if MEASURES[name].kind != "score"))
@@ -56,8 +56,7 @@ class CaseMetric(LabelMetric):
     @reinit__is_reduced
     def reset(self) -> None:
         """Forget all cases."""
-        self._sum = self._zeros(len(self.names) + 1)
-        self._count = self._zeros(len(self.names) + 1)
+        self._totals = self._zeros(len(self.names) + 1, 2)
 
     @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
@@ -65,18 +64,14 @@ class CaseMetric(LabelMetric):
         for prediction, truth in zip(*output, strict=True):
             affine = self._affine(truth)
             pairs = label_pairs(*label_maps(truth, prediction), self.names, affine, self.tolerance_mm)
-            values = [MEASURES[self.measure].of(pair) for _, pair in pairs]
-            for index, value in enumerate([*values, mean_defined(values)]):
-                if value is not None:
-                    self._sum[index] += value
-                    self._count[index] += 1
+            add_case(self._totals, [MEASURES[self.measure].of(pair) for _, pair in pairs])
 
-    @sync_all_reduce("_sum", "_count")
+    @sync_all_reduce("_totals")
     def compute(self) -> float | None:
         """Mean over cases; where none counted 0 for a score, so that an empty validation never looks good."""
-        means = [float(total / n) if n else None for total, n in zip(self._sum, self._count, strict=True)]
-        self.by_label = dict(zip(self.names.values(), means, strict=False))
-        return 0.0 if means[-1] is None and MEASURES[self.measure].kind == "score" else means[-1]
+        *by_label, mean = case_means(self._totals)
+        self._by_label(by_label)
+        return 0.0 if mean is None and MEASURES[self.measure].kind == "score" else mean
 
     def _affine(self, truth: Tensor) -> ArrayLike:
         if self.spacing_mm is not None:

@@ -58,5 +58,5 @@ class PooledMetric(LabelMetric):
     def compute(self) -> float | None:
         """Mean over labels; 0 where the measure is defined for none."""
         values = [getattr(Counts(*row), self.measure) for row in self._counts.tolist()]
-        self.by_label = dict(zip(self.names.values(), values, strict=True))
+        self._by_label(values)
         return mean_defined(values) or 0.0

@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 test test-slow: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow validators lint bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -28,7 +28,10 @@ lint: .venv/.ready  ## ruff, mypy, import-linter
 test: lint  ## lint, then the fast tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-slow: .venv/.ready  ## Whole commands, kills and oracles
+validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, orthanc, dcmtk (where root)
+	@tests/validators.sh
+
+test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow
 
 bench: .venv/.ready  ## Benchmarks, each printing its ratio

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline import __version__
 from pipeline.dicom.codes import LabelInfo, Term
 from pipeline.dicom.model import Series
-from pipeline.errors import SegpipeError
+from pipeline.dicom.privacy import kind_of, no_header_text
+from pipeline.errors import DataError, SegpipeError
 from pipeline.files import write_whole
 
 SEG, RTSTRUCT, SR = "seg.dcm", "rtstruct.dcm", "sr.dcm"
@@ -128,6 +130,27 @@ def encoded(dataset: Any) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def build(series: Series, make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gives; where a library fails, an error without its words, which may quote the header.
+
+    Raises:
+        DataError: a library could not derive from the series.
+    """
+    try:
+        with no_header_text():
+            return make()
+    except (SegpipeError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if os.environ.get("SEGPIPE_DEBUG"):
+            raise
+        kind = kind_of(error)
+    raise DataError(  # not within the handler: an error that hangs on this one is reported as its cause
+        "a DICOM result cannot be derived from the header of this series", found=kind, case_id=series.case_id,
+        hint="the NIfTI label map is not affected; SEGPIPE_DEBUG=1 shows what failed",
+    )  # fmt: skip
 
 
 def store(path: str | Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from pipeline.dicom.derived import (
     RTSTRUCT,
     SERIES_NUMBERS,
     AlgorithmInfo,
+    build,
     check_labels,
     code_item,
     content_uid,
@@ -29,7 +30,6 @@ from pipeline.dicom.derived import (
     use_utf8,
 )
 from pipeline.dicom.model import Frame, Series
-from pipeline.dicom.privacy import no_header_text
 from pipeline.dicom.source import Sources, read_sources
 
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -67,18 +67,20 @@ def write_rtstruct(
     """
     check_labels(series, labels, infos)
     infos = sorted(infos, key=lambda info: info.value)
-    sources = read_sources(series, deidentified)
     uid = content_uid(RTSTRUCT, series, labels, infos, algorithm, deidentified)
-    with no_header_text():
+
+    def make() -> bytes:
+        sources = read_sources(series, deidentified)
         dataset = _empty(sources, infos, uid, algorithm)
         _add_structure_set(dataset, sources, algorithm)
         for info in infos:
             _add_region(dataset, info, algorithm)
-            dataset.ROIContourSequence[-1].ContourSequence = list(_contours(sources, labels, info.value))
-            if not dataset.ROIContourSequence[-1].ContourSequence:
-                del dataset.ROIContourSequence[-1].ContourSequence
-        content = encoded(dataset)
-    store(path, content)
+            items = list(_contours(sources, labels, info.value))
+            if items:
+                dataset.ROIContourSequence[-1].ContourSequence = items
+        return encoded(dataset)
+
+    store(path, build(series, make))
 
 
 def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:

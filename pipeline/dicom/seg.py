@@ -24,6 +24,7 @@ from pipeline.dicom.derived import (
     SERIES_NUMBERS,
     AlgorithmInfo,
     as_code,
+    build,
     check_labels,
     code_item,
     content_uid,
@@ -35,7 +36,6 @@ from pipeline.dicom.derived import (
     use_utf8,
 )  # fmt: skip
 from pipeline.dicom.model import Series
-from pipeline.dicom.privacy import no_header_text
 from pipeline.dicom.source import Sources, read_sources
 from pipeline.errors import SegpipeError
 
@@ -75,17 +75,20 @@ def write_seg(
     """
     check_labels(series, labels, infos)
     infos = sorted(infos, key=lambda info: info.value)
-    sources = read_sources(series, deidentified)
     numbers = {info.value: info.value if kind == "labelmap" else k for k, info in enumerate(infos, 1)}
     planes = np.ascontiguousarray(_renumber(labels, numbers).transpose(2, 1, 0))
     uid = content_uid(SEG, series, labels, infos, algorithm, kind, omit_empty_frames, deidentified)
-    with no_header_text():
+
+    def make() -> bytes:
+        sources = read_sources(series, deidentified)
         segmentation = _segmentation(sources, planes, infos, numbers, uid, algorithm, kind, omit_empty_frames)
         if sources.multi_frame:
             _refer_to_frames(segmentation, sources)
         content = encoded(segmentation)
         _verify(content, sources, planes)
-    store(path, content)
+        return content
+
+    store(path, build(series, make))
 
 
 def _renumber(labels: NDArray[np.integer], numbers: dict[int, int]) -> NDArray[np.integer]:

@@ -14,6 +14,7 @@ from pipeline.dicom.derived import (
     SR,
     AlgorithmInfo,
     as_code,
+    build,
     description,
     encoded,
     series_uid,
@@ -21,8 +22,7 @@ from pipeline.dicom.derived import (
     uid_of,
 )
 from pipeline.dicom.model import Series
-from pipeline.dicom.privacy import no_header_text
-from pipeline.dicom.source import read_sources
+from pipeline.dicom.source import Sources, read_sources
 from pipeline.errors import SegpipeError
 
 PROCEDURES = {  # CID 100
@@ -61,47 +61,54 @@ def write_sr(
         SegpipeError: a label has no volume or no segment.
         UsageError: the file cannot be written.
     """
+    infos = sorted(infos, key=lambda info: info.value)
+    volumes = [round(float(volumes_ml[info.name]), 3) for info in infos if info.name in volumes_ml]
+    if len(volumes) != len(infos):
+        raise SegpipeError("a label has no volume for the structured report", case_id=series.case_id)
+
+    def make() -> bytes:
+        from pydicom import dcmread
+
+        sources = read_sources(series, deidentified)
+        segmentation = dcmread(seg, stop_before_pixels=True)
+        groups = [
+            _measured(info, volume, segmentation, series, algorithm)
+            for info, volume in zip(infos, volumes, strict=True)
+        ]
+        uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified)
+        return encoded(_report(sources, segmentation, groups, uid, algorithm))
+
+    store(path, build(series, make))
+
+
+def _report(
+    sources: Sources, segmentation: Any, groups: list[Any], uid: str, algorithm: AlgorithmInfo
+) -> Any:
     import highdicom as hd
-    from pydicom import dcmread
     from pydicom.sr.codedict import codes
 
-    sources = read_sources(series, deidentified)
-    infos = sorted(infos, key=lambda info: info.value)
-    with no_header_text():
-        segmentation = dcmread(seg, stop_before_pixels=True)
-        volumes = [round(float(volumes_ml[info.name]), 3) for info in infos if info.name in volumes_ml]
-        if len(volumes) != len(infos):
-            raise SegpipeError("a label has no volume for the structured report", case_id=series.case_id)
-        uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified)
-        report = hd.sr.MeasurementReport(
-            observation_context=_context(algorithm),
-            procedure_reported=as_code(PROCEDURES.get(series.modality, ANY_PROCEDURE)),
-            imaging_measurements=[
-                _measured(
-                    info, volume, _segment_of(info, segmentation, series), segmentation, series, algorithm
-                )
-                for info, volume in zip(infos, volumes, strict=True)
-            ],
-            title=codes.DCM.ImagingMeasurementReport,
-        )
-        dataset = hd.sr.Comprehensive3DSR(
-            evidence=[segmentation, *sources.headers],
-            content=report[0],
-            series_instance_uid=series_uid(SR, series, algorithm),
-            series_number=SERIES_NUMBERS[SR],
-            sop_instance_uid=uid,
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=algorithm.name[:LONG_STRING],
-            software_versions=algorithm.software_versions,
-            device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
-            series_description=description(algorithm, "Volumes"),
-            is_complete=True,
-            is_final=False,
-            is_verified=False,
-        )
-        content = encoded(dataset)
-    store(path, content)
+    report = hd.sr.MeasurementReport(
+        observation_context=_context(algorithm),
+        procedure_reported=as_code(PROCEDURES.get(sources.series.modality, ANY_PROCEDURE)),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    return hd.sr.Comprehensive3DSR(
+        evidence=[segmentation, *sources.headers],
+        content=report[0],
+        series_instance_uid=series_uid(SR, sources.series, algorithm),
+        series_number=SERIES_NUMBERS[SR],
+        sop_instance_uid=uid,
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=algorithm.name[:LONG_STRING],
+        software_versions=algorithm.software_versions,
+        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
+        series_description=description(algorithm, "Volumes"),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+    )
 
 
 def _context(algorithm: AlgorithmInfo) -> Any:
@@ -131,17 +138,13 @@ def _segment_of(info: LabelInfo, segmentation: Any, series: Series) -> Any:
 
 
 def _measured(
-    info: LabelInfo,
-    volume_ml: float,
-    segment: Any,
-    segmentation: Any,
-    series: Series,
-    algorithm: AlgorithmInfo,
+    info: LabelInfo, volume_ml: float, segmentation: Any, series: Series, algorithm: AlgorithmInfo
 ) -> Any:
     """TID 1411: one segment and its volume."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
+    segment = _segment_of(info, segmentation, series)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=info.name),
         referenced_segment=hd.sr.ReferencedSegment(

@@ -21,7 +21,7 @@ from pipeline.dicom import Series, scan, seg
 from pipeline.dicom.codes import label_infos
 from pipeline.dicom.seg import write_seg
 from pipeline.dicom.source import can_carry
-from pipeline.errors import DataError, SegpipeError
+from pipeline.errors import DataError, SegpipeError, chain
 
 NUMBERS = {"binary": [0, 1, 3, 7], "labelmap": list(range(8))}  # segment number to label value
 
@@ -246,6 +246,21 @@ def test_a_lost_plane_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(seg, "encoded", without_last_frame)
     with pytest.raises(SegpipeError, match="read back"):
         write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+
+def test_an_error_of_a_library_does_not_quote_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = write_series(tmp_path / "in")
+
+    def fail(*_: object) -> None:
+        raise ValueError("SECRETNAME is no name")
+
+    monkeypatch.setattr(seg, "_segmentation", fail)
+    with pytest.raises(DataError) as caught:
+        write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    assert [type(link) for link in chain(caught.value)] == [DataError]
+    assert "SECRETNAME" not in str(caught.value) and caught.value.found == "ValueError"
 
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:

@@ -181,7 +181,14 @@ def _read_weights(path: Path, network: dict[str, Any]) -> bytes:
             "the weights do not fit the network", path=path, found=str(error).strip().splitlines()[-1][:200],
             expected=f"a state dict of {network['_target_']}",
         ) from error  # fmt: skip
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    once: dict[tuple[Any, ...], torch.Tensor] = {}  # DynUNet names each weight twice
+    plain = {
+        name: once.setdefault(
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype),
+            tensor.detach().cpu().contiguous().clone(),
+        )
+        for name, tensor in state.items()
+    }
     buffer = io.BytesIO()  # a file's name would get into its bytes
     torch.save(plain, buffer)
     return buffer.getvalue()

@@ -104,7 +104,7 @@ def bundle_metadata(
         "monai_version": versions["monai"],
         "pytorch_version": versions["torch"].split("+")[0],
         "numpy_version": versions["numpy"],
-        "required_packages_version": _required(versions, bool(rules)),
+        "required_packages_version": _required(versions, bool(rules), str(network["_target_"])),
         "task": f"Segmentation of {foreground} in {modality}",
         "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
         "authors": labelling.authors,
@@ -139,12 +139,15 @@ def bundle_metadata(
     }  # fmt: skip
 
 
-def _required(versions: Mapping[str, str], cleanup: bool) -> dict[str, str]:
+def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:
     """What the stock configs need beside MONAI's own requirements."""
     required = {name: versions[name] for name in ("nibabel", "pytorch-ignite") if name in versions}
-    for name in (
-        ("fire", "scikit-image") if cleanup else ("fire",)
-    ):  # without fire, monai.bundle does not start
+    needed = {
+        "fire": True,  # without it, monai.bundle does not start
+        "scikit-image": cleanup,
+        "einops": network.endswith("SwinUNETR"),
+    }
+    for name in (name for name, is_needed in needed.items() if is_needed):
         with suppress(PackageNotFoundError):
             required[name] = version(name)
     return required

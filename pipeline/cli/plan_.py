@@ -21,7 +21,7 @@ def command(
     data: Annotated[Path | None, typer.Option(help="Folder that the manifest's paths start from.")] = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
     network: Annotated[
-        str, typer.Option(help="Network to plan for: unet, unet_fine, unetpp, or a path.")
+        str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")
     ] = "unet",
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

@@ -43,8 +43,13 @@ class NetworkCost:
 
 
 # By the word of a shipped fragment: bytes a voxel, voxels a second; one training step, DiceCE, float32, CPU.
-MEASURED = {"unet": (500, 5e5), "unet_fine": (1100, 1.7e5), "unetpp": (1300, 5e4)}
-ASSUMED = (1500, 5e4)
+MEASURED = {
+    "unet": (500, 5e5), "unet_fine": (1100, 1.7e5), "basic_unet": (1200, 1.4e5), "resunet": (600, 5e5),
+    "unetpp": (1900, 5e4), "attention_unet": (1400, 1.2e5), "unet_resnet18": (1500, 1.2e5),
+    "unet_resnet34": (2300, 1e5), "dynunet": (1300, 1e5), "dynunet_res": (1400, 1e5), "segresnet": (1500, 9e4),
+    "swin_unetr": (3700, 3e4),
+}  # fmt: skip
+ASSUMED = (4000, 3e4)
 
 
 def cost_of(network: str, divisor: object) -> NetworkCost:

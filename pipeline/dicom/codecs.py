@@ -35,6 +35,7 @@ PLUGIN = {JPEG_8_BIT: "pillow", JPEG_LS: "pyjpegls", JPEG_LS_LOSSY: "pyjpegls", 
 PLUGIN |= {JPEG_2000_LOSSY: "pillow", RLE: "pydicom"}
 DAMAGED = re.compile(rb"premature end|bad Huffman code|([3-9]|\d\d+) extraneous bytes")
 END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
+PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 
 
 class PixelsError(DataError):
@@ -89,7 +90,7 @@ def _encoded(dataset: Dataset, number: int) -> bytes:
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     frames = int(dataset.get("NumberOfFrames") or 1)
     frame = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
-    if not frame.rstrip(b"\0").endswith(END_OF_STREAM):
+    if not frame.rstrip(PADDING).endswith(END_OF_STREAM):
         raise ValueError("the codestream has no end")
     return frame
 

@@ -15,7 +15,7 @@ from pipeline.dicom.model import Reason
 from pipeline.dicom.repeats import by_repeats
 from pipeline.dicom.slices import Group, Name, Slice
 
-ORDER_OF_PROBLEMS: tuple[Reason, ...] = ("truncated", "mosaic", "color", "transfer_syntax", "missing_tag")
+ORDER_OF_PROBLEMS: tuple[Reason, ...] = ("mosaic", "color", "transfer_syntax", "truncated", "missing_tag")
 
 
 def groups_of(headers: Iterable[Header], name: Name) -> list[Group]:

@@ -150,7 +150,9 @@ def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID
     else:
         image = bool(whole_number(dataset, "Rows") and whole_number(dataset, "Columns"))
     cut = max(dataset.keys(), default=0) <= SERIES_UID  # before, or within, what says where it belongs
-    if cut and (image or not known):
+    if (cut or not (text(dataset, "SeriesInstanceUID") or whole_number(dataset, "Rows"))) and (
+        image or not known
+    ):
         return PassedOver(path, "unreadable", "the header ends early")
     if not image:
         return PassedOver(path, "non_image", sop_class.name if known else "a private SOP class")
@@ -197,10 +199,6 @@ def _problem(
     dataset: FileDataset, image_type: tuple[str, ...], pixels: PixelStorage, frames: tuple[FrameHeader, ...]
 ) -> Problem | None:
     """The first thing that keeps a file out of any volume, in the order in which it matters."""
-    if pixels.missing:
-        return Problem(
-            "truncated", pixels.missing, pixels.expected, "copy the file again from where it came from"
-        )
     if "MOSAIC" in image_type or mosaic_tiles(dataset) > 1:
         return Problem(
             "mosaic", "all slices of a volume as tiles of one image", "one slice an image",
@@ -208,9 +206,10 @@ def _problem(
         )  # fmt: skip
     photometric = text(dataset, "PhotometricInterpretation")
     samples = whole_number(dataset, "SamplesPerPixel")
-    if (samples or 1) != 1 or (not photometric.startswith("MONOCHROME") and photometric):
+    if (samples or 1) != 1 or (photometric and not photometric.startswith("MONOCHROME")):
+        found = f"{samples} samples a pixel" if samples not in (None, 1) else "a palette, or no grey values"
         return Problem(
-            "color", f"{samples or 'an unknown number of'} samples a pixel, not grey values", "grey values",
+            "color", found, "grey values (MONOCHROME1 or MONOCHROME2)",
             "use the series that this picture was made from",
         )  # fmt: skip
     if not pixels.decodable:
@@ -218,6 +217,10 @@ def _problem(
             "transfer_syntax", f"pixels in the transfer syntax {pixels.transfer_syntax}",
             "one that can be decoded here", "let the archive send it uncompressed (Explicit VR Little Endian)",
         )  # fmt: skip
+    if pixels.missing:
+        return Problem(
+            "truncated", pixels.missing, pixels.expected, "copy the file again from where it came from"
+        )
     return _missing_tag(dataset, frames)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pydicom
 
-from pipeline.dicom.codecs import DECODED, END_OF_STREAM
+from pipeline.dicom.codecs import DECODED, END_OF_STREAM, PADDING
 from pipeline.dicom.header_values import text, whole_number
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     frames = whole_number(dataset, "NumberOfFrames") or 1
     bits = rows * columns * (whole_number(dataset, "SamplesPerPixel") or 1) * frames
     need = (bits * (whole_number(dataset, "BitsAllocated") or 16) + 7) // 8
-    expected = f"{need} bytes of pixels"
+    expected = f"{need} bytes of pixels" if need else "pixels"
     if syntax == DEFLATED:
         return _deflated(stream, need)
     value = _value_of_pixels(dataset, stream)
@@ -105,7 +105,7 @@ def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
     if not syntax.startswith(JPEG_FAMILIES):
         return True
     stream.seek(max(end - 16, 0))
-    return stream.read(16).rstrip(b"\0").endswith(END_OF_STREAM)
+    return stream.read(16).rstrip(PADDING).endswith(END_OF_STREAM)
 
 
 def _deflated(stream: BinaryIO, need: int) -> PixelStorage:

@@ -194,6 +194,7 @@ def test_fragments_without_end_mark_and_with_a_cut_stream(tmp_path: Path) -> Non
     assert reason(stream) is None
     assert reason(stream, cut=8) is None  # the end mark of the sequence is often left out
     assert reason(stream, cut=9) == "truncated"
+    assert reason(stream[:-2] + b"\xff") is None  # padded with ones
     assert reason(b"\xff\xd8 a stream cut") == "truncated"
 
 
@@ -211,3 +212,13 @@ def test_impossible_counts_cost_no_memory(tmp_path: Path, name: str, value: int)
     setattr(images[0], name, value)
     write(images, tmp_path)
     assert [one.reason for one in scan(tmp_path).series] in (["truncated"], ["missing_tag"])
+
+
+def test_the_test_files_of_pydicom_are_all_accounted_for() -> None:
+    folder = Path(pydicom.__file__).parent / "data"
+    found = scan(folder)
+    files = [path for one in found.series for path in one.files] + [one.path for one in found.passed_over]
+    assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.name: one.reason for one in found.series for path in one.files}
+    assert named["examples_palette.dcm"] == named["examples_ybr_color.dcm"] == "color"
+    assert named["MR_truncated.dcm"] == "truncated"

@@ -212,6 +212,7 @@ REFUSED: dict[str, tuple[str, Callable[[Images], object]]] = {
     "color": ("color", lambda images: [to_color(image) for image in images]),
     "one color picture": ("color", lambda images: to_color(images[-1])),
     "palette": ("color", setting("PhotometricInterpretation", "PALETTE COLOR")),
+    "color by its tags alone": ("color", setting("SamplesPerPixel", 3)),
     "a film": ("transfer_syntax", unknown_syntax),
     "a UID with other pixels": ("duplicate_conflict", conflict),
     "a UID at another place": ("duplicate_conflict", conflict_of_places),

@@ -12,9 +12,11 @@ from pipeline.console import Console
 from pipeline.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
+    from pipeline.compare.cells import Place
     from pipeline.compare.results import Row
     from pipeline.compare.state import State
     from pipeline.compare.variants import Settings
+    from pipeline.manifest import Manifest
 
 HEAD = ("schema_version", "command")
 Task = Annotated[
@@ -58,6 +60,10 @@ def command(
         list[str] | None,
         typer.Option(help="Case to animate; may be repeated [default: the best variant's worst and median]."),
     ] = None,
+    redraw: Annotated[
+        bool,
+        typer.Option("--redraw", help="Run nothing: the report of what is finished, even while others run."),
+    ] = False,
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")
     ] = 1,
@@ -84,7 +90,9 @@ def command(
     )  # fmt: skip
     if not (settings.networks and settings.losses):
         raise UsageError("at least one --network and one --loss are needed")
-    return _compare(Console("compare", as_json=json), settings, manifest, data, out, jobs, gif or [])
+    return _compare(
+        Console("compare", as_json=json), settings, manifest, data, out, gif or [], None if redraw else jobs
+    )
 
 
 def _compare(
@@ -93,15 +101,14 @@ def _compare(
     manifest: Path,
     data: Path | None,
     out: Path,
-    jobs: int,
     gifs: list[str],
+    jobs: int | None,
 ) -> int:
+    """Run with so many jobs, or, with None, only report."""
     from pipeline.compare.cells import Place
-    from pipeline.compare.children import Children
     from pipeline.compare.output import write_outcome
     from pipeline.compare.pictures import check_gifs
-    from pipeline.compare.progress import Progress
-    from pipeline.compare.runner import locked, prepare, run_all
+    from pipeline.compare.runner import locked
     from pipeline.compare.state import open_state
     from pipeline.files import sha256_of
     from pipeline.manifest import data_root, load_manifest
@@ -111,18 +118,34 @@ def _compare(
     place = Place(manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
     record = {"dataset": dataset.name, "manifest_sha256": sha256_of(manifest), **settings.record()}
     state = open_state(out, record)
-    children = Children()
-    with locked(out):
-        with console.progress() as bar:
-            progress = Progress(console, bar)
-            prepare(state, settings, dataset, place, progress, children.run)
-            try:
-                run_all(state, settings, place, progress, jobs, children.run, children.stop)
-            except KeyboardInterrupt:
-                console.note("interrupted; the same command goes on from here")
-                raise
+    if jobs is None:
+        if not state.variants:
+            raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
         rows = write_outcome(state, settings, dataset, place, gifs)
+    else:
+        with locked(out):
+            _run(console, state, settings, dataset, place, jobs)
+            rows = write_outcome(state, settings, dataset, place, gifs)
+            state.write()
     return _tell(console, state, rows, out)
+
+
+def _run(
+    console: Console, state: State, settings: Settings, dataset: Manifest, place: Place, jobs: int
+) -> None:
+    from pipeline.compare.children import Children
+    from pipeline.compare.progress import Progress
+    from pipeline.compare.runner import prepare, run_all
+
+    children = Children()
+    with console.progress() as bar:
+        progress = Progress(console, bar)
+        prepare(state, settings, dataset, place, progress, children.run)
+        try:
+            run_all(state, settings, place, progress, jobs, children.run, children.stop)
+        except KeyboardInterrupt:
+            console.note("interrupted; the same command goes on from here")
+            raise
 
 
 def _tell(console: Console, state: State, rows: list[Row], out: Path) -> int:

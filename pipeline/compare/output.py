@@ -21,7 +21,7 @@ def write_outcome(
     """Gather the finished runs and write table, figures and report; older ones are replaced.
 
     Args:
-        state: its cells have been run; it gets the results.
+        state: of the comparison; it gets the results and is not written.
         settings: of the comparison.
         manifest: of the data.
         place: where everything is.
@@ -35,5 +35,4 @@ def write_outcome(
     write_csv(place.out / "compare.csv", case_lines(rows), case_columns(rows))
     figures = draw_all(rows, manifest, place, gifs)
     write_report(place, rows, figures, settings, state.document)
-    state.write()
     return rows

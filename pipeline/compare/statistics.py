@@ -99,9 +99,9 @@ def in_words(name: str, reference: str, found: Comparison, n_tests: int) -> str:
     mean, low, high = found.difference.mean, found.difference.low, found.difference.high
     if mean is None:
         return f"{name} has no case in common with {reference}."
-    text = f"{name}: mean Dice {abs(mean):.3f} {'above' if mean >= 0 else 'below'} {reference}"
+    text = f"{name}: mean Dice {abs(mean):.4f} {'above' if mean >= 0 else 'below'} {reference}"
     if low is not None and high is not None:
-        text += f", 95 % interval {low:+.3f} to {high:+.3f}"
+        text += f", 95 % interval {low:+.4f} to {high:+.4f}"
     if found.p_holm is None:
         few = f"{found.patients} patient{'' if found.patients == 1 else 's'}"
         return f"{text}. No p value: {few}, and fewer than {FEWEST_PATIENTS} cannot show a difference at the 5 % level."

@@ -7,10 +7,11 @@ from typing import Any
 
 from pipeline.compare.results import Row
 from pipeline.compare.statistics import as_p, in_words
+from pipeline.evaluate import Estimate
 
 COLUMNS = (
-    "variant", "Dice", "95 % interval", "difference", "95 % interval of it", "p", "steps", "s/step", "minutes",
-    "parameters", "memory MB",
+    "variant", "Dice [95 % interval]", "difference [95 % interval]", "p", "steps", "s/step", "minutes", "parameters",
+    "memory MB",
 )  # fmt: skip
 REFERENCE = "reference"
 
@@ -73,13 +74,11 @@ def as_markdown(columns: Sequence[str], lines: Iterable[Sequence[str | None]]) -
 
 def _line(row: Row, first: bool) -> list[str | None]:
     facts, found = row.facts, row.comparison
-    difference = found.difference if found else None
+    difference = None if found is None else _estimate(found.difference, "+", 4)
     return [
         row.name + (f" ({_missing(row)})" if _missing(row) else ""),
-        _number(row.estimate.mean),
-        _interval(row.estimate.low, row.estimate.high),
-        REFERENCE if first else _number(difference.mean if difference else None, signed=True),
-        _interval(difference.low, difference.high, signed=True) if difference else None,
+        _estimate(row.estimate, "", 3),
+        REFERENCE if first else difference,
         None if found is None or found.p_holm is None else as_p(found.p_holm),
         ", ".join(map(str, facts["steps"])) or None,
         _number(facts["seconds_per_step"], 3),
@@ -94,9 +93,12 @@ def _missing(row: Row) -> str:
     return "" if runs["finished"] == runs["planned"] else f"{runs['finished']} of {runs['planned']} runs"
 
 
-def _number(value: float | None, digits: int = 3, signed: bool = False) -> str | None:
-    return None if value is None else f"{value:{'+' if signed else ''}.{digits}f}"
+def _estimate(found: Estimate, sign: str, digits: int) -> str | None:
+    if found.mean is None or found.low is None:
+        return _number(found.mean, digits, sign)
+    low, high = _number(found.low, digits, sign), _number(found.high, digits, sign)
+    return f"{_number(found.mean, digits, sign)} [{low}, {high}]"
 
 
-def _interval(low: float | None, high: float | None, signed: bool = False) -> str | None:
-    return None if low is None else f"{_number(low, signed=signed)} to {_number(high, signed=signed)}"
+def _number(value: float | None, digits: int = 3, sign: str = "") -> str | None:
+    return None if value is None else f"{value:{sign}.{digits}f}"

@@ -99,7 +99,7 @@ def _draw(axis: Axes, title: str, scores: Scores, named: int) -> None:
         axis.set_xticks(list(places), [shorten(case, LETTERS) for case in cases])
         axis.tick_params(axis="x", labelrotation=90, labelsize=NAME_PT)
     else:
-        axis.set_xlabel(f"{len(values)} cases, from the worst to the best")
+        axis.set_xlabel(f"{len(values)} cases, worst to best")
 
 
 def _lines(axis: Axes, mean: float, middle: float) -> None:

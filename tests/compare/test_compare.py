@@ -159,6 +159,19 @@ def test_the_same_command_goes_on_and_finished_runs_are_left_alone(manifest, tmp
     assert fake.ran == []
 
 
+def test_what_is_finished_can_be_reported_before_the_end(manifest, tmp_path, fake, capsys) -> None:
+    out = tmp_path / "out"
+    assert run([*words(manifest, out), "--redraw"]) == 2
+    assert "nothing to report yet" in capsys.readouterr().err
+    fake.fails[("train", "+tversky/")] = Ended(130, {})
+    assert run(words(manifest, out)) == 130
+    before = state(out)
+    assert run([*words(manifest, out), "--redraw", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]["rows"]
+    assert [row["runs"]["finished"] for row in rows] == [1, 1, 0]
+    assert state(out) == before and "unet+tversky (0 of 1 runs)" in (out / "compare.md").read_text()
+
+
 def test_other_settings_are_refused_by_name(manifest, tmp_path, fake, capsys) -> None:
     out = tmp_path / "out"
     assert run(words(manifest, out, losses="dice_ce")) == 0

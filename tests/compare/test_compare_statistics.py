@@ -100,11 +100,11 @@ def test_words_say_what_is_known_and_what_is_not() -> None:
         return in_words("other", "first", found["other"], len(found))
 
     better = {case: 0.6 + 0.01 * number for number, case in enumerate(cases)}
-    assert "0.125 above first, 95 % interval +0.1" in words(better)
+    assert "0.1250 above first, 95 % interval +0.1" in words(better)
     assert "p = 0.031 after correction for 1 test." in words(better) and "seldom" in words(better)
     mixed = {case: 0.5 + (-1) ** number * 0.01 * (number + 1) for number, case in enumerate(cases)}
     assert "does not mean that there is none" in words(mixed)
     assert "p = 0.062 after correction for 2 tests." in words(better, more=better)
     few = words({"0": 0.4})
-    assert "0.100 below first" in few and "No p value: 1 patient, and fewer than 6" in few
+    assert "0.1000 below first" in few and "No p value: 1 patient, and fewer than 6" in few
     assert words({}) == "other has no case in common with first."

@@ -36,7 +36,11 @@ CATEGORIES = (
     ("InversionTime", "", "InversionTime"),
     ("FlipAngle", "", "FlipAngle"),
     ("FrameReferenceTime", "", "FrameReferenceTime"),
+    ("RepetitionTime", "", "RepetitionTime"),
     ("KVP", "", "KVP"),
+    ("SliceThickness", "", "SliceThickness"),
+    ("SequenceName", "", "SequenceName"),
+    ("ConvolutionKernel", "", "ConvolutionKernel"),
 )
 PRIVATE_B_VALUES = (
     (0x0019, "SIEMENS MR HEADER", 0x0C),
@@ -111,7 +115,6 @@ def _frame(
     _diffusion(levels, top, keys)
     kind = next((kind for name in FRAME_TYPES if (kind := _value(levels, name, "FrameType"))), "")
     keys["ImageType"] = kind or text(top, "ImageType")
-    keys["ConvolutionKernel"] = text(top, "ConvolutionKernel")
     indices = numbers(_value(levels, "FrameContentSequence", "DimensionIndexValues"))
     keys |= {f"dimension {axis + 1}": indices[axis] for axis in dimensions if axis < len(indices)}
     when = _value(levels, "FrameContentSequence", "FrameAcquisitionDateTime")

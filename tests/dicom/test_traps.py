@@ -363,6 +363,7 @@ def repeat(name: str, values: tuple[object, ...]) -> Callable[[Images], None]:
         ("ContentTime", ("101010", "101012.25")),
         ("FrameReferenceTime", ("5000", "15000")),
         ("ConvolutionKernel", ("B30f", "B70f")),
+        ("SequenceName", ("ep_b0", "ep_b1000#1")),
     ],
 )
 def test_four_dimensions_become_volumes(tmp_path: Path, name: str, values: tuple[object, ...]) -> None:

@@ -43,7 +43,7 @@ def write_report(
         Section(
             "Table",
             paragraphs=notes,
-            tables=[Table(COLUMNS, main_table(rows)), Table(columns, lines, "Mean Dice by label")],
+            tables=[Table(COLUMNS, _dashed(main_table(rows))), Table(columns, _dashed(lines), "Mean Dice by label")],
         ),
         *(
             Section(each.title, pictures=[_picture(place, each)])
@@ -94,6 +94,11 @@ def repeat_command(settings: Settings) -> str:
 
 def _shown(fragment: str) -> str:
     return f"{fragment_name(fragment)}.yaml" if is_path(fragment) else fragment
+
+
+def _dashed(lines: Sequence[Sequence[str | None]]) -> list[list[str]]:
+    """All cells as text, so that a column stands under its name also where some have no number."""
+    return [["–" if cell is None else cell for cell in line] for line in lines]
 
 
 def _key_figures(rows: Sequence[Row], results: Mapping[str, Any]) -> list[tuple[str, str]]:

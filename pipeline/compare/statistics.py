@@ -114,7 +114,7 @@ def in_words(name: str, reference: str, found: Comparison, n_tests: int) -> str:
 
 def as_p(p: float) -> str:
     """A p value as it is shown."""
-    return f"< {LEAST_SHOWN}" if p < LEAST_SHOWN else f"{p:.3f}"
+    return f"<{LEAST_SHOWN}" if p < LEAST_SHOWN else f"{p:.3f}"
 
 
 def _compare_one(reference: Scores, scores: Scores, groups: Mapping[str, str]) -> Comparison:

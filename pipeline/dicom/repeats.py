@@ -104,11 +104,13 @@ def split_repeats(frames: Sequence[FrameHeader], places: Places, incomplete: boo
         The parts, or nothing where no value splits them.
     """
     wanted = int(places.max()) + 1
+    if wanted == 1:  # a film of one slice is no volume, however its times are called
+        return []
     for by, groups in _splits(frames, places):
         if any(len(set(places[group])) < len(group) for group in groups):
             continue
         whole = [len(group) == wanted for group in groups]
-        if all(whole) or (incomplete and any(whole) and wanted > 1):
+        if all(whole) or (incomplete and any(whole)):
             return [
                 Part(tuple(group), f"{by}, {number} of {len(groups)}", complete)
                 for number, (group, complete) in enumerate(zip(groups, whole, strict=True), start=1)

@@ -91,6 +91,11 @@ def one_doubled(images: Images) -> None:
     del images[11:]
 
 
+def film(images: Images) -> None:
+    for number, image in enumerate(images):
+        image.ImagePositionPatient, image.TriggerTime = [1, 2, 3], str(40 * number)
+
+
 def csa(images: Images) -> None:
     for image in images:
         block = image.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
@@ -186,6 +191,7 @@ REFUSED: dict[str, tuple[str, Callable[[Images], object]]] = {
     "every position twice": ("repeated_positions", doubled),
     "one position twice": ("repeated_positions", one_doubled),
     "all at one position": ("repeated_positions", lambda images: every(images, "ImagePositionPatient", [1, 2, 3])),
+    "a film of one slice": ("repeated_positions", film),
     "mosaic by image type": ("mosaic", mosaic),
     "mosaic by CSA header": ("mosaic", csa),
     "mosaic by Siemens' tag": ("mosaic", siemens),

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dicom import Series, load_series
 from pipeline.errors import DataError, UsageError
 from pipeline.nifti import Header, grid_difference, read_header, read_voxels, require_3d
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+
+Given = Sequence[str | Path] | Series  # a case: its NIfTI files, or a judged DICOM series
 
 
 @dataclass(eq=False)
@@ -52,18 +55,22 @@ class Source:
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
 
-def read_source(paths: Sequence[str | Path], channels: int) -> Source:
+def read_source(given: Given, channels: int) -> Source:
     """Read and judge the images of one case.
 
     Args:
-        paths: one file per channel, or one file (3D for one channel, 4D with the channels last for several).
+        given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or a series.
         channels: how many channels the bundle expects.
 
     Raises:
         UsageError: no such file.
-        DataError: as `read_headers`, or voxels that are not finite, or a constant image.
+        DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot be read.
     """
-    headers = read_headers(paths, channels)
+    headers = read_headers(given, channels)
+    if isinstance(given, Series):
+        values = load_series(given).array
+        _judge(values, headers[0].path)
+        return Source(headers[0], values[None])
     arrays = [_read_judged(header) for header in headers]
     if len(arrays) == 1:
         array = np.moveaxis(arrays[0], 3, 0) if arrays[0].ndim == 4 else arrays[0][None]
@@ -72,13 +79,16 @@ def read_source(paths: Sequence[str | Path], channels: int) -> Source:
     return Source(headers[0], array)
 
 
-def read_headers(paths: Sequence[str | Path], channels: int) -> list[Header]:
-    """Judge the headers of one case's images, one a file.
+def read_headers(given: Given, channels: int) -> list[Header]:
+    """Judge the headers of one case's images, one a file; a series was judged by the scan.
 
     Raises:
         UsageError: no such file.
         DataError: unreadable, not a volume, a wrong number of channels, or channels on different grids.
     """
+    if isinstance(given, Series):
+        return [_header_of(given, channels)]
+    paths = given
     missing = [index for index, path in enumerate(paths) if not Path(path).is_file()]
     if missing and len(paths) > 1:
         raise UsageError(
@@ -106,16 +116,31 @@ def read_headers(paths: Sequence[str | Path], channels: int) -> list[Header]:
     return headers
 
 
+def _header_of(series: Series, channels: int) -> Header:
+    """The grid of a series; its voxels are int16 or float32, which only reading tells, so the larger is counted on."""
+    if channels != 1:
+        raise DataError("wrong number of channels", found="one series", expected=channels)
+    if series.affine_ras is None or series.shape is None or series.spacing_mm is None:
+        raise DataError("the series is refused", found=series.reason)
+    header = Header(Path(series.case_id), series.shape, series.affine_ras, series.spacing_mm, "float32")
+    require_3d(header)
+    return header
+
+
 def _read_judged(header: Header) -> NDArray[Any]:
     values = read_voxels(header)
+    _judge(values, header.path)
+    return values
+
+
+def _judge(values: NDArray[Any], path: Path) -> None:
     for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
         least, most = channel.min(), channel.max()  # NaN if there is one
         if not (np.isfinite(least) and np.isfinite(most)):
             bad = values.size - np.count_nonzero(np.isfinite(values))
             raise DataError(
-                "the image has voxels that are not finite", path=header.path, found=f"{bad} NaN or infinite voxels",
+                "the image has voxels that are not finite", path=path, found=f"{bad} NaN or infinite voxels",
                 hint="export it again, or set them to the background's intensity",
             )  # fmt: skip
         if least == most:
-            raise DataError("the image is constant", path=header.path, found=f"every voxel is {least}")
-    return values
+            raise DataError("the image is constant", path=path, found=f"every voxel is {least}")

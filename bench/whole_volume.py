@@ -47,7 +47,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smooth", type=float, default=1.0, help="scale of the network's random weights")
     parser.add_argument("--oblique", action="store_true")
-    parser.add_argument("--no-network", action="store_true", help="scores from intensities: all but the network")
+    parser.add_argument(
+        "--no-network", action="store_true", help="scores from intensities: all but the network"
+    )
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--max-memory", type=float, help="GiB, for ours")
     parser.add_argument("--child")
@@ -118,7 +120,11 @@ def _child(arguments: argparse.Namespace) -> dict[str, Any]:
     work = _stock if arguments.child == "stock" else _ours
     network = _network(arguments.classes, arguments)
     go = work(network, arguments)
-    wall, cpu, before = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, cpu, before = (
+        time.perf_counter(),
+        time.process_time(),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
     with torch.inference_mode():
         stages = go()
     return {
@@ -173,7 +179,8 @@ def _ours(network: Any, arguments: argparse.Namespace) -> Any:
     from pipeline.inference.output import write_labels
     from pipeline.inference.preprocessing import Preprocessing
     from pipeline.inference.source import read_source
-    from pipeline.inference.streaming import Windowing, segment_source
+    from pipeline.inference.streaming import segment_source
+    from pipeline.inference.windows import Windowing
 
     folder = Path(arguments.folder)
     windowing = Windowing(tuple(arguments.roi), 0.5, 1, "gaussian", "softmax")
@@ -198,10 +205,14 @@ def _compare(folder: Path, results: list[tuple[str, dict[str, Any]]]) -> None:
     import nibabel as nib
     import numpy as np
 
-    stock, ours = (np.asarray(nib.load(folder / name).dataobj) for name in ("stock/ct_seg.nii.gz", "ours.nii.gz"))
+    stock, ours = (
+        np.asarray(nib.load(folder / name).dataobj) for name in ("stock/ct_seg.nii.gz", "ours.nii.gz")
+    )
     print("labels that differ:", int(np.count_nonzero(stock != ours)), "of", stock.size)
     for what in ("wall", "cpu", "peak_gib"):
-        by_kind = {kind: min(result[what] for k, result in results if k == kind) for kind in ("stock", "ours")}
+        by_kind = {
+            kind: min(result[what] for k, result in results if k == kind) for kind in ("stock", "ours")
+        }
         print(what, by_kind, "ratio", round(by_kind["stock"] / by_kind["ours"], 2))
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.nifti import GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
+from pipeline.errors import DataError
+from pipeline.nifti import FORMS_TOLERANCE_MM, GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> None:
@@ -61,6 +62,32 @@ def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:
     if not grid.qform_code and grid_moved(image.get_qform(), grid):  # a shear, which a qform cannot say
         image.set_qform(None, code=0)
     return image
+
+
+def as_labels(prediction: Any, grid: Header) -> NDArray[np.uint8]:
+    """The label map (X, Y, Z) that MONAI's transforms give as a tensor (1, X, Y, Z).
+
+    Raises:
+        DataError: it is no label map on the image's grid.
+    """
+    values = np.asarray(prediction.cpu())
+    expected = (1, *grid.shape[:3])
+    if values.shape != expected:
+        raise DataError(
+            "the bundle does not give one label map on the image's grid", found=f"shape {values.shape}",
+            expected=f"shape {expected}", hint="its post-processing must end in argmax and inversion",
+        )  # fmt: skip
+    affine = getattr(prediction, "affine", None)
+    apart = 0.0 if affine is None else corners_apart_mm(np.asarray(affine), grid.affine, grid.shape)
+    if not apart <= FORMS_TOLERANCE_MM:
+        raise DataError(
+            "the bundle's label map does not lie on the image's grid", found=f"corners {apart:.3g} mm apart",
+            hint="its post-processing must undo what its preprocessing did, by Invertd",
+        )  # fmt: skip
+    labels = values[0].astype(np.uint8)
+    if not np.array_equal(labels, values[0]):
+        raise DataError("the bundle does not give whole label values from 0 to 255")
+    return labels
 
 
 def grid_moved(affine: NDArray[np.float64], grid: Header) -> bool:

@@ -15,26 +15,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
-from pipeline.inference.output import probability_file
+from pipeline.inference.output import as_labels
 from pipeline.inference.prepare import why_not_streamed
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import torch_runtime
-from pipeline.inference.source import Source, read_source
-from pipeline.inference.streaming import Windowing, segment_source
-from pipeline.nifti import FORMS_TOLERANCE_MM, Header, corners_apart_mm
+from pipeline.inference.source import Source, read_headers, read_source
+from pipeline.inference.streaming import StreamingEngine
+from pipeline.inference.windows import Windowing
+from pipeline.nifti import Header
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,18 @@ class Segmenter:
             parser["preprocessing"] = Compose(self._typed.build(after_reading=True))
         self.engine_reasons = self._why_monai()
         self.engine = "monai" if self.engine_reasons else "streaming"
+        network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
         if self.engine == "monai":
             self._preprocessing = _parsed(parser, "preprocessing")
             self._postprocessing = _parsed(parser, "postprocessing")
             self._inferer = _parsed(parser, "inferer")
-        else:
+            self._network = network
+        elif self._typed is not None:
             parser["cleanup"] = list(recipe.cleanup)
-            self._cleanup = _parsed(parser, "cleanup") if recipe.cleanup else None
-            self._windowing = Windowing(**recipe.windowing or {})
-        self._network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
+            self._streaming = StreamingEngine(
+                self._typed, Windowing(**recipe.windowing or {}), torch_runtime(network), self.device,
+                recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
+            )  # fmt: skip
 
     def segment(self, paths: list[str], probabilities: str | None = None) -> Segmentation:
         """The label map of one case.
@@ -127,43 +131,25 @@ class Segmenter:
         Raises:
             UsageError: no such file, or this bundle's probabilities cannot be given.
             DataError: the images cannot be used, or the bundle does not give one label map on their grid.
-            RefusedError: the case needs more memory than there is.
+            RefusedError: the case needs more memory than it may take.
+            OSError: the probabilities cannot be written.
         """
         seconds: dict[str, float] = {}
+        if probabilities is not None and self.engine != "streaming":
+            raise UsageError(
+                "this bundle's probabilities cannot be given", found="; ".join(self.engine_reasons),
+                hint="predict without --probabilities",
+            )  # fmt: skip
         with _timed(seconds, "check"):
+            if self.engine == "streaming":
+                self._streaming.foresee(read_headers(paths, self.recipe.channels))
             source = read_source(paths, self.recipe.channels)
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels = self._stream(source, seconds, probabilities)
+                labels = self._streaming.segment(source, seconds, probabilities)
             else:
-                if probabilities is not None:
-                    raise UsageError(
-                        "this bundle's probabilities cannot be given", found="; ".join(self.engine_reasons),
-                        hint="predict without --probabilities",
-                    )  # fmt: skip
                 labels = self._as_monai(source, paths, seconds)
         return Segmentation(labels, source.header, seconds)
-
-    def _stream(
-        self, source: Source, seconds: dict[str, float], probabilities: str | None
-    ) -> NDArray[np.uint8]:
-        if self._typed is None:
-            raise SegpipeError("the streaming engine was asked for a bundle that it cannot read")
-        runtime, header, typed = torch_runtime(self._network), source.header, self._typed
-        with ExitStack() as stack:
-            kept = None
-            if probabilities is not None:
-                classes = 1 if self._windowing.activation == "sigmoid" else len(self.recipe.labels)
-                shape = (*header.shape[:3], classes)
-                kept = stack.enter_context(probability_file(probabilities, shape, header))
-            labels = segment_source(source, typed, self._windowing, runtime, self.device, seconds, kept)
-        if self._cleanup is not None:
-            start = time.perf_counter()
-            affine = torch.as_tensor(source.header.affine, dtype=torch.float64)
-            item = {"pred": MetaTensor(torch.from_numpy(labels)[None].float(), affine=affine)}
-            labels = _as_labels(self._cleanup(item)["pred"], source.header)
-            seconds["postprocess"] = round(seconds["postprocess"] + time.perf_counter() - start, 3)
-        return labels
 
     def _as_monai(self, source: Source, paths: list[str], seconds: dict[str, float]) -> NDArray[np.uint8]:
         with _timed(seconds, "preprocess"):
@@ -175,7 +161,7 @@ class Segmenter:
             scores = self._inferer(image, self._network)
         with _timed(seconds, "postprocess"):
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
-            return _as_labels(self._postprocessing(item)["pred"], source.header)
+            return as_labels(self._postprocessing(item)["pred"], source.header)
 
     def _why_monai(self) -> tuple[str, ...]:
         if self._typed is None:
@@ -240,27 +226,6 @@ def _load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
         ) from error
     module: torch.nn.Module = network.to(device).eval()
     return module
-
-
-def _as_labels(prediction: torch.Tensor, grid: Header) -> NDArray[np.uint8]:
-    values = np.asarray(prediction.cpu())
-    expected = (1, *grid.shape[:3])
-    if values.shape != expected:
-        raise DataError(
-            "the bundle does not give one label map on the image's grid", found=f"shape {values.shape}",
-            expected=f"shape {expected}", hint="its post-processing must end in argmax and inversion",
-        )  # fmt: skip
-    affine = getattr(prediction, "affine", None)
-    apart = 0.0 if affine is None else corners_apart_mm(np.asarray(affine), grid.affine, grid.shape)
-    if not apart <= FORMS_TOLERANCE_MM:
-        raise DataError(
-            "the bundle's label map does not lie on the image's grid", found=f"corners {apart:.3g} mm apart",
-            hint="its post-processing must undo what its preprocessing did, by Invertd",
-        )  # fmt: skip
-    labels = values[0].astype(np.uint8)
-    if not np.array_equal(labels, values[0]):
-        raise DataError("the bundle does not give whole label values from 0 to 255")
-    return labels
 
 
 def _root_cause(error: BaseException) -> str:

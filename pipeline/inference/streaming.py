@@ -3,44 +3,84 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
 from numpy.typing import NDArray
 
+from pipeline.errors import SegpipeError
+from pipeline.inference.foresight import Forecast, Probe, plan
+from pipeline.inference.halos import HALO
+from pipeline.inference.output import as_labels, probability_file
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.restore import HALO, Activation, Restorer
+from pipeline.inference.restore import Restorer
 from pipeline.inference.source import Source
-from pipeline.inference.windows import Runtime, WindowGrid, stream_blocks
+from pipeline.inference.windows import Runtime, Windowing, stream_blocks
+from pipeline.nifti import Header
 
 
-@dataclass(frozen=True)
-class Windowing:
-    """How a network is moved over a volume, and what its scores mean.
+@dataclass
+class StreamingEngine:
+    """One model and how it is moved over a case.
 
     Attributes:
-        roi_size: window in voxels.
-        overlap: share by which windows overlap.
-        batch: windows in one forward pass.
-        mode: weights of overlapping windows.
-        activation: from scores to probabilities.
+        preprocessing: the transforms of the closed list.
+        windowing: windows and activation; the batch is what is taken at most.
+        runtime: windows (N, C, *roi_size) float32 to scores (N, K, *roi_size).
+        device: where windows are computed; scores are kept on the CPU.
+        channels: of the images.
+        max_memory: bytes that the process may take; None for what the machine has.
+        cleanup: changes the item ``pred`` of a case, a label map (1, X, Y, Z), or None.
     """
 
-    roi_size: tuple[int, int, int]
-    overlap: float = 0.25
-    batch: int = 1
-    mode: Literal["gaussian", "constant"] = "constant"
-    activation: Activation = "softmax"
+    preprocessing: Preprocessing
+    windowing: Windowing
+    runtime: Runtime
+    device: torch.device
+    channels: int = 1
+    max_memory: int | None = None
+    cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    probe: Probe | None = None
 
-    def grid(self, size: Sequence[int]) -> WindowGrid:
-        """Where windows lie on a volume (X, Y, Z), the axes with the most windows first: it needs the least memory."""
-        order = sorted(range(3), key=lambda axis: -size[axis] / self.roi_size[axis])
-        return WindowGrid.place(size, self.roi_size, [self.overlap] * 3, tuple(order))
+    def foresee(self, headers: Sequence[Header]) -> Forecast:
+        """What a case will take; the windows are chosen so that it fits.
+
+        Raises:
+            RefusedError: it does not fit, with the numbers.
+        """
+        if self.probe is None:
+            self.probe = Probe.measure(self.runtime, self.channels, self.windowing.roi_size, self.device)
+        self._fitting, forecast = plan(
+            headers, self.preprocessing, self.windowing, self.probe, self.max_memory
+        )
+        return forecast
+
+    def segment(
+        self, source: Source, seconds: dict[str, float], probabilities: str | None = None
+    ) -> NDArray[np.uint8]:
+        """The label map (X, Y, Z) of a case that was foreseen, and its probabilities into a file."""
+        if self.probe is None:
+            raise SegpipeError("a case is foreseen before it is segmented")
+        header, closed = source.header, (self.preprocessing, self._fitting, self.runtime, self.device)
+        if probabilities is None:
+            labels = segment_source(source, *closed, seconds)
+        else:
+            shape = (*header.shape[:3], self.probe.classes)
+            with probability_file(probabilities, shape, header) as kept:
+                labels = segment_source(source, *closed, seconds, kept)
+        if self.cleanup is not None:
+            start = time.perf_counter()
+            affine = torch.as_tensor(header.affine, dtype=torch.float64)
+            item = {"pred": MetaTensor(torch.from_numpy(labels)[None].float(), affine=affine)}
+            labels = as_labels(self.cleanup(item)["pred"], header)
+            seconds["postprocess"] = round(seconds["postprocess"] + time.perf_counter() - start, 3)
+        return labels
 
 
 def segment_source(

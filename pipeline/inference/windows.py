@@ -12,9 +12,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+
+from pipeline.inference.winners import Activation
 
 Runtime = Callable[[torch.Tensor], torch.Tensor]  # (N, C, X, Y, Z) -> scores (N, K, X, Y, Z)
 Window = list[slice]  # batch, channels, then one slice an axis
@@ -75,6 +78,30 @@ class WindowGrid:
     def blocks(self, axis: int) -> list[tuple[int, int]]:
         """First voxel and end of the blocks along an axis of `block_axes`."""
         return list(itertools.pairwise((*self.starts[axis], self.padded[axis])))
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """How a network is moved over a volume, and what its scores mean.
+
+    Attributes:
+        roi_size: window in voxels.
+        overlap: share by which windows overlap.
+        batch: windows in one forward pass.
+        mode: weights of overlapping windows.
+        activation: from scores to probabilities.
+    """
+
+    roi_size: tuple[int, int, int]
+    overlap: float = 0.25
+    batch: int = 1
+    mode: Literal["gaussian", "constant"] = "constant"
+    activation: Activation = "softmax"
+
+    def grid(self, size: Sequence[int]) -> WindowGrid:
+        """Where windows lie on a volume (X, Y, Z), the longest axis first: so the least scores are open."""
+        order = sorted(range(3), key=lambda axis: -size[axis] / self.roi_size[axis])
+        return WindowGrid.place(size, self.roi_size, [self.overlap] * 3, tuple(order))
 
 
 @dataclass

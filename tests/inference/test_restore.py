@@ -23,7 +23,8 @@ from pipeline.inference.prepare import prepare, why_not_streamed
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import average, mirrored, torch_runtime
 from pipeline.inference.source import Source, read_source
-from pipeline.inference.streaming import Windowing, segment_source
+from pipeline.inference.streaming import segment_source
+from pipeline.inference.windows import Windowing
 from pipeline.nifti import Header
 
 CPU = torch.device("cpu")

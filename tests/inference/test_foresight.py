@@ -1,0 +1,125 @@
+"""A case's memory is foreseen from its header: the window batch is chosen for it, and what cannot fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import RefusedError, UsageError
+from pipeline.inference import foresight, windows
+from pipeline.inference.foresight import GIB, Probe, available, block_voxels, foresee, input_size, plan
+from pipeline.inference.halos import HALO
+from pipeline.inference.prepare import prepare
+from pipeline.inference.preprocessing import Preprocessing
+from pipeline.inference.source import read_source
+from pipeline.inference.windows import WindowGrid, Windowing, stream_blocks
+from pipeline.nifti import Header
+from pipeline.predict.memory import parse_bytes
+
+STEPS = [
+    {"_target_": "LoadImaged", "keys": "image"},
+    {"_target_": "EnsureChannelFirstd", "keys": "image"},
+    {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+    {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0]},
+    {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [32, 32, 32]},
+    {"_target_": "DivisiblePadd", "keys": "image", "k": 16},
+]
+CT = np.diag([-0.78, -0.78, 1.5, 1.0])
+
+
+def ct(slices: int) -> Header:
+    return Header(Path("ct"), (512, 512, slices), CT, (0.78, 0.78, 1.5), "int16")
+
+
+@settings(max_examples=20)
+@given(
+    size=st.tuples(*[st.integers(3, 16)] * 3), roi=st.tuples(*[st.integers(4, 8)] * 3),
+    overlap=st.sampled_from([0, 0.25, 0.5, 0.6]), order=st.permutations([0, 1, 2]),
+)  # fmt: skip
+def test_the_open_blocks_are_those_that_are_open(size: Any, roi: Any, overlap: float, order: Any) -> None:
+    grid, most = WindowGrid.place(size, roi, [overlap] * 3, tuple(order)), 0
+
+    class Watched(windows._Sums):
+        def finish(self, image: int, start: Any) -> Any:
+            nonlocal most
+            most = max(most, sum(counts.numel() for _, counts in self._open.values()))
+            return super().finish(image, start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_Sums", Watched)
+        blocks = stream_blocks(torch.zeros(1, 1, *size), grid, torch.ones(roi), lambda x, _: x, halo=HALO)
+        largest = max(block.scores.numel() for block in blocks)
+    assert block_voxels(grid) == (largest, most)
+
+
+def test_the_input_is_as_large_as_foreseen(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 9, (30, 50, 70), np.int16), CT)
+    nib.save(image, tmp_path / "a.nii")
+    source = read_source([tmp_path / "a.nii"], 1)
+    config = Preprocessing.parse(STEPS)
+    assert input_size(source.header, config) == tuple(prepare(source, config)[0].shape[1:])
+
+
+def test_memory_grows_little_with_the_slices() -> None:
+    config, windowing, probe = (
+        Preprocessing.parse(STEPS[:4]),
+        Windowing((96, 96, 96), 0.5, 1),
+        Probe(14, GIB // 4),
+    )
+    few, many = (foresee([ct(slices)], config, windowing, probe).peak for slices in (200, 800))
+    assert (many - few) / (512 * 512 * 600) <= 8
+    large = foresee([ct(600)], config, windowing, Probe(105, GIB // 2)).peak
+    assert large < 6 * GIB
+
+
+def test_the_window_batch_is_chosen_for_the_memory() -> None:
+    config, probe = Preprocessing.parse(STEPS[:4]), Probe(14, GIB)
+    windowing = Windowing((96, 96, 96), 0.5, 8)
+    need = [
+        foresee([ct(60)], config, Windowing((96, 96, 96), 0.5, batch), probe).peak for batch in (1, 2, 4, 8)
+    ]
+    assert need == sorted(need)
+    for limit, expected in ((need[2] + GIB // 2, 4), (need[0] + GIB // 2, 1)):
+        chosen, forecast = plan([ct(60)], config, windowing, probe, limit)
+        assert chosen.batch == expected
+        assert forecast.peak <= limit
+    with pytest.raises(RefusedError) as caught:
+        plan([ct(60)], config, windowing, probe, GIB // 2)
+    assert "GiB" in str(caught.value.found)
+    assert "0.50 GiB (--max-memory)" in str(caught.value.expected)
+
+
+def test_what_is_free_is_the_limit_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available() > 0
+    monkeypatch.setattr(foresight, "available", lambda: 10)
+    with pytest.raises(RefusedError, match="more memory") as caught:
+        plan([ct(20)], Preprocessing.parse(STEPS[:4]), Windowing((16, 16, 16)), Probe(2, 10), None)
+    assert "free here" in str(caught.value.expected)
+
+
+def test_a_window_is_measured() -> None:
+    network = torch.nn.Conv3d(1, 5, 3, padding=1)
+    probe = Probe.measure(network, 1, (24, 24, 24), torch.device("cpu"))
+    assert probe.classes == 5
+    assert probe.window_bytes >= 5 * 24**3 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("4G", 4 * GIB), ("1500M", 1500 * 2**20), ("2.5GiB", 5 * GIB // 2), ("512 kb", 2**19)],
+)
+def test_amounts_of_memory(text: str, amount: int) -> None:
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "4X", "many"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(UsageError, match="amount of memory"):
+        parse_bytes(text)

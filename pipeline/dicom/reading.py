@@ -63,28 +63,24 @@ class _Reading:
     notes: dict[str, None] = field(default_factory=dict)
 
     def put(self, place: int, file: PixelFile, number: int) -> None:
-        values, padding = frame_values(file, number)
-        if values.shape != self.array.shape[1:]:
+        frame = frame_values(file, number)
+        if frame.stored.shape != self.array.shape[1:]:
             raise PixelsError(
                 "slices differ in their matrix", path=file.path, reason="mixed_matrix",
-                found=f"{values.shape[0]} rows, {values.shape[1]} columns",
+                found=f"{frame.stored.shape[0]} rows, {frame.stored.shape[1]} columns",
                 expected=f"{self.array.shape[1]} rows, {self.array.shape[2]} columns",
             )  # fmt: skip
-        measured = values
-        if padding is not None:
-            self.padding[place] = np.packbits(padding)
-            if padding.all():
-                self.array[place] = 0
-                return
-            measured = np.where(padding, values[~padding][:1], values)
-        lowest, highest = measured.min(), measured.max()
+        if frame.padding is not None:
+            self.padding[place] = np.packbits(frame.padding)
+        ends = frame.ends()
         if self.array.dtype == np.int16:
-            if values.dtype.kind == "f" or not -32768 <= lowest <= highest <= 32767:
+            if not frame.is_whole or (ends and not -32768 <= ends[0] <= ends[1] <= 32767):
                 raise _NotExactError
-        elif values.dtype.kind in "iu" and max(-int(lowest), int(highest)) > EXACT_IN_FLOAT32:
+        elif frame.is_whole and ends and max(-ends[0], ends[1]) > EXACT_IN_FLOAT32:
             self.notes["whole numbers beyond 2^24 are rounded to float32"] = None
-        self.lowest[place] = float(lowest)
-        self.array[place] = values  # padding may not fit; it is replaced
+        if ends:
+            self.lowest[place] = ends[0]
+        frame.write(self.array[place])  # padding may not fit; it is replaced
 
     def clamp_padding(self) -> list[str]:
         """Give padding the smallest measured value; say so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,54 @@ if TYPE_CHECKING:
 UNITS_BY_DEFINITION = ("CT", "PT")  # values are HU, or an activity, however they are meant to be shown
 
 
-def frame_values(file: PixelFile, number: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Values of a frame after rescale, and where they are padding.
+@dataclass(frozen=True, eq=False)
+class FrameValues:
+    """A frame before its rescale is carried out, so that no array larger than needed is made.
 
-    Returns:
-        (rows, columns) whole numbers where slope and intercept are whole, else float64; and a mask of the same shape,
-        None where nothing is padding.
+    Attributes:
+        stored: (rows, columns), mirrored where MONOCHROME1 asks for it.
+        slope, intercept: value = slope * stored + intercept.
+        padding: where it is padding; None where nothing is.
+    """
+
+    stored: NDArray[Any]
+    slope: float
+    intercept: float
+    padding: NDArray[np.bool_] | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every value is a whole number."""
+        return self.stored.dtype.kind in "iu" and self.slope.is_integer() and self.intercept.is_integer()
+
+    def ends(self) -> tuple[float, float] | None:
+        """Smallest and largest value that is not padding; None where all is padding. Exact where it is whole."""
+        measured = self.stored
+        if self.padding is not None:
+            if self.padding.all():
+                return None
+            measured = np.where(self.padding, self.stored[~self.padding][:1], self.stored)
+        number = int if self.is_whole else float
+        ends = [
+            number(end) * number(self.slope) + number(self.intercept)
+            for end in (measured.min(), measured.max())
+        ]
+        return min(ends), max(ends)
+
+    def write(self, out: NDArray[Any]) -> None:
+        """Put the values into an array of int16, in which they must fit, or of float32."""
+        if out.dtype != np.int16:
+            out[...] = self.stored * np.float64(self.slope) + self.intercept
+            return
+        out[...] = self.stored  # modulo 2^16, as is all that follows
+        if self.slope != 1:
+            out *= np.int64(self.slope).astype(np.int16)
+        if self.intercept != 0:
+            out += np.int64(self.intercept).astype(np.int16)
+
+
+def frame_values(file: PixelFile, number: int = 0) -> FrameValues:
+    """The values of a frame.
 
     Raises:
         PixelsError: the frame cannot be decoded, or its rescale cannot be used.
@@ -34,15 +77,8 @@ def frame_values(file: PixelFile, number: int = 0) -> tuple[NDArray[Any], NDArra
     if "ModalityLUTSequence" in file.dataset and "RescaleSlope" not in file.dataset:
         from pydicom.pixels import apply_modality_lut
 
-        return apply_modality_lut(stored, file.dataset), padding
-    slope, intercept = rescale(file, number)
-    if stored.dtype.kind not in "iu" or not (slope.is_integer() and intercept.is_integer()):
-        return stored * np.float64(slope) + intercept, padding
-    if (slope, intercept) == (1, 0):
-        return stored, padding
-    small = stored.dtype.itemsize <= 2 and max(abs(slope), abs(intercept)) < 2**15  # no 32 bits overflow
-    stored = stored.astype(np.int32 if small else np.int64)
-    return (stored if slope == 1 else stored * int(slope)) + int(intercept), padding
+        return FrameValues(apply_modality_lut(stored, file.dataset), 1.0, 0.0, padding)
+    return FrameValues(stored, *rescale(file, number), padding)
 
 
 def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
@@ -111,7 +147,7 @@ def _padding(file: PixelFile, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
         low, high = sorted(_as_stored(file, end) for end in (first, first if last in (None, "") else last))
     except (TypeError, ValueError):
         return None
-    found: NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
     return found if found.any() else None
 
 

@@ -14,7 +14,13 @@ from pydicom import Dataset, dcmread
 
 from pipeline.dicom.codecs import PixelsError
 from pipeline.dicom.pixels import open_pixels
-from pipeline.dicom.rescale import frame_values, is_inverted, notes_on, rescale
+from pipeline.dicom.rescale import FrameValues, frame_values, is_inverted, notes_on, rescale
+
+
+def carried_out(frame: FrameValues) -> np.ndarray:
+    values = np.empty(frame.stored.shape, np.float32)
+    frame.write(values)
+    return values
 
 
 def saved(image: Dataset, folder: Path) -> Path:
@@ -33,17 +39,23 @@ def test_rescale_is_slope_times_stored_plus_intercept(
 ) -> None:
     image = series(RescaleSlope=f"{slope:.9g}", RescaleIntercept=f"{intercept:.9g}")[0]
     path = saved(image, tmp_path_factory.mktemp("a"))
-    values, padding = frame_values(open_pixels(path))
+    frame = frame_values(open_pixels(path))
+    values = carried_out(frame)
     again = dcmread(path, force=True)
     again.file_meta.TransferSyntaxUID = image.file_meta.TransferSyntaxUID
     expected = again.pixel_array * float(again.RescaleSlope) + float(again.RescaleIntercept)
-    np.testing.assert_allclose(values, expected, rtol=1e-12)
-    assert padding is None
+    np.testing.assert_array_equal(values, expected.astype(np.float32))
+    assert frame.padding is None
+    assert frame.ends() == pytest.approx((expected.min(), expected.max()), rel=1e-12)
+    if frame.is_whole and np.abs(expected).max() < 2**15:
+        whole = np.empty(values.shape, np.int16)
+        frame.write(whole)
+        np.testing.assert_array_equal(whole, expected)
 
 
 def test_whole_numbers_stay_whole_numbers(tmp_path: Path) -> None:
-    values, _ = frame_values(open_pixels(saved(series(RescaleIntercept="-1024")[0], tmp_path)))
-    assert values.dtype.kind == "i"
+    assert frame_values(open_pixels(saved(series(RescaleIntercept="-1024")[0], tmp_path))).is_whole
+    assert not frame_values(open_pixels(saved(series(RescaleIntercept="-0.5")[0], tmp_path))).is_whole
 
 
 @pytest.mark.parametrize("slope", ["0", "nan", ""])
@@ -72,7 +84,7 @@ def test_a_frame_has_its_own_rescale_or_the_shared_one(tmp_path: Path) -> None:
     frames[3].PixelValueTransformationSequence = transformation(0.5, -1)
     file = open_pixels(saved(image, tmp_path))
     assert [rescale(file, number) for number in (0, 3, 5)] == [(2, 10), (0.5, -1), (2, 10)]
-    np.testing.assert_array_equal(frame_values(file, 3)[0], file.stored(3) * 0.5 - 1)
+    np.testing.assert_array_equal(carried_out(frame_values(file, 3)), file.stored(3) * 0.5 - 1)
 
 
 def test_without_shared_groups_each_frame_has_its_own(tmp_path: Path) -> None:
@@ -93,7 +105,7 @@ def test_a_modality_lookup_table(tmp_path: Path) -> None:
     table.add_new("LUTData", "US", [0, 1, 4, 9, 16, 25, 36, 49])
     table.ModalityLUTType = "US"
     image.ModalityLUTSequence = [table]
-    values, _ = frame_values(open_pixels(saved(image, tmp_path)))
+    values = carried_out(frame_values(open_pixels(saved(image, tmp_path))))
     np.testing.assert_array_equal(values, stored.astype(int) ** 2)
 
 
@@ -111,7 +123,7 @@ def test_padding_is_between_its_two_ends(
     stored = np.frombuffer(image.PixelData, "<i2").reshape(image.Rows, image.Columns).copy()
     stored[2, 3:6] = (low, high, (low + high) // 2)
     image.PixelData = stored.tobytes()
-    _, padding = frame_values(open_pixels(saved(image, tmp_path)))
+    padding = frame_values(open_pixels(saved(image, tmp_path))).padding
     assert padding is not None
     np.testing.assert_array_equal(padding, (stored >= low) & (stored <= high))
 
@@ -128,9 +140,9 @@ def test_monochrome1_without_a_unit_is_mirrored(signed: bool, bits: int, tmp_pat
     image.BitsStored, image.HighBit, image.PixelRepresentation = bits, bits - 1, int(signed)
     image.PhotometricInterpretation = "MONOCHROME1"
     file = open_pixels(saved(image, tmp_path))
-    values, _ = frame_values(file)
-    np.testing.assert_array_equal(values.ravel(), 2 * low + (1 << bits) - 1 - stored.astype(int))
-    assert values.dtype.kind in "iu" and "mirrored" in notes_on(file)[0]
+    frame = frame_values(file)
+    np.testing.assert_array_equal(frame.stored.ravel(), 2 * low + (1 << bits) - 1 - stored.astype(int))
+    assert frame.stored.dtype.kind in "iu" and "mirrored" in notes_on(file)[0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The configs of an exported bundle, from a run's config.
 
 ``inference.json`` and ``evaluate.json`` name only ``monai.*`` and ``torch.*``. Their only expressions are the sorted
-listing of ``dataset_dir``, path joins and ``run()``.
+listing of ``dataset_dir``, path joins and ``run()``. ``inference_fast.json`` is an overlay for where this package is
+installed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipeline.inference.cleanup import LabelRule, cleanup_transforms
 from pipeline.inference.preprocessing import Preprocessing
 
 UNETPP = "pipeline.components.UNetPlusPlus"
+FAST = "pipeline.components.FastPrediction"
 Rules = Mapping[int, LabelRule]
 NIFTI = ["[!.]*.[nN][iI][iI].[gG][zZ]", "[!.]*.[nN][iI][iI]"]  # hidden files are no images, as in `predict`
 IN_QUOTES = re.compile(
@@ -81,6 +83,32 @@ def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dic
         "initialize": [],
         "run": ["$@evaluator.run()"],
     }  # fmt: skip
+
+
+def fast_config(config: Mapping[str, Any], rules: Rules) -> dict[str, Any] | None:
+    """An overlay of the inference config that runs our engine where this package is installed.
+
+    Given to `monai.bundle run` behind ``inference.json``. None where the transforms do not stream.
+    """
+    head = _head(config)
+    if Preprocessing.parse(head["deterministic_transforms"]).why_not_streamed():
+        return None
+    windows = {key: value for key, value in _machinery(config)["inferer"].items() if key != "_target_"}
+    return {
+        "fast": {
+            "_target_": FAST,
+            "config_file": "$@bundle_root + '/configs/inference.json'",
+            "weights": "$@bundle_root + '/models/model.pt'",
+            "network": "@network_def",
+            "datalist": "@datalist",
+            "output_dir": "@output_dir",
+            "device": "@device",
+            **windows,
+            "activation": _activation(config),
+            "cleanup": cleanup_transforms(rules, n_labels(config)),
+        },
+        "run": ["$@fast.run()"],
+    }
 
 
 def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.bundle.card import model_card
 from pipeline.bundle.configs import (
     check_rules,
     evaluate_config,
+    fast_config,
     inference_config,
     network_definition,
     train_config,
@@ -96,6 +97,11 @@ def export_bundle(
     with _whole_folder(out, overwrite) as folder:
         configs = folder / "configs"
         write_json(configs / "inference.json", inference_config(contents.config, rules, files))
+        fast = fast_config(contents.config, rules)
+        if fast is not None:
+            write_json(configs / "inference_fast.json", fast)
+            needed = metadata["config_requirements"]
+            needed["inference_fast.json"] = needed["train.json"]
         write_json(configs / "evaluate.json", evaluate_config(contents.config, rules, section))
         write_json(configs / "train.json", train_config(contents.config))
         write_json(configs / "manifest.json", _anonymous(contents.manifest).dump())

@@ -5,6 +5,7 @@ Everything here is constructed from a MONAI config, so arguments are plain value
 
 from pipeline.components.cases import CaseTransforms, ValidateCased, load_cases
 from pipeline.components.checkpoint import RunCheckpoint
+from pipeline.components.fast import FastPrediction
 from pipeline.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
 from pipeline.components.losses import (
     ComboLoss,
@@ -39,6 +40,7 @@ __all__ = [
     "DiceLoss",
     "DicomReader",
     "EpochSeed",
+    "FastPrediction",
     "FocalLoss",
     "FocalTverskyLoss",
     "GeneralisedDiceLoss",

@@ -28,24 +28,6 @@ from pipeline.inference.steps import (
 )
 
 
-def why_not_streamed(preprocessing: Preprocessing) -> str | None:
-    """What in the transforms only MONAI's own code does, or None."""
-    load, spacing, first = preprocessing.load, preprocessing.spacing, preprocessing.channel_first
-    if load is None or load.reader == "ITKReader":
-        return "LoadImaged: not read by nibabel"
-    if first is None and not load.ensure_channel_first:
-        return "EnsureChannelFirstd: absent"
-    if first is not None and first.channel_dim is not None:
-        return "EnsureChannelFirstd.channel_dim"
-    if spacing is not None:
-        if _of_image(spacing.mode, spacing.keys) != "bilinear" or spacing.padding_mode != "border":
-            return "Spacingd: not bilinear with border padding"
-        if spacing.dtype != "float64":
-            return "Spacingd.dtype"
-    absent = next((step.name for step in preprocessing.steps if "image" not in _keys(step.keys)), None)
-    return f"{absent}: not for the image" if absent else None
-
-
 def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor, Way]:
     """The network's input (C, X, Y, Z) float32, and how it belongs to the source's voxels.
 
@@ -116,14 +98,3 @@ def _normalised(image: torch.Tensor, step: Normalise, transforms: dict[type, Any
         deviation = part.std(unbiased=False).item() if step.divisor is None else step.divisor
         part.sub_(mean).div_(deviation or 1.0)
     return image
-
-
-def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (keys,) if isinstance(keys, str) else keys
-
-
-def _of_image(value: Any, keys: str | tuple[str, ...]) -> Any:
-    """What an argument with a value per key says for the image."""
-    if isinstance(value, str) or "image" not in _keys(keys):
-        return value
-    return value[_keys(keys).index("image")] if len(value) > 1 else value[0]

@@ -104,6 +104,23 @@ class Preprocessing:
             built.append(getattr(transforms, step.name)(**arguments))
         return built
 
+    def why_not_streamed(self) -> str | None:
+        """What in the transforms only MONAI's own code does, not the streaming engine; or None."""
+        load, first, spacing = self.load, self.channel_first, self.spacing
+        if load is None or load.reader == "ITKReader":
+            return "LoadImaged: not read by nibabel"
+        if first is None and not load.ensure_channel_first:
+            return "EnsureChannelFirstd: absent"
+        if first is not None and first.channel_dim is not None:
+            return "EnsureChannelFirstd.channel_dim"
+        if spacing is not None:
+            if _of_image(spacing.mode, spacing.keys) != "bilinear" or spacing.padding_mode != "border":
+                return "Spacingd: not bilinear with border padding"
+            if spacing.dtype != "float64":
+                return "Spacingd.dtype"
+        absent = next((step.name for step in self.steps if "image" not in _keys(step.keys)), None)
+        return f"{absent}: not for the image" if absent else None
+
     @property
     def load(self) -> Load | None:
         """How files are read."""
@@ -151,6 +168,17 @@ class Preprocessing:
 
     def _find(self, kind: type[S]) -> S | None:
         return next((step for step in self.steps if isinstance(step, kind)), None)
+
+
+def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
+
+
+def _of_image(value: str | tuple[str, ...], keys: str | tuple[str, ...]) -> str:
+    """What an argument with a value per key says for the image."""
+    if isinstance(value, str):
+        return value
+    return value[_keys(keys).index("image")] if len(value) > 1 and "image" in _keys(keys) else value[0]
 
 
 def _parse_step(transform: object) -> Step:

@@ -27,12 +27,13 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
+from pipeline.dicom import Series
 from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
+from pipeline.inference.glance import Glance, look_at
 from pipeline.inference.output import as_labels
-from pipeline.inference.prepare import why_not_streamed
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import torch_runtime
-from pipeline.inference.source import Source, read_headers, read_source
+from pipeline.inference.source import Given, Source, read_headers, read_source
 from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import Windowing
 from pipeline.nifti import Header
@@ -76,10 +77,11 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map (X, Y, Z) on its source's grid, and the seconds that each stage took."""
+    """A label map (X, Y, Z) on its source's grid, a look at the source, and the seconds that each stage took."""
 
     labels: NDArray[np.uint8]
     grid: Header
+    glance: Glance
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -121,11 +123,11 @@ class Segmenter:
                 recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
 
-    def segment(self, paths: list[str], probabilities: str | None = None) -> Segmentation:
+    def segment(self, given: Given, probabilities: str | None = None) -> Segmentation:
         """The label map of one case.
 
         Args:
-            paths: one file per channel, or one file with all of them.
+            given: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
             probabilities: a file to write the probabilities of all classes to.
 
         Raises:
@@ -142,20 +144,21 @@ class Segmenter:
             )  # fmt: skip
         with _timed(seconds, "check"):
             if self.engine == "streaming":
-                self._streaming.foresee(read_headers(paths, self.recipe.channels))
-            source = read_source(paths, self.recipe.channels)
+                self._streaming.foresee(read_headers(given, self.recipe.channels))
+            source = read_source(given, self.recipe.channels)
+            glance = look_at(source)
         with torch.inference_mode():
             if self.engine == "streaming":
                 labels = self._streaming.segment(source, seconds, probabilities)
             else:
-                labels = self._as_monai(source, paths, seconds)
-        return Segmentation(labels, source.header, seconds)
+                labels = self._as_monai(source, given, seconds)
+        return Segmentation(labels, source.header, glance, seconds)
 
-    def _as_monai(self, source: Source, paths: list[str], seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def _as_monai(self, source: Source, given: Given, seconds: dict[str, float]) -> NDArray[np.uint8]:
         with _timed(seconds, "preprocess"):
-            given = source.tensor() if self._typed else paths if len(paths) > 1 else paths[0]
+            image = source.tensor() if self._typed else _paths_of(given)
             source.forget()
-            batch = list_data_collate([self._preprocessing({"image": given})])
+            batch = list_data_collate([self._preprocessing({"image": image})])
         with _timed(seconds, "network"):
             image = batch["image"].to(self.device)
             scores = self._inferer(image, self._network)
@@ -168,8 +171,16 @@ class Segmenter:
             return ("the transforms are outside the closed list",)
         if self.recipe.windowing is None:
             return ("inferer or post-processing is outside the closed form",)
-        reason = why_not_streamed(self._typed)
+        reason = self._typed.why_not_streamed()
         return (reason,) if reason else ()
+
+
+def _paths_of(given: Given) -> list[str] | str:
+    """What MONAI reads a case from."""
+    if isinstance(given, Series):
+        raise SegpipeError("the stock route was given a DICOM series", hint="write it as NIfTI first")
+    paths = [str(path) for path in given]
+    return paths if len(paths) > 1 else paths[0]
 
 
 def _device(name: str) -> torch.device:

@@ -59,12 +59,14 @@ def read_source(given: Given, channels: int) -> Source:
     """Read and judge the images of one case.
 
     Args:
-        given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or a series.
+        given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or
+            a series.
         channels: how many channels the bundle expects.
 
     Raises:
         UsageError: no such file.
-        DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot be read.
+        DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot
+            be read.
     """
     headers = read_headers(given, channels)
     if isinstance(given, Series):

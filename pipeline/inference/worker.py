@@ -3,6 +3,7 @@
     {"op": "load", "recipe": {...}}                  -> {"ok": true, "device": ..., "versions": {...}}
     {"op": "segment", "paths": [...], "out": FILE}   -> {"ok": true, "voxels": ..., "seconds": ..., ...}
         with "probabilities": FILE, those are written as well
+        with "dicom": {"series": ..., "formats": [...], ...} the case is that series, and written as DICOM as well
     what fails                                       -> {"ok": false, "error": {...}, "stop": whether to go on}
 
 It is apart from the batch so that a crash in native code, or the kernel for want of memory, ends one case only.
@@ -15,14 +16,23 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import SegpipeError, first_cause
+from pipeline import errors
+from pipeline.errors import SegpipeError, UsageError, first_cause
 from pipeline.files import cannot_write
 from pipeline.processes import die_with_parent
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.dicom import Series
     from pipeline.inference.segmenter import Segmenter
+    from pipeline.inference.source import Given
 
 
 def main() -> None:
@@ -38,13 +48,13 @@ def main() -> None:
             elif segmenter is None:
                 raise SegpipeError("the worker was asked to segment before it was given a model")
             else:
-                reply = _segment(segmenter, request["paths"], request["out"], request.get("probabilities"))
+                reply = _segment(segmenter, request)
         except _CannotWriteError as error:
             reply = _failure(error.cause, stop=True)
         except SegpipeError as error:
             reply = _failure(error)
         except Exception as error:  # noqa: BLE001 - one bad case never stops the rest
-            reply = _failure(_unexpected(error))
+            reply = _failure(_unexpected(error, may_quote="dicom" not in request))
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
@@ -88,39 +98,105 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
     return segmenter, {"ok": True, **about}
 
 
-def _segment(segmenter: Segmenter, paths: list[str], out: str, probabilities: str | None) -> dict[str, Any]:
+def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.dicom.plain import from_plain
+    from pipeline.inference.glance import save_slice
     from pipeline.inference.output import describe, write_labels
+    from pipeline.results import SLICE
 
+    out, probabilities, dicom = Path(request["out"]), request.get("probabilities"), request.get("dicom")
+    series = from_plain(dicom["series"]) if dicom else None
     try:
-        result = segmenter.segment(paths, probabilities)
+        with _given(request, series, segmenter.recipe.route, out) as given:
+            result = segmenter.segment(given, probabilities)
     except OSError as error:
         if probabilities is None:
             raise
         raise _CannotWriteError(cannot_write(probabilities, error)) from error
     start = time.perf_counter()
-    try:
-        write_labels(out, result.labels, result.grid)
-    except OSError as error:
-        raise _CannotWriteError(cannot_write(out, error)) from error
-    seconds = {**result.seconds, "write": round(time.perf_counter() - start, 3)}
     facts = describe(result.labels, result.grid.affine, segmenter.recipe.labels)
     facts["flags"]["orientation_unknown"] = not result.grid.is_oriented
-    return {"ok": True, "shape": list(result.labels.shape), **facts, "seconds": seconds}
+    files: dict[str, str] = {}
+    not_written: dict[str, str] = {}
+    try:
+        if dicom and series:
+            files, not_written = _write_dicom(out.parent, dicom, series, result.labels, facts["volumes_ml"])
+        if request.get("nifti", True) or not_written:
+            write_labels(out, result.labels, result.grid)
+            files = {"nifti": out.name, **files}
+        save_slice(out.with_name(SLICE), result.glance, result.labels, result.grid)
+    except OSError as error:
+        raise _CannotWriteError(cannot_write(out, error)) from error
+    except UsageError as error:
+        raise _CannotWriteError(error) from error
+    return {
+        "ok": True,
+        "shape": list(result.labels.shape),
+        "spacing_mm": [round(edge, 6) for edge in result.grid.spacing_mm],
+        "intensity": result.glance.intensity,
+        **facts,
+        "files": files,
+        "not_written": not_written,
+        "seconds": {**result.seconds, "write": round(time.perf_counter() - start, 3)},
+    }
+
+
+@contextmanager
+def _given(request: dict[str, Any], series: Series | None, route: str, out: Path) -> Iterator[Given]:
+    """What to segment; where a bundle's own transforms read files, a series becomes one for the time being."""
+    from pipeline.dicom import load_series
+    from pipeline.dicom.convert import write_volume
+
+    if series is None or route == "typed":
+        yield request["paths"] if series is None else series
+        return
+    path = out.with_name(f".{series.case_id}.nii.gz")
+    volume = load_series(series)
+    try:
+        write_volume(volume, path)
+    except UsageError as error:
+        raise _CannotWriteError(error) from error
+    try:
+        yield [str(path)]
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_dicom(
+    folder: Path,
+    dicom: dict[str, Any],
+    series: Series,
+    labels: NDArray[np.uint8],
+    volumes_ml: dict[str, float],
+) -> tuple[dict[str, str], dict[str, str]]:
+    from pipeline.dicom.codes import label_infos
+    from pipeline.dicom.derived import AlgorithmInfo
+    from pipeline.inference.derived import write_dicom
+
+    names = {int(value): name for value, name in dicom["labels"].items()}
+    infos, _ = label_infos(names, dicom["meaning"])
+    algorithm = AlgorithmInfo(**dicom["algorithm"])
+    return write_dicom(folder, dicom["formats"], series, labels, volumes_ml, infos, algorithm)
 
 
 def _failure(error: SegpipeError, stop: bool = False) -> dict[str, Any]:
-    return {"ok": False, "kind": type(error).__name__, "error": error.as_dict(with_path=True), "stop": stop}
+    kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
+    parts = error.as_dict(with_path=True)
+    return {"ok": False, "kind": kind, "reason": getattr(error, "reason", None), "error": parts, "stop": stop}
 
 
-def _unexpected(error: BaseException) -> SegpipeError:
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+def _unexpected(error: BaseException, may_quote: bool) -> SegpipeError:
+    """An error of ours; without the words of another one where they may quote a DICOM header."""
+    sys.stderr.write(f"{type(error).__name__}: {error if may_quote else '(not quoted)'}\n")
     error = first_cause(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return SegpipeError(
             "not enough memory for this case", hint="use a machine with more, or --device cpu"
         )
-    words = " ".join(str(error).split())
-    return SegpipeError("the case could not be computed", found=f"{type(error).__name__}: {words}"[:300])
+    words = " ".join(str(error).split()) if may_quote else ""
+    return SegpipeError(
+        "the case could not be computed", found=f"{type(error).__name__}: {words}".strip(": ")[:300]
+    )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from pipeline.errors import DataError, RefusedError, UsageError
 
 SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
 FILES = [
-    "LICENSE", "SHA256SUMS", "configs/evaluate.json", "configs/inference.json", "configs/logging.conf",
-    "configs/manifest.json", "configs/metadata.json", "configs/train.json", "docs/README.md", "docs/data_license.txt",
-    "models/model.pt",
+    "LICENSE", "SHA256SUMS", "configs/evaluate.json", "configs/inference.json", "configs/inference_fast.json",
+    "configs/logging.conf", "configs/manifest.json", "configs/metadata.json", "configs/train.json", "docs/README.md",
+    "docs/data_license.txt", "models/model.pt",
 ]  # fmt: skip
 ALLOWED = [
     r"\$@bundle_root \+ '/[\w/.]+'",

@@ -280,3 +280,20 @@ def test_stock_run_never_imports_this_package(bundle: Bundle, images: Path, tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == len(affines())
+
+
+def test_the_overlay_writes_what_the_stock_config_writes(
+    bundle: Bundle, images: Path, predicted: Path, tmp_path: Path
+) -> None:
+    import monai.bundle
+
+    configs = [str(bundle.root / "configs" / name) for name in ("inference.json", "inference_fast.json")]
+    monai.bundle.run(
+        config_file=configs, bundle_root=str(bundle.root), dataset_dir=str(images), output_dir=str(tmp_path)
+    )
+    names = sorted(path.name for path in predicted.glob("*_seg.nii.gz"))
+    assert names and names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        one, other = nib.load(predicted / name), nib.load(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+        np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)

@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from pipeline.errors import DataError
-from pipeline.inference.prepare import prepare, why_not_streamed
+from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import average, mirrored, torch_runtime
 from pipeline.inference.source import Source, read_source
@@ -281,5 +281,5 @@ def test_what_is_no_label_map_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_what_only_monai_does_is_said(step: dict[str, Any]) -> None:
-    assert why_not_streamed(Preprocessing.parse(steps([step]))) is not None
-    assert why_not_streamed(Preprocessing.parse(steps([RAS]))) is None
+    assert Preprocessing.parse(steps([step])).why_not_streamed() is not None
+    assert Preprocessing.parse(steps([RAS])).why_not_streamed() is None

@@ -15,6 +15,7 @@ from pipeline.dicom.label_contours import contour_masks, regions_of
 from pipeline.dicom.label_seg import Mask, seg_masks, segments_of
 from pipeline.dicom.model import Series
 from pipeline.dicom.privacy import kind_of, no_header_text
+from pipeline.dicom.references import referenced_instances
 from pipeline.errors import DataError, SegpipeError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class LabelFile:
         names: of its segments or regions; free text.
         series_uid: SeriesInstanceUID that it refers to; empty where it names none.
         frame_of_reference_uid: in which its positions are; empty where it names none.
+        instances: SOP instance UIDs of the images that it refers to.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class LabelFile:
     names: tuple[str, ...]
     series_uid: str
     frame_of_reference_uid: str
+    instances: frozenset[str] = frozenset()
 
 
 def open_labels(path: str | Path) -> LabelFile:
@@ -113,10 +116,12 @@ def _described(path: Path, dataset: Dataset) -> LabelFile:
                 (str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []), ""
             )
             place = str(dataset.get("FrameOfReferenceUID") or "")
-            return LabelFile(path, "SEG", tuple(segments_of(dataset).values()), series_uid, place)
+            names = tuple(segments_of(dataset).values())
+            return LabelFile(path, "SEG", names, series_uid, place, referenced_instances(dataset))
         if sop_class == STRUCTURE_SET:
             series_uid, place = _reference(dataset)
-            return LabelFile(path, "RTSTRUCT", tuple(regions_of(dataset).values()), series_uid, place)
+            names = tuple(regions_of(dataset).values())
+            return LabelFile(path, "RTSTRUCT", names, series_uid, place, referenced_instances(dataset))
     except Exception as error:  # noqa: BLE001 - as above
         raise _unreadable(path, kind_of(error)) from None
     raise DataError("neither a DICOM SEG nor an RTSTRUCT", path=path)

@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.importers import FoundDataset
+    from pipeline.importers.slices import Found
     from pipeline.manifest import Manifest
 
 
@@ -24,17 +25,35 @@ def command(
         typer.Option("-o", "--output", help="Manifest to write. [default: manifest.json in the data]"),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="decathlon, nnunet or folders. [default: detected]")
+        str | None, typer.Option(help="decathlon, nnunet, folders or slices. [default: detected]")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images, with --labels.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps, with --images.")] = None,
     label_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name of label 1, then of 2, ... (two folders).", show_default=False),
+        typer.Option(help="Name of label 1, then of 2, ... (two folders, slices).", show_default=False),
     ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="CT, MRI, ... once for each channel.", show_default=False)
     ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(help="Pattern of TIFF or PNG slices, e.g. {patient}/{slice}.png; with --masks."),
+    ] = None,
+    masks: Annotated[str | None, typer.Option(help="Pattern of their masks.")] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Voxel along columns, rows, slices, in mm (slices). [default: 1 1 1, assumed]"),
+    ] = None,
+    converted: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the NIfTI files made of slices. [default: SOURCE_nifti, or a folder beside -o]"
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out volumes that cannot be used (slices).")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
@@ -53,34 +72,134 @@ def command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    r"""Build a manifest of a Decathlon or nnU-Net data set, or of two folders.
+    r"""Build a manifest of a Decathlon or nnU-Net data set, of two folders, or of slices beside their masks.
 
     The manifest names every case, its files (relative to the data folder), patient, labels, modality, licence
-    and hashes; every other command starts from it. No image is changed or copied. A manifest that is there
-    already, perhaps with a split, is kept unless --overwrite is given.
+    and hashes; every other command starts from it. NIfTI files are neither changed nor copied; TIFF and PNG slices
+    become NIfTI volumes in a folder of their own. A manifest that is there already, perhaps with a split, is kept
+    unless --overwrite is given.
 
     Example: segpipe import Task04_Hippocampus --patient-rule pairs
 
     Example: segpipe import --images scans --labels masks --modality CT --label-name liver -o manifest.json
+
+    Example: segpipe import kaggle_3m -o lgg/manifest.json
     """
     from pipeline.importers import to_manifest
     from pipeline.manifest import save_manifest
 
     console = Console("import", as_json=json)
-    found = _find(console, source, layout, images, labels, label_name or [], modality or [])
-    path = output or found.root / "manifest.json"
-    if path.exists() and not overwrite:
-        raise UsageError(
-            "there is a manifest already",
-            path=path,
-            hint="choose another file with -o, or replace it and its split with --overwrite",
-        )
+    stacks = _slices(source, layout, slices, masks)
+    if stacks is not None and source is not None:
+        folder = converted or _beside(source, output)
+        path = output or folder / "manifest.json"
+        _require_new(path, overwrite)
+        found = _convert(console, stacks, path, folder, spacing, label_name or [], skip_bad)
+        found = _with_modality(_as_listed(found, stacks, label_name or []), modality or [])
+    else:
+        if spacing or converted or skip_bad:
+            raise UsageError("--spacing, --converted and --skip-bad go with slices")
+        found = _find(console, source, layout, images, labels, label_name or [], modality or [])
+        path = output or found.root / "manifest.json"
+        _require_new(path, overwrite)
     about = {"name": name, "licence": licence, "source": origin}
     manifest = to_manifest(found, patient_rule, pseudonymise=pseudonymise, about=about)
     if hashes:
         _hash(console, manifest, found.root)
     save_manifest(manifest, path)
     _report(console, manifest, path, found.root)
+
+
+def _require_new(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UsageError(
+            "there is a manifest already",
+            path=path,
+            hint="choose another file with -o, or replace it and its split with --overwrite",
+        )
+
+
+def _slices(source: Path | None, layout: str | None, slices: str | None, masks: str | None) -> Found | None:
+    """The stacks of a folder of slices; None where it is another layout."""
+    from pipeline.importers import detect_layout, find_stacks
+
+    if slices is None and masks is None and layout != "slices":
+        detected = source is not None and source.is_dir() and layout is None and detect_layout(source)
+        if detected != "slices":
+            return None
+    if source is None or layout not in (None, "slices"):
+        raise UsageError("--slices and --masks go with the folder of the slices, without another layout")
+    return find_stacks(source, slices, masks)
+
+
+def _beside(source: Path, output: Path | None) -> Path:
+    if output is not None:
+        return output.parent / f"{output.stem}_nifti"
+    source = source.resolve()
+    return source.with_name(f"{source.name}_nifti")
+
+
+def _convert(
+    console: Console,
+    stacks: Found,
+    path: Path,
+    folder: Path,
+    spacing: tuple[float, float, float] | None,
+    label_name: list[str],
+    skip_bad: bool,
+) -> FoundDataset:
+    from pipeline.importers import read_slices
+
+    if spacing is not None and not all(0 < edge < 1000 for edge in spacing):
+        raise UsageError("no such spacing", found=spacing, expected="three lengths in mm above 0")
+    folder, beside = folder.resolve(), path.resolve().parent
+    root = beside if folder.is_relative_to(beside) else folder
+    with console.progress() as bar:
+        task = bar.add_task("converting", total=len(stacks.stacks))
+        found, left_out = read_slices(
+            stacks,
+            root,
+            folder,
+            spacing_mm=spacing or (1.0, 1.0, 1.0),
+            label_names=label_name,
+            skip_bad=skip_bad,
+            assumed=spacing is None,
+            advance=lambda: bar.advance(task),
+        )
+    console.note(found.about["description"])
+    for case, fault in left_out.items():
+        console.note(f"left out: {case}: {fault}")
+    if stacks.passed_over:
+        console.note(f"passed over: {len(stacks.passed_over)} images, e.g. {stacks.passed_over[0]}")
+    return found
+
+
+def _as_listed(found: FoundDataset, stacks: Found, label_name: list[str]) -> FoundDataset:
+    """What the manifest that comes with the package says of the LGG data set, where it is that."""
+    from dataclasses import replace
+
+    from pipeline.fetch import shipped_manifest
+    from pipeline.manifest import load_manifest
+
+    path = shipped_manifest("lgg_mri") if stacks.is_lgg else None
+    if path is None:
+        return found
+    listed = load_manifest(path)
+    said = {field: getattr(listed, field) for field in ("name", "reference", "source", "licence")}
+    return replace(
+        found,
+        about={**found.about, **said},
+        labels=found.labels if label_name else listed.labels,
+        modality=listed.modality if len(found.modality) == listed.n_channels else found.modality,
+    )
+
+
+def _with_modality(found: FoundDataset, modality: list[str]) -> FoundDataset:
+    from dataclasses import replace
+
+    if not modality:
+        return found
+    return replace(found, modality={str(index): word for index, word in enumerate(modality)})
 
 
 def _find(
@@ -92,8 +211,6 @@ def _find(
     label_name: list[str],
     modality: list[str],
 ) -> FoundDataset:
-    from dataclasses import replace
-
     from pipeline.importers import find_dataset, read_folders
 
     if images is not None or labels is not None:
@@ -108,10 +225,7 @@ def _find(
         raise UsageError(
             "--label-name goes with --images and --labels", hint="the dataset.json names the labels"
         )
-    found = find_dataset(source, layout)
-    if modality:
-        found = replace(found, modality={str(index): word for index, word in enumerate(modality)})
-    return found
+    return _with_modality(find_dataset(source, layout), modality)
 
 
 def _hash(console: Console, manifest: Manifest, root: Path) -> None:
@@ -124,7 +238,8 @@ def _hash(console: Console, manifest: Manifest, root: Path) -> None:
 
 def _report(console: Console, manifest: Manifest, path: Path, root: Path) -> None:
     elsewhere = path.resolve().parent != root.resolve()
-    patients = len({case.group for case in manifest.cases()}) if manifest.patient_rule else None
+    known = manifest.patient_rule or any(case.patient_id for case in manifest.cases())
+    patients = len({case.group for case in manifest.cases()}) if known else None
     facts = {
         "name": manifest.name,
         "training": len(manifest.training),

@@ -14,9 +14,11 @@ from pipeline.importers.folders import read_folders
 from pipeline.importers.found import FoundCase, FoundDataset
 from pipeline.importers.nnunet import looks_like_nnunet, read_nnunet
 from pipeline.importers.patient_rule import patient_rule
+from pipeline.importers.slice_volumes import read_slices
+from pipeline.importers.slices import find_stacks, looks_like_slices
 from pipeline.manifest import CASE_ID, Manifest, parse_manifest
 
-Layout = Literal["decathlon", "nnunet", "folders"]
+Layout = Literal["decathlon", "nnunet", "folders", "slices"]
 
 __all__ = [
     "FoundCase",
@@ -25,8 +27,10 @@ __all__ = [
     "add_hashes",
     "detect_layout",
     "find_dataset",
+    "find_stacks",
     "patient_rule",
     "read_folders",
+    "read_slices",
     "to_manifest",
 ]
 
@@ -40,10 +44,12 @@ def detect_layout(source: Path) -> Layout:
     path = source / "dataset.json" if source.is_dir() else source
     if path.is_file():
         return "nnunet" if looks_like_nnunet(path.parent, read_json(path, "dataset.json")) else "decathlon"
+    if source.is_dir() and looks_like_slices(source):
+        return "slices"
     raise UsageError(
         "no data set is found here", path=source,
-        expected="a dataset.json (Decathlon or nnU-Net), or the folder that holds one",
-        hint="two folders are named with --images DIR --labels DIR",
+        expected="a dataset.json (Decathlon or nnU-Net), the folder that holds one, or slices beside their masks",
+        hint="two folders are named with --images DIR --labels DIR, slices with --slices PATTERN --masks PATTERN",
     )  # fmt: skip
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
 SERIES_UID = 0x0020000E
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
+UNNAMED = {  # newer than pydicom's dictionary
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.8": "Height Map Segmentation Storage",
+}
 NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
 MODALITIES = (
     "CT",
@@ -141,12 +145,13 @@ def sop_class_of(dataset: FileDataset) -> UID:
 
 
 def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header | PassedOver:
-    known = sop_class.name != str(sop_class) and bool(sop_class)
+    name = UNNAMED.get(sop_class, sop_class.name)
+    known = name != str(sop_class) and bool(sop_class)
     if known:
-        image = "Image Storage" in sop_class.name or "Volume Storage" in sop_class.name
-        image = image or sop_class.name.startswith(("Enhanced", "Legacy Converted Enhanced"))
-        image = image and not any(word in sop_class.name for word in NOT_VOLUMES)
-        image = image and "SR" not in sop_class.name.split()
+        image = "Image Storage" in name or "Volume Storage" in name
+        image = image or name.startswith(("Enhanced", "Legacy Converted Enhanced"))
+        image = image and not any(word in name for word in NOT_VOLUMES)
+        image = image and "SR" not in name.split()
     else:
         image = bool(whole_number(dataset, "Rows") and whole_number(dataset, "Columns"))
     cut = max(dataset.keys(), default=0) <= SERIES_UID  # before, or within, what says where it belongs
@@ -155,7 +160,7 @@ def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID
     ):
         return PassedOver(path, "unreadable", "the header ends early")
     if not image:
-        return PassedOver(path, "non_image", sop_class.name if known else "a private SOP class")
+        return PassedOver(path, "non_image", name if known else "a private SOP class")
     return _header(path, stream, dataset, sop_class)
 
 

@@ -327,3 +327,13 @@ def test_deidentified_leaves_out_free_text(tmp_path: Path) -> None:
     found = [line for line in str(dcmread(tmp_path / "True.dcm")).splitlines() if make.MARKER in line]
     assert found == [] and make.MARKER not in text
     assert make.MARKER in dcmread(tmp_path / "False.dcm").StudyDescription
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap"])
+def test_a_scan_takes_neither_kind_for_an_image(kind: Any, tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    write_seg(series, some_labels(series), INFOS, tmp_path / "in/seg.dcm", algorithm=ALGORITHM, kind=kind)
+    found = scan(tmp_path / "in")
+    assert [one.series_uid for one in found.series] == [series.series_uid]
+    assert [one.file_class for one in found.passed_over] == ["non_image"]
+    assert "Segmentation Storage" in found.passed_over[0].detail

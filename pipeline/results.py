@@ -3,7 +3,10 @@
     OUT/
       <case id>/segmentation.nii.gz   uint8 label map on the source's grid
       <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
+      <case id>/seg.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, where the source is DICOM and they were asked for
+      <case id>/overlay.png           the slice with most labelled voxels, with outlines
       <case id>/result.json           volumes, times, flags; no path and no header text
+      summary.csv, .json, report.html all cases so far
       predictions.jsonl               append-only, the only state: what was tried and how it ended
       mapping.jsonl                   case id to source path; readable by its owner alone (0600)
       .partial/                       cases under way; emptied at every start
@@ -28,9 +31,13 @@ from pipeline.files import cannot_write
 SEGMENTATION = "segmentation.nii.gz"
 PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
 RESULT = "result.json"
+OVERLAY = "overlay.png"
+SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
 STATE = "predictions.jsonl"
 MAPPING = "mapping.jsonl"
 PARTIAL = ".partial"
+SUMMARY_CSV, SUMMARY_JSON, REPORT = "summary.csv", "summary.json", "report.html"
+RESERVED = (STATE, MAPPING, SUMMARY_CSV, SUMMARY_JSON, REPORT)  # names that no case can have
 REPLACED = "~replaced"  # no case id ends like this
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
-    from pipeline.predict import Options, Outcome, WorkItem
+    from pipeline.predict import Chosen, Options, Outcome
     from pipeline.predict.client import WorkerDiedError
 
 
@@ -20,9 +20,26 @@ def command(
     bundle: Annotated[Path, typer.Argument(help="Folder of a MONAI bundle.", metavar="BUNDLE")],
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="NIfTI files, folders (searched below), or one manifest.", metavar="IN..."),
+        typer.Argument(
+            help="Folders of NIfTI and DICOM (searched below), files, or one manifest.", metavar="IN..."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Result folder; made, or gone on with.", metavar="OUT")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Of nifti, seg, rtstruct, sr [default: nifti, and seg where the source is DICOM].",
+        ),
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only DICOM series of it, e.g. CT [default: the bundle's].")
+    ] = None,
+    series_description: Annotated[
+        str | None, typer.Option(help="Only series whose description matches this pattern.", metavar="REGEX")
+    ] = None,
+    min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
+    max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's choice].")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for one case.")] = None,
@@ -33,6 +50,9 @@ def command(
     ] = False,
     max_memory: Annotated[
         str | None, typer.Option(help="Memory that a case may take, e.g. 4G [default: what is free].")
+    ] = None,
+    max_case_memory: Annotated[
+        str | None, typer.Option(help="Memory at which a case is ended and fails, e.g. 8G [default: none].")
     ] = None,
     probabilities: Annotated[
         bool,
@@ -50,38 +70,49 @@ def command(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
-    """Segment NIfTI images with a bundle, each into its own folder.
+    """Segment NIfTI images and DICOM series with a bundle, each into its own folder.
 
-    A case becomes OUT/<id>/segmentation.nii.gz (labels on the image's own grid) and result.json (volumes in mL,
-    times, flags). Run the same command again after an interruption: finished cases are skipped. One bad case
-    never stops the rest; the exit code is 4 when any failed. Several channels are files _0000, _0001 and so on.
+    A case becomes OUT/<id>/ with its label map (NIfTI, DICOM SEG, RTSTRUCT, structured report), overlay.png and
+    result.json (volumes in mL, times, flags). OUT/report.html shows all cases. Run the same command again after an
+    interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
+    or was refused. Several NIfTI channels are files _0000, _0001 and so on.
 
     Example: segpipe predict bundles/hippocampus_mri scans/ results/
+
+    Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
     """
     from pipeline.bundle import open_bundle
-    from pipeline.predict import Options, find_cases
+    from pipeline.predict import Options, find_work, make_rules, parse_formats
     from pipeline.predict.memory import parse_bytes
 
     console = Console("predict", as_json=json)
-    opened = open_bundle(bundle)
-    items = find_cases(
-        inputs, max(1, len(opened.channels)), out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data
-    )  # fmt: skip
     options = Options(
         device, threads, timeout, retries, overwrite,
-        max_memory=None if max_memory is None else parse_bytes(max_memory), probabilities=probabilities,
+        max_memory=None if max_memory is None else parse_bytes(max_memory),
+        max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
+        probabilities=probabilities, formats=parse_formats(formats or []),
     )  # fmt: skip
-    outcomes = _with_progress(console, opened, items, out, options)
-    return _report(console, opened, outcomes)
+    opened = open_bundle(bundle)
+    rules = make_rules(
+        opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
+    )  # fmt: skip
+    with console.progress() as bar:
+        task = bar.add_task("reading headers", total=None)
+        work = find_work(
+            inputs, rules, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    outcomes = _with_progress(console, opened, work, out, options)
+    return _report(console, opened, work, outcomes)
 
 
 def _with_progress(
-    console: Console, bundle: Bundle, items: list[WorkItem], out: Path, options: Options
+    console: Console, bundle: Bundle, work: Chosen, out: Path, options: Options
 ) -> list[Outcome]:
     from pipeline.predict import predict_cases
 
     with console.progress() as bar:
-        task = bar.add_task("predict", total=len(items))
+        task = bar.add_task("predict", total=len(work.items))
 
         def on_outcome(outcome: Outcome) -> None:
             bar.update(task, advance=1, description=outcome.id)
@@ -91,17 +122,26 @@ def _with_progress(
             for line in death.last_words or ["(none)"]:
                 console.note(f"  | {line}")
 
-        return predict_cases(bundle, items, out, options, on_outcome=on_outcome, on_crash=on_crash)
+        return predict_cases(
+            bundle, work.items, out, options, not_selected=work.not_selected, passed_over=work.passed_over,
+            on_outcome=on_outcome, on_crash=on_crash,
+        )  # fmt: skip
 
 
-def _report(console: Console, bundle: Bundle, outcomes: list[Outcome]) -> int:
-    counts = {kind: sum(each.status == kind for each in outcomes) for kind in ("done", "skipped", "failed")}
+def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outcome]) -> int:
+    kinds = ("done", "skipped", "failed", "refused")
+    counts = {kind: sum(each.status == kind for each in outcomes) for kind in kinds}
     rows = [
         [each.id, each.status, each.seconds, _remark(each)] for each in outcomes if each.status != "skipped"
     ]
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    for rule in sorted({each.rule for each in work.not_selected}):
+        console.say(f"{sum(each.rule == rule for each in work.not_selected)} series not selected: {rule}")
+    if work.passed_over:
+        words = ", ".join(f"{count} {kind}" for kind, count in sorted(work.passed_over.items()))
+        console.say(f"files passed over: {words}")
     if bundle.outside:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.outside)}")
     console.document(
@@ -113,22 +153,23 @@ def _report(console: Console, bundle: Bundle, outcomes: list[Outcome]) -> int:
                 "status": each.status,
                 "seconds": each.seconds,
                 "reason": each.reason,
+                "detail": each.detail,
+                "files": each.result.get("files"),
+                "not_written": each.result.get("not_written"),
                 "volumes_ml": each.result.get("volumes_ml"),
                 "flags": each.result.get("flags"),
             }
             for each in outcomes
         ],
+        not_selected=[{"id": each.id, "rule": each.rule} for each in work.not_selected],
+        passed_over=work.passed_over,
     )
-    return SOME_FAILED if counts["failed"] else OK
+    return SOME_FAILED if counts["failed"] or counts["refused"] else OK
 
 
 def _remark(outcome: Outcome) -> str | None:
+    from pipeline.report.cases import remarks
+
     if outcome.reason:
-        return outcome.reason
-    flags = outcome.result.get("flags", {})
-    words = ["no label found"] if flags.get("empty") else []
-    if flags.get("touches_border"):
-        words.append(f"touches the border: {', '.join(flags['touches_border'])}")
-    if flags.get("orientation_unknown"):
-        words.append("the image does not say which side is which")
-    return "; ".join(words) or None
+        return ": ".join(part for part in (outcome.reason, outcome.detail) if part)
+    return "; ".join(remarks(outcome.result)) or None

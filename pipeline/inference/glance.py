@@ -73,15 +73,21 @@ def save_slice(path: str | Path, glance: Glance, labels: NDArray[np.uint8], grid
     thin: list[slice] = [slice(None)] * 3
     thin[glance.normal] = slice(index, index + 1)
     ways = io_orientation(grid.affine)
-    spacing = np.empty(3)
-    for axis, target in enumerate(ways[:, 0].astype(int)):
-        spacing[target] = grid.spacing_mm[axis] * glance.steps[axis]
+    pixel_mm = [edge * step for edge, step in zip(grid.spacing_mm, glance.steps, strict=True)]
     with Path(path).open("wb") as stream:
         np.savez(
             stream, image=apply_orientation(glance.grey[tuple(thin)], ways),
-            labels=apply_orientation(labels[tuple(cut)], ways), spacing_mm=spacing,
+            labels=apply_orientation(labels[tuple(cut)], ways), spacing_mm=along_ras(pixel_mm, grid),
             normal=int(ways[glance.normal, 0]), index=index, count=labels.shape[glance.normal],
         )  # fmt: skip
+
+
+def along_ras(edges: Sequence[float], grid: Header) -> list[float]:
+    """Lengths along a grid's axes, in the order of the axes of RAS that these are nearest to."""
+    from nibabel.orientations import io_orientation
+
+    targets = io_orientation(grid.affine)[:, 0].astype(int)
+    return [float(edges[int(axis)]) for axis in np.argsort(targets)]
 
 
 def _percentiles(channel: NDArray[Any]) -> list[float]:

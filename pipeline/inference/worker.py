@@ -100,7 +100,7 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
 
 def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
     from pipeline.dicom.plain import from_plain
-    from pipeline.inference.glance import save_slice
+    from pipeline.inference.glance import along_ras, save_slice
     from pipeline.inference.output import describe, write_labels
     from pipeline.results import SLICE
 
@@ -133,6 +133,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
         "ok": True,
         "shape": list(result.labels.shape),
         "spacing_mm": [round(edge, 6) for edge in result.grid.spacing_mm],
+        "spacing_ras_mm": along_ras(result.grid.spacing_mm, result.grid),
         "intensity": result.glance.intensity,
         **facts,
         "files": files,

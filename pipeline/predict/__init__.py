@@ -1,6 +1,21 @@
 """Prediction of many cases with one bundle: a light parent, and a worker process that holds the model."""
 
-from pipeline.predict.batch import Options, Outcome, predict_cases
+from pipeline.predict.batch import predict_cases
+from pipeline.predict.choice import Chosen, NotSelected, Rules, make_rules
+from pipeline.predict.outcome import Options, Outcome, parse_formats
+from pipeline.predict.work import find_work
 from pipeline.predict.worklist import WorkItem, find_cases
 
-__all__ = ["Options", "Outcome", "WorkItem", "find_cases", "predict_cases"]
+__all__ = [
+    "Chosen",
+    "NotSelected",
+    "Options",
+    "Outcome",
+    "Rules",
+    "WorkItem",
+    "find_cases",
+    "find_work",
+    "make_rules",
+    "parse_formats",
+    "predict_cases",
+]

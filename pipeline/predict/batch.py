@@ -3,69 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import SCHEMA_VERSION
-from pipeline.errors import SegpipeError
+from pipeline.errors import DataError, SegpipeError
 from pipeline.files import write_json
-from pipeline.manifest import nifti_stem
-from pipeline.predict.client import CannotGoOnError, Worker, WorkerDiedError, WorkerTimeoutError
+from pipeline.predict.choice import NotSelected
+from pipeline.predict.client import (
+    CannotGoOnError,
+    Worker,
+    WorkerDiedError,
+    WorkerMemoryError,
+    WorkerTimeoutError,
+)
+from pipeline.predict.outcome import NO_DICOM_SOURCE, Options, Outcome
+from pipeline.predict.overlay import draw_overlay
 from pipeline.predict.resume import (
     compare_sources,
     describe_source,
+    finished_series,
     held_by,
     is_done,
     refuse_other_bundle,
     refuse_own_folder,
     refuse_taken,
 )
+from pipeline.predict.summary import write_summary
+from pipeline.predict.words import without_paths
 from pipeline.predict.worklist import WorkItem
+from pipeline.quality import far_from_training
 from pipeline.results import PARTIAL, PROBABILITIES, RESULT, SEGMENTATION, ResultFolder
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
-
-PATH_LIKE = re.compile(r"(?<!\w)/[^\s'\"]+")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a case ended: ``done``, ``skipped`` (finished before) or ``failed`` (with a reason)."""
-
-    id: str
-    status: str
-    seconds: float | None = None
-    reason: str | None = None
-    result: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a batch is run.
-
-    Attributes:
-        device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads of the worker; None leaves torch's choice.
-        timeout_s: seconds for one case; None for no limit.
-        retries: how often a case is tried again after the worker died of it.
-        overwrite: compute finished cases again, and take over a folder of another bundle.
-        max_memory: bytes that the worker may take; None for what the machine has.
-        probabilities: write the probabilities of all classes beside the labels.
-    """
-
-    device: str = "auto"
-    threads: int | None = None
-    timeout_s: float | None = None
-    retries: int = 1
-    overwrite: bool = False
-    max_memory: int | None = None
-    probabilities: bool = False
 
 
 def worker_for(bundle: Bundle, options: Options) -> Worker:
@@ -84,7 +58,8 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "windowing": windowing_of(bundle),
             "cleanup": list(bundle.cleanup),
             "max_memory": options.max_memory,
-        }
+        },
+        options.max_case_memory,
     )
 
 
@@ -107,6 +82,8 @@ def predict_cases(
     out: Path,
     options: Options,
     *,
+    not_selected: Sequence[NotSelected] = (),
+    passed_over: Mapping[str, int] | None = None,
     worker: Worker | None = None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     on_crash: Callable[[str, WorkerDiedError], None] = lambda case_id, death: None,
@@ -118,6 +95,8 @@ def predict_cases(
         items: the cases.
         out: the result folder; it is held for the time of the batch.
         options: device, limits, overwrite.
+        not_selected: series that a rule left out, for the summary.
+        passed_over: number of files that are no image by class, for the summary.
         worker: to use instead of a new one; it is left running.
         on_outcome: called after each case.
         on_crash: called with the case's id after each death of the worker.
@@ -137,8 +116,21 @@ def predict_cases(
         refuse_taken(folder, items)
         batch = _Batch(bundle, folder, options, worker or worker_for(bundle, options), on_crash)
         folder.record(event="start", bundle=bundle.sha256, name=bundle.name, cases=len(items))
+        for left_out in not_selected:
+            folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
+
+        def sum_up() -> None:
+            write_summary(folder, bundle, not_selected, passed_over or {})
+
         try:
-            return batch.run(items, on_outcome)
+            outcomes = batch.run(items, on_outcome)
+        except BaseException:
+            with contextlib.suppress(SegpipeError, OSError):  # what ended the batch is the thing to say
+                sum_up()
+            raise
+        else:
+            sum_up()
+            return outcomes
         finally:
             if worker is None:
                 batch.worker.close()
@@ -158,8 +150,13 @@ class _Batch:
 
     def run(self, items: Sequence[WorkItem], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         outcomes = []
+        finished = finished_series(self.folder.root)
         for item in items:
-            if not self.options.overwrite and is_done(self.folder, item.id, self.bundle):
+            if item.refusal is not None:
+                outcome = self._refused(item, item.refusal.reason, item.refusal.detail)
+            elif not self.options.overwrite and is_done(
+                self.folder, item, self.bundle, self.options.formats_of(item), finished
+            ):
                 self.folder.record(event="skipped", id=item.id)
                 outcome = Outcome(item.id, "skipped")
             else:
@@ -188,10 +185,13 @@ class _Batch:
     def _compute(self, item: WorkItem) -> dict[str, Any]:
         for attempt in range(self.options.retries + 1):
             into = self._begin(item.id)
-            paths = [str(path) for path in item.paths]
-            more = {"probabilities": str(into / PROBABILITIES)} if self.options.probabilities else {}
             try:
-                answer = self.worker.segment(paths, str(into / SEGMENTATION), self.options.timeout_s, **more)
+                answer = self._ask(item, into)
+            except WorkerMemoryError as error:
+                limit = f"{(self.options.max_case_memory or 0) / 2**30:.3g} GiB"
+                raise SegpipeError(
+                    "the case took too much memory", expected=f"at most {limit} (--max-case-memory)"
+                ) from error
             except WorkerTimeoutError as error:
                 limit = f"{self.options.timeout_s:g} s"
                 raise SegpipeError("the case took too long", expected=f"at most {limit}") from error
@@ -201,9 +201,33 @@ class _Batch:
                 reason = death.reason
                 continue
             result = self._result(item, answer)
-            self._write(into / RESULT, result)
+            self._write(into, result)
             return result
         raise SegpipeError(reason, found=f"{self.options.retries + 1} attempts")
+
+    def _ask(self, item: WorkItem, into: Path) -> dict[str, Any]:
+        paths, out = [str(path) for path in item.paths], str(into / SEGMENTATION)
+        more: dict[str, Any] = {}
+        if self.options.probabilities:
+            more["probabilities"] = str(into / PROBABILITIES)
+        if item.series is not None:
+            paths, more = [], {**more, **self._dicom(item)}
+        return self.worker.segment(paths, out, self.options.timeout_s, **more)
+
+    def _dicom(self, item: WorkItem) -> dict[str, Any]:
+        from pipeline.dicom.plain import as_plain
+
+        bundle, formats = self.bundle, self.options.formats_of(item)
+        dicom = {
+            "series": as_plain(item.series) if item.series else None,
+            "formats": [name for name in formats if name != "nifti"],
+            "labels": bundle.labels,
+            "meaning": {"name": bundle.name, "codes": bundle.metadata.get("codes")},
+            "algorithm": {
+                "name": bundle.name, "version": bundle.version, "bundle_sha256": bundle.sha256,
+            },
+        }  # fmt: skip
+        return {"nifti": "nifti" in formats, "dicom": dicom}
 
     def _begin(self, case_id: str) -> Path:
         try:
@@ -211,9 +235,10 @@ class _Batch:
         except SegpipeError as error:
             raise CannotGoOnError(error) from error
 
-    def _write(self, path: Path, result: dict[str, Any]) -> None:
+    def _write(self, into: Path, result: dict[str, Any]) -> None:
         try:
-            write_json(path, result)
+            draw_overlay(into)
+            write_json(into / RESULT, result)
         except SegpipeError as error:
             raise CannotGoOnError(error) from error
 
@@ -221,35 +246,44 @@ class _Batch:
         self.folder.abandon(item.id)
         parts = {name: without_paths(text, item) for name, text in error.as_dict().items()}
         parts.pop("case_id", None)
+        if item.is_dicom and isinstance(error, DataError):
+            detail = "; ".join(
+                parts[name] for name in ("message", "found", "expected", "hint") if name in parts
+            )
+            return self._refused(item, getattr(error, "reason", "unreadable"), detail, round(seconds, 3))
         reason = parts.pop("message")
         self.folder.record(event="failed", id=item.id, reason=reason, **parts)
         words = [reason, parts.get("found"), parts.get("expected") and f"expected {parts['expected']}"]
         return Outcome(item.id, "failed", round(seconds, 3), reason="; ".join(word for word in words if word))
 
+    def _refused(self, item: WorkItem, reason: str, detail: str, seconds: float | None = None) -> Outcome:
+        self.folder.map_case(item.id, [str(path) for path in item.paths], refused=reason)
+        self.folder.record(event="refused", id=item.id, reason=reason, detail=detail)
+        return Outcome(item.id, "refused", seconds, reason, detail)
+
     def _result(self, item: WorkItem, answer: dict[str, Any]) -> dict[str, Any]:
         about = self.worker.about
         bundle = self.bundle
+        not_written = dict(answer.pop("not_written", {}))
+        if not item.is_dicom:
+            wanted = self.options.formats_of(item)
+            not_written = {name: NO_DICOM_SOURCE for name in wanted if name != "nifti"}
+        spacing = answer.pop("spacing_ras_mm", None)
+        far = far_from_training(bundle.metadata, spacing, answer.get("intensity"))
+        answer["flags"] = {**answer["flags"], **far}
         return {
             "schema_version": SCHEMA_VERSION,
             "id": item.id,
             "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
             "route": "stock" if bundle.outside else "typed",
             "route_reasons": list(bundle.outside),
+            "source": "dicom" if item.is_dicom else "nifti",
+            "notes": list(item.series.notes) if item.series else [],
             **answer,
+            "not_written": not_written,
             "engine": about.get("engine"),
             "engine_reasons": about.get("engine_reasons"),
             "device": about.get("device"),
             "threads": about.get("threads"),
             "versions": about.get("versions"),
         }
-
-
-def without_paths(text: str, item: WorkItem) -> str:
-    """Words for a report: paths and file names of the case replaced by its id."""
-    for path in item.paths:
-        for name in (str(path), os.path.realpath(path), path.name):
-            text = text.replace(name, item.id)
-        text = re.sub(rf"(?<!\w){re.escape(nifti_stem(path))}(?!\w)", item.id, text)
-        for folder in (str(path.parent), os.path.realpath(path.parent)):  # as a whole: it may hold blanks
-            text = text.replace(folder + "/", "/")
-    return PATH_LIKE.sub("(path)", text)

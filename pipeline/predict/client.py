@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -19,6 +20,7 @@ from pipeline.errors import SegpipeError
 
 LAST_LINES = 8
 START_ATTEMPTS = 2
+MEMORY_GLANCE_S = 0.1
 
 
 class WorkerDiedError(Exception):
@@ -34,6 +36,10 @@ class WorkerTimeoutError(Exception):
     """The worker gave no answer in time and was ended."""
 
 
+class WorkerMemoryError(Exception):
+    """The worker took more memory than it may and was ended."""
+
+
 class CannotGoOnError(Exception):
     """What ends the batch, not only a case: a model that cannot be loaded, a full disk."""
 
@@ -47,10 +53,13 @@ class Worker:
 
     Args:
         recipe: the plain values of `pipeline.inference.segmenter.Recipe`.
+        most_bytes: of memory at which it is ended while it is at a case; None for no limit. An address space limit
+            would not do, since torch reserves far more than it uses.
     """
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
+    def __init__(self, recipe: dict[str, Any], most_bytes: int | None = None) -> None:
         self.recipe = recipe
+        self.most_bytes = most_bytes
         self.about: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = b""
@@ -82,18 +91,23 @@ class Worker:
                 raise CannotGoOnError(error) from error
 
     def segment(
-        self, paths: list[str], out: str, timeout_s: float | None = None, probabilities: str | None = None
+        self, paths: list[str], out: str, timeout_s: float | None = None, **more: Any
     ) -> dict[str, Any]:
-        """Have one case segmented into the file ``out``, and its probabilities written if a file is named for them.
+        """Have one case segmented into the file ``out``.
+
+        Args:
+            paths: of its files.
+            out: the NIfTI label map.
+            timeout_s: seconds that it may take.
+            more: what else the request of `pipeline.inference.worker` may have.
 
         Raises:
-            WorkerDiedError, WorkerTimeoutError: as they say.
+            WorkerDiedError, WorkerTimeoutError, WorkerMemoryError: as they say.
             SegpipeError: why this case cannot be segmented.
             CannotGoOnError: why no further case can be.
         """
         self.start()
-        request = {"op": "segment", "paths": paths, "out": out}
-        return self._ask({**request, "probabilities": probabilities} if probabilities else request, timeout_s)
+        return self._ask({"op": "segment", "paths": paths, "out": out, **more}, timeout_s, self.most_bytes)
 
     def close(self) -> None:
         """End the process; nothing that it was at is kept."""
@@ -128,14 +142,16 @@ class Worker:
             for line in stream:
                 self._words.append(line.decode(errors="replace").rstrip())
 
-    def _ask(self, request: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], timeout_s: float | None, most_bytes: int | None = None
+    ) -> dict[str, Any]:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise SegpipeError("the worker was not started")
         try:
             process.stdin.write((json.dumps(request) + "\n").encode())
             process.stdin.flush()
-            line = self._read_line(process.stdout.fileno(), timeout_s)
+            line = self._read_line(process.stdout.fileno(), timeout_s, most_bytes)
         except OSError:
             line = b""
         except BaseException:  # too late, or interrupted: its answer must not be taken for the next one's
@@ -148,21 +164,34 @@ class Worker:
             raise CannotGoOnError(_as_error(answer)) if answer["stop"] else _as_error(answer)
         return answer
 
-    def _read_line(self, handle: int, timeout_s: float | None) -> bytes:
+    def _read_line(self, handle: int, timeout_s: float | None, most_bytes: int | None) -> bytes:
         """A line, or what there was of it at the end of the pipe."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        glance = math.inf if most_bytes is None else MEMORY_GLANCE_S
         with selectors.DefaultSelector() as selector:
             selector.register(handle, selectors.EVENT_READ)
             while b"\n" not in self._answers:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not selector.select(left):
-                    raise WorkerTimeoutError
+                wait = min(glance, max(0.0, deadline - time.monotonic()))
+                if not selector.select(None if wait == math.inf else wait):
+                    if time.monotonic() >= deadline:
+                        raise WorkerTimeoutError
+                    if most_bytes is not None and self._resident() > most_bytes:
+                        raise WorkerMemoryError
+                    continue
                 block = os.read(handle, 1 << 16)
                 if not block:
                     break
                 self._answers += block
         line, newline, self._answers = self._answers.partition(b"\n")
         return line + newline
+
+    def _resident(self) -> int:
+        """Bytes of memory that the process has."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(self.pid).memory_info().rss)
+        return 0
 
     def _death(self, process: subprocess.Popen[bytes]) -> WorkerDiedError:
         try:
@@ -185,6 +214,10 @@ def _as_error(answer: dict[str, Any]) -> SegpipeError:
     kind = getattr(errors, answer["kind"], SegpipeError)
     kind = kind if isinstance(kind, type) and issubclass(kind, SegpipeError) else SegpipeError
     parts = dict(answer["error"])
+    if answer.get("reason"):
+        from pipeline.dicom.codecs import PixelsError
+
+        return PixelsError(parts.pop("message"), reason=answer["reason"], **parts)
     error: SegpipeError = kind(parts.pop("message"), **parts)
     return error
 

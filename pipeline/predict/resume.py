@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import RefusedError, SegpipeError
 from pipeline.files import cannot_write, read_json, sha256_of
 from pipeline.predict.worklist import WorkItem
-from pipeline.results import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
+from pipeline.results import MAPPING, RESULT, SEGMENTATION, STATE, ResultFolder, read_events, read_lines
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
+    from pipeline.dicom import Series
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks: go on without
 
@@ -90,15 +92,44 @@ def refuse_taken(folder: ResultFolder, items: Sequence[WorkItem]) -> None:
         )  # fmt: skip
 
 
-def is_done(folder: ResultFolder, case_id: str, bundle: Bundle) -> bool:
-    """Whether the case was finished with this very bundle."""
-    if not folder.is_finished(case_id):
+def is_done(
+    folder: ResultFolder,
+    item: WorkItem,
+    bundle: Bundle,
+    formats: Sequence[str],
+    finished: Mapping[str, str],
+) -> bool:
+    """Whether the case was finished with this very bundle, in all these formats as far as its source allows.
+
+    Args:
+        folder: of the results.
+        item: the case.
+        bundle: to segment it with.
+        formats: that are asked for.
+        finished: what `finished_series` gave: a series that has other slices now is not done.
+    """
+    if not folder.is_finished(item.id):
         return False
     try:
-        result = read_json(folder.final(case_id) / RESULT)
-        return bool(result["bundle"]["sha256"] == bundle.sha256)
-    except (SegpipeError, KeyError, TypeError):
+        result = read_json(folder.final(item.id) / RESULT)
+        settled = {*result.get("files", {"nifti": SEGMENTATION}), *result.get("not_written", {})}
+        same = bool(result["bundle"]["sha256"] == bundle.sha256)
+    except (SegpipeError, AttributeError, KeyError, TypeError):
         return False
+    if item.series is not None and finished.get(item.id) != slices_of(item.series):
+        return False
+    return same and settled.issuperset(formats)
+
+
+def finished_series(out: Path) -> dict[str, str]:
+    """Of each series that was finished, which slices it had."""
+    return {id: entry["slices"] for id, entry in _mapped(out).items() if "slices" in entry}
+
+
+def slices_of(series: Series) -> str:
+    """A hash of which slices a series has, wherever they lie."""
+    slices = sorted((frame.sop_instance_uid, frame.number) for frame in series.frames)
+    return hashlib.sha256(repr(slices).encode()).hexdigest()
 
 
 def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
@@ -109,7 +140,7 @@ def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
     """
     mapped = _mapped(out)
     for item in items:
-        before = mapped.get(item.id)
+        before = None if item.is_dicom else mapped.get(item.id)  # a series is known by its slices
         if before is None or not (out / item.id / RESULT).is_file():
             continue
         now = [str(path) for path in item.paths]
@@ -125,8 +156,13 @@ def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
             )  # fmt: skip
 
 
-def describe_source(item: WorkItem) -> dict[str, list[Any]]:
-    """What tells a case's files again: size and time, and their hashes; empty where one cannot be read."""
+def describe_source(item: WorkItem) -> dict[str, Any]:
+    """What tells a case's files again: size and time, and their hashes; empty where one cannot be read.
+
+    Of a series which slices it has: its files are not read twice.
+    """
+    if item.series is not None:
+        return {"slices": slices_of(item.series)}
     try:
         return {"stat": _stat(item), "sha256": [sha256_of(path) for path in item.paths]}
     except OSError:  # the worker says why
@@ -151,4 +187,4 @@ def _has_changed(item: WorkItem, before: dict[str, Any]) -> bool:
 
 def _mapped(out: Path) -> dict[str, dict[str, Any]]:
     entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and entry.get("paths")]
-    return {entry["id"]: entry for entry in entries if "id" in entry}
+    return {entry["id"]: entry for entry in entries if "id" in entry and "refused" not in entry}

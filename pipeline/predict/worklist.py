@@ -8,22 +8,48 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import UsageError
 from pipeline.manifest import CASE_ID, data_root, load_manifest, nifti_stem
 from pipeline.nifti import find_nifti
-from pipeline.results import MAPPING, STATE
+from pipeline.results import RESERVED
+
+if TYPE_CHECKING:
+    from pipeline.dicom import Series
 
 CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<index>\d{4})$")
 ENDINGS = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why a case cannot be segmented: one word, and a sentence without paths and header text."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class WorkItem:
-    """One case: its id, and its image files in the order of the channels."""
+    """One case.
+
+    Attributes:
+        id: unique in the batch.
+        paths: NIfTI files in the order of the channels, or all files of a DICOM series.
+        series: of a DICOM case that can be read.
+        refusal: of a DICOM case that cannot.
+    """
 
     id: str
     paths: tuple[Path, ...]
+    series: Series | None = None
+    refusal: Refusal | None = None
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is a DICOM series."""
+        return self.series is not None or self.refusal is not None
 
 
 def find_cases(
@@ -36,7 +62,7 @@ def find_cases(
     fold: int | None = None,
     data: Path | None = None,
 ) -> list[WorkItem]:
-    """The cases of files and folders (recursive), or of one manifest.
+    """The NIfTI cases of files and folders (recursive), or of one manifest; none where there are none.
 
     Args:
         inputs: NIfTI files and folders, or one manifest (``.json``).
@@ -51,9 +77,8 @@ def find_cases(
 
     Raises:
         UsageError: no such input, a name that cannot be an id, or one id for two cases.
-        DataError: nothing to segment was found.
     """
-    manifests = [path for path in inputs if path.suffix.lower() == ".json"]
+    manifests = [path for path in inputs if is_manifest(path)]
     if manifests:
         if len(inputs) > 1:
             raise UsageError(
@@ -66,16 +91,21 @@ def find_cases(
         )
     else:
         items = _of_files(_files(inputs, out), channels)
-    if not items:
-        raise DataError(
-            "nothing to segment", path=", ".join(map(str, inputs)), found="no NIfTI file",
-            expected="files that end in .nii or .nii.gz", hint="check the path",
-        )  # fmt: skip
-    if pseudonymise:
+    if pseudonymise and items:
         base = _base(inputs) if not manifests else data_root(manifests[0], data)
         items = [WorkItem(_pseudonym(item.paths[0], base), item.paths) for item in items]
-    _require_unique(items)
+    require_unique(items)
     return sorted(items, key=lambda item: item.id)
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether an input names a manifest."""
+    return path.suffix.lower() == ".json"
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file is NIfTI by its name."""
+    return path.name.lower().endswith(ENDINGS)
 
 
 def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
@@ -88,7 +118,7 @@ def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
             found |= dict.fromkeys(each for each in below if inside is None or inside not in each.parents)
         elif not path.exists():
             raise UsageError("no such file or folder", path=path, hint="check the path")
-        elif not path.name.lower().endswith(ENDINGS):
+        elif not is_nifti(path):
             raise UsageError("not a NIfTI file", path=path, expected="a name that ends in .nii or .nii.gz")
         else:
             found[path] = None
@@ -147,10 +177,15 @@ def _pseudonym(path: Path, base: Path) -> str:
     return "case-" + hashlib.sha256(os.fsencode(relative)).hexdigest()[:12]
 
 
-def _require_unique(items: Sequence[WorkItem]) -> None:
+def require_unique(items: Sequence[WorkItem]) -> None:
+    """Refuse names that cannot be ids, and one id for two cases.
+
+    Raises:
+        UsageError: there is such a name or id.
+    """
     seen: dict[str, WorkItem] = {}
     for item in items:
-        if not CASE_ID.match(item.id) or item.id in (STATE, MAPPING):
+        if not CASE_ID.match(item.id) or item.id in RESERVED:
             raise UsageError(
                 "this file name cannot be a case id", path=item.paths[0], found=item.id,
                 expected="at most 128 letters, digits, '.', '_' and '-', a letter or digit first",

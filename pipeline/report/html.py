@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with, in this order, paragraphs, key figures, a table, pictures and commands."""
+    """A heading with, in this order, paragraphs, key figures, a table, pictures (``small``: side by side), commands."""
 
     heading: str
     paragraphs: Sequence[str] = ()
@@ -47,6 +47,7 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = field(default=(), repr=False)
     commands: Sequence[str] = ()
+    small: bool = False
 
 
 def render_page(title: str, sections: Sequence[Section], lead: str = "") -> str:

@@ -1,0 +1,78 @@
+"""What a batch is asked for, and how its cases end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.predict.worklist import WorkItem
+
+FORMATS = ("nifti", "seg", "rtstruct", "sr")
+NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended.
+
+    Attributes:
+        id: of the case.
+        status: ``done``, ``skipped`` (finished before), ``failed``, or ``refused`` (a DICOM series that is no volume).
+        seconds: that it took.
+        reason: of what failed, in a sentence; of what is refused, in a word.
+        detail: of what is refused, in a sentence or two.
+        result: ``result.json``.
+    """
+
+    id: str
+    status: str
+    seconds: float | None = None
+    reason: str | None = None
+    detail: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a batch is run.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda:N``.
+        threads: CPU threads of the worker; None leaves torch's choice.
+        timeout_s: seconds for one case; None for no limit.
+        retries: how often a case is tried again after the worker died of it.
+        overwrite: compute finished cases again, and take over a folder of another bundle.
+        max_memory: bytes that the worker may plan with; None for what the machine has.
+        max_case_memory: bytes at which the worker is ended; None for no limit.
+        probabilities: write the probabilities of all classes beside the labels.
+        formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
+    """
+
+    device: str = "auto"
+    threads: int | None = None
+    timeout_s: float | None = None
+    retries: int = 1
+    overwrite: bool = False
+    max_memory: int | None = None
+    max_case_memory: int | None = None
+    probabilities: bool = False
+    formats: tuple[str, ...] | None = None
+
+    def formats_of(self, item: WorkItem) -> tuple[str, ...]:
+        """What is to be written of a case."""
+        return self.formats or (("nifti", "seg") if item.is_dicom else ("nifti",))
+
+
+def parse_formats(given: Sequence[str]) -> tuple[str, ...] | None:
+    """Formats from the options, each once; None where none was given.
+
+    Raises:
+        UsageError: no such format.
+    """
+    names = [word.strip().lower() for text in given for word in text.split(",") if word.strip()]
+    odd = next((name for name in names if name not in FORMATS), None)
+    if odd is not None or (given and not names):
+        raise UsageError("no such format", found=odd or ", ".join(given), expected=", ".join(FORMATS))
+    return tuple(dict.fromkeys(names)) or None

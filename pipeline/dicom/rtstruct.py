@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from pipeline.dicom.codes import LabelInfo
 from pipeline.dicom.contours import contours
@@ -72,12 +73,15 @@ def write_rtstruct(
     def make() -> bytes:
         sources = read_sources(series, deidentified)
         dataset = _empty(sources, infos, uid, algorithm)
-        _add_structure_set(dataset, sources, algorithm)
+        images = [_image(sources, frame) for frame in series.frames]
+        _add_structure_set(dataset, sources, images, algorithm)
+        boxes = find_objects(labels)
         for info in infos:
             _add_region(dataset, info, algorithm)
-            items = list(_contours(sources, labels, info.value))
-            if items:
-                dataset.ROIContourSequence[-1].ContourSequence = items
+            box = boxes[info.value - 1] if info.value <= len(boxes) else None
+            if box is not None:
+                part, first = labels[box] == info.value, tuple(side.start for side in box)
+                dataset.ROIContourSequence[-1].ContourSequence = list(_contours(series, images, part, first))
         return encoded(dataset)
 
     store(path, build(series, make))
@@ -122,7 +126,7 @@ def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: Al
     return dataset
 
 
-def _add_structure_set(dataset: Any, sources: Sources, algorithm: AlgorithmInfo) -> None:
+def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algorithm: AlgorithmInfo) -> None:
     """Label, date and what the contours refer to: frame of reference, study, series and every slice."""
     now = datetime.now()
     dataset.StructureSetLabel = "AUTOMATIC"
@@ -131,7 +135,7 @@ def _add_structure_set(dataset: Any, sources: Sources, algorithm: AlgorithmInfo)
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     reference, study, series = _items(3)
     series.SeriesInstanceUID = sources.first.SeriesInstanceUID
-    series.ContourImageSequence = [_image(sources, frame) for frame in sources.series.frames]
+    series.ContourImageSequence = images
     study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = STUDY, dataset.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
     reference.FrameOfReferenceUID = dataset.FrameOfReferenceUID
@@ -165,24 +169,22 @@ def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None
     dataset.RTROIObservationsSequence.append(observation)
 
 
-def _contours(sources: Sources, labels: NDArray[np.integer], value: int) -> Iterator[Any]:
-    """Items of a ContourSequence, plane by plane."""
-    mask = labels == value
-    columns, rows = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    if not len(columns):
-        return
-    offset = np.array([columns[0], rows[0]])
+def _contours(
+    series: Series, images: list[Any], part: NDArray[np.bool_], first: tuple[int, ...]
+) -> Iterator[Any]:
+    """Items of a ContourSequence, plane by plane, of the part of a mask that starts at the voxel ``first``."""
     number = 0
-    for k, frame in enumerate(sources.series.frames):
-        for polygon in contours(mask[columns[0] : columns[-1] + 1, rows[0] : rows[-1] + 1, k]):
-            points = _to_mm(polygon + offset, frame)
+    for k in range(part.shape[2]):
+        frame, image = series.frames[first[2] + k], images[first[2] + k]
+        for polygon in contours(part[:, :, k]):
+            points = _to_mm(polygon + first[:2], frame)
             number += 1
             (item,) = _items(1)
             item.ContourNumber = number
-            item.ContourImageSequence = [_image(sources, frame)]
+            item.ContourImageSequence = [image]
             item.ContourGeometricType = "CLOSED_PLANAR"
             item.NumberOfContourPoints = len(points)
-            item.ContourData = [_decimal(part) for part in points.ravel()]
+            item.add(_decimals("ContourData", points))
             yield item
 
 
@@ -198,9 +200,14 @@ def _to_mm(corners: NDArray[np.int64], frame: Frame) -> NDArray[np.float64]:
     )
 
 
-def _decimal(value: float) -> str:
-    text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+def _decimals(keyword: str, values: NDArray[np.float64]) -> Any:
+    """A DS element. Its million values are valid as they are made, so the library need not look at each."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.dataelem import DataElement
+
+    texts = [f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in values.ravel().tolist()]
+    joined = "\\".join("0" if text == "-0" else text for text in texts)
+    return DataElement(tag_for_keyword(keyword) or 0, "DS", joined, already_converted=True)
 
 
 def _image(sources: Sources, frame: Frame) -> Any:

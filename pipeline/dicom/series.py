@@ -28,13 +28,19 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 Progress = Callable[[int, int], object]
 
 
-def scan(root: Path | Sequence[Path], workers: int | None = None, progress: Progress | None = None) -> Scan:
+def scan(
+    root: Path | Sequence[Path],
+    workers: int | None = None,
+    progress: Progress | None = None,
+    name: Callable[[Path], str] | None = None,
+) -> Scan:
     """Read every header below ``root`` and say which volumes there are.
 
     Args:
         root: a folder, a file, or several of them.
         workers: processes; by default what the number of files is worth, at most 4.
         progress: called with the number of files read and of all files.
+        name: what a file is called in the details of a refusal; by default its path below ``root``.
 
     Returns:
         Every file in exactly one class: slices of a series (loaded or refused), or passed over with the reason.
@@ -45,9 +51,10 @@ def scan(root: Path | Sequence[Path], workers: int | None = None, progress: Prog
     roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(one) for one in root]
     base, files, odd = walk(roots)
 
-    def name(path: Path) -> str:
+    def below(path: Path) -> str:
         return os.path.relpath(path, base)
 
+    name = name or below
     read = _read_all(files, workers, progress or (lambda done, total: None))
     headers = [one for one in read if isinstance(one, Header)]
     passed_over = [*odd, *(one for one in read if isinstance(one, PassedOver))]

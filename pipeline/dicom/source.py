@@ -21,7 +21,7 @@ TYPE_2 = (  # of Patient, General Study, General Series, Frame of Reference and 
 )  # fmt: skip
 TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"}
 KEPT = {  # what files a result in its study, or is no text of a person's
-    "PatientName", "PatientID", "AccessionNumber", "StudyID", "Manufacturer", "ManufacturerModelName",
+    "PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID", "Manufacturer", "ManufacturerModelName",
     "SoftwareVersions", "DeidentificationMethod", "ReferencedStudySequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DeidentificationMethodCodeSequence",
 }  # fmt: skip

@@ -27,7 +27,7 @@ def write_dicom(
     infos: Sequence[LabelInfo],
     algorithm: AlgorithmInfo,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Write what was asked for, as far as the series can carry it.
+    """Write what was asked for, as far as the series can carry it, with nothing of its free text.
 
     Args:
         folder: to write to.
@@ -49,11 +49,11 @@ def write_dicom(
         return {}, dict.fromkeys(formats, "; ".join(reasons))
     seg = folder / SEG
     writers: dict[str, tuple[str, Callable[[], None]]] = {
-        "seg": (SEG, lambda: write_seg(series, labels, infos, seg, algorithm=algorithm)),
+        "seg": (SEG, lambda: write_seg(series, labels, infos, seg, algorithm=algorithm, deidentified=True)),
         "rtstruct": (
-            RTSTRUCT, lambda: write_rtstruct(series, labels, infos, folder / RTSTRUCT, algorithm=algorithm),
+            RTSTRUCT, lambda: write_rtstruct(series, labels, infos, folder / RTSTRUCT, algorithm=algorithm, deidentified=True),
         ),
-        "sr": (SR, lambda: write_sr(series, seg, volumes_ml, infos, folder / SR, algorithm=algorithm)),
+        "sr": (SR, lambda: write_sr(series, seg, volumes_ml, infos, folder / SR, algorithm=algorithm, deidentified=True)),
     }  # fmt: skip
     wanted = {*formats, "seg"} if "sr" in formats else set(formats)
     written: dict[str, str] = {}

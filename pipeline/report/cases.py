@@ -98,13 +98,13 @@ def _volumes(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
 
 def _pictures(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
     pictures = [
-        Picture(row.picture, f"slice of {row.case['id']} with outlines", _caption(row.case))
+        Picture(row.picture, f"slice of {row.case['id']} with outlines", _caption(row.case), small=True)
         for row in rows
         if row.picture is not None
     ]
     names = Picture(legend(labels), "colours of the labels")
     words = "Of each case the slice with most labelled voxels; the patient's right is on the left."
-    return Section("Overlays", [words], pictures=[names, *pictures], small=True)
+    return Section("Overlays", [words], pictures=[names, *pictures])
 
 
 def _caption(case: Mapping[str, Any]) -> str:

@@ -24,11 +24,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or GIF with the words that a reader without it gets."""
+    """A PNG or GIF with the words that a reader without it gets; small ones stand side by side."""
 
     content: bytes
     alt: str
     caption: str = ""
+    small: bool = False
 
     @property
     def source(self) -> str:
@@ -39,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with, in this order, paragraphs, key figures, a table, pictures (``small``: side by side), commands."""
+    """A heading with, in this order, paragraphs, key figures, a table, pictures and commands."""
 
     heading: str
     paragraphs: Sequence[str] = ()
@@ -47,7 +48,6 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = field(default=(), repr=False)
     commands: Sequence[str] = ()
-    small: bool = False
 
 
 def render_page(title: str, sections: Sequence[Section], lead: str = "") -> str:

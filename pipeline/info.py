@@ -138,7 +138,7 @@ def losses() -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "loss": _short(read_fragment("loss", name)[0]["loss"]),
+            "loss": str(read_fragment("loss", name)[0]["loss"]["_target_"]).rpartition(".")[2],
             "about": read_comment("loss", name),
         }
         for name in known_fragments("loss")
@@ -147,17 +147,19 @@ def losses() -> list[dict[str, str]]:
 
 def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
     from pipeline.footprint import build_network, footprint, output_shapes
+    from pipeline.plan.rules import cost_of
 
     fragment, _ = read_fragment("network", name)
-    patch = padded_patch(batch.patch_size, fragment["patch_divisor"])
+    divisor = cost_of(name, fragment["patch_divisor"]).divisor
+    patch = padded_patch(batch.patch_size, divisor)
     config = {**fragment, "in_channels": batch.in_channels, "out_channels": batch.out_channels}
     shape = (batch.batch_size, batch.in_channels, *patch)
     network = build_network(config).to("meta").train()
     facts: dict[str, Any] = {
         "name": name,
-        "network": _short(fragment["network_def"]),
+        "network": type(network).__name__,
         "about": read_comment("network", name),
-        "patch_divisor": fragment["patch_divisor"],
+        "patch_divisor": divisor,
         "patch_size": patch,
         "normalisation": _normalisation(network),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -206,10 +208,6 @@ def _normalisation(network: Any) -> list[str]:
     kinds = {type(module).__name__.partition("Norm")[0].lower() for module in network.modules()
              if re.fullmatch(r"[A-Z][a-z]+Norm(\dd)?", type(module).__name__)}  # fmt: skip
     return sorted(kinds)
-
-
-def _short(component: Mapping[str, Any]) -> str:
-    return str(component["_target_"]).rsplit(".", 1)[-1]
 
 
 def _ratio(facts: Mapping[str, Any], baseline: Mapping[str, Any], what: str) -> float | None:

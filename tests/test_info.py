@@ -72,6 +72,12 @@ def test_a_network_of_ones_own_and_one_that_cannot_run_on_shapes(
     path.write_text("# Mine,\n# in two lines.\n" + yaml.safe_dump(own))
     row = printed(capsys, "info", "networks", "--network", path)["networks"][0]
     assert row["about"] == "Mine, in two lines." and row["relative_cost"] < 0.2
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text(yaml.safe_dump({**own, "patch_divisor": "8"}))
+    assert (
+        "patch_divisor"
+        in printed(capsys, "info", "networks", "--network", faulty, code=2)["error"]["message"]
+    )
     monkeypatch.setattr("pipeline.footprint.output_shapes", lambda network, shape: None)
     row = printed(capsys, "info", "networks", "--network", path)["networks"][0]
     assert row["parameters"] > 0 and row["step_mb"] is None and row["refused"] is None

@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--roi", type=int, nargs=3, default=(96, 96, 96))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smooth", type=float, default=1.0, help="scale of the network's random weights")
+    parser.add_argument("--noise", type=float, default=12, help="of the image; less makes fewer boundaries")
     parser.add_argument("--oblique", action="store_true")
     parser.add_argument(
         "--no-network", action="store_true", help="scores from intensities: all but the network"
@@ -68,7 +68,7 @@ def _make(folder: Path, arguments: argparse.Namespace) -> None:
     volume = np.empty(arguments.shape, np.int16)
     fine = zoom(coarse, [n / c for n, c in zip(arguments.shape, coarse.shape, strict=True)], order=1)
     volume[:] = fine[: arguments.shape[0], : arguments.shape[1], : arguments.shape[2]]
-    volume += rng.normal(0, 12, arguments.shape).astype(np.int16)
+    volume += rng.normal(0, arguments.noise, arguments.shape).astype(np.int16)
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
     if arguments.oblique:
         from scipy.spatial.transform import Rotation

@@ -18,7 +18,7 @@ from pipeline.inference.runtimes import torch_runtime
 from pipeline.inference.source import read_headers, read_source
 from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import Windowing
-from pipeline.manifest import nifti_stem
+from pipeline.nifti import read_header
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class FastPrediction:
         failures: list[SegpipeError] = []
         for case in self.datalist:
             paths = case["image"] if isinstance(case["image"], (list, tuple)) else [case["image"]]
-            name = nifti_stem(Path(paths[0]))
+            name = _stock_name(Path(paths[0]))
             try:
                 self._one([Path(path) for path in paths], self.output_dir / f"{name}_seg.nii.gz")
             except SegpipeError as error:
@@ -102,9 +102,12 @@ class FastPrediction:
             write_labels(out, self._engine.segment(source, {}), source.header)
 
 
+def _stock_name(path: Path) -> str:
+    """A file's name as `SaveImaged` keeps it."""
+    return path.with_suffix("").stem if path.suffix == ".gz" else path.stem
+
+
 def _channels(paths: Sequence[Path]) -> int:
     """Files, or the channels of the only one."""
-    from pipeline.nifti import read_header
-
     shape = read_header(paths[0]).shape if paths[0].is_file() else ()
     return shape[3] if len(paths) == 1 and len(shape) == 4 else len(paths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from pipeline.dicom.model import Frame, Series
 from pipeline.dicom.pixels import PixelFile, open_pixels
 from pipeline.dicom.privacy import no_header_text
 from pipeline.dicom.rescale import frame_values, notes_on
-from pipeline.processes import usable_cores
 
 EXACT_IN_FLOAT32 = 2**24
 Slot = tuple[int, Frame]
@@ -100,20 +98,15 @@ class _Reading:
 
 
 def _read(series: Series, files: dict[Path, list[Slot]], dtype: type[np.generic]) -> _Reading:
-    first = open_pixels(series.frames[0].path)
-    reading = _Reading(np.empty((len(series.frames), *first.shape), dtype))
-
-    def read(path: Path) -> tuple[str, ...]:
+    """One file after the other: no codec lets go of the interpreter's lock, so threads would only wait for it."""
+    reading: _Reading | None = None
+    for path, slots in files.items():
         file = open_pixels(path)
-        for place, frame in files[path]:
+        if reading is None:
+            reading = _Reading(np.empty((len(series.frames), *file.shape), dtype))
+        for place, frame in slots:
             reading.put(place, file, frame.number)
-        return notes_on(file)
-
-    with ThreadPoolExecutor(min(usable_cores(), len(files))) as pool:
-        try:
-            for notes in pool.map(read, files):
-                reading.notes.update(dict.fromkeys(notes))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        reading.notes.update(dict.fromkeys(notes_on(file)))
+    if reading is None:
+        raise PixelsError("the series has no frames", case_id=series.case_id, reason="missing_tag")
     return reading

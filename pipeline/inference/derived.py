@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +50,12 @@ def write_dicom(
     if reasons:
         return {}, dict.fromkeys(formats, "; ".join(reasons))
     seg = folder / SEG
+    about: Any = {"algorithm": algorithm, "deidentified": True}
     writers: dict[str, tuple[str, Callable[[], None]]] = {
-        "seg": (SEG, lambda: write_seg(series, labels, infos, seg, algorithm=algorithm, deidentified=True)),
-        "rtstruct": (
-            RTSTRUCT, lambda: write_rtstruct(series, labels, infos, folder / RTSTRUCT, algorithm=algorithm, deidentified=True),
-        ),
-        "sr": (SR, lambda: write_sr(series, seg, volumes_ml, infos, folder / SR, algorithm=algorithm, deidentified=True)),
-    }  # fmt: skip
+        "seg": (SEG, partial(write_seg, series, labels, infos, seg, **about)),
+        "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **about)),
+        "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **about)),
+    }
     wanted = {*formats, "seg"} if "sr" in formats else set(formats)
     written: dict[str, str] = {}
     refused: dict[str, str] = {}

@@ -1,14 +1,38 @@
-"""A small bundle for the tests of prediction."""
+"""One real worker for all tests of the command, in-process."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from tiny_bundle import write_bundle
+
+from pipeline.predict import batch
+from pipeline.predict.client import Worker
+
+
+class LentWorker(Worker):
+    def close(self) -> None:
+        if self.about.get("returned"):
+            super().close()
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose network marks what is brighter than 100."""
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+def lent() -> Iterator[dict[str, LentWorker]]:
+    workers: dict[str, LentWorker] = {}
+    yield workers
+    for worker in workers.values():
+        worker.about = {"returned": True}
+        worker.close()
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker]) -> None:
+    original = batch.worker_for
+
+    def worker_for(*arguments: Any) -> LentWorker:
+        recipe = original(*arguments).recipe
+        return lent.setdefault(json.dumps(recipe, sort_keys=True), LentWorker(recipe))
+
+    monkeypatch.setattr(batch, "worker_for", worker_for)

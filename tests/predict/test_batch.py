@@ -16,7 +16,7 @@ from pipeline.bundle import Bundle
 from pipeline.errors import DataError, RefusedError, UsageError
 from pipeline.files import cannot_write
 from pipeline.predict import Options, WorkItem, predict_cases
-from pipeline.predict.batch import without_paths
+from pipeline.predict.words import without_paths
 from pipeline.predict.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
 from pipeline.predict.resume import held_by
 from pipeline.results import PARTIAL, ResultFolder, read_events
@@ -36,7 +36,7 @@ class FakeWorker:
     def close(self) -> None:
         raise AssertionError("a worker that was lent is not closed")
 
-    def segment(self, paths: list[str], out: str, timeout_s: float | None) -> dict[str, Any]:
+    def segment(self, paths: list[str], out: str, timeout_s: float | None, **more: Any) -> dict[str, Any]:
         name = Path(paths[0]).name
         self.calls.append(name)
         Path(out).write_bytes(b"labels")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +14,9 @@ import pytest
 from tiny_bundle import THRESHOLD, TILTED, write_scan
 
 from pipeline.cli import run
-from pipeline.predict import batch
-from pipeline.predict.client import Worker
 
+pytestmark = pytest.mark.usefixtures("one_worker")
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
-
-
-class LentWorker(Worker):
-    def close(self) -> None:
-        if self.about.get("returned"):
-            super().close()
-
-
-@pytest.fixture(scope="module")
-def lent() -> Iterator[dict[str, LentWorker]]:
-    workers: dict[str, LentWorker] = {}
-    yield workers
-    for worker in workers.values():
-        worker.about = {"returned": True}
-        worker.close()
-
-
-@pytest.fixture(autouse=True)
-def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker]) -> None:
-    original = batch.worker_for
-
-    def worker_for(*arguments: Any) -> LentWorker:
-        recipe = original(*arguments).recipe
-        return lent.setdefault(json.dumps(recipe, sort_keys=True), LentWorker(recipe))
-
-    monkeypatch.setattr(batch, "worker_for", worker_for)
 
 
 def save(path: Path, voxels: Any, affine: Any = TILTED) -> Path:
@@ -64,7 +36,12 @@ def test_labels_lie_on_the_grid_of_the_scan(
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert captured.err == ""
-    assert document["schema_version"] == 1 and document["counts"] == {"done": 1, "skipped": 0, "failed": 0}
+    assert document["schema_version"] == 1 and document["counts"] == {
+        "done": 1,
+        "skipped": 0,
+        "failed": 0,
+        "refused": 0,
+    }
     labels = nib.load(tmp_path / "out/a/segmentation.nii.gz")
     voxels = np.asarray(nib.load(scan).dataobj)
     expected = (voxels > THRESHOLD).astype(np.uint8)
@@ -80,7 +57,10 @@ def test_labels_lie_on_the_grid_of_the_scan(
     voxel_ml = abs(np.linalg.det(TILTED[:3, :3])) / 1000
     assert result["volumes_ml"]["bright"] == pytest.approx(expected.sum() * voxel_ml, rel=1e-5)
     assert result["route"] == "typed"
-    assert result["flags"] == {"empty": False, "touches_border": ["bright"], "orientation_unknown": False}
+    assert result["flags"] == {
+        "empty": False, "touches_border": ["bright"], "orientation_unknown": False,
+        "far_spacing": "unknown", "far_intensity": "unknown",
+    }  # fmt: skip
     assert set(result["seconds"]) == {"check", "preprocess", "network", "postprocess", "write"}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError, UsageError
 from pipeline.inference.source import read_headers
 from pipeline.manifest import CASE_ID, Case, Manifest, save_manifest
-from pipeline.predict import find_cases
+from pipeline.predict import Rules, find_cases, find_work
 from pipeline.predict.worklist import WorkItem, _of_files
 
 
@@ -88,7 +88,9 @@ def test_a_name_that_cannot_be_an_id_is_refused(tmp_path: Path, name: str) -> No
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to segment"):
-        find_cases([tmp_path], 1)
+        find_work([tmp_path], Rules(), out=tmp_path / "out")
+    with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
+        find_work([touch(tmp_path, "b.txt") / "b.txt"], Rules(), out=tmp_path / "out")
     with pytest.raises(UsageError, match="no such file"):
         find_cases([tmp_path / "gone.nii"], 1)
     with pytest.raises(UsageError, match="not a NIfTI"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.bundle.references import resolve
 from pipeline.bundle.results import OVERALL
+from pipeline.dicom.codes import as_metadata, label_infos
 from pipeline.errors import UsageError
 from pipeline.inference.cleanup import LabelRule
 from pipeline.manifest import Manifest
@@ -34,7 +35,7 @@ LIST_OUTPUT = (
 
 @dataclass(frozen=True)
 class Labelling:
-    """What whoever exports says of a bundle.
+    """What whoever exports says of a bundle; ``codes`` by label name, as `pipeline.dicom.codes` reads them.
 
     Raises:
         UsageError: a name that is no file name, or a version that is not like 1.2.3.
@@ -45,6 +46,7 @@ class Labelling:
     licence: str = "Apache-2.0"
     authors: str = NOT_STATED
     limits: tuple[str, ...] = ()
+    codes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
@@ -115,6 +117,7 @@ def bundle_metadata(
         "image_classes": f"{manifest.n_channels} channel(s): {', '.join(manifest.channels)}",
         "label_classes": "; ".join(f"{value} is {name}" for value, name in manifest.labels.items()),
         "pred_classes": "; ".join(f"channel {i} is {n}" for i, n in _output_channels(run).items()),
+        "codes": _codes(manifest, labelling),
         "eval_metrics": _headline(results, best),
         "intended_use": NOT_A_DEVICE,
         "limits": list(labelling.limits),
@@ -137,6 +140,19 @@ def bundle_metadata(
             "git_revision": (run.record.get("environment") or {}).get("git_revision"),
         },
     }  # fmt: skip
+
+
+def _codes(manifest: Manifest, labelling: Labelling) -> dict[str, Any]:
+    """What each label means in DICOM, of the labels whose meaning is known."""
+    unknown = sorted(set(labelling.codes) - set(manifest.foreground.values()))
+    if unknown:
+        raise UsageError(
+            "codes are given for what is no label", found=unknown[0],
+            expected=", ".join(manifest.foreground.values()),
+        )  # fmt: skip
+    labels = {int(value): name for value, name in manifest.labels.items()}
+    infos, _ = label_infos(labels, {"name": labelling.name, "codes": labelling.codes})
+    return as_metadata(infos)
 
 
 def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:

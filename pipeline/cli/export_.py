@@ -26,6 +26,10 @@ def command(
     limit: Annotated[
         list[str] | None, typer.Option(help="A sentence on what the model is not for; may be repeated.")
     ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: label name to its codes and colour in DICOM [default: known by name]."),
+    ] = None,
     unfinished: Annotated[
         bool,
         typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so."),
@@ -50,8 +54,10 @@ def command(
     quiet_libraries()
     from pipeline.bundle import export_bundle
     from pipeline.bundle.metadata import Labelling
+    from pipeline.files import read_json
 
-    labelling = Labelling(name or out.resolve().name, version, licence, authors, tuple(limit or ()))
+    meaning = read_json(codes, "file of codes") if codes else {}
+    labelling = Labelling(name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning)
     bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished)
     console.table(
         f"{bundle.name} {bundle.version}",

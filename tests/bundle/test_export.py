@@ -419,3 +419,29 @@ def test_limits_stand_in_metadata_and_card(make_run: Any, tmp_path: Path) -> Non
     made = open_bundle(tmp_path / "limited")
     assert made.metadata["limits"] == ["Crops alone.", "Adults alone."]
     assert "## Limits\n\n- Crops alone.\n- Adults alone.\n" in (made.root / "docs/README.md").read_text()
+
+
+def test_labels_have_their_codes_in_dicom(bundle: Bundle, run_folder: Path, tmp_path: Path) -> None:
+    known = bundle.metadata["codes"]
+    assert set(known) <= set(bundle.labels.values())
+    name = next(name for value, name in bundle.labels.items() if value)
+    code = {"value": "1", "scheme": "99OWN", "meaning": "Gizmo"}
+    given = {name: {"type": code, "colour_rgb": [1, 2, 3]}}
+    (tmp_path / "codes.json").write_text(json.dumps(given))
+    words = ["export", str(run_folder), str(tmp_path / "own"), "--codes", str(tmp_path / "codes.json")]
+    assert run(words) == 0
+    own = open_bundle(tmp_path / "own").metadata["codes"][name]
+    assert (own["type"], own["colour_rgb"]) == (code, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [({"nothing": {}}, 2), ({"NAME": {"type": 1}}, 3), ({"NAME": 7}, 3)]
+)
+def test_codes_that_cannot_be_used(
+    run_folder: Path, tmp_path: Path, codes: dict[str, Any], code: int
+) -> None:
+    labels = json.loads((run_folder / "manifest.json").read_text())["labels"]
+    (tmp_path / "codes.json").write_text(json.dumps(codes).replace("NAME", labels["1"]))
+    words = ["export", str(run_folder), str(tmp_path / "own"), "--codes", str(tmp_path / "codes.json")]
+    assert run(words) == code
+    assert not (tmp_path / "own").exists()

@@ -72,6 +72,15 @@ class SegpipeError(Exception):
             parts["path"] = self.path
         return {name: value for name, value in parts.items() if value is not None}
 
+    def sentence(self, root: Path) -> str:
+        """What was wrong, in one line, with the file named as it lies below ``root``."""
+        file = Path(self.path) if self.path else None
+        named = f"{file.relative_to(root) if file.is_relative_to(root) else file.name}: " if file else ""
+        more = [
+            f"{name} {value}" for name in ("found", "expected") if (value := getattr(self, name)) is not None
+        ]
+        return named + ", ".join([self.message, *more])
+
     def __str__(self) -> str:
         lines = [self.message]
         for name in ("case_id", "path", "found", "expected", "hint"):

@@ -12,7 +12,6 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.importers import FoundDataset
-    from pipeline.importers.slices import Found
     from pipeline.manifest import Manifest
 
 
@@ -25,7 +24,7 @@ def command(
         typer.Option("-o", "--output", help="Manifest to write. [default: manifest.json in the data]"),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="decathlon, nnunet, folders or slices. [default: detected]")
+        str | None, typer.Option(help="decathlon, nnunet, folders, slices or dicom. [default: detected]")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images, with --labels.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps, with --images.")] = None,
@@ -34,7 +33,8 @@ def command(
         typer.Option(help="Name of label 1, then of 2, ... (two folders, slices).", show_default=False),
     ] = None,
     modality: Annotated[
-        list[str] | None, typer.Option(help="CT, MRI, ... once for each channel.", show_default=False)
+        list[str] | None,
+        typer.Option(help="CT, MRI, ... once for each channel. DICOM: only these.", show_default=False),
     ] = None,
     slices: Annotated[
         str | None,
@@ -48,12 +48,31 @@ def command(
     converted: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the NIfTI files made of slices. [default: SOURCE_nifti, or a folder beside -o]"
+            help="Folder for NIfTI files made of slices or DICOM. [default: SOURCE_nifti, or a folder beside -o]"
         ),
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out volumes that cannot be used (slices).")
+        bool, typer.Option("--skip-bad", help="Leave out volumes that cannot be used (slices, DICOM).")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DICOM: which regions or segments are a label: PATTERN=VALUE:NAME. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="DICOM: list the names of regions and segments, and end.")
+    ] = False,
+    overlap: Annotated[
+        str, typer.Option(help="DICOM: voxels in two labels: refuse, or keep the first or last --label.")
+    ] = "refuse",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="DICOM: a case without one of the labels has it nowhere.")
+    ] = False,
+    unlabelled: Annotated[
+        str, typer.Option(help="DICOM: series without labels: skip, or include as test cases.")
+    ] = "skip",
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
@@ -72,36 +91,52 @@ def command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    r"""Build a manifest of a Decathlon or nnU-Net data set, of two folders, or of slices beside their masks.
+    r"""Build a manifest of a Decathlon or nnU-Net data set, of two folders, of slices, or of DICOM series with labels.
 
     The manifest names every case, its files (relative to the data folder), patient, labels, modality, licence
-    and hashes; every other command starts from it. NIfTI files are neither changed nor copied; TIFF and PNG slices
-    become NIfTI volumes in a folder of their own. A manifest that is there already, perhaps with a split, is kept
-    unless --overwrite is given.
+    and hashes; every other command starts from it. NIfTI files are neither changed nor copied; TIFF and PNG slices,
+    and DICOM series with the SEG or RTSTRUCT that refer to them, become NIfTI volumes in a folder of their own.
+    A manifest that is there already, perhaps with a split, is kept unless --overwrite is given.
 
     Example: segpipe import Task04_Hippocampus --patient-rule pairs
 
     Example: segpipe import --images scans --labels masks --modality CT --label-name liver -o manifest.json
 
     Example: segpipe import kaggle_3m -o lgg/manifest.json
+
+    Example: segpipe import dicom --label 'GTV*=1:tumour' -o manifest.json
     """
-    from pipeline.importers import to_manifest
+    from pipeline.cli import converting
+    from pipeline.importers import find_stacks, to_manifest
     from pipeline.manifest import save_manifest
 
     console = Console("import", as_json=json)
-    stacks = _slices(source, layout, slices, masks)
-    if stacks is not None and source is not None:
-        folder = converted or _beside(source, output)
-        path = output or folder / "manifest.json"
-        _require_new(path, overwrite)
-        found = _convert(console, stacks, path, folder, spacing, label_name or [], skip_bad)
-        found = _with_modality(_as_listed(found, stacks, label_name or []), modality or [])
+    kind = _layout(source, layout, images, labels, slices, masks)
+    for_dicom = label or show_names or allow_missing or (overlap, unlabelled) != ("refuse", "skip")
+    _require_fitting(kind, spacing, converted, skip_bad, for_dicom)
+    if unlabelled not in ("skip", "include"):
+        raise UsageError(
+            f"no such way with series without labels: {unlabelled!r}", expected="skip or include"
+        )
+    if source is not None and kind == "dicom":
+        tree = converting.find_series(console, source, modality or [])
+        if show_names:
+            return converting.show_names(console, tree)
+        rules = converting.rules_of(console, tree, label or [], label_name or [])
+        place = converting.place_of(source, output, converted)
+        path = _new(place.manifest, overwrite)
+        found = converting.convert_dicom(
+            console, place, tree, rules, overlap, allow_missing, unlabelled == "include", skip_bad
+        )
+    elif source is not None and kind == "slices":
+        stacks = find_stacks(source, slices, masks)
+        place = converting.place_of(source, output, converted)
+        path = _new(place.manifest, overwrite)
+        found = converting.convert_slices(console, place, stacks, spacing, label_name or [], skip_bad)
+        found = _with_modality(found, modality or [])
     else:
-        if spacing or converted or skip_bad:
-            raise UsageError("--spacing, --converted and --skip-bad go with slices")
-        found = _find(console, source, layout, images, labels, label_name or [], modality or [])
-        path = output or found.root / "manifest.json"
-        _require_new(path, overwrite)
+        found = _find(console, source, kind, images, labels, label_name or [], modality or [])
+        path = _new(output or found.root / "manifest.json", overwrite)
     about = {"name": name, "licence": licence, "source": origin}
     manifest = to_manifest(found, patient_rule, pseudonymise=pseudonymise, about=about)
     if hashes:
@@ -110,88 +145,48 @@ def command(
     _report(console, manifest, path, found.root)
 
 
-def _require_new(path: Path, overwrite: bool) -> None:
+def _new(path: Path, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise UsageError(
             "there is a manifest already",
             path=path,
             hint="choose another file with -o, or replace it and its split with --overwrite",
         )
+    return path
 
 
-def _slices(source: Path | None, layout: str | None, slices: str | None, masks: str | None) -> Found | None:
-    """The stacks of a folder of slices; None where it is another layout."""
-    from pipeline.importers import detect_layout, find_stacks
+def _layout(
+    source: Path | None,
+    layout: str | None,
+    images: Path | None,
+    labels: Path | None,
+    slices: str | None,
+    masks: str | None,
+) -> str | None:
+    """The layout that is named, else the one that the options mean, else the one that is found."""
+    from pipeline.importers import detect_layout
 
-    if slices is None and masks is None and layout != "slices":
-        detected = source is not None and source.is_dir() and layout is None and detect_layout(source)
-        if detected != "slices":
-            return None
-    if source is None or layout not in (None, "slices"):
-        raise UsageError("--slices and --masks go with the folder of the slices, without another layout")
-    return find_stacks(source, slices, masks)
-
-
-def _beside(source: Path, output: Path | None) -> Path:
-    if output is not None:
-        return output.parent / f"{output.stem}_nifti"
-    source = source.resolve()
-    return source.with_name(f"{source.name}_nifti")
-
-
-def _convert(
-    console: Console,
-    stacks: Found,
-    path: Path,
-    folder: Path,
-    spacing: tuple[float, float, float] | None,
-    label_name: list[str],
-    skip_bad: bool,
-) -> FoundDataset:
-    from pipeline.importers import read_slices
-
-    if spacing is not None and not all(0 < edge < 1000 for edge in spacing):
-        raise UsageError("no such spacing", found=spacing, expected="three lengths in mm above 0")
-    folder, beside = folder.resolve(), path.resolve().parent
-    root = beside if folder.is_relative_to(beside) else folder
-    with console.progress() as bar:
-        task = bar.add_task("converting", total=len(stacks.stacks))
-        found, left_out = read_slices(
-            stacks,
-            root,
-            folder,
-            spacing_mm=spacing or (1.0, 1.0, 1.0),
-            label_names=label_name,
-            skip_bad=skip_bad,
-            assumed=spacing is None,
-            advance=lambda: bar.advance(task),
-        )
-    console.note(found.about["description"])
-    for case, fault in left_out.items():
-        console.note(f"left out: {case}: {fault}")
-    if stacks.passed_over:
-        console.note(f"passed over: {len(stacks.passed_over)} images, e.g. {stacks.passed_over[0]}")
-    return found
+    if slices is not None or masks is not None:
+        if source is None or layout not in (None, "slices"):
+            raise UsageError("--slices and --masks go with the folder of the slices, without another layout")
+        return "slices"
+    if source is None or layout is not None or images is not None or labels is not None:
+        if source is None and layout in ("slices", "dicom"):
+            raise UsageError(f"which folder holds the {layout}?", expected="segpipe import FOLDER")
+        return layout
+    return detect_layout(source)
 
 
-def _as_listed(found: FoundDataset, stacks: Found, label_name: list[str]) -> FoundDataset:
-    """What the manifest that comes with the package says of the LGG data set, where it is that."""
-    from dataclasses import replace
-
-    from pipeline.fetch import shipped_manifest
-    from pipeline.manifest import load_manifest
-
-    path = shipped_manifest("lgg_mri") if stacks.is_lgg else None
-    if path is None:
-        return found
-    listed = load_manifest(path)
-    said = {field: getattr(listed, field) for field in ("name", "reference", "source", "licence")}
-    return replace(
-        found,
-        about={**found.about, **said},
-        labels=found.labels if label_name else listed.labels,
-        modality=listed.modality if len(found.modality) == listed.n_channels else found.modality,
-    )
+def _require_fitting(
+    kind: str | None, spacing: object, converted: Path | None, skip_bad: bool, for_dicom: object
+) -> None:
+    """Refuse options that the layout has no use for."""
+    if kind not in ("slices", "dicom") and (converted or skip_bad):
+        raise UsageError("--converted and --skip-bad go with slices and DICOM")
+    if kind != "slices" and spacing:
+        raise UsageError("--spacing goes with slices")
+    if kind != "dicom" and for_dicom:
+        raise UsageError("--label, --show-names, --overlap, --allow-missing and --unlabelled go with DICOM")
 
 
 def _with_modality(found: FoundDataset, modality: list[str]) -> FoundDataset:

@@ -17,6 +17,7 @@ from pipeline.dicom.header_values import numbers, private_value, text, whole_num
 from pipeline.dicom.model import PassedOver, Reason
 from pipeline.dicom.pixel_storage import PixelStorage, find_pixels
 from pipeline.dicom.privacy import kind_of
+from pipeline.dicom.walk import walk
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -99,6 +100,15 @@ def read_header(path: Path) -> Header | PassedOver:
             return _read(path, stream)
     except OSError as error:
         return PassedOver(path, "unreadable", f"the file cannot be read ({kind_of(error)})")
+
+
+def has_dicom(root: Path) -> bool:
+    """Whether there is an image or another DICOM file below a folder; reads until it finds the first."""
+    for path in walk([root])[1]:
+        found = read_header(path)
+        if isinstance(found, Header) or found.file_class == "non_image":
+            return True
+    return False
 
 
 def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.dicom.label_contours import contour_masks, regions_of
 from pipeline.dicom.label_seg import Mask, seg_masks, segments_of
-from pipeline.dicom.model import Series
+from pipeline.dicom.model import PassedOver, Series
 from pipeline.dicom.privacy import kind_of, no_header_text
 from pipeline.dicom.references import referenced_instances
 from pipeline.errors import DataError, SegpipeError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["SEG", "RTSTRUCT"]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter a labelmap
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+LABEL_CLASSES = ("Segmentation Storage", "Label Map Segmentation Storage", "RT Structure Set Storage")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class LabelFile:
     series_uid: str
     frame_of_reference_uid: str
     instances: frozenset[str] = frozenset()
+
+
+def may_hold_labels(file: PassedOver) -> bool:
+    """Whether a scan passed over a file because it is a SEG or an RTSTRUCT."""
+    return file.file_class == "non_image" and file.detail in LABEL_CLASSES
 
 
 def open_labels(path: str | Path) -> LabelFile:

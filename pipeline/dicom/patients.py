@@ -26,7 +26,7 @@ def patient_pseudonym(path: Path, key: bytes) -> str:
 
     with no_header_text():
         try:
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specified_tags=list(TAGS))
+            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
         except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
             raise DataError("the header cannot be read", path=path, found=kind_of(error)) from None
         patient, issuer, study = (text(dataset, name) for name in TAGS)

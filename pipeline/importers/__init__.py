@@ -18,7 +18,7 @@ from pipeline.importers.slice_volumes import read_slices
 from pipeline.importers.slices import find_stacks, looks_like_slices
 from pipeline.manifest import CASE_ID, Manifest, parse_manifest
 
-Layout = Literal["decathlon", "nnunet", "folders", "slices"]
+Layout = Literal["decathlon", "nnunet", "folders", "slices", "dicom"]
 
 __all__ = [
     "FoundCase",
@@ -41,14 +41,18 @@ def detect_layout(source: Path) -> Layout:
     Raises:
         UsageError: no such file or folder, or no layout that is known.
     """
+    from pipeline.dicom.headers import has_dicom
+
     path = source / "dataset.json" if source.is_dir() else source
     if path.is_file():
         return "nnunet" if looks_like_nnunet(path.parent, read_json(path, "dataset.json")) else "decathlon"
     if source.is_dir() and looks_like_slices(source):
         return "slices"
+    if source.is_dir() and has_dicom(source):
+        return "dicom"
     raise UsageError(
         "no data set is found here", path=source,
-        expected="a dataset.json (Decathlon or nnU-Net), the folder that holds one, or slices beside their masks",
+        expected="a dataset.json (Decathlon or nnU-Net) or its folder, slices beside their masks, or DICOM files",
         hint="two folders are named with --images DIR --labels DIR, slices with --slices PATTERN --masks PATTERN",
     )  # fmt: skip
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UsageError
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 SHOWN = 10
@@ -41,6 +43,28 @@ def some_of(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
+    """Hash of what a converted file depends on: names, sizes and times of its sources, and settings as plain values.
+
+    Raises:
+        UsageError: a source that cannot be read.
+    """
+    try:
+        seen = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    except OSError as error:
+        raise UsageError("a file cannot be read", path=error.filename, found=error.strerror) from error
+    return hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()
+
+
+def refusal(what: str, faults: Mapping[str, str], usable: int) -> DataError:
+    """The error that names everything that cannot be used, with the reason."""
+    return DataError(
+        f"{len(faults)} {what} cannot be used, {usable} can",
+        found="; ".join(f"{id}: {fault}" for id, fault in sorted(faults.items())),
+        hint="mend them, or leave them out with --skip-bad" if usable else "mend them",
+    )
 
 
 def require_files(root: Path, cases: Iterable[FoundCase], source: Path) -> None:

@@ -7,19 +7,18 @@ What the files do not say is assumed, and the manifest says so: slices are axial
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError
 from pipeline.files import write_json, write_whole
-from pipeline.importers.found import FoundCase, FoundDataset
+from pipeline.importers.found import FoundCase, FoundDataset, digest_of_sources, refusal
 from pipeline.importers.slices import Found, Stack
 from pipeline.processes import over_cases, workers_to_read
 
@@ -90,7 +89,7 @@ def read_slices(
     """
     faults = dict(found.faults)
     if faults and not skip_bad:
-        raise _refusal(faults, len(found.stacks))
+        raise refusal("volumes", faults, len(found.stacks))
     count = max(1, len(label_names))
     jobs = [Job(stack, folder, spacing_mm, count) for stack in found.stacks]
     workers = workers_to_read(path for stack in found.stacks for path in stack.slices)
@@ -99,7 +98,7 @@ def read_slices(
     faults |= _differing([each for each in done if not each.fault])
     kept = [(stack, each) for stack, each in zip(found.stacks, done, strict=True) if each.id not in faults]
     if not kept or (faults and not skip_bad):
-        raise _refusal(faults, len(kept))
+        raise refusal("volumes", faults, len(kept))
     below = folder.relative_to(root)
     cases = [
         FoundCase(
@@ -152,14 +151,6 @@ def _lost(job: Job) -> Converted:
     return Converted(job.stack.id, fault="the process that read it died; is there enough memory?")
 
 
-def _refusal(faults: Mapping[str, str], usable: int) -> DataError:
-    return DataError(
-        f"{len(faults)} volumes cannot be used, {usable} can",
-        found="; ".join(f"{id}: {fault}" for id, fault in sorted(faults.items())),
-        hint="mend them, or leave them out with --skip-bad" if usable else "mend them",
-    )
-
-
 def convert(job: Job) -> Converted:
     """Write a stack's volume (X, Y, Z) or (X, Y, Z, C) and its label map (X, Y, Z), unless both are there already.
 
@@ -169,7 +160,7 @@ def convert(job: Job) -> Converted:
     stack = job.stack
     image, label = (job.folder / kind / f"{stack.id}.nii.gz" for kind in ("images", "labels"))
     note = job.folder / ".sources" / f"{stack.id}.json"
-    digest = _digest(job)
+    digest = digest_of_sources([*stack.slices, *stack.masks], [list(job.spacing_mm), job.label_count])
     known = json.loads(note.read_text()) if note.is_file() else {}
     if known.get("digest") == digest and image.is_file() and label.is_file():
         return Converted(stack.id, known["channels"], known["highest"])
@@ -262,14 +253,3 @@ def _write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) 
     image.set_qform(affine, code=ALIGNED)
     with write_whole(path) as stream:
         stream.write(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
-
-
-def _digest(job: Job) -> str:
-    """Of what the result depends on: names, sizes and times of the files, spacing and labels."""
-    try:
-        seen = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in
-                (*job.stack.slices, *job.stack.masks)]  # fmt: skip
-    except OSError as error:
-        raise UsageError("a slice cannot be read", path=error.filename, found=error.strerror) from error
-    text = json.dumps([seen, list(job.spacing_mm), job.label_count])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,9 +16,9 @@ from pipeline.bundle import Bundle
 from pipeline.errors import DataError, RefusedError, UsageError
 from pipeline.files import cannot_write
 from pipeline.predict import Options, WorkItem, predict_cases
-from pipeline.predict.words import without_paths
 from pipeline.predict.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
 from pipeline.predict.resume import held_by
+from pipeline.predict.words import without_paths
 from pipeline.results import PARTIAL, ResultFolder, read_events
 
 

@@ -105,7 +105,7 @@ def test_deidentified_leaves_out_free_text(tmp_path: Path) -> None:
     for image in images:
         make.plant(image)
         image.PatientName, image.PatientID, image.AccessionNumber, image.StudyID = "A^B", "C", "D", "E"
-        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = "H"
+        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = image.IssuerOfPatientID = "H"
     series = in_no_order(images, tmp_path / "in")
     for deidentified in (False, True):
         write_seg(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pipeline.check.across import compare
 from pipeline.check.case import CaseFacts, examine
+from pipeline.check.dicom import CheckedTree, check_dicom
 from pipeline.check.findings import KINDS, Finding
 from pipeline.errors import DataError, UsageError
 from pipeline.manifest import Case, Manifest
 from pipeline.processes import over_cases, workers_to_read
 
-__all__ = ["KINDS", "Finding", "check_manifest"]
+__all__ = ["KINDS", "CheckedTree", "Finding", "check_dicom", "check_manifest"]
 
 
 def check_manifest(

@@ -17,10 +17,11 @@ AXES = ("left-right", "front-back", "head-foot")
 
 def compare(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
     """All findings that concern more than one case."""
-    return [*_copies(facts), *_leaks(manifest), *_spacings(facts), *_orientations(facts)]
+    return [*find_copies(facts), *_leaks(manifest), *_spacings(facts), *_orientations(facts)]
 
 
-def _copies(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def find_copies(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """The same voxels under several ids."""
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
     for case in facts:
         for part, digest in case.digests.items():

@@ -43,7 +43,7 @@ class CaseFacts:
 
 
 @dataclass(frozen=True)
-class _Voxels:
+class Voxels:
     """One pass over a volume; ``values`` is cut off after `MOST_VALUES`."""
 
     digest: str
@@ -93,17 +93,17 @@ def _open(facts: CaseFacts, case: Case, root: Path, path: str, part: str) -> Hea
             facts.add("hash_differs", "other bytes than when imported", f"sha256 {expected[:12]}...", part)
         return read_header(file)
     except SegpipeError as error:
-        facts.add("unreadable_file", _in_words(error), error.expected, part)
+        facts.add("unreadable_file", in_words(error), error.expected, part)
     except Exception as error:  # noqa: BLE001 - whatever one file does, the others are still read
         facts.add("unreadable_file", f"{type(error).__name__}", "a complete NIfTI file", part)
     return None
 
 
-def _scan(facts: CaseFacts, header: Header, part: str, *, as_label: bool) -> _Voxels | None:
+def _scan(facts: CaseFacts, header: Header, part: str, *, as_label: bool) -> Voxels | None:
     try:
-        return _pass_over(read_volume(header), collect=as_label)
+        return pass_over(read_volume(header), collect=as_label)
     except SegpipeError as error:
-        facts.add("unreadable_file", _in_words(error), error.expected, part)
+        facts.add("unreadable_file", in_words(error), error.expected, part)
     except Exception as error:  # noqa: BLE001 - e.g. too little memory
         facts.add("unreadable_file", f"{type(error).__name__}: {error}", "a complete NIfTI file", part)
     return None
@@ -125,12 +125,17 @@ def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_cha
         facts.add("wrong_channels", f"{found} channels", f"{n_channels} channels", part)
     voxels = _scan(facts, header, part, as_label=False)
     if voxels is not None:
-        facts.digests[part] = voxels.digest
-        if voxels.n_not_finite:
-            facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
-        elif voxels.lowest == voxels.highest:
-            facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
+        judge_image(facts, voxels, part)
     return grid
+
+
+def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
+    """Note what is wrong with the voxels of an image, whatever kind of file they are from."""
+    facts.digests[part] = voxels.digest
+    if voxels.n_not_finite:
+        facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
+    elif voxels.lowest == voxels.highest:
+        facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
 
 
 def _label(
@@ -152,7 +157,7 @@ def _label(
         _judge_values(facts, voxels, labels)
 
 
-def _judge_values(facts: CaseFacts, voxels: _Voxels, labels: frozenset[int]) -> None:
+def _judge_values(facts: CaseFacts, voxels: Voxels, labels: frozenset[int]) -> None:
     if voxels.n_not_finite:
         facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "label values", "label")
     fractional = sorted(value for value in voxels.values if value != round(value))
@@ -168,7 +173,7 @@ def _judge_values(facts: CaseFacts, voxels: _Voxels, labels: frozenset[int]) -> 
         facts.digests["label"] = voxels.digest
 
 
-def _pass_over(volume: NDArray[np.generic], collect: bool) -> _Voxels:
+def pass_over(volume: NDArray[np.generic], collect: bool) -> Voxels:
     """Digest, range and (for labels) values in one pass over the slices, so that no copy is made."""
     digest = hashlib.sha256(str(volume.shape).encode())
     n_not_finite, lowest, highest = 0, np.inf, -np.inf
@@ -182,10 +187,11 @@ def _pass_over(volume: NDArray[np.generic], collect: bool) -> _Voxels:
             lowest, highest = min(lowest, float(finite.min())), max(highest, float(finite.max()))
         if collect and len(values) < MOST_VALUES:
             values.update(np.unique(finite).tolist())
-    return _Voxels(digest.hexdigest(), n_not_finite, lowest, highest, values)
+    return Voxels(digest.hexdigest(), n_not_finite, lowest, highest, values)
 
 
-def _in_words(error: SegpipeError) -> str:
+def in_words(error: SegpipeError) -> str:
+    """What was wrong, without a path."""
     return f"{error.message}: {error.found}" if error.found else error.message
 
 

@@ -11,6 +11,7 @@ KINDS: dict[str, Severity] = {
     "missing_file": "error",
     "unreadable_file": "error",
     "hash_differs": "error",
+    "refused_series": "error",
     "not_a_volume": "error",
     "wrong_channels": "error",
     "channel_geometry_differs": "error",
@@ -26,6 +27,10 @@ KINDS: dict[str, Severity] = {
     "patient_with_unlabelled_test": "warning",
     "outlying_spacing": "warning",
     "outlying_orientation": "warning",
+    "single_slice": "warning",
+    "series_note": "warning",
+    "no_air": "warning",
+    "undeclared_padding": "warning",
 }
 
 

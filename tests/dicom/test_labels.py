@@ -251,8 +251,8 @@ def test_names_that_are_there_twice_stay_apart(tmp_path: Path) -> None:
     more=st.lists(st.tuples(st.floats(-3, 14), st.floats(-3, 12)), min_size=3, max_size=5),
 )
 def test_even_odd_by_the_winding_of_rays(corners: list[Any], more: list[Any]) -> None:
-    """Against a ray downwards for each pixel centre, edge by edge; corners lie beside centres."""
-    polygons = [np.round(np.array(each), 1) + 0.0371 for each in (corners, more)]
+    """Against a ray downwards for each pixel centre, edge by edge; neither corners nor edges meet a centre."""
+    polygons = [np.round(np.array(each), 1) + np.array([0.0371, 0.0613]) for each in (corners, more)]
     expected = np.zeros((11, 9), bool)
     for column, row in np.ndindex(11, 9):
         crossings = 0

@@ -3,7 +3,7 @@
     OUT/
       <case id>/segmentation.nii.gz   uint8 label map on the source's grid
       <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
-      <case id>/seg.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, where the source is DICOM and they were asked for
+      <case id>/seg.dcm, labelmap.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, of a DICOM source, as asked for
       <case id>/overlay.png           the slice with most labelled voxels, with outlines
       <case id>/result.json           volumes, times, flags; no path and no header text
       summary.csv, .json, report.html all cases so far

@@ -29,7 +29,7 @@ def command(
         list[str] | None,
         typer.Option(
             "--format",
-            help="Of nifti, seg, rtstruct, sr [default: nifti, and seg where the source is DICOM].",
+            help="Of nifti, seg, labelmap, rtstruct, sr [default: nifti, and seg where the source is DICOM].",
         ),
     ] = None,
     modality: Annotated[

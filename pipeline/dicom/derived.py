@@ -21,8 +21,8 @@ from pipeline.dicom.privacy import kind_of, no_header_text
 from pipeline.errors import DataError, SegpipeError
 from pipeline.files import write_whole
 
-SEG, RTSTRUCT, SR = "seg.dcm", "rtstruct.dcm", "sr.dcm"
-SERIES_NUMBERS = {SEG: 9001, RTSTRUCT: 9002, SR: 9003}
+SEG, LABELMAP, RTSTRUCT, SR = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm"
+SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003}
 MANUFACTURER = "segpipe"
 NOT_FOR_DIAGNOSIS = "Automatic; not a medical device, not for diagnosis"
 LONG_STRING = 64  # characters that a value of VR LO may have

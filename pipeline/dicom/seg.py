@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.dicom.codes import LabelInfo
 from pipeline.dicom.derived import (
+    LABELMAP,
     LONG_STRING,
     MANUFACTURER,
     NOT_FOR_DIAGNOSIS,
@@ -40,6 +41,7 @@ from pipeline.dicom.source import Sources, read_sources
 from pipeline.errors import SegpipeError
 
 Kind = Literal["binary", "labelmap"]
+FILES: dict[Kind, str] = {"binary": SEG, "labelmap": LABELMAP}
 SAME_PLANE_MM = 1e-3
 
 
@@ -77,7 +79,7 @@ def write_seg(
     infos = sorted(infos, key=lambda info: info.value)
     numbers = {info.value: info.value if kind == "labelmap" else k for k, info in enumerate(infos, 1)}
     planes = np.ascontiguousarray(_renumber(labels, numbers).transpose(2, 1, 0))
-    uid = content_uid(SEG, series, labels, infos, algorithm, kind, omit_empty_frames, deidentified)
+    uid = content_uid(FILES[kind], series, labels, infos, algorithm, omit_empty_frames, deidentified)
 
     def make() -> bytes:
         sources = read_sources(series, deidentified)
@@ -116,8 +118,8 @@ def _segmentation(
         pixel_array=planes,
         segmentation_type=kind.upper(),
         segment_descriptions=[_description(info, numbers[info.value], uid, algorithm) for info in infos],
-        series_instance_uid=series_uid(SEG, sources.series, algorithm),
-        series_number=SERIES_NUMBERS[SEG],
+        series_instance_uid=series_uid(FILES[kind], sources.series, algorithm),
+        series_number=SERIES_NUMBERS[FILES[kind]],
         sop_instance_uid=uid,
         instance_number=1,
         manufacturer=MANUFACTURER,

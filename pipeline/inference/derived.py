@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.dicom import Series
 from pipeline.dicom.codes import LabelInfo
-from pipeline.dicom.derived import RTSTRUCT, SEG, SR, AlgorithmInfo
+from pipeline.dicom.derived import LABELMAP, RTSTRUCT, SEG, SR, AlgorithmInfo
 from pipeline.dicom.rtstruct import write_rtstruct
 from pipeline.dicom.seg import write_seg
 from pipeline.dicom.source import can_carry
@@ -33,7 +33,8 @@ def write_dicom(
 
     Args:
         folder: to write to.
-        formats: of ``seg``, ``rtstruct`` and ``sr``; a report refers to a segmentation, so ``sr`` brings ``seg``.
+        formats: of ``seg``, ``labelmap``, ``rtstruct`` and ``sr``; a report refers to a segmentation, so ``sr``
+            brings ``seg``.
         series: the source.
         labels: (C, R, S) on its grid.
         volumes_ml: label name to volume.
@@ -53,6 +54,10 @@ def write_dicom(
     about: Any = {"algorithm": algorithm, "deidentified": True}
     writers: dict[str, tuple[str, Callable[[], None]]] = {
         "seg": (SEG, partial(write_seg, series, labels, infos, seg, **about)),
+        "labelmap": (
+            LABELMAP,
+            partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **about),
+        ),
         "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **about)),
         "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **about)),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.predict.worklist import WorkItem
 
-FORMATS = ("nifti", "seg", "rtstruct", "sr")
+FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 
 

@@ -21,9 +21,9 @@ TYPE_2 = (  # of Patient, General Study, General Series, Frame of Reference and 
 )  # fmt: skip
 TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"}
 KEPT = {  # what files a result in its study, or is no text of a person's
-    "PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID", "Manufacturer", "ManufacturerModelName",
-    "SoftwareVersions", "DeidentificationMethod", "ReferencedStudySequence",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DeidentificationMethodCodeSequence",
+    "PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID", "Manufacturer",
+    "ManufacturerModelName", "SoftwareVersions", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 }  # fmt: skip
 SEXES = ("M", "F", "O", "")
 

@@ -87,10 +87,11 @@ def _read(path: Path, folder: Path) -> ResultFile | None:
     except OSError as error:
         raise UsageError("a result cannot be read", path=path, found=error.strerror) from error
     kind = KINDS.get(str(header.get("SOPClassUID", "")))
-    if kind is None or "SOPInstanceUID" not in header:
+    syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
+    if kind is None or not syntax or "SOPInstanceUID" not in header:
         return None
     return ResultFile(
-        path, str(header.SOPClassUID), str(header.SOPInstanceUID), str(header.file_meta.TransferSyntaxUID),
+        path, str(header.SOPClassUID), str(header.SOPInstanceUID), syntax,
         name=path.relative_to(folder).as_posix(), case_id=path.resolve().parent.name, kind=kind,
         sha256=sha256_of(path),
     )  # fmt: skip

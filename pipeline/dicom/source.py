@@ -6,7 +6,7 @@ A header that lacks an attribute of type 2, or whose value of one cannot be read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ KEPT = {  # what files a result in its study, or is no text of a person's
     "ManufacturerModelName", "SoftwareVersions", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 }  # fmt: skip
+NEEDED = {
+    "FrameOfReferenceUID": "no frame of reference (FrameOfReferenceUID), so positions have no meaning beyond it",
+    "SOPClassUID": "no SOP class (SOPClassUID), so it cannot be referred to",
+    "SOPInstanceUID": "no SOP instance (SOPInstanceUID), so it cannot be referred to",
+    "StudyInstanceUID": "no study (StudyInstanceUID), so a result cannot be filed",
+    "SeriesInstanceUID": "no series (SeriesInstanceUID), so it cannot be referred to",
+}
 SEXES = ("M", "F", "O", "")
 
 
@@ -55,34 +62,11 @@ class Sources:
 
 def can_carry(series: Series) -> list[str]:
     """Why nothing can be derived from a series in DICOM; empty where all is well. Speaks of no header text."""
-    if series.state != "loaded" or not series.frames:
-        return [f"the series was refused ({series.reason or 'no slices'}), so its slices carry no label map"]
-    reasons = []
     try:
         with no_header_text():
-            heads = list(_heads(series))
-    except (OSError, DataError) as error:
-        return [f"a slice's header cannot be read again ({kind_of(error)})"]
-    for keyword, words in (
-        ("FrameOfReferenceUID", "no frame of reference (FrameOfReferenceUID), so positions have no meaning beyond it"),
-        ("SOPClassUID", "no SOP class (SOPClassUID), so it cannot be referred to"),
-        ("SOPInstanceUID", "no SOP instance (SOPInstanceUID), so it cannot be referred to"),
-        ("StudyInstanceUID", "no study (StudyInstanceUID), so a result cannot be filed"),
-        ("SeriesInstanceUID", "no series (SeriesInstanceUID), so it cannot be referred to"),
-    ):  # fmt: skip
-        lacking = sum(not str(head.get(keyword, "")).strip() for head in heads)
-        if lacking:
-            whole = lacking == len(heads)
-            reasons.append(
-                f"the source has {words}" + ("" if whole else f" ({lacking} of {len(heads)} files)")
-            )
-    for keyword in ("FrameOfReferenceUID", "SOPClassUID", "StudyInstanceUID"):
-        if len({str(head.get(keyword, "")) for head in heads}) > 1:
-            reasons.append(f"its slices differ in {keyword}")
-    unknown = {str(head.get("SOPClassUID", "")) for head in heads} - {""} - _known_classes()
-    if unknown:
-        reasons.append(f"its SOP class {min(unknown)} is not an image of the standard")
-    return reasons
+            return _refused(series) or _lacks(_read(series, specific_tags=list(NEEDED)))
+    except DataError as error:
+        return [error.message]
 
 
 def read_sources(series: Series, deidentified: bool = False) -> Sources:
@@ -93,28 +77,53 @@ def read_sources(series: Series, deidentified: bool = False) -> Sources:
         deidentified: without free text, names of staff and of institutions; patient and study stay, to file the result.
 
     Raises:
-        DataError: the series cannot carry anything, with the reasons.
+        DataError: the series cannot carry anything, with the reasons; or a file of it has gone.
     """
-    reasons = can_carry(series)
+    with no_header_text():
+        headers = _read(series)
+        reasons = _refused(series) or _lacks(headers)
     if reasons:
         raise DataError(
             "DICOM cannot be written for this series", found="; ".join(reasons), case_id=series.case_id
         )
     with no_header_text():
-        headers = tuple(_complete(header, deidentified) for header in _heads(series))
-    several = "PerFrameFunctionalGroupsSequence" in headers[0]
-    return Sources(series, headers, multi_frame=several)
+        complete = tuple(_complete(header, deidentified) for header in headers)
+    return Sources(series, complete, multi_frame="PerFrameFunctionalGroupsSequence" in complete[0])
 
 
-def _heads(series: Series) -> Iterator[Any]:
+def _refused(series: Series) -> list[str]:
+    if series.state == "loaded" and series.frames:
+        return []
+    return [f"the series was refused ({series.reason or 'no slices'}), so its slices carry no label map"]
+
+
+def _lacks(headers: Sequence[Any]) -> list[str]:
+    reasons = []
+    for keyword, words in NEEDED.items():
+        lacking = sum(not str(header.get(keyword, "")).strip() for header in headers)
+        if lacking:
+            part = "" if lacking == len(headers) else f" ({lacking} of {len(headers)} files)"
+            reasons.append(f"the source has {words}{part}")
+        elif keyword != "SOPInstanceUID" and len({str(header.get(keyword)) for header in headers}) > 1:
+            reasons.append(f"its slices differ in {keyword}")
+    unknown = {str(header.get("SOPClassUID", "")) for header in headers} - {""} - _known_classes()
+    if unknown:
+        reasons.append(f"its SOP class {min(unknown)} is none of the standard")
+    return reasons
+
+
+def _read(series: Series, **options: Any) -> list[Any]:
+    """The header of each file of the frames, in their order."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
-    for path in dict.fromkeys(frame.path for frame in series.frames):
-        try:
-            yield dcmread(path, stop_before_pixels=True, force=True)
-        except InvalidDicomError as error:
-            raise DataError("a slice's header cannot be read", path=path, case_id=series.case_id) from error
+    try:
+        paths = dict.fromkeys(frame.path for frame in series.frames)
+        return [dcmread(path, stop_before_pixels=True, force=True, **options) for path in paths]
+    except OSError as error:
+        raise DataError(
+            "a slice cannot be read again", found=error.strerror or kind_of(error), case_id=series.case_id,
+            hint="leave the series where it is until its results are written",
+        ) from error  # fmt: skip
 
 
 def _known_classes() -> set[str]:

@@ -100,12 +100,22 @@ def test_a_refused_series_carries_nothing(tmp_path: Path) -> None:
     assert "refused (gap)" in can_carry(series)[0]
 
 
+def test_a_slice_that_has_gone(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    series.files[3].unlink()
+    assert can_carry(series) == ["a slice cannot be read again"]
+    with pytest.raises(DataError, match="cannot be read again"):
+        write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+
 def test_deidentified_leaves_out_free_text(tmp_path: Path) -> None:
     images = make.series(GRIDS["axial"])
     for image in images:
         make.plant(image)
         image.PatientName, image.PatientID, image.AccessionNumber, image.StudyID = "A^B", "C", "D", "E"
-        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = image.IssuerOfPatientID = "H"
+        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = (
+            image.IssuerOfPatientID
+        ) = "H"
     series = in_no_order(images, tmp_path / "in")
     for deidentified in (False, True):
         write_seg(

@@ -6,12 +6,95 @@ All are `Runtime`s: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z). Averages 
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.errors import UsageError
 from pipeline.inference.windows import Runtime
+
+RUNTIMES = ("auto", "torch", "openvino")
+WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What computes the scores.
+
+    Attributes:
+        name: ``torch`` or ``openvino``.
+        runtime: windows to scores.
+        reasons: why it is not OpenVINO, where that was wished or left open.
+        failed: whether OpenVINO was to be used and could not.
+    """
+
+    name: str
+    runtime: Runtime
+    reasons: tuple[str, ...] = ()
+    failed: bool = False
+
+
+def choose_runtime(
+    wanted: str,
+    module: torch.nn.Module,
+    device: torch.device,
+    weights: str,
+    config: str,
+    shape: tuple[int, ...],
+    threads: int | None = None,
+) -> Chosen:
+    """OpenVINO where it can compute the network, and PyTorch otherwise.
+
+    Args:
+        wanted: of `RUNTIMES`; ``auto`` leaves small networks to PyTorch.
+        module: the network, in evaluation mode.
+        device: where it is.
+        weights, config: path of the state dict and the config's text, which name a conversion in the cache.
+        shape: (C, X, Y, Z) of a window.
+        threads: CPU threads; None takes the cores that this process may use.
+
+    Raises:
+        UsageError: no such runtime, or OpenVINO was asked for by name and is not installed or not for this device.
+    """
+    network = torch_runtime(module)
+    if wanted not in RUNTIMES:
+        raise UsageError("no such runtime", found=wanted, expected=", ".join(RUNTIMES))
+    if wanted == "torch":
+        return Chosen("torch", network)
+    missing = importlib.util.find_spec("openvino") is None
+    if wanted == "openvino" and (missing or device.type != "cpu"):
+        raise UsageError(
+            "OpenVINO cannot be used", found="it is not installed" if missing else f"device {device}",
+            expected="a CPU, and the package openvino",
+            hint="pip install 'segpipe[openvino]'" if missing else "--device cpu, or --runtime torch",
+        )  # fmt: skip
+    if missing or device.type != "cpu":
+        return Chosen("torch", network, (f"openvino {'is not installed' if missing else 'is for the CPU'}",))
+    if wanted == "auto" and _operations(module, shape) < WORTH_CONVERTING:
+        return Chosen("torch", network, ("the network is too small to be worth a conversion",))
+    from pipeline.inference.converted import Identity, NotConvertedError, openvino_runtime
+
+    try:
+        runtime = openvino_runtime(network, module, Identity(weights, config, shape), threads)
+    except NotConvertedError as error:
+        return Chosen("torch", network, (f"openvino was not used: {error}",), failed=True)
+    return Chosen("openvino", runtime)
+
+
+def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
+    """Floating-point operations of one window, from shapes alone; many where that cannot be told."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            copy.deepcopy(module).to("meta")(torch.empty((1, *shape), device="meta"))
+    except Exception:  # noqa: BLE001 - some networks do not run on shapes alone
+        return float("inf")
+    return counter.get_total_flops()
 
 
 def torch_runtime(network: torch.nn.Module) -> Runtime:

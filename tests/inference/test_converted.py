@@ -1,0 +1,114 @@
+"""OpenVINO computes what PyTorch computes, or says why it does not; its conversions are kept, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+from pipeline.inference.converted import (
+    MARK,
+    TOLERANCE,
+    Identity,
+    NotConvertedError,
+    cache_folder,
+    openvino_runtime,
+)
+from pipeline.inference.runtimes import torch_runtime
+
+openvino = pytest.importorskip("openvino")
+SHAPE = (1, 16, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+@pytest.fixture(scope="module")
+def module() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return UNet(3, 1, 3, (4, 8), (2,), num_res_units=1).eval()
+
+
+@pytest.fixture
+def identity(module: torch.nn.Module, tmp_path: Path) -> Identity:
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    return Identity(str(tmp_path / "model.pt"), "{}", SHAPE)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise RuntimeError("this operation is not known\nand a long story")
+
+
+def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module, identity: Identity) -> None:
+    runtime = openvino_runtime(torch_runtime(module), module, identity, 1)
+    for count in (3, 1, 2):
+        windows = torch.randn(count, *SHAPE)
+        with torch.inference_mode():
+            expected = module(windows)
+            found = runtime(windows)
+        again = runtime(windows.flip(2))  # scores are the caller's own
+        assert not torch.equal(found, again)
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+def test_a_conversion_is_made_once(
+    module: torch.nn.Module, identity: Identity, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = torch_runtime(module)
+    first = openvino_runtime(network, module, identity, 1)
+    (folder,) = cache.iterdir()
+    mark = json.loads((folder / MARK).read_text())
+    assert set(mark["sha256"]) == {"model.xml", "model.bin"}
+    assert 0 <= mark["difference"] <= mark["tolerance"] == TOLERANCE
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    windows = torch.randn(1, *SHAPE)
+    assert torch.equal(openvino_runtime(network, module, identity, 1)(windows), first(windows))
+    other = Identity(identity.weights, '{"activation": "other"}', SHAPE)
+    with pytest.raises(NotConvertedError, match=r"RuntimeError: this operation is not known"):
+        openvino_runtime(network, module, other, 1)
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_a_damaged_conversion_is_made_again(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
+    network = torch_runtime(module)
+    openvino_runtime(network, module, identity, 1)
+    (folder,) = cache.iterdir()
+    whole = (folder / "model.bin").read_bytes()
+    (folder / "model.bin").write_bytes(whole[:-100])
+    openvino_runtime(network, module, identity, 1)
+    assert (folder / "model.bin").read_bytes() == whole
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_scores_that_differ_are_not_taken(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
+    def shifted(windows: torch.Tensor) -> torch.Tensor:
+        return module(windows) + 1e-3
+
+    with pytest.raises(NotConvertedError, match="differ"):
+        openvino_runtime(shifted, module, identity, 1)
+    with pytest.raises(NotConvertedError, match="differ"):
+        openvino_runtime(lambda windows: module(windows) * torch.nan, module, identity, 1)
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    module: torch.nn.Module, identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "file"))
+    assert openvino_runtime(torch_runtime(module), module, identity, 1)(torch.zeros(1, *SHAPE)).shape[1] == 3
+
+
+def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SEGPIPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "segpipe"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, as the specification says
+    assert cache_folder() == Path.home() / ".cache" / "segpipe"

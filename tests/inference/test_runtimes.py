@@ -1,0 +1,81 @@
+"""Networks are averaged and mirrored as stated; OpenVINO is chosen where it can be, or the reason is told."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.inference import converted, runtimes
+from pipeline.inference.runtimes import Chosen, average, choose_runtime, mirrored, torch_runtime
+
+SHAPE = (1, 4, 4, 4)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def module() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Conv3d(1, 2, 3, padding=1).eval()
+
+
+def chosen(wanted: str, module: torch.nn.Module, device: torch.device = CPU) -> Chosen:
+    return choose_runtime(wanted, module, device, "model.pt", "{}", SHAPE)
+
+
+def test_several_networks_are_averaged() -> None:
+    windows = torch.randn(2, *SHAPE)
+    total = average([lambda x: x, lambda x: 3 * x, lambda x: -x])(windows)
+    torch.testing.assert_close(total, windows)
+
+
+def test_mirrored_windows_are_turned_back(module: torch.nn.Module) -> None:
+    windows, network = torch.randn(2, *SHAPE), torch_runtime(module)
+    with torch.no_grad():
+        found = mirrored(network, [(), (0, 2)])(windows)
+        expected = (network(windows) + network(windows.flip([2, 4])).flip([2, 4])) / 2
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(mirrored(lambda x: x)(windows), windows)
+
+
+def test_torch_is_taken_when_asked_for(module: torch.nn.Module) -> None:
+    plain = chosen("torch", module)
+    assert (plain.name, plain.reasons, plain.failed) == ("torch", (), False)
+    with pytest.raises(UsageError, match="no such runtime"):
+        chosen("tensorflow", module)
+
+
+def test_small_networks_are_left_to_torch(module: torch.nn.Module) -> None:
+    assert chosen("auto", module).reasons == ("the network is too small to be worth a conversion",)
+
+
+def test_a_conversion_that_fails_falls_back_with_the_reason(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise converted.NotConvertedError("its scores differ")
+
+    monkeypatch.setattr(converted, "openvino_runtime", refuse)
+    monkeypatch.setattr(runtimes, "WORTH_CONVERTING", 0)
+    for wanted in ("auto", "openvino"):
+        fallback = chosen(wanted, module)
+        assert (fallback.name, fallback.failed) == ("torch", True)
+        assert fallback.reasons == ("openvino was not used: its scores differ",)
+        assert fallback.runtime(torch.zeros(1, *SHAPE)).shape == (1, 2, 4, 4, 4)
+
+
+def test_openvino_is_for_the_cpu_and_has_to_be_installed(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda:0")
+    assert chosen("auto", module, gpu).reasons == ("openvino is for the CPU",)
+    with pytest.raises(UsageError, match="cannot be used"):
+        chosen("openvino", module, gpu)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert chosen("auto", module).reasons == ("openvino is not installed",)
+    with pytest.raises(UsageError) as caught:
+        chosen("openvino", module)
+    assert "segpipe[openvino]" in str(caught.value.hint)

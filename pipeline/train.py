@@ -20,6 +20,7 @@ from pipeline.compose import Composed, check_components, check_network, compose
 from pipeline.console import quiet_libraries
 from pipeline.errors import DataError, UsageError, chain, first_cause, ours_within
 from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text
+from pipeline.fingerprint import FINGERPRINT
 from pipeline.manifest import data_root, load_manifest
 from pipeline.provenance import environment
 
@@ -70,8 +71,14 @@ def compose_run(
     return composed
 
 
-def start(composed: Composed, manifest: Path, out: Path) -> dict[str, Any]:
+def start(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
     """Begin a new run and train to its end.
+
+    Args:
+        composed: what `compose_run` gave.
+        manifest: of the data set.
+        out: the run folder.
+        fingerprint: of the data set, kept in the run for the bundle that it becomes; passed over where it is not there.
 
     Returns:
         The run record.
@@ -93,6 +100,8 @@ def start(composed: Composed, manifest: Path, out: Path) -> dict[str, Any]:
         raise cannot_write(out, error) from error
     write_text(out / "manifest.json", Path(manifest).read_text(encoding="utf-8"))
     write_json(out / "config.json", config)
+    if fingerprint is not None and fingerprint.is_file():
+        write_text(out / FINGERPRINT, fingerprint.read_text(encoding="utf-8"))
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": "running",

@@ -27,8 +27,10 @@ from pipeline.bundle.results import read_results
 from pipeline.bundle.sums import write_sums
 from pipeline.errors import DataError, RefusedError, UsageError
 from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text, write_whole
+from pipeline.fingerprint import FINGERPRINT, read_fingerprint
 from pipeline.inference.cleanup import read_rules
 from pipeline.manifest import Manifest, load_manifest
+from pipeline.quality import seen_in_training
 
 NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 LOGGING = """[loggers]
@@ -150,7 +152,20 @@ def _read_run(folder: Path, unfinished: bool) -> Run:
     if missing:
         raise UsageError("the run's config lacks an id", path=folder / "config.json", expected=missing)
     _require_as_trained(folder, record, unfinished)
-    return Run(config, record, load_manifest(folder / "manifest.json"))
+    return Run(config, record, load_manifest(folder / "manifest.json"), _seen(folder, record))
+
+
+def _seen(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Spacing and intensity of the cases that were trained on, where the run has a fingerprint."""
+    fingerprint = read_fingerprint(folder / FINGERPRINT)
+    trained = set((record.get("cases") or {}).get("training", []))
+    cases = [case for case in fingerprint.cases if case.id in trained] if fingerprint else []
+    if not cases:
+        return None
+    return seen_in_training(
+        [case.spacing_ras_mm for case in cases],
+        [[channel.overall.percentiles for channel in case.channels] for case in cases],
+    )
 
 
 def _require_as_trained(folder: Path, record: dict[str, Any], unfinished: bool) -> None:

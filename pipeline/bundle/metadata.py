@@ -62,11 +62,13 @@ class Run:
         config: the resolved config.
         record: ``run.json``.
         manifest: the data set.
+        seen: what `pipeline.quality` compares a case with; None where the run has no fingerprint.
     """
 
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     manifest: Manifest
+    seen: Mapping[str, Any] | None = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -222,6 +224,7 @@ def _training_data(run: Run) -> dict[str, Any]:
         "training_cases": len(cases.get("training", [])) or None,
         "validation_cases": len(cases.get("validation", [])) or None,
         "test_cases": len(run.manifest.test) or None,
+        "seen": run.seen,
     }
 
 

@@ -39,7 +39,7 @@ def command(
 
     from pipeline.compose import read_fragment
     from pipeline.files import write_text
-    from pipeline.fingerprint import save_fingerprint, take_fingerprint
+    from pipeline.fingerprint import beside, save_fingerprint, take_fingerprint
     from pipeline.manifest import data_root, load_manifest
     from pipeline.plan import make_plan
     from pipeline.plan.fragment import fragment_text
@@ -63,8 +63,7 @@ def command(
         fingerprint, dataset, cost, memory_bytes,
         free_bytes=psutil.virtual_memory().available, cores=usable_cores(),
     )  # fmt: skip
-    beside = output.with_name(f"{output.stem}.fingerprint.json")
-    save_fingerprint(fingerprint, beside)
+    save_fingerprint(fingerprint, beside(output))
     write_text(output, fragment_text(plan, len(fingerprint.cases)))
 
     next_command = _next_command(manifest, data, output, network, plan.settings)
@@ -83,7 +82,7 @@ def command(
     console.say(f"Written: {output} and {beside}\nNext:    {next_command}")
     console.document(
         task=str(output),
-        fingerprint=str(beside),
+        fingerprint=str(beside(output)),
         rules=[vars(rule) for rule in rules],
         settings=plan.settings,
         next=next_command,

@@ -61,6 +61,7 @@ def command(
     Ctrl-C leaves a run that goes on with: segpipe train --resume runs/first
     """
     from pipeline import train
+    from pipeline.fingerprint import beside
 
     console = Console("train", as_json=json)
     if resume is not None:
@@ -93,7 +94,7 @@ def command(
     if out is None:
         raise UsageError("--out is needed")
     try:
-        return report(console, train.start(composed, manifest, out), out)
+        return report(console, train.start(composed, manifest, out, beside(task)), out)
     except KeyboardInterrupt:
         console.note(f"interrupted; go on with: segpipe train --resume {out}")
         raise

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from pydantic import ValidationError
 
 from pipeline.errors import DataError, UsageError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.fingerprint.case import Job, Samples, intensity_of, measure_case
 from pipeline.fingerprint.model import (
     SAMPLES_PER_CASE,
@@ -28,6 +29,7 @@ from pipeline.manifest import Manifest
 from pipeline.processes import over_cases, workers_to_read
 
 __all__ = [
+    "FINGERPRINT",
     "SAMPLES_PER_CASE",
     "CaseFingerprint",
     "Channel",
@@ -35,10 +37,14 @@ __all__ = [
     "Intensity",
     "LabelSize",
     "Summary",
+    "beside",
     "measure_case",
+    "read_fingerprint",
     "save_fingerprint",
     "take_fingerprint",
 ]
+
+FINGERPRINT = "fingerprint.json"  # in a run, and after the name of a task fragment
 
 
 def take_fingerprint(
@@ -78,6 +84,27 @@ def take_fingerprint(
 def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
     """Write ``fingerprint.json``, whole or not at all."""
     write_json(path, fingerprint.model_dump(mode="json"))
+
+
+def beside(task: str | Path) -> Path:
+    """Where the fingerprint of a planned task fragment lies."""
+    return Path(task).with_name(f"{Path(task).stem}.{FINGERPRINT}")
+
+
+def read_fingerprint(path: str | Path) -> Fingerprint | None:
+    """A saved fingerprint, None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not Path(path).is_file():
+        return None
+    try:
+        return Fingerprint.model_validate(read_json(path, "fingerprint"))
+    except ValidationError as error:
+        raise DataError(
+            "the fingerprint cannot be read", path=path, found=str(error).splitlines()[0]
+        ) from error
 
 
 def _died(job: Job) -> NoReturn:

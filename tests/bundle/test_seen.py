@@ -1,0 +1,68 @@
+"""What a bundle says of the data that it was trained on, for the flags of predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from tiny_run import MakeRun
+
+import pipeline
+from pipeline.bundle import export_bundle
+from pipeline.errors import DataError
+from pipeline.files import read_json, write_json
+from pipeline.fingerprint import FINGERPRINT, beside
+from pipeline.quality import far_from_training
+
+SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
+
+
+def fingerprint(**edges: float) -> dict[str, object]:
+    """Of cases with these slice distances; the first axis of each runs from head to foot."""
+
+    def values(scale: float) -> dict[str, object]:
+        return {"mean": scale, "std": 1, "percentiles": [0, scale, 2 * scale, 3 * scale, 4 * scale]}
+
+    cases = [
+        {
+            "id": id, "shape": [9, 20, 20], "spacing_mm": [edge, 1, 1], "orientation": "SRA", "labels": {},
+            "channels": [{"dtype": "int16", "nonzero_fraction": 1, "overall": values(10 * edge), "foreground": None}],
+            "foreground_box_mm": None,
+        }
+        for id, edge in edges.items()
+    ]  # fmt: skip
+    summary = {
+        "cases": len(cases), "median_shape_ras": [20, 20, 9], "median_spacing_ras_mm": [1, 1, 3], "orientations": {},
+        "foreground": [None], "median_volume_ml": {},
+    }  # fmt: skip
+    return {"name": "tiny", "modality": ["MRI"], "summary": summary, "cases": cases}
+
+
+def test_ranges_are_of_the_cases_that_were_trained_on(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    write_json(run / FINGERPRINT, fingerprint(a=2.0, b=3.0, c=50.0))  # c is for validation
+    metadata = export_bundle(run, tmp_path / "bundle").metadata
+    assert metadata["training_data"]["seen"] == {
+        "spacing_ras_mm": [[1, 1], [1, 1], [2, 3]],
+        "intensity": [[[0, 0], [20, 30], [40, 60], [60, 90], [80, 120]]],
+    }
+    Draft202012Validator(read_json(SCHEMA)).validate(metadata)
+    assert SCHEMA.read_text() == (Path(__file__).parents[2] / "docs/schemas" / SCHEMA.name).read_text()
+    assert far_from_training(metadata, (1, 1, 5), [[0, 25, 50, 75, 100]]) == {
+        "far_spacing": "yes", "far_intensity": "no"
+    }  # fmt: skip
+
+
+def test_without_a_fingerprint_nothing_is_said_and_a_broken_one_is_refused(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run()
+    assert export_bundle(run, tmp_path / "bundle").metadata["training_data"]["seen"] is None
+    write_json(run / FINGERPRINT, {"cases": 3})
+    with pytest.raises(DataError, match="fingerprint cannot be read"):
+        export_bundle(run, tmp_path / "other")
+
+
+def test_a_fingerprint_lies_beside_its_task() -> None:
+    assert beside("/d/my.task.yaml") == Path("/d/my.task.fingerprint.json")

@@ -14,7 +14,7 @@ from pipeline.check.across import find_copies
 from pipeline.check.case import CaseFacts, in_words, judge_image, pass_over
 from pipeline.check.findings import Finding
 from pipeline.dicom import Series, load_series, scan
-from pipeline.errors import DataError, SegpipeError
+from pipeline.errors import DataError, SegpipeError, UsageError
 from pipeline.processes import over_cases, workers_to_read
 
 AIR_HU = -500  # every CT of a person has darker voxels around or within
@@ -44,12 +44,13 @@ def check_dicom(
         progress: called with what is done and what there is: files whose header is read, then series.
 
     Raises:
-        UsageError: no such folder.
-        DataError: no DICOM series.
+        UsageError: no such folder, or no DICOM in it.
+        DataError: DICOM files, and no series among them.
     """
     found = scan(root, workers, progress, name=lambda path: "a file")
     if not found.series:
-        raise DataError(
+        dicom = [passed for passed in found.passed_over if passed.file_class != "not_dicom"]
+        raise (DataError if dicom else UsageError)(
             "there is neither a manifest nor a DICOM series here", path=root,
             found=f"{len(found.passed_over)} other files", expected="a manifest, or a folder of DICOM files",
             hint="make a manifest with `segpipe import`",

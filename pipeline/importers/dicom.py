@@ -96,12 +96,12 @@ def read_dicom(
         UsageError: the folder cannot be written to.
         DataError: series or label files that cannot be used, each with the reason, or no series that can.
     """
-    faults = {**tree.faults, **_label_faults(tree.labelled, wanted)}
+    faults = {**tree.faults, **_refused(each.series for each in tree.labelled)}
+    faults |= _label_faults([each for each in tree.labelled if each.series.case_id not in faults], wanted)
     chosen = [(each.series, each.labels) for each in tree.labelled if each.series.case_id not in faults]
     if wanted.unlabelled:
-        chosen += [(series, ()) for series in tree.unlabelled]
-    faults |= {series.case_id: f"{series.reason}: {series.detail}" for series, _ in chosen if series.reason}
-    jobs = [_job(series, files, tree.root, folder, wanted) for series, files in chosen if not series.reason]
+        chosen += [(series, ()) for series in tree.unlabelled if series.state == "loaded"]
+    jobs = [_job(series, files, tree.root, folder, wanted) for series, files in chosen]
     if not jobs or (faults and not wanted.skip_bad):
         raise refusal("series or label files", faults, len(jobs))
     require_writable(folder)
@@ -113,7 +113,13 @@ def read_dicom(
         raise refusal("series or label files", faults, len(kept))
     found = _described(kept, root, folder, wanted.rules)
     write_mapping(folder, [job.series for job in kept])
+    if wanted.unlabelled:
+        faults |= _refused(tree.unlabelled)
     return found, faults, {each.id: each.notes for each in done if each.notes and not each.fault}
+
+
+def _refused(series: Iterable[Series]) -> dict[str, str]:
+    return {one.case_id: f"{one.reason}: {one.detail}" for one in series if one.state == "refused"}
 
 
 def _label_faults(labelled: Sequence[LabelledSeries], wanted: Wanted) -> dict[str, str]:

@@ -176,7 +176,7 @@ def bad_twice(folder: Path) -> Series:
 
 
 def bad_gap(folder: Path) -> Series:
-    series = add(folder, {1: "one", 2: "two"})
+    series = add(folder, {1: "one"})  # and "two" is missing, which matters less
     series.frames[3].path.unlink()
     return series
 
@@ -237,7 +237,9 @@ def test_copies_of_a_label_file_are_one(tmp_path: Path) -> None:
     assert code == 0 and [case.id for case in manifest.training] == [series.case_id]
 
 
-def test_a_series_split_in_two_is_told_by_its_images(tmp_path: Path) -> None:
+def test_a_series_split_in_two_is_told_by_its_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = [*make.series(seed=1), *make.series(seed=2)]
     for number, image in enumerate(images):
         image.SeriesInstanceUID, image.StudyInstanceUID = (
@@ -250,8 +252,9 @@ def test_a_series_split_in_two_is_told_by_its_images(tmp_path: Path) -> None:
     first, second = scan(tmp_path / "in").series
     assert first.series_uid == second.series_uid and first.state == second.state == "loaded"
     write_labels(second, {1: "liver"}, tmp_path / "in/seg.dcm")
+    scout = add(tmp_path / "in/scout", {}, grid=make.Grid(slices=1))
     code, manifest = imported(tmp_path, "--unlabelled", "include")
-    assert code == 0
+    assert code == 0 and f"left out: {scout.case_id}: single_slice" in capsys.readouterr().err
     assert [case.id for case in manifest.training] == [second.case_id]
     assert [(case.id, case.label) for case in manifest.test] == [(first.case_id, None)]
 

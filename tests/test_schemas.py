@@ -26,7 +26,17 @@ from pipeline.predict.client import WorkerDiedError
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
-FILES = ("run", "postprocessing", "prediction_event", "result", "metrics", "fingerprint", "bundle_metadata", "sent")
+FILES = (
+    "run",
+    "postprocessing",
+    "prediction_event",
+    "result",
+    "summary",
+    "metrics",
+    "fingerprint",
+    "bundle_metadata",
+    "sent",
+)
 Documents = dict[str, list[Any]]
 
 
@@ -134,6 +144,7 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
         found = [("predict", printed("predict", root / "bundle", manifest, out, code=4)) for _ in range(2)]
     found += [("prediction_event", json.loads(line)) for line in (out / "predictions.jsonl").open()]
     found += [("result", json.loads(path.read_text())) for path in out.glob("*/result.json")]
+    found.append(("summary", json.loads((out / "summary.json").read_text())))
     training = json.loads(manifest.read_text())["training"]
     spoilt = next((case["fold"] for case in training if case["id"] == "case_1"), None)
     choice = ("--split", "validation", "--fold", 1 if spoilt == 0 else 0, "--try-postprocessing")

@@ -103,7 +103,8 @@ def times(out: Path) -> dict[str, int]:
 
 def assert_complete(out: Path, *ids: str) -> None:
     for id in ids:
-        assert sorted(path.name for path in (out / id).iterdir()) == ["result.json", "segmentation.nii.gz"]
+        names = {path.name for path in (out / id).iterdir()}
+        assert names == {"overlay.png", "result.json", "segmentation.nii.gz"}
         assert nib.load(out / id / "segmentation.nii.gz").get_fdata().shape == (12, 10, 9)
     assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != PARTIAL) == sorted(
         ids

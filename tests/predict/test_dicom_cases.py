@@ -213,6 +213,11 @@ def test_summary_after_a_mixed_batch(tiny_bundle: Path, tmp_path: Path) -> None:
         assert page.count("data:image/png;base64,") == 3  # the legend and two cases
         assert "ot a medical device" in page and "http" not in page.replace("http-equiv", "")
         assert not any((out / "scan").glob(".*"))
+    schema = json.loads((SCHEMAS / "prediction_event.schema.json").read_text())
+    events = [json.loads(line) for line in (out / "predictions.jsonl").open()]
+    assert {event["event"] for event in events} == {"start", "done", "skipped", "failed", "refused"}
+    for event in events:
+        jsonschema.validate(event, schema)
 
 
 def test_wrong_options(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import RefusedError
@@ -11,6 +12,20 @@ from pipeline.files import sha256_of, write_text
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A file that is not as SHA256SUMS says: its SHA-256 as found, and as listed (None: not there, not listed)."""
+
+    name: str
+    found: str | None
+    expected: str | None
+
+    @property
+    def problem(self) -> str:
+        """In one word."""
+        return "missing" if self.found is None else "added" if self.expected is None else "changed"
 
 
 def hash_files(root: Path) -> dict[str, str]:
@@ -45,21 +60,33 @@ def check_sums(root: Path) -> tuple[str, bool | None]:
         RefusedError: a file was changed, is missing, or is not listed.
     """
     found = hash_files(root)
-    if not (root / SUMS).is_file():
+    differences = compare_sums(root, found)
+    if differences is None:
         return fingerprint(found), None
-    expected = _read(root / SUMS)
     hint = "get the bundle again from where it came from; do not use this copy"
-    for name in sorted({*found, *expected}):
-        if found.get(name) == expected.get(name):
-            continue
-        problem = (
-            "changed" if name in found and name in expected else "missing" if name in expected else "added"
-        )
+    for each in differences:
         raise RefusedError(
-            f"the bundle is not as it was exported: {name} was {problem}", path=root / name,
-            found=found.get(name, "no such file"), expected=expected.get(name, f"not listed in {SUMS}"), hint=hint,
+            f"the bundle is not as it was exported: {each.name} was {each.problem}", path=root / each.name,
+            found=each.found or "no such file", expected=each.expected or f"not listed in {SUMS}", hint=hint,
         )  # fmt: skip
     return fingerprint(found), True
+
+
+def compare_sums(root: Path, found: dict[str, str]) -> list[Difference] | None:
+    """How a bundle's files differ from its SHA256SUMS; None where it has no such file.
+
+    Args:
+        root: the bundle.
+        found: what `hash_files` gives of it.
+
+    Raises:
+        RefusedError: SHA256SUMS cannot be read, or lists a file twice.
+    """
+    if not (root / SUMS).is_file():
+        return None
+    expected = _read(root / SUMS)
+    names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    return [Difference(name, found.get(name), expected.get(name)) for name in names]
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -31,6 +31,7 @@ VERBS = (
     "compose",
     "train",
     "export",
+    "bundle",
     "predict",
     "send",
     "evaluate",
@@ -63,7 +64,10 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 for _verb in VERBS:
     _module = import_module(f"pipeline.cli.{_verb}_")
-    app.command(_verb)(_module.command)
+    if hasattr(_module, "group"):
+        app.add_typer(_module.group, name=_verb)
+    else:
+        app.command(_verb)(_module.command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -113,8 +113,9 @@ def test_what_the_source_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.timeout(900)
 def test_real_series(tmp_path: Path) -> None:
-    carried = 0
+    carried: set[str] = set()
     for folder in sorted((Path(os.environ["SEGPIPE_DATA"]) / "dicom").iterdir()):
         for series in scan(folder).series:
             reasons = can_carry(series)
@@ -124,7 +125,7 @@ def test_real_series(tmp_path: Path) -> None:
                 continue
             carried += 1
             judge(series, some_labels(series), tmp_path / folder.name / series.case_id, contours=False)
-    assert carried >= 6
+    assert len(carried) >= 5
 
 
 @pytest.mark.realdata

@@ -117,13 +117,13 @@ def test_what_the_source_lacks(tmp_path: Path) -> None:
 def test_real_series(tmp_path: Path) -> None:
     carried: set[str] = set()
     for folder in sorted((Path(os.environ["SEGPIPE_DATA"]) / "dicom").iterdir()):
-        for series in scan(folder).series:
+        for series in scan(folder).series[:1]:
             reasons = can_carry(series)
             if folder.name.startswith("05"):
                 assert any("no frame of reference" in reason for reason in reasons)
-            if reasons or (series.modality == "MR" and series.shape and series.shape[2] < 4):
+            if reasons or series.case_id in carried:
                 continue
-            carried += 1
+            carried.add(series.case_id)
             judge(series, some_labels(series), tmp_path / folder.name / series.case_id, contours=False)
     assert len(carried) >= 5
 

@@ -30,9 +30,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPU cores that this process may use: by its affinity, and by the time that its control group is given."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        time_us, period_us = (int(word) for word in quota.read_text().split())
+        cores = min(cores, max(1, round(time_us / period_us)))
+    return cores
 
 
 def workers_to_read(files: Iterable[Path]) -> int:

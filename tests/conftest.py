@@ -21,6 +21,12 @@ settings.load_profile("segpipe")
 _skipped: dict[str, str] = {}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Conversions are kept for the session, apart from the user's."""
+    os.environ["SEGPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not os.environ.get("SEGPIPE_DATA"):
         for item in items:

@@ -63,3 +63,10 @@ def test_processes_are_started_for_large_files_alone(tmp_path: Path, monkeypatch
     assert workers_to_read(files) == processes.MOST_WORKERS
     monkeypatch.undo()
     assert usable_cores() >= 1
+
+
+def test_a_container_has_the_cores_that_it_is_given(tmp_path: Path) -> None:
+    for text, cores in (("50000 100000", 1), ("max 100000", usable_cores()), ("", usable_cores())):
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        assert usable_cores(tmp_path / "cpu.max") == cores
+    assert usable_cores(tmp_path / "none") >= 1

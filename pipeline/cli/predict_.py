@@ -41,7 +41,12 @@ def command(
     min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
     max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's choice].")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads [default: the cores that it may use].")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for one case.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="Tries after a case crashed the worker.")] = 1,
     overwrite: Annotated[
@@ -82,7 +87,7 @@ def command(
     Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
     """
     from pipeline.bundle import open_bundle
-    from pipeline.predict import Options, find_work, make_rules, parse_formats
+    from pipeline.predict import Options, find_work, make_rules, parse_formats, parse_runtime
     from pipeline.predict.memory import parse_bytes
 
     console = Console("predict", as_json=json)
@@ -90,7 +95,7 @@ def command(
         device, threads, timeout, retries, overwrite,
         max_memory=None if max_memory is None else parse_bytes(max_memory),
         max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
-        probabilities=probabilities, formats=parse_formats(formats or []),
+        probabilities=probabilities, formats=parse_formats(formats or []), runtime=parse_runtime(runtime),
     )  # fmt: skip
     opened = open_bundle(bundle)
     rules = make_rules(
@@ -142,6 +147,9 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
     if work.passed_over:
         words = ", ".join(f"{count} {kind}" for kind, count in sorted(work.passed_over.items()))
         console.say(f"files passed over: {words}")
+    reasons = next((each.result["runtime_reasons"] for each in outcomes if each.status == "done"), None)
+    if reasons:
+        console.say(f"computed with torch: {'; '.join(reasons)}")
     if bundle.outside:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.outside)}")
     console.document(

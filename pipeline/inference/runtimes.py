@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import UsageError
 from pipeline.inference.windows import Runtime
 
-RUNTIMES = ("auto", "torch", "openvino")
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
 
 
@@ -30,13 +29,11 @@ class Chosen:
         name: ``torch`` or ``openvino``.
         runtime: windows to scores.
         reasons: why it is not OpenVINO, where that was wished or left open.
-        failed: whether OpenVINO was to be used and could not.
     """
 
     name: str
     runtime: Runtime
     reasons: tuple[str, ...] = ()
-    failed: bool = False
 
 
 def choose_runtime(
@@ -51,7 +48,7 @@ def choose_runtime(
     """OpenVINO where it can compute the network, and PyTorch otherwise.
 
     Args:
-        wanted: of `RUNTIMES`; ``auto`` leaves small networks to PyTorch.
+        wanted: ``auto``, ``torch`` or ``openvino``; ``auto`` leaves small networks to PyTorch.
         module: the network, in evaluation mode.
         device: where it is.
         weights, config: path of the state dict and the config's text, which name a conversion in the cache.
@@ -59,11 +56,9 @@ def choose_runtime(
         threads: CPU threads; None takes the cores that this process may use.
 
     Raises:
-        UsageError: no such runtime, or OpenVINO was asked for by name and is not installed or not for this device.
+        UsageError: OpenVINO was asked for by name and is not installed, or not for this device.
     """
     network = torch_runtime(module)
-    if wanted not in RUNTIMES:
-        raise UsageError("no such runtime", found=wanted, expected=", ".join(RUNTIMES))
     if wanted == "torch":
         return Chosen("torch", network)
     missing = importlib.util.find_spec("openvino") is None
@@ -82,7 +77,7 @@ def choose_runtime(
     try:
         runtime = openvino_runtime(network, module, Identity(weights, config, shape), threads)
     except NotConvertedError as error:
-        return Chosen("torch", network, (f"openvino was not used: {error}",), failed=True)
+        return Chosen("torch", network, (f"openvino was not used: {error}",))
     return Chosen("openvino", runtime)
 
 

@@ -13,6 +13,7 @@ Two engines carry them out, and a case gets the labels that `python -m monai.bun
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +33,12 @@ from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
 from pipeline.inference.glance import Glance, look_at
 from pipeline.inference.output import as_labels
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.runtimes import torch_runtime
+from pipeline.inference.runtimes import Chosen, choose_runtime, torch_runtime
 from pipeline.inference.source import Given, Source, read_headers, read_source
 from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import Windowing
 from pipeline.nifti import Header
+from pipeline.processes import usable_cores
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Recipe:
         labels: label value to name.
         preprocessing: the transforms of the closed list; None takes the stock route.
         device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads; None leaves torch's own choice.
+        threads: CPU threads; None takes torch's choice, and at most the cores that this process may use.
         windowing: the fields of `Windowing`; None takes the engine of MONAI.
         cleanup: MONAI transforms of the label map, for the streaming engine.
         max_memory: bytes that the process may take; None for what the machine has.
+        runtime: ``auto``, ``torch`` or ``openvino``.
     """
 
     root: str
@@ -68,6 +71,7 @@ class Recipe:
     windowing: dict[str, Any] | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
     max_memory: int | None = None
+    runtime: str = "torch"
 
     @property
     def route(self) -> str:
@@ -91,17 +95,17 @@ class Segmenter:
     Attributes:
         engine: ``streaming`` or ``monai``.
         engine_reasons: why it is not the streaming one.
+        chosen: what computes the scores.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device or the runtime is not there.
         DataError: the config lacks something, or the weights do not fit its network.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.device = _device(recipe.device)
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
+        torch.set_num_threads(recipe.threads or min(torch.get_num_threads(), usable_cores()))
         parser = ConfigParser(config=_without_saving(recipe.inference))
         parser["bundle_root"] = recipe.root
         parser["device"] = str(self.device)
@@ -111,6 +115,7 @@ class Segmenter:
         self.engine_reasons = self._why_monai()
         self.engine = "monai" if self.engine_reasons else "streaming"
         network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
+        self.chosen = self._choose(network)
         if self.engine == "monai":
             self._preprocessing = _parsed(parser, "preprocessing")
             self._postprocessing = _parsed(parser, "postprocessing")
@@ -119,7 +124,7 @@ class Segmenter:
         elif self._typed is not None:
             parser["cleanup"] = list(recipe.cleanup)
             self._streaming = StreamingEngine(
-                self._typed, Windowing(**recipe.windowing or {}), torch_runtime(network), self.device,
+                self._typed, Windowing(**recipe.windowing or {}), self.chosen.runtime, self.device,
                 recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
 
@@ -165,6 +170,17 @@ class Segmenter:
         with _timed(seconds, "postprocess"):
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
             return as_labels(self._postprocessing(item)["pred"], source.header)
+
+    def _choose(self, network: torch.nn.Module) -> Chosen:
+        wanted = self.recipe.runtime
+        if self.engine == "monai":  # its inferer is given the network itself
+            why = () if wanted == "torch" else ("the bundle's own inferer calls the network",)
+            return Chosen("torch", torch_runtime(network), why)
+        config = json.dumps(self.recipe.inference, sort_keys=True, default=str)
+        shape = (self.recipe.channels, *(self.recipe.windowing or {})["roi_size"])
+        return choose_runtime(
+            wanted, network, self.device, self.recipe.weights, config, shape, torch.get_num_threads()
+        )
 
     def _why_monai(self) -> tuple[str, ...]:
         if self._typed is None:

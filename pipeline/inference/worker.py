@@ -94,6 +94,8 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
         "versions": versions,
         "engine": segmenter.engine,
         "engine_reasons": list(segmenter.engine_reasons),
+        "runtime": segmenter.chosen.name,
+        "runtime_reasons": list(segmenter.chosen.reasons),
     }
     return segmenter, {"ok": True, **about}
 

@@ -2,7 +2,7 @@
 
 from pipeline.predict.batch import predict_cases
 from pipeline.predict.choice import Chosen, NotSelected, Rules, make_rules
-from pipeline.predict.outcome import Options, Outcome, parse_formats
+from pipeline.predict.outcome import Options, Outcome, parse_formats, parse_runtime
 from pipeline.predict.work import find_work
 from pipeline.predict.worklist import WorkItem, find_cases
 
@@ -17,5 +17,6 @@ __all__ = [
     "find_work",
     "make_rules",
     "parse_formats",
+    "parse_runtime",
     "predict_cases",
 ]

@@ -58,6 +58,7 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "windowing": windowing_of(bundle),
             "cleanup": list(bundle.cleanup),
             "max_memory": options.max_memory,
+            "runtime": options.runtime,
         },
         options.max_case_memory,
     )
@@ -283,6 +284,8 @@ class _Batch:
             "not_written": not_written,
             "engine": about.get("engine"),
             "engine_reasons": about.get("engine_reasons"),
+            "runtime": about.get("runtime"),
+            "runtime_reasons": about.get("runtime_reasons"),
             "device": about.get("device"),
             "threads": about.get("threads"),
             "versions": about.get("versions"),

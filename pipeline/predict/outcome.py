@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.predict.worklist import WorkItem
 
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")
+RUNTIMES = ("auto", "torch", "openvino")
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 
 
@@ -40,7 +41,7 @@ class Options:
 
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads of the worker; None leaves torch's choice.
+        threads: CPU threads of the worker; None takes the cores that it may use.
         timeout_s: seconds for one case; None for no limit.
         retries: how often a case is tried again after the worker died of it.
         overwrite: compute finished cases again, and take over a folder of another bundle.
@@ -48,6 +49,7 @@ class Options:
         max_case_memory: bytes at which the worker is ended; None for no limit.
         probabilities: write the probabilities of all classes beside the labels.
         formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
+        runtime: of `RUNTIMES`.
     """
 
     device: str = "auto"
@@ -59,6 +61,7 @@ class Options:
     max_case_memory: int | None = None
     probabilities: bool = False
     formats: tuple[str, ...] | None = None
+    runtime: str = "auto"
 
     def formats_of(self, item: WorkItem) -> tuple[str, ...]:
         """What is to be written of a case."""
@@ -76,3 +79,14 @@ def parse_formats(given: Sequence[str]) -> tuple[str, ...] | None:
     if odd is not None or (given and not names):
         raise UsageError("no such format", found=odd or ", ".join(given), expected=", ".join(FORMATS))
     return tuple(dict.fromkeys(names)) or None
+
+
+def parse_runtime(name: str) -> str:
+    """The runtime of the option.
+
+    Raises:
+        UsageError: no such runtime.
+    """
+    if name not in RUNTIMES:
+        raise UsageError("no such runtime", found=name, expected=", ".join(RUNTIMES))
+    return name

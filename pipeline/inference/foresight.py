@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from pipeline.inference.steps import Orientation, Spacing
 from pipeline.inference.windows import Runtime, WindowGrid, Windowing
 from pipeline.nifti import PLAIN_TYPES, Header
 
+MOST_STRIPS = 4
 SLACK = 1.1  # for what is not counted: fragments of the heap, small arrays
 VOXEL_BYTES = 40  # of one source voxel in the block that is being restored: its label, cell and place
 GIB = 2**30
@@ -81,7 +82,7 @@ def plan(
     probe: Probe,
     limit: int | None,
 ) -> tuple[Windowing, Forecast]:
-    """The largest window batch, up to that of the bundle, with which a case fits.
+    """The fastest way to compute a case with which it fits.
 
     Args:
         headers: of the case's files.
@@ -94,21 +95,28 @@ def plan(
         RefusedError: not even one window at a time fits; with the numbers.
     """
     allowed = available() if limit is None else min(limit, available())
-    batch = windowing.batch
-    while True:
-        chosen = replace(windowing, batch=batch)
+    for chosen in _smaller(windowing):
         forecast = foresee(headers, preprocessing, chosen, probe)
         if forecast.peak <= allowed:
             return chosen, forecast
-        if batch == 1:
-            raise RefusedError(
-                "the case needs more memory than it may take",
-                found=f"about {forecast.peak / GIB:.2f} GiB, for {probe.classes} classes on "
-                f"{' x '.join(str(size) for size in headers[0].shape[:3])} voxels",
-                expected=f"at most {allowed / GIB:.2f} GiB ({'--max-memory' if limit == allowed else 'free here'})",
-                hint="use a machine with more memory, or cut the image to what is of interest",
-            )
+    raise RefusedError(
+        "the case needs more memory than it may take",
+        found=f"about {forecast.peak / GIB:.2f} GiB, for {probe.classes} classes on "
+        f"{' x '.join(str(size) for size in headers[0].shape[:3])} voxels",
+        expected=f"at most {allowed / GIB:.2f} GiB ({'--max-memory' if limit == allowed else 'free here'})",
+        hint="use a machine with more memory, or cut the image to what is of interest",
+    )
+
+
+def _smaller(windowing: Windowing) -> Iterator[Windowing]:
+    """Ways to compute the same with less and less memory: fewer windows at a time, then the volume in strips."""
+    batch = windowing.batch
+    yield windowing
+    while batch > 1:
         batch //= 2
+        yield replace(windowing, batch=batch)
+    for strips in range(2, MOST_STRIPS + 1):
+        yield replace(windowing, batch=1, strips=strips)
 
 
 def foresee(
@@ -153,21 +161,26 @@ def block_voxels(grid: WindowGrid) -> tuple[int, int]:
     """Voxels of the largest block, and of all that are open at one time, halos included."""
     rest = math.prod(grid.padded[axis] for axis in range(3) if axis not in grid.block_axes)
     slow, fast = (grid.blocks(axis) for axis in grid.block_axes)
-    reach = [grid.roi[axis] for axis in grid.block_axes]
-    most = largest = 0
-    opened: set[tuple[int, int]] = set()
     sizes = {
         (i, j): rest * (slow[i][1] - slow[i][0] + HALO) * (fast[j][1] - fast[j][0] + HALO)
         for i, j in itertools.product(range(len(slow)), range(len(fast)))
     }
-    for i, j in itertools.product(range(len(slow)), range(len(fast))):
-        rows = [n for n in range(i, len(slow)) if slow[n][0] < slow[i][0] + reach[0]]
-        columns = [n for n in range(j, len(fast)) if fast[n][0] < fast[j][0] + reach[1]]
-        opened |= set(itertools.product(rows, columns))
-        most = max(most, sum(sizes[key] for key in opened))
-        largest = max(largest, sizes[i, j])
-        opened.remove((i, j))
-    return largest, most
+    opened: set[tuple[int, int]] = set()
+    most = 0
+    for strip in grid.strip_edges():
+        for place in dict.fromkeys(
+            tuple(place[axis] for axis in grid.block_axes) for place in grid.positions(strip)
+        ):
+            touched, finished = (
+                [which(axis, start) for axis, start in zip(grid.block_axes, place, strict=True)]
+                for which in (grid.touched, grid.finished)
+            )
+            for blocks in itertools.product(*touched):
+                if strip[0] <= blocks[1][1] < strip[1]:
+                    opened.add((blocks[0][0], blocks[1][0]))
+            most = max(most, sum(sizes[key] for key in opened))
+            opened -= {(one[0], other[0]) for one, other in itertools.product(*finished)}
+    return max(sizes.values()), most
 
 
 def available() -> int:

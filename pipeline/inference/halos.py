@@ -15,9 +15,9 @@ class Halos:
     def __init__(self, grid: WindowGrid) -> None:
         self.slow, self.fast = (axis + 1 for axis in grid.block_axes)
         self.width = grid.padded[grid.block_axes[1]]
-        self._before: torch.Tensor | None = None  # the last plane of the row before, with one voxel in front
-        self._row: torch.Tensor | None = None
-        self._beside: torch.Tensor | None = None  # the last plane of the block before in this row
+        self._starts = grid.starts[grid.block_axes[0]]
+        self._planes: dict[int, torch.Tensor] = {}  # before a row of blocks, by where it begins
+        self._edges: dict[int, torch.Tensor] = {}  # beside the next block of a row, by where the row begins
 
     def inner(self, block: Block) -> torch.Tensor:
         """The scores without their halo."""
@@ -28,22 +28,21 @@ class Halos:
 
     def fill(self, block: Block) -> None:
         """Write the halo of a block, and keep what its successors need; before the first block it is 0."""
-        scores, first = block.scores, block.start[self.fast - 1]
-        length = scores.shape[self.fast]
-        if first == 0:
-            self._before, self._row, self._beside = self._row, None, None
-        before, beside = scores.narrow(self.slow, 0, 1), scores.narrow(self.fast, 0, 1)
-        if self._before is not None:
-            before.copy_(self._before.narrow(self.fast, first, length))
-        if self._beside is not None:
-            rest = beside.narrow(self.slow, HALO, beside.shape[self.slow] - HALO)
-            rest.copy_(self._beside)
-        if self._row is None:
+        scores, row, first = block.scores, block.start[self.slow - 1], block.start[self.fast - 1]
+        length, after = scores.shape[self.fast], row + scores.shape[self.slow] - HALO
+        together = max(start for start in self._starts if start <= row)  # rows that are finished in turns
+        self._planes = {start: plane for start, plane in self._planes.items() if start >= together}
+        if row in self._planes:
+            scores.narrow(self.slow, 0, HALO).copy_(self._planes[row].narrow(self.fast, first, length))
+        if first > 0:
+            scores.narrow(self.fast, 0, HALO).copy_(self._edges.pop(row))
+        if after not in self._planes:
             shape = list(scores.shape)
-            shape[self.slow], shape[self.fast] = 1, self.width + HALO
-            self._row = scores.new_zeros(shape)
-        last = scores.narrow(self.slow, scores.shape[self.slow] - 1, 1)
-        own = length - HALO
-        self._row.narrow(self.fast, first + HALO, own).copy_(last.narrow(self.fast, HALO, own))
-        edge = scores.narrow(self.fast, length - 1, 1)
-        self._beside = edge.narrow(self.slow, HALO, edge.shape[self.slow] - HALO).clone()
+            shape[self.slow], shape[self.fast] = HALO, self.width + HALO
+            self._planes[after] = scores.new_zeros(shape)
+        last = scores.narrow(self.slow, scores.shape[self.slow] - HALO, HALO).narrow(
+            self.fast, HALO, length - HALO
+        )
+        self._planes[after].narrow(self.fast, first + HALO, length - HALO).copy_(last)
+        if first + length - HALO < self.width:
+            self._edges[row] = scores.narrow(self.fast, length - HALO, HALO).clone()

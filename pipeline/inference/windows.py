@@ -1,7 +1,7 @@
 """Sliding windows over a volume, with class scores kept only where windows still touch.
 
 The volume is cut into blocks at the starts of windows along two axes. Windows come in raster order, so the block
-that begins where a row of windows begins is complete after that row: it is divided by its weights, handed on,
+that begins where a row of windows begins is complete after that row: it is divided by its weights and handed on,
 and its memory is free. Positions, weights and order of summation are those of MONAI's
 `sliding_window_inference`, whose sums over the whole volume this replaces.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,8 @@ class WindowGrid:
         starts: first voxels of the windows per axis, on the padded volume.
         pad: voxels before and after the volume, per axis, where it is smaller than a window.
         order: axes from the slowest to the fastest, in which windows are visited.
+        strips: parts into which the second axis of that order is cut, one computed after the other. Less is held
+            at a time; windows that lie in two strips are computed twice.
     """
 
     size: Sizes
@@ -42,6 +44,7 @@ class WindowGrid:
     starts: tuple[Sizes, ...]
     pad: tuple[tuple[int, int], ...]
     order: Sizes
+    strips: int = 1
 
     @classmethod
     def place(
@@ -69,15 +72,42 @@ class WindowGrid:
         """The axes that are cut into blocks: the slowest two, or one where there are only one or two."""
         return self.order[: min(2, max(1, len(self.size) - 1))]
 
-    def positions(self) -> list[Sizes]:
-        """The start of each window, in order."""
-        places = itertools.product(*(self.starts[axis] for axis in self.order))
+    def positions(self, strip: tuple[int, int] | None = None) -> list[Sizes]:
+        """The start of each window, in order; with a strip, of those that touch it."""
+        starts = list(self.starts)
+        if strip is not None:
+            axis = self.block_axes[-1]
+            starts[axis] = tuple(s for s in starts[axis] if s < strip[1] and s + self.roi[axis] > strip[0])
+        places = itertools.product(*(starts[axis] for axis in self.order))
         back = [self.order.index(axis) for axis in range(len(self.order))]
         return [tuple(place[index] for index in back) for place in places]
 
+    def strip_edges(self) -> list[tuple[int, int]]:
+        """First voxel and end of the strips along the second block axis; they are cut at starts of windows."""
+        axis = self.block_axes[-1]
+        size = self.padded[axis]
+        ideal = [size * part / self.strips for part in range(1, self.strips)]
+        cuts = {min(self.starts[axis], key=lambda start: abs(start - place)) for place in ideal}
+        return list(itertools.pairwise([0, *sorted(cuts - {0}), size]))
+
     def blocks(self, axis: int) -> list[tuple[int, int]]:
-        """First voxel and end of the blocks along an axis of `block_axes`."""
-        return list(itertools.pairwise((*self.starts[axis], self.padded[axis])))
+        """First voxel and end of the blocks along an axis of `block_axes`: cut where windows begin or end."""
+        ends = {start + self.roi[axis] for start in self.starts[axis]}
+        return list(itertools.pairwise(sorted({*self.starts[axis], *ends})))
+
+    def touched(self, axis: int, start: int) -> list[tuple[int, int, int]]:
+        """Number, first voxel and end of the blocks along an axis that lie in the windows at ``start``."""
+        end = start + self.roi[axis]
+        return [
+            (number, first, stop)
+            for number, (first, stop) in enumerate(self.blocks(axis))
+            if start <= first and stop <= end
+        ]
+
+    def finished(self, axis: int, start: int) -> list[tuple[int, int, int]]:
+        """Those of them that no later window touches."""
+        after = next((other for other in self.starts[axis] if other > start), self.padded[axis])
+        return [block for block in self.touched(axis, start) if block[1] < after]
 
 
 @dataclass(frozen=True)
@@ -90,6 +120,7 @@ class Windowing:
         batch: windows in one forward pass.
         mode: weights of overlapping windows.
         activation: from scores to probabilities.
+        strips: parts of the volume that are computed one after the other, to hold less at a time.
     """
 
     roi_size: tuple[int, int, int]
@@ -97,11 +128,13 @@ class Windowing:
     batch: int = 1
     mode: Literal["gaussian", "constant"] = "constant"
     activation: Activation = "softmax"
+    strips: int = 1
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Where windows lie on a volume (X, Y, Z), the longest axis first: so the least scores are open."""
         order = sorted(range(3), key=lambda axis: -size[axis] / self.roi_size[axis])
-        return WindowGrid.place(size, self.roi_size, [self.overlap] * 3, tuple(order))
+        grid = WindowGrid.place(size, self.roi_size, [self.overlap] * 3, tuple(order))
+        return replace(grid, strips=self.strips)
 
 
 @dataclass
@@ -124,64 +157,52 @@ class _Sums:
 
     def __init__(self, grid: WindowGrid, weights: torch.Tensor, device: torch.device, halo: int) -> None:
         self.grid, self.weights, self.device, self.halo = grid, weights, device, halo
-        self._cuts = [grid.blocks(axis) for axis in grid.block_axes]
         self._open: dict[Sizes, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def add(self, image: int, start: Sizes, scores: torch.Tensor) -> None:
-        """Add a window's scores (K, *roi)."""
-        touched = [
-            [
-                (index, max(first, start[axis]), min(end, start[axis] + self.grid.roi[axis]))
-                for index, (first, end) in enumerate(cuts)
-                if first < start[axis] + self.grid.roi[axis] and end > start[axis]
-            ]
-            for axis, cuts in zip(self.grid.block_axes, self._cuts, strict=True)
-        ]
-        for pieces in itertools.product(*touched):
-            numbers = tuple(index for index, _, _ in pieces)
-            within, into = [slice(None)] * len(start), self._whole_window(start)
-            for axis, cuts, (index, first, end) in zip(self.grid.block_axes, self._cuts, pieces, strict=True):
+    def add(self, image: int, start: Sizes, scores: torch.Tensor, strip: tuple[int, int]) -> None:
+        """Add a window's scores (K, *roi) to the blocks of a strip."""
+        grid = self.grid
+        for blocks in self._in_strip([grid.touched(axis, start[axis]) for axis in grid.block_axes], strip):
+            within = [slice(None)] * len(start)
+            into = [slice(first, first + size) for first, size in zip(start, grid.roi, strict=True)]
+            for axis, (_, first, end) in zip(grid.block_axes, blocks, strict=True):
                 within[axis] = slice(first - start[axis], end - start[axis])
-                offset = self.halo - cuts[index][0]
-                into[axis] = slice(first + offset, end + offset)
-            sums, counts = self._block((image, *numbers), scores)
+                into[axis] = slice(self.halo, None)
+            sums, counts = self._block(image, blocks, len(scores))
             weights = self.weights[tuple(within)]
             weighted = scores[(slice(None), *within)] * weights
             sums[(slice(None), *into)] += weighted.to(self.device)
             counts[tuple(into)] += weights.to(self.device)
 
-    def finish(self, image: int, start: Sizes) -> Block:
-        """The block that begins where this window begins; no later window may touch it."""
-        places = [
-            cuts_starting(cuts, start[axis])
-            for axis, cuts in zip(self.grid.block_axes, self._cuts, strict=True)
-        ]
-        sums, counts = self._open.pop((image, *places))
-        inner = [slice(None)] * len(start)
-        for axis in self.grid.block_axes:
-            inner[axis] = slice(self.halo, None)
-        sums[(slice(None), *inner)] /= counts[tuple(inner)]
-        corner = [0] * len(start)
-        for axis in self.grid.block_axes:
-            corner[axis] = start[axis]
-        return Block(image, tuple(corner), sums)
+    def finish(self, image: int, start: Sizes, strip: tuple[int, int]) -> Iterator[Block]:
+        """The blocks of a strip that no window after this one, the last of its row, touches."""
+        grid = self.grid
+        for blocks in self._in_strip([grid.finished(axis, start[axis]) for axis in grid.block_axes], strip):
+            sums, counts = self._open.pop((image, *(number for number, _, _ in blocks)))
+            inner, corner = [slice(None)] * len(start), [0] * len(start)
+            for axis, (_, first, _) in zip(grid.block_axes, blocks, strict=True):
+                inner[axis], corner[axis] = slice(self.halo, None), first
+            sums[(slice(None), *inner)] /= counts[tuple(inner)]
+            del counts
+            yield Block(image, tuple(corner), sums)
 
-    def _whole_window(self, start: Sizes) -> list[slice]:
-        return [slice(first, first + size) for first, size in zip(start, self.grid.roi, strict=True)]
+    def _in_strip(
+        self, blocks: list[list[tuple[int, int, int]]], strip: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int, int], ...]]:
+        blocks[-1] = [block for block in blocks[-1] if strip[0] <= block[1] < strip[1]]
+        return itertools.product(*blocks)
 
-    def _block(self, key: Sizes, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _block(
+        self, image: int, blocks: Sequence[tuple[int, int, int]], classes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (image, *(number for number, _, _ in blocks))
         if key not in self._open:
             shape = list(self.grid.padded)
-            for axis, cuts, index in zip(self.grid.block_axes, self._cuts, key[1:], strict=True):
-                shape[axis] = cuts[index][1] - cuts[index][0] + self.halo
+            for axis, (_, first, end) in zip(self.grid.block_axes, blocks, strict=True):
+                shape[axis] = end - first + self.halo
             kind = {"dtype": self.weights.dtype, "device": self.device}
-            self._open[key] = (torch.zeros((len(like), *shape), **kind), torch.zeros(shape, **kind))
+            self._open[key] = (torch.zeros((classes, *shape), **kind), torch.zeros(shape, **kind))
         return self._open[key]
-
-
-def cuts_starting(cuts: Sequence[tuple[int, int]], start: int) -> int:
-    """The number of the block that begins at ``start``."""
-    return next(index for index, (first, _) in enumerate(cuts) if first == start)
 
 
 def stream_blocks(
@@ -213,7 +234,8 @@ def stream_blocks(
         progress: wraps the range over windows.
 
     Yields:
-        The blocks of the padded volume, in raster order over ``grid.block_axes``, image after image.
+        The blocks of the padded volume, image after image; each after those before it along either of
+        ``grid.block_axes``.
 
     Raises:
         ValueError: scores are not of a window's size.
@@ -221,24 +243,28 @@ def stream_blocks(
     if any(itertools.chain(*grid.pad)):
         widths = [width for pad in reversed(grid.pad) for width in pad]
         volume = F.pad(volume, widths, mode=padding_mode, value=cval)
-    positions = grid.positions()
+    visits = [
+        (image, strip, start)
+        for image in range(len(volume))
+        for strip in grid.strip_edges()
+        for start in grid.positions(strip)
+    ]
     row = math.prod(len(grid.starts[axis]) for axis in grid.order[len(grid.block_axes) :])
     sums = _Sums(grid, weights, device or volume.device, halo)
-    total = len(positions) * len(volume)
-    for first in progress(range(0, total, batch)):
-        chosen = [divmod(number, len(positions)) for number in range(first, min(first + batch, total))]
+    for first in progress(range(0, len(visits), batch)):
+        chosen = visits[first : first + batch]
         windows: list[Window] = [
             [slice(image, image + 1), slice(None)]
-            + [slice(s, s + n) for s, n in zip(positions[number], grid.roi, strict=True)]
-            for image, number in chosen
+            + [slice(s, s + n) for s, n in zip(start, grid.roi, strict=True)]
+            for image, _, start in chosen
         ]
         parts = [volume[tuple(window)] for window in windows]
         data = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(weights.device)
         scores = predict(data, windows)
         if tuple(scores.shape[2:]) != grid.roi or len(scores) != len(chosen):
             raise ValueError(f"scores of shape {tuple(scores.shape)} for windows of {grid.roi}")
-        for (image, number), one in zip(chosen, scores, strict=True):
-            sums.add(image, positions[number], one)
-            if (number + 1) % row == 0:
-                yield sums.finish(image, positions[number])
+        for number, ((image, strip, start), one) in enumerate(zip(chosen, scores, strict=True), first + 1):
+            sums.add(image, start, one, strip)
+            if number % row == 0:
+                yield from sums.finish(image, start, strip)
         del scores, data

@@ -173,10 +173,11 @@ def test_labels_are_those_of_the_stock_path(affine: str, middle: str, smooth: bo
     angles=st.tuples(*[st.sampled_from([0.0, 90.0, 7.0, -33.0])] * 3),
     spacing=st.tuples(*[st.floats(0.6, 3.5)] * 3),
     seed=st.integers(0, 1000),
+    strips=st.integers(1, 3),
 )
 def test_any_geometry(
     tmp_path: Path, shape: Any, roi: Any, overlap: float, mode: Any, middle: str, channels: int, angles: Any,
-    spacing: Any, seed: int,
+    spacing: Any, seed: int, strips: int,
 ) -> None:  # fmt: skip
     paths = write_images(tmp_path, tilted(angles, spacing), shape, channels, seed)
     compare(

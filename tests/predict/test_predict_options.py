@@ -20,7 +20,9 @@ def test_probabilities_lie_beside_the_labels(tiny_bundle: Path, tmp_path: Path) 
     scan = write_scan(tmp_path / "in" / "a.nii.gz")
     assert run(["predict", str(tiny_bundle), str(scan), str(tmp_path / "out"), "--probabilities"]) == OK
     folder = tmp_path / "out" / "a"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([PROBABILITIES, RESULT, SEGMENTATION])
+    names = {path.name for path in folder.iterdir()}
+    assert {PROBABILITIES, RESULT, SEGMENTATION} <= names
+    assert not [name for name in names if name.startswith(".")]
     image, labels = nib.load(folder / PROBABILITIES), nib.load(folder / SEGMENTATION)
     assert image.shape == (*labels.shape, 2)
     np.testing.assert_allclose(image.affine, labels.affine)

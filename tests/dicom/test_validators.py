@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
@@ -136,6 +137,11 @@ def test_a_real_mask_comes_back(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.inv(series.affine_ras) @ mask.affine, np.eye(4), atol=1e-3)  # type: ignore[attr-defined]
     labels = np.asarray(mask.dataobj).astype(np.uint8)  # type: ignore[attr-defined]
     judge(series, labels, tmp_path / "out")
+    planes = highdicom.seg.segread(tmp_path / "out" / "seg.dcm").get_pixels_by_source_instance(
+        [frame.sop_instance_uid for frame in series.frames], combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    assert np.array_equal(planes, labels.transpose(2, 1, 0))
     masks = read_by_plastimatch(
         tmp_path / "out" / "rtstruct.dcm", data / "dicom" / "CT" / "image", series, tmp_path / "again"
     )

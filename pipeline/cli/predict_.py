@@ -147,7 +147,7 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
     if work.passed_over:
         words = ", ".join(f"{count} {kind}" for kind, count in sorted(work.passed_over.items()))
         console.say(f"files passed over: {words}")
-    reasons = next((each.result["runtime_reasons"] for each in outcomes if each.status == "done"), None)
+    reasons = next((each.result.get("runtime_reasons") for each in outcomes if each.status == "done"), None)
     if reasons:
         console.say(f"computed with torch: {'; '.join(reasons)}")
     if bundle.outside:

@@ -59,7 +59,9 @@ def printed(*words: object, code: int = 0) -> Any:
 class TrueLabels:
     """A worker that knows the truth, dies of case_0 once, and fails with case_1."""
 
-    about = {"device": "cpu", "threads": 1, "versions": {"python": "3"}}  # noqa: RUF012
+    about = {  # noqa: RUF012
+        "device": "cpu", "threads": 1, "versions": {"python": "3"}, "engine": "streaming", "engine_reasons": [],
+    }  # fmt: skip
 
     def __init__(self) -> None:
         self.died = False

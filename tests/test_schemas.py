@@ -135,6 +135,8 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("run", json.loads((root / "run" / "run.json").read_text())),
         ("export", printed("export", root / "run", root / "bundle")),
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
+        ("bundle", printed("bundle", "verify", root / "bundle")),
+        ("bundle", printed("bundle", "inspect", root / "bundle")),
     ]
 
 

@@ -11,9 +11,9 @@ import builtins
 import inspect
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -69,34 +69,16 @@ class Names:
         if not same:
             self.aliases[alias] = "two different imports"
 
-    @cached_property
-    def _listed(self) -> dict[int, str]:
-        """Identity of each listed object to its documented name."""
-        found: dict[int, str] = {}
-        for module, names in ALLOWED.items():
-            import_module(module)
-            for name in names.split():
-                thing = _walk(f"{module}.{name}")
-                if thing is not _ABSENT:
-                    found.setdefault(id(thing), f"{module}.{name}".removeprefix("builtins."))
-        return found
-
-    @cached_property
-    def _locator(self) -> Any:
-        from monai.bundle import ComponentLocator
-
-        return ComponentLocator()
-
     def target(self, text: str) -> Resolved:
         """What a `_target_` leads to."""
         if not _NAME.fullmatch(text) or "__" in text:
             return Resolved(text, self.allows(text), "not a plain dotted name")
-        self._listed  # noqa: B018 - MONAI must be loaded before its modules are searched
-        modules = self._locator.get_component_module_name(text)
+        modules = _modules_of()(text)
         if modules is None:
             return self._judge(text)
         several = [
-            self._judge(f"{module}.{text}") for module in ([modules] if isinstance(modules, str) else modules)
+            self._judge(f"{module}.{text}", text)
+            for module in ([modules] if isinstance(modules, str) else modules)
         ]
         return next((each for each in several if not each.admitted), several[0])
 
@@ -108,22 +90,45 @@ class Names:
             return Resolved(text, self.allows(text), "unknown name")
         return self._judge(".".join(part for part in (root or f"builtins.{first}", rest) if part))
 
-    def _judge(self, path: str) -> Resolved:
-        self._listed  # noqa: B018
+    def _judge(self, path: str, written: str = "") -> Resolved:
+        known = _listed()
         thing = _walk(path)
         if thing is _ABSENT:
             thing = _walk(f"builtins.{path}")
         path = path.removeprefix("builtins.")
-        listed = self._listed.get(id(thing))
+        listed = known.get(id(thing))
         if listed is not None:
             return Resolved(listed, True, only_by_keyword=listed.rpartition(".")[2] in BY_KEYWORD)
         if _is_value(thing):
             return Resolved(path, True)
         name = path if thing is _ABSENT else _definition(thing, path)
-        if self.allows(name, path, f"builtins.{path}"):
+        if self.allows(name, path, f"builtins.{path}", written):
             return Resolved(name, True)
         what = f"the module {name} itself" if inspect.ismodule(thing) else name
         return Resolved(name, False, f"{what} is not on the list of admitted names")
+
+
+@cache
+def _listed() -> dict[int, str]:
+    """Identity of each listed object to its documented name."""
+    found: dict[int, str] = {}
+    for module, names in ALLOWED.items():
+        import_module(module)
+        for name in names.split():
+            thing = _walk(f"{module}.{name}")
+            if thing is not _ABSENT:
+                found.setdefault(id(thing), f"{module}.{name}".removeprefix("builtins."))
+    return found
+
+
+@cache
+def _modules_of() -> Callable[[str], list[str] | str | None]:
+    """MONAI's own search for a short name among its classes and functions, once it is loaded."""
+    _listed()
+    from monai.bundle import ComponentLocator
+
+    found: Callable[[str], list[str] | str | None] = ComponentLocator().get_component_module_name
+    return found
 
 
 def _walk(path: str) -> Any:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.console import SCHEMA_VERSION
-from pipeline.errors import DataError, SegpipeError
+from pipeline.errors import SegpipeError
 from pipeline.files import write_json
 from pipeline.predict.choice import NotSelected
 from pipeline.predict.client import (
@@ -20,7 +19,8 @@ from pipeline.predict.client import (
     WorkerMemoryError,
     WorkerTimeoutError,
 )
-from pipeline.predict.outcome import NO_DICOM_SOURCE, Options, Outcome
+from pipeline.predict.exchange import more_of_request, require_codes, result_of
+from pipeline.predict.outcome import Options, Outcome
 from pipeline.predict.overlay import draw_overlay
 from pipeline.predict.resume import (
     compare_sources,
@@ -31,12 +31,12 @@ from pipeline.predict.resume import (
     refuse_other_bundle,
     refuse_own_folder,
     refuse_taken,
+    refused_series,
 )
 from pipeline.predict.summary import write_summary
 from pipeline.predict.words import without_paths
 from pipeline.predict.worklist import WorkItem
-from pipeline.quality import far_from_training
-from pipeline.results import PARTIAL, PROBABILITIES, RESULT, SEGMENTATION, ResultFolder
+from pipeline.results import PARTIAL, RESULT, SEGMENTATION, ResultFolder
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -109,13 +109,18 @@ def predict_cases(
             something that is no result has a case's name.
     """
     refuse_own_folder(out, bundle)
+    if any(item.series for item in items):
+        require_codes(bundle)
     with held_by(out):
         refuse_other_bundle(out, bundle, options.overwrite)
         if not options.overwrite:
             compare_sources(out, items)
         folder = ResultFolder(out)
         refuse_taken(folder, items)
-        batch = _Batch(bundle, folder, options, worker or worker_for(bundle, options), on_crash)
+        refused_before = refused_series(out)
+        batch = _Batch(
+            bundle, folder, options, worker or worker_for(bundle, options), on_crash, refused_before
+        )
         folder.record(event="start", bundle=bundle.sha256, name=bundle.name, cases=len(items))
         for left_out in not_selected:
             folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
@@ -148,6 +153,7 @@ class _Batch:
     options: Options
     worker: Worker
     on_crash: Callable[[str, WorkerDiedError], None]
+    refused_before: dict[str, list[str]]
 
     def run(self, items: Sequence[WorkItem], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         outcomes = []
@@ -201,34 +207,15 @@ class _Batch:
                 self.on_crash(item.id, death)
                 reason = death.reason
                 continue
-            result = self._result(item, answer)
+            result = result_of(item, answer, self.bundle, self.options, self.worker.about)
             self._write(into, result)
             return result
         raise SegpipeError(reason, found=f"{self.options.retries + 1} attempts")
 
     def _ask(self, item: WorkItem, into: Path) -> dict[str, Any]:
-        paths, out = [str(path) for path in item.paths], str(into / SEGMENTATION)
-        more: dict[str, Any] = {}
-        if self.options.probabilities:
-            more["probabilities"] = str(into / PROBABILITIES)
-        if item.series is not None:
-            paths, more = [], {**more, **self._dicom(item)}
-        return self.worker.segment(paths, out, self.options.timeout_s, **more)
-
-    def _dicom(self, item: WorkItem) -> dict[str, Any]:
-        from pipeline.dicom.plain import as_plain
-
-        bundle, formats = self.bundle, self.options.formats_of(item)
-        dicom = {
-            "series": as_plain(item.series) if item.series else None,
-            "formats": [name for name in formats if name != "nifti"],
-            "labels": bundle.labels,
-            "meaning": {"name": bundle.name, "codes": bundle.metadata.get("codes")},
-            "algorithm": {
-                "name": bundle.name, "version": bundle.version, "bundle_sha256": bundle.sha256,
-            },
-        }  # fmt: skip
-        return {"nifti": "nifti" in formats, "dicom": dicom}
+        paths = [] if item.series is not None else [str(path) for path in item.paths]
+        more = more_of_request(item, self.bundle, self.options, into)
+        return self.worker.segment(paths, str(into / SEGMENTATION), self.options.timeout_s, **more)
 
     def _begin(self, case_id: str) -> Path:
         try:
@@ -247,46 +234,19 @@ class _Batch:
         self.folder.abandon(item.id)
         parts = {name: without_paths(text, item) for name, text in error.as_dict().items()}
         parts.pop("case_id", None)
-        if item.is_dicom and isinstance(error, DataError):
+        if reason := getattr(error, "reason", None):  # the voxels of a series, not the computing
             detail = "; ".join(
                 parts[name] for name in ("message", "found", "expected", "hint") if name in parts
             )
-            return self._refused(item, getattr(error, "reason", "unreadable"), detail, round(seconds, 3))
+            return self._refused(item, reason, detail, round(seconds, 3))
         reason = parts.pop("message")
         self.folder.record(event="failed", id=item.id, reason=reason, **parts)
         words = [reason, parts.get("found"), parts.get("expected") and f"expected {parts['expected']}"]
         return Outcome(item.id, "failed", round(seconds, 3), reason="; ".join(word for word in words if word))
 
     def _refused(self, item: WorkItem, reason: str, detail: str, seconds: float | None = None) -> Outcome:
-        self.folder.map_case(item.id, [str(path) for path in item.paths], refused=reason)
+        paths = [str(path) for path in item.paths]
+        if self.refused_before.get(item.id) != paths:
+            self.folder.map_case(item.id, paths, refused=reason)
         self.folder.record(event="refused", id=item.id, reason=reason, detail=detail)
         return Outcome(item.id, "refused", seconds, reason, detail)
-
-    def _result(self, item: WorkItem, answer: dict[str, Any]) -> dict[str, Any]:
-        about = self.worker.about
-        bundle = self.bundle
-        not_written = dict(answer.pop("not_written", {}))
-        if not item.is_dicom:
-            wanted = self.options.formats_of(item)
-            not_written = {name: NO_DICOM_SOURCE for name in wanted if name != "nifti"}
-        spacing = answer.pop("spacing_ras_mm", None)
-        far = far_from_training(bundle.metadata, spacing, answer.get("intensity"))
-        answer["flags"] = {**answer["flags"], **far}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "id": item.id,
-            "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-            "route": "stock" if bundle.outside else "typed",
-            "route_reasons": list(bundle.outside),
-            "source": "dicom" if item.is_dicom else "nifti",
-            "notes": list(item.series.notes) if item.series else [],
-            **answer,
-            "not_written": not_written,
-            "engine": about.get("engine"),
-            "engine_reasons": about.get("engine_reasons"),
-            "runtime": about.get("runtime"),
-            "runtime_reasons": about.get("runtime_reasons"),
-            "device": about.get("device"),
-            "threads": about.get("threads"),
-            "versions": about.get("versions"),
-        }

@@ -153,7 +153,8 @@ def choose_series(
 
 def _item(series: Series) -> WorkItem:
     if series.state == "loaded":
-        return WorkItem(series.case_id, series.files, series)
+        notes = tuple(_in_words(note, series.files) for note in series.notes)
+        return WorkItem(series.case_id, series.files, replace(series, notes=notes))
     return WorkItem(
         series.case_id,
         series.files,

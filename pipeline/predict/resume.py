@@ -185,6 +185,12 @@ def _has_changed(item: WorkItem, before: dict[str, Any]) -> bool:
         return False
 
 
+def refused_series(out: Path) -> dict[str, list[str]]:
+    """Files of each refused series that the mapping knows already."""
+    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict)]
+    return {entry["id"]: entry.get("paths", []) for entry in entries if "refused" in entry and "id" in entry}
+
+
 def _mapped(out: Path) -> dict[str, dict[str, Any]]:
     entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and entry.get("paths")]
     return {entry["id"]: entry for entry in entries if "id" in entry and "refused" not in entry}

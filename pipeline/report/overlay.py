@@ -63,7 +63,7 @@ def overlay(shown: Shown) -> bytes:
         for line in outlines(np.asarray(labels == value, np.uint8), (across, up)):
             _draw(draw, line * (scale * FINE), large[1], colour_of(value))
     buffer = io.BytesIO()
-    small = canvas.resize(size, Image.Resampling.LANCZOS).quantize(128)  # a third of the bytes
+    small = canvas.resize(size, Image.Resampling.LANCZOS).quantize(256)  # half of the bytes
     small.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
@@ -92,4 +92,4 @@ def legend(names: Mapping[int, str]) -> bytes:
 def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) -> None:
     """A closed line; rows count from the top in a picture, from the bottom in the plane."""
     points = [(float(x), height - float(y)) for x, y in line]
-    draw.line(points, fill=colour, width=2 * FINE, joint="curve")
+    draw.line(points, fill=colour, width=3 * FINE, joint="curve")

@@ -94,6 +94,16 @@ def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     assert "1 series left out by modality" in str(caught.value.found)
 
 
+def test_notes_name_no_file(tmp_path: Path) -> None:
+    images = make.series(make.Grid(slices=5), "MR")
+    make.write(images, tmp_path / "JaneDoe")
+    make.write(images[1:2], tmp_path / "JaneDoe" / "copy")
+    (item,) = find_work([tmp_path], Rules(), out=tmp_path / "out").items
+    assert item.series is not None
+    (note,) = [note for note in item.series.notes if "copies" in note]
+    assert "file" in note and "of 6" in note and "Jane" not in note and "\x02" not in note
+
+
 def test_broken_headers_do_not_give_two_series_one_id(tmp_path: Path) -> None:
     for name, rows in (("a", 10), ("b", 11)):
         images = make.series(make.Grid(rows=rows))

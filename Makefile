@@ -35,7 +35,7 @@ test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow
 
 bench: .venv/.ready  ## Benchmarks, each printing its ratio
-	@for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in bench/[!_]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove what was made, .venv too
 	rm -rf .venv demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,16 +1,21 @@
-"""Stock MONAI against this package on a generated volume: the same weights, windows and overlap, file to file.
+"""Stock MONAI against this package: the same weights, windows and overlap, from file to file.
 
-Each run is a process of its own, stock and ours alternating; imports are not counted. Prints wall and CPU seconds,
-peak memory, the share of voxels that were interpolated, and where labels differ.
+Each run is a process of its own, stock and ours alternating; imports, loading the model and converting it are not
+counted, except for the cold start of the hippocampus cases. Wall and CPU seconds, peak memory, the share of voxels that
+were interpolated, and labels that differ. The networks are trained first, by `segpipe train` on generated organs, once.
 
-    python bench/whole_volume.py --shape 512 512 200 --classes 14 --repeats 2
+    python bench/whole_volume.py                                # a small scan, some minutes
+    python bench/whole_volume.py --full                         # all works, and docs/performance.md
+    python bench/whole_volume.py --full --work ct memory        # these alone; the page keeps what it has of the others
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,202 +23,197 @@ import time
 from pathlib import Path
 from typing import Any
 
-PIXDIM = (1.5, 1.5, 2.0)
+import nibabel as nib
+import numpy as np
+from _organs import scan, trained, write
+from _page import write_page
+
+from pipeline.inference.converted import cache_folder
+from pipeline.processes import usable_cores
+
 SPACING = (0.78, 0.78, 1.5)
+HERE = Path(__file__).parent
+BUNDLE = HERE.parent / "bundles" / "hippocampus_mri"
+OURS = ("torch", "openvino")
 
 
 def main() -> None:
-    arguments = _arguments()
-    if arguments.child:
-        print(json.dumps(_child(arguments)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.folder = folder
-        _make(Path(folder), arguments)
-        kinds = ["ours"] if arguments.only_ours else ["stock", "ours"]
-        results = [(kind, _run(kind, arguments)) for _ in range(arguments.repeats) for kind in kinds]
-        for kind, result in results:
-            print(kind, json.dumps(result))
-        if not arguments.only_ours:
-            _compare(Path(folder), results)
-
-
-def _arguments() -> argparse.Namespace:
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 200))
-    parser.add_argument("--classes", type=int, default=14)
-    parser.add_argument("--roi", type=int, nargs=3, default=(96, 96, 96))
+    parser.add_argument("--full", action="store_true", help="the sizes of docs/performance.md, and the page")
+    parser.add_argument("--work", nargs="*", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--noise", type=float, default=12, help="of the image; less makes fewer boundaries")
-    parser.add_argument("--oblique", action="store_true")
-    parser.add_argument(
-        "--no-network", action="store_true", help="scores from intensities: all but the network"
-    )
-    parser.add_argument("--only-ours", action="store_true")
-    parser.add_argument("--max-memory", type=float, help="GiB, for ours")
-    parser.add_argument("--child")
-    parser.add_argument("--folder")
-    return parser.parse_args()
+    parser.add_argument("--batch", type=int, default=4, help="windows in one forward pass, of both")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--networks", type=Path, default=cache_folder() / "bench", help="where they are kept")
+    parser.add_argument("--epochs", type=int, default=50, help="of training")
+    options = parser.parse_args()
+    results = options.networks / "results.json"
+    kept = json.loads(results.read_text()) if results.is_file() else {}
+    for name in options.work:
+        print(f"== {name}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            found = WORKS[name](Path(folder), options)
+        if found and options.full:
+            load = round(os.getloadavg()[0], 1)
+            kept[name] = {"rows": found, "date": time.strftime("%Y-%m-%d"), "load": load}
+            results.write_text(json.dumps(kept, indent=1))
+    if options.full:
+        write_page(HERE.parent / "docs" / "performance.md", kept, options.threads)
 
 
-def _make(folder: Path, arguments: argparse.Namespace) -> None:
-    """A CT-like volume of soft blobs in a body, and a bundle's worth of config."""
-    import nibabel as nib
-    import numpy as np
-    from scipy.ndimage import gaussian_filter, zoom
-
-    rng = np.random.default_rng(0)
-    coarse = gaussian_filter(rng.normal(size=[max(4, n // 8) for n in arguments.shape]), 1.2) * 2500
-    volume = np.empty(arguments.shape, np.int16)
-    fine = zoom(coarse, [n / c for n, c in zip(arguments.shape, coarse.shape, strict=True)], order=1)
-    volume[:] = fine[: arguments.shape[0], : arguments.shape[1], : arguments.shape[2]]
-    volume += rng.normal(0, arguments.noise, arguments.shape).astype(np.int16)
-    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
-    if arguments.oblique:
-        from scipy.spatial.transform import Rotation
-
-        affine[:3, :3] = Rotation.from_euler("xyz", [7, -5, 11], degrees=True).as_matrix() @ affine[:3, :3]
-    nib.save(nib.Nifti1Image(volume, affine), folder / "ct.nii.gz")
+def ct(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A CT of 14 classes, all runtimes, trained weights."""
+    shape = (512, 512, 200) if options.full else (256, 256, 80)
+    weights = trained(options.networks, 14, options.epochs)
+    return _compared(folder, shape, 14, str(weights), ("stock", *OURS), options)
 
 
-def _network(classes: int, arguments: argparse.Namespace) -> Any:
-    import torch
-    from monai.networks.nets import UNet
-
-    torch.manual_seed(0)
-    if arguments.no_network:
-        levels = torch.linspace(-1, 2, classes).reshape(1, -1, 1, 1, 1)
-        return lambda windows: -40 * (windows - levels) ** 2
-    network = UNet(3, 1, classes, (8, 16, 32, 64), (2, 2, 2), num_res_units=0).eval()
-    return network
+def random_weights(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The worst case: every cell is a boundary."""
+    shape = (256, 256, 100) if options.full else (128, 128, 60)
+    return _compared(folder, shape, 14, "random", ("stock", "torch"), options)
 
 
-def _steps() -> list[dict[str, Any]]:
-    return [
-        {"_target_": "LoadImaged", "keys": "image"},
-        {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
-        {"_target_": "Spacingd", "keys": "image", "pixdim": list(PIXDIM), "mode": "bilinear"},
-        {
-            "_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -500, "a_max": 500, "b_min": 0.0,
-            "b_max": 1.0, "clip": True,
-        },
-        {"_target_": "EnsureTyped", "keys": "image"},
-    ]  # fmt: skip
+def many_classes(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """105 classes, as far as stock can follow."""
+    shape = (256, 256, 96) if options.full else (160, 160, 60)
+    weights = trained(options.networks, 105, max(1, options.epochs // 4))
+    return _compared(folder, shape, 105, str(weights), ("stock", *OURS), options)
 
 
-def _run(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", kind, "--folder", arguments.folder]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def large(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """105 classes on a scan that stock cannot do: with and without a limit."""
+    shape, limit = ((512, 512, 600), 4.0) if options.full else ((256, 256, 200), 2.0)
+    weights = trained(options.networks, 105, max(1, options.epochs // 4))
+    _scan(folder, 105, shape)
+    task = _task(folder, 105, str(weights), options)
+    found = {
+        "free": _run("openvino", task),
+        "limited": _run("openvino", {**task, "max_memory": int(limit * 2**30)}),
+    }
+    found["differ"] = _differ(found["free"]["labels"], found["limited"]["labels"])
+    print(json.dumps(found), flush=True)
+    return {"shape": shape, "classes": 105, "limit_gib": limit, **found}
+
+
+def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """How memory grows with the slices; scores come from intensities, and 14 classes."""
+    counts, plane = ((200, 800), 512) if options.full else ((50, 150), 256)
+    peaks = []
+    for slices in counts:
+        _scan(folder, 14, (plane, plane, slices))
+        peaks.append(_run("torch", _task(folder, 14, "intensities", options))["peak_gib"])
+    growth = (peaks[1] - peaks[0]) * 2**30 / (plane * plane * (counts[1] - counts[0]))
+    found = {"slices": counts, "plane": plane, "peaks_gib": peaks, "bytes_a_voxel": round(growth, 2)}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def hippocampus(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The shipped bundle on real scans, as whole commands, with few and with many cases."""
+    root = os.environ.get("SEGPIPE_DATA")
+    if not root:
+        print("skipped: SEGPIPE_DATA does not name the folder of Task04_Hippocampus")
+        return {}
+    images = sorted(Path(root).glob("Task04_Hippocampus/imagesTr/[!.]*.nii.gz"))
+    few, many = (10, 60) if options.full else (2, 6)
+    found: dict[str, Any] = {"few": few, "many": many}
+    for side in ("stock", *OURS) * options.repeats:
+        runs = [_command(folder, side, images[:count], options) for count in (few, many)]
+        case = {what: (runs[1][what] - runs[0][what]) / (many - few) for what in ("wall", "cpu")}
+        found.setdefault(side, []).append({"cold": runs[1], "case": case})
+        print(side, json.dumps(found[side][-1]), flush=True)
+    for side in OURS:
+        pairs = [
+            (folder / "stock" / f"{_stem(p)}_seg.nii.gz", folder / side / _stem(p)) for p in images[:many]
+        ]
+        differ = [_differ(one, other / "segmentation.nii.gz") for one, other in pairs]
+        found[f"{side}_differ"] = [sum(each[0] for each in differ), sum(each[1] for each in differ)]
+    return found
+
+
+WORKS = {
+    "ct": ct, "random": random_weights, "classes": many_classes, "large": large, "memory": memory,
+    "hippocampus": hippocampus,
+}  # fmt: skip
+
+
+def _compared(
+    folder: Path, shape: Any, classes: int, weights: str, sides: tuple[str, ...], options: argparse.Namespace
+) -> dict[str, Any]:
+    _scan(folder, classes, shape)
+    task = _task(folder, classes, weights, options)
+    found: dict[str, Any] = {"shape": shape, "classes": classes}
+    for side in sides * options.repeats:
+        found.setdefault(side, []).append(_run(side, task))
+        print(side, json.dumps(found[side][-1]), flush=True)
+    for side in sides[1:]:
+        found[f"{side}_differ"] = _differ(found["stock"][0]["labels"], found[side][0]["labels"])
+        ratio = {
+            what: round(min(r[what] for r in found["stock"]) / min(r[what] for r in found[side]), 2)
+            for what in ("wall", "cpu", "peak_gib")
+        }
+        print(
+            f"{side}: stock takes {ratio} times as much; labels that differ {found[f'{side}_differ']}",
+            flush=True,
+        )
+    return found
+
+
+def _scan(folder: Path, classes: int, shape: tuple[int, int, int]) -> None:
+    write(folder / "ct.nii.gz", scan(77, classes, shape, SPACING)[0], SPACING)
+
+
+def _task(folder: Path, classes: int, weights: str, options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "folder": str(folder), "classes": classes, "weights": weights, "roi": [96, 96, 96], "overlap": 0.5,
+        "batch": options.batch, "threads": options.threads,
+    }  # fmt: skip
+
+
+def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "_sides.py"), json.dumps({**task, "side": side})]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _child(arguments: argparse.Namespace) -> dict[str, Any]:
-    import warnings
-
-    import torch
-
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads)
-    work = _stock if arguments.child == "stock" else _ours
-    network = _network(arguments.classes, arguments)
-    go = work(network, arguments)
-    wall, cpu, before = (
-        time.perf_counter(),
-        time.process_time(),
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    )
-    with torch.inference_mode():
-        stages = go()
-    return {
-        "wall": round(time.perf_counter() - wall, 2),
-        "cpu": round(time.process_time() - cpu, 2),
-        "before_gib": round(before / 2**20, 2),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "stages": stages,
-    }
+def _command(folder: Path, side: str, images: list[Path], options: argparse.Namespace) -> dict[str, float]:
+    """A whole command on some cases: wall and CPU seconds, those of its children included."""
+    inputs, out = folder / "in", folder / side
+    for place in (inputs, out):
+        shutil.rmtree(place, ignore_errors=True)
+    inputs.mkdir()
+    for image in images:
+        (inputs / image.name).symlink_to(image)
+    if side == "stock":
+        command = [
+            "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs/inference.json"), "--bundle_root",
+            str(BUNDLE), "--dataset_dir", str(inputs), "--output_dir", str(out),
+        ]  # fmt: skip
+    else:
+        command = ["-m", "pipeline", "predict", str(BUNDLE), str(inputs), str(out), "--runtime", side]
+    before, begun = _children_cpu(), time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return {"wall": round(time.perf_counter() - begun, 2), "cpu": round(_children_cpu() - before, 2)}
 
 
-def _stock(network: Any, arguments: argparse.Namespace) -> Any:
-    import numpy as np
-    from monai.data import decollate_batch
-    from monai.data.utils import list_data_collate
-    from monai.inferers import SlidingWindowInferer
-    from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
-
-    from pipeline.inference.preprocessing import Preprocessing
-
-    folder = Path(arguments.folder)
-    pre = Compose(Preprocessing.parse(_steps()).build())
-    post = Compose(
-        [
-            Activationsd("pred", softmax=True),
-            Invertd("pred", transform=pre, orig_keys="image", nearest_interp=False, to_tensor=True),
-            AsDiscreted("pred", argmax=True),
-            SaveImaged(
-                "pred", output_dir=folder / "stock", output_postfix="seg", output_dtype=np.uint8, resample=False,
-                separate_folder=False, print_log=False,
-            ),
-        ]
-    )  # fmt: skip
-    inferer = SlidingWindowInferer(arguments.roi, 1, 0.5, "gaussian")
-
-    def go() -> dict[str, float]:
-        start = time.process_time()
-        batch = list_data_collate([pre({"image": str(folder / "ct.nii.gz")})])
-        ready = time.process_time()
-        scores = inferer(batch["image"], network)
-        computed = time.process_time()
-        post(decollate_batch({**batch, "pred": scores})[0])
-        end = time.process_time()
-        return {"prepare": ready - start, "network": computed - ready, "restore": end - computed}
-
-    return go
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def _ours(network: Any, arguments: argparse.Namespace) -> Any:
-    import torch
-
-    from pipeline.inference.output import write_labels
-    from pipeline.inference.preprocessing import Preprocessing
-    from pipeline.inference.source import read_source
-    from pipeline.inference.streaming import segment_source
-    from pipeline.inference.windows import Windowing
-
-    folder = Path(arguments.folder)
-    windowing = Windowing(tuple(arguments.roi), 0.5, 1, "gaussian", "softmax")
-
-    def go() -> dict[str, float]:
-        seconds: dict[str, float] = {}
-        begun = time.process_time()
-        source = read_source([folder / "ct.nii.gz"], 1)
-        seconds["read_cpu"] = time.process_time() - begun
-        labels = segment_source(
-            source, Preprocessing.parse(_steps()), windowing, network, torch.device("cpu"), seconds
-        )
-        begun = time.process_time()
-        write_labels(folder / "ours.nii.gz", labels, source.header)
-        seconds["write_cpu"] = time.process_time() - begun
-        return seconds
-
-    return go
+def _differ(one: str | Path, other: str | Path) -> tuple[int, int]:
+    """Voxels whose labels differ, and all."""
+    first, second = (np.asarray(nib.load(path).dataobj) for path in (one, other))
+    return int(np.count_nonzero(first != second)), first.size
 
 
-def _compare(folder: Path, results: list[tuple[str, dict[str, Any]]]) -> None:
-    import nibabel as nib
-    import numpy as np
-
-    stock, ours = (
-        np.asarray(nib.load(folder / name).dataobj) for name in ("stock/ct_seg.nii.gz", "ours.nii.gz")
-    )
-    print("labels that differ:", int(np.count_nonzero(stock != ours)), "of", stock.size)
-    for what in ("wall", "cpu", "peak_gib"):
-        by_kind = {
-            kind: min(result[what] for k, result in results if k == kind) for kind in ("stock", "ours")
-        }
-        print(what, by_kind, "ratio", round(by_kind["stock"] / by_kind["ours"], 2))
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".nii.gz")
 
 
 if __name__ == "__main__":

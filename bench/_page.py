@@ -1,0 +1,168 @@
+"""docs/performance.md from what was measured."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Runs = list[dict[str, Any]]
+
+INTRODUCTION = """# Performance
+
+How long a whole-volume prediction takes, and how much memory, against stock MONAI with the same weights, windows
+(96 x 96 x 96, or the bundle's), overlap and weighting. Made by
+
+    python bench/whole_volume.py --full
+
+which trains its networks first: small U-Nets (8-16-32-64) on generated CT-like scans of organs. Each run is a process
+of its own, from file to file; imports, loading the model and converting it for OpenVINO (once a bundle, kept in
+`SEGPIPE_CACHE`) are not counted, except where whole commands are timed. Ratios are stock / ours: above 1 we are faster
+or smaller.
+"""
+
+
+def write_page(path: Path, kept: dict[str, Any], threads: int) -> None:
+    """Write the page; works that were not measured yet are left out."""
+    import monai
+    import openvino
+    import torch
+
+    parts = [INTRODUCTION, _machine(threads)]
+    parts.append(
+        f"MONAI {monai.__version__}, PyTorch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.\n"
+    )
+    for name, title in TITLES.items():
+        if name in kept:
+            when = f"Measured on {kept[name]['date']}, load of the machine at the end {kept[name]['load']}.\n"
+            parts += [f"## {title}\n", _BODIES.get(name, _compared)(kept[name]["rows"]), when]
+    path.write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _machine(threads: int) -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":")[1].strip() if lines else model
+    memory = psutil.virtual_memory().total / 2**30
+    return f"Machine: {model}, {threads} threads of {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}."
+
+
+def _compared(rows: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, rows["shape"]))
+    lines = [
+        f"{shape} voxels of 0.78 x 0.78 x 1.5 mm, resampled to 1.5 x 1.5 x 2 mm, {rows['classes']} classes.\n",
+        "| | wall s | CPU s | of it outside windows | peak GiB "
+        "| wall ratio | CPU ratio | outside windows | memory ratio | labels that differ |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    stock: Runs = rows["stock"]
+    for side in ("stock", "torch", "openvino"):
+        if side not in rows:
+            continue
+        runs: Runs = rows[side]
+        rest = [{"rest": run["cpu"] - run["windows_cpu"]} for run in runs]
+        cells = [
+            _spread(runs, "wall"),
+            _spread(runs, "cpu"),
+            _spread(rest, "rest"),
+            _spread(runs, "peak_gib"),
+        ]
+        if side == "stock":
+            cells += ["", "", "", "", ""]
+        else:
+            stock_rest = [{"rest": run["cpu"] - run["windows_cpu"]} for run in stock]
+            pairs = (
+                (stock, runs, "wall"),
+                (stock, runs, "cpu"),
+                (stock_rest, rest, "rest"),
+                (stock, runs, "peak_gib"),
+            )
+            cells += [f"{_least(one, what) / _least(other, what):.1f}" for one, other, what in pairs]
+            cells.append(_differing(rows[f"{side}_differ"]))
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    ours = rows["torch"][0]
+    lines.append(f"\nInterpolated: {100 * ours['interpolated']:.1f} % of the voxels, those at boundaries.\n")
+    return "\n".join(lines)
+
+
+def _large(rows: dict[str, Any]) -> str:
+    lines = [
+        f"{' x '.join(map(str, rows['shape']))} voxels, {rows['classes']} classes, OpenVINO. Stock MONAI would hold "
+        f"{_stock_gib(rows):.0f} GiB of class scores on the source's grid.\n",
+        "| | wall s | CPU s | peak GiB |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, words in (("free", "no limit"), ("limited", f"--max-memory {rows['limit_gib']:g}G")):
+        run = rows[name]
+        lines.append(f"| {words} | {run['wall']:.0f} | {run['cpu']:.0f} | {run['peak_gib']:.2f} |")
+    return "\n".join([*lines, f"\nLabels that differ between the two: {_differing(rows['differ'])}.\n"])
+
+
+def _stock_gib(rows: dict[str, Any]) -> float:
+    x, y, z = rows["shape"]
+    return float(x * y * z * rows["classes"] * 4 / 2**30)
+
+
+def _memory(rows: dict[str, Any]) -> str:
+    (few, many), (least, most), plane = rows["slices"], rows["peaks_gib"], rows["plane"]
+    return (
+        f"{plane} x {plane} voxels a slice, 14 classes: {few} slices take {least:.2f} GiB, {many} slices {most:.2f} "
+        f"GiB: {rows['bytes_a_voxel']:.1f} bytes more for each voxel of the source (int16).\n"
+    )
+
+
+def _hippocampus(rows: dict[str, Any]) -> str:
+    few, many = rows["few"], rows["many"]
+    lines = [
+        "`python -m monai.bundle run` and `segpipe predict` as whole commands on cases of the Medical Segmentation "
+        "Decathlon with `bundles/hippocampus_mri`; "
+        f"a case is the difference between {many} and {few} cases, by {many - few}.\n",
+        f"| | {many} cases, wall s | CPU s | a case, wall s | CPU s "
+        f"| wall ratio, {many} cases | CPU | wall ratio, a case | CPU | labels that differ |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    stock = _flat(rows["stock"])
+    for side in ("stock", "torch", "openvino"):
+        runs = _flat(rows[side])
+        names = ("cold_wall", "cold_cpu", "case_wall", "case_cpu")
+        cells = [_spread(runs, name) for name in names]
+        if side == "stock":
+            cells += ["", "", "", "", ""]
+        else:
+            cells += [f"{_least(stock, name) / _least(runs, name):.1f}" for name in names]
+            cells.append(_differing(rows[f"{side}_differ"]))
+        lines.append(f"| {side} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+TITLES = {
+    "ct": "CT, 14 classes, trained network", "random": "Random weights, the worst case", "classes": "105 classes",
+    "large": "105 classes on a large scan", "memory": "Memory and the number of slices", "hippocampus": "Hippocampus",
+}  # fmt: skip
+_BODIES = {"large": _large, "memory": _memory, "hippocampus": _hippocampus}
+
+
+def _flat(runs: Runs) -> Runs:
+    return [
+        {f"{part}_{what}": run[part][what] for part in ("cold", "case") for what in ("wall", "cpu")}
+        for run in runs
+    ]
+
+
+def _least(runs: Runs, what: str) -> float:
+    return max(1e-9, min(float(run[what]) for run in runs))
+
+
+def _spread(runs: Runs, what: str) -> str:
+    values = sorted(float(run[what]) for run in runs)
+    digits = 2 if values[0] < 10 else 1
+    low, high = f"{values[0]:.{digits}f}", f"{values[-1]:.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _differing(pair: list[int]) -> str:
+    differ, total = pair
+    return f"{differ} of {total} ({100 * (1 - differ / total):.4f} % agree)"

@@ -112,7 +112,11 @@ def _description(console: Console, found: dict[str, Any]) -> None:
         ("content", found["bundle"]["sha256"]),
     ]
     head = f"{found['bundle']['name']} {found['bundle']['version']}"
-    console.table(printable(head), ["what", "value"], [(what, printable(str(value))) for what, value in rows])
+    console.table(
+        printable(head),
+        ["what", "value"],
+        [(what.replace("_", " "), printable(_words(value))) for what, value in rows],
+    )
     versions = [
         tuple(printable(str(each[key] or "-")) for key in ("package", "made_with", "installed", "state"))
         for each in found["requirements"]
@@ -123,6 +127,17 @@ def _description(console: Console, found: dict[str, Any]) -> None:
     )
     admitted = sum(each["admitted"] for each in found["code"])
     console.say(f"{admitted} of {len(found['code'])} places are admitted. Nothing was executed.")
+
+
+def _words(value: Any) -> str:
+    """A value of the metadata as a person would write it."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name} {_words(each)}" for name, each in value.items() if each not in (None, [], {})
+        )
+    if isinstance(value, list):
+        return ("; " if any(isinstance(each, str) for each in value) else " x ").join(map(_words, value))
+    return "-" if value is None else str(value)
 
 
 def _code(code: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

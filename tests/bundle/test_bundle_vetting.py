@@ -198,9 +198,7 @@ def test_a_foreign_bundle_is_vetted_with_reasons_and_passes_when_its_names_are_a
     root = make(tmp_path / "zoo")
     verdict = verify_bundle(root)
     assert verdict.exit_code == 5 and names_of(verdict) == FOREIGN[make]
-    assert all(
-        finding.reason and finding.place or finding.file.endswith(".py") for finding in verdict.findings
-    )
+    assert all(each.reason and (each.place or each.file.endswith(".py")) for each in verdict.findings)
     allowed = verify_bundle(root, FOREIGN[make])
     assert allowed.findings == [] and allowed.exit_code == 0 and set(allowed.allowed) == FOREIGN[make]
     assert allowed.intact is None and "not trusted" in allowed.words

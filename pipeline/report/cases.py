@@ -89,7 +89,7 @@ def _volumes(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
     cells = []
     for case in (row.case for row in rows):
         volumes = [(case["volumes_ml"] or {}).get(name) for name in labels.values()]
-        cells.append([case["id"], *volumes, case["seconds"], "; ".join(remarks(case)) or None])
+        cells.append([case["id"], *volumes, case["seconds"], "; ".join(remarks(case))])
     flags = [case.case["flags"] or {} for case in rows]
     unknown = any("unknown" in (each.get("far_spacing"), each.get("far_intensity")) for each in flags)
     words = ["The bundle does not say what spacing or intensity its training data had."] if unknown else []
@@ -103,7 +103,10 @@ def _pictures(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
         if row.picture is not None
     ]
     names = Picture(legend(labels), "colours of the labels")
-    words = "Of each case the slice with most labelled voxels; the patient's right is on the left."
+    words = (
+        "Of each case the slice with most labelled voxels; seen from the feet or from the front, so that the "
+    )
+    words += "patient's right is on the left, or from the side, with the front on the left."
     return Section("Overlays", [words], pictures=[names, *pictures])
 
 

@@ -1,6 +1,6 @@
 """One frame of a DICOM data set, decoded by the library that does it exactly.
 
-pydicom decodes what is native, deflated and RLE, pyjpegls JPEG-LS, Pillow JPEG 2000 and baseline JPEG, GDCM the other
+pydicom decodes what is native and deflated, pyjpegls JPEG-LS, Pillow RLE, JPEG 2000 and baseline JPEG, GDCM the other
 kinds of JPEG. GDCM is not asked for JPEG 2000: of a damaged stream it ends the process. A compressed frame without its
 end marker is not decoded: libraries would fill up a stream that was cut.
 """
@@ -73,8 +73,12 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
         )  # fmt: skip
     if transfer_syntax.startswith(_JPEG):
         frame = _encoded(dataset, number)
+        if not frame.rstrip(PADDING).endswith(END_OF_STREAM):
+            raise ValueError("the codestream has no end")
         if transfer_syntax in JPEG_BY_GDCM:
             return _by_gdcm(dataset, transfer_syntax, frame)
+    if transfer_syntax == RLE and dataset.get("SamplesPerPixel") in (None, 1):
+        return _run_lengths(dataset, _encoded(dataset, number))
     plugin = PLUGIN.get(transfer_syntax, "")
     decoder = get_decoder(UID(transfer_syntax))
     values, _ = decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)
@@ -89,10 +93,25 @@ def _encoded(dataset: Dataset, number: int) -> bytes:
     if dataset.get("ExtendedOffsetTable"):
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    frame = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
-    if not frame.rstrip(PADDING).endswith(END_OF_STREAM):
-        raise ValueError("the codestream has no end")
-    return frame
+    return get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+
+
+def _run_lengths(dataset: Dataset, frame: bytes) -> NDArray[np.generic]:
+    """RLE (PS3.5 G): a segment for each byte of a value, the highest first; Pillow knows its code from TIFF."""
+    from PIL import Image
+
+    rows, columns, bytes_each = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated) // 8
+    count, *starts = (int(word) for word in np.frombuffer(frame, "<u4", 16))
+    if count != bytes_each:
+        raise ValueError("another number of segments than bytes")
+    size = rows * columns
+    values = np.empty((size, bytes_each), np.uint8)
+    ends = [*starts[1:count], len(frame)]
+    for place, (start, end) in enumerate(zip(starts, ends, strict=False), start=1):
+        # one row, as nothing tells where rows end; it raises where the segment is short
+        segment = Image.frombytes("L", (size, 1), frame[start:end], "packbits", "L")
+        values[:, -place] = np.frombuffer(segment.tobytes(), np.uint8)
+    return _as_stored(dataset, values)
 
 
 def _by_gdcm(dataset: Dataset, transfer_syntax: str, frame: bytes) -> NDArray[np.generic]:
@@ -118,9 +137,15 @@ def _by_gdcm(dataset: Dataset, transfer_syntax: str, frame: bytes) -> NDArray[np
     if DAMAGED.search(said):
         raise ValueError("the codestream is damaged")
     data = buffer.encode("utf-8", "surrogateescape")  # its bytes come as a str
+    return _as_stored(dataset, np.frombuffer(data, np.uint8))
+
+
+def _as_stored(dataset: Dataset, data: NDArray[np.uint8]) -> NDArray[np.generic]:
+    """The bytes of a frame as its values, without the bits beyond BitsStored."""
+    allocated, signed = int(dataset.BitsAllocated), dataset.get("PixelRepresentation", 0)
     dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
-    values = np.frombuffer(data, dtype).reshape(rows, columns)
-    unused = allocated - stored
+    values = data.reshape(-1).view(dtype).reshape(int(dataset.Rows), int(dataset.Columns))
+    unused = allocated - int(dataset.BitsStored)
     return (values << unused) >> unused if unused else values
 
 

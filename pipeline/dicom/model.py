@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.dicom.pixel_storage import PixelStorage
 
 FileClass = Literal["image", "non_image", "unreadable", "not_dicom"]
 
@@ -45,6 +48,7 @@ class Frame:
         position_mm: ImagePositionPatient: centre of the first pixel, LPS.
         orientation: ImageOrientationPatient: direction of a row, then of a column, LPS.
         pixel_spacing_mm: PixelSpacing: from row to row, then from column to column.
+        pixels: where the scan found them, so that the header need not be read again; None where it must be.
     """
 
     path: Path
@@ -53,6 +57,7 @@ class Frame:
     position_mm: tuple[float, float, float]
     orientation: tuple[float, float, float, float, float, float]
     pixel_spacing_mm: tuple[float, float]
+    pixels: PixelStorage | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 
 from pipeline.dicom.codecs import DECODED, END_OF_STREAM, PADDING
 from pipeline.dicom.header_values import text, whole_number
@@ -20,6 +22,23 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_FAMILIES = "1.2.840.10008.1.2.4."
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 UNDEFINED = 0xFFFFFFFF
+MEANING = tuple(  # all that a grey image of one frame needs besides its pixels
+    tag_for_keyword(name) or 0
+    for name in (
+        "Modality", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+        "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+        "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "LossyImageCompression",
+    )
+)  # fmt: skip
+MORE_MEANING = tuple(  # with one of these, it needs the whole header
+    tag_for_keyword(name) or 0
+    for name in (
+        "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "PixelValueTransformationSequence",
+        "ModalityLUTSequence", "RealWorldValueMappingSequence", "FloatPixelPaddingValue", "ExtendedOffsetTable",
+    )
+)  # fmt: skip
+
+Element = tuple[int, str | None, bytes]
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,9 @@ class PixelStorage:
         missing: what was found where pixels are missing; empty where all are there.
         expected: what should have been there.
         decodable: by the libraries installed here.
+        meaning: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
+            has to be read again for that.
+        version: size and time of change of the file.
     """
 
     transfer_syntax: str
@@ -41,6 +63,14 @@ class PixelStorage:
     missing: str = ""
     expected: str = ""
     decodable: bool = True
+    meaning: tuple[Element, ...] = ()
+    version: tuple[int, int] = (0, 0)
+
+
+def version_of(stream: BinaryIO) -> tuple[int, int]:
+    """Size and time of change of an open file: whether it is still the one that was scanned."""
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
@@ -57,14 +87,31 @@ def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     value = _value_of_pixels(dataset, stream)
     if value is None:
         return PixelStorage(syntax, missing="no pixels: the file ends before them", expected=expected)
-    offset, length = value
-    there = os.fstat(stream.fileno()).st_size - offset
+    tag, offset, length = value
+    version = version_of(stream)
+    there = version[0] - offset
     if length == UNDEFINED:
         fragments, whole = _fragments(stream, there + offset, syntax)
         missing = "" if whole and fragments >= frames else f"{fragments} complete compressed part(s)"
-        return PixelStorage(syntax, offset, -1, missing, f"{frames}, and an end mark", decodable)
-    missing = f"{min(length, there)} bytes of pixels" if min(length, there) < need else ""
-    return PixelStorage(syntax, offset, length, missing, expected, decodable)
+        length, expected = -1, f"{frames}, and an end mark"
+    else:
+        missing = f"{min(length, there)} bytes of pixels" if min(length, there) < need else ""
+    usual = tag == PIXEL_TAGS[0] and (length < 0) == (syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE))
+    meaning = _meaning(dataset) if usual and frames == 1 and not missing else ()
+    return PixelStorage(syntax, offset, length, missing, expected, decodable, meaning, version)
+
+
+def _meaning(dataset: FileDataset) -> tuple[Element, ...]:
+    present = dataset.keys()
+    if any(tag in present for tag in MORE_MEANING):
+        return ()
+    found = [dataset.get_item(tag) for tag in MEANING if tag in present]
+    raw = [
+        (int(one.tag), one.VR, one.value)
+        for one in found
+        if isinstance(one, RawDataElement) and isinstance(one.value, bytes) and one.is_little_endian
+    ]
+    return tuple(raw) if len(raw) == len(found) else ()
 
 
 def _guessed_syntax(dataset: FileDataset) -> str:
@@ -72,16 +119,17 @@ def _guessed_syntax(dataset: FileDataset) -> str:
     return IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
 
 
-def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[int, int] | None:
-    """Offset and length of the element that the reading stopped at, or None where that is no pixel element."""
+def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[tuple[int, int], int, int] | None:
+    """Tag, offset and length of the element that the reading stopped at, or None where that is no pixel element."""
     implicit, little = dataset.original_encoding
     order = "<" if little else ">"
     head = stream.read(12)
-    if len(head) < 12 or struct.unpack(order + "HH", head[:4]) not in PIXEL_TAGS:
+    tag = struct.unpack(order + "HH", head[:4]) if len(head) == 12 else ()
+    if tag not in PIXEL_TAGS:
         return None
     if implicit:
-        return stream.seek(-4, os.SEEK_CUR), struct.unpack(order + "L", head[4:8])[0]
-    return stream.tell(), struct.unpack(order + "L", head[8:12])[0]
+        return tag, stream.seek(-4, os.SEEK_CUR), struct.unpack(order + "L", head[4:8])[0]
+    return tag, stream.tell(), struct.unpack(order + "L", head[8:12])[0]
 
 
 def _fragments(stream: BinaryIO, size: int, syntax: str) -> tuple[int, bool]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dicom.codecs import PixelsError, decode_frame
+from pipeline.dicom.pixel_storage import Element, PixelStorage, version_of
 from pipeline.dicom.privacy import kind_of
 
 if TYPE_CHECKING:
@@ -18,21 +19,22 @@ if TYPE_CHECKING:
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+PIXEL_DATA = 0x7FE00010
 
 
 @dataclass(frozen=True, eq=False)
-class PixelFile:
-    """One DICOM file, open for its frames.
+class PixelHeader:
+    """What a header says of pixels; the slices of a series mostly have one in common.
 
     Attributes:
-        path: the file.
-        dataset: its header and pixel data.
+        dataset: the header.
         transfer_syntax: UID.
+        rules: kept here once worked out: of a frame, what its values stand for.
     """
 
-    path: Path
     dataset: Dataset
     transfer_syntax: str
+    rules: dict[int, Any] = field(default_factory=dict)
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -42,7 +44,8 @@ class PixelFile:
     @cached_property
     def bits(self) -> int:
         """BitsStored; 0 for real numbers."""
-        return int(self.dataset.get("BitsStored") or 0) if "PixelData" in self.dataset else 0
+        real = "PixelData" not in self.dataset and any(name in self.dataset for name in PIXELS)
+        return 0 if real else int(self.dataset.get("BitsStored") or 0)
 
     @cached_property
     def signed(self) -> bool:
@@ -54,74 +57,164 @@ class PixelFile:
         """NumberOfFrames, 1 where it is not given."""
         return int(self.dataset.get("NumberOfFrames") or 1)
 
+    @cached_property
+    def native(self) -> np.dtype[Any] | None:
+        """Type of the values on disk where they are whole bytes, little endian and not compressed."""
+        allocated = int(self.dataset.get("BitsAllocated", 0))
+        if self.transfer_syntax not in (IMPLICIT, EXPLICIT) or allocated not in (8, 16, 32):
+            return None
+        if not self.bits or not 0 < self.bits <= allocated or self.high_bit >= allocated:
+            return None
+        return np.dtype(f"<{'i' if self.signed else 'u'}{allocated // 8}")
+
+    @cached_property
+    def high_bit(self) -> int:
+        """Bit of the highest value, from 0."""
+        return int(self.dataset.get("HighBit", self.bits - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFile:
+    """One DICOM file, open for its frames.
+
+    Attributes:
+        path: the file.
+        header: what it says of its pixels.
+        data: the value of its PixelData; None where it is part of the header's data set.
+    """
+
+    path: Path
+    header: PixelHeader
+    data: bytes | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The header, of slices that differ in nothing else the same."""
+        return self.header.dataset
+
     def stored(self, number: int = 0) -> NDArray[Any]:
         """Stored values of a frame, (rows, columns): bits beyond BitsStored (overlays, junk) are not part of them.
 
         Raises:
             PixelsError: the frame is not there, is cut short or cannot be decoded.
         """
-        if number >= self.n_frames:
-            raise PixelsError("a frame is missing", path=self.path, found=f"{self.n_frames} frames")
+        header = self.header
+        if number >= header.n_frames:
+            raise PixelsError("a frame is missing", path=self.path, found=f"{header.n_frames} frames")
         try:
-            values = self._native(number)
-            values = decode_frame(self.dataset, self.transfer_syntax, number) if values is None else values
+            if header.native is not None:
+                values = self._native(header.native, number)
+            else:
+                values = decode_frame(self._whole(), header.transfer_syntax, number)
         except PixelsError as error:
             error.path = str(self.path)
             raise
         except Exception as error:  # noqa: BLE001 - codecs raise what they like
             raise _undecodable(self.path, kind_of(error)) from None
-        if values.shape != self.shape:
+        if values.shape != header.shape:
             raise _undecodable(self.path, f"shape {values.shape}")
         return values
 
-    def _native(self, number: int) -> NDArray[Any] | None:
-        """A frame of whole bytes that is not compressed, little endian; None for every other."""
-        allocated = int(self.dataset.get("BitsAllocated", 0))
-        if self.transfer_syntax not in (IMPLICIT, EXPLICIT) or allocated not in (8, 16, 32):
-            return None
-        if not self.bits or not 0 < self.bits <= allocated or self._high_bit >= allocated:
-            return None
-        dtype = np.dtype(f"<{'i' if self.signed else 'u'}{allocated // 8}")
-        size = self.shape[0] * self.shape[1]
-        data = self.dataset.PixelData
+    def _native(self, dtype: np.dtype[Any], number: int) -> NDArray[Any]:
+        """A frame of whole bytes that is not compressed, little endian."""
+        header = self.header
+        size = header.shape[0] * header.shape[1]
+        data = self.dataset.PixelData if self.data is None else self.data
         start = number * size * dtype.itemsize
         if len(data) < start + size * dtype.itemsize:
             raise _undecodable(
-                self.path, f"{len(data)} bytes of pixels, {self.n_frames * size * dtype.itemsize} expected"
+                self.path, f"{len(data)} bytes of pixels, {header.n_frames * size * dtype.itemsize} expected"
             )
-        values = np.frombuffer(data, dtype, size, start).reshape(self.shape)
-        above, unused = allocated - 1 - self._high_bit, allocated - self.bits
+        values = np.frombuffer(data, dtype, size, start).reshape(header.shape)
+        allocated = 8 * dtype.itemsize
+        above, unused = allocated - 1 - header.high_bit, allocated - header.bits
         return (values << above) >> unused if unused else values
 
-    @cached_property
-    def _high_bit(self) -> int:
-        return int(self.dataset.get("HighBit", self.bits - 1))
+    def _whole(self) -> Dataset:
+        """Header and pixels, as decoders ask for them."""
+        from pydicom import DataElement, Dataset
+
+        if self.data is None:
+            return self.dataset
+        whole = Dataset(dict(self.dataset.items()))
+        whole[PIXEL_DATA] = DataElement(PIXEL_DATA, "OB", self.data, is_undefined_length=True)
+        return whole
 
 
-def open_pixels(path: Path) -> PixelFile:
+def open_pixels(path: Path, known: PixelStorage | None = None) -> PixelFile:
     """Read a file for its frames; call it within `pipeline.dicom.privacy.no_header_text`.
+
+    Args:
+        path: the file.
+        known: what a scan found of it. While the file is the same, its header is not read again.
 
     Raises:
         PixelsError: the file is cut short, has no pixel data, or is no grey image.
     """
+    if known and known.meaning and (data := _value(path, known)) is not None:
+        return PixelFile(path, _usable(path, _header(known.meaning, known.transfer_syntax)), data)
+    return _read(path)
+
+
+def _value(path: Path, known: PixelStorage) -> bytes | None:
+    """The value of PixelData where the scan found it; None where the file is another one by now."""
+    try:
+        with path.open("rb", buffering=0) as stream:
+            if version_of(stream) != known.version:
+                return None
+            stream.seek(known.offset)
+            return stream.read(known.length)
+    except OSError as error:
+        raise _undecodable(path, kind_of(error)) from None
+
+
+@lru_cache(maxsize=16)
+def _header(meaning: tuple[Element, ...], transfer_syntax: str) -> PixelHeader:
+    from pydicom import Dataset
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import BaseTag
+
+    return PixelHeader(
+        Dataset(
+            {
+                BaseTag(tag): RawDataElement(BaseTag(tag), vr, len(value), value, 0, vr is None, True)
+                for tag, vr, value in meaning
+            }
+        ),
+        transfer_syntax,
+    )
+
+
+def _read(path: Path) -> PixelFile:
     import pydicom
 
     try:
         dataset = pydicom.dcmread(path, force=True)
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "") or _guessed_syntax(dataset))
-        file = PixelFile(path, dataset, syntax)
-        whole = any(name in dataset for name in PIXELS) and min(file.shape) > 0
-        channels = int(dataset.get("SamplesPerPixel") or 1)
+        if not any(name in dataset for name in PIXELS):
+            raise _undecodable(path, "no pixel data")
+        return PixelFile(path, _usable(path, PixelHeader(dataset, syntax)))
+    except PixelsError:
+        raise
     except Exception as error:  # noqa: BLE001 - pydicom raises what it likes
         raise _undecodable(path, kind_of(error)) from None
-    if not whole:
+
+
+def _usable(path: Path, header: PixelHeader) -> PixelHeader:
+    """The header, where it is one of a grey image."""
+    try:
+        empty = min(header.shape) <= 0
+        channels = int(header.dataset.get("SamplesPerPixel") or 1)
+    except Exception as error:  # noqa: BLE001 - pydicom raises what it likes
+        raise _undecodable(path, kind_of(error)) from None
+    if empty:
         raise _undecodable(path, "no pixel data")
-    if channels != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+    if channels != 1 or header.dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise PixelsError(
             "pixels are colours", path=path, expected="one grey value a pixel", reason="color",
             hint="colour images are not segmented here",
         )  # fmt: skip
-    return file
+    return header
 
 
 def _guessed_syntax(dataset: Dataset) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dicom.codecs import PixelsError
 from pipeline.dicom.model import Frame, Series
-from pipeline.dicom.pixels import PixelFile, open_pixels
+from pipeline.dicom.pixels import PixelFile, PixelHeader, open_pixels
 from pipeline.dicom.privacy import no_header_text
 from pipeline.dicom.rescale import frame_values, notes_on
 
@@ -86,10 +86,10 @@ class _Reading:
             return []
         lowest, shape, n_padded, changed = min(self.lowest.values()), self.array.shape[1:], 0, False
         for place, packed in self.padding.items():
-            mask = np.unpackbits(packed, count=shape[0] * shape[1]).astype(bool).reshape(shape)
-            n_padded += int(mask.sum())
+            mask = np.unpackbits(packed, count=shape[0] * shape[1]).view(bool).reshape(shape)
+            n_padded += int(np.count_nonzero(mask))
             if lowest < 0 or self.array[place][mask].any():
-                self.array[place][mask] = lowest
+                np.putmask(self.array[place], mask, lowest)
                 changed = True
         if not changed:
             return []
@@ -100,13 +100,16 @@ class _Reading:
 def _read(series: Series, files: dict[Path, list[Slot]], dtype: type[np.generic]) -> _Reading:
     """One file after the other: no codec lets go of the interpreter's lock, so threads would only wait for it."""
     reading: _Reading | None = None
+    seen: PixelHeader | None = None
     for path, slots in files.items():
-        file = open_pixels(path)
+        file = open_pixels(path, slots[0][1].pixels)
         if reading is None:
-            reading = _Reading(np.empty((len(series.frames), *file.shape), dtype))
+            reading = _Reading(np.empty((len(series.frames), *file.header.shape), dtype))
         for place, frame in slots:
             reading.put(place, file, frame.number)
-        reading.notes.update(dict.fromkeys(notes_on(file)))
+        if file.header is not seen:
+            reading.notes.update(dict.fromkeys(notes_on(file)))
+            seen = file.header
     if reading is None:
         raise PixelsError("the series has no frames", case_id=series.case_id, reason="missing_tag")
     return reading

@@ -44,7 +44,8 @@ class FrameValues:
         if self.padding is not None:
             if self.padding.all():
                 return None
-            measured = np.where(self.padding, self.stored[~self.padding][:1], self.stored)
+            first = self.stored.flat[int(self.padding.argmin())]
+            measured = np.where(self.padding, first, self.stored)
         number = int if self.is_whole else float
         ends = [
             number(end) * number(self.slope) + number(self.intercept)
@@ -70,15 +71,35 @@ def frame_values(file: PixelFile, number: int = 0) -> FrameValues:
     Raises:
         PixelsError: the frame cannot be decoded, or its rescale cannot be used.
     """
+    rules = file.header.rules
+    if number not in rules:
+        rules[number] = _rule(file, number)
+    rule: _Rule = rules[number]
     stored = file.stored(number)
-    padding = _padding(file, stored)
-    if is_inverted(file):
-        stored = ~stored if file.signed else ((1 << file.bits) - 1) - stored
-    if "ModalityLUTSequence" in file.dataset and "RescaleSlope" not in file.dataset:
+    padding = _between(stored, *rule.padding) if rule.padding else None
+    if rule.mirrored:
+        stored = ~stored if file.header.signed else ((1 << file.header.bits) - 1) - stored
+    if rule.slope is None:
         from pydicom.pixels import apply_modality_lut
 
         return FrameValues(apply_modality_lut(stored, file.dataset), 1.0, 0.0, padding)
-    return FrameValues(stored, *rescale(file, number), padding)
+    return FrameValues(stored, rule.slope, rule.intercept, padding)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a header makes of the stored values of a frame; no slope where there is a table of values."""
+
+    slope: float | None
+    intercept: float
+    padding: tuple[float, float] | None
+    mirrored: bool
+
+
+def _rule(file: PixelFile, number: int) -> _Rule:
+    table = "ModalityLUTSequence" in file.dataset and "RescaleSlope" not in file.dataset
+    slope, intercept = (None, 0.0) if table else rescale(file, number)
+    return _Rule(slope, intercept, _padding(file), is_inverted(file))
 
 
 def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
@@ -109,7 +130,7 @@ def is_inverted(file: PixelFile) -> bool:
     MONOCHROME1 says that the smallest value is *shown* white. Where values have a unit (CT, PET, RescaleType HU) it is
     a matter of display alone, and they are left as the rescale formula has them.
     """
-    if file.dataset.get("PhotometricInterpretation") != "MONOCHROME1" or not file.bits:
+    if file.dataset.get("PhotometricInterpretation") != "MONOCHROME1" or not file.header.bits:
         return False
     types = {group.get("RescaleType") for group in _groups(file, 0)}
     return file.dataset.get("Modality") not in UNITS_BY_DEFINITION and "HU" not in types
@@ -136,9 +157,9 @@ def _groups(file: PixelFile, number: int) -> Iterator[Dataset]:
     yield file.dataset
 
 
-def _padding(file: PixelFile, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Where stored values lie between PixelPaddingValue and PixelPaddingRangeLimit, both included."""
-    prefix = "" if file.bits else "Float"
+def _padding(file: PixelFile) -> tuple[float, float] | None:
+    """Smallest and largest stored value of padding: PixelPaddingValue and PixelPaddingRangeLimit."""
+    prefix = "" if file.header.bits else "Float"
     names = (f"{prefix}PixelPaddingValue", f"{prefix}PixelPaddingRangeLimit")
     first, last = (file.dataset.get(name) for name in names)
     if first is None or first == "":
@@ -147,14 +168,19 @@ def _padding(file: PixelFile, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
         low, high = sorted(_as_stored(file, end) for end in (first, first if last in (None, "") else last))
     except (TypeError, ValueError):
         return None
+    return low, high
+
+
+def _between(stored: NDArray[Any], low: float, high: float) -> NDArray[np.bool_] | None:
+    """Where stored values lie from low to high, both included; None where none does."""
     found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
     return found if found.any() else None
 
 
 def _as_stored(file: PixelFile, value: Any) -> float:
     """A padding value, also one written with the wrong sign (US for signed pixels), as pixels are stored."""
-    if not file.bits:
+    if not file.header.bits:
         return float(value)
     allocated = int(file.dataset.BitsAllocated)
     value = int(value) % (1 << allocated)
-    return value - (1 << allocated) if file.signed and value >> (allocated - 1) else value
+    return value - (1 << allocated) if file.header.signed and value >> (allocated - 1) else value

@@ -133,9 +133,8 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
 
 def _frame(part: Slice) -> Frame:
     position, orientation, spacing = part.frame.place
-    return Frame(
-        part.header.path, part.frame.number, part.header.sop_instance_uid, position, orientation, spacing
-    )
+    path, uid, pixels = part.header.path, part.header.sop_instance_uid, part.header.pixels
+    return Frame(path, part.frame.number, uid, position, orientation, spacing, pixels)
 
 
 def _beside_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:

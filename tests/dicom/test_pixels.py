@@ -14,8 +14,10 @@ from make import enhanced, series
 from pydicom import Dataset, dcmread
 
 from pipeline.dicom.codecs import PixelsError
+from pipeline.dicom.headers import Header, read_header
 from pipeline.dicom.pixels import open_pixels
 from pipeline.dicom.privacy import no_header_text
+from pipeline.dicom.rescale import frame_values
 from pipeline.dicom.walk import walk
 
 RNG = np.random.default_rng(3)
@@ -73,7 +75,7 @@ def test_real_numbers(name: str, dtype: str, tmp_path: Path) -> None:
     image.save_as(tmp_path / "a.dcm", enforce_file_format=False)
     file = open_pixels(tmp_path / "a.dcm")
     np.testing.assert_array_equal(file.stored(), values)
-    assert file.bits == 0
+    assert file.header.bits == 0
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -114,7 +116,7 @@ def test_lossy_jpeg_is_near(option: str, tmp_path: Path) -> None:
     path = encode(image_of(values, bits), "explicit", tmp_path / "a.dcm")
     by_dcmtk(path, "dcmcjpeg", option, "+q", "95")
     file = open_pixels(path)
-    assert file.transfer_syntax.endswith(".50" if bits == 8 else ".51")
+    assert file.header.transfer_syntax.endswith(".50" if bits == 8 else ".51")
     assert np.abs(file.stored().astype(int) - values).max() <= 0.02 * (1 << bits)
 
 
@@ -202,3 +204,42 @@ def test_real_files_give_what_pydicom_decodes() -> None:
                     np.testing.assert_array_equal(file.stored(number), frame)
                 compared += 1
     assert compared > 100
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_what_the_scan_found_is_enough_to_read_the_values(syntax: str, tmp_path: Path) -> None:
+    image = image_of(smooth("<i2", -2000, 2000), 13)
+    image.PixelPaddingValue, image.RescaleSlope, image.RescaleIntercept = -2000, "2", "-3"
+    path = encode(image, syntax, tmp_path / "a.dcm")
+    header = read_header(path)
+    assert isinstance(header, Header)
+    assert bool(header.pixels.meaning) == (syntax not in ("big_endian", "deflated"))
+    short, whole = (frame_values(open_pixels(path, known)) for known in (header.pixels, None))
+    np.testing.assert_array_equal(short.stored, whole.stored)
+    np.testing.assert_array_equal(short.padding, whole.padding)
+    assert (short.slope, short.intercept, short.stored.dtype) == (2, -3, whole.stored.dtype)
+
+
+def test_a_file_that_changed_after_the_scan_is_read_again(tmp_path: Path) -> None:
+    path = encode(image_of(smooth("<i2", 0, 99)), "explicit", tmp_path / "a.dcm")
+    header = read_header(path)
+    assert isinstance(header, Header)
+    other = image_of(smooth("<i2", 0, 50))
+    other.PatientComments = "longer"
+    encode(other, "explicit", path)
+    np.testing.assert_array_equal(open_pixels(path, header.pixels).stored(), smooth("<i2", 0, 50))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_run_lengths_against_a_plain_reading_of_the_standard(signed: bool, tmp_path: Path) -> None:
+    kind = "i" if signed else "u"
+    values = RNG.integers(-3 if signed else 0, 4, (14, 12)).astype(f"<{kind}2")
+    file = open_pixels(encode(image_of(values), "pydicom_rle", tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(file.stored(), values)
+    dataset = dcmread(tmp_path / "a.dcm")
+    dataset.PixelData = (
+        dataset.PixelData[:90] + b"\x80" * (len(dataset.PixelData) - 98) + dataset.PixelData[-8:]
+    )
+    dataset.save_as(tmp_path / "b.dcm")
+    with pytest.raises(PixelsError):
+        open_pixels(tmp_path / "b.dcm").stored()

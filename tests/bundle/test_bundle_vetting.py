@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from small_bundle import LOGGING, change_json, small_bundle
 from tiny_bundle import write_bundle
 
+from pipeline.bundle import Bundle
 from pipeline.bundle.allowed import ALLOWED, ARGUMENTS
 from pipeline.bundle.expressions import _as_evaluated, vet_expression
 from pipeline.bundle.finding import Finding
@@ -243,6 +244,11 @@ def test_the_shipped_bundles_pass(capsys: pytest.CaptureFixture[str]) -> None:
         assert (code, printed["findings"], printed["intact"]) == (0, [], True)
         code, printed = document(capsys, "bundle", "inspect", root)
         assert code == 0 and all(each["admitted"] for each in printed["code"])
+
+
+def test_what_export_writes_passes(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed = document(capsys, "bundle", "verify", bundle.root)
+    assert (code, printed["findings"], printed["bundle"]["sha256"]) == (0, [], bundle.sha256)
 
 
 def test_what_verify_and_inspect_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,15 @@ from scipy import ndimage
 from pipeline.console import Console
 from pipeline.files import write_csv
 
-FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "train_seconds", "seconds"]
+FIRST_COLUMNS = [
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_mean_dice",
+    "learning_rate",
+    "train_seconds",
+    "seconds",
+]
 
 
 class RunLog:

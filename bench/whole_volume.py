@@ -148,6 +148,8 @@ def _compared(
     for side in sides * options.repeats:
         found.setdefault(side, []).append(_run(side, task))
         print(side, json.dumps(found[side][-1]), flush=True)
+    found["serial"] = _run(sides[-1], {**task, "serial": True})
+    print("one after the other", json.dumps(found["serial"]), flush=True)
     for side in sides[1:]:
         found[f"{side}_differ"] = _differ(found["stock"][0]["labels"], found[side][0]["labels"])
         ratio = {

@@ -109,8 +109,10 @@ def plan(
 
 
 def _smaller(windowing: Windowing) -> Iterator[Windowing]:
-    """Ways to compute the same with less and less memory: fewer windows at a time, then the volume in strips."""
+    """Ways to compute the same with less and less memory: one thing after the other, fewer windows, then in strips."""
     batch = windowing.batch
+    yield windowing
+    windowing = replace(windowing, overlapped=False)
     yield windowing
     while batch > 1:
         batch //= 2
@@ -135,9 +137,12 @@ def foresee(
     scores = 4 * probe.classes * (open_blocks + 2 * math.prod(grid.padded) // grid.padded[grid.block_axes[0]])
     restored = VOXEL_BYTES * math.prod(shape) * block // math.prod(grid.padded)
     base = _resident("VmRSS") or psutil.Process().memory_info().rss
-    computing = (
-        image + padded + math.prod(shape) + scores + max(restored, probe.window_bytes * windowing.batch)
-    )
+    windows = probe.window_bytes * windowing.batch
+    if windowing.overlapped:
+        working = windows + restored + 4 * probe.classes * block
+    else:
+        working = max(restored, windows)
+    computing = image + padded + math.prod(shape) + scores + working
     return Forecast(int(base + SLACK * (kept + image)), int(base + SLACK * computing))
 
 

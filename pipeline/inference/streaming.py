@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from pipeline.errors import SegpipeError
 from pipeline.inference.foresight import Forecast, Probe, plan
 from pipeline.inference.halos import HALO
 from pipeline.inference.output import as_labels, probability_file
+from pipeline.inference.pipelining import work_aside
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.restore import Restorer
 from pipeline.inference.source import Source
-from pipeline.inference.windows import Runtime, Windowing, stream_blocks
+from pipeline.inference.windows import Block, Runtime, Windowing, stream_blocks
 from pipeline.nifti import Header
 
 
@@ -111,15 +112,25 @@ def segment_source(
         windowing.roi_size, mode=windowing.mode, device=device, dtype=torch.float32
     )
     restorer = Restorer(way, grid, windowing.activation, probabilities)
-    start, restoring = time.perf_counter(), 0.0
+    start = time.perf_counter()
     blocks = stream_blocks(
         image[None], grid, weights, lambda windows, _: runtime(windows), batch=windowing.batch,
         device=torch.device("cpu"), halo=HALO,
     )  # fmt: skip
-    for block in blocks:
-        began = time.perf_counter()
-        restorer.take(block)
-        restoring += time.perf_counter() - began
-    seconds["network"] = round(time.perf_counter() - start - restoring, 3)
+    if windowing.overlapped:
+        waited, restoring = work_aside(blocks, restorer.take)
+    else:
+        waited = restoring = _in_turn(blocks, restorer.take)
+    seconds["network"] = round(time.perf_counter() - start - waited, 3)
     seconds["postprocess"] = round(restoring, 3)
     return restorer.labels
+
+
+def _in_turn(blocks: Iterable[Block], work: Callable[[Block], object]) -> float:
+    """Seconds of the work on blocks, each before the next is made."""
+    seconds = 0.0
+    for block in blocks:
+        began = time.perf_counter()
+        work(block)
+        seconds += time.perf_counter() - began
+    return seconds

@@ -121,6 +121,7 @@ class Windowing:
         mode: weights of overlapping windows.
         activation: from scores to probabilities.
         strips: parts of the volume that are computed one after the other, to hold less at a time.
+        overlapped: whether a block is restored while the next windows are computed.
     """
 
     roi_size: tuple[int, int, int]
@@ -129,6 +130,7 @@ class Windowing:
     mode: Literal["gaussian", "constant"] = "constant"
     activation: Activation = "softmax"
     strips: int = 1
+    overlapped: bool = True
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Where windows lie on a volume (X, Y, Z), the longest axis first: so the least scores are open."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,7 @@ def predict_cases(
         not_selected: series that a rule left out, for the summary.
         passed_over: number of files that are no image by class, for the summary.
         worker: to use instead of a new one; it is left running.
-        on_outcome: called after each case.
+        on_outcome: called after each case, from a second thread.
         on_crash: called with the case's id after each death of the worker.
 
     Raises:
@@ -156,40 +158,61 @@ class _Batch:
     refused_before: dict[str, list[str]]
 
     def run(self, items: Sequence[WorkItem], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
-        outcomes = []
-        finished = finished_series(self.folder.root)
-        for item in items:
-            if item.refusal is not None:
-                outcome = self._refused(item, item.refusal.reason, item.refusal.detail)
-            elif not self.options.overwrite and is_done(
-                self.folder, item, self.bundle, self.options.formats_of(item), finished
-            ):
-                self.folder.record(event="skipped", id=item.id)
-                outcome = Outcome(item.id, "skipped")
-            else:
-                outcome = self._one(item)
-            outcomes.append(outcome)
-            on_outcome(outcome)
+        """Finish each case in a second thread, one at a time and in order, while the worker is at the next."""
+        done = finished_series(self.folder.root)
+        outcomes: list[Outcome] = []
+
+        def complete(finish: Callable[[], Outcome]) -> None:
+            outcomes.append(finish())
+            on_outcome(outcomes[-1])
+
+        with ThreadPoolExecutor(1) as aside:
+            last: Future[None] | None = None
+            for item in items:
+                finish = self._computed(item, done)
+                if last is not None:
+                    last.result()
+                last = aside.submit(complete, finish)
+            if last is not None:
+                last.result()
         return outcomes
 
-    def _one(self, item: WorkItem) -> Outcome:
+    def _computed(self, item: WorkItem, done: dict[str, str]) -> Callable[[], Outcome]:
+        """Have the worker compute a case that has to be; what is left to do for it."""
+        if item.refusal is not None:
+            return partial(self._refused, item, item.refusal.reason, item.refusal.detail)
+        formats = self.options.formats_of(item)
+        if not self.options.overwrite and is_done(self.folder, item, self.bundle, formats, done):
+            return partial(self._skipped, item)
         start = time.monotonic()
         try:
             self.worker.start()
             start = time.monotonic()
             source = describe_source(item)  # before it is read, so that a later change is noticed
-            result = self._compute(item)
+            into, result = self._compute(item)
         except CannotGoOnError as error:
             raise error.cause from error
         except SegpipeError as error:
-            return self._failed(item, error, time.monotonic() - start)
+            return partial(self._failed, item, error, time.monotonic() - start)
+        return partial(self._finished, item, into, result, source, start)
+
+    def _finished(
+        self, item: WorkItem, into: Path, result: dict[str, Any], source: dict[str, Any], start: float
+    ) -> Outcome:
+        draw_overlay(into)
+        write_json(into / RESULT, result)
         self.folder.map_case(item.id, [str(path) for path in item.paths], **source)
         self.folder.finish(item.id)
         seconds = round(time.monotonic() - start, 3)
         self.folder.record(event="done", id=item.id, seconds=seconds)
         return Outcome(item.id, "done", seconds, result=result)
 
-    def _compute(self, item: WorkItem) -> dict[str, Any]:
+    def _skipped(self, item: WorkItem) -> Outcome:
+        self.folder.record(event="skipped", id=item.id)
+        return Outcome(item.id, "skipped")
+
+    def _compute(self, item: WorkItem) -> tuple[Path, dict[str, Any]]:
+        """Where the worker wrote a case, and its ``result.json``."""
         for attempt in range(self.options.retries + 1):
             into = self._begin(item.id)
             try:
@@ -207,9 +230,7 @@ class _Batch:
                 self.on_crash(item.id, death)
                 reason = death.reason
                 continue
-            result = result_of(item, answer, self.bundle, self.options, self.worker.about)
-            self._write(into, result)
-            return result
+            return into, result_of(item, answer, self.bundle, self.options, self.worker.about)
         raise SegpipeError(reason, found=f"{self.options.retries + 1} attempts")
 
     def _ask(self, item: WorkItem, into: Path) -> dict[str, Any]:
@@ -220,13 +241,6 @@ class _Batch:
     def _begin(self, case_id: str) -> Path:
         try:
             return self.folder.begin(case_id).absolute()
-        except SegpipeError as error:
-            raise CannotGoOnError(error) from error
-
-    def _write(self, into: Path, result: dict[str, Any]) -> None:
-        try:
-            draw_overlay(into)
-            write_json(into / RESULT, result)
         except SegpipeError as error:
             raise CannotGoOnError(error) from error
 

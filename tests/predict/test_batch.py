@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from pipeline.bundle import Bundle
 from pipeline.errors import DataError, RefusedError, UsageError
 from pipeline.files import cannot_write
-from pipeline.predict import Options, WorkItem, predict_cases
+from pipeline.predict import Options, WorkItem, batch, predict_cases
 from pipeline.predict.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
 from pipeline.predict.resume import held_by
 from pipeline.predict.words import without_paths
@@ -282,3 +283,27 @@ def test_a_scan_that_changed_since_is_not_passed_over(tmp_path: Path) -> None:
     assert again(overwrite=True) == "done"
     assert again() == "skipped"
     assert "first" not in (out / "mapping.jsonl").read_text()
+
+
+def test_a_case_is_finished_while_the_worker_is_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computing, finishing = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> None:
+        if folder.name.startswith("a"):
+            finishing.set()
+            assert computing.wait(30)  # until the worker is at b
+
+    def deed(call: int) -> None:
+        assert finishing.wait(30)  # a is not finished yet
+        computing.set()
+
+    monkeypatch.setattr(batch, "draw_overlay", slow)
+    seen: list[str] = []
+    predict_cases(
+        bundle(), items("a", "b", "c"), tmp_path, Options(), worker=FakeWorker(b=deed),  # type: ignore[arg-type]
+        on_outcome=lambda outcome: seen.append(outcome.id),
+    )  # fmt: skip
+    assert seen == ["a", "b", "c"]
+    assert [event["event"] for event in read_events(tmp_path)] == ["start", "done", "done", "done"]

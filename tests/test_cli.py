@@ -97,34 +97,38 @@ def test_the_help_names_every_verb_and_every_exit_code(capsys: Capture) -> None:
     assert stated == known | {errors.INTERRUPTED}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_of_every_verb_is_explained(verb: str, capsys: Capture) -> None:
-    assert run([verb, "--help"]) == 0
+GROUPS = {"bundle": ("verify", "inspect")}
+COMMANDS = [[verb, *rest] for verb in VERBS for rest in [[word] for word in GROUPS.get(verb, ())] or [[]]]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_of_every_verb_is_explained(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     start = next(index for index, line in enumerate(lines) if line.strip() == "Options:")
     options = [index for index in range(start + 1, len(lines)) if re.match(r"  -", lines[index])]
     assert len(options) >= 2
     for index in options:  # the words stand on the option's line, or below it, indented
-        words = re.split(r"  +", lines[index].strip(), maxsplit=1)
+        parts = re.split(r"  +", lines[index].strip(), maxsplit=1)
         below = lines[index + 1] if index + 1 < len(lines) else ""
-        assert len(words) == 2 or re.match(r" {10,}\S", below), lines[index]
+        assert len(parts) == 2 or re.match(r" {10,}\S", below), lines[index]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_mistyped_option_is_refused(verb: str, capsys: Capture) -> None:
-    assert run([verb, "--jsn"]) == 2
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_mistyped_option_is_refused(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--jsn"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "No such option: --jsn" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_mistyped_option_under_json_is_one_document(verb: str, capsys: Capture) -> None:
-    assert run([verb, "--json", "--no-such-option"]) == 2
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_mistyped_option_under_json_is_one_document(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--json", "--no-such-option"]) == 2
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert (document["schema_version"], document["command"]) == (1, verb)
+    assert (document["schema_version"], document["command"]) == (1, words[0])
     assert document["error"]["exit_code"] == 2 and "--no-such-option" in document["error"]["message"]
-    assert f"segpipe {verb} --help" in document["error"]["hint"]
+    assert f"segpipe {words[0]} --help" in document["error"]["hint"]
     assert err == ""
 
 

@@ -61,6 +61,7 @@ class TrueLabels:
 
     about = {  # noqa: RUF012
         "device": "cpu", "threads": 1, "versions": {"python": "3"}, "engine": "streaming", "engine_reasons": [],
+        "runtime": "torch", "runtime_reasons": [],
     }  # fmt: skip
 
     def __init__(self) -> None:

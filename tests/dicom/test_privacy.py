@@ -15,6 +15,7 @@ from pipeline.dicom.privacy import kind_of, no_header_text
 
 
 def test_warnings_and_logs_are_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    logging.disable(logging.NOTSET)  # a command that ran before may have silenced all
     handler = logging.StreamHandler(sys.stderr)
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom.seg", "pynetdicom.acse")]
     logging.getLogger().addHandler(handler)

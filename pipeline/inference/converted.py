@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -50,10 +50,9 @@ class Identity:
     def key(self, core: Any) -> str:
         """Hex digest that names the folder."""
         import monai
-        import openvino
 
         parts = [
-            FORMAT, sha256_of(self.weights), self.config, self.shape, openvino.__version__, torch.__version__,
+            FORMAT, sha256_of(self.weights), self.config, self.shape, _openvino().__version__, torch.__version__,
             monai.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
@@ -82,11 +81,7 @@ def openvino_runtime(
     Raises:
         NotConvertedError: it cannot be converted, or its scores differ.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise NotConvertedError("openvino is not installed") from error
-    core = openvino.Core()
+    core = _openvino().Core()
     folder = cache_folder() / "openvino" / identity.key(core)
 
     def compiled(model: Any) -> Runtime:
@@ -112,6 +107,16 @@ def openvino_runtime(
     return runtime
 
 
+def _openvino() -> Any:
+    """The package; it would report its use to a server of its maker, and does without what it reports with."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise NotConvertedError(f"openvino cannot be imported ({error})") from error
+    return openvino
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a folder of the cache has the files that were put there."""
     try:
@@ -122,13 +127,10 @@ def is_whole(folder: Path) -> bool:
 
 
 def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
-    import openvino
-
     noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer's: sizes become constants, and the size is constant
-        logging.getLogger("nncf").setLevel(logging.ERROR)
-        model = openvino.convert_model(module, example_input=noise)
+        model = _openvino().convert_model(module, example_input=noise)
     model.reshape([-1, *shape])  # any number of windows
     if len(model.outputs) != 1:
         raise NotConvertedError(f"it has {len(model.outputs)} outputs")
@@ -136,9 +138,7 @@ def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
 
 
 def _runtime(compiled: Any) -> Runtime:
-    import openvino
-
-    request = compiled.create_infer_request()
+    request, tensor = compiled.create_infer_request(), _openvino().Tensor
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         given = windows.contiguous()
@@ -147,8 +147,8 @@ def _runtime(compiled: Any) -> Runtime:
         for window, score in zip(
             given.split(1), scores.split(1), strict=True
         ):  # several at once take more memory
-            request.set_input_tensor(openvino.Tensor(window.numpy(), shared_memory=True))
-            request.set_output_tensor(openvino.Tensor(score.numpy(), shared_memory=True))
+            request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
+            request.set_output_tensor(tensor(score.numpy(), shared_memory=True))
             request.infer()
         return scores
 
@@ -173,13 +173,11 @@ def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float
 
 def _keep(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Put a conversion into the cache, whole or not at all; where that cannot be written it is made again next time."""
-    import openvino
-
     made: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        openvino.save_model(model, made / MODEL, compress_to_fp16=False)
+        _openvino().save_model(model, made / MODEL, compress_to_fp16=False)
         digests = {path.name: sha256_of(path) for path in made.iterdir()}
         write_json(made / MARK, {**facts, "sha256": digests})
         if folder.exists():  # damaged, or another process was quicker

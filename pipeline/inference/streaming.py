@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from pipeline.inference.restore import Restorer
 from pipeline.inference.source import Source
 from pipeline.inference.windows import Block, Runtime, Windowing, stream_blocks
 from pipeline.nifti import Header
+
+AT_ONCE_VOXELS = 64**3  # of windows in one forward pass on the CPU
 
 
 @dataclass
@@ -57,9 +60,11 @@ class StreamingEngine:
         """
         if self.probe is None:
             self.probe = Probe.measure(self.runtime, self.channels, self.windowing.roi_size, self.device)
-        self._fitting, forecast = plan(
-            headers, self.preprocessing, self.windowing, self.probe, self.max_memory
-        )
+        windowing = self.windowing
+        if self.device.type == "cpu":  # more at once take memory and no less time
+            most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
+            windowing = replace(windowing, batch=min(windowing.batch, most))
+        self._fitting, forecast = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory)
         return forecast
 
     def segment(

@@ -119,6 +119,7 @@ def hippocampus(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     images = sorted(Path(root).glob("Task04_Hippocampus/imagesTr/[!.]*.nii.gz"))
     few, many = (10, 60) if options.full else (2, 6)
     found: dict[str, Any] = {"few": few, "many": many}
+    _command(folder, "openvino", images[:1], options)  # converts
     for side in ("stock", *OURS) * options.repeats:
         runs = [_command(folder, side, images[:count], options) for count in (few, many)]
         case = {what: (runs[1][what] - runs[0][what]) / (many - few) for what in ("wall", "cpu")}

@@ -20,7 +20,8 @@ How long a whole-volume prediction takes, and how much memory, against stock MON
 which trains its networks first: small U-Nets (8-16-32-64) on generated CT-like scans of organs. Each run is a process
 of its own, from file to file; imports, loading the model and converting it for OpenVINO (once a bundle, kept in
 `SEGPIPE_CACHE`) are not counted, except where whole commands are timed. Ratios are stock / ours: above 1 we are faster
-or smaller.
+or smaller. Where the machine was busy with other work (its load is stated), CPU seconds say more than wall seconds;
+threads of both sides wait without spinning (`OMP_WAIT_POLICY=PASSIVE`).
 """
 
 

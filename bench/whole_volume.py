@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, default=cache_folder() / "bench", help="where they are kept")
     parser.add_argument("--epochs", type=int, default=50, help="of training")
     options = parser.parse_args()
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # CPU seconds of a busy machine are of work, not of waiting
     results = options.networks / "results.json"
     kept = json.loads(results.read_text()) if results.is_file() else {}
     for name in options.work:

@@ -21,6 +21,7 @@ from pipeline.inference.halos import HALO
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.source import read_source
+from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import WindowGrid, Windowing, stream_blocks
 from pipeline.nifti import Header
 from pipeline.predict.memory import parse_bytes
@@ -130,3 +131,15 @@ def test_amounts_of_memory(text: str, amount: int) -> None:
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(UsageError, match="amount of memory"):
         parse_bytes(text)
+
+
+def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
+    for size, batch in ((96, 1), (48, 2), (16, 4)):
+        windowing = Windowing((size, size, size), 0.5, 4)
+        engine = StreamingEngine(
+            Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1),
+            torch.device("cpu"),
+        )  # fmt: skip
+        engine.probe = Probe(2, 1)
+        engine.foresee([ct(20)])
+        assert engine._fitting.batch == batch

@@ -226,5 +226,5 @@ def _cannot_start(death: WorkerDiedError) -> SegpipeError:
     return errors.UsageError(
         "the model's process ends while it starts",
         found=f"{death.reason}; {' | '.join(death.last_words[-2:])}",
-        hint="free some memory, or try --device cpu",
+        hint="free some memory, or try --device cpu or --runtime torch",
     )

@@ -206,6 +206,6 @@ def test_references_are_followed_as_data(value: Any, extra: Any) -> None:
 def test_opening_imports_no_torch(bundle: Bundle) -> None:
     code = (
         "import sys; from pipeline.bundle import open_bundle; open_bundle(sys.argv[1]); "
-        "sys.exit(bool({'torch', 'monai', 'numpy'} & {*sys.modules}))"
+        "sys.exit(bool({'torch', 'monai', 'highdicom'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(bundle.root)], check=False).returncode == 0

@@ -26,7 +26,7 @@ from pipeline.inference.source import Source
 from pipeline.inference.windows import Block, Runtime, Windowing, stream_blocks
 from pipeline.nifti import Header
 
-AT_ONCE_VOXELS = 64**3  # of windows in one forward pass on the CPU
+AT_ONCE_VOXELS = 400_000  # of windows in one forward pass on the CPU
 
 
 @dataclass

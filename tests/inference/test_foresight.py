@@ -134,7 +134,7 @@ def test_what_is_no_amount(text: str) -> None:
 
 
 def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
-    for size, batch in ((96, 1), (48, 2), (16, 4)):
+    for size, batch in ((96, 1), (48, 3), (16, 4)):
         windowing = Windowing((size, size, size), 0.5, 4)
         engine = StreamingEngine(
             Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1),

@@ -180,10 +180,10 @@ def test_an_interruption_ends_with_130_and_a_second_batch_is_refused_meanwhile(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """A file system of 512 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True)
     if mounted.returncode:
         pytest.skip("a small file system can only be mounted by root")
     yield disk

@@ -34,7 +34,13 @@ STEPS = [
     {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [32, 32, 32]},
     {"_target_": "DivisiblePadd", "keys": "image", "k": 16},
 ]
-RESIDENT = psutil.Process().memory_info().rss
+
+
+def resident() -> int:
+    """Bytes that this process holds now, which a forecast counts as well."""
+    return int(psutil.Process().memory_info().rss)
+
+
 CT = np.diag([-0.78, -0.78, 1.5, 1.0])
 
 
@@ -82,9 +88,9 @@ def test_memory_grows_little_with_the_slices() -> None:
     few, many = (foresee([ct(slices)], config, windowing, probe).peak for slices in (200, 800))
     assert (many - few) / (512 * 512 * 600) <= 8
     many_classes = Probe(105, GIB * 4 // 5)
-    assert foresee([ct(600)], config, windowing, many_classes).peak < 6 * GIB + RESIDENT
-    in_strips = replace(windowing, strips=2)
-    assert foresee([ct(600)], config, in_strips, many_classes).peak < 3.4 * GIB + RESIDENT
+    assert foresee([ct(600)], config, windowing, many_classes).peak < 6 * GIB + resident()
+    in_strips = replace(windowing, strips=2, overlapped=False)  # what `plan` chooses where memory is short
+    assert foresee([ct(600)], config, in_strips, many_classes).peak < 3.4 * GIB + resident()
 
 
 def test_the_window_batch_is_chosen_for_the_memory() -> None:

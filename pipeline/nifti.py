@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.files import cannot_write
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
 
@@ -200,6 +201,23 @@ def write_nifti(image: Any, path: str | Path) -> None:
                 image.to_stream(stream)
         else:
             image.to_stream(file)
+
+
+def write_nifti_whole(image: Any, path: Path) -> None:
+    """Save as `write_nifti` does, whole or not at all, in a folder that is made where there is none.
+
+    Raises:
+        UsageError: it cannot be written, or the disk is full.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(image, partial)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise cannot_write(path, error) from error
 
 
 def require_3d(header: Header) -> None:

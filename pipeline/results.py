@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, UsageError
-from pipeline.files import cannot_write
+from pipeline.files import append_line, cannot_write
 
 SEGMENTATION = "segmentation.nii.gz"
 PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
@@ -109,28 +109,15 @@ class ResultFolder:
 
     def record(self, **event: Any) -> None:
         """Append one event to ``predictions.jsonl`` and make it durable."""
-        self._append(STATE, {"time": round(time.time(), 3), **event}, 0o666)
+        append_line(self.root / STATE, {"time": round(time.time(), 3), **event})
 
     def map_case(self, case_id: str, paths: list[str], **more: Any) -> None:
         """Append where a case came from, and what else tells its files again, to the owner-only mapping file."""
-        self._append(MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
+        append_line(self.root / MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
 
     def events(self) -> list[dict[str, Any]]:
         """All recorded events; a last line cut short by a crash is passed over."""
         return read_events(self.root)
-
-    def _append(self, name: str, document: dict[str, Any], mode: int) -> None:
-        line = json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            handle = os.open(self.root / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
-            with os.fdopen(handle, "r+b") as stream:
-                if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
-                    line = "\n" + line  # a crash cut the line before
-                stream.write(line.encode(errors="backslashreplace"))  # a file name that is not UTF-8
-                stream.flush()
-                os.fsync(handle)
-        except OSError as error:
-            raise cannot_write(self.root / name, error) from error
 
 
 def read_events(root: str | Path) -> list[dict[str, Any]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from pipeline.dicom.model import Series, Volume
-from pipeline.files import cannot_write, write_text
-from pipeline.nifti import FORMS_TOLERANCE_MM, corners_apart_mm, write_nifti
+from pipeline.files import write_text
+from pipeline.nifti import FORMS_TOLERANCE_MM, corners_apart_mm, write_nifti_whole
 from pipeline.results import MAPPING, read_lines
 
 SCANNER = 1  # code of sform and qform: coordinates of the scanner
@@ -34,15 +33,7 @@ def write_volume(volume: Volume, path: Path) -> None:
         image.set_qform(None, code=0)
     if volume.repaired:
         image.header["descrip"] = f"repaired: {', '.join(volume.repaired)}"
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(image, partial)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise cannot_write(path, error) from error
+    write_nifti_whole(image, path)
 
 
 def write_mapping(folder: Path, series: Iterable[Series]) -> None:

@@ -6,7 +6,6 @@ What the files do not say is assumed, and the manifest says so: slices are axial
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
-from pipeline.files import write_json, write_whole
+from pipeline.files import write_json
 from pipeline.importers.found import FoundCase, FoundDataset, digest_of_sources, refusal
 from pipeline.importers.slices import Found, Stack
+from pipeline.nifti import write_nifti_whole
 from pipeline.processes import over_cases, workers_to_read
 
 ALIGNED = 2  # sform code: coordinates are not the scanner's
@@ -251,5 +251,4 @@ def _write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) 
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=ALIGNED)
     image.set_qform(affine, code=ALIGNED)
-    with write_whole(path) as stream:
-        stream.write(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+    write_nifti_whole(image, path)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,10 @@ NOT_ROOT = "a network namespace can only be made by root"
 
 def program(name: str) -> str:
     """Where a program lies; without it the test is skipped (`make validators` installs them)."""
-    found = shutil.which(name)
+    beside = Path(
+        sys.executable
+    ).parent  # of dcmqi, which pip installs, where nobody activated the environment
+    found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
         pytest.skip(f"{name} is not installed: make validators")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from encode import GDCM_OPTIONS, LOSSLESS, by_dcmtk, encode
 from make import enhanced, series
+from oracles import program
 from pydicom import Dataset, dcmread
 
 from pipeline.dicom.codecs import PixelsError
@@ -107,14 +107,14 @@ def test_frames_of_a_compressed_multi_frame_file(tmp_path: Path) -> None:
             file.stored(len(values))
 
 
-@pytest.mark.skipif(not shutil.which("dcmcjpeg"), reason="a small file system can only be mounted by root")
+@pytest.mark.slow  # not for its time: the fast tests ask no Debian package
 @pytest.mark.parametrize("option", ["+eb", "+ee"])
 def test_lossy_jpeg_is_near(option: str, tmp_path: Path) -> None:
     bits = 8 if option == "+eb" else 12
     y, x = np.indices((64, 64))
     values = ((np.sin(x / 9) + np.cos(y / 7) + 2) / 4 * ((1 << bits) - 1)).astype("u1" if bits == 8 else "u2")
     path = encode(image_of(values, bits), "explicit", tmp_path / "a.dcm")
-    by_dcmtk(path, "dcmcjpeg", option, "+q", "95")
+    by_dcmtk(path, program("dcmcjpeg"), option, "+q", "95")
     file = open_pixels(path)
     assert file.header.transfer_syntax.endswith(".50" if bits == 8 else ".51")
     assert np.abs(file.stored().astype(int) - values).max() <= 0.02 * (1 << bits)

@@ -59,7 +59,8 @@ def write_tree(root: Path) -> Path:
 def start(bundle: Path, folder: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "predict", str(bundle), str(folder), str(out), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -145,4 +146,4 @@ def test_a_case_over_its_memory_and_one_whose_worker_the_system_kills_cost_thems
     cases = {case["id"]: case for case in json.loads(text)["cases"]}
     assert [cases[id]["status"] for id in "abcd"] == ["done", "failed", "failed", "done"]
     assert "too much memory" in cases["b"]["reason"] and "was killed" in cases["c"]["reason"]
-    assert not psutil.Process().children(recursive=True)
+    assert process.pid not in {os.getsid(each) for each in psutil.pids()}  # none of its processes is left

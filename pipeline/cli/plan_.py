@@ -79,7 +79,7 @@ def command(
         ["rule", "value", "why", "source"],
         [(rule.name, _short(rule.value), rule.why, rule.source) for rule in rules],
     )  # fmt: skip
-    console.say(f"Written: {output} and {beside}\nNext:    {next_command}")
+    console.say(f"Written: {output} and {beside(output)}\nNext:    {next_command}")
     console.document(
         task=str(output),
         fingerprint=str(beside(output)),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Any
 
 from pipeline.bundle.card import model_card
 from pipeline.bundle.configs import (
@@ -21,18 +19,17 @@ from pipeline.bundle.configs import (
     network_definition,
     train_config,
 )
-from pipeline.bundle.metadata import Labelling, Run, bundle_metadata
+from pipeline.bundle.metadata import Labelling, bundle_metadata
 from pipeline.bundle.open import Bundle, open_bundle
 from pipeline.bundle.results import read_results
+from pipeline.bundle.run import read_run
 from pipeline.bundle.sums import write_sums
-from pipeline.errors import DataError, RefusedError, UsageError
-from pipeline.files import cannot_write, read_json, sha256_of, write_json, write_text, write_whole
-from pipeline.fingerprint import FINGERPRINT, read_fingerprint
+from pipeline.bundle.tensors import read_state, require_fits, torch_bytes
+from pipeline.errors import UsageError
+from pipeline.files import cannot_write, write_json, write_text, write_whole
 from pipeline.inference.cleanup import read_rules
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.quality import seen_in_training
+from pipeline.manifest import Manifest
 
-NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 LOGGING = """[loggers]
 keys=root
 
@@ -84,12 +81,13 @@ def export_bundle(
     """
     run, out = Path(run), Path(out)
     labelling = labelling or Labelling(name=out.resolve().name)
-    contents = _read_run(run, unfinished)
+    contents = read_run(run, unfinished)
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
     results = None if evaluation is None else read_results(Path(evaluation))
     network = network_definition(contents.config)
-    state = _read_weights(run / "best.pt", network)
+    state = read_state(run / "best.pt")
+    require_fits(state, network, run / "best.pt")
     licence = licence_text(labelling.licence)
     if Path(labelling.licence).is_file():
         labelling = replace(labelling, licence="see LICENSE")
@@ -110,7 +108,7 @@ def export_bundle(
         write_json(configs / "metadata.json", metadata)
         write_text(configs / "logging.conf", LOGGING)
         with write_whole(folder / "models" / "model.pt") as stream:
-            stream.write(state)
+            stream.write(torch_bytes(state))
         write_text(folder / "docs" / "README.md", model_card(metadata))
         if contents.manifest.licence:
             write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
@@ -133,86 +131,6 @@ def licence_text(licence: str) -> str:
         if text:
             return text
     return f"SPDX-License-Identifier: {licence}\n"
-
-
-def _read_run(folder: Path, unfinished: bool) -> Run:
-    for name in ("config.json", "run.json", "manifest.json", "best.pt"):
-        if not (folder / name).is_file():
-            raise UsageError(
-                "not a finished run folder", path=folder, found=f"no {name}",
-                expected="what `segpipe train` writes", hint="export a run that has validated at least once",
-            )  # fmt: skip
-    config, record = (
-        read_json(folder / "config.json", "run config"),
-        read_json(folder / "run.json", "run record"),
-    )
-    if not isinstance(config, dict) or not isinstance(record, dict):
-        raise DataError("the run's config or record is not a mapping", path=folder)
-    missing = next((key for key in NEEDED if key not in config), None)
-    if missing:
-        raise UsageError("the run's config lacks an id", path=folder / "config.json", expected=missing)
-    _require_as_trained(folder, record, unfinished)
-    return Run(config, record, load_manifest(folder / "manifest.json"), _seen(folder, record))
-
-
-def _seen(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """Spacing and intensity of the cases that were trained on, where the run has a fingerprint."""
-    fingerprint = read_fingerprint(folder / FINGERPRINT)
-    trained = set((record.get("cases") or {}).get("training", []))
-    cases = [case for case in fingerprint.cases if case.id in trained] if fingerprint else []
-    if not cases:
-        return None
-    return seen_in_training(
-        [case.spacing_ras_mm for case in cases],
-        [[channel.overall.percentiles for channel in case.channels] for case in cases],
-    )
-
-
-def _require_as_trained(folder: Path, record: dict[str, Any], unfinished: bool) -> None:
-    for name, key in (("config.json", "config_sha256"), ("manifest.json", "manifest_sha256")):
-        if key in record and sha256_of(folder / name) != record[key]:
-            raise RefusedError(
-                f"the run's {name} is not the one that it was trained with", path=folder / name,
-                found=sha256_of(folder / name), expected=record[key],
-                hint="put the original back; a changed run is another run: train it",
-            )  # fmt: skip
-    if record.get("status") != "finished" and not unfinished:
-        raise RefusedError(
-            "the run's training did not finish", path=folder, found=record.get("status", "not recorded"),
-            expected="finished",
-            hint="go on with `segpipe train --resume`, or export what there is with --unfinished",
-        )  # fmt: skip
-
-
-def _read_weights(path: Path, network: dict[str, Any]) -> bytes:
-    """The state dict as plain contiguous CPU tensors, checked against the network, as bytes that repeat."""
-    import torch
-    from monai.bundle import ConfigParser
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise many kinds
-        raise DataError("the weights cannot be read", path=path, found=type(error).__name__) from error
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # some networks print their features
-            model = ConfigParser({"network_def": network}).get_parsed_content("network_def")
-        model.load_state_dict(state)
-    except Exception as error:  # MONAI wraps what a constructor raises
-        raise DataError(
-            "the weights do not fit the network", path=path, found=str(error).strip().splitlines()[-1][:200],
-            expected=f"a state dict of {network['_target_']}",
-        ) from error  # fmt: skip
-    once: dict[tuple[Any, ...], torch.Tensor] = {}  # DynUNet names each weight twice
-    plain = {
-        name: once.setdefault(
-            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype),
-            tensor.detach().cpu().contiguous().clone(),
-        )
-        for name, tensor in state.items()
-    }
-    buffer = io.BytesIO()  # a file's name would get into its bytes
-    torch.save(plain, buffer)
-    return buffer.getvalue()
 
 
 def _section(manifest: Manifest) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 
 from pipeline.bundle.references import resolve
 from pipeline.bundle.results import OVERALL
+from pipeline.bundle.run import Run
 from pipeline.dicom.codes import as_metadata, label_infos
 from pipeline.errors import UsageError
 from pipeline.inference.cleanup import LabelRule
 from pipeline.manifest import Manifest
-from pipeline.provenance import versions as installed_versions
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -52,29 +52,6 @@ class Labelling:
         for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
             if not re.fullmatch(pattern, value):
                 raise UsageError(f"this {what} of a bundle cannot be used", found=value, expected=pattern)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder as data.
-
-    Attributes:
-        config: the resolved config.
-        record: ``run.json``.
-        manifest: the data set.
-        seen: what `pipeline.quality` compares a case with; None where the run has no fingerprint.
-    """
-
-    config: Mapping[str, Any]
-    record: Mapping[str, Any]
-    manifest: Manifest
-    seen: Mapping[str, Any] | None = None
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Packages that the run was trained with, else those installed here."""
-        recorded = (self.record.get("environment") or {}).get("versions") or {}
-        return {**installed_versions(), **recorded}
 
 
 def bundle_metadata(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.children import Ended, Listener, Run
 from pipeline.compare.budget import validation_interval
-from pipeline.compare.children import Ended, Listener, Run
 from pipeline.compare.variants import Cell, Settings, Variant
 from pipeline.errors import OK, SOME_FAILED, SegpipeError
-from pipeline.evaluate.figures import read_history
 from pipeline.files import cannot_write, read_json
+from pipeline.report.curves import read_history
 
 
 @dataclass(frozen=True)

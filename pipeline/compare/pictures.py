@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pipeline.compare.cells import Place
 from pipeline.compare.results import Measured, Row, best_row
 from pipeline.errors import DataError, UsageError
-from pipeline.evaluate.figures import read_history
 from pipeline.evaluate.panels import read_panel
 from pipeline.manifest import Manifest
 from pipeline.report.animation import gif
 from pipeline.report.bars import dice_bars
 from pipeline.report.canvas import write_bytes
 from pipeline.report.comparison import comparison
-from pipeline.report.curves import learning_curves
+from pipeline.report.curves import learning_curves, read_history
 from pipeline.report.gallery import gallery
 from pipeline.report.planes import Panel
 

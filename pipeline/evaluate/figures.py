@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +15,7 @@ from pipeline.manifest import Manifest
 from pipeline.report.animation import write_gif
 from pipeline.report.bars import dice_bars, draw_dice_bars
 from pipeline.report.canvas import write_bytes
-from pipeline.report.curves import draw_learning_curves
+from pipeline.report.curves import draw_learning_curves, read_history
 from pipeline.report.gallery import draw_gallery
 from pipeline.report.planes import Panel
 
@@ -146,26 +145,6 @@ def wanted_figures(jobs: Sequence[Job], worst: int, gifs: Sequence[str], run: Pa
                 hint="name a labelled case of this split by its id",
             )  # fmt: skip
     return Wanted(worst, tuple(dict.fromkeys(gifs)), [] if run is None else read_history(run))
-
-
-def read_history(run: Path) -> list[dict[str, str]]:
-    """Rows of a run's history.csv.
-
-    Raises:
-        UsageError: there is none.
-    """
-    path = run / "history.csv"
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise UsageError(
-            "the run has no history", path=path, found=error.strerror,
-            hint="name the folder that `segpipe train` wrote",
-        ) from error  # fmt: skip
-    if not rows:
-        raise UsageError("the run's history is empty", path=path, hint="train at least one epoch")
-    return rows
 
 
 def scores_by_label(results: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UsageError
 from pipeline.report.canvas import (
     INK,
     PAGE_WIDTH_IN,
@@ -89,6 +91,26 @@ def learning_curves(histories: Mapping[str, History]) -> bytes:
             labelcolor=INK,
         )
     return to_png(figure)
+
+
+def read_history(run: Path) -> list[dict[str, str]]:
+    """Rows of a run's history.csv.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = run / "history.csv"
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise UsageError(
+            "the run has no history", path=path, found=error.strerror,
+            hint="name the folder that `segpipe train` wrote",
+        ) from error  # fmt: skip
+    if not rows:
+        raise UsageError("the run's history is empty", path=path, hint="train at least one epoch")
+    return rows
 
 
 def read_points(history: History, measure: str) -> Points:

@@ -18,8 +18,8 @@ from tiny_data import train_arguments
 from tiny_demo import FakeCommands
 
 from pipeline.check import KINDS
+from pipeline.children import Ended
 from pipeline.cli import VERBS, run
-from pipeline.compare.children import Ended
 from pipeline.dicom.transport import NotStoredError
 from pipeline.errors import DataError
 from pipeline.predict.client import WorkerDiedError
@@ -223,7 +223,7 @@ def _compare(root: Path) -> list[tuple[str, Any]]:
     )  # fmt: skip
     lost = {("predict", "tversky"): Ended(1, {"error": {"message": "lost", "exit_code": 1}})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.compare.children.Children", lambda: FakeChildren(lost))
+        patch.setattr("pipeline.children.Children", lambda: FakeChildren(lost))
         patch.setattr("pipeline.compare.output.draw_all", lambda *_: [])
         first = printed(*words, code=4)
         lost.clear()

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from pipeline.compare.children import Ended, Listener
+from pipeline.children import Ended, Listener
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.measure import dice
 from pipeline.results import SEGMENTATION
@@ -29,7 +29,7 @@ def option(words: Sequence[str], name: str) -> str:
 
 
 class FakeChildren:
-    """Stands for `pipeline.compare.children.Children`.
+    """Stands for `pipeline.children.Children`.
 
     Args:
         fails: ``(verb, part of a word)`` to how the command ends.

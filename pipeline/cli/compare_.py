@@ -133,7 +133,7 @@ def _compare(
 def _run(
     console: Console, state: State, settings: Settings, dataset: Manifest, place: Place, jobs: int
 ) -> None:
-    from pipeline.compare.children import Children
+    from pipeline.children import Children
     from pipeline.compare.progress import Progress
     from pipeline.compare.runner import prepare, run_all
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.children import Listener, Run
 from pipeline.compare.budget import epochs_for_minutes, epochs_for_steps
 from pipeline.compare.cells import CellFailed, Place, measure_cell, run_facts, train_cell, train_words
-from pipeline.compare.children import Listener, Run
 from pipeline.compare.progress import Progress
 from pipeline.compare.state import State
 from pipeline.compare.variants import Cell, Settings, check_sense, fragment_name

@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 from tiny_compare import FakeChildren
 from tiny_data import write_data
 
+from pipeline.children import Ended
 from pipeline.cli import run
 from pipeline.compare.budget import epochs_for_minutes, epochs_for_steps, validation_interval
-from pipeline.compare.children import Ended
 from pipeline.compare.pictures import draw_all
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeChildren:
     children = FakeChildren(shift={"+dice/": 3, "+tversky/": 1})
-    monkeypatch.setattr("pipeline.compare.children.Children", lambda: children)
+    monkeypatch.setattr("pipeline.children.Children", lambda: children)
     monkeypatch.setattr("pipeline.compare.output.draw_all", lambda *_: [])
     return children
 

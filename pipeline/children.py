@@ -104,7 +104,7 @@ class Children:
 
 
 def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    package = Path(__file__).resolve().parents[2]
+    package = Path(__file__).resolve().parents[1]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", *words],

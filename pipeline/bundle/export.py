@@ -21,6 +21,7 @@ from pipeline.bundle.configs import (
 )
 from pipeline.bundle.metadata import Labelling, bundle_metadata
 from pipeline.bundle.open import Bundle, open_bundle
+from pipeline.bundle.record import MANIFEST, PROVENANCE, TRAIN, WEIGHTS, provenance
 from pipeline.bundle.results import read_results
 from pipeline.bundle.run import read_run
 from pipeline.bundle.sums import write_sums
@@ -103,16 +104,18 @@ def export_bundle(
             needed = metadata["config_requirements"]
             needed["inference_fast.json"] = needed["train.json"]
         write_json(configs / "evaluate.json", evaluate_config(contents.config, rules, section))
-        write_json(configs / "train.json", train_config(contents.config))
-        write_json(configs / "manifest.json", _anonymous(contents.manifest).dump())
-        write_json(configs / "metadata.json", metadata)
+        train = train_config(contents.config)
+        write_json(folder / TRAIN, train)
+        write_json(folder / MANIFEST, _anonymous(contents.manifest).dump())
         write_text(configs / "logging.conf", LOGGING)
-        with write_whole(folder / "models" / "model.pt") as stream:
+        with write_whole(folder / WEIGHTS) as stream:
             stream.write(torch_bytes(state))
+        write_json(folder / PROVENANCE, provenance(contents, train, state, folder))
         write_text(folder / "docs" / "README.md", model_card(metadata))
         if contents.manifest.licence:
             write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
         write_text(folder / "LICENSE", licence)
+        write_json(configs / "metadata.json", metadata)
         write_sums(folder)
     return open_bundle(out)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pipeline.bundle.record import PROVENANCE
 from pipeline.bundle.references import resolve
 from pipeline.bundle.results import OVERALL
 from pipeline.bundle.run import Run
@@ -113,6 +114,7 @@ def bundle_metadata(
         "exceptions": {"verify_net_in_out": LIST_OUTPUT} if is_list else {},
         "postprocessing": {manifest.labels[str(value)]: rule.words() for value, rule in rules.items() if rule},
         "commands": _commands(labelling.name, results),
+        "provenance": PROVENANCE,
         "run": {
             "network": run.config.get("network_name"), "loss": run.config.get("loss_name"),
             **{key: run.record.get(key) for key in RECORDED},

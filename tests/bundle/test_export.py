@@ -25,7 +25,7 @@ SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.js
 FILES = [
     "LICENSE", "SHA256SUMS", "configs/evaluate.json", "configs/inference.json", "configs/inference_fast.json",
     "configs/logging.conf", "configs/manifest.json", "configs/metadata.json", "configs/train.json", "docs/README.md",
-    "docs/data_license.txt", "models/model.pt",
+    "docs/data_license.txt", "models/model.pt", "provenance.json",
 ]  # fmt: skip
 ALLOWED = [
     r"\$@bundle_root \+ '/[\w/.]+'",

@@ -1,0 +1,137 @@
+"""What provenance.json holds: all that is needed to train again, and nothing of the author's machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import record_as_trained
+
+from pipeline.bundle import Bundle, export_bundle
+from pipeline.bundle.tensors import read_state, safetensors_bytes, tensors_sha256, torch_bytes
+from pipeline.errors import DataError
+from pipeline.files import sha256_of, write_json
+
+
+def read(root: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((root / "provenance.json").read_text())
+    return document
+
+
+def trained(run_folder: Path, to: Path, **record: Any) -> Path:
+    """A copy of the run whose record says more."""
+    shutil.copytree(run_folder, to)
+    document = json.loads((to / "run.json").read_text())
+    write_json(to / "run.json", {**document, **record})
+    return to
+
+
+def test_it_says_what_was_trained_on_what(bundle: Bundle, run_folder: Path) -> None:
+    found, root = read(bundle.root), bundle.root
+    assert found["config"] == json.loads((root / "configs/train.json").read_text())
+    assert found["config_in_bundle"]["sha256"] == sha256_of(root / "configs/train.json")
+    assert found["manifest"]["sha256"] == sha256_of(run_folder / "manifest.json")
+    assert found["manifest"]["in_bundle"]["sha256"] == sha256_of(root / "configs/manifest.json")
+    assert found["split"]["training"] == ["a", "b"] and found["split"]["validation"] == ["c"]
+    assert found["weights"]["sha256"] == sha256_of(root / "models/model.pt")
+    assert (found["seed"], found["epochs"], found["best"]["epoch"]) == (0, 3, 2)
+    assert bundle.metadata["provenance"] == "provenance.json"
+
+
+def test_sessions_add_up_and_hashes_of_the_data_are_kept(run_folder: Path, tmp_path: Path) -> None:
+    sessions = [
+        {"resumed": False, "began": 0.0, "seconds": 61.5, "versions": {"torch": "2"}},
+        {"resumed": True, "began": 90.0, "seconds": 8.5, "versions": {"torch": "2"}},
+    ]
+    environment = {"versions": {}, "git_revision": "abc", "system": "Linux", "hardware": {"cores": 2}}
+    folder = trained(
+        run_folder, tmp_path / "run", sessions=sessions, environment=environment, threads=2, num_workers=1
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["training"][0]["sha256"] = {manifest["training"][0]["image"]: "0" * 64}
+    write_json(folder / "manifest.json", manifest)
+    record_as_trained(folder)
+    found = read(export_bundle(folder, tmp_path / "bundle").root)
+    assert found["duration_seconds"] == 70.0 and found["sessions"][1]["began"] == "1970-01-01T00:01:30+00:00"
+    assert (found["threads"], found["workers"], found["environment"]) == (2, 1, environment)
+    assert found["manifest"]["files_sha256"] == {manifest["training"][0]["image"]: "0" * 64}
+
+
+def seeds(*folders: str) -> dict[str, Any]:
+    runs = [
+        {
+            "seed": index,
+            "folder": folder,
+            "status": "finished",
+            "epochs": 3,
+            "best": {"epoch": 2, "val_mean_dice": 0.5},
+        }
+        for index, folder in enumerate(folders)
+    ]
+    return {
+        "schema_version": 1,
+        "seeds": runs,
+        "val_mean_dice": {"mean": 0.5, "sd": 0.01, "min": 0.49, "max": 0.51, "n": len(runs)},
+    }
+
+
+def test_the_spread_over_seeds_is_that_of_the_runs_own_series(run_folder: Path, tmp_path: Path) -> None:
+    folder = trained(run_folder, tmp_path / "seed0")
+    write_json(tmp_path / "seeds.json", seeds("seed0", "seed1"))
+    found = read(export_bundle(folder, tmp_path / "bundle").root)["seeds"]
+    assert found["val_mean_dice"]["sd"] == 0.01 and [run["seed"] for run in found["runs"]] == [0, 1]
+    assert "folder" not in found["runs"][0]
+    write_json(tmp_path / "seeds.json", seeds("seed1", "seed2"))
+    assert read(export_bundle(folder, tmp_path / "other").root)["seeds"] is None
+    write_json(tmp_path / "seeds.json", {"seeds": []})
+    with pytest.raises(DataError, match="not a record of several seeds"):
+        export_bundle(folder, tmp_path / "third")
+
+
+def test_one_hash_of_tensors_by_another_way_of_counting() -> None:
+    import numpy as np
+    import torch
+
+    state = {
+        "b": torch.tensor(3),
+        "a": torch.tensor([[1.0, float("nan")]], dtype=torch.float32),
+        "c": torch.ones(0),
+    }
+    expected = hashlib.sha256()
+    expected.update(b'["a", "float32", [1, 2]]\n' + np.array([1.0, np.nan], "<f4").tobytes())
+    expected.update(b'["b", "int64", []]\n' + (3).to_bytes(8, "little"))
+    expected.update(b'["c", "float32", [0]]\n')
+    assert tensors_sha256(state) == expected.hexdigest()
+    turned = {**state, "a": torch.tensor([[1.0], [float("nan")]]).T}
+    assert tensors_sha256(dict(reversed(turned.items()))) == expected.hexdigest()
+    for change in ({"b": torch.tensor(4)}, {"b": torch.tensor(3.0)}, {"c": torch.ones(0, 1)}):
+        assert tensors_sha256({**state, **change}) != expected.hexdigest()
+
+
+def test_safetensors_hold_the_same_tensors_also_where_two_names_share_one(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load
+
+    shared = torch.arange(6.0).reshape(2, 3)
+    torch.save({"one": shared, "two": shared, "count": torch.tensor(2)}, tmp_path / "model.pt")
+    state = read_state(tmp_path / "model.pt")
+    assert state["one"] is state["two"]
+    content = safetensors_bytes(state, tmp_path)
+    again = load(content)
+    assert set(again) == set(state) and torch.equal(again["two"], shared)
+    assert content == safetensors_bytes(read_state(tmp_path / "model.pt"), tmp_path)
+    (tmp_path / "again.pt").write_bytes(torch_bytes(state))
+    assert (tmp_path / "again.pt").read_bytes() == torch_bytes(read_state(tmp_path / "again.pt"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"weight": 1}}])
+def test_weights_that_are_no_state_dict(tmp_path: Path, content: Any) -> None:
+    import torch
+
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(DataError, match="no state dict"):
+        read_state(tmp_path / "model.pt")

@@ -11,7 +11,7 @@ Ctrl-C and SIGTERM end with 130.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,37 @@ class SomeCasesFailed(SegpipeError):  # noqa: N818 - it is the outcome of a batc
 
 
 class RefusedError(SegpipeError):
-    """Something not trusted, or not safe to go on with."""
+    """Something not trusted, or not safe to go on with.
+
+    Args:
+        message, parts: as of `SegpipeError`.
+        findings: each place that speaks against it, with ``file``, ``place``, ``text``, ``reason`` and ``name``, the
+            last of which admits it; for the user's own terminal, as the path is.
+    """
 
     exit_code = REFUSED
+    most_lines = 20
+
+    def __init__(
+        self, message: str, *, findings: Sequence[Mapping[str, str | None]] = (), **parts: Any
+    ) -> None:
+        super().__init__(message, **parts)
+        self.findings = [dict(finding) for finding in findings]
+
+    def as_dict(self, with_path: bool = False) -> dict[str, Any]:
+        """As of `SegpipeError`, with the findings."""
+        more = {"findings": self.findings} if with_path and self.findings else {}
+        return {**super().as_dict(with_path), **more}
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        for each in self.findings[: self.most_lines]:
+            where = " ".join(part for part in (each.get("file"), each.get("place")) if part)
+            admits = f" [--allow '{each['name']}']" if each.get("name") else ""
+            lines.append(f"  - {where or 'archive'}: {each.get('text')}: {each.get('reason')}{admits}")
+        if len(self.findings) > self.most_lines:
+            lines.append(f"  - and {len(self.findings) - self.most_lines} more")
+        return "\n".join(lines)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

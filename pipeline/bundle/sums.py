@@ -11,6 +11,7 @@ from pipeline.errors import RefusedError
 from pipeline.files import sha256_of, write_text
 
 SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"  # at the root; over all files, SHA256SUMS included
 _LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
 
 
@@ -29,7 +30,7 @@ class Difference:
 
 
 def hash_files(root: Path) -> dict[str, str]:
-    """Relative path to SHA-256 of every file of a bundle but ``SHA256SUMS``, sorted.
+    """Relative path to SHA-256 of every file of a bundle but SHA256SUMS and the signature, sorted.
 
     Raises:
         RefusedError: a folder in it is a link, so that its content lies elsewhere.
@@ -38,18 +39,18 @@ def hash_files(root: Path) -> dict[str, str]:
     if linked is not None:
         raise RefusedError("a folder of the bundle is a link", path=linked, hint="copy the folder itself")
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return {name: sha256_of(root / name) for name in names if name != SUMS}
+    return {name: sha256_of(root / name) for name in names if name not in (SUMS, SIGNATURE)}
 
 
 def fingerprint(sums: dict[str, str]) -> str:
     """One SHA-256 for a bundle's content: that of its sorted SHA256SUMS lines."""
-    return hashlib.sha256(_lines(sums).encode()).hexdigest()
+    return hashlib.sha256(sums_text(sums).encode()).hexdigest()
 
 
 def write_sums(root: Path) -> str:
     """Write SHA256SUMS over all files of a bundle and return its `fingerprint`."""
     sums = hash_files(root)
-    write_text(root / SUMS, _lines(sums))
+    write_text(root / SUMS, sums_text(sums))
     return fingerprint(sums)
 
 
@@ -102,5 +103,6 @@ def _read(path: Path) -> dict[str, str]:
     return sums
 
 
-def _lines(sums: dict[str, str]) -> str:
+def sums_text(sums: dict[str, str]) -> str:
+    """The lines of SHA256SUMS."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))

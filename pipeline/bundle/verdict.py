@@ -14,7 +14,8 @@ from pipeline.bundle.logconf import vet_logging
 from pipeline.bundle.names import Names
 from pipeline.bundle.reading import NotReadableError, read_document
 from pipeline.bundle.schema import is_ours, vet_schema
-from pipeline.bundle.sums import SUMS, compare_sums, fingerprint, hash_files
+from pipeline.bundle.signing import check_signature
+from pipeline.bundle.sums import SIGNATURE, SUMS, compare_sums, fingerprint, hash_files
 from pipeline.bundle.versions import requirements, vet_versions
 from pipeline.bundle.vetting import imports_of, vet_config, vet_metadata
 from pipeline.errors import OK, REFUSED, RefusedError
@@ -44,6 +45,7 @@ class Verdict:
         name: what its metadata calls it.
         version: its version.
         sha256: names its content, as results name a bundle.
+        signed_by: fingerprint of the given key, where the bundle is as its owner signed it.
         checks: each check, in the order of running, with those that did not run.
         findings: what is refused, each with its place.
         uses: each place where it would run code.
@@ -56,6 +58,7 @@ class Verdict:
     name: str = ""
     version: str = ""
     sha256: str | None = None
+    signed_by: str | None = None
     checks: list[Check] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
@@ -68,6 +71,11 @@ class Verdict:
     def refused(self) -> bool:
         """Whether anything was found."""
         return bool(self.findings)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is as the owner of a key that the user gave has signed it, and nothing speaks against it."""
+        return self.signed_by is not None and not self.refused
 
     @property
     def exit_code(self) -> int:
@@ -90,10 +98,11 @@ class Verdict:
             if self.intact
             else "it has no SHA256SUMS, so nothing shows a change"
         )
-        return (
-            f"Static checks passed: {hashes}, and its configs name only what is listed or allowed. Not replayed, "
-            "and its signature not checked: who made it is not known, so it is not trusted."
-        )
+        who = f"It is signed with the key {self.signed_by}: trusted, as far as you trust whoever holds that key."
+        if not self.trusted:
+            who = "No signature was checked: who made it is not known, so it is not trusted."
+        names = "its configs name only what is listed or allowed"
+        return f"Static checks passed: {hashes}, and {names}. Not replayed. {who}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the JSON document."""
@@ -101,41 +110,38 @@ class Verdict:
             "bundle": {"name": self.name, "version": self.version, "sha256": self.sha256},
             "verdict": "refused" if self.refused else "static checks passed",
             "intact": self.intact,
-            "trusted": False,  # only a signature could say otherwise
+            "trusted": self.trusted,
+            "signed_by": self.signed_by,
             "checks": [check.as_dict() for check in self.checks],
             "findings": [finding.as_dict() for finding in self.findings],
             "allowed": self.allowed,
         }
 
 
-def verify_bundle(path: str | Path, allow: Collection[str] = ()) -> Verdict:
+def verify_bundle(path: str | Path, allow: Collection[str] = (), key: Path | None = None) -> Verdict:
     """Check a bundle folder or zip file without executing or importing anything of it.
 
     Args:
         path: the bundle.
         allow: names admitted beside the list: classes, functions, modules of imports, files of code, each exactly.
+        key: file of the public key that must have signed it; None checks no signature.
 
     Raises:
-        UsageError: not a bundle.
+        UsageError: not a bundle, not a key, or the packages that check signatures are not installed.
     """
     with unpacked(path) as (root, findings):
         verdict = Verdict()
         _note(verdict, "archive", "links, paths, sizes, special files", findings)
         if root is not None:
-            _Checks(root, frozenset(allow), verdict).run()
+            _Checks(root, frozenset(allow), key, verdict).run()
         ran = {check.name for check in verdict.checks}
         skipped = [name for name in _Checks.NAMES if name not in ran]
         verdict.checks += [
             Check(name, "not run", "the archive is not safe to go on with") for name in skipped
         ]
-        verdict.checks += [
-            Check(
-                "signature",
-                "not run",
-                "no signature was checked: hashes prove intact, never authentic",
-            ),
-            Check("replay", "not run", "the network was not built, and no golden case replayed"),
-        ]
+        verdict.checks.append(
+            Check("replay", "not run", "the network was not built, and no golden case replayed")
+        )
         return verdict
 
 
@@ -151,10 +157,10 @@ def _note(
 class _Checks:
     """The checks of an unpacked bundle, in their order."""
 
-    NAMES = ("hashes", "files", "schema", "versions", "configs", "metadata", "logging")
+    NAMES = ("hashes", "signature", "files", "schema", "versions", "configs", "metadata", "logging")
 
-    def __init__(self, root: Path, allow: frozenset[str], verdict: Verdict) -> None:
-        self.root, self.allow, self.verdict = root, allow, verdict
+    def __init__(self, root: Path, allow: frozenset[str], key: Path | None, verdict: Verdict) -> None:
+        self.root, self.allow, self.key, self.verdict = root, allow, key, verdict
         self.names = Names(allow)
         self.paths = {
             path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()
@@ -163,6 +169,7 @@ class _Checks:
     def run(self) -> None:
         """Run all of them; each goes on where another refused."""
         self._hashes()
+        self._signature()
         self._files()
         documents, unreadable = self._documents()
         metadata = documents.pop(METADATA, None)
@@ -198,6 +205,24 @@ class _Checks:
             for each in differences or []
         ]
         _note(self.verdict, "hashes", f"{len(found)} files are those of {SUMS}", findings, missing)
+
+    def _signature(self) -> None:
+        signed = SIGNATURE in self.paths
+        unsigned = "no signature: hashes prove intact, never authentic"
+        if self.key is None:
+            status: Status = "not run" if signed else "absent"
+            detail = "it is signed, and no key was given to check it with (--key)" if signed else unsigned
+            self.verdict.checks.append(Check("signature", status, detail))
+            return
+        findings = []
+        try:
+            self.verdict.signed_by = check_signature(self.root, self.key)
+        except RefusedError as error:
+            findings = [Finding(SIGNATURE, "", shown(error.found or ""), error.message)]
+        self.verdict.findings += findings
+        outcome: Status = "passed" if not findings else "refused" if signed else "absent"
+        said = f"by the key {self.verdict.signed_by}" if not findings else findings[0].reason
+        self.verdict.checks.append(Check("signature", outcome, said))
 
     def _files(self) -> None:
         self.verdict.sizes = {file: path.stat().st_size for file, path in self.paths.items()}

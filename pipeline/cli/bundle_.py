@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.bundle_packing import pack
+from pipeline.cli.bundle_signing import keygen, sign
 from pipeline.console import Console
 from pipeline.errors import OK
 
@@ -28,15 +30,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @group.command("verify")
-def verify(bundle: Bundle, allow: Allow = None, json: Json = False) -> int:
+def verify(
+    bundle: Bundle,
+    allow: Allow = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")
+    ] = None,
+    json: Json = False,
+) -> int:
     """Check a bundle's archive, hashes, metadata, versions, weights and configs, without executing anything of it.
 
     Each class and function that a config names must be on a list of single names, whatever path leads to it;
     expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
     --allow takes. Exit code 0: the static checks passed. 5: refused. Hashes show that nothing changed, never who made
-    it: a bundle without a signature is not trusted.
+    it: only a bundle that is signed by the key of --key is called trusted, and any other is refused then.
 
     Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
+
+    Example: segpipe bundle verify liver_ct.zip --key clinic.pub.pem
     """
     from pipeline.console import quiet_libraries
 
@@ -45,7 +56,7 @@ def verify(bundle: Bundle, allow: Allow = None, json: Json = False) -> int:
     from pipeline.bundle.finding import printable
     from pipeline.bundle.verdict import verify_bundle
 
-    verdict = verify_bundle(bundle, allow or ())
+    verdict = verify_bundle(bundle, allow or (), key)
     _verdict(console, verdict)
     console.say(printable(verdict.words))
     unused = sorted({*(allow or ())} - {*verdict.allowed})
@@ -74,6 +85,11 @@ def inspect(bundle: Bundle, allow: Allow = None, json: Json = False) -> int:
     _description(console, found)
     console.document(action="inspect", **found)
     return OK
+
+
+group.command("pack")(pack)
+group.command("keygen")(keygen)
+group.command("sign")(sign)
 
 
 def _verdict(console: Console, verdict: Verdict) -> None:

@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
 FILES = (
     "run",
+    "seeds",
     "postprocessing",
     "prediction_event",
     "result",
@@ -128,12 +129,17 @@ def _to_a_plan(root: Path) -> list[tuple[str, Any]]:
 
 def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.children.Children", FakeChildren)
+        seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2)
     return [
         ("compose", printed("compose", root / "manifest.json", "--task", root / "task.yaml")),
         ("train", printed(*words, "--explain")),
         ("train", printed(*words, "--dry-run")),
         ("train", printed(*words, "--epochs", 1)),
         ("run", json.loads((root / "run" / "run.json").read_text())),
+        ("train", seeds),
+        ("seeds", json.loads((root / "seeds" / "seeds.json").read_text())),
         ("export", printed("export", root / "run", root / "bundle")),
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
         ("bundle", printed("bundle", "verify", root / "bundle")),
@@ -279,8 +285,8 @@ def test_the_documents_show_what_there_is_to_show(documents: Documents) -> None:
     events = [event["event"] for event in documents["prediction_event"]]
     assert set(events) == {"start", "crashed", "done", "failed", "skipped"}
     assert {"missing_file"} <= set(documents["check"][-1]["kinds"])
-    assert [set(each) & {"origins", "dry_run", "status"} for each in documents["train"]] == [
-        {"origins"}, {"dry_run"}, {"status"}
+    assert [set(each) & {"origins", "dry_run", "status", "seeds"} for each in documents["train"]] == [
+        {"origins"}, {"dry_run"}, {"status"}, {"seeds"}
     ]  # fmt: skip
     assert documents["evaluate"][0]["failures"] and "rules" in documents["evaluate"][1]
     assert [each["manifest"] is None for each in documents["fetch"]] == [True, False]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.console import Console
 from pipeline.errors import OK, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.children import Children
 
 Task = Annotated[
     str | None, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
@@ -47,8 +51,16 @@ def command(
     seed: Seed = 0,
     threads: Threads = None,
     workers: Workers = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train with so many seeds, from --seed on: OUT/seed0, OUT/seed1, ... [default: one run]",
+        ),
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Run folder to continue, as if never interrupted.")
+        Path | None,
+        typer.Option(help="Run folder, or folder of --seeds, to continue as if never interrupted."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
     explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
@@ -59,16 +71,22 @@ def command(
     Example: segpipe train manifest.json --task task.yaml --network unet --loss dice_ce --out runs/first
 
     Ctrl-C leaves a run that goes on with: segpipe train --resume runs/first
+
+    --seeds 3 trains three times and records how far apart the seeds end, in OUT/seeds.json.
     """
     from pipeline import train
     from pipeline.fingerprint import beside
 
     console = Console("train", as_json=json)
     if resume is not None:
-        if manifest is not None or set_ or epochs is not None:
+        if manifest is not None or set_ or epochs is not None or seeds is not None:
             raise UsageError(
                 "--resume takes its settings from the run",
                 hint="give --resume RUN alone (and --data if it moved)",
+            )
+        if (resume / train.SEEDS).is_file():
+            return several(
+                console, resume, lambda children: train.resume_seeds(resume, children, console.note, data)
             )
         return report(console, train.resume(resume, data), resume)
     if manifest is None or task is None or (out is None and not (dry_run or explain)):
@@ -93,11 +111,48 @@ def command(
         return OK
     if out is None:
         raise UsageError("--out is needed")
+    if seeds is not None:
+        place, kept = Path(composed.config["dataset_dir"]), beside(task)
+        return several(
+            console,
+            out,
+            lambda children: train.train_seeds(
+                composed, manifest, out, seeds, children, console.note, kept, place
+            ),
+        )
     try:
         return report(console, train.start(composed, manifest, out, beside(task)), out)
     except KeyboardInterrupt:
         console.note(f"interrupted; go on with: segpipe train --resume {out}")
         raise
+
+
+def several(console: Console, out: Path, work: Callable[[Children], dict[str, Any]]) -> int:
+    """Train several seeds, each in a process, and say how far apart they ended."""
+    from pipeline.children import Children
+
+    children = Children()
+    try:
+        found = work(children)
+    except KeyboardInterrupt:
+        console.note(f"interrupted; go on with: segpipe train --resume {out}")
+        raise
+    rows = []
+    for each in found["seeds"]:
+        best = each["best"]
+        shown = (best["epoch"], f"{best['val_mean_dice']:.4f}") if best else (None, None)
+        rows.append((each["seed"], each["folder"], each["status"], each["epochs"], *shown))
+    columns = ["seed", "run", "status", "epochs", "best epoch", "validation Dice"]
+    console.table("Seeds", columns, rows)
+    spread = found["val_mean_dice"]
+    if spread["n"]:
+        sd = "unknown" if spread["sd"] is None else f"{spread['sd']:.4f}"
+        console.say(
+            f"validation Dice over {spread['n']} seeds: mean {spread['mean']:.4f}, standard deviation {sd}, "
+            f"range {spread['min']:.4f} to {spread['max']:.4f}"
+        )
+    console.document(run=str(out), seeds=found["seeds"], val_mean_dice=spread)
+    return OK
 
 
 def options(

@@ -1,0 +1,123 @@
+"""Run and resume a training. A thin shell over MONAI's ConfigWorkflow.
+
+The run folder is described in docs/decisions/0001; what runs is its ``config.json``, so
+``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.compose import Composed
+from pipeline.console import quiet_libraries
+from pipeline.errors import UsageError
+from pipeline.files import read_json, sha256_of, write_json
+from pipeline.provenance import environment
+from pipeline.train.failure import unwrap
+from pipeline.train.folder import prepare
+
+
+def start(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
+    """Begin a new run and train to its end; arguments and errors as of `prepare`.
+
+    Returns:
+        The run record.
+    """
+    record = prepare(composed, manifest, out, fingerprint)
+    return _session(out, record, resume=False, data=None)
+
+
+def resume(out: Path, data: Path | None = None) -> dict[str, Any]:
+    """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
+
+    Raises:
+        UsageError: no run there, or its config was changed.
+    """
+    record = read_json(out / "run.json", "run record")
+    if record["status"] == "finished":
+        return record
+    if sha256_of(out / "config.json") != record["config_sha256"]:
+        raise UsageError(
+            "the run's config.json was changed", path=out / "config.json",
+            hint="a changed config is another run: train it with another --out",
+        )  # fmt: skip
+    return _session(out, record, resume=True, data=data)
+
+
+def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None) -> dict[str, Any]:
+    began = time.time()
+    session: dict[str, Any] = {
+        "resumed": resume and (out / "last.pt").is_file(),
+        "began": round(began, 1),
+        "versions": environment()["versions"],
+    }
+    with _locked(out):
+        record["sessions"].append(session)
+        try:
+            _execute(out, resume, data)
+            record["status"] = "finished"
+        except KeyboardInterrupt:
+            record["status"] = "interrupted"
+            raise
+        except BaseException:
+            record["status"] = "failed"
+            raise
+        finally:
+            session["seconds"] = round(time.time() - began, 1)
+            record.update(_best(out))
+            write_json(out / "run.json", record)
+    return record
+
+
+def _execute(out: Path, resume: bool, data: Path | None) -> None:
+    quiet_libraries()
+    from monai.bundle import ConfigWorkflow
+
+    override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
+    if data is not None:
+        override["dataset_dir"] = str(data.resolve())
+    try:
+        workflow = ConfigWorkflow(
+            config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
+        )
+        workflow.initialize()
+        # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
+        workflow.parser.get_parsed_content("train::trainer").run()
+    except Exception as error:
+        raise unwrap(error) from error
+
+
+def _best(out: Path) -> dict[str, Any]:
+    """The best epoch by the history; nothing before the first validation."""
+    import csv
+
+    path = out / "history.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    judged = [row for row in rows if row["val_mean_dice"]]
+    if not judged:
+        return {"epochs": len(rows)}
+    best = max(judged, key=lambda row: float(row["val_mean_dice"]))
+    return {
+        "epochs": len(rows),
+        "best": {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])},
+    }
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
+            ) from error
+        yield

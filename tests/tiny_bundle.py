@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def write_bundle(
     (root / "models").mkdir()
     torch.save(state, root / "models" / "model.pt")
     metadata = {
-        "name": "tiny", "version": version,
+        "name": "tiny", "version": version, "monai_version": installed("monai"),
+        "pytorch_version": installed("torch").partition("+")[0], "numpy_version": installed("numpy"),
         "network_data_format": {
             "inputs": {"image": {"channel_def": {str(i): name for i, name in enumerate(channels)}}},
             "outputs": {"pred": {"channel_def": {str(i): name for i, name in enumerate(labels)}}},

@@ -8,11 +8,13 @@ Two routes give a label map on the source's grid:
 Two engines carry them out, and a case gets the labels that `python -m monai.bundle run` would give it by both:
 
     streaming   where inferer and post-processing are of the closed form as well: scores block by block
-    monai       anything else: inferer and post-processing of the bundle's config on the whole volume
+    monai       anything else: inferer and post-processing of the bundle's config on the whole volume, on the stock route
+                by the bundle's own evaluator
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -29,12 +31,13 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from pipeline.dicom import Series
-from pipeline.errors import DataError, SegpipeError, UsageError, first_cause
+from pipeline.errors import DataError, SegpipeError, UsageError
 from pipeline.inference.glance import Glance, look_at
 from pipeline.inference.output import as_labels
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import Chosen, choose_runtime, torch_runtime
 from pipeline.inference.source import Given, Source, read_headers, read_source
+from pipeline.inference.stock import StockBundle, root_cause, stop_saving
 from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import Windowing
 from pipeline.nifti import Header
@@ -48,6 +51,7 @@ class Recipe:
     Attributes:
         root: the bundle's folder.
         inference: its inference config, not evaluated.
+        metadata: its metadata, which on the stock route the config may refer to.
         weights: path of the state dict.
         channels: number of image channels.
         labels: label value to name.
@@ -72,6 +76,7 @@ class Recipe:
     cleanup: tuple[dict[str, Any], ...] = ()
     max_memory: int | None = None
     runtime: str = "torch"
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def route(self) -> str:
@@ -106,14 +111,23 @@ class Segmenter:
         self.recipe = recipe
         self.device = _device(recipe.device)
         torch.set_num_threads(recipe.threads or min(torch.get_num_threads(), usable_cores()))
-        parser = ConfigParser(config=_without_saving(recipe.inference))
-        parser["bundle_root"] = recipe.root
-        parser["device"] = str(self.device)
         self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
-        if self._typed is not None:  # as an object, so that Invertd refers to the very same
-            parser["preprocessing"] = Compose(self._typed.build(after_reading=True))
         self.engine_reasons = self._why_monai()
         self.engine = "monai" if self.engine_reasons else "streaming"
+        if self._typed is None:
+            self._stock = StockBundle(recipe.root, recipe.inference, recipe.metadata, self.device)
+            self.chosen = self._choose(self._stock.network)
+        else:
+            self._build(recipe, self._typed)
+
+    def _build(self, recipe: Recipe, typed: Preprocessing) -> None:
+        config = copy.deepcopy(recipe.inference)
+        stop_saving(config)
+        parser = ConfigParser(config=config)
+        parser["bundle_root"] = recipe.root
+        parser["device"] = str(self.device)
+        # as an object, so that Invertd refers to the very same
+        parser["preprocessing"] = Compose(typed.build(after_reading=True))
         network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
         self.chosen = self._choose(network)
         if self.engine == "monai":
@@ -121,10 +135,10 @@ class Segmenter:
             self._postprocessing = _parsed(parser, "postprocessing")
             self._inferer = _parsed(parser, "inferer")
             self._network = network
-        elif self._typed is not None:
+        else:
             parser["cleanup"] = list(recipe.cleanup)
             self._streaming = StreamingEngine(
-                self._typed, Windowing(**recipe.windowing or {}), self.chosen.runtime, self.device,
+                typed, Windowing(**recipe.windowing or {}), self.chosen.runtime, self.device,
                 recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
 
@@ -160,8 +174,11 @@ class Segmenter:
         return Segmentation(labels, source.header, glance, seconds)
 
     def _as_monai(self, source: Source, given: Given, seconds: dict[str, float]) -> NDArray[np.uint8]:
+        if self._typed is None:
+            source.forget()
+            return as_labels(self._stock.predict(_paths_of(given), seconds), source.header)
         with _timed(seconds, "preprocess"):
-            image = source.tensor() if self._typed else _paths_of(given)
+            image = source.tensor()
             source.forget()
             batch = list_data_collate([self._preprocessing({"image": image})])
         with _timed(seconds, "network"):
@@ -212,22 +229,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _without_saving(config: dict[str, Any]) -> dict[str, Any]:
-    """The config, less what writes files in its post-processing: results are written elsewhere, whole."""
-    post = config.get("postprocessing")
-    transforms = post.get("transforms") if isinstance(post, dict) else post
-    if not isinstance(transforms, list):
-        return dict(config)
-    kept = [
-        each
-        for each in transforms
-        if not (
-            isinstance(each, dict) and str(each.get("_target_")).split(".")[-1] in ("SaveImaged", "SaveImage")
-        )
-    ]
-    return {**config, "postprocessing": {**post, "transforms": kept} if isinstance(post, dict) else kept}
-
-
 def _parsed(parser: ConfigParser, id: str) -> Any:
     if id not in parser.config:
         raise DataError(
@@ -237,30 +238,22 @@ def _parsed(parser: ConfigParser, id: str) -> Any:
     try:
         value = parser.get_parsed_content(id)
     except Exception as error:
-        raise DataError(f"the bundle's {id!r} cannot be built", found=_root_cause(error)) from error
+        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
     return Compose(value) if isinstance(value, list) else value
 
 
 def _load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
     try:
         state = torch.load(weights, map_location=device, weights_only=True)
-        network.load_state_dict(state)
+        network.load_state_dict(state["model"] if "model" in state else state)  # as MONAI's CheckpointLoader
     except OSError as error:
         raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
     except Exception as error:
         raise DataError(
-            "the bundle's weights do not fit its network", path=weights, found=_root_cause(error)
+            "the bundle's weights do not fit its network", path=weights, found=root_cause(error)
         ) from error
     module: torch.nn.Module = network.to(device).eval()
     return module
-
-
-def _root_cause(error: BaseException) -> str:
-    error = first_cause(error)
-    if isinstance(error, SegpipeError):
-        return error.message
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The process that holds the model: ``python -m pipeline.inference.worker``, spoken to in JSON lines.
+"""The process that holds the model, spoken to in JSON lines; `pipeline.bundle.gate` starts it.
 
-    {"op": "load", "recipe": {...}}                  -> {"ok": true, "device": ..., "versions": {...}}
+    {"op": "load", "recipe": {...}, "terms": ...}    -> {"ok": true, "device": ..., "vetting": {...}, ...}
     {"op": "segment", "paths": [...], "out": FILE}   -> {"ok": true, "voxels": ..., "seconds": ..., ...}
         with "probabilities": FILE, those are written as well
         with "dicom": {"series": ..., "formats": [...], ...} the case is that series, and written as DICOM as well
@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,8 +35,13 @@ if TYPE_CHECKING:
     from pipeline.inference.source import Given
 
 
-def main() -> None:
-    """Answer requests until the other side closes its pipe."""
+def main(vet: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer requests until the other side closes its pipe.
+
+    Args:
+        vet: is given the recipe and the terms before anything of the bundle is executed; what it says goes into the
+            answer, and what it raises is the answer.
+    """
     requests, replies = _claim_pipes()
     die_with_parent()
     segmenter: Segmenter | None = None
@@ -44,7 +49,9 @@ def main() -> None:
         request = json.loads(line)
         try:
             if request["op"] == "load":
+                vetting = vet(request["recipe"], request["terms"])
                 segmenter, reply = _load(request["recipe"])
+                reply["vetting"] = vetting
             elif segmenter is None:
                 raise SegpipeError("the worker was asked to segment before it was given a model")
             else:
@@ -201,6 +208,3 @@ def _unexpected(error: BaseException, may_quote: bool) -> SegpipeError:
         "the case could not be computed", found=f"{type(error).__name__}: {words}".strip(": ")[:300]
     )
 
-
-if __name__ == "__main__":
-    main()

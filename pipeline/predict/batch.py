@@ -51,6 +51,7 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
         {
             "root": str(bundle.root.absolute()),
             "inference": bundle.inference,
+            "metadata": bundle.metadata,
             "weights": str(bundle.weights.absolute()),
             "channels": max(1, len(bundle.channels)),
             "labels": bundle.labels,
@@ -61,6 +62,12 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "cleanup": list(bundle.cleanup),
             "max_memory": options.max_memory,
             "runtime": options.runtime,
+        },
+        {
+            "allow": list(options.allow),
+            "run_unvetted_code": options.run_unvetted_code,
+            "sha256": bundle.sha256,
+            "config_file": bundle.config_file.relative_to(bundle.root).as_posix(),
         },
         options.max_case_memory,
     )
@@ -107,7 +114,7 @@ def predict_cases(
     Raises:
         UsageError: the folder cannot be written to, the disk is full, the model cannot be loaded here.
         DataError: the bundle's config or weights cannot be used.
-        RefusedError: the folder belongs to another bundle, lies in this one or is in use, or another scan or
+        RefusedError: the bundle does not pass the gate, the folder belongs to another bundle, lies in this one or is in use, or another scan or
             something that is no result has a case's name.
     """
     refuse_own_folder(out, bundle)

@@ -53,12 +53,16 @@ class Worker:
 
     Args:
         recipe: the plain values of `pipeline.inference.segmenter.Recipe`.
+        terms: on which the bundle may run, as `pipeline.bundle.gate.vet_recipe` takes them.
         most_bytes: of memory at which it is ended while it is at a case; None for no limit. An address space limit
             would not do, since torch reserves far more than it uses.
     """
 
-    def __init__(self, recipe: dict[str, Any], most_bytes: int | None = None) -> None:
+    def __init__(
+        self, recipe: dict[str, Any], terms: dict[str, Any], most_bytes: int | None = None
+    ) -> None:
         self.recipe = recipe
+        self.terms = terms
         self.most_bytes = most_bytes
         self.about: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,14 +79,14 @@ class Worker:
         """Start the process and load the model, unless both are there.
 
         Raises:
-            CannotGoOnError: the model cannot be loaded.
+            CannotGoOnError: the bundle is refused, or its model cannot be loaded.
         """
         for attempt in range(START_ATTEMPTS):
             if self._process is not None:
                 return
             self._spawn()
             try:
-                self.about = self._ask({"op": "load", "recipe": self.recipe}, None)
+                self.about = self._ask({"op": "load", "recipe": self.recipe, "terms": self.terms}, None)
             except WorkerDiedError as death:
                 if attempt + 1 == START_ATTEMPTS:
                     raise CannotGoOnError(_cannot_start(death)) from death
@@ -127,7 +131,7 @@ class Worker:
         self._answers = b""
         self._words.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.inference.worker"],
+            [sys.executable, "-m", "pipeline.bundle.gate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -65,7 +65,7 @@ def result_of(
     if not item.is_dicom:
         wanted = options.formats_of(item)
         facts["not_written"] = {name: NO_DICOM_SOURCE for name in wanted if name != "nifti"}
-    told = ("engine", "engine_reasons", "runtime", "runtime_reasons", "device", "threads", "versions")
+    told = ("vetting", "engine", "engine_reasons", "runtime", "runtime_reasons", "device", "threads", "versions")
     return {
         "schema_version": SCHEMA_VERSION,
         "id": item.id,

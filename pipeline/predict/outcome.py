@@ -48,6 +48,8 @@ class Options:
         max_memory: bytes that the worker may plan with; None for what the machine has.
         max_case_memory: bytes at which the worker is ended; None for no limit.
         probabilities: write the probabilities of all classes beside the labels.
+        allow: names that a bundle may use beside the list of admitted ones.
+        run_unvetted_code: run a bundle that did not pass the static checks.
         formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
         runtime: of `RUNTIMES`.
     """
@@ -60,6 +62,8 @@ class Options:
     max_memory: int | None = None
     max_case_memory: int | None = None
     probabilities: bool = False
+    allow: tuple[str, ...] = ()
+    run_unvetted_code: bool = False
     formats: tuple[str, ...] | None = None
     runtime: str = "auto"
 

@@ -32,7 +32,8 @@ def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker]) -> 
     original = batch.worker_for
 
     def worker_for(*arguments: Any) -> LentWorker:
-        recipe = original(*arguments).recipe
-        return lent.setdefault(json.dumps(recipe, sort_keys=True), LentWorker(recipe))
+        made = original(*arguments)
+        key = json.dumps([made.recipe, made.terms], sort_keys=True)
+        return lent.setdefault(key, LentWorker(made.recipe, made.terms))
 
     monkeypatch.setattr(batch, "worker_for", worker_for)

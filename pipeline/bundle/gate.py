@@ -1,0 +1,144 @@
+"""The gate: nothing of a bundle is instantiated, evaluated or imported before its static checks passed.
+
+`python -m pipeline.bundle.gate` is the worker of a batch behind the gate. The checks resolve names in MONAI and torch,
+which the worker imports anyway and the parent of a batch never does.
+
+What is covered: the configs and the metadata that the worker executes are those that were vetted, as they are handed
+over as data and read from no file again, and the files are those that the parent hashed. Not covered is who can write
+to the bundle's folder while it runs: weights, which torch loads with ``weights_only``, and Python files that were
+allowed are opened after they were vetted. A zip file is unpacked where only its user can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bundle.archive import METADATA
+from pipeline.errors import RefusedError
+
+if TYPE_CHECKING:
+    from pipeline.bundle.finding import Finding
+
+FLAG = "--run-unvetted-code"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a bundle is let through.
+
+    Attributes:
+        allow: names admitted beside the list, as of `pipeline.bundle.verdict.verify_bundle`.
+        run_unvetted_code: let it through whatever is found.
+    """
+
+    allow: tuple[str, ...] = ()
+    run_unvetted_code: bool = False
+
+
+def require_vetted(path: str | Path, terms: Terms = Terms()) -> dict[str, Any]:
+    """Vet a bundle before anything of it runs in this process.
+
+    Returns:
+        What results say of it: ``passed``, ``findings`` (their number), ``allowed`` and ``intact``.
+
+    Raises:
+        UsageError: not a bundle.
+        RefusedError: it did not pass, and the terms do not let it through all the same.
+    """
+    return _judge(path, terms)
+
+
+def require_vetted_sources(files: Iterable[str | Path | None], terms: Terms) -> None:
+    """Vet each bundle that one of the files lies in; names of fragments and None are passed over.
+
+    Raises:
+        RefusedError: a bundle did not pass.
+    """
+    for root in dict.fromkeys(bundle_around(Path(file)) for file in files if file is not None):
+        if root is not None:
+            require_vetted(root, terms)
+
+
+def bundle_around(file: Path) -> Path | None:
+    """The innermost bundle folder that a file lies in."""
+    folders = file.resolve().parents if file.exists() else ()
+    return next((folder for folder in folders if (folder / METADATA).is_file()), None)
+
+
+def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Vet what a worker is about to execute: the bundle on the disk, and the documents that it was handed.
+
+    Args:
+        recipe: the plain values of `pipeline.inference.segmenter.Recipe`.
+        terms: those of `Terms`, and ``sha256`` of the bundle and ``config_file`` below it.
+
+    Returns:
+        As `require_vetted`.
+
+    Raises:
+        RefusedError: as `require_vetted`, or its files are not those that were hashed.
+    """
+    documents = {terms["config_file"]: recipe["inference"], METADATA: recipe["metadata"]}
+    agreed = Terms(tuple(terms["allow"]), bool(terms["run_unvetted_code"]))
+    return _judge(recipe["root"], agreed, documents, terms["sha256"])
+
+
+def _judge(
+    path: str | Path,
+    terms: Terms,
+    documents: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
+) -> dict[str, Any]:
+    from pipeline.bundle.finding import printable
+    from pipeline.bundle.verdict import verify_bundle
+
+    verdict = verify_bundle(path, terms.allow)
+    if sha256 is not None and verdict.sha256 not in (sha256, None):
+        raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
+    found = [*verdict.findings, *_vet_documents(documents or {}, terms.allow)]
+    findings = list(dict.fromkeys(found))  # what is handed over is what lies there, or else is found as well
+    if findings and not terms.run_unvetted_code:
+        raise RefusedError(
+            "the bundle did not pass the static checks, and nothing of it was run", path=path,
+            found="1 finding" if len(findings) == 1 else f"{len(findings)} findings", hint=_hint(findings),
+            findings=[
+                {name: text and printable(text) for name, text in each.as_dict().items()} for each in findings
+            ],
+        )  # fmt: skip
+    return {
+        "passed": not findings,
+        "findings": len(findings),
+        "allowed": verdict.allowed,
+        "intact": verdict.intact,
+    }
+
+
+def _vet_documents(documents: Mapping[str, Any], allow: Collection[str]) -> list[Finding]:
+    from pipeline.bundle.names import Names
+    from pipeline.bundle.vetting import imports_of, vet_config, vet_metadata
+
+    names = Names(allow)
+    for document in documents.values():
+        for alias, name in imports_of(document):
+            names.add_import(alias, name)
+    uses = [
+        use
+        for file, document in documents.items()
+        for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
+    ]
+    return [finding for use in uses for finding in use.findings]
+
+
+def _hint(findings: Iterable[Finding]) -> str:
+    nameable = any(finding.name for finding in findings)
+    single = "read each place and admit its name with --allow, or " if nameable else ""
+    return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"
+
+
+if __name__ == "__main__":
+    from pipeline.inference.worker import main
+
+    main(vet_recipe)

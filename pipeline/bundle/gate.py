@@ -11,16 +11,15 @@ allowed are opened after they were vetted. A zip file is unpacked where only its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.bundle.archive import METADATA
+from pipeline.bundle.archive import METADATA, unpacked
+from pipeline.bundle.finding import Finding, printable
 from pipeline.errors import RefusedError
-
-if TYPE_CHECKING:
-    from pipeline.bundle.finding import Finding
 
 FLAG = "--run-unvetted-code"
 
@@ -36,6 +35,27 @@ class Terms:
 
     allow: tuple[str, ...] = ()
     run_unvetted_code: bool = False
+
+
+@contextmanager
+def bundle_folder(path: str | Path) -> Iterator[Path]:
+    """The folder of a bundle, which a zip file becomes for the time of the block.
+
+    Raises:
+        UsageError: a file that holds no bundle.
+        RefusedError: an archive that is not safe to be unpacked, whatever the terms.
+    """
+    path = Path(path)
+    if not path.is_file():  # a folder; of what is not there, `open_bundle` speaks
+        yield path
+        return
+    with unpacked(path) as (root, findings):
+        if root is None:
+            raise RefusedError(
+                "the bundle's archive is not safe to be unpacked", path=path, findings=_plain(findings),
+                hint="get it from whom you trust",
+            )  # fmt: skip
+        yield root
 
 
 def require_vetted(path: str | Path, terms: Terms = Terms()) -> dict[str, Any]:
@@ -92,7 +112,6 @@ def _judge(
     documents: Mapping[str, Any] | None = None,
     sha256: str | None = None,
 ) -> dict[str, Any]:
-    from pipeline.bundle.finding import printable
     from pipeline.bundle.verdict import verify_bundle
 
     verdict = verify_bundle(path, terms.allow)
@@ -104,9 +123,7 @@ def _judge(
         raise RefusedError(
             "the bundle did not pass the static checks, and nothing of it was run", path=path,
             found="1 finding" if len(findings) == 1 else f"{len(findings)} findings", hint=_hint(findings),
-            findings=[
-                {name: text and printable(text) for name, text in each.as_dict().items()} for each in findings
-            ],
+            findings=_plain(findings),
         )  # fmt: skip
     return {
         "passed": not findings,
@@ -130,6 +147,10 @@ def _vet_documents(documents: Mapping[str, Any], allow: Collection[str]) -> list
         for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
     ]
     return [finding for use in uses for finding in use.findings]
+
+
+def _plain(findings: Sequence[Finding]) -> list[dict[str, str | None]]:
+    return [{name: text and printable(text) for name, text in each.as_dict().items()} for each in findings]
 
 
 def _hint(findings: Iterable[Finding]) -> str:

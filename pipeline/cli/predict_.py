@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.terms import Allow, RunUnvetted
 from pipeline.console import Console
 from pipeline.errors import OK, SOME_FAILED
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a MONAI bundle.", metavar="BUNDLE")],
+    bundle: Annotated[Path, typer.Argument(help="MONAI bundle: a folder, or one zip file.", metavar="BUNDLE")],
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -73,6 +74,8 @@ def command(
     data: Annotated[
         Path | None, typer.Option(help="Folder of a manifest's files [default: its own].")
     ] = None,
+    allow: Allow = None,
+    run_unvetted_code: RunUnvetted = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Segment NIfTI images and DICOM series with a bundle, each into its own folder.
@@ -82,11 +85,15 @@ def command(
     interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
     or was refused. Several NIfTI channels are files _0000, _0001 and so on.
 
+    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each name
+    that they found; else it is refused, with exit code 5.
+
     Example: segpipe predict bundles/hippocampus_mri scans/ results/
 
     Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
     """
     from pipeline.bundle import open_bundle
+    from pipeline.bundle.gate import bundle_folder
     from pipeline.predict import Options, find_work, make_rules, parse_formats, parse_runtime
     from pipeline.predict.memory import parse_bytes
 
@@ -96,18 +103,20 @@ def command(
         max_memory=None if max_memory is None else parse_bytes(max_memory),
         max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
         probabilities=probabilities, formats=parse_formats(formats or []), runtime=parse_runtime(runtime),
+        allow=tuple(allow or ()), run_unvetted_code=run_unvetted_code,
     )  # fmt: skip
-    opened = open_bundle(bundle)
-    rules = make_rules(
-        opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
-    )  # fmt: skip
-    with console.progress() as bar:
-        task = bar.add_task("reading headers", total=None)
-        work = find_work(
-            inputs, rules, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+    with bundle_folder(bundle) as folder:
+        opened = open_bundle(folder, changed_too=run_unvetted_code)
+        rules = make_rules(
+            opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
         )  # fmt: skip
-    outcomes = _with_progress(console, opened, work, out, options)
+        with console.progress() as bar:
+            task = bar.add_task("reading headers", total=None)
+            work = find_work(
+                inputs, rules, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
+        outcomes = _with_progress(console, opened, work, out, options)
     return _report(console, opened, work, outcomes)
 
 
@@ -152,8 +161,12 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
         console.say(f"computed with torch: {'; '.join(reasons)}")
     if bundle.outside:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.outside)}")
+    vetting = next((each.result.get("vetting") for each in outcomes if each.status == "done"), None)
+    for remark in _trust(bundle, vetting or {}):
+        console.say(remark)
     console.document(
         bundle={"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        vetting=vetting,
         counts=counts,
         cases=[
             {
@@ -173,6 +186,18 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
         passed_over=work.passed_over,
     )
     return SOME_FAILED if counts["failed"] or counts["refused"] else OK
+
+
+def _trust(bundle: Bundle, vetting: dict[str, Any]) -> list[str]:
+    """What is to be said of running this bundle's code."""
+    said = []
+    if vetting.get("passed") is False:
+        said.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
+    if vetting.get("allowed"):
+        said.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
+    if bundle.intact is None:
+        said.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
+    return said
 
 
 def _remark(outcome: Outcome) -> str | None:

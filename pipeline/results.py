@@ -1,8 +1,9 @@
 """The result folder of a batch, shared by what writes it and what reads it.
 
     OUT/
-      <case id>/segmentation.nii.gz   uint8 label map on the source's grid
+      <case id>/segmentation.nii.gz   uint8 label map on the source's grid; (X, Y, Z, C) masks where regions overlap
       <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
+      <case id>/probability_1.nii.gz, entropy.nii.gz   float32 of label 1, and of all, where they were asked for
       <case id>/seg.dcm, labelmap.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, of a DICOM source, as asked for
       <case id>/overlay.png           the slice with most labelled voxels, with outlines
       <case id>/result.json           volumes, times, flags; no path and no header text
@@ -30,6 +31,7 @@ from pipeline.files import append_line, cannot_write
 
 SEGMENTATION = "segmentation.nii.gz"
 PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
+ENTROPY = "entropy.nii.gz"
 RESULT = "result.json"
 OVERLAY = "overlay.png"
 SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
@@ -170,6 +172,11 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
             hint="leave one of them there, or name a folder of one prediction's files",
         )  # fmt: skip
     return root / found[0] if found else None
+
+
+def probability_name(value: int) -> str:
+    """File of the probabilities of one label, where only some were asked for."""
+    return f"probability_{value}.nii.gz"
 
 
 def find_probabilities(root: str | Path, case_id: str) -> Path | None:

@@ -31,6 +31,7 @@ def write_bundle(
     labels: tuple[str, ...] = ("background", "bright"),
     channels: tuple[str, ...] = ("MRI",),
     version: str = "0.1.0",
+    activation: str = "softmax",
 ) -> Path:
     """A bundle whose default network marks what is brighter than `THRESHOLD`."""
     import torch
@@ -77,12 +78,15 @@ def write_bundle(
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+                {"_target_": "Activationsd", "keys": "pred", activation: True},
                 {
                     "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
                     "nearest_interp": False, "to_tensor": True,
                 },
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                {
+                    "_target_": "AsDiscreted", "keys": "pred",
+                    **({"argmax": True} if activation == "softmax" else {"threshold": 0.5}),
+                },
                 {
                     "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg",
                     "output_ext": ".nii.gz", "output_dtype": "uint8", "resample": False, "separate_folder": False,

@@ -49,6 +49,8 @@ class Bundle:
         overlap: share by which windows overlap.
         sw_batch_size: windows in one forward pass.
         window_mode: how overlapping windows are weighted, ``gaussian`` or ``constant``.
+        regions: how many regions the scores have that may overlap, one a channel under a sigmoid: labels 1 and up;
+            0 where there is one label map.
     """
 
     root: Path
@@ -71,6 +73,7 @@ class Bundle:
     overlap: float = 0.25
     sw_batch_size: int = 1
     window_mode: Literal["gaussian", "constant"] = "constant"
+    regions: int = 0
 
 
 def open_bundle(path: str | Path, changed_too: bool = False) -> Bundle:
@@ -105,11 +108,14 @@ def open_bundle(path: str | Path, changed_too: bool = False) -> Bundle:
     outside += deviations(inference)
     outside += [] if weights.name == "model.pt" else ["weights: not models/model.pt"]
     labels, channels = _meaning(metadata)
+    regions = _regions(metadata, len(labels)) if _has_sigmoid(inference) else 0
+    if regions or len(labels) == 1:  # each channel is a label, and none is the background
+        labels = {0: "background"} | {value: name for value, name in enumerate(labels.values(), 1)}
     return Bundle(
         root=root, name=str(metadata.get("name") or root.resolve().name),
         version=str(metadata.get("version", "0")), metadata=metadata, inference=inference,
         config_file=config_file, weights=weights, sha256=sha256, intact=intact, labels=labels, channels=channels,
-        outside=tuple(outside), **found,
+        outside=tuple(outside), regions=regions, **found,
     )  # fmt: skip
 
 
@@ -182,6 +188,23 @@ def _read_postprocessing(postprocessing: Any, found: dict[str, Any], outside: li
     found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
 
 
+def _regions(metadata: dict[str, Any], named: int) -> int:
+    """Number of sigmoid channels where there are several; a single one may be named together with the background."""
+    pred = ((metadata.get("network_data_format") or {}).get("outputs") or {}).get("pred") or {}
+    channels = pred.get("num_channels", named)
+    return channels if isinstance(channels, int) and channels == named > 1 else 0
+
+
+def _has_sigmoid(config: dict[str, Any]) -> bool:
+    """Whether the post-processing takes each channel for itself."""
+    steps = resolve(config.get("postprocessing"), config)
+    steps = steps.get("transforms") if isinstance(steps, dict) else steps
+    return isinstance(steps, list) and any(
+        isinstance(step, dict) and _short(step) == "Activationsd" and step.get("sigmoid") is True
+        for step in steps
+    )
+
+
 def _short(component: dict[str, Any]) -> str:
     return str(component.get("_target_", "")).rsplit(".", 1)[-1]
 
@@ -215,7 +238,7 @@ def _mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
-    """Labels by value and channel names; a single sigmoid channel is label 1."""
+    """Meaning of the scores' channels by number, and names of the input channels."""
     formats = metadata.get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
 
@@ -228,6 +251,4 @@ def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
         labels, channels = channel_def("outputs", "pred"), channel_def("inputs", "image")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
-    if len(labels) == 1:
-        labels = {0: "background", 1: labels[min(labels)]}
     return labels, list(channels.values())

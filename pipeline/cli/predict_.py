@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="MONAI bundle: a folder, or one zip file.", metavar="BUNDLE")],
+    bundle: Annotated[
+        Path, typer.Argument(help="MONAI bundle: a folder, or one zip file.", metavar="BUNDLE")
+    ],
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -64,6 +66,15 @@ def command(
         bool,
         typer.Option("--probabilities", help="Write the probabilities of all classes beside the labels."),
     ] = False,
+    probabilities_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write those of these labels alone, a file each, e.g. liver,spleen.", metavar="LABELS"
+        ),
+    ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Write the entropy of the probabilities, in nats.")
+    ] = False,
     pseudonymise: Annotated[
         bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
     ] = False,
@@ -94,7 +105,7 @@ def command(
     """
     from pipeline.bundle import open_bundle
     from pipeline.bundle.gate import bundle_folder
-    from pipeline.predict import Options, find_work, make_rules, parse_formats, parse_runtime
+    from pipeline.predict import Options, find_work, make_rules, parse_formats, parse_runtime, parse_words
     from pipeline.predict.memory import parse_bytes
 
     console = Console("predict", as_json=json)
@@ -104,6 +115,7 @@ def command(
         max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
         probabilities=probabilities, formats=parse_formats(formats or []), runtime=parse_runtime(runtime),
         allow=tuple(allow or ()), run_unvetted_code=run_unvetted_code,
+        probabilities_of=parse_words(probabilities_of or []), entropy=entropy,
     )  # fmt: skip
     with bundle_folder(bundle) as folder:
         opened = open_bundle(folder, changed_too=run_unvetted_code)

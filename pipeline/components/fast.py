@@ -99,7 +99,8 @@ class FastPrediction:
         self._engine.foresee(read_headers(paths, channels))
         source = read_source(paths, channels)
         with torch.inference_mode():
-            write_labels(out, self._engine.segment(source, {}), source.header)
+            labels = self._engine.segment(source, {})
+            write_labels(out, labels, source.header, self._engine.regions)
 
 
 def _stock_name(path: Path) -> str:

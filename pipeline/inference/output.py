@@ -16,8 +16,11 @@ from pipeline.errors import DataError
 from pipeline.nifti import FORMS_TOLERANCE_MM, GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
 
 
-def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> None:
+def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:
     """Write a label map (X, Y, Z) on the grid of its source, with a header that carries nothing else of it.
+
+    Where bits of a voxel say to which of so many ``regions`` it belongs, the image is (X, Y, Z, regions) with a
+    mask for each, as stock MONAI saves several channels.
 
     Sform and qform say what the source's say, so that every reader finds the two on one grid, whichever form it
     takes. Where the source has one of them, the other is made from it, if a rotation and voxel sizes can say it.
@@ -26,12 +29,19 @@ def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header) -> N
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
-    write_nifti(_image(labels, grid, np.uint8), path)
+    if not regions:
+        write_nifti(_image(labels, grid, np.uint8), path)
+        return
+    with filled_file(path, (*labels.shape, regions), grid, np.uint8) as masks:
+        for region in range(regions):
+            np.bitwise_and(labels >> region, 1, out=masks[..., region])
 
 
 @contextmanager
-def probability_file(path: str | Path, shape: tuple[int, ...], grid: Header) -> Iterator[NDArray[np.float32]]:
-    """An array (X, Y, Z, C) of probabilities to fill; at the end of the block it is written as an image.
+def filled_file(
+    path: str | Path, shape: tuple[int, ...], grid: Header, dtype: type[np.generic] = np.float32
+) -> Iterator[NDArray[Any]]:
+    """An array (X, Y, Z) or (X, Y, Z, C) of zeros to fill; at the end of the block it is written as an image.
 
     It lies in a file beside the image meanwhile, not in memory.
 
@@ -41,12 +51,11 @@ def probability_file(path: str | Path, shape: tuple[int, ...], grid: Header) -> 
     beside = Path(path).with_name(f".{Path(path).name}.raw")
     try:
         with beside.open("wb") as stream:
-            os.posix_fallocate(
-                stream.fileno(), 0, 4 * math.prod(shape)
-            )  # a full disk is found now, as an error
-        values = np.memmap(beside, np.float32, "r+", shape=shape, order="F")
+            size = np.dtype(dtype).itemsize * math.prod(shape)
+            os.posix_fallocate(stream.fileno(), 0, size)  # a full disk is found now, as an error
+        values = np.memmap(beside, dtype, "r+", shape=shape, order="F")
         yield values
-        write_nifti(_image(values, grid, np.float32), path)
+        write_nifti(_image(values, grid, dtype), path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -64,14 +73,16 @@ def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:
     return image
 
 
-def as_labels(prediction: Any, grid: Header) -> NDArray[np.uint8]:
+def as_labels(prediction: Any, grid: Header, regions: int = 0) -> NDArray[np.uint8]:
     """The label map (X, Y, Z) that MONAI's transforms give as a tensor (1, X, Y, Z).
+
+    With ``regions`` the tensor has a mask for each (regions, X, Y, Z), and bits of a voxel say in which it lies.
 
     Raises:
         DataError: it is no label map on the image's grid.
     """
     values = np.asarray(prediction.cpu())
-    expected = (1, *grid.shape[:3])
+    expected = (regions or 1, *grid.shape[:3])
     if values.shape != expected:
         raise DataError(
             "the bundle does not give one label map on the image's grid", found=f"shape {values.shape}",
@@ -85,8 +96,10 @@ def as_labels(prediction: Any, grid: Header) -> NDArray[np.uint8]:
             hint="its post-processing must undo what its preprocessing did, by Invertd",
         )  # fmt: skip
     labels = values[0].astype(np.uint8)
-    if not np.array_equal(labels, values[0]):
-        raise DataError("the bundle does not give whole label values from 0 to 255")
+    if not np.array_equal(labels, values[0]) or (regions and values.max() > 1):
+        raise DataError("the bundle does not give whole label values from 0 to 255, or masks of 0 and 1")
+    for region, mask in enumerate(values[1:], 1):
+        labels |= (mask > 0).astype(np.uint8) << region
     return labels
 
 
@@ -96,7 +109,7 @@ def grid_moved(affine: NDArray[np.float64], grid: Header) -> bool:
 
 
 def describe(
-    labels: NDArray[np.uint8], affine: NDArray[np.float64], names: Mapping[int, str]
+    labels: NDArray[np.uint8], affine: NDArray[np.float64], names: Mapping[int, str], regions: int = 0
 ) -> dict[str, Any]:
     """Volumes and flags of a label map.
 
@@ -104,15 +117,16 @@ def describe(
         labels: (X, Y, Z).
         affine: (4, 4), voxel index to mm; its determinant is a voxel's volume.
         names: label value to name; 0 is background and is not listed.
+        regions: how many of the bits of ``labels`` are regions that may overlap, the first one label 1.
 
     Returns:
         ``voxels`` and ``volumes_ml`` by label name (0 where a label is absent), and ``flags``: ``empty`` (no label
         at all), ``touches_border`` (names of labels with a voxel on a face of the image, so perhaps cut off).
     """
-    counts = np.bincount(labels.ravel(), minlength=256)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
     faces = [np.take(labels, index, axis) for axis in range(3) for index in (0, -1)]
-    border = set(np.unique(np.concatenate([face.ravel() for face in faces])).tolist())
+    counts = by_label(np.bincount(labels.ravel(), minlength=256), regions)
+    border = by_label(np.bincount(np.concatenate([face.ravel() for face in faces]), minlength=256), regions)
     known = {value: name for value, name in sorted(names.items()) if value != 0}
     known |= {
         int(value): f"label {value}" for value in np.flatnonzero(counts) if value and value not in known
@@ -122,6 +136,32 @@ def describe(
         "volumes_ml": {name: round(int(counts[value]) * voxel_ml, 6) for value, name in known.items()},
         "flags": {
             "empty": not counts[1:].any(),
-            "touches_border": [name for value, name in known.items() if value in border],
+            "touches_border": [name for value, name in known.items() if border[value]],
         },
     }
+
+
+def by_label(counts: NDArray[np.int64], regions: int) -> NDArray[np.int64]:
+    """Voxels of each label: of how often each byte occurs, the bytes whose bit says that a region is there.
+
+    Args:
+        counts: (256,).
+        regions: how many bits are regions; 0 where a byte is a label.
+    """
+    if not regions:
+        return counts
+    labels = np.zeros_like(counts)
+    for region in range(regions):
+        labels[region + 1] = counts[np.arange(256) >> region & 1 == 1].sum()
+    return labels
+
+
+def painted(labels: NDArray[np.uint8], regions: int) -> NDArray[np.uint8]:
+    """Overlapping regions as one label map to be shown: where several are, the smallest one."""
+    if not regions:
+        return labels
+    sizes = by_label(np.bincount(labels.ravel(), minlength=256), regions)
+    shown = np.zeros(256, np.uint8)
+    for label in sorted(range(1, regions + 1), key=lambda label: -sizes[label]):
+        shown[np.arange(256) >> (label - 1) & 1 == 1] = label
+    return shown[labels]

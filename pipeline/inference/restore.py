@@ -20,11 +20,12 @@ from pipeline.errors import DataError
 from pipeline.inference.cells import Cells, Ends, between, blended, chosen, corner_label, merged
 from pipeline.inference.grids import Way
 from pipeline.inference.halos import HALO, Halos
+from pipeline.inference.kept import Kept
 from pipeline.inference.linear import Table, parallel_tables, places_of
 from pipeline.inference.windows import Block, WindowGrid
 from pipeline.inference.winners import Activation, Best, activate, marks, winners_of
 
-MOST_CLASSES = 256  # labels are written in one byte
+MOST_CLASSES, MOST_REGIONS = 256, 8  # what a byte holds as one label, or as a bit each
 DENSE = 0.2  # share of undecided voxels above which it is faster to interpolate all
 CHUNK = 1 << 22  # values that are held at a time
 
@@ -35,11 +36,12 @@ class Restorer:
     Args:
         way: how the source's grid and the network's belong together.
         grid: where the windows of the network's grid lie.
-        activation: ``softmax`` over the classes, or ``sigmoid`` of one.
-        probabilities: an array (X, Y, Z, C) float32 on the source's grid that is filled as well, or None.
+        activation: ``softmax`` over the classes, or ``sigmoid`` of one or of several that may overlap.
+        kept: arrays on the source's grid that are filled as well, or None.
 
     Attributes:
-        labels: (X, Y, Z) uint8 on the source's grid; 0 where the network did not look.
+        labels: (X, Y, Z) uint8 on the source's grid; 0 where the network did not look. Under a sigmoid bit c says
+            whether a voxel belongs to channel c.
         undecided: how many voxels were interpolated.
     """
 
@@ -48,7 +50,7 @@ class Restorer:
         way: Way,
         grid: WindowGrid,
         activation: Activation,
-        probabilities: NDArray[np.float32] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.way, self.grid, self.activation = way, grid, activation
         self.labels = np.zeros(way.source_shape, np.uint8, order="F")
@@ -57,7 +59,8 @@ class Restorer:
         self._order = sorted(
             range(3), key=lambda axis: -abs(self._turned.strides[axis])
         )  # as it lies in memory
-        self._probabilities = None if probabilities is None else way.turned(probabilities)
+        self._kept = None if kept is None else kept.viewed(way.turned)
+        self._laid = self._kept and self._kept.viewed(lambda array: array.transpose(self._order))
         self._shift = [offset - before for offset, (before, _) in zip(way.offset, grid.pad, strict=True)]
         self._seen = way.seen
         self._matrix = np.eye(4) if way.backward is None else way.backward
@@ -71,10 +74,10 @@ class Restorer:
     def take(self, block: Block) -> None:
         """Restore the voxels whose cells end in a block."""
         classes = len(block.scores)
-        if classes > MOST_CLASSES or (self.activation == "sigmoid" and classes != 1):
+        if classes > (MOST_CLASSES if self.activation == "softmax" else MOST_REGIONS):
             raise DataError(
-                "the bundle does not give one label map", found=f"{self.activation} over {classes} channels",
-                expected=f"softmax over at most {MOST_CLASSES} channels, or sigmoid over one",
+                "the bundle has too many labels", found=f"{self.activation} over {classes} channels",
+                expected=f"softmax over at most {MOST_CLASSES} channels, or sigmoid over {MOST_REGIONS}",
             )  # fmt: skip
         activate(self._halos.inner(block), self.activation)
         self._halos.fill(block)
@@ -125,8 +128,10 @@ class Restorer:
         open_voxels = np.nonzero(decided == undecided)
         decided[decided == none] = 0
         self.undecided += len(open_voxels[0])
-        if self._probabilities is not None or len(open_voxels[0]) > DENSE * decided.size:
-            self._blend(block.scores, ends, box)
+        if len(open_voxels[0]) > DENSE * decided.size or (
+            self._kept and self._kept.needs_all(len(block.scores))
+        ):
+            self._blend(block.scores, ends, box, decide=True)
             return
         for part in parts(len(open_voxels[0]), len(block.scores)):
             picked = tuple(voxels[part] for voxels in open_voxels)
@@ -134,9 +139,11 @@ class Restorer:
             cells = [[chosen(end, place) for end in pair] for pair, place in zip(ends, places, strict=True)]
             decided[picked] = winners_of(between(block.scores, cells), self.activation).numpy()
         self._turned.transpose(self._order)[tuple(box[axis] for axis in self._order)] = decided
+        if self._kept is not None:
+            self._blend(block.scores, ends, box, decide=False)
 
-    def _blend(self, scores: torch.Tensor, ends: Cells, box: Sequence[slice]) -> None:
-        """Interpolate all voxels of a box, class after class: where most are undecided, or all are asked for."""
+    def _blend(self, scores: torch.Tensor, ends: Cells, box: Sequence[slice], decide: bool) -> None:
+        """Interpolate all voxels of a box, class after class: to decide where most are open, or what is kept."""
         tables, (slow, *others) = [ends[axis] for axis in self._order], [box[axis] for axis in self._order]
         rows = max(1, CHUNK // math.prod(part.stop - part.start for part in others))
         for first in range(slow.start, slow.stop, rows):
@@ -145,11 +152,15 @@ class Restorer:
             cells = [[chosen(end, own) for end in tables[0]], *tables[1:]]
             best = Best(self.activation)
             for label, volume in enumerate(scores):
+                if not decide and not (self._laid and self._laid.needs(label)):
+                    continue
                 values = blended(volume.permute(self._order), cells)
-                best.meet(label, values)
-                if self._probabilities is not None:
-                    self._probabilities[..., label].transpose(self._order)[place] = values.numpy()
-            self._turned.transpose(self._order)[place] = best.labels.numpy()
+                if self._laid is not None:
+                    self._laid.put(label, place, values)
+                if decide:
+                    best.meet(label, values)
+            if decide:
+                self._turned.transpose(self._order)[place] = best.labels.numpy()
 
     def _restore_tilted(self, block: Block, winners: NDArray[Any]) -> None:
         box = self._box_around(block)
@@ -186,17 +197,18 @@ class Restorer:
         open_voxels = np.flatnonzero(decided == undecided)
         self.undecided += len(open_voxels)
         decided[decided == none] = 0
-        if self._probabilities is not None:
+        if self._kept is not None:
             open_voxels = np.arange(len(decided))
-            kept = np.empty((len(decided), len(scores)), np.float32)
+            kept = torch.empty((len(scores), len(decided)))
         for part in parts(len(open_voxels), len(scores)):
             which = open_voxels[part]
             values = between(scores, [[chosen(end, which) for end in pair] for pair in ends])
             decided[which] = winners_of(values, self.activation).numpy()
-            if self._probabilities is not None:
-                kept[which] = values.T.numpy()
-        if self._probabilities is not None:
-            self._probabilities[box][own] = kept
+            if self._kept is not None:
+                kept[:, torch.from_numpy(which)] = values
+        if self._kept is not None:
+            for channel, values in enumerate(kept):
+                self._kept.put(channel, box, values, own)
         return decided
 
     def _box_around(self, block: Block) -> tuple[slice, slice, slice]:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pipeline.dicom import Series
 from pipeline.errors import DataError, SegpipeError, UsageError
 from pipeline.inference.glance import Glance, look_at
+from pipeline.inference.kept import Beside
 from pipeline.inference.output import as_labels
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import Chosen, choose_runtime, torch_runtime
@@ -62,6 +63,7 @@ class Recipe:
         cleanup: MONAI transforms of the label map, for the streaming engine.
         max_memory: bytes that the process may take; None for what the machine has.
         runtime: ``auto``, ``torch`` or ``openvino``.
+        regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.
     """
 
     root: str
@@ -77,6 +79,7 @@ class Recipe:
     max_memory: int | None = None
     runtime: str = "torch"
     metadata: dict[str, Any] = field(default_factory=dict)
+    regions: int = 0
 
     @property
     def route(self) -> str:
@@ -86,12 +89,16 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map (X, Y, Z) on its source's grid, a look at the source, and the seconds that each stage took."""
+    """A label map (X, Y, Z) on its source's grid, a look at the source, and the seconds that each stage took.
+
+    With ``regions`` bits of a voxel say in which of so many regions, which may overlap, it lies.
+    """
 
     labels: NDArray[np.uint8]
     grid: Header
     glance: Glance
     seconds: dict[str, float] = field(default_factory=dict)
+    regions: int = 0
 
 
 class Segmenter:
@@ -142,24 +149,24 @@ class Segmenter:
                 recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
 
-    def segment(self, given: Given, probabilities: str | None = None) -> Segmentation:
+    def segment(self, given: Given, beside: Beside | None = None) -> Segmentation:
         """The label map of one case.
 
         Args:
             given: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
-            probabilities: a file to write the probabilities of all classes to.
+            beside: files to write probabilities and entropy to.
 
         Raises:
             UsageError: no such file, or this bundle's probabilities cannot be given.
             DataError: the images cannot be used, or the bundle does not give one label map on their grid.
             RefusedError: the case needs more memory than it may take.
-            OSError: the probabilities cannot be written.
+            OSError: what lies beside the labels cannot be written.
         """
         seconds: dict[str, float] = {}
-        if probabilities is not None and self.engine != "streaming":
+        if beside is not None and beside.files and self.engine != "streaming":
             raise UsageError(
                 "this bundle's probabilities cannot be given", found="; ".join(self.engine_reasons),
-                hint="predict without --probabilities",
+                hint="predict without --probabilities, --probabilities-of and --entropy",
             )  # fmt: skip
         with _timed(seconds, "check"):
             if self.engine == "streaming":
@@ -168,15 +175,18 @@ class Segmenter:
             glance = look_at(source)
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels = self._streaming.segment(source, seconds, probabilities)
+                labels = self._streaming.segment(source, seconds, beside)
+                regions = self._streaming.regions
             else:
-                labels = self._as_monai(source, given, seconds)
-        return Segmentation(labels, source.header, glance, seconds)
+                labels, regions = self._as_monai(source, given, seconds), self.recipe.regions
+        return Segmentation(labels, source.header, glance, seconds, regions)
 
     def _as_monai(self, source: Source, given: Given, seconds: dict[str, float]) -> NDArray[np.uint8]:
         if self._typed is None:
             source.forget()
-            return as_labels(self._stock.predict(_paths_of(given), seconds), source.header)
+            return as_labels(
+                self._stock.predict(_paths_of(given), seconds), source.header, self.recipe.regions
+            )
         with _timed(seconds, "preprocess"):
             image = source.tensor()
             source.forget()
@@ -186,7 +196,7 @@ class Segmenter:
             scores = self._inferer(image, self._network)
         with _timed(seconds, "postprocess"):
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
-            return as_labels(self._postprocessing(item)["pred"], source.header)
+            return as_labels(self._postprocessing(item)["pred"], source.header, self.recipe.regions)
 
     def _choose(self, network: torch.nn.Module) -> Chosen:
         wanted = self.recipe.runtime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SegpipeError
 from pipeline.inference.foresight import Forecast, Probe, plan
 from pipeline.inference.halos import HALO
-from pipeline.inference.output import as_labels, probability_file
+from pipeline.inference.kept import Beside, Kept
+from pipeline.inference.output import as_labels, filled_file
 from pipeline.inference.pipelining import work_aside
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
@@ -67,26 +69,47 @@ class StreamingEngine:
         self._fitting, forecast = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory)
         return forecast
 
-    def segment(
-        self, source: Source, seconds: dict[str, float], probabilities: str | None = None
-    ) -> NDArray[np.uint8]:
-        """The label map (X, Y, Z) of a case that was foreseen, and its probabilities into a file."""
+    @property
+    def regions(self) -> int:
+        """Number of regions that may overlap, each a bit of a label map; 0 where each voxel has one label."""
         if self.probe is None:
             raise SegpipeError("a case is foreseen before it is segmented")
-        header, closed = source.header, (self.preprocessing, self._fitting, self.runtime, self.device)
-        if probabilities is None:
-            labels = segment_source(source, *closed, seconds)
-        else:
-            shape = (*header.shape[:3], self.probe.classes)
-            with probability_file(probabilities, shape, header) as kept:
-                labels = segment_source(source, *closed, seconds, kept)
+        return self.probe.classes if self.windowing.activation == "sigmoid" and self.probe.classes > 1 else 0
+
+    def segment(
+        self, source: Source, seconds: dict[str, float], beside: Beside | None = None
+    ) -> NDArray[np.uint8]:
+        """The label map (X, Y, Z) of a case that was foreseen, or the bits of its regions; and what lies beside it."""
+        header, regions = source.header, self.regions
+        with self._kept(header, beside or Beside()) as kept:
+            labels = segment_source(
+                source, self.preprocessing, self._fitting, self.runtime, self.device, seconds, kept
+            )
         if self.cleanup is not None:
             start = time.perf_counter()
             affine = torch.as_tensor(header.affine, dtype=torch.float64)
-            item = {"pred": MetaTensor(torch.from_numpy(labels)[None].float(), affine=affine)}
-            labels = as_labels(self.cleanup(item)["pred"], header)
+            masks = np.stack([labels >> region & 1 for region in range(regions)]) if regions else labels[None]
+            pred = MetaTensor(torch.from_numpy(masks).float(), affine=affine)
+            labels = as_labels(self.cleanup({"pred": pred})["pred"], header, regions)
             seconds["postprocess"] = round(seconds["postprocess"] + time.perf_counter() - start, 3)
         return labels
+
+    @contextmanager
+    def _kept(self, header: Header, beside: Beside) -> Iterator[Kept | None]:
+        """Arrays that become files at the end of the block, when all of them are filled."""
+        if not beside.files or self.probe is None:
+            yield None
+            return
+        shape, classes = header.shape[:3], self.probe.classes
+        with ExitStack() as files:
+            kept: dict[int, NDArray[np.float32]] = {}
+            if beside.probabilities:
+                whole = files.enter_context(filled_file(beside.probabilities, (*shape, classes), header))
+                kept = {channel: whole[..., channel] for channel in range(classes)}
+            for channel, path in beside.single.items():
+                kept[channel] = files.enter_context(filled_file(path, shape, header))
+            entropy = beside.entropy and filled_file(beside.entropy, shape, header)
+            yield Kept(self.windowing.activation, kept, files.enter_context(entropy) if entropy else None)
 
 
 def segment_source(
@@ -96,7 +119,7 @@ def segment_source(
     runtime: Runtime,
     device: torch.device,
     seconds: dict[str, float],
-    probabilities: NDArray[np.float32] | None = None,
+    kept: Kept | None = None,
 ) -> NDArray[np.uint8]:
     """The label map (X, Y, Z) of a case, equal to that of the stock path.
 
@@ -107,7 +130,7 @@ def segment_source(
         runtime: windows (N, C, *roi_size) float32 to scores (N, K, *roi_size).
         device: where windows are computed; scores are kept on the CPU.
         seconds: the time of each stage is added.
-        probabilities: (X, Y, Z, K) float32 to be filled, or None.
+        kept: arrays on the source's grid to be filled, or None.
     """
     start = time.perf_counter()
     image, way = prepare(source, preprocessing)
@@ -116,7 +139,7 @@ def segment_source(
     weights = compute_importance_map(
         windowing.roi_size, mode=windowing.mode, device=device, dtype=torch.float32
     )
-    restorer = Restorer(way, grid, windowing.activation, probabilities)
+    restorer = Restorer(way, grid, windowing.activation, kept)
     start = time.perf_counter()
     blocks = stream_blocks(
         image[None], grid, weights, lambda windows, _: runtime(windows), batch=windowing.batch,

@@ -18,9 +18,9 @@ def activate(scores: torch.Tensor, activation: Activation) -> None:
 
 
 def winners_of(scores: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Labels of scores (K, ...): the first of the highest, or whether the only one reaches the threshold."""
+    """Labels of scores (K, ...): the first of the highest, or a bit for each that reaches the threshold."""
     if activation == "sigmoid":
-        return (scores[0] >= THRESHOLD).to(torch.uint8)
+        return _bits(scores, torch.uint8 if len(scores) < 8 else torch.int16)
     best = scores[0].clone()
     winners = torch.zeros(best.shape, dtype=torch.uint8 if len(scores) <= 254 else torch.int16)
     for label in range(1, len(scores)):
@@ -29,9 +29,16 @@ def winners_of(scores: torch.Tensor, activation: Activation) -> torch.Tensor:
     return winners
 
 
+def _bits(scores: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    regions = (scores[0] >= THRESHOLD).to(kind)
+    for channel in range(1, len(scores)):
+        regions |= (scores[channel] >= THRESHOLD).to(kind) << channel
+    return regions
+
+
 def marks(scores: torch.Tensor, activation: Activation) -> tuple[int, int]:
     """Values for "not seen by the network" and for "undecided", beside the labels."""
-    return (0, 2) if activation == "sigmoid" else (len(scores), len(scores) + 1)
+    return (0, 1 << len(scores)) if activation == "sigmoid" else (len(scores), len(scores) + 1)
 
 
 class Best:
@@ -44,7 +51,8 @@ class Best:
     def meet(self, label: int, values: torch.Tensor) -> None:
         """Compare the next class."""
         if self.activation == "sigmoid":
-            self.labels = (values >= THRESHOLD).to(torch.uint8)
+            region = (values >= THRESHOLD).to(torch.uint8) << label
+            self.labels = self.labels | region if label else region
         elif label == 0:
             self.score, self.labels = values.clone(), torch.zeros(values.shape, dtype=torch.uint8)
         else:

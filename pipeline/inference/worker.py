@@ -2,7 +2,7 @@
 
     {"op": "load", "recipe": {...}, "terms": ...}    -> {"ok": true, "device": ..., "vetting": {...}, ...}
     {"op": "segment", "paths": [...], "out": FILE}   -> {"ok": true, "voxels": ..., "seconds": ..., ...}
-        with "probabilities": FILE, those are written as well
+        with "beside": {"probabilities": FILE, "single": [[CHANNEL, FILE], ...], "entropy": FILE} these are written too
         with "dicom": {"series": ..., "formats": [...], ...} the case is that series, and written as DICOM as well
     what fails                                       -> {"ok": false, "error": {...}, "stop": whether to go on}
 
@@ -110,30 +110,35 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
 def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
     from pipeline.dicom.plain import from_plain
     from pipeline.inference.glance import along_ras, save_slice
-    from pipeline.inference.output import describe, write_labels
+    from pipeline.inference.kept import Beside
+    from pipeline.inference.output import describe, painted, write_labels
     from pipeline.results import SLICE
 
-    out, probabilities, dicom = Path(request["out"]), request.get("probabilities"), request.get("dicom")
+    out, dicom, wanted = Path(request["out"]), request.get("dicom"), request.get("beside", {})
+    beside = Beside(wanted.get("probabilities"), dict(wanted.get("single", [])), wanted.get("entropy"))
     series = from_plain(dicom["series"]) if dicom else None
     try:
         with _given(request, series, segmenter.recipe.route, out) as given:
-            result = segmenter.segment(given, probabilities)
+            result = segmenter.segment(given, beside)
     except OSError as error:
-        if probabilities is None:
+        if not beside.files:
             raise
-        raise _CannotWriteError(cannot_write(probabilities, error)) from error
+        raise _CannotWriteError(cannot_write(beside.files[0], error)) from error
     start = time.perf_counter()
-    facts = describe(result.labels, result.grid.affine, segmenter.recipe.labels)
+    facts = describe(result.labels, result.grid.affine, segmenter.recipe.labels, result.regions)
     facts["flags"]["orientation_unknown"] = not result.grid.is_oriented
     files: dict[str, str] = {}
     not_written: dict[str, str] = {}
     try:
-        if dicom and series:
+        if dicom and series and result.regions:
+            not_written = dict.fromkeys(dicom["formats"], "its regions overlap, and these take one label map")
+        elif dicom and series:
             files, not_written = _write_dicom(out.parent, dicom, series, result.labels, facts["volumes_ml"])
         if request.get("nifti", True) or not_written:
-            write_labels(out, result.labels, result.grid)
+            write_labels(out, result.labels, result.grid, result.regions)
             files = {"nifti": out.name, **files}
-        save_slice(out.with_name(SLICE), result.glance, result.labels, result.grid)
+        shown = painted(result.labels, result.regions)
+        save_slice(out.with_name(SLICE), result.glance, shown, result.grid)
     except OSError as error:
         raise _CannotWriteError(cannot_write(out, error)) from error
     except UsageError as error:
@@ -144,6 +149,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
         "spacing_mm": [round(edge, 6) for edge in result.grid.spacing_mm],
         "spacing_ras_mm": along_ras(result.grid.spacing_mm, result.grid),
         "intensity": result.glance.intensity,
+        "regions": result.regions,
         **facts,
         "files": files,
         "not_written": not_written,
@@ -207,4 +213,3 @@ def _unexpected(error: BaseException, may_quote: bool) -> SegpipeError:
     return SegpipeError(
         "the case could not be computed", found=f"{type(error).__name__}: {words}".strip(": ")[:300]
     )
-

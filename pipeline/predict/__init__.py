@@ -2,7 +2,7 @@
 
 from pipeline.predict.batch import predict_cases
 from pipeline.predict.choice import Chosen, NotSelected, Rules, make_rules
-from pipeline.predict.outcome import Options, Outcome, parse_formats, parse_runtime
+from pipeline.predict.outcome import Options, Outcome, parse_formats, parse_runtime, parse_words
 from pipeline.predict.work import find_work
 from pipeline.predict.worklist import WorkItem, find_cases
 
@@ -18,5 +18,6 @@ __all__ = [
     "make_rules",
     "parse_formats",
     "parse_runtime",
+    "parse_words",
     "predict_cases",
 ]

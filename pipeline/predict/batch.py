@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SegpipeError
 from pipeline.files import write_json
+from pipeline.predict.beside import files_beside, names_beside
 from pipeline.predict.choice import NotSelected
 from pipeline.predict.client import (
     CannotGoOnError,
@@ -62,6 +63,7 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "cleanup": list(bundle.cleanup),
             "max_memory": options.max_memory,
             "runtime": options.runtime,
+            "regions": bundle.regions,
         },
         {
             "allow": list(options.allow),
@@ -118,6 +120,7 @@ def predict_cases(
             something that is no result has a case's name.
     """
     refuse_own_folder(out, bundle)
+    files_beside(bundle, options)
     if any(item.series for item in items):
         require_codes(bundle)
     with held_by(out):
@@ -189,7 +192,8 @@ class _Batch:
         if item.refusal is not None:
             return partial(self._refused, item, item.refusal.reason, item.refusal.detail)
         formats = self.options.formats_of(item)
-        if not self.options.overwrite and is_done(self.folder, item, self.bundle, formats, done):
+        beside = names_beside(files_beside(self.bundle, self.options))
+        if not self.options.overwrite and is_done(self.folder, item, self.bundle, formats, done, beside):
             return partial(self._skipped, item)
         start = time.monotonic()
         try:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import SCHEMA_VERSION
+from pipeline.predict.beside import files_beside, request_beside
 from pipeline.predict.outcome import NO_DICOM_SOURCE, Options
 from pipeline.predict.worklist import WorkItem
 from pipeline.quality import far_from_training
-from pipeline.results import PROBABILITIES
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
@@ -30,8 +30,8 @@ def require_codes(bundle: Bundle) -> None:
 def more_of_request(item: WorkItem, bundle: Bundle, options: Options, into: Path) -> dict[str, Any]:
     """The part of a request to `pipeline.inference.worker` that not every case has."""
     more: dict[str, Any] = {}
-    if options.probabilities:
-        more["probabilities"] = str(into / PROBABILITIES)
+    if beside := request_beside(bundle, options, into):
+        more["beside"] = beside
     if item.series is not None:
         from pipeline.dicom.plain import as_plain
 
@@ -65,7 +65,16 @@ def result_of(
     if not item.is_dicom:
         wanted = options.formats_of(item)
         facts["not_written"] = {name: NO_DICOM_SOURCE for name in wanted if name != "nifti"}
-    told = ("vetting", "engine", "engine_reasons", "runtime", "runtime_reasons", "device", "threads", "versions")
+    told = (
+        "vetting",
+        "engine",
+        "engine_reasons",
+        "runtime",
+        "runtime_reasons",
+        "device",
+        "threads",
+        "versions",
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "id": item.id,
@@ -75,6 +84,7 @@ def result_of(
         "source": "dicom" if item.is_dicom else "nifti",
         "notes": list(item.series.notes) if item.series else [],
         **facts,
+        "beside": files_beside(bundle, options),
         **{name: about.get(name) for name in told},
     }
 

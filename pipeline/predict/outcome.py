@@ -52,6 +52,8 @@ class Options:
         run_unvetted_code: run a bundle that did not pass the static checks.
         formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
         runtime: of `RUNTIMES`.
+        probabilities_of: write the probabilities of these labels alone, by name or value.
+        entropy: write the entropy of the probabilities.
     """
 
     device: str = "auto"
@@ -66,6 +68,8 @@ class Options:
     run_unvetted_code: bool = False
     formats: tuple[str, ...] | None = None
     runtime: str = "auto"
+    probabilities_of: tuple[str, ...] = ()
+    entropy: bool = False
 
     def formats_of(self, item: WorkItem) -> tuple[str, ...]:
         """What is to be written of a case."""
@@ -83,6 +87,11 @@ def parse_formats(given: Sequence[str]) -> tuple[str, ...] | None:
     if odd is not None or (given and not names):
         raise UsageError("no such format", found=odd or ", ".join(given), expected=", ".join(FORMATS))
     return tuple(dict.fromkeys(names)) or None
+
+
+def parse_words(given: Sequence[str]) -> tuple[str, ...]:
+    """What options with commas, or repeated, name, each once."""
+    return tuple(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
 
 
 def parse_runtime(name: str) -> str:

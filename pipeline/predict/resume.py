@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,7 @@ def is_done(
     bundle: Bundle,
     formats: Sequence[str],
     finished: Mapping[str, str],
+    beside: Iterable[str] = (),
 ) -> bool:
     """Whether the case was finished with this very bundle, in all these formats as far as its source allows.
 
@@ -107,6 +108,7 @@ def is_done(
         bundle: to segment it with.
         formats: that are asked for.
         finished: what `finished_series` gave: a series that has other slices now is not done.
+        beside: files that are asked for beside the label map.
     """
     if not folder.is_finished(item.id):
         return False
@@ -118,7 +120,8 @@ def is_done(
         return False
     if item.series is not None and finished.get(item.id) != slices_of(item.series):
         return False
-    return same and settled.issuperset(formats)
+    kept = all((folder.final(item.id) / name).is_file() for name in beside)
+    return same and kept and settled.issuperset(formats)
 
 
 def finished_series(out: Path) -> dict[str, str]:

@@ -17,8 +17,10 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
+from scipy.special import entr
 
 from pipeline.errors import DataError
+from pipeline.inference.kept import Kept
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import average, mirrored, torch_runtime
@@ -123,8 +125,20 @@ def stock(
     item = invert(Activationsd("pred", **{windowing.activation: True})(item))
     probabilities = item["pred"].as_tensor().clone()
     final = {"argmax": True} if windowing.activation == "softmax" else {"threshold": 0.5}
-    labels = AsDiscreted("pred", **final)(item)["pred"].as_tensor()[0].numpy()
-    return labels.astype(np.uint8), probabilities, batch["image"][0].as_tensor()
+    masks = AsDiscreted("pred", **final)(item)["pred"].as_tensor().numpy().astype(np.uint8)
+    labels = sum((mask << region for region, mask in enumerate(masks[1:], 1)), masks[0])
+    return labels, probabilities, batch["image"][0].as_tensor()
+
+
+def entropy_of(probabilities: np.ndarray, activation: str) -> np.ndarray:
+    """In nats, of classes or of independent decisions, by scipy."""
+    from scipy.stats import entropy
+
+    values = probabilities.astype(float).clip(0, 1)
+    if activation == "softmax":  # at the edge of a crop the sum is below 1, which `entropy` would make 1
+        rest = 1 - values.sum(0).clip(0, 1)
+        return entropy([*values, rest], axis=0) - entr(rest)
+    return sum(entropy([p, 1 - p], axis=0) for p in values)
 
 
 def compare(paths: list[str], config: Steps, windowing: Windowing, network: Any) -> None:
@@ -135,12 +149,26 @@ def compare(paths: list[str], config: Steps, windowing: Windowing, network: Any)
         got_image, _ = prepare(read_source(paths, channels), typed)
         assert torch.allclose(got_image, image, rtol=1e-5, atol=1e-5)
         labels = segment_source(read_source(paths, channels), typed, windowing, network, CPU, {})
-        kept = np.full((*expected.shape, len(probabilities)), np.nan, np.float32)
-        also = segment_source(read_source(paths, channels), typed, windowing, network, CPU, {}, kept)
-    np.testing.assert_allclose(np.moveaxis(kept, 3, 0), probabilities, atol=TIE)
-    for found in (labels, also):
+        whole = np.full((len(probabilities), *expected.shape), np.nan, np.float32)
+        last = np.full(expected.shape, np.nan, np.float32)
+        entropy = np.zeros(expected.shape, np.float32)
+        also = [
+            segment_source(read_source(paths, channels), typed, windowing, network, CPU, {}, kept)
+            for kept in (
+                Kept(windowing.activation, dict(enumerate(whole))),
+                Kept(windowing.activation, {len(whole) - 1: last}),
+                Kept(windowing.activation, {}, entropy),
+            )
+        ]
+    np.testing.assert_allclose(whole, probabilities, atol=TIE)
+    np.testing.assert_allclose(last, probabilities[-1], atol=TIE)
+    np.testing.assert_allclose(entropy, entropy_of(probabilities.numpy(), windowing.activation), atol=1e-4)
+    for found in (labels, *also):
         best = probabilities.topk(min(2, len(probabilities)), 0).values.numpy()
-        margin = best[0] - best[1] if len(best) == 2 else np.abs(best[0] - 0.5)
+        if windowing.activation == "softmax":
+            margin = best[0] - best[1]
+        else:
+            margin = (probabilities - 0.5).abs().min(0).values.numpy()
         assert (margin[found != expected] < TIE).all()
         assert (found != expected).mean() < 1e-3
 
@@ -155,7 +183,10 @@ def test_labels_are_those_of_the_stock_path(affine: str, middle: str, smooth: bo
     paths = write_images(tmp_path, AFFINES[affine], (22, 19, 17), 1, seed=3)
     config = steps(MIDDLES[middle])
     compare(paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "softmax"), Blurred(1, 5, smooth))
-    compare(paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid"), Blurred(1, 1, smooth))
+    regions = 3 if "cut" in middle else 1
+    compare(
+        paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid"), Blurred(1, regions, smooth)
+    )
 
 
 @settings(
@@ -266,9 +297,9 @@ def test_ensembles_and_mirrored_windows_are_means() -> None:
 def test_what_is_no_label_map_is_said(tmp_path: Path) -> None:
     paths = write_images(tmp_path, np.eye(4), (8, 8, 8), 1, 0)
     config = Preprocessing.parse(steps([]))
-    for activation, classes in (("sigmoid", 2), ("softmax", 300)):
+    for activation, classes in (("sigmoid", 9), ("softmax", 300)):
         windowing = Windowing((8, 8, 8), activation=activation)  # type: ignore[arg-type]
-        with pytest.raises(DataError, match="one label map"):
+        with pytest.raises(DataError, match="too many labels"):
             segment_source(read_source(paths, 1), config, windowing, Blurred(1, classes, False), CPU, {})
 
 

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from tiny_bundle import DETERMINISTIC, THRESHOLD, write_bundle, write_scan
 
 from pipeline.errors import DataError, UsageError
+from pipeline.inference.kept import Beside
 from pipeline.inference.output import describe, write_labels
 from pipeline.inference.segmenter import Recipe, Segmenter
 from pipeline.inference.source import read_source
@@ -103,7 +104,7 @@ def test_both_routes_give_what_the_stock_bundle_run_gives(unet: Path, tmp_path: 
 
 def test_probabilities_are_written_beside_the_labels(unet: Path, tmp_path: Path) -> None:
     scan, out = smooth_scan(tmp_path / "s.nii.gz", 0), tmp_path / "p.nii.gz"
-    result = Segmenter(recipe(unet, typed=True, windowing=WINDOWS)).segment([str(scan)], str(out))
+    result = Segmenter(recipe(unet, typed=True, windowing=WINDOWS)).segment([str(scan)], Beside(str(out)))
     image = nib.load(out)
     values = np.asarray(image.dataobj)
     assert values.shape == (22, 19, 17, 3)
@@ -114,7 +115,7 @@ def test_probabilities_are_written_beside_the_labels(unet: Path, tmp_path: Path)
         list(tmp_path.iterdir())
     ) == 2
     with pytest.raises(UsageError, match="probabilities"):
-        Segmenter(recipe(unet, typed=True)).segment([str(scan)], str(out))
+        Segmenter(recipe(unet, typed=True)).segment([str(scan)], Beside(str(out)))
 
 
 def test_cleaned_labels_are_the_stock_ones(unet: Path, tmp_path: Path) -> None:

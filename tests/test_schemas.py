@@ -101,7 +101,7 @@ def root(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(root: Path) -> Documents:
     """What all verbs print and leave, going the whole way once."""
     found: Documents = defaultdict(list)
-    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _demo, _info):
+    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _demo, _about):
         for name, document in part(root):
             found[name].append(document)
     return found
@@ -247,9 +247,13 @@ def _demo(root: Path) -> list[tuple[str, Any]]:
         return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]
 
 
-def _info(root: Path) -> list[tuple[str, Any]]:
+def _about(root: Path) -> list[tuple[str, Any]]:
     words = ("info", "networks", "--network", "unet", "--task", root / "task.yaml")
-    return [("info", printed(*words)), ("info", printed("info", "losses"))]
+    library = {"imports": True, "seconds": 1.0, "error": None, "facts": {"gpus": []}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.doctor.report.try_all", lambda: {"torch": library})
+        doctor = printed("doctor")
+    return [("info", printed(*words)), ("info", printed("info", "losses")), ("doctor", doctor)]
 
 
 def test_every_verb_and_file_has_a_schema_and_each_is_linked() -> None:

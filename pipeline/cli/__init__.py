@@ -38,6 +38,7 @@ VERBS = (
     "compare",
     "demo",
     "info",
+    "doctor",
 )
 
 app = typer.Typer(

@@ -50,6 +50,22 @@ class PixelsError(DataError):
         return build, arguments, {"reason": self.reason}
 
 
+def decodable() -> dict[str, bool]:
+    """Whether the library that decodes each kind of compression is here and can be imported."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    kinds = {"RLE": RLE, "JPEG baseline": JPEG_8_BIT, "JPEG-LS": JPEG_LS, "JPEG 2000": JPEG_2000}
+    found = {
+        kind: PLUGIN[syntax] in get_decoder(UID(syntax)).available_plugins for kind, syntax in kinds.items()
+    }
+    try:
+        _gdcm()
+    except ImportError:
+        return {**found, "JPEG lossless": False}
+    return {**found, "JPEG lossless": True}
+
+
 def is_lossy(dataset: Dataset, transfer_syntax: str) -> bool:
     """Whether values were lost in this compression or an earlier one."""
     said = dataset.get("LossyImageCompression")

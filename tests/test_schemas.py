@@ -129,6 +129,7 @@ def _to_a_plan(root: Path) -> list[tuple[str, Any]]:
 
 def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
+    again = ("reproduce", root / "bundle", "--data", root, "--out", root / "again")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.children.Children", FakeChildren)
         seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2)
@@ -144,6 +145,9 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
         ("bundle", printed("bundle", "verify", root / "bundle")),
         ("bundle", printed("bundle", "inspect", root / "bundle")),
+        ("reproduce", printed(*again, "--dry-run")),
+        ("reproduce", printed(*again)),
+        ("reproduce", json.loads((root / "again" / "reproduction.json").read_text())),
     ]
 
 

@@ -36,6 +36,7 @@ VERBS = (
     "send",
     "evaluate",
     "compare",
+    "reproduce",
     "demo",
     "info",
     "doctor",

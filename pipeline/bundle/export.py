@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata as packages
 from pathlib import Path
+from typing import Any
 
+from pipeline.bundle.archive import METADATA
 from pipeline.bundle.card import model_card
 from pipeline.bundle.configs import (
+    Rules,
     check_rules,
     evaluate_config,
     fast_config,
@@ -19,11 +22,13 @@ from pipeline.bundle.configs import (
     network_definition,
     train_config,
 )
+from pipeline.bundle.golden import write_golden
 from pipeline.bundle.metadata import Labelling, bundle_metadata
 from pipeline.bundle.open import Bundle, open_bundle
+from pipeline.bundle.pictures import draw_pictures
 from pipeline.bundle.record import MANIFEST, PROVENANCE, TRAIN, WEIGHTS, provenance
-from pipeline.bundle.results import read_results
-from pipeline.bundle.run import read_run
+from pipeline.bundle.results import read_evaluation
+from pipeline.bundle.run import Run, read_run
 from pipeline.bundle.sums import write_sums
 from pipeline.bundle.tensors import read_state, require_fits, torch_bytes
 from pipeline.errors import UsageError
@@ -63,6 +68,7 @@ def export_bundle(
     postprocessing: str | Path | None = None,
     overwrite: bool = False,
     unfinished: bool = False,
+    golden: Sequence[Path] = (),
 ) -> Bundle:
     """Write a bundle folder, whole or not at all, and open it.
 
@@ -85,39 +91,51 @@ def export_bundle(
     contents = read_run(run, unfinished)
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
-    results = None if evaluation is None else read_results(Path(evaluation))
+    measured = None if evaluation is None else read_evaluation(Path(evaluation))
     network = network_definition(contents.config)
     state = read_state(run / "best.pt")
     require_fits(state, network, run / "best.pt")
     licence = licence_text(labelling.licence)
     if Path(labelling.licence).is_file():
         labelling = replace(labelling, licence="see LICENSE")
-    section = _section(contents.manifest)
-    metadata = bundle_metadata(contents, labelling, network, rules, results, section)
-    files = max((len(case.images) for case in contents.manifest.cases()), default=1)
+    results = None if measured is None else measured.results
+    metadata = bundle_metadata(contents, labelling, network, rules, results, _section(contents.manifest))
     with _whole_folder(out, overwrite) as folder:
-        configs = folder / "configs"
-        write_json(configs / "inference.json", inference_config(contents.config, rules, files))
-        fast = fast_config(contents.config, rules)
-        if fast is not None:
-            write_json(configs / "inference_fast.json", fast)
-            needed = metadata["config_requirements"]
-            needed["inference_fast.json"] = needed["train.json"]
-        write_json(configs / "evaluate.json", evaluate_config(contents.config, rules, section))
-        train = train_config(contents.config)
-        write_json(folder / TRAIN, train)
-        write_json(folder / MANIFEST, _anonymous(contents.manifest).dump())
-        write_text(configs / "logging.conf", LOGGING)
+        files = _write_configs(folder, contents, rules, metadata)
         with write_whole(folder / WEIGHTS) as stream:
             stream.write(torch_bytes(state))
-        write_json(folder / PROVENANCE, provenance(contents, train, state, folder))
-        write_text(folder / "docs" / "README.md", model_card(metadata))
+        labels = {int(value): name for value, name in contents.manifest.labels.items()}
+        metadata["golden"] = write_golden(folder, metadata, labels, files, golden)
+        record = provenance(contents, state, folder)
+        write_json(folder / PROVENANCE, record)
+        dice = {} if measured is None else measured.dice
+        pictures = draw_pictures(
+            folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history}
+        )
+        write_text(folder / "docs" / "README.md", model_card(metadata, record, pictures))
         if contents.manifest.licence:
             write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
         write_text(folder / "LICENSE", licence)
-        write_json(configs / "metadata.json", metadata)
+        write_json(folder / METADATA, metadata)
         write_sums(folder)
     return open_bundle(out)
+
+
+def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> int:
+    """All configs but the metadata, in which it notes what the fast one needs; the number of image files of a case."""
+    files = max((len(case.images) for case in run.manifest.cases()), default=1)
+    configs = folder / "configs"
+    write_json(configs / "inference.json", inference_config(run.config, rules, files))
+    fast = fast_config(run.config, rules)
+    if fast is not None:
+        write_json(configs / "inference_fast.json", fast)
+        needed = metadata["config_requirements"]
+        needed["inference_fast.json"] = needed["train.json"]
+    write_json(configs / "evaluate.json", evaluate_config(run.config, rules, metadata["evaluate_section"]))
+    write_json(folder / TRAIN, train_config(run.config))
+    write_json(folder / MANIFEST, _anonymous(run.manifest).dump())
+    write_text(configs / "logging.conf", LOGGING)
+    return files
 
 
 def licence_text(licence: str) -> str:

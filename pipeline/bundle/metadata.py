@@ -38,6 +38,8 @@ LIST_OUTPUT = (
 class Labelling:
     """What whoever exports says of a bundle; ``codes`` by label name, as `pipeline.dicom.codes` reads them.
 
+    An empty ``description`` becomes one of network, labels and channels.
+
     Raises:
         UsageError: a name that is no file name, or a version that is not like 1.2.3.
     """
@@ -48,6 +50,7 @@ class Labelling:
     authors: str = NOT_STATED
     limits: tuple[str, ...] = ()
     codes: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
@@ -70,7 +73,7 @@ def bundle_metadata(
         labelling: name, version and rights.
         network: the exported network's class and arguments.
         rules: post-processing by label value, which needs scikit-image.
-        results: summary of an evaluation, as `pipeline.bundle.results.read_results` gives it.
+        results: summary of an evaluation, as `pipeline.bundle.results.Evaluation` has it.
         section: of the manifest, which ``evaluate.json`` measures.
     """
     manifest, versions = run.manifest, run.versions
@@ -88,7 +91,8 @@ def bundle_metadata(
         "numpy_version": versions["numpy"],
         "required_packages_version": _required(versions, bool(rules), str(network["_target_"])),
         "task": f"Segmentation of {foreground} in {modality}",
-        "description": f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
+        "description": labelling.description
+        or f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
         "authors": labelling.authors,
         "copyright": NOT_STATED if labelling.authors == NOT_STATED else f"Copyright (c) {labelling.authors}",
         "license": labelling.licence,
@@ -233,6 +237,8 @@ def _commands(name: str, results: Mapping[str, Any] | None) -> dict[str, str]:
         "evaluate_stock": f"{stock}/evaluate.json --bundle_root {name} --dataset_dir DATA --output_dir OUT",
         "train": f"{stock}/train.json --bundle_root {name} --dataset_dir DATA",
         "check": f"cd {name} && sha256sum --check SHA256SUMS",
+        "verify": f"segpipe bundle verify {name}",
+        "reproduce": f"segpipe reproduce {name} --data DATA",
     }
 
 

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundle.configs import train_config
 from pipeline.bundle.run import Run
 from pipeline.bundle.tensors import State, tensors_sha256
 from pipeline.files import sha256_of
@@ -17,12 +18,11 @@ MANIFEST, TRAIN, WEIGHTS = "configs/manifest.json", "configs/train.json", "model
 SCHEMA_VERSION = 1
 
 
-def provenance(run: Run, config: Mapping[str, Any], state: State, root: Path) -> dict[str, Any]:
+def provenance(run: Run, state: State, root: Path) -> dict[str, Any]:
     """All of ``provenance.json``.
 
     Args:
         run: what was trained.
-        config: its resolved config without places of the author's machine, as in ``configs/train.json``.
         state: the weights.
         root: the bundle, with manifest, train config and weights already in it.
     """
@@ -38,7 +38,7 @@ def provenance(run: Run, config: Mapping[str, Any], state: State, root: Path) ->
             "files_sha256": _files(run.manifest),
         },
         "split": _split(run),
-        "config": dict(config),
+        "config": train_config(run.config),
         "config_in_bundle": {"file": TRAIN, "sha256": sha256_of(root / TRAIN)},
         "config_sha256": record.get("config_sha256"),
         "seed": record.get("seed"),

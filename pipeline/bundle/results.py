@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,23 @@ SHOWN = ("dice", "nsd", "hd95_mm", "assd_mm")
 OVERALL = "mean of labels"
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """The summary of a ``metrics.json``.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
 
-    Returns:
-        ``metrics`` (measure to label to ``value``, ``low``, ``high`` and ``n``), ``split``, ``cases``, ``patients``,
-        ``missing`` and ``failed`` cases, ``interval`` in words, ``tolerance_mm`` of the surface Dice.
+    Attributes:
+        results: ``metrics`` (measure to label to ``value``, ``low``, ``high``, ``median`` and ``n``), ``dataset``,
+            ``split``, ``cases``, ``patients``, ``missing`` and ``failed`` cases, ``interval`` in words,
+            ``tolerance_mm`` of the surface Dice.
+        dice: case id to its mean Dice over the labels; None where no label counts.
+    """
+
+    results: dict[str, Any]
+    dice: Mapping[str, float | None]
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The few figures of a ``metrics.json`` that a model card shows.
 
     Raises:
         UsageError: no such file.
@@ -29,7 +42,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         summary = document["summary"]
         parts = {part["name"]: part for part in summary["labels"].values()} | {OVERALL: summary["overall"]}
         counts, bootstrap = summary["overall"]["counts"], document["bootstrap"]
-        return {
+        dice = {str(case["id"]): case["mean_dice"] for case in document.get("cases", ())}
+        results = {
+            "dataset": document.get("dataset"),
             "split": document["split"],
             "fold": document.get("fold"),
             "cases": counts["cases"],
@@ -44,6 +59,7 @@ def read_results(folder: Path) -> dict[str, Any]:
                 for metric in SHOWN
             },
         }
+        return Evaluation(results, dice)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             "not an evaluation", path=path, found=f"{type(error).__name__}: {error}",
@@ -53,6 +69,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def _figure(estimate: dict[str, Any]) -> dict[str, float | int | None]:
     def rounded(name: str) -> float | None:
-        return None if estimate[name] is None else round(float(estimate[name]), 4)
+        return None if estimate.get(name) is None else round(float(estimate[name]), 4)
 
-    return {"value": rounded("mean"), "low": rounded("low"), "high": rounded("high"), "n": int(estimate["n"])}
+    return {
+        "value": rounded("mean"), "low": rounded("low"), "high": rounded("high"), "median": rounded("median"),
+        "n": int(estimate["n"]),
+    }  # fmt: skip

@@ -22,6 +22,10 @@ def command(
     licence: Annotated[
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
     ] = "Apache-2.0",
+    description: Annotated[
+        str,
+        typer.Option(help="What the model is, in a sentence or two, for a reader who knows nothing of it."),
+    ] = "",
     authors: Annotated[str, typer.Option(help="Who made the model.")] = "not stated",
     limit: Annotated[
         list[str] | None, typer.Option(help="A sentence on what the model is not for; may be repeated.")
@@ -29,6 +33,12 @@ def command(
     codes: Annotated[
         Path | None,
         typer.Option(help="JSON file: label name to its codes and colour in DICOM [default: known by name]."),
+    ] = None,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Image for the golden case that anyone may be given; once a channel file [default: one is generated]."
+        ),
     ] = None,
     unfinished: Annotated[
         bool,
@@ -57,8 +67,13 @@ def command(
     from pipeline.files import read_json
 
     meaning = read_json(codes, "file of codes") if codes else {}
-    labelling = Labelling(name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning)
-    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished)
+    labelling = Labelling(
+        name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning, description
+    )
+    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
+    reason = bundle.metadata["golden"].get("reason")
+    if reason:
+        console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")
     console.table(
         f"{bundle.name} {bundle.version}",
         ["what", "value"],

@@ -45,15 +45,20 @@ def colour_of(value: int) -> RGB:
     return COLOURS[(value - 1) % len(COLOURS)]
 
 
-def overlay(shown: Shown) -> bytes:
-    """The slice as PNG in true proportion, the patient's right on the left."""
+def overlay(shown: Shown, pixels_a_mm: float | None = None) -> bytes:
+    """The slice as PNG in true proportion, the patient's right on the left.
+
+    Args:
+        shown: what is drawn.
+        pixels_a_mm: scale; None makes the longer side `SIDE` pixels.
+    """
     from PIL import Image, ImageDraw
 
     plane = next(each for each in PLANES if each.normal == shown.normal)
     image, labels = (plane.cut(volume, 0) for volume in (shown.image, shown.labels))
     across, up = plane.pixel_mm(shown.spacing_mm)
     width_mm, height_mm = image.shape[1] * across, image.shape[0] * up
-    scale = SIDE / max(width_mm, height_mm)  # pixels of the picture a mm
+    scale = pixels_a_mm or SIDE / max(width_mm, height_mm)
     size = max(8, round(width_mm * scale)), max(8, round(height_mm * scale))
     large = size[0] * FINE, size[1] * FINE
     picture = Image.fromarray(np.ascontiguousarray(image[::-1])).resize(large, Image.Resampling.BICUBIC)

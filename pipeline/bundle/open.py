@@ -51,6 +51,7 @@ class Bundle:
         window_mode: how overlapping windows are weighted, ``gaussian`` or ``constant``.
         regions: how many regions the scores have that may overlap, one a channel under a sigmoid: labels 1 and up;
             0 where there is one label map.
+        signed_by: fingerprint of the key whose signature was required and found; None where none was required.
     """
 
     root: Path
@@ -74,19 +75,31 @@ class Bundle:
     sw_batch_size: int = 1
     window_mode: Literal["gaussian", "constant"] = "constant"
     regions: int = 0
+    signed_by: str | None = None
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """How results name it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "sha256": self.sha256,
+            "signed_by": self.signed_by,
+        }
 
 
-def open_bundle(path: str | Path, changed_too: bool = False) -> Bundle:
+def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = None) -> Bundle:
     """Read a bundle folder, ours or any other of MONAI's format.
 
     Args:
         path: the folder.
         changed_too: let a bundle pass that is not as its SHA256SUMS says.
+        key: file of the public key that must have signed it; it is checked before anything else is read.
 
     Raises:
-        UsageError: not a bundle folder, or it has no inference config.
+        UsageError: not a bundle folder, it has no inference config, or ``key`` is no public key.
         DataError: a file of it cannot be parsed, or the weights are absent.
-        RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added.
+        RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added; it is not signed by ``key``.
     """
     root = Path(path)
     if not (root / "configs" / "metadata.json").is_file():
@@ -94,6 +107,7 @@ def open_bundle(path: str | Path, changed_too: bool = False) -> Bundle:
             "not a MONAI bundle folder", path=root, expected="a folder with configs/metadata.json",
             hint="make one with `segpipe export`",
         )  # fmt: skip
+    signed_by = _signer(root, key)
     try:
         sha256, intact = check_sums(root)
     except RefusedError:
@@ -115,8 +129,16 @@ def open_bundle(path: str | Path, changed_too: bool = False) -> Bundle:
         root=root, name=str(metadata.get("name") or root.resolve().name),
         version=str(metadata.get("version", "0")), metadata=metadata, inference=inference,
         config_file=config_file, weights=weights, sha256=sha256, intact=intact, labels=labels, channels=channels,
-        outside=tuple(outside), regions=regions, **found,
+        outside=tuple(outside), regions=regions, signed_by=signed_by, **found,
     )  # fmt: skip
+
+
+def _signer(root: Path, key: Path | None) -> str | None:
+    if key is None:
+        return None
+    from pipeline.bundle.signing import check_signature  # its packages are an extra
+
+    return check_signature(root, key)
 
 
 def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -85,6 +85,12 @@ def command(
     data: Annotated[
         Path | None, typer.Option(help="Folder of a manifest's files [default: its own].")
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key that must have signed the bundle; else it is refused.", metavar="PUB.pem"
+        ),
+    ] = None,
     allow: Allow = None,
     run_unvetted_code: RunUnvetted = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -96,8 +102,8 @@ def command(
     interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
     or was refused. Several NIfTI channels are files _0000, _0001 and so on.
 
-    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each name
-    that they found; else it is refused, with exit code 5.
+    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each
+    name that they found; else it is refused, with exit code 5. With --require-signature it must be signed by that key.
 
     Example: segpipe predict bundles/hippocampus_mri scans/ results/
 
@@ -118,7 +124,7 @@ def command(
         probabilities_of=parse_words(probabilities_of or []), entropy=entropy,
     )  # fmt: skip
     with bundle_folder(bundle) as folder:
-        opened = open_bundle(folder, changed_too=run_unvetted_code)
+        opened = open_bundle(folder, changed_too=run_unvetted_code, key=require_signature)
         rules = make_rules(
             opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
         )  # fmt: skip
@@ -177,7 +183,7 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
     for remark in _trust(bundle, vetting or {}):
         console.say(remark)
     console.document(
-        bundle={"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        bundle=bundle.facts,
         vetting=vetting,
         counts=counts,
         cases=[

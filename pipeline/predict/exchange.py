@@ -78,7 +78,7 @@ def result_of(
     return {
         "schema_version": SCHEMA_VERSION,
         "id": item.id,
-        "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "bundle": bundle.facts,
         "route": "stock" if bundle.outside else "typed",
         "route_reasons": list(bundle.outside),
         "source": "dicom" if item.is_dicom else "nifti",

@@ -33,13 +33,12 @@ def write_summary(
     cases = collect(folder)
     labels = [name for value, name in sorted(bundle.labels.items()) if value]
     counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
-    about = {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
     write_json(
         folder.root / SUMMARY_JSON,
         {
             "schema_version": SCHEMA_VERSION,
             "notice": NOT_A_DEVICE,
-            "bundle": about,
+            "bundle": bundle.facts,
             "counts": {**counts, "not_selected": len(not_selected)},
             "cases": cases,
             "not_selected": [{"id": each.id, "rule": each.rule} for each in not_selected],

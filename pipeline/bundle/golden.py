@@ -1,10 +1,4 @@
-"""The golden case of a bundle: a small image that may be passed on, and what the bundle makes of it.
-
-golden/images/image.nii.gz   the input, or image_0000.nii.gz, image_0001.nii.gz, ... where channels are files
-golden/labels.nii.gz         the label map that configs/inference.json makes of it
-golden/scores.npy            float32 (classes, points): activated scores at fixed voxels of the network's grid
-golden/golden.json           hashes, tolerance, and the versions and hardware that it was recorded with
-"""
+"""Writing the golden case of a bundle: an image in which the network finds every label, and what it makes of it."""
 
 from __future__ import annotations
 
@@ -18,16 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundle.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST, SCORES, array_sha256
 from pipeline.bundle.golden_input import HOW, HOW_BENT, Wish, find
-from pipeline.bundle.golden_record import RULE, Recording, array_sha256, record, surroundings
+from pipeline.bundle.golden_record import RULE, Recording, record, surroundings
 from pipeline.bundle.open import read_inference
 from pipeline.errors import DataError, UsageError
 from pipeline.files import read_json, sha256_of, write_json, write_whole
 from pipeline.phantom import write_nifti
 
-GOLDEN, IMAGES = "golden", "golden/images"
-DOCUMENT, LABELS, SCORES = "golden/golden.json", "golden/labels.nii.gz", "golden/scores.npy"
-LEAST = 100  # voxels of every label
 WISHED = (400, 1000, 2500)  # voxels in one window, of which the whole path may leave fewer
 TOLERANCE = {"score": 1e-3, "labels": 1e-3}  # largest difference of a score, and share of voxels
 SEED = 0
@@ -58,7 +50,7 @@ def write_golden(
         given: images of a case whose owner lets it be passed on; without them one is generated.
 
     Returns:
-        For ``metadata["golden"]``: voxels of each label, or the reason why there is no golden case.
+        For ``metadata["golden"]``: where the input is from and voxels of each label, or the reason why there is none.
 
     Raises:
         UsageError: not as many images are given as a case has.
@@ -84,7 +76,7 @@ def write_golden(
         np.save(stream, recording.scores, allow_pickle=False)
     shown = _shown(recording.labels, labels)
     write_json(folder / DOCUMENT, _document(folder, recording, made, shown))
-    return {"voxels": {label["name"]: label["voxels"] for label in shown.values()}}
+    return {"how": made.how, "voxels": {label["name"]: label["voxels"] for label in shown.values()}}
 
 
 class _NoneFoundError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import math
 import platform
@@ -96,11 +95,6 @@ def record(bundle: Path, images: Path, work: Path, seed: int = 0) -> Recording:
         np.asarray(image.dataobj).astype(np.uint8), np.asarray(image.affine, np.float64),  # type: ignore[attr-defined, unused-ignore]
         np.ascontiguousarray(chosen.numpy(), np.float32), grid,
     )  # fmt: skip
-
-
-def array_sha256(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's bytes in C order, little-endian."""
-    return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""``metadata.json`` against our schema where it is a bundle of ours, else against the core of MONAI's specification."""
+"""``metadata.json`` against our schema where it is a bundle of ours, else against the core of MONAI's specification.
+
+``golden.json`` against the schema of golden cases.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +44,25 @@ def is_ours(metadata: Mapping[str, Any]) -> bool:
 
 def vet_schema(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     """Each place where metadata is not as its schema says."""
+    yield from breaches(metadata, _packaged("bundle_metadata") if is_ours(metadata) else CORE, FILE)
+
+
+def vet_golden_schema(document: Any, file: str) -> Iterator[Finding]:
+    """The same of ``golden.json``."""
+    yield from breaches(document, _packaged("golden"), file)
+
+
+def breaches(document: Any, schema: Mapping[str, Any], file: str) -> Iterator[Finding]:
+    """Each place where a document is not as a schema says."""
     from jsonschema import Draft202012Validator
 
-    validator = Draft202012Validator(_ours() if is_ours(metadata) else CORE)
-    for error in validator.iter_errors(metadata):
+    for error in Draft202012Validator(schema).iter_errors(document):
         place = "::".join(str(part) for part in error.absolute_path)
-        yield Finding(FILE, place, shown(error.instance) if place else "", shown(error.message))
+        yield Finding(file, place, shown(error.instance) if place else "", shown(error.message))
 
 
 @cache
-def _ours() -> dict[str, Any]:
-    text = (files("pipeline") / "schemas" / "bundle_metadata.schema.json").read_text(encoding="utf-8")
+def _packaged(name: str) -> dict[str, Any]:
+    text = (files("pipeline") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found

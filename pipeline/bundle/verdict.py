@@ -1,11 +1,15 @@
-"""The static half of verifying a bundle: one verdict that says which checks ran, what they found, which did not run."""
+"""One verdict on a bundle: which checks ran, what they found, which did not run.
+
+The static checks execute nothing of it. Only where they all passed, and where it is asked for, it is run, in a process
+of its own (`pipeline.bundle.replay`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.bundle.archive import METADATA, unpacked
 from pipeline.bundle.contents import DOCUMENTS, LOGGING, vet_contents
@@ -20,6 +24,10 @@ from pipeline.bundle.versions import requirements, vet_versions
 from pipeline.bundle.vetting import imports_of, vet_config, vet_metadata
 from pipeline.errors import OK, REFUSED, RefusedError
 
+if TYPE_CHECKING:
+    from pipeline.bundle.replay import Replay
+
+DYNAMIC = ("network", "replay")
 CARD = "docs/README.md"
 Status = Literal["passed", "refused", "absent", "not run"]
 
@@ -39,7 +47,7 @@ class Check:
 
 @dataclass
 class Verdict:
-    """What is known of a bundle after the static checks, none of which executes or imports anything of it.
+    """What is known of a bundle after the checks.
 
     Attributes:
         name: what its metadata calls it.
@@ -53,6 +61,7 @@ class Verdict:
         metadata: ``configs/metadata.json``, empty where it cannot be read.
         sizes: bytes of each file.
         card: the model card, empty where there is none.
+        replay: what came of running it; None where it was not run.
     """
 
     name: str = ""
@@ -66,6 +75,7 @@ class Verdict:
     metadata: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     card: str = ""
+    replay: Replay | None = None
 
     @property
     def refused(self) -> bool:
@@ -92,7 +102,10 @@ class Verdict:
     def words(self) -> str:
         """The verdict in a sentence."""
         if self.refused:
-            return "REFUSED: do not run it. Nothing of it was executed."
+            where = "Nothing of it was executed."
+            if self.replay is not None and self.replay.isolation is not None:
+                where = f"It ran in a process of its own alone, {self.replay.isolated}."
+            return f"REFUSED: do not run it. {where}"
         hashes = (
             "its files are those of SHA256SUMS"
             if self.intact
@@ -102,29 +115,45 @@ class Verdict:
         if not self.trusted:
             who = "No signature was checked: who made it is not known, so it is not trusted."
         names = "its configs name only what is listed or allowed"
-        return f"Static checks passed: {hashes}, and {names}. Not replayed. {who}"
+        golden = self.replay and self.replay.golden
+        replayed = f"Replay passed: {golden}." if golden else "Not replayed."
+        return f"Static checks passed: {hashes}, and {names}. {replayed} {who}"
+
+    @property
+    def outcome(self) -> Literal["refused", "static checks passed", "static checks and replay passed"]:
+        """The verdict in a word."""
+        if self.refused:
+            return "refused"
+        replayed = self.replay is not None and self.replay.golden is not None
+        return "static checks and replay passed" if replayed else "static checks passed"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the JSON document."""
         return {
             "bundle": {"name": self.name, "version": self.version, "sha256": self.sha256},
-            "verdict": "refused" if self.refused else "static checks passed",
+            "verdict": self.outcome,
             "intact": self.intact,
             "trusted": self.trusted,
             "signed_by": self.signed_by,
             "checks": [check.as_dict() for check in self.checks],
             "findings": [finding.as_dict() for finding in self.findings],
             "allowed": self.allowed,
+            "isolation": self.replay and self.replay.isolation,
+            "isolation_reason": self.replay and self.replay.reason,
+            "replay": self.replay and self.replay.numbers,
         }
 
 
-def verify_bundle(path: str | Path, allow: Collection[str] = (), key: Path | None = None) -> Verdict:
-    """Check a bundle folder or zip file without executing or importing anything of it.
+def verify_bundle(
+    path: str | Path, allow: Collection[str] = (), key: Path | None = None, replay: bool = False
+) -> Verdict:
+    """Check a bundle folder or zip file; nothing of it is executed or imported in this process.
 
     Args:
         path: the bundle.
         allow: names admitted beside the list: classes, functions, modules of imports, files of code, each exactly.
         key: file of the public key that must have signed it; None checks no signature.
+        replay: where all static checks passed, run it in an isolated process.
 
     Raises:
         UsageError: not a bundle, not a key, or the packages that check signatures are not installed.
@@ -139,10 +168,26 @@ def verify_bundle(path: str | Path, allow: Collection[str] = (), key: Path | Non
         verdict.checks += [
             Check(name, "not run", "the archive is not safe to go on with") for name in skipped
         ]
-        verdict.checks.append(
-            Check("replay", "not run", "the network was not built, and no golden case replayed")
-        )
+        if root is None or verdict.refused or not replay:
+            why = "the static checks refused it" if verdict.refused else "not asked for"
+            verdict.checks += [Check(name, "not run", why) for name in DYNAMIC]
+        else:
+            _run(root, verdict)
         return verdict
+
+
+def _run(root: Path, verdict: Verdict) -> None:
+    """The dynamic checks of a bundle that passed the static ones."""
+    from pipeline.bundle.replay import replay_bundle
+
+    replay = verdict.replay = replay_bundle(root, verdict.metadata)
+    absent = "the metadata does not say its input", "no golden case in the bundle"
+    for name, words, why in zip(DYNAMIC, (replay.network, replay.golden), absent, strict=True):
+        found = replay.findings[name]
+        if words is None and not found and (replay.not_run or any(replay.findings.values())):
+            verdict.checks.append(Check(name, "not run", replay.not_run or "the bundle is refused already"))
+        else:
+            _note(verdict, name, f"{words}; {replay.isolated}", found, None if words else why)
 
 
 def _note(

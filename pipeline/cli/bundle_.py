@@ -36,13 +36,18 @@ def verify(
     key: Annotated[
         Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")
     ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
+    ] = True,
     json: Json = False,
 ) -> int:
-    """Check a bundle's archive, hashes, metadata, versions, weights and configs, without executing anything of it.
+    """Check a bundle's archive, hashes, metadata, versions, weights and configs, then run it where all of that passed.
 
     Each class and function that a config names must be on a list of single names, whatever path leads to it;
     expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
-    --allow takes. Exit code 0: the static checks passed. 5: refused. Hashes show that nothing changed, never who made
+    --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
+    replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
+    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made
     it: only a bundle that is signed by the key of --key is called trusted, and any other is refused then.
 
     Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
@@ -56,7 +61,7 @@ def verify(
     from pipeline.bundle.finding import printable
     from pipeline.bundle.verdict import verify_bundle
 
-    verdict = verify_bundle(bundle, allow or (), key)
+    verdict = verify_bundle(bundle, allow or (), key, replay)
     _verdict(console, verdict)
     console.say(printable(verdict.words))
     unused = sorted({*(allow or ())} - {*verdict.allowed})

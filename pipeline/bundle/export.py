@@ -37,7 +37,7 @@ from pipeline.inference.cleanup import read_rules
 from pipeline.manifest import Manifest
 
 LOGGING = """[loggers]
-keys=root
+keys=root,dicom
 
 [handlers]
 keys=console
@@ -48,6 +48,12 @@ keys=plain
 [logger_root]
 level=INFO
 handlers=console
+
+# else MONAI says on every start that a DICOM decoder for GPUs is not there
+[logger_dicom]
+level=ERROR
+qualname=monai.data.nvimgcodec_pydicom_plugin
+handlers=
 
 [handler_console]
 class=StreamHandler

@@ -148,7 +148,7 @@ def foresee(
 
 def input_size(header: Header, preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Voxels of the network's input, from the header alone: nothing cut, everything padded."""
-    transforms = dict(zip((type(step) for step in preprocessing.steps), preprocessing.build(), strict=True))
+    transforms = preprocessing.build_by_kind()
     way, _ = turned_and_spaced(
         header.shape[:3], header.affine, transforms.get(Orientation), transforms.get(Spacing)
     )

@@ -6,6 +6,7 @@ padding are MONAI's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.inference.steps import (
     ScaleRange,
     Spacing,
     SpatialPad,
+    Step,
 )
 
 
@@ -33,7 +35,7 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
 
     The source's array is let go as soon as it is resampled, if nothing else holds it.
     """
-    transforms = dict(zip((type(step) for step in preprocessing.steps), preprocessing.build(), strict=True))
+    transforms = preprocessing.build_by_kind()
     header = source.header
     way, affine = turned_and_spaced(
         header.shape[:3], header.affine, transforms.get(Orientation), transforms.get(Spacing)
@@ -47,7 +49,7 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
 
 
 def _cut_and_padded(
-    image: torch.Tensor, affine: Matrix, way: Way, transforms: dict[type, Any]
+    image: torch.Tensor, affine: Matrix, way: Way, transforms: Mapping[type[Step], Any]
 ) -> tuple[torch.Tensor, Way]:
     offset, seen = (0, 0, 0), tuple((0, size) for size in way.resampled_shape)
     item = {"image": MetaTensor(image, affine=torch.as_tensor(affine))}
@@ -88,7 +90,7 @@ def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
     )
 
 
-def _normalised(image: torch.Tensor, step: Normalise, transforms: dict[type, Any]) -> torch.Tensor:
+def _normalised(image: torch.Tensor, step: Normalise, transforms: Mapping[type[Step], Any]) -> torch.Tensor:
     """`NormalizeIntensity`, in place where all voxels count alike."""
     if step.nonzero or isinstance(step.subtrahend, tuple) or isinstance(step.divisor, tuple):
         changed: torch.Tensor = transforms[Normalise]({"image": image})["image"]

@@ -94,14 +94,18 @@ class Preprocessing:
 
     def build(self, after_reading: bool = False) -> list[Any]:
         """The stock MONAI transforms (imports MONAI), all or those behind reading a file and finding its channels."""
+        return list(self.build_by_kind(after_reading).values())
+
+    def build_by_kind(self, after_reading: bool = True) -> dict[type[Step], Any]:
+        """As `build`, under the class of each step; the readers alone take longer to build than all the rest."""
         from monai import transforms
 
-        built = []
+        built: dict[type[Step], Any] = {}
         for step in self.steps:
             if after_reading and isinstance(step, (Load, ChannelFirst)):
                 continue
             arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
-            built.append(getattr(transforms, step.name)(**arguments))
+            built[type(step)] = getattr(transforms, step.name)(**arguments)
         return built
 
     def why_not_streamed(self) -> str | None:

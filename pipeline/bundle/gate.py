@@ -103,6 +103,9 @@ def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str,
     """
     documents = {terms["config_file"]: recipe["inference"], METADATA: recipe["metadata"]}
     agreed = Terms(tuple(terms["allow"]), bool(terms["run_unvetted_code"]))
+    for member in recipe.get("ensemble", ()):
+        handed = {member["config_file"]: member["inference"], METADATA: member["metadata"]}
+        _judge(member["root"], agreed, handed, member["sha256"])
     return _judge(recipe["root"], agreed, documents, terms["sha256"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +77,18 @@ def command(
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Write the entropy of the probabilities, in nats.")
     ] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            help="Average with mirrored windows: x,y,z or all, axes of the network's grid.", metavar="AXES"
+        ),
+    ] = None,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Average with a further bundle, e.g. another fold; may be repeated.", metavar="BUNDLE"
+        ),
+    ] = None,
     pseudonymise: Annotated[
         bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
     ] = False,
@@ -111,7 +125,15 @@ def command(
     """
     from pipeline.bundle import open_bundle
     from pipeline.bundle.gate import bundle_folder
-    from pipeline.predict import Options, find_work, make_rules, parse_formats, parse_runtime, parse_words
+    from pipeline.predict import (
+        Options,
+        find_work,
+        make_rules,
+        parse_formats,
+        parse_mirror,
+        parse_runtime,
+        parse_words,
+    )
     from pipeline.predict.memory import parse_bytes
 
     console = Console("predict", as_json=json)
@@ -121,10 +143,18 @@ def command(
         max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
         probabilities=probabilities, formats=parse_formats(formats or []), runtime=parse_runtime(runtime),
         allow=tuple(allow or ()), run_unvetted_code=run_unvetted_code,
-        probabilities_of=parse_words(probabilities_of or []), entropy=entropy,
+        probabilities_of=parse_words(probabilities_of or []), entropy=entropy, mirror=parse_mirror(mirror),
     )  # fmt: skip
-    with bundle_folder(bundle) as folder:
-        opened = open_bundle(folder, changed_too=run_unvetted_code, key=require_signature)
+    with ExitStack() as folders:
+        opened, *others = [
+            open_bundle(
+                folders.enter_context(bundle_folder(path)),
+                changed_too=run_unvetted_code,
+                key=require_signature,
+            )
+            for path in (bundle, *(ensemble or ()))
+        ]
+        options = replace(options, ensemble=tuple(others))
         rules = make_rules(
             opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,33 @@ class Chosen:
     name: str
     runtime: Runtime
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network in evaluation mode, with the path of its state dict and its config's text: they name its conversion."""
+
+    module: torch.nn.Module
+    weights: str
+    config: str
+
+
+def choose_average(
+    wanted: str,
+    models: Sequence[Model],
+    device: torch.device,
+    shape: tuple[int, ...],
+    threads: int | None = None,
+) -> Chosen:
+    """One runtime for all models, whose scores are averaged; arguments as in `choose_runtime`."""
+    runtimes = []
+    for model in models:
+        one = choose_runtime(wanted, model.module, device, model.weights, model.config, shape, threads)
+        if one.name == "torch":
+            every = [torch_runtime(each.module) for each in models]
+            return Chosen("torch", average(every), one.reasons)
+        runtimes.append(one.runtime)
+    return Chosen("openvino", average(runtimes))
 
 
 def choose_runtime(
@@ -105,6 +133,8 @@ def torch_runtime(network: torch.nn.Module) -> Runtime:
 
 def average(runtimes: Sequence[Runtime]) -> Runtime:
     """The mean of the scores of several networks, for example of folds."""
+    if len(runtimes) == 1:
+        return runtimes[0]
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         first, *rest = runtimes
@@ -128,4 +158,9 @@ def mirrored(runtime: Runtime, flips: Sequence[Sequence[int]] = ((), (0,), (1,),
         dims = [axis + 2 for axis in axes]
         return lambda windows: runtime(windows.flip(dims)).flip(dims)
 
-    return average([flipped(axes) for axes in flips])
+    return average([flipped(axes) if axes else runtime for axes in flips])
+
+
+def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All ways to mirror along some axes or none, the plain one first: 2 to the power of their number."""
+    return [some for count in range(len(axes) + 1) for some in itertools.combinations(axes, count)]

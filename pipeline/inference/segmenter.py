@@ -19,7 +19,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,14 @@ from pipeline.inference.glance import Glance, look_at
 from pipeline.inference.kept import Beside
 from pipeline.inference.output import as_labels
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.runtimes import Chosen, choose_runtime, torch_runtime
+from pipeline.inference.runtimes import (
+    Chosen,
+    Model,
+    choose_average,
+    flips_along,
+    mirrored,
+    torch_runtime,
+)
 from pipeline.inference.source import Given, Source, read_headers, read_source
 from pipeline.inference.stock import StockBundle, root_cause, stop_saving
 from pipeline.inference.streaming import StreamingEngine
@@ -64,6 +71,8 @@ class Recipe:
         max_memory: bytes that the process may take; None for what the machine has.
         runtime: ``auto``, ``torch`` or ``openvino``.
         regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.
+        mirror: spatial axes (0 to 2) of the network's grid along which windows are mirrored as well.
+        ensemble: further models, each ``root``, ``inference`` and ``weights``; scores are averaged.
     """
 
     root: str
@@ -80,6 +89,8 @@ class Recipe:
     runtime: str = "torch"
     metadata: dict[str, Any] = field(default_factory=dict)
     regions: int = 0
+    mirror: tuple[int, ...] = ()
+    ensemble: tuple[dict[str, Any], ...] = ()
 
     @property
     def route(self) -> str:
@@ -130,9 +141,7 @@ class Segmenter:
     def _build(self, recipe: Recipe, typed: Preprocessing) -> None:
         config = copy.deepcopy(recipe.inference)
         stop_saving(config)
-        parser = ConfigParser(config=config)
-        parser["bundle_root"] = recipe.root
-        parser["device"] = str(self.device)
+        parser = self._parser(recipe.root, config)
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build(after_reading=True))
         network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
@@ -148,6 +157,12 @@ class Segmenter:
                 typed, Windowing(**recipe.windowing or {}), self.chosen.runtime, self.device,
                 recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
+
+    def _parser(self, root: str, config: dict[str, Any]) -> ConfigParser:
+        parser = ConfigParser(config=config)
+        parser["bundle_root"] = root
+        parser["device"] = str(self.device)
+        return parser
 
     def segment(self, given: Given, beside: Beside | None = None) -> Segmentation:
         """The label map of one case.
@@ -199,15 +214,24 @@ class Segmenter:
             return as_labels(self._postprocessing(item)["pred"], source.header, self.recipe.regions)
 
     def _choose(self, network: torch.nn.Module) -> Chosen:
-        wanted = self.recipe.runtime
+        recipe, wanted = self.recipe, self.recipe.runtime
         if self.engine == "monai":  # its inferer is given the network itself
+            if recipe.mirror or recipe.ensemble:
+                raise UsageError(
+                    "this bundle's scores cannot be averaged", found="; ".join(self.engine_reasons),
+                    hint="predict without --mirror and --ensemble",
+                )  # fmt: skip
             why = () if wanted == "torch" else ("the bundle's own inferer calls the network",)
             return Chosen("torch", torch_runtime(network), why)
-        config = json.dumps(self.recipe.inference, sort_keys=True, default=str)
-        shape = (self.recipe.channels, *(self.recipe.windowing or {})["roi_size"])
-        return choose_runtime(
-            wanted, network, self.device, self.recipe.weights, config, shape, torch.get_num_threads()
-        )
+        models = [Model(network, recipe.weights, json.dumps(recipe.inference, sort_keys=True, default=str))]
+        for member in recipe.ensemble:
+            parser = self._parser(member["root"], copy.deepcopy(member["inference"]))
+            network = _load(_parsed(parser, "network_def"), member["weights"], self.device)
+            text = json.dumps(member["inference"], sort_keys=True, default=str)
+            models.append(Model(network, member["weights"], text))
+        shape = (recipe.channels, *(recipe.windowing or {})["roi_size"])
+        chosen = choose_average(wanted, models, self.device, shape, torch.get_num_threads())
+        return replace(chosen, runtime=mirrored(chosen.runtime, flips_along(recipe.mirror)))
 
     def _why_monai(self) -> tuple[str, ...]:
         if self._typed is None:

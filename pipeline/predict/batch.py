@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SegpipeError
 from pipeline.files import write_json
-from pipeline.predict.beside import files_beside, names_beside
+from pipeline.predict.beside import files_beside
 from pipeline.predict.choice import NotSelected
 from pipeline.predict.client import (
     CannotGoOnError,
@@ -22,6 +22,7 @@ from pipeline.predict.client import (
     WorkerMemoryError,
     WorkerTimeoutError,
 )
+from pipeline.predict.ensemble import AXES, about_model, member_of, require_agreement
 from pipeline.predict.exchange import more_of_request, require_codes, result_of
 from pipeline.predict.outcome import Options, Outcome
 from pipeline.predict.overlay import draw_overlay
@@ -64,6 +65,8 @@ def worker_for(bundle: Bundle, options: Options) -> Worker:
             "max_memory": options.max_memory,
             "runtime": options.runtime,
             "regions": bundle.regions,
+            "mirror": [AXES.index(axis) for axis in options.mirror],
+            "ensemble": [member_of(each) for each in options.ensemble],
         },
         {
             "allow": list(options.allow),
@@ -121,10 +124,11 @@ def predict_cases(
     """
     refuse_own_folder(out, bundle)
     files_beside(bundle, options)
+    require_agreement(bundle, options.ensemble)
     if any(item.series for item in items):
         require_codes(bundle)
     with held_by(out):
-        refuse_other_bundle(out, bundle, options.overwrite)
+        refuse_other_bundle(out, bundle, options)
         if not options.overwrite:
             compare_sources(out, items)
         folder = ResultFolder(out)
@@ -133,7 +137,8 @@ def predict_cases(
         batch = _Batch(
             bundle, folder, options, worker or worker_for(bundle, options), on_crash, refused_before
         )
-        folder.record(event="start", bundle=bundle.sha256, name=bundle.name, cases=len(items))
+        model = {"bundle": bundle.sha256, "name": bundle.name, **about_model(options)}
+        folder.record(event="start", **model, cases=len(items))
         for left_out in not_selected:
             folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
 
@@ -191,9 +196,7 @@ class _Batch:
         """Have the worker compute a case that has to be; what is left to do for it."""
         if item.refusal is not None:
             return partial(self._refused, item, item.refusal.reason, item.refusal.detail)
-        formats = self.options.formats_of(item)
-        beside = names_beside(files_beside(self.bundle, self.options))
-        if not self.options.overwrite and is_done(self.folder, item, self.bundle, formats, done, beside):
+        if not self.options.overwrite and is_done(self.folder, item, self.bundle, self.options, done):
             return partial(self._skipped, item)
         start = time.monotonic()
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.console import SCHEMA_VERSION
 from pipeline.predict.beside import files_beside, request_beside
+from pipeline.predict.ensemble import about_model
 from pipeline.predict.outcome import NO_DICOM_SOURCE, Options
 from pipeline.predict.worklist import WorkItem
 from pipeline.quality import far_from_training
@@ -85,6 +86,7 @@ def result_of(
         "notes": list(item.series.notes) if item.series else [],
         **facts,
         "beside": files_beside(bundle, options),
+        **about_model(options),
         **{name: about.get(name) for name in told},
     }
 

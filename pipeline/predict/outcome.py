@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.predict.worklist import WorkItem
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Bundle
 
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")
 RUNTIMES = ("auto", "torch", "openvino")
@@ -54,6 +57,8 @@ class Options:
         runtime: of `RUNTIMES`.
         probabilities_of: write the probabilities of these labels alone, by name or value.
         entropy: write the entropy of the probabilities.
+        mirror: axes of the network's grid (x, y, z) along which windows are mirrored as well.
+        ensemble: further bundles whose scores are averaged with those of the first.
     """
 
     device: str = "auto"
@@ -70,6 +75,8 @@ class Options:
     runtime: str = "auto"
     probabilities_of: tuple[str, ...] = ()
     entropy: bool = False
+    mirror: tuple[str, ...] = ()
+    ensemble: tuple[Bundle, ...] = ()
 
     def formats_of(self, item: WorkItem) -> tuple[str, ...]:
         """What is to be written of a case."""

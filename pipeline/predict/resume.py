@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RefusedError, SegpipeError
 from pipeline.files import cannot_write, read_json, sha256_of
+from pipeline.predict.beside import files_beside, names_beside
+from pipeline.predict.ensemble import about_model
+from pipeline.predict.outcome import Options
 from pipeline.predict.worklist import WorkItem
 from pipeline.results import MAPPING, RESULT, SEGMENTATION, STATE, ResultFolder, read_events, read_lines
 
@@ -49,20 +52,35 @@ def held_by(out: Path) -> Iterator[None]:
         yield
 
 
-def refuse_other_bundle(out: Path, bundle: Bundle, overwrite: bool) -> None:
-    """Never fill one folder from two bundles by mistake.
+def refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
+    """Never fill one folder from two models by mistake.
 
     Raises:
-        RefusedError: the last start in this folder named another bundle.
+        RefusedError: the last start in this folder named another bundle, or averaged other scores.
     """
+    if options.overwrite:
+        return
     starts = [event for event in read_events(out) if event.get("event") == "start"]
-    if starts and starts[-1].get("bundle") != bundle.sha256 and not overwrite:
+    if starts and starts[-1].get("bundle") != bundle.sha256:
         raise RefusedError(
             "the folder holds results of another bundle", path=out,
             found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
             expected=f"{bundle.name} ({bundle.sha256[:12]})",
             hint="choose another folder, or give --overwrite",
         )  # fmt: skip
+    if starts and not same_model(starts[-1], options):
+        before = {"ensemble": [], "mirror": []} | starts[-1]
+        raise RefusedError(
+            "the folder holds results with another ensemble, or otherwise mirrored", path=out,
+            found=f"{len(before['ensemble'])} further bundles, mirrored: {','.join(before['mirror']) or 'no'}",
+            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.mirror) or 'no'}",
+            hint="choose another folder, or give --overwrite",
+        )  # fmt: skip
+
+
+def same_model(before: Mapping[str, Any], options: Options) -> bool:
+    """Whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
+    return all(before.get(key, []) == value for key, value in about_model(options).items())
 
 
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:
@@ -96,32 +114,31 @@ def is_done(
     folder: ResultFolder,
     item: WorkItem,
     bundle: Bundle,
-    formats: Sequence[str],
+    options: Options,
     finished: Mapping[str, str],
-    beside: Iterable[str] = (),
 ) -> bool:
-    """Whether the case was finished with this very bundle, in all these formats as far as its source allows.
+    """Whether the case was finished with this very model, with all that is asked for as far as its source allows.
 
     Args:
         folder: of the results.
         item: the case.
         bundle: to segment it with.
-        formats: that are asked for.
+        options: what is asked for.
         finished: what `finished_series` gave: a series that has other slices now is not done.
-        beside: files that are asked for beside the label map.
     """
     if not folder.is_finished(item.id):
         return False
     try:
         result = read_json(folder.final(item.id) / RESULT)
         settled = {*result.get("files", {"nifti": SEGMENTATION}), *result.get("not_written", {})}
-        same = bool(result["bundle"]["sha256"] == bundle.sha256)
+        same = bool(result["bundle"]["sha256"] == bundle.sha256) and same_model(result, options)
     except (SegpipeError, AttributeError, KeyError, TypeError):
         return False
     if item.series is not None and finished.get(item.id) != slices_of(item.series):
         return False
+    beside = names_beside(files_beside(bundle, options))
     kept = all((folder.final(item.id) / name).is_file() for name in beside)
-    return same and kept and settled.issuperset(formats)
+    return same and kept and settled.issuperset(options.formats_of(item))
 
 
 def finished_series(out: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.bundle.archive import METADATA, unpacked
 from pipeline.bundle.finding import Finding, printable
+from pipeline.console import quiet_libraries
 from pipeline.errors import RefusedError
 
 FLAG = "--run-unvetted-code"
@@ -79,6 +80,7 @@ def require_vetted_sources(files: Iterable[str | Path | None], terms: Terms) -> 
     """
     for root in dict.fromkeys(bundle_around(Path(file)) for file in files if file is not None):
         if root is not None:
+            quiet_libraries()
             require_vetted(root, terms)
 
 
@@ -101,12 +103,20 @@ def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str,
     Raises:
         RefusedError: as `require_vetted`, or its files are not those that were hashed.
     """
-    documents = {terms["config_file"]: recipe["inference"], METADATA: recipe["metadata"]}
     agreed = Terms(tuple(terms["allow"]), bool(terms["run_unvetted_code"]))
-    for member in recipe.get("ensemble", ()):
-        handed = {member["config_file"]: member["inference"], METADATA: member["metadata"]}
-        _judge(member["root"], agreed, handed, member["sha256"])
-    return _judge(recipe["root"], agreed, documents, terms["sha256"])
+    said = [
+        _judge(
+            each["root"], agreed,
+            {each["config_file"]: each["inference"], METADATA: each["metadata"]}, each["sha256"],
+        )
+        for each in ({**recipe, **terms}, *recipe.get("ensemble", ()))
+    ]  # fmt: skip
+    return {
+        "passed": all(each["passed"] for each in said),
+        "findings": sum(each["findings"] for each in said),
+        "allowed": sorted({name for each in said for name in each["allowed"]}),
+        "intact": said[0]["intact"],
+    }
 
 
 def _judge(

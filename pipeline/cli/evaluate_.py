@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.terms import Allow, RunUnvetted
 from pipeline.console import Console
 from pipeline.errors import OK, SOME_FAILED, UsageError
 
@@ -50,6 +51,8 @@ def command(
     run: Annotated[
         Path | None, typer.Option(help="Folder that `segpipe train` wrote, for the learning curves.")
     ] = None,
+    allow: Allow = None,
+    run_unvetted_code: RunUnvetted = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Measure predictions against the truth, per case and label.
@@ -63,10 +66,13 @@ def command(
     report.html shows it all on one page: Dice by case with mean (red) and median (green), and the worst cases with
     the outlines of the prediction (red) and the truth (green); --gif animates cases, --run adds learning curves.
 
+    A manifest that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
+
     Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
     """
     console = Console("evaluate", as_json=json)
     from pipeline import evaluate as stage
+    from pipeline.bundle.gate import Terms, require_vetted_sources
     from pipeline.evaluate import postprocessing
     from pipeline.evaluate.output import summary_document
     from pipeline.files import require_writable, sha256_of, write_json
@@ -82,6 +88,7 @@ def command(
         )  # fmt: skip
     if not figures and (gif or run):
         raise UsageError("--no-figures draws neither --gif nor --run", hint="leave --no-figures out")
+    require_vetted_sources((manifest, run), Terms(tuple(allow or ()), run_unvetted_code))
     dataset = load_manifest(manifest)
     cases = dataset.select(split, fold)
     if try_postprocessing:

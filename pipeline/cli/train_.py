@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.terms import Allow, RunUnvetted
 from pipeline.console import Console
 from pipeline.errors import OK, UsageError
 
@@ -64,6 +65,8 @@ def command(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
     explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
+    allow: Allow = None,
+    run_unvetted_code: RunUnvetted = False,
     json: AsJson = False,
 ) -> int:
     """Train a network and keep everything that repeats it.
@@ -73,8 +76,11 @@ def command(
     Ctrl-C leaves a run that goes on with: segpipe train --resume runs/first
 
     --seeds 3 trains three times and records how far apart the seeds end, in OUT/seeds.json.
+
+    A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
     """
     from pipeline import train
+    from pipeline.bundle.gate import Terms, require_vetted_sources
     from pipeline.fingerprint import beside
 
     console = Console("train", as_json=json)
@@ -91,6 +97,8 @@ def command(
         return report(console, train.resume(resume, data), resume)
     if manifest is None or task is None or (out is None and not (dry_run or explain)):
         raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
+    sources = (manifest, task, network, loss, augment, runtime)
+    require_vetted_sources(sources, Terms(tuple(allow or ()), run_unvetted_code))
     composed = train.compose_run(
         manifest,
         data,

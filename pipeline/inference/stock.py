@@ -21,6 +21,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 from monai.engines.utils import IterationEvents
+from monai.transforms import Compose, LoadImaged
 
 from pipeline.errors import DataError, SegpipeError, first_cause
 
@@ -30,7 +31,6 @@ _REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
 _DATASETS = ("Dataset", "CacheDataset", "PersistentDataset", "SmartCacheDataset", "LMDBDataset")
 _LOADERS = ("DataLoader", "ThreadDataLoader")
 _SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
-_READERS = ("LoadImaged", "LoadImageD", "LoadImageDict")
 
 
 class StockBundle:
@@ -62,7 +62,7 @@ class StockBundle:
             parser.resolve_macro_and_relative_ids()
         self._config = parser.get()
         self._before, self._evaluator_id = _what_runs(self._config)
-        self._key = _take_over_data(self._config, self._evaluator_id)
+        _take_over_data(self._config, self._evaluator_id)
         stop_saving(self._config)
         self._evaluator: Any = None
         self._build()
@@ -109,7 +109,8 @@ class StockBundle:
             self._build()
         evaluator, self._evaluator = self._evaluator, None
         self._output, self._marks, start = None, {}, time.perf_counter()
-        evaluator.data_loader.dataset.data = [{self._key: image}]
+        dataset = evaluator.data_loader.dataset
+        dataset.data = [{_image_key(dataset.transform): image}]
         evaluator.run()
         end, output, self._output = time.perf_counter(), self._output, None
         evaluator.state.output = evaluator.state.batch = None
@@ -146,17 +147,14 @@ def _what_runs(config: dict[str, Any]) -> tuple[list[str], str]:
     return before, _follow(config, match[1])
 
 
-def _take_over_data(config: dict[str, Any], evaluator: str) -> str:
-    """Have the evaluator's data set hold one case that is put into it; the key of the image in that case."""
+def _take_over_data(config: dict[str, Any], evaluator: str) -> None:
+    """Have the evaluator's data set hold one case, which is put into it later."""
     loader = _component(config, evaluator, "val_data_loader", _LOADERS)
     dataset = _component(config, loader, "dataset", _DATASETS)
-    transform = _follow(config, f"{dataset}::transform")
-    key = _image_key(config, _at(config, transform))
     kept = {name: value for name, value in _at(config, loader).items() if name in ("dataset", "collate_fn")}
     _replace(_at(config, loader), {"_target_": "DataLoader", "batch_size": 1, "num_workers": 0, **kept})
     transform = _at(config, dataset).get("transform")
-    _replace(_at(config, dataset), {"_target_": "Dataset", "data": [{key: ""}], "transform": transform})
-    return key
+    _replace(_at(config, dataset), {"_target_": "Dataset", "data": [{}], "transform": transform})
 
 
 def _replace(component: dict[str, Any], by: dict[str, Any]) -> None:
@@ -174,33 +172,29 @@ def _component(config: dict[str, Any], owner: str, name: str, known: tuple[str, 
     return id
 
 
-def _image_key(config: dict[str, Any], transform: Any) -> str:
+def _image_key(transform: Any) -> str:
     """The first key that the first `LoadImaged` reads, ``image`` where there is none to be seen."""
-    found = next((each for each in _dicts(config, transform) if _short(each) in _READERS), {})
-    keys = found.get("keys")
-    for _ in range(2):  # a list of keys, and a reference in it
-        keys = keys[0] if isinstance(keys, list) and keys else keys
-        match = _REFERENCE.fullmatch(keys) if isinstance(keys, str) else None
-        keys = _at(config, _follow(config, match[1])) if match else keys
-    return keys if isinstance(keys, str) and keys[:1] not in "$@%" else "image"
+    for each in getattr(transform, "transforms", [transform]):
+        if isinstance(each, LoadImaged):
+            return str(each.keys[0])
+        if isinstance(each, Compose):
+            return _image_key(each)
+    return "image"
 
 
 def stop_saving(config: dict[str, Any]) -> None:
     """Switch off what writes images: results are written elsewhere, whole."""
-    for each in _dicts({}, config):
+    for each in _dicts(config):
         if _short(each) in _SAVERS:
             each["_disabled_"] = True
 
 
-def _dicts(config: dict[str, Any], value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Each mapping within a value, through whole references where ``config`` has their ids."""
-    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    if match and config and depth < 60:
-        value = _at(config, _follow(config, match[1]))
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    """Each mapping within a value."""
     if isinstance(value, dict):
         yield value
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _dicts(config, each, depth + 1)
+        yield from _dicts(each)
 
 
 def _follow(config: dict[str, Any], id: str) -> str:

@@ -119,8 +119,8 @@ def predict_cases(
     Raises:
         UsageError: the folder cannot be written to, the disk is full, the model cannot be loaded here.
         DataError: the bundle's config or weights cannot be used.
-        RefusedError: the bundle does not pass the gate, the folder belongs to another bundle, lies in this one or is in use, or another scan or
-            something that is no result has a case's name.
+        RefusedError: the bundle does not pass the gate, or the folder belongs to another bundle, lies in this one or
+            is in use, or another scan or something that is no result has a case's name.
     """
     refuse_own_folder(out, bundle)
     files_beside(bundle, options)
@@ -137,6 +137,7 @@ def predict_cases(
         batch = _Batch(
             bundle, folder, options, worker or worker_for(bundle, options), on_crash, refused_before
         )
+        batch.prepare(items)
         model = {"bundle": bundle.sha256, "name": bundle.name, **about_model(options)}
         folder.record(event="start", **model, cases=len(items))
         for left_out in not_selected:
@@ -172,6 +173,20 @@ class _Batch:
     on_crash: Callable[[str, WorkerDiedError], None]
     refused_before: dict[str, list[str]]
 
+    def prepare(self, items: Sequence[WorkItem]) -> None:
+        """Start the worker where a case is to be computed: a bundle that is refused leaves no line in the folder."""
+        done = finished_series(self.folder.root)
+        if all(item.refusal is not None or self._is_done(item, done) for item in items):
+            return
+        try:
+            self.worker.start()
+        except CannotGoOnError as error:
+            raise error.cause from error
+
+    def _is_done(self, item: WorkItem, done: dict[str, str]) -> bool:
+        again = self.options.overwrite
+        return not again and is_done(self.folder, item, self.bundle, self.options, done)
+
     def run(self, items: Sequence[WorkItem], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         """Finish each case in a second thread, one at a time and in order, while the worker is at the next."""
         done = finished_series(self.folder.root)
@@ -196,7 +211,7 @@ class _Batch:
         """Have the worker compute a case that has to be; what is left to do for it."""
         if item.refusal is not None:
             return partial(self._refused, item, item.refusal.reason, item.refusal.detail)
-        if not self.options.overwrite and is_done(self.folder, item, self.bundle, self.options, done):
+        if self._is_done(item, done):
             return partial(self._skipped, item)
         start = time.monotonic()
         try:

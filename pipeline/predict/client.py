@@ -58,9 +58,7 @@ class Worker:
             would not do, since torch reserves far more than it uses.
     """
 
-    def __init__(
-        self, recipe: dict[str, Any], terms: dict[str, Any], most_bytes: int | None = None
-    ) -> None:
+    def __init__(self, recipe: dict[str, Any], terms: dict[str, Any], most_bytes: int | None = None) -> None:
         self.recipe = recipe
         self.terms = terms
         self.most_bytes = most_bytes

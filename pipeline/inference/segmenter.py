@@ -8,8 +8,8 @@ Two routes give a label map on the source's grid:
 Two engines carry them out, and a case gets the labels that `python -m monai.bundle run` would give it by both:
 
     streaming   where inferer and post-processing are of the closed form as well: scores block by block
-    monai       anything else: inferer and post-processing of the bundle's config on the whole volume, on the stock route
-                by the bundle's own evaluator
+    monai       anything else: inferer and post-processing of the bundle's config on the whole volume; on the stock
+                route its own evaluator
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def _parsed(parser: ConfigParser, id: str) -> Any:
 def _load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
     try:
         state = torch.load(weights, map_location=device, weights_only=True)
-        network.load_state_dict(state["model"] if "model" in state else state)  # as MONAI's CheckpointLoader
+        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
     except OSError as error:
         raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
     except Exception as error:

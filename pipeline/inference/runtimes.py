@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import UsageError
+from pipeline.inference.onednn import OneDnn
 from pipeline.inference.windows import Runtime
 
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
@@ -124,7 +125,8 @@ def torch_runtime(network: torch.nn.Module) -> Runtime:
     """A network of torch; of several outputs in a list the only one, as MONAI's inferer takes it."""
 
     def run(windows: torch.Tensor) -> torch.Tensor:
-        scores: Any = network(windows)
+        with OneDnn():
+            scores: Any = network(windows)
         only: torch.Tensor = scores[0] if isinstance(scores, (list, tuple)) and len(scores) == 1 else scores
         return only
 

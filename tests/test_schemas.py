@@ -36,6 +36,7 @@ FILES = (
     "metrics",
     "fingerprint",
     "bundle_metadata",
+    "provenance",
     "sent",
 )
 Documents = dict[str, list[Any]]
@@ -143,8 +144,10 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("seeds", json.loads((root / "seeds" / "seeds.json").read_text())),
         ("export", printed("export", root / "run", root / "bundle")),
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
+        ("provenance", json.loads((root / "bundle/provenance.json").read_text())),
         ("bundle", printed("bundle", "verify", root / "bundle")),
         ("bundle", printed("bundle", "inspect", root / "bundle")),
+        ("bundle", printed("bundle", "pack", root / "bundle", "-o", root / "bundle.zip")),
         ("reproduce", printed(*again, "--dry-run")),
         ("reproduce", printed(*again)),
         ("reproduce", json.loads((root / "again" / "reproduction.json").read_text())),

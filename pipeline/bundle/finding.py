@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,3 +65,8 @@ def shown(value: object) -> str:
 def printable(text: str) -> str:
     """Text for a terminal: control characters and those that turn the reading order are shown by their code."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(findings: Iterable[Finding]) -> list[dict[str, str | None]]:
+    """Findings as a refusal carries them to a terminal."""
+    return [{name: text and printable(text) for name, text in each.as_dict().items()} for each in findings]

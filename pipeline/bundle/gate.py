@@ -11,14 +11,14 @@ allowed are opened after they were vetted. A zip file is unpacked where only its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.bundle.archive import METADATA, unpacked
-from pipeline.bundle.finding import Finding, printable
+from pipeline.bundle.finding import Finding, plain
 from pipeline.console import quiet_libraries
 from pipeline.errors import RefusedError
 
@@ -53,7 +53,7 @@ def bundle_folder(path: str | Path) -> Iterator[Path]:
     with unpacked(path) as (root, findings):
         if root is None:
             raise RefusedError(
-                "the bundle's archive is not safe to be unpacked", path=path, findings=_plain(findings),
+                "the bundle's archive is not safe to be unpacked", path=path, findings=plain(findings),
                 hint="get it from whom you trust",
             )  # fmt: skip
         yield root
@@ -136,7 +136,7 @@ def _judge(
         raise RefusedError(
             "the bundle did not pass the static checks, and nothing of it was run", path=path,
             found="1 finding" if len(findings) == 1 else f"{len(findings)} findings", hint=_hint(findings),
-            findings=_plain(findings),
+            findings=plain(findings),
         )  # fmt: skip
     return {
         "passed": not findings,
@@ -160,10 +160,6 @@ def _vet_documents(documents: Mapping[str, Any], allow: Collection[str]) -> list
         for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
     ]
     return [finding for use in uses for finding in use.findings]
-
-
-def _plain(findings: Sequence[Finding]) -> list[dict[str, str | None]]:
-    return [{name: text and printable(text) for name, text in each.as_dict().items()} for each in findings]
 
 
 def _hint(findings: Iterable[Finding]) -> str:

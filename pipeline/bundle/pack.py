@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bundle.archive import unpacked
+from pipeline.bundle.finding import plain
 from pipeline.bundle.metadata import NAME, VERSION
 from pipeline.bundle.record import WEIGHTS
 from pipeline.bundle.sums import SIGNATURE, SUMS, fingerprint, hash_files, sums_text
@@ -140,11 +141,9 @@ def _refusal(bundle: Path, verdict: Verdict) -> RefusedError:
             f"the bundle has no {SUMS}", path=bundle, expected="a line of SHA-256 and path for every file",
             hint="take a bundle that `segpipe export` wrote, or write the file with `sha256sum`",
         )  # fmt: skip
-    first = verdict.findings[0]
-    place = f"{first.file} {first.place}".strip()
     return RefusedError(
-        "the bundle does not pass the checks", path=bundle, found=f"{place}: {first.reason}",
-        hint="`segpipe bundle verify` lists all that was found",
+        "the bundle does not pass the static checks, and is not packed", path=bundle,
+        findings=plain(verdict.findings), hint="admit a name with --allow where you know what it does",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.bundle.golden import IMAGES, LABELS
+from pipeline.bundle.golden_case import IMAGES, LABELS
 from pipeline.report.bars import dice_bars
 from pipeline.report.canvas import write_bytes
 from pipeline.report.curves import learning_curves

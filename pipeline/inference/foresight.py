@@ -21,7 +21,6 @@ from pipeline.errors import RefusedError
 from pipeline.inference.grids import turned_and_spaced
 from pipeline.inference.halos import HALO
 from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.steps import Orientation, Spacing
 from pipeline.inference.windows import Runtime, WindowGrid, Windowing
 from pipeline.nifti import PLAIN_TYPES, Header
 
@@ -81,6 +80,7 @@ def plan(
     windowing: Windowing,
     probe: Probe,
     limit: int | None,
+    held: int = 0,
 ) -> tuple[Windowing, Forecast]:
     """The fastest way to compute a case with which it fits.
 
@@ -90,13 +90,14 @@ def plan(
         windowing: as the bundle has it.
         probe: what one window costs.
         limit: bytes that the process may take; None for what the machine has.
+        held: bytes of the source that were read already.
 
     Raises:
         RefusedError: not even one window at a time fits; with the numbers.
     """
-    allowed = available() if limit is None else min(limit, available())
+    allowed = allowed_bytes(limit)
     for chosen in _smaller(windowing):
-        forecast = foresee(headers, preprocessing, chosen, probe)
+        forecast = foresee(headers, preprocessing, chosen, probe, held)
         if forecast.peak <= allowed:
             return chosen, forecast
     raise RefusedError(
@@ -122,21 +123,23 @@ def _smaller(windowing: Windowing) -> Iterator[Windowing]:
 
 
 def foresee(
-    headers: Sequence[Header], preprocessing: Preprocessing, windowing: Windowing, probe: Probe
+    headers: Sequence[Header],
+    preprocessing: Preprocessing,
+    windowing: Windowing,
+    probe: Probe,
+    held: int = 0,
 ) -> Forecast:
     """What a case will take; where a crop depends on the voxels, as if nothing were cut."""
     shape, channels = headers[0].shape[:3], sum(math.prod(header.shape[3:]) for header in headers)
     size = input_size(headers[0], preprocessing)
     grid = windowing.grid(size)
-    kept = sum(math.prod(header.shape) * _bytes_a_voxel(header) for header in headers) * (
-        2 if len(headers) > 1 else 1
-    )
+    kept = source_bytes(headers)
     image = math.prod(size) * channels * 4 * (2 if preprocessing.crop or preprocessing.pad else 1)
     padded = math.prod(grid.padded) * channels * 4 if grid.padded != tuple(size) else 0
     block, open_blocks = block_voxels(grid)
     scores = 4 * probe.classes * (open_blocks + 2 * math.prod(grid.padded) // grid.padded[grid.block_axes[0]])
     restored = VOXEL_BYTES * math.prod(shape) * block // math.prod(grid.padded)
-    base = _resident("VmRSS") or psutil.Process().memory_info().rss
+    base = (_resident("VmRSS") or psutil.Process().memory_info().rss) - held
     windows = probe.window_bytes * windowing.batch
     if windowing.overlapped:
         working = windows + restored + 4 * probe.classes * block
@@ -146,12 +149,15 @@ def foresee(
     return Forecast(int(base + SLACK * (kept + image)), int(base + SLACK * computing))
 
 
+def source_bytes(headers: Sequence[Header]) -> int:
+    """What a case's voxels take while they are read; several files are stacked."""
+    voxels = sum(math.prod(header.shape) * _bytes_a_voxel(header) for header in headers)
+    return voxels * (2 if len(headers) > 1 else 1)
+
+
 def input_size(header: Header, preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Voxels of the network's input, from the header alone: nothing cut, everything padded."""
-    transforms = preprocessing.build_by_kind()
-    way, _ = turned_and_spaced(
-        header.shape[:3], header.affine, transforms.get(Orientation), transforms.get(Spacing)
-    )
+    way, _ = turned_and_spaced(header, preprocessing)
     size = np.asarray(way.resampled_shape)
     if preprocessing.pad is not None:
         size = np.maximum(size, preprocessing.pad.spatial_size)
@@ -186,6 +192,11 @@ def block_voxels(grid: WindowGrid) -> tuple[int, int]:
             most = max(most, sum(sizes[key] for key in opened))
             opened -= {(one[0], other[0]) for one, other in itertools.product(*finished)}
     return max(sizes.values()), most
+
+
+def allowed_bytes(limit: int | None) -> int:
+    """Bytes that this process may take, by a limit and by what there is."""
+    return available() if limit is None else min(limit, available())
 
 
 def available() -> int:

@@ -31,9 +31,11 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from pipeline.dicom import Series
-from pipeline.errors import DataError, SegpipeError, UsageError
+from pipeline.errors import SegpipeError, UsageError
+from pipeline.inference.ahead import Ahead, Read
 from pipeline.inference.glance import Glance, look_at
 from pipeline.inference.kept import Beside
+from pipeline.inference.loading import device_of, load, parsed
 from pipeline.inference.output import as_labels
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import (
@@ -45,7 +47,7 @@ from pipeline.inference.runtimes import (
     torch_runtime,
 )
 from pipeline.inference.source import Given, Source, read_headers, read_source
-from pipeline.inference.stock import StockBundle, root_cause, stop_saving
+from pipeline.inference.stock import StockBundle, stop_saving
 from pipeline.inference.streaming import StreamingEngine
 from pipeline.inference.windows import Windowing
 from pipeline.nifti import Header
@@ -119,6 +121,7 @@ class Segmenter:
         engine: ``streaming`` or ``monai``.
         engine_reasons: why it is not the streaming one.
         chosen: what computes the scores.
+        ahead: the case that was read before its turn.
 
     Raises:
         UsageError: the device or the runtime is not there.
@@ -127,7 +130,8 @@ class Segmenter:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.device = _device(recipe.device)
+        self.ahead = Ahead(recipe.channels, recipe.max_memory)
+        self.device = device_of(recipe.device)
         torch.set_num_threads(recipe.threads or min(torch.get_num_threads(), usable_cores()))
         self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
         self.engine_reasons = self._why_monai()
@@ -144,18 +148,18 @@ class Segmenter:
         parser = self._parser(recipe.root, config)
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build(after_reading=True))
-        network = _load(_parsed(parser, "network_def"), recipe.weights, self.device)
+        network = load(parsed(parser, "network_def"), recipe.weights, self.device)
         self.chosen = self._choose(network)
         if self.engine == "monai":
-            self._preprocessing = _parsed(parser, "preprocessing")
-            self._postprocessing = _parsed(parser, "postprocessing")
-            self._inferer = _parsed(parser, "inferer")
+            self._preprocessing = parsed(parser, "preprocessing")
+            self._postprocessing = parsed(parser, "postprocessing")
+            self._inferer = parsed(parser, "inferer")
             self._network = network
         else:
             parser["cleanup"] = list(recipe.cleanup)
             self._streaming = StreamingEngine(
                 typed, Windowing(**recipe.windowing or {}), self.chosen.runtime, self.device,
-                recipe.channels, recipe.max_memory, _parsed(parser, "cleanup") if recipe.cleanup else None,
+                recipe.channels, recipe.max_memory, parsed(parser, "cleanup") if recipe.cleanup else None,
             )  # fmt: skip
 
     def _parser(self, root: str, config: dict[str, Any]) -> ConfigParser:
@@ -164,12 +168,13 @@ class Segmenter:
         parser["device"] = str(self.device)
         return parser
 
-    def segment(self, given: Given, beside: Beside | None = None) -> Segmentation:
+    def segment(self, given: Given, beside: Beside | None = None, key: str | None = None) -> Segmentation:
         """The label map of one case.
 
         Args:
             given: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
             beside: files to write probabilities and entropy to.
+            key: by which ``ahead`` knows the case, where it was read before its turn.
 
         Raises:
             UsageError: no such file, or this bundle's probabilities cannot be given.
@@ -184,10 +189,7 @@ class Segmenter:
                 hint="predict without --probabilities, --probabilities-of and --entropy",
             )  # fmt: skip
         with _timed(seconds, "check"):
-            if self.engine == "streaming":
-                self._streaming.foresee(read_headers(given, self.recipe.channels))
-            source = read_source(given, self.recipe.channels)
-            glance = look_at(source)
+            source, glance = self._read(given, key)
         with torch.inference_mode():
             if self.engine == "streaming":
                 labels = self._streaming.segment(source, seconds, beside)
@@ -195,6 +197,22 @@ class Segmenter:
             else:
                 labels, regions = self._as_monai(source, given, seconds), self.recipe.regions
         return Segmentation(labels, source.header, glance, seconds, regions)
+
+    def _read(self, given: Given, key: str | None) -> tuple[Source, Glance]:
+        """A case's images, which fit into memory."""
+        if self.engine != "streaming":
+            source = read_source(given, self.recipe.channels)
+            return source, look_at(source)
+        read = self.ahead.take(key)
+        if read is not None:
+            forecast = self._streaming.foresee(read.headers, read.source.array.nbytes)
+        else:
+            headers = read_headers(given, self.recipe.channels)
+            forecast = self._streaming.foresee(headers)
+            source = read_source(given, self.recipe.channels)
+            read = Read(headers, source, look_at(source))
+        self.ahead.begin(forecast.peak)
+        return read.source, read.glance
 
     def _as_monai(self, source: Source, given: Given, seconds: dict[str, float]) -> NDArray[np.uint8]:
         if self._typed is None:
@@ -226,7 +244,7 @@ class Segmenter:
         models = [Model(network, recipe.weights, json.dumps(recipe.inference, sort_keys=True, default=str))]
         for member in recipe.ensemble:
             parser = self._parser(member["root"], copy.deepcopy(member["inference"]))
-            network = _load(_parsed(parser, "network_def"), member["weights"], self.device)
+            network = load(parsed(parser, "network_def"), member["weights"], self.device)
             text = json.dumps(member["inference"], sort_keys=True, default=str)
             models.append(Model(network, member["weights"], text))
         shape = (recipe.channels, *(recipe.windowing or {})["roi_size"])
@@ -248,46 +266,6 @@ def _paths_of(given: Given) -> list[str] | str:
         raise SegpipeError("the stock route was given a DICOM series", hint="write it as NIfTI first")
     paths = [str(path) for path in given]
     return paths if len(paths) > 1 else paths[0]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise UsageError(
-            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
-        ) from error
-    return device
-
-
-def _parsed(parser: ConfigParser, id: str) -> Any:
-    if id not in parser.config:
-        raise DataError(
-            f"the bundle's inference config has no {id!r}", found=sorted(parser.config),
-            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
-        )  # fmt: skip
-    try:
-        value = parser.get_parsed_content(id)
-    except Exception as error:
-        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
-    return Compose(value) if isinstance(value, list) else value
-
-
-def _load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
-    try:
-        state = torch.load(weights, map_location=device, weights_only=True)
-        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
-    except OSError as error:
-        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
-    except Exception as error:
-        raise DataError(
-            "the bundle's weights do not fit its network", path=weights, found=root_cause(error)
-        ) from error
-    module: torch.nn.Module = network.to(device).eval()
-    return module
 
 
 @contextmanager

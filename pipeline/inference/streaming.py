@@ -54,8 +54,12 @@ class StreamingEngine:
     cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     probe: Probe | None = None
 
-    def foresee(self, headers: Sequence[Header]) -> Forecast:
+    def foresee(self, headers: Sequence[Header], held: int = 0) -> Forecast:
         """What a case will take; the windows are chosen so that it fits.
+
+        Args:
+            headers: of the case's files.
+            held: bytes of its voxels that were read already.
 
         Raises:
             RefusedError: it does not fit, with the numbers.
@@ -66,7 +70,9 @@ class StreamingEngine:
         if self.device.type == "cpu":  # more at once take memory and no less time
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
             windowing = replace(windowing, batch=min(windowing.batch, most))
-        self._fitting, forecast = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory)
+        self._fitting, forecast = plan(
+            headers, self.preprocessing, windowing, self.probe, self.max_memory, held
+        )
         return forecast
 
     @property

@@ -3,7 +3,10 @@
     {"op": "load", "recipe": {...}, "terms": ...}    -> {"ok": true, "device": ..., "vetting": {...}, ...}
     {"op": "segment", "paths": [...], "out": FILE}   -> {"ok": true, "voxels": ..., "seconds": ..., ...}
         with "beside": {"probabilities": FILE, "single": [[CHANNEL, FILE], ...], "entropy": FILE} these are written too
+        with "key": KEY, where the case may have been read ahead under that name
         with "dicom": {"series": ..., "formats": [...], ...} the case is that series, and written as DICOM as well
+    {"op": "ahead", "key": KEY, "paths": [...], "series": null or ..., "most_bytes": ...}
+        is answered by nothing: the case is read while the one before it is computed, if both fit
     what fails                                       -> {"ok": false, "error": {...}, "stop": whether to go on}
 
 It is apart from the batch so that a crash in native code, or the kernel for want of memory, ends one case only.
@@ -14,10 +17,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.dicom import Series
+    from pipeline.inference.ahead import Ahead
     from pipeline.inference.segmenter import Segmenter
     from pipeline.inference.source import Given
 
@@ -45,12 +52,13 @@ def main(vet: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> Non
     requests, replies = _claim_pipes()
     die_with_parent()
     segmenter: Segmenter | None = None
-    for line in requests:
-        request = json.loads(line)
+    asked = _Asked(requests)
+    for request in asked:
         try:
             if request["op"] == "load":
                 vetting = vet(request["recipe"], request["terms"])
                 segmenter, reply = _load(request["recipe"])
+                asked.ahead = segmenter.ahead
                 reply["vetting"] = vetting
             elif segmenter is None:
                 raise SegpipeError("the worker was asked to segment before it was given a model")
@@ -62,8 +70,43 @@ def main(vet: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> Non
             reply = _failure(error)
         except Exception as error:  # noqa: BLE001 - one bad case never stops the rest
             reply = _failure(_unexpected(error, may_quote="dicom" not in request))
+        finally:
+            if asked.ahead is not None:
+                asked.ahead.end()
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
+
+
+class _Asked:
+    """Requests in order; what is to be read ahead is read at once, in the thread that listens."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.ahead: Ahead | None = None
+        self._requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def _listen(self, stream: IO[str]) -> None:
+        try:
+            for line in stream:
+                request = json.loads(line)
+                if request["op"] != "ahead":
+                    if self.ahead is not None:
+                        self.ahead.expect()
+                    self._requests.put(request)
+                elif self.ahead is not None:
+                    self.ahead.read(request["key"], partial(_case_of, request), request["most_bytes"])
+        finally:
+            self._requests.put(None)
+
+
+def _case_of(request: dict[str, Any]) -> Given:
+    from pipeline.dicom.plain import from_plain
+
+    return from_plain(request["series"]) if request["series"] else request["paths"]
 
 
 class _CannotWriteError(Exception):
@@ -119,7 +162,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
     series = from_plain(dicom["series"]) if dicom else None
     try:
         with _given(request, series, segmenter.recipe.route, out) as given:
-            result = segmenter.segment(given, beside)
+            result = segmenter.segment(given, beside, request.get("key"))
     except OSError as error:
         if not beside.files:
             raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SegpipeError
 from pipeline.files import write_json
+from pipeline.predict.ahead import ReadAhead
 from pipeline.predict.beside import files_beside
 from pipeline.predict.choice import NotSelected
 from pipeline.predict.client import (
@@ -22,13 +23,13 @@ from pipeline.predict.client import (
     WorkerMemoryError,
     WorkerTimeoutError,
 )
-from pipeline.predict.ensemble import AXES, about_model, member_of, require_agreement
+from pipeline.predict.ensemble import about_model, require_agreement
 from pipeline.predict.exchange import more_of_request, require_codes, result_of
 from pipeline.predict.outcome import Options, Outcome
 from pipeline.predict.overlay import draw_overlay
+from pipeline.predict.recipe import worker_for
 from pipeline.predict.resume import (
     compare_sources,
-    describe_source,
     finished_series,
     held_by,
     is_done,
@@ -44,51 +45,6 @@ from pipeline.results import PARTIAL, RESULT, SEGMENTATION, ResultFolder
 
 if TYPE_CHECKING:
     from pipeline.bundle import Bundle
-
-
-def worker_for(bundle: Bundle, options: Options) -> Worker:
-    """The worker of a bundle, not started yet."""
-    typed = None if bundle.outside else bundle.preprocessing
-    return Worker(
-        {
-            "root": str(bundle.root.absolute()),
-            "inference": bundle.inference,
-            "metadata": bundle.metadata,
-            "weights": str(bundle.weights.absolute()),
-            "channels": max(1, len(bundle.channels)),
-            "labels": bundle.labels,
-            "preprocessing": typed.to_config() if typed else None,
-            "device": options.device,
-            "threads": options.threads,
-            "windowing": windowing_of(bundle),
-            "cleanup": list(bundle.cleanup),
-            "max_memory": options.max_memory,
-            "runtime": options.runtime,
-            "regions": bundle.regions,
-            "mirror": [AXES.index(axis) for axis in options.mirror],
-            "ensemble": [member_of(each) for each in options.ensemble],
-        },
-        {
-            "allow": list(options.allow),
-            "run_unvetted_code": options.run_unvetted_code,
-            "sha256": bundle.sha256,
-            "config_file": bundle.config_file.relative_to(bundle.root).as_posix(),
-        },
-        options.max_case_memory,
-    )
-
-
-def windowing_of(bundle: Bundle) -> dict[str, Any] | None:
-    """The fields of `pipeline.inference.streaming.Windowing`, None where the bundle is not of the closed form."""
-    if bundle.outside:
-        return None
-    return {
-        "roi_size": bundle.roi_size,
-        "overlap": bundle.overlap,
-        "batch": bundle.sw_batch_size,
-        "mode": bundle.window_mode,
-        "activation": bundle.activation,
-    }
 
 
 def predict_cases(
@@ -190,16 +146,18 @@ class _Batch:
     def run(self, items: Sequence[WorkItem], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         """Finish each case in a second thread, one at a time and in order, while the worker is at the next."""
         done = finished_series(self.folder.root)
+        waiting = [item for item in items if item.refusal is None and not self._is_done(item, done)]
+        to_compute = {item.id for item in waiting}
         outcomes: list[Outcome] = []
 
         def complete(finish: Callable[[], Outcome]) -> None:
             outcomes.append(finish())
             on_outcome(outcomes[-1])
 
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(1) as aside, ReadAhead(waiting, self.worker, self.options) as ahead:
             last: Future[None] | None = None
             for item in items:
-                finish = self._computed(item, done)
+                finish = self._computed(item, ahead) if item.id in to_compute else self._passed(item)
                 if last is not None:
                     last.result()
                 last = aside.submit(complete, finish)
@@ -207,18 +165,19 @@ class _Batch:
                 last.result()
         return outcomes
 
-    def _computed(self, item: WorkItem, done: dict[str, str]) -> Callable[[], Outcome]:
-        """Have the worker compute a case that has to be; what is left to do for it."""
+    def _passed(self, item: WorkItem) -> Callable[[], Outcome]:
         if item.refusal is not None:
             return partial(self._refused, item, item.refusal.reason, item.refusal.detail)
-        if self._is_done(item, done):
-            return partial(self._skipped, item)
+        return partial(self._skipped, item)
+
+    def _computed(self, item: WorkItem, ahead: ReadAhead) -> Callable[[], Outcome]:
+        """Have the worker compute a case; what is left to do for it."""
         start = time.monotonic()
         try:
             self.worker.start()
             start = time.monotonic()
-            source = describe_source(item)  # before it is read, so that a later change is noticed
-            into, result = self._compute(item)
+            source = ahead.description(item)  # of before it is read, so that a later change is noticed
+            into, result = self._compute(item, ahead)
         except CannotGoOnError as error:
             raise error.cause from error
         except SegpipeError as error:
@@ -240,13 +199,21 @@ class _Batch:
         self.folder.record(event="skipped", id=item.id)
         return Outcome(item.id, "skipped")
 
-    def _compute(self, item: WorkItem) -> tuple[Path, dict[str, Any]]:
-        """Where the worker wrote a case, and its ``result.json``."""
-        for attempt in range(self.options.retries + 1):
+    def _compute(self, item: WorkItem, ahead: ReadAhead) -> tuple[Path, dict[str, Any]]:
+        """Where the worker wrote a case, and its ``result.json``.
+
+        A case that ends the worker while the next one is read gets another try, alone: it may have been the other.
+        """
+        meanwhile = ahead.behind(item)
+        tries = self.options.retries + (2 if meanwhile else 1)
+        for attempt in range(tries):
             into = self._begin(item.id)
             try:
-                answer = self._ask(item, into)
+                answer = self._ask(item, into, None if attempt else meanwhile)
             except WorkerMemoryError as error:
+                if attempt == 0 and meanwhile is not None:
+                    ahead.settle()
+                    continue
                 limit = f"{(self.options.max_case_memory or 0) / 2**30:.3g} GiB"
                 raise SegpipeError(
                     "the case took too much memory", expected=f"at most {limit} (--max-case-memory)"
@@ -255,16 +222,19 @@ class _Batch:
                 limit = f"{self.options.timeout_s:g} s"
                 raise SegpipeError("the case took too long", expected=f"at most {limit}") from error
             except WorkerDiedError as death:
+                ahead.settle()
                 self.folder.record(event="crashed", id=item.id, attempt=attempt + 1, reason=death.reason)
                 self.on_crash(item.id, death)
                 reason = death.reason
                 continue
             return into, result_of(item, answer, self.bundle, self.options, self.worker.about)
-        raise SegpipeError(reason, found=f"{self.options.retries + 1} attempts")
+        raise SegpipeError(reason, found=f"{tries} attempts")
 
-    def _ask(self, item: WorkItem, into: Path) -> dict[str, Any]:
+    def _ask(self, item: WorkItem, into: Path, meanwhile: Callable[[], None] | None) -> dict[str, Any]:
         paths = [] if item.series is not None else [str(path) for path in item.paths]
         more = more_of_request(item, self.bundle, self.options, into)
+        if meanwhile is not None:
+            more["meanwhile"] = meanwhile
         return self.worker.segment(paths, str(into / SEGMENTATION), self.options.timeout_s, **more)
 
     def _begin(self, case_id: str) -> Path:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from pipeline import errors
@@ -93,7 +94,12 @@ class Worker:
                 raise CannotGoOnError(error) from error
 
     def segment(
-        self, paths: list[str], out: str, timeout_s: float | None = None, **more: Any
+        self,
+        paths: list[str],
+        out: str,
+        timeout_s: float | None = None,
+        meanwhile: Callable[[], object] | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """Have one case segmented into the file ``out``.
 
@@ -101,6 +107,7 @@ class Worker:
             paths: of its files.
             out: the NIfTI label map.
             timeout_s: seconds that it may take.
+            meanwhile: called once the worker was asked, before its answer is waited for.
             more: what else the request of `pipeline.inference.worker` may have.
 
         Raises:
@@ -109,7 +116,20 @@ class Worker:
             CannotGoOnError: why no further case can be.
         """
         self.start()
-        return self._ask({"op": "segment", "paths": paths, "out": out, **more}, timeout_s, self.most_bytes)
+        request = {"op": "segment", "paths": paths, "out": out, **more}
+        return self._ask(request, timeout_s, self.most_bytes, meanwhile)
+
+    def read_ahead(self, key: str, paths: list[str], series: dict[str, Any] | None) -> None:
+        """Have a case read while another is computed, to be segmented under the same ``key`` next.
+
+        Nothing is answered, and a worker that has died meanwhile is passed over.
+        """
+        process = self._process
+        request = {"op": "ahead", "key": key, "paths": paths, "series": series, "most_bytes": self.most_bytes}
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                process.stdin.write((json.dumps(request) + "\n").encode())
+                process.stdin.flush()
 
     def close(self) -> None:
         """End the process; nothing that it was at is kept."""
@@ -145,7 +165,11 @@ class Worker:
                 self._words.append(line.decode(errors="replace").rstrip())
 
     def _ask(
-        self, request: dict[str, Any], timeout_s: float | None, most_bytes: int | None = None
+        self,
+        request: dict[str, Any],
+        timeout_s: float | None,
+        most_bytes: int | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -153,6 +177,8 @@ class Worker:
         try:
             process.stdin.write((json.dumps(request) + "\n").encode())
             process.stdin.flush()
+            if meanwhile is not None:
+                meanwhile()
             line = self._read_line(process.stdout.fileno(), timeout_s, most_bytes)
         except OSError:
             line = b""

@@ -60,15 +60,3 @@ def _agreeing(bundle: Bundle) -> tuple[Any, ...]:
 def about_model(options: Options) -> dict[str, Any]:
     """What ``result.json`` says of the model beside its first bundle."""
     return {"ensemble": [each.facts for each in options.ensemble], "mirror": list(options.mirror)}
-
-
-def member_of(bundle: Bundle) -> dict[str, Any]:
-    """A further bundle as the worker vets it and takes its network."""
-    return {
-        "root": str(bundle.root.absolute()),
-        "inference": bundle.inference,
-        "metadata": bundle.metadata,
-        "weights": str(bundle.weights.absolute()),
-        "sha256": bundle.sha256,
-        "config_file": bundle.config_file.relative_to(bundle.root).as_posix(),
-    }

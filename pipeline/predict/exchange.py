@@ -30,7 +30,7 @@ def require_codes(bundle: Bundle) -> None:
 
 def more_of_request(item: WorkItem, bundle: Bundle, options: Options, into: Path) -> dict[str, Any]:
     """The part of a request to `pipeline.inference.worker` that not every case has."""
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"key": item.id}
     if beside := request_beside(bundle, options, into):
         more["beside"] = beside
     if item.series is not None:

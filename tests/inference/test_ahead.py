@@ -1,0 +1,72 @@
+"""One case is read ahead where memory has room for it, after the one that is computed was read."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_scan
+
+from pipeline.inference import ahead as module
+from pipeline.inference.ahead import Ahead
+
+PEAK = 1000
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    return write_scan(tmp_path / "a.nii.gz")  # 1080 voxels of 2 bytes
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "allowed_bytes", lambda limit: 10_000 if limit is None else limit)
+
+
+def under_way(max_memory: int | None = None) -> Ahead:
+    ahead = Ahead(1, max_memory)
+    ahead.expect()
+    ahead.begin(PEAK)
+    return ahead
+
+
+def test_the_case_of_the_name_is_given_once(scan: Path) -> None:
+    ahead = under_way()
+    ahead.read("a", lambda: [scan], None)
+    read = ahead.take("a")
+    assert read is not None and read.source.array.shape == (1, 12, 10, 9) and len(read.headers) == 1
+    assert ahead.take("a") is None
+    ahead.read("a", lambda: [scan], None)
+    assert ahead.take("b") is None and ahead.take("a") is None
+
+
+@pytest.mark.parametrize(("max_memory", "most_bytes", "fits"), [
+    (None, None, True), (3400, None, True), (3300, None, False), (None, 3300, False), (3400, 3400, True),
+])  # fmt: skip
+def test_only_what_fits_beside_the_other_is_read(
+    scan: Path, max_memory: int | None, most_bytes: int | None, fits: bool
+) -> None:
+    ahead = under_way(max_memory)
+    ahead.read("a", lambda: [scan], most_bytes)
+    assert (ahead.take("a") is not None) is fits
+
+
+def test_what_cannot_be_read_is_left_to_its_own_turn(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"not an image")
+    ahead = under_way()
+    ahead.read("a", lambda: [tmp_path / "broken.nii.gz"], None)
+    assert ahead.take("a") is None
+
+
+def test_it_waits_until_the_other_was_read_or_has_ended(scan: Path) -> None:
+    for go_on in (lambda ahead: ahead.begin(PEAK), lambda ahead: ahead.end()):
+        ahead = Ahead(1, None)
+        ahead.expect()
+        reader = threading.Thread(target=ahead.read, args=("a", lambda: [scan], None), daemon=True)
+        reader.start()
+        reader.join(0.05)
+        assert reader.is_alive()
+        go_on(ahead)
+        reader.join(20)
+        assert not reader.is_alive() and ahead.take("a") is not None

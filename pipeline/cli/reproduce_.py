@@ -57,7 +57,7 @@ def command(
             console.document(**_head(recorded, checked, differing))
             return OK
         out = out or Path(f"{bundle.resolve().stem}-reproduced")
-        return _train(console, recorded, checked, differing, out, data)
+        return _train(console, recorded, checked, out, data)
 
 
 def _check(
@@ -77,35 +77,33 @@ def _check(
         console.note(
             f"{checked['without_hash']} of {checked['files']} files have no recorded hash: taken as they are"
         )
-    if recorded.provenance.get("status", "finished") != "finished":
+    if not recorded.finished:
         console.note("the recorded training did not finish: this one goes on to its end")
     if usable_cores() < recorded.config["threads"]:
         console.note(f"recorded with {recorded.config['threads']} threads, which is more than the cores here")
-    if recorded.environment is None:
+    differing = differences(recorded.environment, environment(), recorded.on_gpu)
+    if differing is None:
         console.note("the bundle does not record where it was trained: a difference could not be explained")
-        return checked, None
-    on_gpu = "cuda" in str(recorded.config.get("device"))
-    differing = differences(recorded.environment, environment(), on_gpu)
-    for each in differing:
+    for each in differing or []:
         console.note(f"{each.what}: recorded {each.recorded}, here {each.here}")
     if differing:
-        console.note("so other weights are to be expected")
+        console.note("so the weights may differ")
     return checked, differing
 
 
-def _train(
-    console: Console, recorded: Recorded, checked: dict[str, int], differing: list[Difference] | None, out: Path,
-    data: Path,
-) -> int:  # fmt: skip
+def _train(console: Console, recorded: Recorded, checked: dict[str, int], out: Path, data: Path) -> int:
     from pipeline.bundle.tensors import read_state
     from pipeline.files import write_json
-    from pipeline.reproduce import REPORT, judge, train_again
+    from pipeline.reproduce import REPORT, differences, judge, train_again
 
     try:
         record = train_again(recorded, out, data)
     except KeyboardInterrupt:
         console.note("interrupted; the same command goes on from here")
         raise
+    differing = differences(
+        recorded.environment, record["environment"], recorded.on_gpu
+    )  # of when it was trained
     outcome = judge(recorded, read_state(out / "best.pt"), record.get("best"), differing)
     report = {
         "schema_version": SCHEMA_VERSION,

@@ -21,13 +21,15 @@ class Difference:
 
 
 def differences(
-    recorded: Mapping[str, Any], here: Mapping[str, Any], on_gpu: bool = False
-) -> list[Difference]:
-    """What differs between two environments of `pipeline.provenance`.
+    recorded: Mapping[str, Any] | None, here: Mapping[str, Any], on_gpu: bool = False
+) -> list[Difference] | None:
+    """What differs between two environments of `pipeline.provenance`; None where nothing is recorded.
 
     Versions, revision, system, processor and its vector instructions count, and the GPUs of a training on one. Cores
     and memory do not: the number of threads is that of the config.
     """
+    if recorded is None:
+        return None
     one, other = _flat(recorded, on_gpu), _flat(here, on_gpu)
     return [
         Difference(what, one.get(what), other.get(what))

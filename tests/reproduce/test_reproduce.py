@@ -204,7 +204,7 @@ def test_what_differs_here_is_said_and_equal_bits_count_all_the_same(changed, ag
         (lambda provenance: None, "not bit-identical", 5),
         (elsewhere, "spread unknown", 5),
         (with_spread(0.02), "within the spread", 0),
-        (lambda provenance: provenance.pop("environment"), "spread unknown", 5),
+        (lambda provenance: provenance.update(environment=None), "spread unknown", 5),
     ],
 )
 def test_other_weights_are_judged_by_environment_and_spread(
@@ -253,13 +253,23 @@ def test_a_record_of_another_bundle_is_refused(changed, data, tmp_path, capsys) 
     assert "provenance.json" in capsys.readouterr().err
 
 
-def test_another_run_in_the_folder_is_refused(changed, again, data, capsys) -> None:
-    def edit(provenance: dict[str, Any]) -> None:
-        provenance.pop("config")
+def test_a_record_that_is_none_is_said(changed, data, tmp_path, capsys) -> None:
+    copy = changed(lambda provenance: provenance.update(seeds={"val_mean_dice": 3}))
+    assert reproduce(copy, data, tmp_path / "run") in (3, 5)
+    assert "provenance" in capsys.readouterr().err
 
-    copy = changed(edit)
-    config = json.loads((copy / "configs/train.json").read_text())
-    write_json(copy / "configs/train.json", {**config, "seed": 5})
+
+def test_a_bundle_without_provenance_is_trained_all_the_same(changed, again, data, capsys) -> None:
+    copy = changed(lambda provenance: None)
+    (copy / "provenance.json").unlink()
+    write_sums(copy)
+    assert reproduce(copy, data, again) == 0
+    assert "does not record where it was trained" in capsys.readouterr().err
+
+
+def test_another_run_in_the_folder_is_refused(changed, again, data, capsys) -> None:
+    copy = changed(lambda provenance: provenance["config"].update(seed=5))
+    write_json(copy / "configs/train.json", json.loads((copy / "provenance.json").read_text())["config"])
     write_sums(copy)
     assert reproduce(copy, data, again) == 2
     assert "seed" in capsys.readouterr().err

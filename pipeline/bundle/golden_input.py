@@ -95,7 +95,8 @@ def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
         answer = network(_scaled(seen, wish.preprocessing)[window])
         logits = answer[0] if isinstance(answer, (list, tuple)) else answer
         margins = _margins(logits[0].flatten(1), wish.exclusive)
-        if reached := bool((margins > 0).sum(1).min() >= wish.voxels) or step == most:
+        reached = bool((margins > 0).sum(1).min() >= wish.voxels)
+        if reached or step == most:
             break
         best = margins.topk(min(2 * wish.voxels, margins.shape[1]), dim=1).values
         adam.zero_grad()

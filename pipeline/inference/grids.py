@@ -5,8 +5,8 @@ The geometry is MONAI's own: its transforms are run lazily on a tensor without m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL
 from numpy.typing import NDArray
+
+from pipeline.inference.preprocessing import Preprocessing, build_step
+from pipeline.inference.steps import Orientation, Spacing
+from pipeline.nifti import Header
 
 Shape = tuple[int, int, int]
 Matrix = NDArray[np.float64]
@@ -58,15 +62,25 @@ class Way:
         ]
 
 
-def turned_and_spaced(shape: Sequence[int], affine: Matrix, turning: Any, spacing: Any) -> tuple[Way, Matrix]:
-    """The way to the resampled grid, and that grid's affine.
+def turned_and_spaced(header: Header, preprocessing: Preprocessing) -> tuple[Way, Matrix]:
+    """The way from a source to the resampled grid, and that grid's affine; of the last grids it is remembered.
 
     Args:
-        shape: of the source (X, Y, Z).
-        affine: (4, 4) of the source.
-        turning: MONAI's `Orientationd`, or None.
-        spacing: MONAI's `Spacingd`, or None.
+        header: of the source.
+        preprocessing: the transforms of the closed list.
     """
+    affine = tuple(header.affine.ravel().tolist())
+    return _turned_and_spaced(
+        triple(header.shape[:3]), affine, preprocessing.orientation, preprocessing.spacing
+    )
+
+
+@lru_cache(maxsize=4)  # a case is foreseen, then prepared, and the next one is read beside it
+def _turned_and_spaced(
+    shape: Shape, values: tuple[float, ...], turn: Orientation | None, resample: Spacing | None
+) -> tuple[Way, Matrix]:
+    affine = np.array(values).reshape(4, 4)
+    turning, spacing = (None if step is None else build_step(step) for step in (turn, resample))
     carrier = MetaTensor(
         torch.empty(()).expand(1, *shape), affine=torch.as_tensor(affine, dtype=torch.float64)
     )
@@ -86,8 +100,8 @@ def turned_and_spaced(shape: Sequence[int], affine: Matrix, turning: Any, spacin
     if turned_shape == spaced_shape:  # MONAI leaves voxels and affine alone where a grid hardly changes
         same = np.allclose(turned_affine, spaced_affine, atol=AFFINE_TOL)
         if same or np.allclose(forward, np.eye(4), atol=AFFINE_TOL):
-            return Way(triple(shape), axes, flips, None, None, turned_shape), turned_affine  # type: ignore[arg-type]
-    way = Way(triple(shape), axes, flips, forward, backward, spaced_shape)  # type: ignore[arg-type]
+            return Way(shape, axes, flips, None, None, turned_shape), turned_affine  # type: ignore[arg-type]
+    way = Way(shape, axes, flips, forward, backward, spaced_shape)  # type: ignore[arg-type]
     return way, spaced_affine
 
 

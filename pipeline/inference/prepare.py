@@ -22,9 +22,7 @@ from pipeline.inference.steps import (
     CropForeground,
     DivisiblePad,
     Normalise,
-    Orientation,
     ScaleRange,
-    Spacing,
     SpatialPad,
     Step,
 )
@@ -36,10 +34,7 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
     The source's array is let go as soon as it is resampled, if nothing else holds it.
     """
     transforms = preprocessing.build_by_kind()
-    header = source.header
-    way, affine = turned_and_spaced(
-        header.shape[:3], header.affine, transforms.get(Orientation), transforms.get(Spacing)
-    )
+    way, affine = turned_and_spaced(source.header, preprocessing)
     image = _resampled(source, way)
     source.forget()
     image, way = _cut_and_padded(image, affine, way, transforms)
@@ -52,7 +47,7 @@ def _cut_and_padded(
     image: torch.Tensor, affine: Matrix, way: Way, transforms: Mapping[type[Step], Any]
 ) -> tuple[torch.Tensor, Way]:
     offset, seen = (0, 0, 0), tuple((0, size) for size in way.resampled_shape)
-    item = {"image": MetaTensor(image, affine=torch.as_tensor(affine))}
+    item = {"image": MetaTensor(image, affine=torch.tensor(affine))}
     for kind in (CropForeground, SpatialPad, DivisiblePad):
         if kind in transforms:
             item = transforms[kind](item)

@@ -98,15 +98,8 @@ class Preprocessing:
 
     def build_by_kind(self, after_reading: bool = True) -> dict[type[Step], Any]:
         """As `build`, under the class of each step; the readers alone take longer to build than all the rest."""
-        from monai import transforms
-
-        built: dict[type[Step], Any] = {}
-        for step in self.steps:
-            if after_reading and isinstance(step, (Load, ChannelFirst)):
-                continue
-            arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
-            built[type(step)] = getattr(transforms, step.name)(**arguments)
-        return built
+        passed_over = (Load, ChannelFirst) if after_reading else ()
+        return {type(step): build_step(step) for step in self.steps if not isinstance(step, passed_over)}
 
     def why_not_streamed(self) -> str | None:
         """What in the transforms only MONAI's own code does, not the streaming engine; or None."""
@@ -172,6 +165,14 @@ class Preprocessing:
 
     def _find(self, kind: type[S]) -> S | None:
         return next((step for step in self.steps if isinstance(step, kind)), None)
+
+
+def build_step(step: Step) -> Any:
+    """The stock MONAI transform of one step (imports MONAI)."""
+    from monai import transforms
+
+    arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
+    return getattr(transforms, step.name)(**arguments)
 
 
 def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from pipeline.inference.winners import Activation
 
-Runtime = Callable[[torch.Tensor], torch.Tensor]  # (N, C, X, Y, Z) -> scores (N, K, X, Y, Z)
+# (N, C, X, Y, Z) -> scores (N, K, X, Y, Z), which hold until it is called again
+Runtime = Callable[[torch.Tensor], torch.Tensor]
 Window = list[slice]  # batch, channels, then one slice an axis
 Predict = Callable[[torch.Tensor, list[Window]], torch.Tensor]
 Sizes = tuple[int, ...]

@@ -45,10 +45,11 @@ def _software(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for extra in (None, *(each["name"] for each in found["extras"])):
         needs = [each for each in found["requirements"] if each["extra"] == extra]
         packages = [f"{each['package']} {each['installed'] or 'missing'}" for each in needs]
-        yield f"packages [{extra}]" if extra else "packages", _list(packages)
+        none = extra and all(each["state"] == "missing" for each in needs)
+        yield f"packages [{extra}]" if extra else "packages", "none of them" if none else _list(packages)
     for name, library in found["libraries"].items():
         said = f"{library['error'] or 'ok'} ({library['seconds']} s)"
-        yield f"import {name}", _list([said, _value(library["facts"]) if library["facts"] else None])
+        yield name, _list([said, _value(library["facts"]) if library["facts"] else None])
 
 
 def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
-"""Libraries that may be missing, broken or slow to import, each tried in a process of its own.
+"""What may be missing, broken or slow, each tried in a process of its own: libraries, and the isolation of a process.
 
-``python -m pipeline.doctor.probes torch`` imports one and prints what it says of itself as JSON.
+``python -m pipeline.doctor.probes torch`` imports a library and prints what it says of itself as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODULE = "pipeline.doctor.probes"  # this one, as a process runs it
 
 
 def try_all(names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Import libraries side by side.
+    """Try them side by side.
 
     Args:
         names: of `PROBES`; empty for all.
@@ -104,13 +104,28 @@ def _signing() -> dict[str, Any]:
     return {}
 
 
+def _isolation() -> dict[str, Any]:
+    import tempfile
+
+    from pipeline.bundle.isolation import give_up_files, give_up_network
+
+    network = give_up_network()
+    files = give_up_files((), Path(tempfile.gettempdir()))
+    return {"without_network": network or "possible", "without_files": files or "possible"}
+
+
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {
-    "torch": _torch, "monai": _monai, "openvino": _openvino, "dicom": _dicom, "model-signing": _signing,
-}  # fmt: skip
+    "torch": _torch,
+    "monai": _monai,
+    "openvino": _openvino,
+    "dicom": _dicom,
+    "model-signing": _signing,
+    "isolation": _isolation,
+}
 
 
 def main(name: str) -> None:
-    """Import one library, and print its facts or why it cannot be imported; what it prints itself is dropped."""
+    """Try one, and print its facts or why it does not work; what it prints itself is dropped."""
     answer = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     document: dict[str, Any] = {"error": None, "facts": {}}

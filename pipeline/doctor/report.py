@@ -72,10 +72,13 @@ def _notes_on_libraries(found: dict[str, Any]) -> Iterator[str]:
     whole = {each["name"] for each in found["extras"] if not each["missing"]}
     for name, library in found["libraries"].items():
         if not library["imports"] and OPTIONAL.get(name) in {None, *whole}:
-            yield f"{name} cannot be imported: {library['error']}"
+            yield f"{name} does not work: {library['error']}"
     for codec, available in found["libraries"].get("dicom", {}).get("facts", {}).get("codecs", {}).items():
         if not available:
             yield f"DICOM files in {codec} cannot be read: their decoder is missing"
+    for what, possible in found["libraries"].get("isolation", {}).get("facts", {}).items():
+        if possible != "possible":
+            yield f"bundles are verified less isolated than they could be ({what.replace('_', ' ')}): {possible}"
     torch = found["libraries"].get("torch", {})
     if torch.get("imports") and not torch["facts"]["gpus"] and Path("/dev/nvidia0").exists():
         yield "there is a GPU of NVIDIA, and this torch does not see it: install one that is built for its driver"

@@ -44,6 +44,7 @@ def test_what_is_here_imports() -> None:
     found = try_all()
     assert {name: library["error"] for name, library in found.items()} == dict.fromkeys(probes.PROBES)
     assert found["torch"]["facts"]["cpu_capability"] and "CPU" in found["openvino"]["facts"]["devices"]
+    assert set(found["isolation"]["facts"]) == {"without_network", "without_files"}
     assert set(found["dicom"]["facts"]["codecs"].values()) == {True}
 
 

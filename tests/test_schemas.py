@@ -37,6 +37,7 @@ FILES = (
     "fingerprint",
     "bundle_metadata",
     "provenance",
+    "golden",
     "sent",
 )
 Documents = dict[str, list[Any]]
@@ -145,7 +146,8 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("export", printed("export", root / "run", root / "bundle")),
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
         ("provenance", json.loads((root / "bundle/provenance.json").read_text())),
-        ("bundle", printed("bundle", "verify", root / "bundle")),
+        ("golden", json.loads((root / "bundle/golden/golden.json").read_text())),
+        ("bundle", printed("bundle", "verify", root / "bundle", "--no-replay")),
         ("bundle", printed("bundle", "inspect", root / "bundle")),
         ("bundle", printed("bundle", "pack", root / "bundle", "-o", root / "bundle.zip")),
         ("reproduce", printed(*again, "--dry-run")),

@@ -138,12 +138,14 @@ def _activated(postprocessing: Any, logits: Any) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _one_way_to_compute() -> Iterator[None]:
-    """`THREADS` threads, whatever the machine has."""
+    """`THREADS` threads whatever the machine has, and no algorithms but the usual ones, as training may have chosen."""
     import torch
 
-    before = torch.get_num_threads()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

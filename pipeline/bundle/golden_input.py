@@ -21,8 +21,8 @@ from pipeline.phantom import make
 if TYPE_CHECKING:
     import torch
 
-HOW = "a phantom"
-HOW_BENT = "a phantom, changed by a smooth field that gradient descent through the network found"
+HOW = "a phantom, shapes that a program drew and nobody's scan"
+HOW_BENT = f"{HOW}, changed by a smooth field that gradient descent through the network found"
 COARSE = 4  # voxels to a node of the field
 RATE = 0.08  # of the range of intensities, a step
 WORK = 2e7  # voxels times steps

@@ -76,6 +76,11 @@ def evaluate_case(job: Job) -> CaseResult:
             measures = measure_case(truth, None, job.labels, header.affine)
             return CaseResult(job.id, job.group, measures, NO_PREDICTION)
         predicted = read_header(job.prediction)
+        if len(predicted.shape) > 3:
+            raise DataError(
+                "the prediction is not one label map", found=f"shape {predicted.shape}",
+                expected="three axes; of regions that overlap, a file for each mask",
+            )  # fmt: skip
         difference = grid_difference(header, predicted)
         if difference is not None:
             raise DataError("the prediction is not on the grid of the truth", found=difference)

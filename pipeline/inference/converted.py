@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from pipeline.processes import usable_cores
 
 TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
 FORMAT = 1  # of the folder
-MODEL, MARK = "model.xml", "converted.json"
+MODEL, MARK, UNFINISHED = "model.xml", "converted.json", ".partial-"
+ABANDONED_S = 3600  # no network takes that long to be written
 
 
 class NotConvertedError(Exception):
@@ -181,7 +183,8 @@ def _keep(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     made: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        _sweep(folder.parent)
+        made = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         _openvino().save_model(model, made / MODEL, compress_to_fp16=False)
         digests = {path.name: sha256_of(path) for path in made.iterdir()}
         write_json(made / MARK, {**facts, "sha256": digests})
@@ -191,6 +194,13 @@ def _keep(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     except Exception:  # noqa: BLE001 - a cache that cannot be filled costs time, nothing else
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what a killed process left behind."""
+    for left in cache.glob(f"{UNFINISHED}*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _first_words(error: BaseException) -> str:

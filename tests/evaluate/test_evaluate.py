@@ -111,7 +111,7 @@ def test_reads_result_folders_and_stock_outputs(study: Study) -> None:
 def test_4d_prediction_is_a_failed_case(study: Study) -> None:
     study.add("a", cube(), np.stack([cube(), cube()], axis=-1))
     assert study.run() == 4
-    assert study.report()["cases"][0]["failure"].startswith("the prediction is not on the grid")
+    assert study.report()["cases"][0]["failure"].startswith("the prediction is not one label map")
 
 
 def test_files_of_other_cases_are_named_where_cases_are_missing(study: Study, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.inference.converted import (
     Identity,
     NotConvertedError,
     cache_folder,
+    is_whole,
     openvino_runtime,
 )
 from pipeline.inference.runtimes import torch_runtime
@@ -96,6 +98,42 @@ def test_scores_that_differ_are_not_taken(module: torch.nn.Module, identity: Ide
     with pytest.raises(NotConvertedError, match="differ"):
         openvino_runtime(lambda windows: module(windows) * torch.nan, module, identity, 1)
     assert not cache.exists()
+
+
+def test_a_conversion_that_fails_half_way_leaves_nothing(
+    module: torch.nn.Module, identity: Identity, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: Any, path: Path, **__: Any) -> None:
+        path.write_text("<net")
+        raise RuntimeError("no space left")
+
+    windows = torch.randn(1, *SHAPE)
+    with torch.inference_mode():
+        expected = module(windows)
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "save_model", half)
+        found = openvino_runtime(torch_runtime(module), module, identity, 1)(windows)
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+    assert list(cache.iterdir()) == []
+    left = [cache / ".partial-of-a-killed-process", cache / ".partial-under-way"]
+    for folder in left:
+        folder.mkdir()
+    os.utime(left[0], (0, 0))
+    openvino_runtime(torch_runtime(module), module, identity, 1)
+    (folder,) = set(cache.iterdir()) - {left[1]}
+    assert is_whole(folder)
+
+
+def test_a_mark_that_cannot_be_read_is_no_conversion(
+    module: torch.nn.Module, identity: Identity, cache: Path
+) -> None:
+    openvino_runtime(torch_runtime(module), module, identity, 1)
+    (folder,) = cache.iterdir()
+    for text in ("", "{", "[]", '{"sha256": {"model.bin": "00"}}', '{"sha256": {"gone.bin": "00"}}'):
+        (folder / MARK).write_text(text)
+        assert not is_whole(folder)
+    openvino_runtime(torch_runtime(module), module, identity, 1)
+    assert is_whole(folder) and list(cache.iterdir()) == [folder]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.bundle.golden_record import record, surroundings
 from pipeline.console import quiet_libraries
 from pipeline.errors import DataError, first_cause
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 __all__ = ["replay", "surroundings"]
 ANSWER, LABELS, SCORES = "answer.json", "labels.npy", "scores.npy"
@@ -49,22 +49,38 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[str, Any]:
     """Shape of what the network with its weights makes of zeros of the stated shape."""
     import torch
-    from monai.bundle import ConfigParser
     from monai.bundle.scripts import _get_fake_spatial_shape
 
-    parser = ConfigParser()
-    config = next(path for path in sorted((bundle / "configs").glob("inference.*")))
-    parser.read_config(str(config))
-    parser.read_meta(str(bundle / "configs" / "metadata.json"))
-    parser.update({"bundle_root": str(bundle), "device": "cpu"})
-    network = parser.get_parsed_content("network_def" if "network_def" in parser else "network")
-    state = torch.load(bundle / "models" / "model.pt", map_location="cpu", weights_only=True)
-    network.load_state_dict(state["model"] if isinstance(state.get("model"), dict) else state)
+    network = _network(bundle)
     shape = _get_fake_spatial_shape(spatial_shape, any=ANY_SIZE)
     with torch.no_grad():
         given = network.eval()(torch.zeros(1, channels, *shape))
     given = given[0] if isinstance(given, (list, tuple)) else given
     return {"input": [1, channels, *shape], "output": list(given.shape)}
+
+
+def _network(bundle: Path) -> Any:
+    """The network with its weights; where they are not where most bundles have them, as the evaluator loads them."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    config = next(path for path in sorted((bundle / "configs").glob("inference.*")))
+    metadata = bundle / "configs" / "metadata.json"
+    weights = bundle / "models" / "model.pt"
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    if "network_def" not in parser or not weights.is_file():
+        from pipeline.inference.stock import StockBundle
+
+        written = ConfigParser.load_config_file(config)
+        stock = StockBundle(str(bundle), written, read_json(metadata), torch.device("cpu"))
+        return stock.network_with_weights()
+    parser.read_meta(str(metadata))
+    parser.update({"bundle_root": str(bundle), "device": "cpu"})
+    network = parser.get_parsed_content("network_def")
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["model"] if isinstance(state.get("model"), dict) else state)
+    return network
 
 
 def _replay_golden(bundle: Path, work: Path, seed: int) -> dict[str, Any]:

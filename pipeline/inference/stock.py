@@ -89,6 +89,11 @@ class StockBundle:
         """What the evaluator calls, None where that is several."""
         return getattr(self._evaluator, "network", None)
 
+    def network_with_weights(self) -> Any:
+        """The same after what the evaluator does at the start of a run, such as to load the weights."""
+        self._evaluator.fire_event(Events.STARTED)
+        return self.network
+
     def _mark(self, _engine: Any, name: str) -> None:
         self._marks[name] = time.perf_counter()
 

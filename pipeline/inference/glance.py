@@ -47,10 +47,11 @@ def look_at(source: Source) -> Glance:
     seen = source.array[0, ::x, ::y, ::z]
     low, high = intensity[0][0], intensity[0][-1]
     grey = np.empty(seen.shape, np.uint8)
-    for index in range(seen.shape[0]):  # a part at a time, since what is computed on is larger
-        grey[index] = np.clip(
-            (seen[index].astype(np.float32) - low) * (255 / (high - low or 1.0)), 0, 255
-        ).astype(np.uint8)
+    for index in range(
+        seen.shape[2]
+    ):  # a plane at a time, as it lies in most files: what is computed on is larger
+        plane = (seen[..., index].astype(np.float32) - low) * (255 / (high - low or 1.0))
+        grey[..., index] = np.clip(plane, 0, 255).astype(np.uint8)
     return Glance(intensity, grey, (x, y, z), normal)
 
 

@@ -13,7 +13,7 @@ from pipeline.console import Console
 from pipeline.errors import OK
 
 if TYPE_CHECKING:
-    from pipeline.bundle.verdict import Verdict
+    from pipeline.bundle.outcome import Verdict
 
 group = typer.Typer(
     no_args_is_help=True,
@@ -47,8 +47,8 @@ def verify(
     expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
     --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
     replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
-    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made
-    it: only a bundle that is signed by the key of --key is called trusted, and any other is refused then.
+    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made it: only a bundle that is signed
+    by the key of --key is called trusted, and any other is refused then.
 
     Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
 

@@ -9,7 +9,14 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
 from monai.inferers import SlidingWindowInferer, sliding_window_inference
-from monai.utils import convert_to_dst_type, ensure_tuple_rep, fall_back_tuple, optional_import
+from monai.utils import (
+    PytorchPadMode,
+    convert_to_dst_type,
+    ensure_tuple_rep,
+    fall_back_tuple,
+    look_up_option,
+    optional_import,
+)
 
 from pipeline.inference.windows import Window, WindowGrid, stream_blocks
 
@@ -28,7 +35,7 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
         """Scores of a batch.
 
         Args:
-            inputs: (N, C, *size), one to three axes.
+            inputs: (N, C, *size), with any number of axes.
             network: windows (M, C, *roi) to scores; it is given ``args`` and ``kwargs`` as well.
             args: passed on.
             kwargs: passed on, less ``device``, ``buffer_steps`` and ``buffer_dim``, which override those of the
@@ -74,7 +81,7 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
         output: torch.Tensor | None = None
         blocks = stream_blocks(
             volume, grid, self._weights(grid, volume), predict, batch=self.sw_batch_size, device=device,
-            padding_mode=str(getattr(self.padding_mode, "value", self.padding_mode)), cval=self.cval,
+            padding_mode=str(look_up_option(self.padding_mode, PytorchPadMode).value), cval=self.cval,
             progress=_progress_bar if self.progress else iter,
         )  # fmt: skip
         for block in blocks:

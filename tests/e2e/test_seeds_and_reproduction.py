@@ -107,7 +107,8 @@ def test_a_short_hippocampus_run_is_reproduced_bit_for_bit_twice_and_through_a_k
     manifest = short_manifest(tmp_path / "manifest.json")
     origin, bundle = tmp_path / "origin", tmp_path / "hippocampus_short"
     words = ["train", manifest, "--data", data, "--out", origin, "--task", "hippocampus"]
-    words += "--network unet_fine --augment mirror --threads 1 --epochs 3 --set val_interval=1".split()
+    words += ["--network", "unet_fine", "--augment", "mirror", "--threads", "1", "--epochs", "3"]
+    words += ["--set", "val_interval=1"]
     assert run([*map(str, words)]) == 0
     assert run(["export", str(origin), str(bundle)]) == 0
     again = ["reproduce", bundle, "--data", data, "--out"]

@@ -139,8 +139,9 @@ def test_a_case_over_its_memory_and_one_whose_worker_the_system_kills_cost_thems
         (tmp_path / "in").mkdir(exist_ok=True)
         nib.save(nib.Nifti1Image(voxels, TILTED), tmp_path / "in" / f"{name}.nii.gz")
     process = start(
-        bundle, tmp_path / "in", tmp_path / "out", "--json", "--max-case-memory", "1200M", "--retries", "0"
-    )
+        bundle, tmp_path / "in", tmp_path / "out", "--json", "--max-case-memory", "1200M", "--retries", "0",
+        "--run-unvetted-code",
+    )  # fmt: skip
     text, err = process.communicate(timeout=900)
     assert process.returncode == 4, err
     cases = {case["id"]: case for case in json.loads(text)["cases"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from pipeline.bundle.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST,
 from pipeline.bundle.golden_input import HOW, HOW_BENT, Wish, find
 from pipeline.bundle.golden_record import RULE, Recording, record, surroundings
 from pipeline.bundle.open import read_inference
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, UsageError, first_cause
 from pipeline.files import read_json, sha256_of, write_json, write_whole
 from pipeline.phantom import write_nifti
 
@@ -86,8 +87,6 @@ class _NoneFoundError(Exception):
 def _generate(
     folder: Path, metadata: Mapping[str, Any], files: int, labels: Mapping[int, str]
 ) -> tuple[Recording, Made]:
-    import torch
-
     config = read_json(folder / "configs" / "inference.json", "inference config")
     found, outside = read_inference(config)
     channels = int(metadata["network_data_format"]["inputs"]["image"]["num_channels"])
@@ -98,22 +97,26 @@ def _generate(
     network = _network(found["network_def"], folder)
     seen = ((metadata.get("training_data") or {}).get("seen") or {}).get("intensity") or ()
     ranges = tuple((channel[0][0], channel[-1][1]) for channel in seen)
+    room = math.prod(found["roi_size"]) // (2 * len(labels))
+    few = ""
     for voxels in WISHED:
         exclusive = found["activation"] == "softmax"
-        wish = Wish(found["preprocessing"], found["roi_size"], channels, exclusive, ranges, voxels, SEED)
+        wanted = max(LEAST, min(voxels, room))
+        wish = Wish(found["preprocessing"], found["roi_size"], channels, exclusive, ranges, wanted, SEED)
         try:
             image = find(wish, network)
-            if not image.reached:
-                break
             _write_images(folder, files, image.voxels, image.affine)
             recording = _record(folder)
-        except (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError) as error:  # of any network
-            raise _NoneFoundError(f"the search for an image failed: {type(error).__name__}") from error
+        except UsageError:  # a place that cannot be written to
+            raise
+        except Exception as error:  # of any kind: a bundle without a golden case is one all the same
+            cause = first_cause(error)
+            raise _NoneFoundError(f"the search for an image failed: {type(cause).__name__}") from error
         if not (few := _too_few(recording.labels, labels)):
             return recording, Made(HOW_BENT if image.steps else HOW, image.steps)
-    else:
-        raise _NoneFoundError(f"no generated image gave {LEAST} voxels of each label; the last one: {few}")
-    raise _NoneFoundError(f"the network found no {voxels} voxels of each label in a generated image")
+        if not image.reached or wanted < voxels:
+            break
+    raise _NoneFoundError(f"no generated image shows {LEAST} voxels of each label; the last one: {few}")
 
 
 def _network(definition: dict[str, Any], folder: Path) -> Any:

@@ -85,24 +85,29 @@ def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
     low, high = _ranges(wish)
     begun = torch.from_numpy(_phantom(wish, outer))
     field = torch.zeros(1, wish.channels, *(-(-size // COARSE) + 1 for size in outer), requires_grad=True)
-    adam = torch.optim.Adam([field], RATE)
-    most = int(min(150, max(25, WORK // np.prod(inner))))
     window = (..., *(slice(0, size) for size in wish.roi))
-    for step in range(most + 1):
+
+    def look() -> tuple[torch.Tensor, torch.Tensor]:
         grown = functional.interpolate(field, outer, mode="trilinear", align_corners=True)
         image = low + (begun + grown).clamp(0, 1) * (high - low)
         seen = functional.interpolate(image, inner, mode="trilinear", align_corners=True)
         answer = network(_scaled(seen, wish.preprocessing)[window])
         logits = answer[0] if isinstance(answer, (list, tuple)) else answer
-        margins = _margins(logits[0].flatten(1), wish.exclusive)
-        reached = bool((margins > 0).sum(1).min() >= wish.voxels)
-        if reached or step == most:
-            break
+        return image, _margins(logits[0].flatten(1), wish.exclusive)
+
+    with torch.no_grad():  # gradients take much more memory, and often none are needed
+        image, margins = look()
+    adam, steps = torch.optim.Adam([field], RATE), 0
+    most = min(150, max(25, int(WORK // np.prod(inner))))
+    while not (reached := bool((margins > 0).sum(1).min() >= wish.voxels)) and steps < most:
+        image, margins = look() if steps == 0 else (image, margins)
         best = margins.topk(min(2 * wish.voxels, margins.shape[1]), dim=1).values
         adam.zero_grad()
         functional.softplus(MARGIN - best).mean().backward()
         adam.step()
-    return Found(*_as_file(image.detach()[0].numpy(), wish, inner), step, reached)
+        steps += 1
+        image, margins = look()
+    return Found(*_as_file(image.detach()[0].numpy(), wish, inner), steps, reached)
 
 
 def grids(wish: Wish) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

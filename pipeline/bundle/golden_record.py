@@ -85,10 +85,11 @@ def record(bundle: Path, images: Path, work: Path, seed: int = 0) -> Recording:
         for number in range(len(parser["run"])):
             parser.get_parsed_content(f"run::{number}")
         activated = _activated(parser.get_parsed_content("postprocessing"), inferer.heard)
-    found = sorted(work.rglob("*.nii.gz"))
-    if len(found) != 1 or activated.ndim != 4:
-        raise DataError("the golden case is not one label map of one volume", found=f"{len(found)} files")
-    image = nib.load(found[0])  # type: ignore[attr-defined, unused-ignore]
+    found = [nib.load(path) for path in sorted(work.rglob("*.nii.gz"))]  # type: ignore[attr-defined, unused-ignore]
+    shapes = [each.shape for each in found]  # type: ignore[attr-defined, unused-ignore]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or activated.ndim != 4:
+        raise DataError("the golden case is not one label map of one volume", found=f"{shapes}")
+    (image,) = found
     grid = tuple(activated.shape[1:])
     chosen = activated.reshape(len(activated), -1)[:, torch.from_numpy(points(math.prod(grid), seed))]
     return Recording(

@@ -4,6 +4,7 @@ This file is also the program of that process, and imports nothing but the stand
 before anything else is loaded:
 
 - user and network namespaces (Linux, unshare(2)): no network interface, no rights beyond its own files;
+- seccomp (Linux, seccomp(2)): no sockets, so that no service of this machine is spoken to either, and no programs;
 - Landlock (Linux 5.13, landlock(7)): reads installed packages and its own folder, writes there, starts no programs;
 - setrlimit(2): memory, processor time, size of a file; no core dump.
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # <linux/sched.h>
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # <linux/prctl.h>
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38  # <linux/prctl.h>
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
 PATH_BENEATH = 1
 READ = 1 << 2 | 1 << 3  # <linux/landlock.h>: a file, a folder
@@ -48,10 +49,24 @@ SYSTEM = (
     *("/proc/meminfo", "/proc/stat", "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/dev/urandom"),
 )
 FILE_BYTES = 2**31
+# <linux/audit.h>; socket, execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup
+DENIED = {
+    "x86_64": (0xC000003E, (41, 59, 322, 101, 310, 311, 425)),
+    "aarch64": (0xC00000B7, (198, 221, 281, 117, 270, 271, 425)),
+}
+LOAD, IF_EQUAL, IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>
+ALLOW, DENY = 0x7FFF0000, 0x00050000 | errno.EACCES  # <linux/seccomp.h>
+OTHER_CALLS = 0x40000000  # x86_64: the same calls by other numbers
 
 
 def give_up_network() -> str | None:
-    """Leave for namespaces without network; None, or the reason why it is not possible here."""
+    """Both ways of it; None where one of them is possible here, else why neither is."""
+    left, forbidden = leave_network(), forbid_calls()
+    return left and forbidden and f"{left}; {forbidden}"
+
+
+def leave_network() -> str | None:
+    """Move to namespaces without network, as a process of one thread can; None, or why it is not possible here."""
     if sys.platform != "linux":
         return f"{sys.platform} has no network namespaces"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -61,6 +76,26 @@ def give_up_network() -> str | None:
     if libc.unshare(NEW_NETWORK) == 0:  # root, where user namespaces are off
         return None
     return f"the kernel does not let this user make a network namespace ({why})"
+
+
+def forbid_calls() -> str | None:
+    """Make no sockets and start no programs from now on; None, or why that cannot be had here."""
+    if sys.platform != "linux":
+        return f"{sys.platform} has no seccomp"
+    if os.uname().machine not in DENIED:
+        return f"no filter of system calls is known for {os.uname().machine}"
+    architecture, denied = DENIED[os.uname().machine]
+    tests = [(IF_AT_LEAST, OTHER_CALLS), *((IF_EQUAL, number) for number in denied)]
+    steps = [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, DENY), (LOAD, 0, 0, 0)]
+    steps += [(code, len(tests) - place, 0, number) for place, (code, number) in enumerate(tests)]
+    steps += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, DENY)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    head = struct.pack("@HP", len(steps), ctypes.addressof(program))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if libc.prctl(PR_SET_SECCOMP, 2, head, 0, 0) != 0:
+        return f"seccomp: {os.strerror(ctypes.get_errno())}"
+    return None
 
 
 def give_up_files(readable: Iterable[str | Path], writable: Path) -> str | None:
@@ -136,8 +171,10 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     work = Path(request["work"])
     os.chdir(work)
-    network = give_up_network() if request["isolate"] else "not asked for"
-    files = give_up_files(readable(request), work) if request["isolate"] else "not asked for"
+    network: str | None = "not asked for"
+    files = network
+    if request["isolate"]:
+        network, files = give_up_network(), give_up_files(readable(request), work)
     set_limits(request["memory_bytes"], request["seconds"])
     sys.path[:] = request["sys_path"]
     from pipeline.bundle.replaying import replay, surroundings

@@ -170,9 +170,9 @@ def test_one_sigmoid_channel(make_run: MakeRun, tmp_path: Path) -> None:
 def test_a_network_that_cannot_see_a_label_has_no_golden_case_and_says_so(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = thresholds(make_run, [[0.0], [1.0], [0.0]], [0.0, 0.0, -9.0])
+    run = thresholds(make_run, [[0.0], [1.0], [0.0]], [0.0, 0.0, -99.0])
     assert segpipe(["export", str(run), str(tmp_path / "blind")]) == 0
-    reason = "the network found no 400 voxels of each label in a generated image"
+    reason = "no generated image shows 100 voxels of each label; the last one: 0 voxels of part 2"
     assert reason in capsys.readouterr().err
     metadata = json.loads((tmp_path / "blind/configs/metadata.json").read_text())
     assert metadata["golden"] == {"reason": reason}

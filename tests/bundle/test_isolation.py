@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,8 +22,12 @@ spec = importlib.util.spec_from_file_location("isolation", {file!r})
 isolation = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(isolation)
 work, outside, port, parent = Path({work!r}), Path({outside!r}), {port}, {parent}
-said = dict(network=isolation.give_up_network())
-said["files"] = isolation.give_up_files([*isolation.SYSTEM, sys.prefix, sys.base_prefix], work)
+ways = dict(
+    network=isolation.leave_network,
+    calls=isolation.forbid_calls,
+    files=lambda: isolation.give_up_files([*isolation.SYSTEM, sys.prefix, sys.base_prefix], work),
+)
+said = {{name: ways[name]() if name in {layers} else "not asked for" for name in ways}}
 isolation.set_limits(2**30, 50)
 
 def attempt(what):
@@ -38,6 +43,7 @@ def connect():
 said["attempts"] = {{
     "connects": attempt(connect),
     "asks_a_name_server": attempt(lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("1.1.1.1", 53))),
+    "speaks_to_a_service": attempt(lambda: socket.socket(socket.AF_UNIX).connect(str(outside / "service"))),
     "writes_outside": attempt(lambda: (outside / "new").write_text("x")),
     "changes_outside": attempt(lambda: os.truncate(outside / "secret", 0)),
     "reads_outside": attempt(lambda: (outside / "secret").read_text()),
@@ -60,16 +66,21 @@ OF_FILES = {
 }  # fmt: skip
 
 
-def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(tmp_path: Path) -> None:
-    import os
+@pytest.mark.parametrize("layers", [("network",), ("calls",), ("files",), ("network", "calls", "files")])
+def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(
+    layers: tuple[str, ...], tmp_path: Path
+) -> None:
 
     work, outside = tmp_path / "work", tmp_path / "outside"
     work.mkdir()
     outside.mkdir()
     (outside / "secret").write_text("secret")
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(outside / "service"))
+        service.listen()
         code = TRIES.format(
             file=isolation.__file__, work=str(work), outside=str(outside), port=server.getsockname()[1],
+            layers=layers,
             parent=os.getpid(),
         )  # fmt: skip
         done = subprocess.run(
@@ -80,12 +91,14 @@ def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(tmp_path:
     reached = {name for name, worked in said["attempts"].items() if worked}
     assert reached >= STILL
     assert "takes_much_memory" not in reached
-    if said["network"] is None:
+    if said["network"] is None or said["calls"] is None:
         assert not reached & {"connects", "asks_a_name_server"}
+    if said["calls"] is None:
+        assert not reached & {"speaks_to_a_service", "runs_a_program"}
     if said["files"] is None:
         assert not reached & OF_FILES
         assert (outside / "secret").read_text() == "secret"
-    if said["network"] is None and said["files"] is None and sys.platform == "linux":
+    if [*said.values()] == [None] * 3:
         assert reached <= STILL | {"signals_the_parent"}  # signals are scoped since Landlock 6
 
 
@@ -103,17 +116,26 @@ class Kernel:
         ctypes.set_errno(38)
         return self.answers["landlock"]
 
+    def prctl(self, option: int, *_: Any) -> int:
+        ctypes.set_errno(22)
+        return self.answers["seccomp"] if option == isolation.PR_SET_SECCOMP else 0
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_kernel_that_does_not_help_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Kernel(user=-1, network=-1, landlock=-1))
-    assert isolation.give_up_network() == "the kernel does not let this user make a network namespace (EPERM)"
+    nothing = {"user": -1, "network": -1, "landlock": -1, "seccomp": -1}
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Kernel(**nothing))
+    left = "the kernel does not let this user make a network namespace (EPERM)"
+    assert isolation.leave_network() == left
+    assert isolation.give_up_network() == f"{left}; seccomp: Invalid argument"
     assert isolation.give_up_files([], tmp_path) == "the kernel has no Landlock"
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Kernel(user=-1, network=0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Kernel(**{**nothing, "seccomp": 0}))
+    assert isolation.give_up_network() is None
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Kernel(**{**nothing, "network": 0}))
     assert isolation.give_up_network() is None  # root, where user namespaces are off
 
 
 def test_other_systems_have_their_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert isolation.give_up_network() == "darwin has no network namespaces"
+    assert isolation.give_up_network() == "darwin has no network namespaces; darwin has no seccomp"
     assert isolation.give_up_files([], tmp_path) == "darwin has no Landlock"

@@ -53,6 +53,20 @@ def test_metadata_and_network_pass_the_checks_of_monai(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_verify_replays_the_golden_case(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bundle", "verify", str(folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    states = {check["name"]: check["status"] for check in printed["checks"]}
+    assert states["network"] == "passed"
+    if (folder / "golden").exists():
+        assert printed["verdict"] == "static checks and replay passed"
+        assert printed["replay"]["within_tolerance"] and printed["replay"]["voxels_that_differ"] == 0
+    else:
+        assert "golden" not in open_bundle(folder).metadata and states["replay"] == "absent"
+
+
 def _hippocampus() -> Path:
     return Path(os.environ["SEGPIPE_DATA"]) / "Task04_Hippocampus"
 

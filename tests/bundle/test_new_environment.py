@@ -1,0 +1,80 @@
+"""In a new environment with what a bundle's metadata names and nothing of ours, stock MONAI gives its golden case."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.bundle import Bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
+NO_REGISTRY = "pip reaches no registry of packages"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def needs(root: Path) -> list[str]:
+    """What the metadata says that stock MONAI needs, as pip takes it."""
+    metadata = json.loads((root / "configs/metadata.json").read_text())
+    main = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+    named = {package: metadata[key] for package, key in main.items()}
+    return [
+        f"{package}=={version}"
+        for package, version in (named | metadata["required_packages_version"]).items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
+    """The Python of a new environment with what the bundles need."""
+    folder = tmp_path_factory.mktemp("new") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, env=clean())
+    found = folder / "bin" / "python"
+    wanted = sorted({need for root in (*SHIPPED, bundle.root) for need in needs(root)})
+    pip = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    small = next(need for need in wanted if need.startswith("fire=="))
+    if subprocess.run([*pip, small], env=clean(), capture_output=True, check=False).returncode:
+        pytest.skip(NO_REGISTRY)
+    done = subprocess.run(
+        [*pip, *wanted, "-c", str(ROOT / "constraints.txt")], env=clean(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = subprocess.run([str(found), "-c", "import pipeline"], env=clean(), cwd=folder, check=False)
+    assert ours.returncode == 1
+    return found
+
+
+def run_golden(python: Path, root: Path, out: Path) -> np.ndarray:
+    command = [
+        str(python), "-m", "monai.bundle", "run", "--config_file", str(root / "configs/inference.json"),
+        "--bundle_root", str(root), "--dataset_dir", str(root / "golden/images"), "--output_dir", str(out / "seg"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=out, env=clean(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = (out / "seg").iterdir()
+    return np.asarray(nib.load(file).dataobj)
+
+
+@pytest.mark.parametrize("root", [*SHIPPED, None], ids=lambda root: root.name if root else "exported now")
+def test_stock_inference_gives_the_recorded_label_map(
+    python: Path, bundle: Bundle, root: Path | None, tmp_path: Path
+) -> None:
+    root = root or bundle.root
+    if not (root / "golden").exists():
+        assert "golden" not in json.loads((root / "configs/metadata.json").read_text())
+        return
+    expected = np.asarray(nib.load(root / "golden/labels.nii.gz").dataobj)
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(run_golden(python, root, tmp_path), expected)

@@ -65,6 +65,7 @@ class TrueLabels:
     about = {  # noqa: RUF012
         "device": "cpu", "threads": 1, "versions": {"python": "3"}, "engine": "streaming", "engine_reasons": [],
         "runtime": "torch", "runtime_reasons": [],
+        "vetting": {"passed": True, "findings": 0, "allowed": [], "intact": True},
     }  # fmt: skip
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class TrueLabels:
     def close(self) -> None:
         pass
 
-    def segment(self, paths: list[str], out: str, timeout_s: float | None) -> dict[str, Any]:
+    def segment(self, paths: list[str], out: str, timeout_s: float | None, **_: Any) -> dict[str, Any]:
         if "case_0" in paths[0] and not self.died:
             self.died = True
             raise WorkerDiedError("the worker crashed with SIGSEGV", [])

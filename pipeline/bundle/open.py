@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.bundle.closed_form import deviations
+from pipeline.bundle.reading import NotReadableError, read_document
 from pipeline.bundle.references import is_plain, resolve
 from pipeline.bundle.sums import check_sums, fingerprint, hash_files
 from pipeline.errors import DataError, RefusedError, UsageError
-from pipeline.files import read_json, read_yaml
 from pipeline.inference.preprocessing import OutsideClosedList, Preprocessing
 
 Activation = Literal["softmax", "sigmoid"]
@@ -253,7 +254,12 @@ def _weights_file(root: Path) -> Path:
 
 
 def _mapping(path: Path, what: str) -> dict[str, Any]:
-    document = read_json(path, what) if path.suffix == ".json" else read_yaml(path, what)
+    """A document as JSON could hold it, as the worker is handed it."""
+    try:
+        document = read_document(path)
+    except NotReadableError as error:
+        raise DataError(f"the {what} cannot be read", path=path, found=error) from error
+    document = json.loads(json.dumps(document, default=str))  # dates of YAML, and keys that are numbers
     if not isinstance(document, dict):
         raise DataError(f"the {what} is not a mapping", path=path, found=type(document).__name__)
     return document
@@ -264,13 +270,20 @@ def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
     formats = metadata.get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
 
+    def tensor(side: str, name: str) -> dict[str, Any]:
+        named = formats.get(side) or {}
+        return named.get(name) or (next(iter(named.values())) if len(named) == 1 else None) or {}
+
     def channel_def(side: str, name: str) -> dict[int, str]:
-        names = ((formats.get(side) or {}).get(name) or {}).get("channel_def") or {}
+        names = tensor(side, name).get("channel_def") or {}
         known = names.items() if isinstance(names, dict) else enumerate(names)
         return {int(key): str(value) for key, value in sorted(known, key=lambda item: int(item[0]))}
 
     try:
-        labels, channels = channel_def("outputs", "pred"), channel_def("inputs", "image")
+        labels, channels = channel_def("outputs", "pred"), list(channel_def("inputs", "image").values())
+        counted = tensor("inputs", "image").get("num_channels")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
-    return labels, list(channels.values())
+    if not channels and isinstance(counted, int):
+        channels = [f"channel {index}" for index in range(counted)]
+    return labels, channels

@@ -185,6 +185,31 @@ def test_unreadable_metadata(tmp_path: Path, content: str) -> None:
         open_bundle(folder)
 
 
+def test_labels_and_channels_of_metadata_that_names_its_tensors_otherwise(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "zoo")
+    formats = {
+        "inputs": {"images": {"num_channels": 4}},
+        "outputs": {"labels": {"channel_def": {"1": "tumour", "0": "background"}}},
+    }
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": formats}))
+    opened = open_bundle(folder)
+    assert opened.labels == {0: "background", 1: "tumour"}
+    assert opened.channels == ["channel 0", "channel 1", "channel 2", "channel 3"]
+
+
+def test_a_config_is_read_as_plain_values_and_not_blown_up(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "zoo")
+    config = folder / "configs" / "inference.yaml"
+    written = config.read_text()
+    config.write_text(written + "made: 2024-05-01\nvalues: {1: a, 2: b}\n")
+    opened = open_bundle(folder)
+    assert opened.inference["made"] == "2024-05-01" and opened.inference["values"] == {"1": "a", "2": "b"}
+    laughs = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    config.write_text(written + "a0: &a0 [lol]\n" + laughs)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_bundle(folder)
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(alphabet="abc 1", max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),

@@ -25,7 +25,7 @@ HOW = "a phantom, shapes that a program drew and nobody's scan"
 HOW_BENT = f"{HOW}, changed by a smooth field that gradient descent through the network found"
 COARSE = 4  # voxels to a node of the field
 RATE = 0.08  # of the range of intensities, a step
-WORK = 2e7  # voxels times steps
+WORK = 8e6  # voxels times steps
 MARGIN = 1.0  # of the wished logit over the next
 THICKER = 1.25  # slices than the network's, so that resampling is replayed as well
 MR_RANGE = (0.0, 1000.0)
@@ -98,7 +98,7 @@ def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
     with torch.no_grad():  # gradients take much more memory, and often none are needed
         image, margins = look()
     adam, steps = torch.optim.Adam([field], RATE), 0
-    most = min(150, max(25, int(WORK // np.prod(inner))))
+    most = min(100, max(25, int(WORK // np.prod(inner))))
     while not (reached := bool((margins > 0).sum(1).min() >= wish.voxels)) and steps < most:
         image, margins = look() if steps == 0 else (image, margins)
         best = margins.topk(min(2 * wish.voxels, margins.shape[1]), dim=1).values

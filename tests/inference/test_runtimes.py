@@ -10,7 +10,16 @@ import torch
 
 from pipeline.errors import UsageError
 from pipeline.inference import converted, runtimes
-from pipeline.inference.runtimes import Chosen, average, choose_runtime, mirrored, torch_runtime
+from pipeline.inference.runtimes import (
+    Chosen,
+    Model,
+    average,
+    choose_average,
+    choose_runtime,
+    flips_along,
+    mirrored,
+    torch_runtime,
+)
 
 SHAPE = (1, 4, 4, 4)
 CPU = torch.device("cpu")
@@ -39,6 +48,32 @@ def test_mirrored_windows_are_turned_back(module: torch.nn.Module) -> None:
         expected = (network(windows) + network(windows.flip([2, 4])).flip([2, 4])) / 2
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(mirrored(lambda x: x)(windows), windows)
+
+
+def test_mirrors_are_combined() -> None:
+    assert flips_along(()) == [()]
+    assert flips_along((0, 2)) == [(), (0,), (2,), (0, 2)]
+    assert len(set(flips_along((0, 1, 2)))) == 8
+
+
+def test_one_runtime_computes_all_of_an_ensemble(
+    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = torch.nn.Conv3d(1, 2, 3, padding=1).eval()
+    models, windows = [Model(module, "a.pt", "{}"), Model(other, "b.pt", "{}")], torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        expected = (module(windows) + other(windows)) / 2
+        plain = choose_average("torch", models, CPU, SHAPE)
+        torch.testing.assert_close(plain.runtime(windows), expected)
+        each = {"a.pt": Chosen("openvino", lambda x: x - 1), "b.pt": Chosen("openvino", lambda x: x + 3)}
+        monkeypatch.setattr(runtimes, "choose_runtime", lambda *arguments: each[arguments[3]])
+        both = choose_average("auto", models, CPU, SHAPE)
+        assert both.name == "openvino" and both.reasons == ()
+        torch.testing.assert_close(both.runtime(windows), windows + 1)
+        each["b.pt"] = Chosen("torch", lambda x: x, ("openvino was not used: its scores differ",))
+        mixed = choose_average("auto", models, CPU, SHAPE)
+        assert mixed.name == "torch" and mixed.reasons == each["b.pt"].reasons
+        torch.testing.assert_close(mixed.runtime(windows), expected)
 
 
 def test_torch_is_taken_when_asked_for(module: torch.nn.Module) -> None:

@@ -55,11 +55,14 @@ def look_at(source: Source) -> Glance:
     return Glance(intensity, grey, (x, y, z), normal)
 
 
-def save_slice(path: str | Path, glance: Glance, labels: NDArray[np.uint8], grid: Header) -> None:
+def save_slice(
+    path: str | Path, glance: Glance, labels: NDArray[np.uint8], grid: Header, regions: int = 0
+) -> None:
     """Write the slice with most labelled voxels (without labels the middle one) as ``.npz``.
 
     Its arrays are ``image`` and ``labels``, (X, Y, Z) with one voxel along the normal and axes towards right, front and
-    head; ``spacing_mm`` and ``normal`` of these axes; ``index`` and ``count`` of the slice in the image.
+    head; ``spacing_mm`` and ``normal`` of these axes; ``index`` and ``count`` of the slice in the image; ``regions``
+    is 0, or how many bits of ``labels`` are regions.
 
     Raises:
         OSError: it cannot be written.
@@ -79,7 +82,7 @@ def save_slice(path: str | Path, glance: Glance, labels: NDArray[np.uint8], grid
         np.savez(
             stream, image=apply_orientation(glance.grey[tuple(thin)], ways),
             labels=apply_orientation(labels[tuple(cut)], ways), spacing_mm=along_ras(pixel_mm, grid),
-            normal=int(ways[glance.normal, 0]), index=index, count=labels.shape[glance.normal],
+            normal=int(ways[glance.normal, 0]), index=index, count=labels.shape[glance.normal], regions=regions,
         )  # fmt: skip
 
 

@@ -162,14 +162,3 @@ def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     for plane in np.moveaxis(labels, -1, 0):
         counts += np.bincount(plane.ravel(order="K"), minlength=256)
     return counts
-
-
-def painted(labels: NDArray[np.uint8], regions: int) -> NDArray[np.uint8]:
-    """Overlapping regions as one label map to be shown: where several are, the smallest one."""
-    if not regions:
-        return labels
-    sizes = by_label(_counts(labels), regions)
-    shown = np.zeros(256, np.uint8)
-    for label in sorted(range(1, regions + 1), key=lambda label: -sizes[label]):
-        shown[np.arange(256) >> (label - 1) & 1 == 1] = label
-    return shown[labels]

@@ -154,7 +154,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
     from pipeline.dicom.plain import from_plain
     from pipeline.inference.glance import along_ras, save_slice
     from pipeline.inference.kept import Beside
-    from pipeline.inference.output import describe, painted, write_labels
+    from pipeline.inference.output import describe, write_labels
     from pipeline.results import SLICE
 
     out, dicom, wanted = Path(request["out"]), request.get("dicom"), request.get("beside", {})
@@ -180,8 +180,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("nifti", True) or not_written:
             write_labels(out, result.labels, result.grid, result.regions)
             files = {"nifti": out.name, **files}
-        shown = painted(result.labels, result.regions)
-        save_slice(out.with_name(SLICE), result.glance, shown, result.grid)
+        save_slice(out.with_name(SLICE), result.glance, result.labels, result.grid, result.regions)
     except OSError as error:
         raise _CannotWriteError(cannot_write(out, error)) from error
     except UsageError as error:

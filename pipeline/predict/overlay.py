@@ -23,7 +23,8 @@ def draw_overlay(folder: Path) -> None:
 
     with np.load(path) as kept:
         x, y, z = (float(edge) for edge in kept["spacing_mm"])
-        picture = overlay(Shown(kept["image"], kept["labels"], (x, y, z), int(kept["normal"])))
+        shown = Shown(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
+        picture = overlay(shown)
     with write_whole(folder / OVERLAY) as stream:
         stream.write(picture)
     path.unlink()

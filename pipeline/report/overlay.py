@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,14 @@ class Shown:
         labels: on the same voxels.
         spacing_mm: edges of a voxel.
         normal: axis that is cut.
+        regions: how many bits of ``labels`` are regions that may overlap; 0 where each voxel has one label.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[Any]
     spacing_mm: tuple[float, float, float]
     normal: int
+    regions: int = 0
 
 
 def colour_of(value: int) -> RGB:
@@ -64,8 +66,8 @@ def overlay(shown: Shown, pixels_a_mm: float | None = None) -> bytes:
     picture = Image.fromarray(np.ascontiguousarray(image[::-1])).resize(large, Image.Resampling.BICUBIC)
     canvas = picture.convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    for value in np.unique(labels[labels != 0]).tolist():
-        for line in outlines(np.asarray(labels == value, np.uint8), (across, up)):
+    for value, mask in _masks(labels, shown.regions):
+        for line in outlines(mask, (across, up)):
             _draw(draw, line * (scale * FINE), large[1], colour_of(value))
     buffer = io.BytesIO()
     small = canvas.resize(size, Image.Resampling.LANCZOS).quantize(256)  # half of the bytes
@@ -92,6 +94,15 @@ def legend(names: Mapping[int, str]) -> bytes:
         buffer, format="PNG"
     )
     return buffer.getvalue()
+
+
+def _masks(labels: NDArray[Any], regions: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Each label that is there, and where."""
+    values = range(1, regions + 1) if regions else np.unique(labels[labels != 0]).tolist()
+    for value in values:
+        mask = labels >> (value - 1) & 1 if regions else labels == value
+        if mask.any():
+            yield value, np.asarray(mask, np.uint8)
 
 
 def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) -> None:

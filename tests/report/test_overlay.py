@@ -41,6 +41,17 @@ def test_pixels_that_are_not_square_keep_their_proportion() -> None:
     assert not is_coloured(picture(Shown(image, image, (1.0, 2.0, 5.0), 2))).any()
 
 
+def test_regions_that_overlap_are_outlined_each() -> None:
+    bits = np.zeros((30, 30, 1), np.uint8)
+    bits[3:27, 3:27] = 0b100
+    bits[10:20, 10:20] |= 0b001
+    pixels = picture(Shown(np.zeros_like(bits), bits, (1.0, 1.0, 1.0), 2, regions=3))
+    for value, place in ((3, 3), (1, 10)):  # the left edges, half way up
+        edge = pixels[SIDE // 2, SIDE * place // 30 - 4 : SIDE * place // 30 + 4]
+        assert np.abs(edge - colour_of(value)).sum(-1).min() < 40
+    assert not np.any(np.abs(pixels - colour_of(2)).sum(-1) < 40)
+
+
 def test_a_legend_shows_every_colour() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(legend({1: "a", 2: "b" * 60, 9: "c"}))))
     for value in (1, 2, 9):

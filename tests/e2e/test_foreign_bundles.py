@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy.ndimage import gaussian_filter
+from tiny_bundle import THRESHOLD, write_bundle
 from zoo_bundles import LABELS, NEEDED, glob_and_handlers, own_scripts
 
 from pipeline.bundle import open_bundle
@@ -175,6 +176,22 @@ def test_one_bad_case_does_not_stop_a_foreign_bundle(
     cases = {case["id"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
     assert cases["s00"]["status"] == "failed" and "too bright" in cases["s00"]["reason"]
     assert cases["s0"]["status"] == cases["s1"]["status"] == "done"
+
+
+@pytest.mark.usefixtures("near")
+def test_weights_within_a_checkpoint_take_the_fast_route_too(scans: Path, tmp_path: Path) -> None:
+    import torch
+
+    root = write_bundle(tmp_path / "tiny")
+    state = torch.load(root / "models/model.pt", weights_only=True)
+    torch.save({"model": state, "epoch": 7}, root / "models/model.pt")
+    assert run(["predict", str(root), str(scans), str(tmp_path / "out"), "--device", "cpu"]) == OK
+    result = json.loads((tmp_path / "out/s0/result.json").read_text())
+    assert (result["route"], result["engine"]) == ("typed", "streaming")
+    bright = np.asarray(nib.load(scans / "s0.nii.gz").dataobj) > THRESHOLD
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(tmp_path / "out/s0/segmentation.nii.gz").dataobj), bright
+    )
 
 
 def change(root: Path, **ids: Any) -> Path:

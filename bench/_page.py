@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ How long a whole-volume prediction takes, and how much memory, against stock MON
 
 which trains its networks first: small U-Nets (8-16-32-64) on generated CT-like scans of organs. Each run is a process
 of its own, from file to file; imports, loading the model and converting it for OpenVINO (once a bundle, kept in
-`SEGPIPE_CACHE`) are not counted, except where whole commands are timed. Ratios are stock / ours: above 1 we are faster
-or smaller. Where the machine was busy with other work (its load is stated), CPU seconds say more than wall seconds;
-threads of both sides wait without spinning (`OMP_WAIT_POLICY=PASSIVE`).
+`SEGPIPE_CACHE`) are not counted, except where whole commands are timed. Ratios are stock / ours, the median over runs
+that followed each other with the spread in brackets: above 1 we are faster or smaller. Where the machine was busy with
+other work (its load is stated), CPU seconds say more than wall seconds; threads of both sides wait without spinning
+(`OMP_WAIT_POLICY=PASSIVE`).
 """
 
 
@@ -66,7 +68,7 @@ def _compared(rows: dict[str, Any]) -> str:
             if side == "stock":
                 cells += [""] * 4
             else:
-                cells += [f"{_least(stock, what) / _least(rows[side], what):.1f}" for what in whats]
+                cells += [ratio(stock, rows[side], what) for what in whats]
                 cells.append(_differing(rows[f"{side}_differ"]))
             lines.append(f"| {side} | {' | '.join(cells)} |")
     rest = [min(run["cpu"] - run["windows_cpu"] for run in runs) for runs in (stock, [rows["serial"]])]
@@ -122,7 +124,7 @@ def _hippocampus(rows: dict[str, Any]) -> str:
         if side == "stock":
             cells += ["", "", "", "", ""]
         else:
-            cells += [f"{_least(stock, name) / _least(runs, name):.1f}" for name in names]
+            cells += [ratio(stock, runs, name) for name in names]
             cells.append(_differing(rows[f"{side}_differ"]))
         lines.append(f"| {side} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
@@ -142,8 +144,12 @@ def _flat(runs: Runs) -> Runs:
     ]
 
 
-def _least(runs: Runs, what: str) -> float:
-    return max(1e-9, min(float(run[what]) for run in runs))
+def ratio(stock: Runs, ours: Runs, what: str) -> str:
+    """How many times as much stock takes: the median over runs that followed each other, and their spread."""
+    pairs = zip(stock, ours, strict=True)
+    values = sorted(float(one[what]) / max(1e-9, float(other[what])) for one, other in pairs)
+    middle = f"{statistics.median(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({values[0]:.1f} to {values[-1]:.1f})"
 
 
 def _spread(runs: Runs, what: str) -> str:

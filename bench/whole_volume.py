@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from _organs import scan, trained, write
-from _page import write_page
+from _page import ratio, write_page
 
 from pipeline.inference.converted import cache_folder
 from pipeline.processes import usable_cores
@@ -156,14 +156,9 @@ def _compared(
     print("one after the other", json.dumps(found["serial"]), flush=True)
     for side in sides[1:]:
         found[f"{side}_differ"] = _differ(found["stock"][0]["labels"], found[side][0]["labels"])
-        ratio = {
-            what: round(min(r[what] for r in found["stock"]) / min(r[what] for r in found[side]), 2)
-            for what in ("wall", "cpu", "peak_gib")
-        }
-        print(
-            f"{side}: stock takes {ratio} times as much; labels that differ {found[f'{side}_differ']}",
-            flush=True,
-        )
+        ratios = {what: ratio(found["stock"], found[side], what) for what in ("wall", "cpu", "peak_gib")}
+        differ = found[f"{side}_differ"]
+        print(f"{side}: stock takes {ratios} times as much; labels that differ {differ}", flush=True)
     return found
 
 

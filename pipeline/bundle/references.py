@@ -6,18 +6,33 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.errors import DataError
+
+MOST = 1_000_000  # values that a config may become, as references to references can double at each step
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 
 
-def resolve(value: Any, config: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> Any:
+def resolve(
+    value: Any,
+    config: Mapping[str, Any],
+    seen: frozenset[str] = frozenset(),
+    left: list[int] | None = None,
+) -> Any:
     """A copy of ``value`` in which each string that is one ``@id`` is replaced by that id's value in ``config``.
 
     What cannot be followed (an unknown id, a circle, an expression) stays as it is written.
+
+    Raises:
+        DataError: it would become more than `MOST` values.
     """
+    left = [MOST] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise DataError("the config's references grow beyond any use", expected=f"at most {MOST} values")
     if isinstance(value, Mapping):
-        return {key: resolve(item, config, seen) for key, item in value.items()}
+        return {key: resolve(item, config, seen, left) for key, item in value.items()}
     if isinstance(value, list):
-        return [resolve(item, config, seen) for item in value]
+        return [resolve(item, config, seen, left) for item in value]
     match = _REFERENCE.match(value) if isinstance(value, str) else None
     if match is None or value in seen:
         return value
@@ -29,7 +44,7 @@ def resolve(value: Any, config: Mapping[str, Any], seen: frozenset[str] = frozen
             target = target[int(part)]
         else:
             return value
-    return resolve(target, config, seen | {value})
+    return resolve(target, config, seen | {value}, left)
 
 
 def is_plain(value: Any) -> bool:

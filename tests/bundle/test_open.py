@@ -227,6 +227,12 @@ def test_references_are_followed_as_data(value: Any, extra: Any) -> None:
         assert resolve(open_end, config) == open_end and not is_plain(open_end)
 
 
+def test_references_that_double_at_each_step_come_to_an_end() -> None:
+    config = {f"a{n}": [f"@a{n + 1}", f"@a{n + 1}"] for n in range(60)}
+    with pytest.raises(DataError, match="grow"):
+        resolve("@a0", config)
+
+
 @pytest.mark.slow
 def test_opening_imports_no_torch(bundle: Bundle) -> None:
     code = (

@@ -21,6 +21,7 @@ from scipy.special import entr
 
 from pipeline.errors import DataError
 from pipeline.inference.kept import Kept
+from pipeline.inference.output import describe
 from pipeline.inference.prepare import prepare
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.inference.runtimes import average, mirrored, torch_runtime
@@ -187,6 +188,18 @@ def test_labels_are_those_of_the_stock_path(affine: str, middle: str, smooth: bo
     compare(
         paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid"), Blurred(1, regions, smooth)
     )
+
+
+def test_a_byte_holds_eight_regions(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, AFFINES["oblique"], (20, 18, 15), 1, seed=4)
+    windowing = Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid")
+    compare(paths, steps(MIDDLES["cut"]), windowing, Blurred(1, 8, True))
+    bits = np.random.default_rng(0).integers(0, 256, (6, 7, 8), np.uint8)
+    facts = describe(bits, np.diag([1.0, 2.0, 3.0, 1.0]), {c + 1: f"r{c}" for c in range(8)}, regions=8)
+    for region in range(8):
+        mask = np.unpackbits(bits.reshape(-1, 1), axis=1, bitorder="little")[:, region]
+        assert facts["voxels"][f"r{region}"] == mask.sum()
+        assert facts["volumes_ml"][f"r{region}"] == pytest.approx(mask.sum() * 6 / 1000)
 
 
 @settings(

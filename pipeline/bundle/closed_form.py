@@ -22,12 +22,14 @@ def deviations(config: dict[str, Any]) -> Iterator[str]:
     merged = next((key for key in config if key.startswith("+") or "::" in key or "#" in key), None)
     if merged is not None:
         yield f"{merged}: a key that is merged into another"
+    if not short_name(resolve(config.get("network_def"), config)):
+        yield "network_def: not a class of MONAI or torch"
     yield from _of_evaluator(config)
     yield from _of_weights(config)
     steps = resolve(config.get("postprocessing"), config)
     steps = steps.get("transforms") if isinstance(steps, dict) else steps
     for step in steps[:3] if isinstance(steps, list) else ():
-        name = _short(step)
+        name = short_name(step)
         odd = sorted(set(step) - {"_target_", "keys"} - _STEPS.get(name, set())) if name else []
         if name in _STEPS and (odd or step.get("keys") not in ("pred", ["pred"])):
             yield f"postprocessing: {name}: {odd[0] if odd else 'keys'}"
@@ -37,7 +39,7 @@ def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
     evaluator = config.get("evaluator")
     if evaluator is None:
         return
-    if _short(evaluator) != "SupervisedEvaluator":
+    if short_name(evaluator) != "SupervisedEvaluator":
         yield "evaluator: not a SupervisedEvaluator"
         return
     odd = sorted(set(evaluator) - _EVALUATOR)
@@ -45,12 +47,12 @@ def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
     if odd or others:
         yield f"evaluator: {odd[0] if odd else others[0]}"
     dataset = config.get("dataset")
-    if _short(dataset) and isinstance(dataset, dict) and dataset.get("transform") != "@preprocessing":
+    if short_name(dataset) and isinstance(dataset, dict) and dataset.get("transform") != "@preprocessing":
         yield "dataset: its transform is not preprocessing"
 
 
 def _of_weights(config: dict[str, Any]) -> Iterator[str]:
-    loaders = [each for each in _dicts(config) if _short(each) == "CheckpointLoader"]
+    loaders = [each for each in _dicts(config) if short_name(each) == "CheckpointLoader"]
     for loader in loaders:
         path, loaded = loader.get("load_path"), loader.get("load_dict")
         odd = sorted(set(loader) - {"_target_", "load_path", "load_dict", "map_location"})
@@ -67,6 +69,8 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
         yield from _dicts(each)
 
 
-def _short(component: Any) -> str:
+def short_name(component: Any) -> str:
+    """The name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
     target = component.get("_target_") if isinstance(component, dict) else None
-    return target.rsplit(".", 1)[-1] if isinstance(target, str) else ""
+    ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
+    return str(target).rsplit(".", 1)[-1] if ours else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.bundle.closed_form import deviations
+from pipeline.bundle.closed_form import deviations, short_name
 from pipeline.bundle.reading import NotReadableError, read_document
 from pipeline.bundle.references import is_plain, resolve
 from pipeline.bundle.sums import check_sums, fingerprint, hash_files
@@ -149,7 +149,7 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     transforms = resolve(config.get("preprocessing"), config)
     if (
         isinstance(transforms, dict)
-        and _short(transforms) == "Compose"
+        and short_name(transforms) == "Compose"
         and set(transforms) == {"_target_", "transforms"}
     ):
         transforms = transforms["transforms"]
@@ -169,7 +169,7 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _read_inferer(inferer: Any, found: dict[str, Any], outside: list[str]) -> None:
     known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
-    if not isinstance(inferer, dict) or _short(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
+    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
         outside.append("inferer: not a plain SlidingWindowInferer")
         return
     size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
@@ -196,7 +196,7 @@ def _read_postprocessing(postprocessing: Any, found: dict[str, Any], outside: li
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         outside.append("postprocessing: not a list of transforms")
         return
-    names = [_short(step) for step in steps]
+    names = [short_name(step) for step in steps]
     if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
         outside.append("postprocessing: not activation, Invertd, discretisation, saving")
         return
@@ -223,13 +223,9 @@ def _has_sigmoid(config: dict[str, Any]) -> bool:
     steps = resolve(config.get("postprocessing"), config)
     steps = steps.get("transforms") if isinstance(steps, dict) else steps
     return isinstance(steps, list) and any(
-        isinstance(step, dict) and _short(step) == "Activationsd" and step.get("sigmoid") is True
+        isinstance(step, dict) and short_name(step) == "Activationsd" and step.get("sigmoid") is True
         for step in steps
     )
-
-
-def _short(component: dict[str, Any]) -> str:
-    return str(component.get("_target_", "")).rsplit(".", 1)[-1]
 
 
 def _inference_file(root: Path) -> Path:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,12 +50,13 @@ class StockBundle:
     def __init__(
         self, root: str, inference: Mapping[str, Any], metadata: Mapping[str, Any], device: torch.device
     ) -> None:
-        self._elsewhere = tempfile.TemporaryDirectory(prefix="segpipe-stock-")
+        elsewhere = tempfile.mkdtemp(prefix="segpipe-stock-")
+        Path(elsewhere).rmdir()  # not there, unless the bundle makes it to write to
         if root not in sys.path:
             sys.path.insert(1, root)  # where `monai.bundle run` has it
         self._config = _as_read(inference, metadata)
-        places = {"dataset_dir": self._elsewhere.name, "output_dir": self._elsewhere.name}
-        overrides = {"device": f"$torch.device({str(device)!r})", **places}
+        overrides = {"device": f"$torch.device({str(device)!r})"}
+        overrides |= {"dataset_dir": elsewhere, "output_dir": elsewhere}
         self._config["bundle_root"] = root
         self._config.update({name: value for name, value in overrides.items() if name in self._config})
         parser = ConfigParser(self._config)
@@ -172,7 +174,7 @@ def _component(config: dict[str, Any], owner: str, name: str, known: tuple[str, 
     id = _follow(config, f"{owner}::{name}")
     found = _at(config, id)
     if not isinstance(found, dict) or _short(found) not in known:
-        shown = _short(found) if isinstance(found, dict) else repr(found)
+        shown = str(found.get("_target_")) if isinstance(found, dict) else repr(found)
         raise _not_case_by_case(f"{owner}::{name} is not one of {', '.join(known)}", shown)
     return id
 
@@ -227,7 +229,9 @@ def _at(config: dict[str, Any], id: str) -> Any:
 
 
 def _short(component: Mapping[str, Any]) -> str:
-    return str(component.get("_target_", "")).rsplit(".", 1)[-1]
+    """The name of a component of MONAI or torch, empty for others."""
+    target = str(component.get("_target_", ""))
+    return target.rsplit(".", 1)[-1] if "." not in target or target.startswith(("monai.", "torch.")) else ""
 
 
 def _not_case_by_case(why: str, found: str) -> DataError:

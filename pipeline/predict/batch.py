@@ -100,7 +100,7 @@ def predict_cases(
             folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
 
         def sum_up() -> None:
-            write_summary(folder, bundle, not_selected, passed_over or {})
+            write_summary(folder, bundle, options, not_selected, passed_over or {})
 
         try:
             outcomes = batch.run(items, on_outcome)

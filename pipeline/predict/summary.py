@@ -10,6 +10,8 @@ from pipeline.console import SCHEMA_VERSION
 from pipeline.errors import SegpipeError
 from pipeline.files import read_json, write_csv, write_json
 from pipeline.predict.choice import NotSelected
+from pipeline.predict.ensemble import about_model
+from pipeline.predict.outcome import Options
 from pipeline.results import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation
 
 
 def write_summary(
-    folder: ResultFolder, bundle: Bundle, not_selected: Sequence[NotSelected], passed_over: Mapping[str, int]
+    folder: ResultFolder,
+    bundle: Bundle,
+    options: Options,
+    not_selected: Sequence[NotSelected],
+    passed_over: Mapping[str, int],
 ) -> None:
     """Write ``summary.csv``, ``summary.json`` and ``report.html``: every case that was ever tried in this folder.
 
@@ -39,6 +45,7 @@ def write_summary(
             "schema_version": SCHEMA_VERSION,
             "notice": NOT_A_DEVICE,
             "bundle": bundle.facts,
+            **about_model(options),
             "counts": {**counts, "not_selected": len(not_selected)},
             "cases": cases,
             "not_selected": [{"id": each.id, "rule": each.rule} for each in not_selected],

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from monai.data import decollate_batch
 from monai.data.utils import list_data_collate
 from monai.inferers import SlidingWindowInferer
@@ -21,9 +22,10 @@ from pipeline.cli import run
 from pipeline.errors import OK, REFUSED, USAGE, UsageError
 from pipeline.inference.preprocessing import Preprocessing
 from pipeline.predict import parse_mirror
-from pipeline.results import PROBABILITIES, RESULT, SEGMENTATION
+from pipeline.results import PROBABILITIES, RESULT, SEGMENTATION, SUMMARY_JSON
 
 pytestmark = pytest.mark.usefixtures("one_worker")
+SCHEMA = Path(__file__).parents[2] / "docs/schemas/summary.schema.json"
 NETWORK = {
     "_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 3, "padding": 1,
 }  # fmt: skip
@@ -101,6 +103,9 @@ def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int]
     best = np.sort(probabilities, 0)
     assert ((best[-1] - best[-2])[differ] < 1e-5).all() and differ.mean() < 1e-3
     assert len(result["ensemble"]) == len(seeds) - 1
+    summary = json.loads((tmp_path / "out" / SUMMARY_JSON).read_text())
+    assert (summary["ensemble"], summary["mirror"]) == (result["ensemble"], result["mirror"])
+    Draft202012Validator(json.loads(SCHEMA.read_text())).validate(summary)
     assert result["mirror"] == ["xyz"[axis] for axis in axes]
     alone, _ = by_monai(scan, [0, 0], [])  # `MeanEnsembled` takes one key for a stack
     assert (alone != labels).any()  # the comparison says something

@@ -169,7 +169,11 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _read_inferer(inferer: Any, found: dict[str, Any], outside: list[str]) -> None:
     known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
-    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
+    if (
+        not isinstance(inferer, dict)
+        or short_name(inferer) != "SlidingWindowInferer"
+        or not is_plain(inferer)
+    ):
         outside.append("inferer: not a plain SlidingWindowInferer")
         return
     size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)

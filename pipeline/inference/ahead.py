@@ -66,7 +66,7 @@ class Ahead:
             headers = read_headers(case, self._channels)
             if self._peak + SLACK * source_bytes(headers) > allowed:
                 return
-            source = read_source(case, self._channels)
+            source = read_source(case, self._channels, headers)
             self._kept = key, Read(headers, source, look_at(source))
         except Exception:  # noqa: BLE001 - it is read again when its turn comes, and fails then
             self._kept = None

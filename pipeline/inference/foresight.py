@@ -48,12 +48,12 @@ class Probe:
         window = torch.zeros((1, channels, *roi_size), device=device)
         with torch.inference_mode():
             scores = runtime(window)
-            classes, least = scores.shape[1], 2 * scores.numel() * scores.element_size()
+            classes, least = scores.shape[1], scores.numel() * scores.element_size()
             del scores
             before = _peak_since_now()
             runtime(window)
             after = _resident("VmHWM")
-        return cls(classes, least if before is None or after is None else max(least, after - before))
+        return cls(classes, 2 * least if before is None or after is None else max(least, after - before))
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class Segmenter:
         else:
             headers = read_headers(given, self.recipe.channels)
             forecast = self._streaming.foresee(headers)
-            source = read_source(given, self.recipe.channels)
+            source = read_source(given, self.recipe.channels, headers)
             read = Read(headers, source, look_at(source))
         self.ahead.begin(forecast.peak)
         return read.source, read.glance

@@ -55,20 +55,21 @@ class Source:
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
 
-def read_source(given: Given, channels: int) -> Source:
+def read_source(given: Given, channels: int, headers: list[Header] | None = None) -> Source:
     """Read and judge the images of one case.
 
     Args:
         given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or
             a series.
         channels: how many channels the bundle expects.
+        headers: what `read_headers` gave, where it was asked before.
 
     Raises:
         UsageError: no such file.
         DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot
             be read.
     """
-    headers = read_headers(given, channels)
+    headers = headers or read_headers(given, channels)
     if isinstance(given, Series):
         values = load_series(given).array
         _judge(values, headers[0].path)

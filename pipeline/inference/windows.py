@@ -173,8 +173,9 @@ class _Sums:
                 into[axis] = slice(self.halo, None)
             sums, counts = self._block(image, blocks, len(scores))
             weights = self.weights[tuple(within)]
-            weighted = scores[(slice(None), *within)] * weights
-            sums[(slice(None), *into)] += weighted.to(self.device)
+            for label in range(len(scores)):  # one at a time, which takes no memory
+                weighted = scores[(label, *within)] * weights
+                sums[(label, *into)] += weighted.to(self.device)
             counts[tuple(into)] += weights.to(self.device)
 
     def finish(self, image: int, start: Sizes, strip: tuple[int, int]) -> Iterator[Block]:

@@ -34,20 +34,11 @@ READ = 1 << 2 | 1 << 3  # <linux/landlock.h>: a file, a folder
 FIRST_RIGHTS, RENAME_ACROSS, TRUNCATE = (1 << 13) - 1, 1 << 13, 1 << 14
 EXECUTE = 1 << 0
 SCOPES = 1 << 0 | 1 << 1  # abstract sockets, signals to others
-SYSTEM = (
-    *(
-        "/usr",
-        "/lib",
-        "/lib64",
-        "/opt",
-        "/sys/devices",
-        "/sys/fs/cgroup",
-        "/proc/self",
-        "/proc/sys",
-        "/proc/cpuinfo",
-    ),
-    *("/proc/meminfo", "/proc/stat", "/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/dev/urandom"),
-)
+_SYSTEM = """
+    /usr /lib /lib64 /opt /nix/store /gnu/store /sys/devices /sys/fs/cgroup /proc/self /proc/sys /proc/cpuinfo
+    /proc/meminfo /proc/stat /etc/ld.so.cache /etc/localtime /etc/mime.types /dev/urandom
+"""
+SYSTEM = tuple(_SYSTEM.split())
 FILE_BYTES = 2**31
 # <linux/audit.h>; socket, execve, execveat, ptrace, process_vm_readv, process_vm_writev, io_uring_setup
 DENIED = {

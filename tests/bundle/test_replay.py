@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from small_bundle import change_json, small_bundle
+from zoo_bundles import NEEDED
 
 from pipeline.bundle import Bundle, isolation, replay
 from pipeline.bundle.golden_case import array_sha256
@@ -366,6 +367,18 @@ def test_allowed_code_of_a_bundle_reaches_nothing(tmp_path: Path) -> None:
         assert not verdict.findings, verdict.findings
         assert verdict.replay.network == "1 x 1 x 64 x 8 x 16 becomes 1 x 2 x 64 x 8 x 16"
         assert not (outside / "marker").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", NEEDED)
+def test_a_foreign_bundle_whose_names_are_allowed_is_built(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    verdict = verify_bundle(make(tmp_path / "zoo"), NEEDED[make], replay=True)
+    assert not verdict.findings
+    checks = {check.name: check for check in verdict.checks}
+    assert checks["network"].detail.startswith("1 x 1 x 32 x 32 x 32 becomes 1 x 3 x 32 x 32 x 32")
+    assert checks["replay"].status == "absent"
 
 
 @pytest.mark.slow

@@ -162,10 +162,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     work = Path(request["work"])
     os.chdir(work)
-    network: str | None = "not asked for"
-    files = network
-    if request["isolate"]:
-        network, files = give_up_network(), give_up_files(readable(request), work)
+    network, files = give_up_network(), give_up_files(readable(request), work)
     set_limits(request["memory_bytes"], request["seconds"])
     sys.path[:] = request["sys_path"]
     from pipeline.bundle.replaying import replay, surroundings

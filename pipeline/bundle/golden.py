@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import shutil
 import tempfile
@@ -123,14 +125,19 @@ def _network(definition: dict[str, Any], folder: Path) -> Any:
     import torch
     from monai.bundle import ConfigParser
 
-    network = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
+    with contextlib.redirect_stdout(io.StringIO()):  # some networks print their features
+        network = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
     network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
     return network.eval().requires_grad_(False)
 
 
 def _record(folder: Path) -> Recording:
     with tempfile.TemporaryDirectory(prefix="segpipe-golden-") as work:
-        return record(folder, folder / IMAGES, Path(work), SEED)
+        try:
+            return record(folder, folder / IMAGES, Path(work), SEED)
+        except Exception as error:  # MONAI wraps what a transform raises
+            words = (str(first_cause(error)).strip() or type(error).__name__).splitlines()[-1]
+            raise DataError("the bundle's inference fails on the golden case", found=words[:200]) from error
 
 
 def _write_images(folder: Path, files: int, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:

@@ -210,6 +210,10 @@ def test_a_given_image_without_a_label_is_refused(make_run: MakeRun, tmp_path: P
     assert caught.value.found == "0 voxels of part 1"
     with pytest.raises(UsageError):
         export_bundle(run, tmp_path / "b", golden=[tmp_path / "gone.nii.gz"])
+    write_nifti(tmp_path / "two.nii.gz", np.ones((16, 16, 16, 2), np.int16), np.eye(4))
+    with pytest.raises(DataError, match="fails on the golden case"):
+        export_bundle(run, tmp_path / "b", golden=[tmp_path / "two.nii.gz"])
+    assert not (tmp_path / "b").exists()
 
 
 @given(st.integers(1, 200_000), st.integers(0, 10))

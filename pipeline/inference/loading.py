@@ -52,7 +52,7 @@ def load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
     """A network with a bundle's weights, in evaluation mode.
 
     Raises:
-        DataError: they cannot be read, or do not fit.
+        DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
     """
     try:
         state = torch.load(weights, map_location=device, weights_only=True)
@@ -63,5 +63,11 @@ def load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
         raise DataError(
             "the bundle's weights do not fit its network", path=weights, found=root_cause(error)
         ) from error
+    broken = next((name for name, each in network.state_dict().items() if not each.isfinite().all()), None)
+    if broken is not None:
+        raise DataError(
+            "the bundle's weights are not finite", path=weights, found=f"NaN or infinity in {broken}",
+            hint="its training went wrong; get other weights",
+        )  # fmt: skip
     module: torch.nn.Module = network.to(device).eval()
     return module

@@ -70,7 +70,9 @@ def command(
     labelling = Labelling(
         name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning, description
     )
-    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
+    bundle = export_bundle(
+        run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ()
+    )
     reason = bundle.metadata["golden"].get("reason")
     if reason:
         console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")

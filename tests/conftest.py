@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ settings.register_profile("segpipe", deadline=None)  # the machine may be busy
 settings.load_profile("segpipe")
 
 _skipped: dict[str, str] = {}
+
+# commands that tests start must know Ctrl-C, which what runs in the background of a shell is told to ignore
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

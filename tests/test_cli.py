@@ -213,6 +213,13 @@ def test_an_error_of_ours_ends_with_its_code(
     assert caught.value.code == code
 
 
+def test_a_failing_command_leaves_in_order() -> None:
+    code = "import atexit; from pipeline.cli import main; atexit.register(print, 'tidied'); main()"
+    done = subprocess.run([sys.executable, "-c", code, "split"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "tidied\n"
+    assert "Missing argument" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_bug_says_where_and_shows_its_trace_only_when_asked(
     split_is: Callable[..., None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,7 +163,7 @@ def _failure(seed: int, ended: Ended) -> SegpipeError:
     error = ended.document.get("error", {})
     parts = {name: error.get(name) for name in ("path", "found", "expected", "hint", "case_id")}
     failure = SegpipeError(f"seed {seed}: {error.get('message', ended.reason)}", **parts)
-    failure.exit_code = ended.code if ended.code > 0 else USAGE
+    failure.exit_code = ended.code if ended.code > 0 else error.get("exit_code", USAGE)
     return failure
 
 

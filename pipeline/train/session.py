@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.compose import Composed
 from pipeline.console import quiet_libraries
@@ -20,6 +20,8 @@ from pipeline.files import read_json, sha256_of, write_json
 from pipeline.provenance import environment
 from pipeline.train.failure import unwrap
 from pipeline.train.folder import prepare
+
+GOING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 
 
 def start(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
@@ -114,10 +116,21 @@ def _best(out: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     with (out / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
-            ) from error
+        deadline = time.monotonic() + GOING_S
+        while not _lock(stream):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    "another process trains in this folder",
+                    path=out,
+                    hint="wait for it, or choose another --out",
+                )
+            time.sleep(0.1)
         yield
+
+
+def _lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest import Manifest, save_manifest
+from segpipe.data.manifest import Manifest, save_manifest
 
 PERIOD_MM = 300.0  # the anatomy repeats along the body
 TRUNK_MM = (170.0, 125.0)  # half widths
@@ -22,15 +22,24 @@ STEPS = [
     {"_target_": "EnsureChannelFirstd", "keys": ["image", "label"], "allow_missing_keys": True},
     {"_target_": "Orientationd", "keys": ["image", "label"], "axcodes": "RAS", "allow_missing_keys": True},
     {
-        "_target_": "Spacingd", "keys": ["image", "label"], "pixdim": list(PIXDIM), "mode": ["bilinear", "nearest"],
+        "_target_": "Spacingd",
+        "keys": ["image", "label"],
+        "pixdim": list(PIXDIM),
+        "mode": ["bilinear", "nearest"],
         "allow_missing_keys": True,
     },
     {
-        "_target_": "ScaleIntensityRanged", "keys": ["image"], "a_min": -200, "a_max": 500, "b_min": 0.0, "b_max": 1.0,
-        "clip": True, "allow_missing_keys": True,
+        "_target_": "ScaleIntensityRanged",
+        "keys": ["image"],
+        "a_min": -200,
+        "a_max": 500,
+        "b_min": 0.0,
+        "b_max": 1.0,
+        "clip": True,
+        "allow_missing_keys": True,
     },
     {"_target_": "EnsureTyped", "keys": ["image", "label"], "allow_missing_keys": True},
-]  # fmt: skip
+]
 
 
 def scan(
@@ -72,19 +81,13 @@ def scan(
     return np.round(image).astype(np.int16), label
 
 
-def _organs(
-    rng: np.random.Generator, count: int, size_mm: float
-) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+def _organs(rng: np.random.Generator, count: int, size_mm: float) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
     """Centres on a shuffled low-discrepancy sequence, and radii in mm."""
     spread = (np.arange(count)[:, None] * np.array([0.7549, 0.5698, 0.8191]) + 0.5) % 1
     organs = []
     for place in spread + rng.normal(0, 0.03, spread.shape):
         angle, radius = 2 * np.pi * place[0], 0.8 * np.sqrt(np.clip(place[1], 0, 1))
-        centre = (
-            TRUNK_MM[0] * radius * np.cos(angle),
-            TRUNK_MM[1] * radius * np.sin(angle),
-            PERIOD_MM * place[2],
-        )
+        centre = (TRUNK_MM[0] * radius * np.cos(angle), TRUNK_MM[1] * radius * np.sin(angle), PERIOD_MM * place[2])
         organs.append((centre, tuple(size_mm * rng.uniform(0.6, 1.5, 3))))
     return organs
 
@@ -129,28 +132,69 @@ def trained(folder: Path, classes: int, epochs: int) -> Path:
         write(data / case["label"], label, PIXDIM)
         cases.append({**case, "patient_id": f"P{number}", "fold": number // 6})
     manifest = {
-        "name": "organs", "description": "generated ellipsoids", "source": "generated", "licence": "CC0-1.0",
-        "modality": {"0": "CT"}, "labels": {str(n): name for n, name in enumerate(["background", *names])},
-        "training": cases, "test": [],
-    }  # fmt: skip
+        "name": "organs",
+        "description": "generated ellipsoids",
+        "source": "generated",
+        "licence": "CC0-1.0",
+        "modality": {"0": "CT"},
+        "labels": {str(n): name for n, name in enumerate(["background", *names])},
+        "training": cases,
+        "test": [],
+    }
     task = {
-        "task_name": "organs", "channels": ["CT"], "labels": ["background", *names], "in_channels": 1,
-        "out_channels": classes, "activation": "softmax", "patch_size": [48, 48, 48], "deterministic_transforms": STEPS,
-    }  # fmt: skip
+        "task_name": "organs",
+        "channels": ["CT"],
+        "labels": ["background", *names],
+        "in_channels": 1,
+        "out_channels": classes,
+        "activation": "softmax",
+        "patch_size": [48, 48, 48],
+        "deterministic_transforms": STEPS,
+    }
     save_manifest(Manifest.model_validate(manifest), data / "manifest.json")
     (data / "task.yaml").write_text(json.dumps(task))
     network = {
-        "network_name": "small_unet", "patch_divisor": 8, "network_def": {
-            "_target_": "UNet", "spatial_dims": 3, "in_channels": "@in_channels", "out_channels": "@out_channels",
-            "channels": list(CHANNELS), "strides": [2, 2, 2], "num_res_units": 0,
+        "network_name": "small_unet",
+        "patch_divisor": 8,
+        "network_def": {
+            "_target_": "UNet",
+            "spatial_dims": 3,
+            "in_channels": "@in_channels",
+            "out_channels": "@out_channels",
+            "channels": list(CHANNELS),
+            "strides": [2, 2, 2],
+            "num_res_units": 0,
         },
-    }  # fmt: skip
+    }
     (data / "network.yaml").write_text(json.dumps(network))
     command = [
-        sys.executable, "-m", "pipeline", "train", str(data / "manifest.json"), "--task", str(data / "task.yaml"),
-        "--network", str(data / "network.yaml"), "--augment", "none", "--fold", "1", "--epochs", str(epochs),
-        "--threads", "2", "--set", "batch_size=2", "--set", f"val_interval={epochs}", "--set", "learning_rate=0.005",
-        "--set", "overlap=0.25", "--out", str(run),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "segpipe",
+        "train",
+        str(data / "manifest.json"),
+        "--task",
+        str(data / "task.yaml"),
+        "--network",
+        str(data / "network.yaml"),
+        "--augment",
+        "none",
+        "--fold",
+        "1",
+        "--epochs",
+        str(epochs),
+        "--threads",
+        "2",
+        "--set",
+        "batch_size=2",
+        "--set",
+        f"val_interval={epochs}",
+        "--set",
+        "learning_rate=0.005",
+        "--set",
+        "overlap=0.25",
+        "--out",
+        str(run),
+    ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return run / "best.pt"

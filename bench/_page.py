@@ -85,8 +85,9 @@ def _large(rows: dict[str, Any]) -> str:
     lines = [
         f"{' x '.join(map(str, rows['shape']))} voxels, {rows['classes']} classes, OpenVINO. Stock MONAI would hold "
         f"{_stock_gib(rows):.0f} GiB of class scores on the source's grid.\n",
-        "| | wall s | CPU s | peak GiB |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "| | wall s | CPU s | peak GiB |",
+        "|---|---|---|---|",
+    ]
     for name, words in (("free", "no limit"), ("limited", f"--max-memory {rows['limit_gib']:g}G")):
         run = rows[name]
         lines.append(f"| {words} | {run['wall']:.0f} | {run['cpu']:.0f} | {run['peak_gib']:.2f} |")
@@ -131,16 +132,19 @@ def _hippocampus(rows: dict[str, Any]) -> str:
 
 
 TITLES = {
-    "ct": "CT, 14 classes, trained network", "random": "Random weights, the worst case", "classes": "105 classes",
-    "large": "105 classes on a large scan", "memory": "Memory and the number of slices", "hippocampus": "Hippocampus",
-}  # fmt: skip
+    "ct": "CT, 14 classes, trained network",
+    "random": "Random weights, the worst case",
+    "classes": "105 classes",
+    "large": "105 classes on a large scan",
+    "memory": "Memory and the number of slices",
+    "hippocampus": "Hippocampus",
+}
 _BODIES = {"large": _large, "memory": _memory, "hippocampus": _hippocampus}
 
 
 def _flat(runs: Runs) -> Runs:
     return [
-        {f"{part}_{what}": run[part][what] for part in ("cold", "case") for what in ("wall", "cpu")}
-        for run in runs
+        {f"{part}_{what}": run[part][what] for part in ("cold", "case") for what in ("wall", "cpu")} for run in runs
     ]
 
 

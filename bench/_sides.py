@@ -20,12 +20,12 @@ from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
-from pipeline.inference import streaming
-from pipeline.inference.output import write_labels
-from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.runtimes import choose_runtime
-from pipeline.inference.source import read_headers, read_source
-from pipeline.inference.windows import Windowing
+from segpipe.inference import engine as streaming
+from segpipe.inference.output import write_labels
+from segpipe.inference.runtimes import choose_runtime
+from segpipe.inference.sliding_window import Windowing
+from segpipe.inference.source import read_headers, read_source
+from segpipe.inference.transforms import Preprocessing
 
 Work = Callable[[], dict[str, Any]]
 
@@ -86,9 +86,14 @@ def _stock(task: dict[str, Any]) -> Work:
     folder, network = Path(task["folder"]), _network(task)
     pre = Compose(_preprocessing().build())
     save = SaveImaged(
-        "pred", output_dir=folder / "stock", output_postfix="seg", output_dtype=np.uint8, resample=False,
-        separate_folder=False, print_log=False,
-    )  # fmt: skip
+        "pred",
+        output_dir=folder / "stock",
+        output_postfix="seg",
+        output_dtype=np.uint8,
+        resample=False,
+        separate_folder=False,
+        print_log=False,
+    )
     post = Compose(
         [
             Activationsd("pred", softmax=True),
@@ -140,16 +145,19 @@ def _ours(task: dict[str, Any]) -> Work:
     def go() -> dict[str, Any]:
         seconds: dict[str, float] = {}
         begun = time.process_time()
-        engine.foresee(read_headers([path], 1))
+        engine.estimate_memory(read_headers([path], 1))
         probe = time.process_time() - begun
         source = read_source([path], 1)
         labels = engine.segment(source, seconds)
         write_labels(out, labels, source.header)
         return {
-            "stages": seconds, "windows_cpu": round(seconds["network"] + probe, 2) if serial else None,
-            "labels": str(out), "runtime": chosen.name, "reasons": chosen.reasons,
+            "stages": seconds,
+            "windows_cpu": round(seconds["network"] + probe, 2) if serial else None,
+            "labels": str(out),
+            "runtime": chosen.name,
+            "reasons": chosen.reasons,
             "interpolated": restorers[-1].undecided / labels.size,
-        }  # fmt: skip
+        }
 
     return go
 

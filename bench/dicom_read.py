@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from pipeline.dicom import load
-from pipeline.dicom.convert import write_volume
+from segpipe.dicom.volume import load, write_volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "dicom"))
 from encode import encode
@@ -50,9 +49,7 @@ def make(folder: Path, syntax: str) -> None:
     start = [float(part) for part in encoded[0].ImagePositionPatient]
     for number in range(SLICES):
         image = encoded[number % len(encoded)]
-        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = (
-            f"1.2.826.0.1.3680043.8.498.{number + 1}"
-        )
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{number + 1}"
         image.SeriesInstanceUID, image.InstanceNumber = encoded[0].SeriesInstanceUID, number + 1
         image.ImagePositionPatient = [start[0], start[1], 2.0 * number]
         if "SliceLocation" in image:

@@ -12,8 +12,8 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from pipeline.dicom import scan
-from pipeline.processes import usable_cores
+from segpipe.common.processes import usable_cores
+from segpipe.dicom.scanning import scan
 
 SERIES, SLICES, ROWS = 8, 300, 64
 MORE_ELEMENTS = 100  # a scanner's header has some 120
@@ -28,9 +28,7 @@ def write_tree(folder: Path) -> int:
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = CTImageStorage
-        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = (
-            generate_uid() for _ in "123"
-        )
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = (generate_uid() for _ in "123")
         image.Modality, image.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
         image.ImageOrientationPatient, image.PixelSpacing = [1, 0, 0, 0, 1, 0], [0.8, 0.8]
         image.Rows = image.Columns = ROWS
@@ -75,9 +73,7 @@ def main() -> int:
         several = best_seconds(scan, folder, usable_cores())
     print(f"pydicom headers alone   {files / reading:7.0f} files/s")
     print(f"scan, 1 process         {files / one:7.0f} files/s  ratio {one / reading:.2f} (limit {LIMIT})")
-    print(
-        f"scan, {usable_cores()} process(es)     {files / several:7.0f} files/s  ratio {several / reading:.2f}"
-    )
+    print(f"scan, {usable_cores()} process(es)     {files / several:7.0f} files/s  ratio {several / reading:.2f}")
     return int(one > LIMIT * reading)
 
 

@@ -9,7 +9,8 @@ import time
 import torch
 from torch import Tensor
 
-from pipeline.components import DiceCELoss, LovaszSoftmax
+from segpipe.components.losses.compound import DiceCELoss
+from segpipe.components.losses.lovasz import LovaszSoftmax
 
 REPEATS = 3
 LIMIT = 8.0  # what a plain sort costs
@@ -55,9 +56,7 @@ def main() -> int:
         base, exact, naive = (seconds(loss, logits, truth) for loss in (DiceCELoss(), ours, sort))
         worst = max(worst, exact / base)
         print(f"{name:9}  DiceCE {base:.3f} s  Lovász {exact:.3f} s  plain sort {naive:.3f} s")
-        print(
-            f"{'':9}  ratio to DiceCE {exact / base:.1f}, plain {naive / base:.1f}; values differ by {same:.0e}"
-        )
+        print(f"{'':9}  ratio to DiceCE {exact / base:.1f}, plain {naive / base:.1f}; values differ by {same:.0e}")
     return int(worst > LIMIT)
 
 

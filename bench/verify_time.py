@@ -23,13 +23,14 @@ def processor_seconds(command: list[str]) -> float:
     for _ in range(RUNS):
         before = os.times()
         subprocess.run(
-            command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        after = os.times()
-        times.append(
-            after.children_user + after.children_system - before.children_user - before.children_system
         )
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     return statistics.median(times)
 
 
@@ -49,13 +50,22 @@ def main(bundles: list[Path]) -> None:
             continue
         with tempfile.TemporaryDirectory() as out:
             stock = processor_seconds(
-                [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle), "--config_file",
-                 str(bundle / "configs/inference.json"), "--dataset_dir", str(bundle / "golden/images"),
-                 "--output_dir", out]
-            )  # fmt: skip
-        print(
-            f"  monai.bundle run on golden  {stock:6.2f} s   verify takes {whole / stock:.1f} times as long"
-        )
+                [
+                    sys.executable,
+                    "-m",
+                    "monai.bundle",
+                    "run",
+                    "--bundle_root",
+                    str(bundle),
+                    "--config_file",
+                    str(bundle / "configs/inference.json"),
+                    "--dataset_dir",
+                    str(bundle / "golden/images"),
+                    "--output_dir",
+                    out,
+                ]
+            )
+        print(f"  monai.bundle run on golden  {stock:6.2f} s   verify takes {whole / stock:.1f} times as long")
 
 
 if __name__ == "__main__":

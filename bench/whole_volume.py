@@ -28,8 +28,8 @@ import numpy as np
 from _organs import scan, trained, write
 from _page import ratio, write_page
 
-from pipeline.inference.converted import cache_folder
-from pipeline.processes import usable_cores
+from segpipe.common.processes import usable_cores
+from segpipe.inference.openvino_runtime import cache_folder
 
 SPACING = (0.78, 0.78, 1.5)
 HERE = Path(__file__).parent
@@ -48,9 +48,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, default=cache_folder() / "bench", help="where they are kept")
     parser.add_argument("--epochs", type=int, default=50, help="of training")
     options = parser.parse_args()
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # CPU seconds of a busy machine are of work, not of waiting
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # CPU seconds of a busy machine are of work, not of waiting
     results = options.networks / "results.json"
     kept = json.loads(results.read_text()) if results.is_file() else {}
     for name in options.work:
@@ -91,10 +89,7 @@ def large(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     weights = trained(options.networks, 105, max(1, options.epochs // 4))
     _scan(folder, 105, shape)
     task = _task(folder, 105, str(weights), options)
-    found = {
-        "free": _run("openvino", task),
-        "limited": _run("openvino", {**task, "max_memory": int(limit * 2**30)}),
-    }
+    found = {"free": _run("openvino", task), "limited": _run("openvino", {**task, "max_memory": int(limit * 2**30)})}
     found["differ"] = _differ(found["free"]["labels"], found["limited"]["labels"])
     print(json.dumps(found), flush=True)
     return {"shape": shape, "classes": 105, "limit_gib": limit, **found}
@@ -129,18 +124,20 @@ def hippocampus(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         found.setdefault(side, []).append({"cold": runs[1], "case": case})
         print(side, json.dumps(found[side][-1]), flush=True)
     for side in OURS:
-        pairs = [
-            (folder / "stock" / f"{_stem(p)}_seg.nii.gz", folder / side / _stem(p)) for p in images[:many]
-        ]
+        pairs = [(folder / "stock" / f"{_stem(p)}_seg.nii.gz", folder / side / _stem(p)) for p in images[:many]]
         differ = [_differ(one, other / "segmentation.nii.gz") for one, other in pairs]
         found[f"{side}_differ"] = [sum(each[0] for each in differ), sum(each[1] for each in differ)]
     return found
 
 
 WORKS = {
-    "ct": ct, "random": random_weights, "classes": many_classes, "large": large, "memory": memory,
+    "ct": ct,
+    "random": random_weights,
+    "classes": many_classes,
+    "large": large,
+    "memory": memory,
     "hippocampus": hippocampus,
-}  # fmt: skip
+}
 
 
 def _compared(
@@ -168,9 +165,14 @@ def _scan(folder: Path, classes: int, shape: tuple[int, int, int]) -> None:
 
 def _task(folder: Path, classes: int, weights: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "folder": str(folder), "classes": classes, "weights": weights, "roi": [96, 96, 96], "overlap": 0.5,
-        "batch": options.batch, "threads": options.threads,
-    }  # fmt: skip
+        "folder": str(folder),
+        "classes": classes,
+        "weights": weights,
+        "roi": [96, 96, 96],
+        "overlap": 0.5,
+        "batch": options.batch,
+        "threads": options.threads,
+    }
 
 
 def _run(side: str, task: dict[str, Any]) -> dict[str, Any]:
@@ -192,11 +194,20 @@ def _command(folder: Path, side: str, images: list[Path], options: argparse.Name
         (inputs / image.name).symlink_to(image)
     if side == "stock":
         command = [
-            "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs/inference.json"), "--bundle_root",
-            str(BUNDLE), "--dataset_dir", str(inputs), "--output_dir", str(out),
-        ]  # fmt: skip
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            str(BUNDLE / "configs/inference.json"),
+            "--bundle_root",
+            str(BUNDLE),
+            "--dataset_dir",
+            str(inputs),
+            "--output_dir",
+            str(out),
+        ]
     else:
-        command = ["-m", "pipeline", "predict", str(BUNDLE), str(inputs), str(out), "--runtime", side]
+        command = ["-m", "segpipe", "predict", str(BUNDLE), str(inputs), str(out), "--runtime", side]
     before, begun = _children_cpu(), time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     return {"wall": round(time.perf_counter() - begun, 2), "cpu": round(_children_cpu() - before, 2)}

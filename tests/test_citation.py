@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import __version__
+from segpipe import __version__
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import errors
-from pipeline.errors import (
+from segpipe import errors
+from segpipe.errors import (
     DataError,
     RefusedError,
     SegpipeError,
@@ -41,11 +41,7 @@ def test_no_kind_is_without_a_code_of_its_own() -> None:
 
 
 @settings(max_examples=40)
-@given(
-    kind=st.sampled_from(list(CODES)),
-    message=st.text(),
-    parts=st.fixed_dictionaries(dict.fromkeys(PARTS, words)),
-)
+@given(kind=st.sampled_from(list(CODES)), message=st.text(), parts=st.fixed_dictionaries(dict.fromkeys(PARTS, words)))
 def test_an_error_survives_the_way_between_processes(
     kind: type[SegpipeError], message: str, parts: dict[str, str | None]
 ) -> None:
@@ -66,23 +62,12 @@ def test_a_path_is_told_to_the_terminal_alone() -> None:
 
 def test_found_nothing_is_told_from_found_zero() -> None:
     assert "found" not in UsageError("x").as_dict()
-    assert UsageError("x", found=0, expected=False).as_dict() == {
-        "message": "x",
-        "found": "0",
-        "expected": "False",
-    }
+    assert UsageError("x", found=0, expected=False).as_dict() == {"message": "x", "found": "0", "expected": "False"}
 
 
 def test_text_names_every_part_once_and_in_order() -> None:
     error = UsageError("m", path="p", found="f", expected="e", hint="h", case_id="c")
-    assert str(error).splitlines() == [
-        "m",
-        "  case: c",
-        "  path: p",
-        "  found: f",
-        "  expected: e",
-        "  hint: h",
-    ]
+    assert str(error).splitlines() == ["m", "  case: c", "  path: p", "  found: f", "  expected: e", "  hint: h"]
 
 
 def test_ours_is_found_below_what_a_library_raised() -> None:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dicom.make import blank, series, write
 from jsonschema import Draft202012Validator, ValidationError
-from tiny_compare import FakeChildren
+
+from dicom.make import blank, series, write
+from segpipe.cli.app import VERBS, run
+from segpipe.common.processes import Ended
+from segpipe.data.check.case_check import KINDS
+from segpipe.dicom.transport import NotStoredError
+from segpipe.errors import DataError
+from segpipe.prediction.client import WorkerDiedError
+from tiny_compare import FakeSubprocesses
 from tiny_data import train_arguments
 from tiny_demo import FakeCommands
-
-from pipeline.check import KINDS
-from pipeline.children import Ended
-from pipeline.cli import VERBS, run
-from pipeline.dicom.transport import NotStoredError
-from pipeline.errors import DataError
-from pipeline.predict.client import WorkerDiedError
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
@@ -63,10 +63,15 @@ class TrueLabels:
     """A worker that knows the truth, dies of case_0 once, and fails with case_1."""
 
     about = {  # noqa: RUF012
-        "device": "cpu", "threads": 1, "versions": {"python": "3"}, "engine": "streaming", "engine_reasons": [],
-        "runtime": "torch", "runtime_reasons": [],
+        "device": "cpu",
+        "threads": 1,
+        "versions": {"python": "3"},
+        "engine": "streaming",
+        "engine_reasons": [],
+        "runtime": "torch",
+        "runtime_reasons": [],
         "vetting": {"passed": True, "findings": 0, "allowed": [], "intact": True},
-    }  # fmt: skip
+    }
 
     def __init__(self) -> None:
         self.died = False
@@ -82,14 +87,15 @@ class TrueLabels:
             self.died = True
             raise WorkerDiedError("the worker crashed with SIGSEGV", [])
         if "case_1" in paths[0]:
-            raise DataError(
-                "the image has NaN", path=paths[0], found="1 voxel", expected="numbers", hint="look"
-            )
+            raise DataError("the image has NaN", path=paths[0], found="1 voxel", expected="numbers", hint="look")
         shutil.copy(paths[0].replace("/images/", "/labels/"), out)
         return {
-            "shape": [20, 18, 16], "voxels": {"liver": 1}, "volumes_ml": {"liver": 0.1},
-            "flags": {"empty": False, "touches_border": [], "orientation_unknown": False}, "seconds": {"network": 0.1},
-        }  # fmt: skip
+            "shape": [20, 18, 16],
+            "voxels": {"liver": 1},
+            "volumes_ml": {"liver": 0.1},
+            "flags": {"empty": False, "touches_border": [], "orientation_unknown": False},
+            "seconds": {"network": 0.1},
+        }
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +120,28 @@ def _to_a_plan(root: Path) -> list[tuple[str, Any]]:
     manifest = root / "manifest.json"
     names = [word for name in ("liver", "kidney", "lesion") for word in ("--label-name", name)]
     found = [
-        ("import", printed("import", "--images", root / "images", "--labels", root / "labels",
-                           "--modality", "MRI", *names, "-o", manifest)),
+        (
+            "import",
+            printed(
+                "import",
+                "--images",
+                root / "images",
+                "--labels",
+                root / "labels",
+                "--modality",
+                "MRI",
+                *names,
+                "-o",
+                manifest,
+            ),
+        ),
         ("check", printed("check", manifest, "--report", root / "check.json")),
         ("check", json.loads((root / "check.json").read_text())),
         ("plan", printed("plan", manifest, "-o", root / "early.yaml")),
         ("split", printed("split", manifest, "--test", 2, "--folds", 2)),
         ("plan", printed("plan", manifest, "-o", root / "task.yaml")),
         ("fingerprint", json.loads((root / "task.fingerprint.json").read_text())),
-    ]  # fmt: skip
+    ]
     image = next((root / "images").iterdir())
     image.rename(root / "away")
     found.append(("check", printed("check", manifest, code=3)))
@@ -134,7 +153,7 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
     again = ("reproduce", root / "bundle", "--data", root, "--out", root / "again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.children.Children", FakeChildren)
+        patch.setattr("segpipe.common.processes.Subprocesses", FakeSubprocesses)
         seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2)
     return [
         ("compose", printed("compose", root / "manifest.json", "--task", root / "task.yaml")),
@@ -161,7 +180,7 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
     manifest, out = root / "manifest.json", root / "predictions"
     with pytest.MonkeyPatch.context() as patch:
         worker = TrueLabels()
-        patch.setattr("pipeline.predict.batch.worker_for", lambda *_: worker)
+        patch.setattr("segpipe.prediction.batch.worker_for", lambda *_: worker)
         found = [("predict", printed("predict", root / "bundle", manifest, out, code=4)) for _ in range(2)]
     found += [("prediction_event", json.loads(line)) for line in (out / "predictions.jsonl").open()]
     found += [("result", json.loads(path.read_text())) for path in out.glob("*/result.json")]
@@ -211,7 +230,7 @@ def _send(root: Path) -> list[tuple[str, Any]]:
     write(segmentations, root / "results" / "dcm-0", "seg")
     words = ("send", root / "results", "--to", FullArchive.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dicom.transport.open_archive", FullArchive)
+        patch.setattr("segpipe.dicom.open_archive", FullArchive)
         found = [("send", printed(*words, code=4)), ("send", printed(*words))]
     return [*found, *(("sent", json.loads(line)) for line in (root / "results" / "sent.jsonl").open())]
 
@@ -222,9 +241,11 @@ def _fetch(root: Path) -> list[tuple[str, Any]]:
         (folder / part).mkdir(parents=True)
         (folder / part / "a.nii.gz").write_bytes(b"")
     dataset = {
-        "name": "heart", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "left atrium"},
+        "name": "heart",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "left atrium"},
         "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}],
-    }  # fmt: skip
+    }
     (folder / "dataset.json").write_text(json.dumps(dataset))
     words = ("fetch", "msd_task02_heart", root / "public", "--from", folder)
     first = printed(*words)
@@ -234,26 +255,36 @@ def _fetch(root: Path) -> list[tuple[str, Any]]:
 
 def _compare(root: Path) -> list[tuple[str, Any]]:
     words = (
-        "compare", root / "manifest.json", "--task", root / "task.yaml", "--network", "unet",
-        "--loss", "dice,tversky", "--steps", 2, "--out", root / "comparison",
-    )  # fmt: skip
+        "compare",
+        root / "manifest.json",
+        "--task",
+        root / "task.yaml",
+        "--network",
+        "unet",
+        "--loss",
+        "dice,tversky",
+        "--steps",
+        2,
+        "--out",
+        root / "comparison",
+    )
     lost = {("predict", "tversky"): Ended(1, {"error": {"message": "lost", "exit_code": 1}})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.children.Children", lambda: FakeChildren(lost))
-        patch.setattr("pipeline.compare.output.draw_all", lambda *_: [])
+        patch.setattr("segpipe.common.processes.Subprocesses", lambda: FakeSubprocesses(lost))
+        patch.setattr("segpipe.studies.compare.comparison_page.draw_all", lambda *_: [])
         first = printed(*words, code=4)
         lost.clear()
         return [("compare", each) for each in (first, printed(*words))]
 
 
 def _demo(root: Path) -> list[tuple[str, Any]]:
-    from pipeline.demo import walk
+    from segpipe.cli import demo
 
-    fake, real = FakeCommands(root / "demo"), walk.walk
+    fake, real = FakeCommands(root / "demo"), demo.walk
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "walk", lambda made, of, _, to: real(made, of, fake.run, to, fake.run_other))
-        patch.setattr("pipeline.demo.page.write_demo_page", lambda *_: None)
-        patch.setattr("pipeline.cli.demo_.QUICK_COARSENESS", 4.0)
+        patch.setattr(demo, "walk", lambda made, of, _, to: real(made, of, fake.run, to, fake.run_other))
+        patch.setattr(demo, "write_demo_page", lambda *_: None)
+        patch.setattr("segpipe.cli.demo_.QUICK_COARSENESS", 4.0)
         return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]
 
 
@@ -261,7 +292,7 @@ def _about(root: Path) -> list[tuple[str, Any]]:
     words = ("info", "networks", "--network", "unet", "--task", root / "task.yaml")
     library = {"imports": True, "seconds": 1.0, "error": None, "facts": {"gpus": []}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.doctor.report.try_all", lambda: {"torch": library})
+        patch.setattr("segpipe.cli.doctor.doctor_report.try_all", lambda: {"torch": library})
         doctor = printed("doctor")
     return [("info", printed(*words)), ("info", printed("info", "losses")), ("doctor", doctor)]
 
@@ -300,8 +331,11 @@ def test_the_documents_show_what_there_is_to_show(documents: Documents) -> None:
     assert set(events) == {"start", "crashed", "done", "failed", "skipped"}
     assert {"missing_file"} <= set(documents["check"][-1]["kinds"])
     assert [set(each) & {"origins", "dry_run", "status", "seeds"} for each in documents["train"]] == [
-        {"origins"}, {"dry_run"}, {"status"}, {"seeds"}
-    ]  # fmt: skip
+        {"origins"},
+        {"dry_run"},
+        {"status"},
+        {"seeds"},
+    ]
     assert documents["evaluate"][0]["failures"] and "rules" in documents["evaluate"][1]
     assert [each["manifest"] is None for each in documents["fetch"]] == [True, False]
 
@@ -325,17 +359,13 @@ def test_every_verb_fails_with_the_document_of_errors(verb: str) -> None:
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [
-        (ZeroDivisionError("a bug"), 1),
-        (DataError("bad", path="/p", case_id="c"), 3),
-        (KeyboardInterrupt(), 130),
-    ],
+    [(ZeroDivisionError("a bug"), 1), (DataError("bad", path="/p", case_id="c"), 3), (KeyboardInterrupt(), 130)],
 )
 def test_every_exit_code_has_a_document(raised: BaseException, code: int, monkeypatch: Any) -> None:
     def fail(path: object) -> None:
         raise raised
 
-    monkeypatch.setattr("pipeline.manifest.load_manifest", fail)
+    monkeypatch.setattr("segpipe.data.load_manifest", fail)
     document = printed("split", "manifest.json", code=code)
     validate("error", document)
     assert document["error"]["exit_code"] == code

@@ -44,13 +44,16 @@ def write_bundle(
     (root / "models").mkdir()
     torch.save(state, root / "models" / "model.pt")
     metadata = {
-        "name": "tiny", "version": version, "monai_version": installed("monai"),
-        "pytorch_version": installed("torch").partition("+")[0], "numpy_version": installed("numpy"),
+        "name": "tiny",
+        "version": version,
+        "monai_version": installed("monai"),
+        "pytorch_version": installed("torch").partition("+")[0],
+        "numpy_version": installed("numpy"),
         "network_data_format": {
             "inputs": {"image": {"channel_def": {str(i): name for i, name in enumerate(channels)}}},
             "outputs": {"pred": {"channel_def": {str(i): name for i, name in enumerate(labels)}}},
         },
-    }  # fmt: skip
+    }
     inference = {
         "bundle_root": ".",
         "output_dir": "$@bundle_root + '/eval'",
@@ -60,7 +63,8 @@ def write_bundle(
         "network": {"_target_": "torch.nn.Module.to", "self": "@network_def", "device": "@device"},
         "deterministic_transforms": deterministic or DETERMINISTIC,
         "files": {
-            "_target_": "torch.utils.data.datapipes.iter.FileLister", "root": "@dataset_dir",
+            "_target_": "torch.utils.data.datapipes.iter.FileLister",
+            "root": "@dataset_dir",
             "masks": ["*.nii.gz", "*.nii"],
         },
         "datalist": "$[{'image': p} for p in sorted(@files)]",
@@ -68,11 +72,15 @@ def write_bundle(
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
-            "_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 2, "overlap": 0.5,
+            "_target_": "SlidingWindowInferer",
+            "roi_size": [16, 16, 16],
+            "sw_batch_size": 2,
+            "overlap": 0.5,
             "mode": "gaussian",
         },
         "checkpoint": {
-            "_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
+            "_target_": "CheckpointLoader",
+            "load_path": "$@bundle_root + '/models/model.pt'",
             "load_dict": {"model": "@network"},
         },
         "postprocessing": {
@@ -80,36 +88,49 @@ def write_bundle(
             "transforms": [
                 {"_target_": "Activationsd", "keys": "pred", activation: True},
                 {
-                    "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
-                    "nearest_interp": False, "to_tensor": True,
+                    "_target_": "Invertd",
+                    "keys": "pred",
+                    "transform": "@preprocessing",
+                    "orig_keys": "image",
+                    "nearest_interp": False,
+                    "to_tensor": True,
                 },
                 {
-                    "_target_": "AsDiscreted", "keys": "pred",
+                    "_target_": "AsDiscreted",
+                    "keys": "pred",
                     **({"argmax": True} if activation == "softmax" else {"threshold": 0.5}),
                 },
                 {
-                    "_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "seg",
-                    "output_ext": ".nii.gz", "output_dtype": "uint8", "resample": False, "separate_folder": False,
+                    "_target_": "SaveImaged",
+                    "keys": "pred",
+                    "output_dir": "@output_dir",
+                    "output_postfix": "seg",
+                    "output_ext": ".nii.gz",
+                    "output_dtype": "uint8",
+                    "resample": False,
+                    "separate_folder": False,
                     "print_log": False,
                 },
             ],
         },
         "evaluator": {
-            "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader",
-            "network": "@network", "inferer": "@inferer", "postprocessing": "@postprocessing",
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
             "val_handlers": ["@checkpoint"],
         },
         "initialize": [],
         "run": ["$@evaluator.run()"],
-    }  # fmt: skip
+    }
     (root / "configs" / "metadata.json").write_text(json.dumps(metadata))
     (root / "configs" / "inference.json").write_text(json.dumps(inference))
     return root
 
 
-def write_scan(
-    path: Path, seed: int = 0, shape: tuple[int, ...] = (12, 10, 9), dtype: Any = np.int16
-) -> Path:
+def write_scan(path: Path, seed: int = 0, shape: tuple[int, ...] = (12, 10, 9), dtype: Any = np.int16) -> Path:
     """A random scan with values 0 to 199 on a tilted grid."""
     voxels = np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
     path.parent.mkdir(parents=True, exist_ok=True)

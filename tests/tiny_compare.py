@@ -10,10 +10,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from pipeline.children import Ended, Listener
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.measure import dice
-from pipeline.results import SEGMENTATION
+from segpipe.common.processes import Ended, Listener
+from segpipe.common.result_folder import SEGMENTATION
+from segpipe.data.manifest import Manifest, load_manifest
+from segpipe.evaluation.measure.overlap import dice
 
 EPOCH = "{epoch},0.9,0.8,0.5,0.001,{seconds},0.5\n"
 HEAD = "epoch,train_loss,val_loss,val_mean_dice,learning_rate,train_seconds,seconds\n"
@@ -28,17 +28,15 @@ def option(words: Sequence[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-class FakeChildren:
-    """Stands for `pipeline.children.Children`.
+class FakeSubprocesses:
+    """Stands for `segpipe.common.processes.Subprocesses`.
 
     Args:
         fails: ``(verb, part of a word)`` to how the command ends.
         shift: voxels by which the predictions of a variant, known by a part of its folder, are moved.
     """
 
-    def __init__(
-        self, fails: dict[tuple[str, str], Ended] | None = None, shift: dict[str, int] | None = None
-    ) -> None:
+    def __init__(self, fails: dict[tuple[str, str], Ended] | None = None, shift: dict[str, int] | None = None) -> None:
         self.fails, self.shift = fails or {}, shift or {}
         self.ran: list[list[str]] = []
         self.stopped = False
@@ -115,10 +113,7 @@ def measured(case_id: str, truth: Path, prediction: Path, manifest: Manifest) ->
     """A case as metrics.json has it."""
     there = prediction.is_file()
     one, other = (np.asarray(nib.load(path).dataobj) for path in (truth, prediction if there else truth))
-    scores = {
-        name: dice(one == value, other == value) if there else 0.0
-        for value, name in manifest.foreground.items()
-    }
+    scores = {name: dice(one == value, other == value) if there else 0.0 for value, name in manifest.foreground.items()}
     known = [score for score in scores.values() if score is not None]
     return {
         "id": case_id,

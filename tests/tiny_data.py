@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.manifest import Manifest, save_manifest
-from pipeline.phantom import make
+from segpipe.data.manifest import Manifest, save_manifest
+from segpipe.data.phantom import make_phantom
 
 TASK = """
 task_name: tiny
@@ -43,16 +43,11 @@ def write_data(folder: Path, cases: int = 6) -> Path:
     training = []
     for number in range(cases):
         name = f"case_{number}"
-        make(number, shape=(20, 18, 16), spacing_mm=(3.0, 3.0, 3.5)).write(
+        make_phantom(number, shape=(20, 18, 16), spacing_mm=(3.0, 3.0, 3.5)).write(
             folder / f"images/{name}.nii.gz", folder / f"labels/{name}.nii.gz"
         )
         training.append(
-            {
-                "id": name,
-                "image": f"images/{name}.nii.gz",
-                "label": f"labels/{name}.nii.gz",
-                "fold": number % 2,
-            }
+            {"id": name, "image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "fold": number % 2}
         )
     manifest = Manifest.model_validate(
         {

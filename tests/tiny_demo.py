@@ -6,12 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-from pipeline.manifest import Manifest, load_manifest
-from pipeline.results import SEGMENTATION
+from segpipe.common.result_folder import SEGMENTATION
+from segpipe.data.manifest import Manifest, load_manifest
 
 
 class FakeCommands:
-    """Stands for `pipeline.cli.run` and for stock MONAI: leaves the files that the real ones leave."""
+    """Stands for `segpipe.cli.app.run` and for stock MONAI: leaves the files that the real ones leave."""
 
     def __init__(self, out: Path, fails: str = "", code: int = 3) -> None:
         self.out, self.fails, self.code = out, fails, code
@@ -24,9 +24,7 @@ class FakeCommands:
         manifest = load_manifest(self.out / "data" / "manifest.json")
         if words[0] == "train":
             (self.out / "run").mkdir()
-            (self.out / "run" / "history.csv").write_text(
-                "epoch,train_loss,val_mean_dice\n1,0.9,\n2,0.5,0.4\n"
-            )
+            (self.out / "run" / "history.csv").write_text("epoch,train_loss,val_mean_dice\n1,0.9,\n2,0.5,0.4\n")
         if words[0] == "predict":
             for case in manifest.test:
                 (self.out / "predictions" / case.id).mkdir(parents=True)
@@ -54,10 +52,7 @@ def metrics(manifest: Manifest) -> dict[str, object]:
     return {
         "summary": {
             "overall": {"metrics": estimates},
-            "labels": {
-                str(value): {"name": name, "metrics": estimates}
-                for value, name in manifest.foreground.items()
-            },
+            "labels": {str(value): {"name": name, "metrics": estimates} for value, name in manifest.foreground.items()},
         },
         "cases": [{"id": case.id, "mean_dice": 1.0, "labels": labels} for case in manifest.test],
     }

@@ -11,21 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import VERBS
+from segpipe.cli.app import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {
-    "torch",
-    "monai",
-    "ignite",
-    "numpy",
-    "nibabel",
-    "pydantic",
-    "rich",
-    "matplotlib",
-    "scipy",
-    "SimpleITK",
-}
+HEAVY = {"torch", "monai", "ignite", "numpy", "nibabel", "pydantic", "rich", "matplotlib", "scipy", "SimpleITK"}
 OWN_TESTS = {"import": "importers", "split": "splits"}  # where the module is not called as the verb
 
 
@@ -33,11 +22,7 @@ def tracked() -> list[Path]:
     """Files that git knows, or, without git, all that are not ignored by name."""
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout.splitlines()
         files = [ROOT / name for name in listed]
     except (OSError, subprocess.CalledProcessError):
@@ -47,7 +32,7 @@ def tracked() -> list[Path]:
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys; from pipeline.cli import run; code = run(['--help']);"
+        "import sys; from segpipe.cli.app import run; code = run(['--help']);"
         "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules})); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -59,7 +44,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_that_teaches(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline.cli import run
+    from segpipe.cli.app import run
 
     assert run([verb, "--help"]) == 0
     text = capsys.readouterr().out

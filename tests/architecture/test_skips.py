@@ -31,8 +31,11 @@ def test_skips(tmp_path: Path, content: str, no_skips: str, code: int, more: lis
     (tmp_path / "test_other.py").write_text(FINE)
     environment = {name: value for name, value in os.environ.items() if name != "SEGPIPE_DATA"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *more], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-q", *more],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**environment, "SEGPIPE_NO_SKIPS": no_skips},
-    )  # fmt: skip
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert ("not in ALLOWED_SKIPS" in done.stdout) == bool(code)

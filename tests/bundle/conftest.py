@@ -9,8 +9,9 @@ import pytest
 import yaml
 from tiny_run import NETWORK, TASK, MakeRun, manifest, record_as_trained, write_volumes
 
-from pipeline.bundle import Bundle, export_bundle
-from pipeline.files import write_json
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle
+from segpipe.common.files import write_json
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +22,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         import torch
         from monai.bundle import ConfigParser
 
-        from pipeline.bundle.references import resolve
-        from pipeline.compose import compose
+        from segpipe.bundle.reading import resolve
+        from segpipe.training.compose.fragments import compose_config
 
         folder = tmp_path_factory.mktemp("run")
         parts = {"task": {**TASK, **(task or {})}, "network": {**NETWORK, **(network or {})}}
@@ -31,13 +32,17 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             fragments[kind] = str(folder / f"{kind}.yaml")
             Path(fragments[kind]).write_text(yaml.safe_dump(part))
         values = {"bundle_root": str(folder), "dataset_dir": "/data/of/mine", "fold": 0, "sw_batch_size": 1}
-        config = compose(fragments, [], {name: (value, "test") for name, value in values.items()}).config
+        config = compose_config(fragments, [], {name: (value, "test") for name, value in values.items()}).config
         write_json(folder / "config.json", config)
         write_json(folder / "manifest.json", manifest(config["channels"], config["labels"]))
         record = {
-            "status": "finished", "seed": 0, "fold": 0, "epochs": 3,
-            "best": {"epoch": 2, "val_mean_dice": 0.5}, "cases": {"training": ["a", "b"], "validation": ["c"]},
-        }  # fmt: skip
+            "status": "finished",
+            "seed": 0,
+            "fold": 0,
+            "epochs": 3,
+            "best": {"epoch": 2, "val_mean_dice": 0.5},
+            "cases": {"training": ["a", "b"], "validation": ["c"]},
+        }
         write_json(folder / "run.json", record)
         record_as_trained(folder)
         torch.manual_seed(0)

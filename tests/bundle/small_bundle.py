@@ -9,10 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.sums import write_sums
+from segpipe.bundle.vet.finding import Finding
 from tiny_bundle import write_bundle
-
-from pipeline.bundle.finding import Finding
-from pipeline.bundle.sums import write_sums
 
 LOGGING = """[loggers]
 keys=root
@@ -36,11 +35,18 @@ format=%(asctime)s %(message)s
 def small_bundle(root: Path, sums: bool = True) -> Path:
     """A bundle that passes: complete metadata, plain weights, a logging configuration, SHA256SUMS."""
     write_bundle(root)
-    change_json(root / "configs/metadata.json", lambda metadata: metadata.update(
-        monai_version=version("monai"), pytorch_version=version("torch").partition("+")[0],
-        numpy_version=version("numpy"), changelog={"0.1.0": "first"}, required_packages_version={},
-        license="CC0-1.0", intended_use="Tests.",
-    ))  # fmt: skip
+    change_json(
+        root / "configs/metadata.json",
+        lambda metadata: metadata.update(
+            monai_version=version("monai"),
+            pytorch_version=version("torch").partition("+")[0],
+            numpy_version=version("numpy"),
+            changelog={"0.1.0": "first"},
+            required_packages_version={},
+            license="CC0-1.0",
+            intended_use="Tests.",
+        ),
+    )
     (root / "configs/logging.conf").write_text(LOGGING)
     (root / "LICENSE").write_text("CC0")
     (root / "docs").mkdir()

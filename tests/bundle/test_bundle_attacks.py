@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from small_bundle import change_json, copy, places, small_bundle
 
-from pipeline.bundle.sums import SUMS, write_sums
-from pipeline.bundle.verdict import Verdict, verify_bundle
+from segpipe.bundle.sums import SUMS, write_sums
+from segpipe.bundle.verify import Verdict, verify_bundle
 
 INFERENCE, METADATA = "configs/inference.json", "configs/metadata.json"
 Spoil = Callable[[Path, str], object]
@@ -55,9 +55,7 @@ def test_the_sound_bundle_passes_and_is_not_called_trusted(sound: Path) -> None:
     assert verdict.findings == []
     assert verdict.exit_code == 0 and verdict.intact is True
     assert verdict.as_dict()["trusted"] is False and "not trusted" in verdict.words
-    assert {check.name for check in verdict.checks if check.status == "not run"} == {
-        "network", "replay",
-    }  # fmt: skip
+    assert {check.name for check in verdict.checks if check.status == "not run"} == {"network", "replay"}
 
 
 def config(value: Any, file: str = INFERENCE) -> Spoil:
@@ -82,11 +80,15 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "run_cmd": ({"_target_": "monai.utils.run_cmd", "cmd_list": ["sh", "-c", "MARK"]}, "evil::_target_"),
     "run_cmd by its short name": ({"_target_": "run_cmd", "cmd_list": ["sh", "-c", "MARK"]}, "evil::_target_"),
     "subprocess in monai": (
-        {"_target_": "monai.utils.misc.subprocess.run", "args": "MARK", "shell": True}, "evil::_target_"),
+        {"_target_": "monai.utils.misc.subprocess.run", "args": "MARK", "shell": True},
+        "evil::_target_",
+    ),
     "builtins.eval": ({"_target_": "builtins.eval", "source": "MARK"}, "evil::_target_"),
     "eval": ({"_target_": "eval"}, "evil::_target_"),
     "a target behind a macro": (
-        {"name": "os.system", "run": {"_target_": "%evil::name", "command": "MARK"}}, "evil::run::_target_"),
+        {"name": "os.system", "run": {"_target_": "%evil::name", "command": "MARK"}},
+        "evil::run::_target_",
+    ),
     "a target by reference": ({"_target_": "@evil_name", "command": "MARK"}, "evil::_target_"),
     "a target by expression": ({"_target_": "$torch.os.system", "command": "MARK"}, "evil::_target_"),
     "a target that is no text": ({"_target_": ["os.system"]}, "evil::_target_"),
@@ -130,7 +132,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "requires": ({"_target_": "Compose", "_requires_": "$torch.os.system('MARK')"}, "evil::_requires_"),
     "disabled": ({"_target_": "Compose", "_disabled_": "$torch.os.system('MARK')"}, "evil::_disabled_"),
     "description": ({"_target_": "Compose", "_desc_": "$torch.os.system('MARK')"}, "evil::_desc_"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", CONFIGS)
@@ -145,19 +147,21 @@ def test_configs(attack: str, sound: Path, tmp_path: Path, marker: Path) -> None
 
 def test_keys_that_monai_takes_apart(sound: Path, tmp_path: Path, marker: Path) -> None:
     def spoil(root: Path, _command: str) -> None:
-        change_json(root / INFERENCE, lambda document: document.update({
-            "files#_target_": "os.listdir", "checkpoint::_mode_": "callable",
-            "deterministic_transforms#0#reader": "os.abort",
-            "preprocessing#_target_": "LoadImaged", "+dataset": {"_target_": "LoadImaged"},
-        }))  # fmt: skip
+        change_json(
+            root / INFERENCE,
+            lambda document: document.update(
+                {
+                    "files#_target_": "os.listdir",
+                    "checkpoint::_mode_": "callable",
+                    "deterministic_transforms#0#reader": "os.abort",
+                    "preprocessing#_target_": "LoadImaged",
+                    "+dataset": {"_target_": "LoadImaged"},
+                }
+            ),
+        )
 
     found = places(spoilt(sound, tmp_path, spoil, marker).findings)
-    ends = (
-        "files::_target_",
-        "checkpoint::_mode_",
-        "deterministic_transforms::0::reader",
-        "preprocessing::_target_",
-    )
+    ends = ("files::_target_", "checkpoint::_mode_", "deterministic_transforms::0::reader", "preprocessing::_target_")
     assert {(INFERENCE, end) for end in (*ends, "dataset::_target_")} <= found
 
 
@@ -172,7 +176,9 @@ def test_metadata_holds_no_expression(text: str, sound: Path, tmp_path: Path, ma
 YAMLS = {
     "an anchor": ("hidden: &a '$torch.os.system(\"x\")'\nshown: {b: *a}\n", {"hidden", "shown::b"}),
     "a merge key": (
-        "base: &a {_target_: os.system}\nnet:\n  <<: *a\n  command: x\n", {"base::_target_", "net::_target_"}),
+        "base: &a {_target_: os.system}\nnet:\n  <<: *a\n  command: x\n",
+        {"base::_target_", "net::_target_"},
+    ),
     "a key twice": ("net: {_target_: os.system}\nnet: {_target_: UNet}\n", {""}),
     "a Python object": ("net: !!python/object/apply:os.system ['x']\n", {""}),
     "NaN": ("value: .nan\n", {""}),
@@ -182,7 +188,7 @@ YAMLS = {
         {""},
     ),
     "an alias of itself": ("a: &a [*a]\n", {""}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", YAMLS)
@@ -192,12 +198,8 @@ def test_yaml(attack: str, sound: Path, tmp_path: Path, marker: Path) -> None:
     assert {place for file, place in places(verdict.findings) if file == "configs/train.yaml"} == expected
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 2}', '{"a": NaN}', "[" * 5000, '{"a": ' * 80 + "1" + "}" * 80]
-)
-def test_json_that_two_readers_may_read_differently(
-    text: str, sound: Path, tmp_path: Path, marker: Path
-) -> None:
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', "[" * 5000, '{"a": ' * 80 + "1" + "}" * 80])
+def test_json_that_two_readers_may_read_differently(text: str, sound: Path, tmp_path: Path, marker: Path) -> None:
     verdict = spoilt(sound, tmp_path, lambda root, _: (root / "configs/train.JSON").write_text(text), marker)
     assert ("configs/train.JSON", "") in places(verdict.findings)
 
@@ -262,7 +264,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a path file": (_file("evil.pth"), "evil.pth"),
     "TorchScript": (_file("models/model.ts"), "models/model.ts"),
     "an unknown kind": (_file("models/model.xyz"), "models/model.xyz"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", FILES)
@@ -361,13 +363,16 @@ def test_a_packed_bundle_passes_as_its_folder_does(sound: Path, tmp_path: Path) 
     assert verdict.findings == [] and verdict.sha256 == verify_bundle(sound).sha256
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: path.symlink_to("/etc/passwd"), lambda path: path.symlink_to("/etc"), os.mkfifo,
-    lambda path: path.with_name("license").write_text(""),
-])  # fmt: skip
-def test_folders_with_links_and_special_files(
-    make: Callable[[Path], object], sound: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.symlink_to("/etc/passwd"),
+        lambda path: path.symlink_to("/etc"),
+        os.mkfifo,
+        lambda path: path.with_name("license").write_text(""),
+    ],
+)
+def test_folders_with_links_and_special_files(make: Callable[[Path], object], sound: Path, tmp_path: Path) -> None:
     root = copy(sound, tmp_path / "bundle")
     make(root / "thing")
     verdict = verify_bundle(root)

@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from small_bundle import LOGGING, change_json, small_bundle
-from tiny_bundle import write_bundle
 
-from pipeline.bundle import Bundle
-from pipeline.bundle.allowed import ALLOWED, ARGUMENTS
-from pipeline.bundle.expressions import _as_evaluated, vet_expression
-from pipeline.bundle.finding import Finding
-from pipeline.bundle.names import Names, _listed
-from pipeline.bundle.verdict import Verdict, verify_bundle
-from pipeline.bundle.vetting import vet_config
-from pipeline.cli import run
+from segpipe.bundle.open import Bundle
+from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.bundle.vet.configs import vet_config
+from segpipe.bundle.vet.expressions import _as_evaluated, vet_expression
+from segpipe.bundle.vet.finding import Finding
+from segpipe.bundle.vet.names import ALLOWED, ARGUMENTS, Names, _listed
+from segpipe.cli.app import run
+from tiny_bundle import write_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,9 +31,7 @@ def test_every_listed_name_is_there_and_a_class_or_function() -> None:
     for module, names in ALLOWED.items():
         for name in names.split():
             found = Names().target(f"{module}.{name}")
-            assert found.admitted and (f"{module}.{name}" in listed or found.name in listed), (
-                f"{module}.{name}"
-            )
+            assert found.admitted and (f"{module}.{name}" in listed or found.name in listed), f"{module}.{name}"
 
 
 def test_our_own_configs_name_only_what_is_listed() -> None:
@@ -46,11 +43,16 @@ def test_our_own_configs_name_only_what_is_listed() -> None:
 @pytest.mark.parametrize(
     ("written", "defined"),
     [
-        ("torch.os.system", "posix.system"), ("monai.utils.misc.subprocess.run", "subprocess.run"),
-        ("run_cmd", "monai.utils.misc.run_cmd"), ("eval", "eval"), ("builtins.exec", "exec"), ("open", "io.open"),
-        ("torch", "torch"), ("scripts.net.Net", "scripts.net.Net"),
+        ("torch.os.system", "posix.system"),
+        ("monai.utils.misc.subprocess.run", "subprocess.run"),
+        ("run_cmd", "monai.utils.misc.run_cmd"),
+        ("eval", "eval"),
+        ("builtins.exec", "exec"),
+        ("open", "io.open"),
+        ("torch", "torch"),
+        ("scripts.net.Net", "scripts.net.Net"),
     ],
-)  # fmt: skip
+)
 def test_a_name_is_refused_for_what_it_leads_to_and_allowed_by_either(written: str, defined: str) -> None:
     found = Names().target(written)
     assert (found.admitted, found.name) == (False, defined)
@@ -58,21 +60,33 @@ def test_a_name_is_refused_for_what_it_leads_to_and_allowed_by_either(written: s
     assert not Names([defined + "x", written[:-1], "monai", "posix"]).target(written).admitted
 
 
-@pytest.mark.parametrize(
-    "written", ["UNet", "Unet", "monai.networks.nets.UNet", "monai.networks.nets.unet.UNet"]
-)
+@pytest.mark.parametrize("written", ["UNet", "Unet", "monai.networks.nets.UNet", "monai.networks.nets.unet.UNet"])
 def test_all_ways_to_a_listed_class_are_one(written: str) -> None:
     assert Names().target(written).name == "monai.networks.nets.UNet"
 
 
 ADMITTED = [
-    "$[{'image': p} for p in sorted(@files)]", "$@bundle_root + '/models/model.pt'", "$@evaluator.run()",
-    "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')", "$@network_def.to(@device)",
-    "$monai.utils.set_determinism(seed=@seed)", "$len(@labels) - 1", "$@a#b#0[1:2]", "$not @a and -@b < 3.5e-1",
-    "$monai.handlers.from_engine(['pred', 'label'])", "$@net.parameters()", "$torch.float32", "$np.pi * 2",
-    "$[x for row in @rows for x in row if x != 1]", "${str(k): v for k, v in zip(@a, @b)}", '$f"{@a}_{1}"',
-    "$@##a + @#b", "$'%s.nii' % @name", "$@x.shape[0]", "$[*@a, *@b]",
-]  # fmt: skip
+    "$[{'image': p} for p in sorted(@files)]",
+    "$@bundle_root + '/models/model.pt'",
+    "$@evaluator.run()",
+    "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    "$@network_def.to(@device)",
+    "$monai.utils.set_determinism(seed=@seed)",
+    "$len(@labels) - 1",
+    "$@a#b#0[1:2]",
+    "$not @a and -@b < 3.5e-1",
+    "$monai.handlers.from_engine(['pred', 'label'])",
+    "$@net.parameters()",
+    "$torch.float32",
+    "$np.pi * 2",
+    "$[x for row in @rows for x in row if x != 1]",
+    "${str(k): v for k, v in zip(@a, @b)}",
+    '$f"{@a}_{1}"',
+    "$@##a + @#b",
+    "$'%s.nii' % @name",
+    "$@x.shape[0]",
+    "$[*@a, *@b]",
+]
 
 
 @pytest.mark.parametrize("text", ADMITTED)
@@ -81,14 +95,51 @@ def test_what_configs_usually_say_is_admitted(text: str) -> None:
 
 
 REFUSED = [
-    "$exec('x')", "$compile('x', '', 'eval')", "$getattr(torch, 'os')", "$vars()", "$globals()", "$type('X', (), {})",
-    "$@a.__dict__", "$torch.__builtins__", "$@a.format(1)", "$@a.b", "$@a()", "$@a.b.run()", "$(yield)", "$await @a",
-    "$torch", "$torch.os", "$unknown(1)", "$glob.glob('*')", "$1 << 99", "$2 ** 8", "$x = 1", "$", "$ 1", "$1\n2",
-    "$[torch for torch in [1]]", "$[x.a for x.a in @b]", "$__local_refs", "$@a or __local_refs", "$print(*@a, **@b)",
-    "$torch.load(@p)", "$torch.hub.load('a', 'b')", "$monai.bundle.run()", "$[len for len in @a]", "$'é'",
-    "$import os", "$import os, sys", "$from . import x", "$import os\nimport sys", "$import os as torch",
-    "$__import__('os')", "$@a.run.__call__()", "$map(@a, @b)", "$f'{@a.b}'", "$(lambda x: x)(1)",
-]  # fmt: skip
+    "$exec('x')",
+    "$compile('x', '', 'eval')",
+    "$getattr(torch, 'os')",
+    "$vars()",
+    "$globals()",
+    "$type('X', (), {})",
+    "$@a.__dict__",
+    "$torch.__builtins__",
+    "$@a.format(1)",
+    "$@a.b",
+    "$@a()",
+    "$@a.b.run()",
+    "$(yield)",
+    "$await @a",
+    "$torch",
+    "$torch.os",
+    "$unknown(1)",
+    "$glob.glob('*')",
+    "$1 << 99",
+    "$2 ** 8",
+    "$x = 1",
+    "$",
+    "$ 1",
+    "$1\n2",
+    "$[torch for torch in [1]]",
+    "$[x.a for x.a in @b]",
+    "$__local_refs",
+    "$@a or __local_refs",
+    "$print(*@a, **@b)",
+    "$torch.load(@p)",
+    "$torch.hub.load('a', 'b')",
+    "$monai.bundle.run()",
+    "$[len for len in @a]",
+    "$'é'",
+    "$import os",
+    "$import os, sys",
+    "$from . import x",
+    "$import os\nimport sys",
+    "$import os as torch",
+    "$__import__('os')",
+    "$@a.run.__call__()",
+    "$map(@a, @b)",
+    "$f'{@a.b}'",
+    "$(lambda x: x)(1)",
+]
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -97,9 +148,7 @@ def test_the_rest_is_refused(text: str) -> None:
 
 
 TEXT = st.lists(
-    st.sampled_from(
-        ["@", "#", "##", "::", "a", "b", "f", "or", "'", '"', "{", "}", "1", " + ", "[", "]", "%", "."]
-    ),
+    st.sampled_from(["@", "#", "##", "::", "a", "b", "f", "or", "'", '"', "{", "}", "1", " + ", "[", "]", "%", "."]),
     max_size=14,
 ).map("".join)
 
@@ -136,56 +185,80 @@ def test_any_text_gets_a_verdict(text: str) -> None:
 def _zoo(root: Path, change: dict[str, Any]) -> Path:
     """Without SHA256SUMS, with metadata that the specification asks for and no more, older versions, and imports."""
     write_bundle(root)
-    change_json(root / "configs/metadata.json", lambda metadata: metadata.update(
-        monai_version="1.4.0", pytorch_version="2.5.1", numpy_version="1.26.4",
-        required_packages_version={"itk": "5.4.0"},
-    ))  # fmt: skip
+    change_json(
+        root / "configs/metadata.json",
+        lambda metadata: metadata.update(
+            monai_version="1.4.0",
+            pytorch_version="2.5.1",
+            numpy_version="1.26.4",
+            required_packages_version={"itk": "5.4.0"},
+        ),
+    )
     change_json(root / "configs/inference.json", lambda config: config.update(change))
     (root / "configs/logging.conf").write_text(LOGGING)
     return root
 
 
 def glob_listing(root: Path) -> Path:
-    return _zoo(root, {
-        "imports": ["$import glob", "$import os"],
-        "datalist": "$list(sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz'))))",
-        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
-    })  # fmt: skip
+    return _zoo(
+        root,
+        {
+            "imports": ["$import glob", "$import os"],
+            "datalist": "$list(sorted(glob.glob(os.path.join(@dataset_dir, '*.nii.gz'))))",
+            "dataset": {
+                "_target_": "Dataset",
+                "data": "$[{'image': i} for i in @datalist]",
+                "transform": "@preprocessing",
+            },
+        },
+    )
 
 
 def setattr_and_handlers(root: Path) -> Path:
-    return _zoo(root, {
-        "handlers": [
-            {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
-             "load_dict": {"model": "@network"}},
-            {"_target_": "StatsHandler", "iteration_log": False},
-            {"_target_": "monai.handlers.GarbageCollector"},
-        ],
-        "mapped": {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x > 1, 1, x)"},
-        "run": ["$setattr(torch.backends.cudnn, 'benchmark', True)", "$@evaluator.run()"],
-        "same": "%handlers#1",
-    })  # fmt: skip
+    return _zoo(
+        root,
+        {
+            "handlers": [
+                {
+                    "_target_": "CheckpointLoader",
+                    "load_path": "$@bundle_root + '/models/model.pt'",
+                    "load_dict": {"model": "@network"},
+                },
+                {"_target_": "StatsHandler", "iteration_log": False},
+                {"_target_": "monai.handlers.GarbageCollector"},
+            ],
+            "mapped": {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x > 1, 1, x)"},
+            "run": ["$setattr(torch.backends.cudnn, 'benchmark', True)", "$@evaluator.run()"],
+            "same": "%handlers#1",
+        },
+    )
 
 
 def own_scripts(root: Path) -> Path:
     (root / "scripts").mkdir(parents=True)
     (root / "scripts/__init__.py").write_text("")
     (root / "scripts/net.py").write_text("raise SystemExit('nobody may import this')\n")
-    return _zoo(root, {
-        "imports": ["$from scripts.net import listing"],
-        "network_def": {"_target_": "scripts.net.Net", "channels": 4},
-        "datalist": "$listing(@dataset_dir)",
-    })  # fmt: skip
+    return _zoo(
+        root,
+        {
+            "imports": ["$from scripts.net import listing"],
+            "network_def": {"_target_": "scripts.net.Net", "channels": 4},
+            "datalist": "$listing(@dataset_dir)",
+        },
+    )
 
 
 FOREIGN = {
     glob_listing: {"glob", "os", "glob.glob", "posixpath.join"},
     setattr_and_handlers: {
-        "setattr", "torch.backends.cudnn", "lambda", "monai.transforms.utility.dictionary.Lambdad",
+        "setattr",
+        "torch.backends.cudnn",
+        "lambda",
+        "monai.transforms.utility.dictionary.Lambdad",
         "monai.handlers.garbage_collector.GarbageCollector",
     },
     own_scripts: {"scripts/__init__.py", "scripts/net.py", "scripts.net.listing", "scripts.net.Net"},
-}  # fmt: skip
+}
 
 
 def names_of(verdict: Verdict) -> set[str | None]:
@@ -209,10 +282,7 @@ def test_a_foreign_bundle_is_vetted_with_reasons_and_passes_when_its_names_are_a
 
 def test_an_import_under_the_name_of_another_is_no_way_in(tmp_path: Path) -> None:
     root = _zoo(tmp_path / "zoo", {"imports": ["$import subprocess as glob"], "datalist": "$glob.run('x')"})
-    assert names_of(verify_bundle(root, ["glob", "glob.glob", "glob.run"])) == {
-        "subprocess",
-        "subprocess.run",
-    }
+    assert names_of(verify_bundle(root, ["glob", "glob.glob", "glob.run"])) == {"subprocess", "subprocess.run"}
     (root / "configs/other.json").write_text(json.dumps({"imports": ["$import glob"]}))
     assert None not in names_of(verify_bundle(root, ["glob", "subprocess"]))
     assert verify_bundle(root, ["glob", "subprocess", "subprocess.run"]).exit_code == 5
@@ -223,9 +293,7 @@ def test_arguments_that_name_code_are_a_closed_list() -> None:
     allowed = {"_target_": "LoadImaged", "keys": "image", "reader": ["ITKReader", "scripts.Reader"]}
     (use,) = (use for use in vet_config({"a": allowed}, "x.json", Names()) if use.findings)
     assert use.place == "a::reader" and use.kind == "argument"
-    assert not [
-        use for use in vet_config({"a": allowed}, "x.json", Names(["scripts.Reader"])) if use.findings
-    ]
+    assert not [use for use in vet_config({"a": allowed}, "x.json", Names(["scripts.Reader"])) if use.findings]
 
 
 # The command ---------------------------------------------------------------------------------------------------
@@ -275,9 +343,7 @@ def test_a_terminal_is_not_written_to_by_a_bundle(tmp_path: Path, capsys: pytest
         assert not {"\x1b", "\x07", "\u202e"} & set(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda path: path.mkdir(), lambda path: path.write_text("x"), lambda path: None]
-)
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("x"), lambda path: None])
 def test_what_is_no_bundle(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "thing")
     assert run(["bundle", "verify", str(tmp_path / "thing")]) == 2

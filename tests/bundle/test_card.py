@@ -10,15 +10,22 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle import Bundle, export_bundle
-from pipeline.bundle.card import model_card
-from pipeline.bundle.markdown import code, table
-from pipeline.files import write_csv, write_json
+from segpipe.bundle.export.card import code, model_card, table
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle
+from segpipe.common.files import write_csv, write_json
 
 HEADINGS = [
-    "What it is for, and what not", "Results", "Limits", "How to run", "Input and output", "Training",
-    "Check and repeat", "Licence", "What is in this folder",
-]  # fmt: skip
+    "What it is for, and what not",
+    "Results",
+    "Limits",
+    "How to run",
+    "Input and output",
+    "Training",
+    "Check and repeat",
+    "Licence",
+    "What is in this folder",
+]
 
 
 def card_of(root: Path) -> str:
@@ -33,15 +40,16 @@ def whole(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_mean_dice": epoch / 10} for epoch in (1, 2, 3)]
     write_csv(run / "history.csv", rows, list(rows[0]))
     best = {"epoch": 2, "val_mean_dice": 0.5}
-    runs = [
-        {"seed": i, "folder": f"seed{i}", "status": "finished", "epochs": 3, "best": best} for i in range(3)
-    ]
+    runs = [{"seed": i, "folder": f"seed{i}", "status": "finished", "epochs": 3, "best": best} for i in range(3)]
     spread = {"mean": 0.51, "sd": 0.0123, "min": 0.5, "max": 0.53, "n": 3}
     write_json(place / "seeds.json", {"schema_version": 1, "seeds": runs, "val_mean_dice": spread})
     figure = {"mean": 0.9, "low": 0.8, "high": 0.95, "median": 0.91, "n": 4}
     metrics = dict.fromkeys(("dice", "nsd", "hd95_mm", "assd_mm"), figure)
     evaluation = {
-        "dataset": "tiny", "split": "test", "fold": None, "tolerance_mm": 1.0,
+        "dataset": "tiny",
+        "split": "test",
+        "fold": None,
+        "tolerance_mm": 1.0,
         "manifest_sha256": json.loads((run / "run.json").read_text())["manifest_sha256"],
         "bootstrap": {"draws": 10, "seed": 0, "unit": "patient", "level": 0.95},
         "summary": {
@@ -49,7 +57,7 @@ def whole(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "labels": {"1": {"name": "left | part", "counts": {}, "metrics": metrics}},
         },
         "cases": [{"id": f"case_{i}", "mean_dice": value} for i, value in enumerate((0.8, 0.9, None, 0.0))],
-    }  # fmt: skip
+    }
     write_json(place / "metrics" / "metrics.json", evaluation)
     return export_bundle(run, place / "bundle", evaluation=place / "metrics").root
 
@@ -64,9 +72,7 @@ def test_every_section_and_picture_is_there(whole: Path) -> None:
         assert (whole / file).exists(), file
 
 
-def test_pictures_and_card_are_the_same_when_made_again(
-    whole: Path, run_folder: Path, tmp_path: Path
-) -> None:
+def test_pictures_and_card_are_the_same_when_made_again(whole: Path, run_folder: Path, tmp_path: Path) -> None:
     place = whole.parent
     for name in ("seed0", "seeds.json", "metrics"):
         origin = place / name

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bundle import write_bundle
 
-from pipeline.bundle import Bundle, open_bundle
-from pipeline.bundle.closed_form import deviations
+from segpipe.bundle.open import Bundle, deviations, open_bundle
+from tiny_bundle import write_bundle
 
 Keys = tuple[str | int, ...]
 
@@ -51,7 +50,7 @@ STEPS = ("postprocessing", "transforms")
         ((*STEPS, 2, "to_onehot"), 2, "AsDiscreted: to_onehot"),
         ((*STEPS, 2, "keys"), "label", "AsDiscreted: keys"),
     ],
-)  # fmt: skip
+)
 def test_each_deviation_is_named(plain: dict[str, Any], place: Keys, value: Any, reason: str) -> None:
     config = json.loads(json.dumps(plain))
     owner: Any = config
@@ -66,9 +65,9 @@ def test_a_state_dict_within_a_checkpoint_and_one_of_another_name(tmp_path: Path
     import torch
 
     root = write_bundle(tmp_path / "tiny")
-    assert open_bundle(root).outside == ()
+    assert open_bundle(root).unsupported == ()
     state = torch.load(root / "models/model.pt", weights_only=True)
     torch.save({"model": state}, root / "models/model_final.pt")
     (root / "models/model.pt").unlink()
     opened = open_bundle(root)
-    assert opened.weights.name == "model_final.pt" and opened.outside == ("weights: not models/model.pt",)
+    assert opened.weights.name == "model_final.pt" and opened.unsupported == ("weights: not models/model.pt",)

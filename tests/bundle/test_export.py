@@ -19,18 +19,33 @@ from typing import Any
 import pytest
 from tiny_run import record_as_trained
 
-import pipeline
-from pipeline.bundle import Bundle, export_bundle, open_bundle
-from pipeline.cli import run
-from pipeline.errors import DataError, RefusedError, UsageError
+import segpipe
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.cli.app import run
+from segpipe.errors import DataError, RefusedError, UsageError
 
-SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
+SCHEMA = Path(segpipe.__file__).parent / "schemas" / "bundle_metadata.schema.json"
 FILES = [
-    "LICENSE", "SHA256SUMS", "configs/evaluate.json", "configs/inference.json", "configs/inference_fast.json",
-    "configs/logging.conf", "configs/manifest.json", "configs/metadata.json", "configs/train.json", "docs/README.md",
-    "docs/data_license.txt", "docs/example.png", "golden/golden.json", "golden/images/image.nii.gz",
-    "golden/labels.nii.gz", "golden/scores.npy", "models/model.pt", "provenance.json",
-]  # fmt: skip
+    "LICENSE",
+    "SHA256SUMS",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/inference_fast.json",
+    "configs/logging.conf",
+    "configs/manifest.json",
+    "configs/metadata.json",
+    "configs/train.json",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "docs/example.png",
+    "golden/golden.json",
+    "golden/images/image.nii.gz",
+    "golden/labels.nii.gz",
+    "golden/scores.npy",
+    "models/model.pt",
+    "provenance.json",
+]
 ALLOWED = [
     r"\$@bundle_root \+ '/[\w/.]+'",
     r"\$\[\{'image': [^@]+\} for p in sorted\(@files\)\]",
@@ -53,7 +68,7 @@ def config(bundle: Bundle, name: str) -> dict[str, Any]:
 def test_it_is_complete_and_intact(bundle: Bundle) -> None:
     found = sorted(str(path.relative_to(bundle.root)) for path in bundle.root.rglob("*") if path.is_file())
     assert found == FILES
-    assert bundle.intact is True and bundle.outside == ()
+    assert bundle.intact is True and bundle.unsupported == ()
     checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle.root, check=False)
     assert checked.returncode == 0
     assert [path.name for path in bundle.root.parent.iterdir()] == [bundle.root.name]
@@ -76,7 +91,7 @@ def test_train_config_names_no_place_of_this_machine(bundle: Bundle, run_folder:
     for _, text in strings(document):
         assert not text.startswith("/") and str(run_folder) not in text and "/data/of/mine" not in text
     assert document["manifest"] == "$@bundle_root + '/configs/manifest.json'"
-    assert bundle.metadata["config_requirements"]["train.json"] == [f"segpipe=={pipeline.__version__}"]
+    assert bundle.metadata["config_requirements"]["train.json"] == [f"segpipe=={segpipe.__version__}"]
     from monai.bundle import ConfigParser
 
     parser = ConfigParser(document)
@@ -91,9 +106,13 @@ def test_monai_finds_every_property_that_inference_must_have(
     from monai.bundle import ConfigWorkflow
 
     workflow = ConfigWorkflow(
-        str(bundle.root / "configs" / name), workflow_type="infer", logging_file=False,
-        bundle_root=str(bundle.root), dataset_dir=str(images), output_dir=str(tmp_path),
-    )  # fmt: skip
+        str(bundle.root / "configs" / name),
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(bundle.root),
+        dataset_dir=str(images),
+        output_dir=str(tmp_path),
+    )
     workflow.initialize()
     assert not workflow.check_properties()
     assert len(workflow.dataset) == 4
@@ -130,7 +149,7 @@ def test_weights_are_plain_and_bytes_repeat(bundle: Bundle, run_folder: Path, tm
 
 
 def test_no_patient_leaves_with_the_bundle(bundle: Bundle) -> None:
-    from pipeline.manifest import load_manifest
+    from segpipe.data.manifest import load_manifest
 
     assert b"Jane Doe" not in b"".join(path.read_bytes() for path in bundle.root.rglob("*") if path.is_file())
     exported = load_manifest(bundle.root / "configs" / "manifest.json")
@@ -155,14 +174,7 @@ def test_monai_keeps_what_the_metadata_requires(bundle: Bundle) -> None:
 
 def test_the_card_says_what_a_reader_needs(bundle: Bundle) -> None:
     card = (bundle.root / "docs" / "README.md").read_text()
-    for words in (
-        "Not a medical device",
-        "left \\| part",
-        "CC0-1.0",
-        "monai.bundle run",
-        "segpipe predict",
-        "0.500",
-    ):
+    for words in ("Not a medical device", "left \\| part", "CC0-1.0", "monai.bundle run", "segpipe predict", "0.500"):
         assert words in card
     assert "Not measured on held-out cases" in card
 
@@ -172,13 +184,16 @@ def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> N
     nothing = {**dict.fromkeys(figure), "n": 0}
     metrics = {name: figure for name in ("dice", "iou", "nsd", "hd_mm", "hd95_mm", "assd_mm")}
     evaluation = {
-        "split": "test", "fold": None, "tolerance_mm": 1.0, "manifest_sha256": "0" * 64,
+        "split": "test",
+        "fold": None,
+        "tolerance_mm": 1.0,
+        "manifest_sha256": "0" * 64,
         "bootstrap": {"draws": 10, "seed": 0, "unit": "patient", "level": 0.95},
         "summary": {
             "overall": {"counts": {"cases": 40, "patients": 20, "missing": 0, "failed": 1}, "metrics": metrics},
             "labels": {"1": {"name": "left", "counts": {}, "metrics": {**metrics, "hd95_mm": nothing}}},
         },
-    }  # fmt: skip
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(evaluation))
     bundle = export_bundle(run_folder, tmp_path / "measured", evaluation=tmp_path)
     assert bundle.metadata["eval_metrics"] == {"val_mean_dice": 0.5, "test_mean_dice": 0.9123}
@@ -224,7 +239,7 @@ def test_a_folder_of_something_else_is_never_replaced(run_folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "words", "code"),
     [
-        ({"network_def": {"_target_": "pipeline.components.Own"}}, "cannot run in stock MONAI", 2),
+        ({"network_def": {"_target_": "segpipe.components.Own"}}, "cannot run in stock MONAI", 2),
         ({"network_def": {"_target_": "mypackage.Net"}}, "cannot run in stock MONAI", 2),
         ({"network_def": {"_target_": "UNet", "spatial_dims": "$1+2"}}, "cannot be exported", 2),
         ({"network_def": {"_target_": "BasicUNet", "spatial_dims": 3}}, "do not fit the network", 3),
@@ -235,12 +250,7 @@ def test_a_folder_of_something_else_is_never_replaced(run_folder: Path, tmp_path
     ],
 )
 def test_what_cannot_run_in_stock_monai_is_refused(
-    run_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, Any],
-    words: str,
-    code: int,
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str, code: int
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -347,7 +357,7 @@ def test_no_exported_file_names_this_machine_or_its_user(
         *({getpass.getuser()} - {"root"}),
         platform.node(),
         socket.gethostname(),
-        str(Path(pipeline.__file__).parents[1]),
+        str(Path(segpipe.__file__).parents[2]),
     }
     for path in bundle.root.rglob("*"):
         content = words_in(path) if path.is_file() else b""
@@ -368,16 +378,12 @@ def test_it_opens_where_nothing_can_be_written(bundle: Bundle, tmp_path: Path) -
 
 
 def test_a_rule_for_an_unknown_label(run_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "rules.json").write_text(
-        json.dumps({"schema_version": 1, "rules": {"3": {"keep_largest": True}}})
-    )
+    (tmp_path / "rules.json").write_text(json.dumps({"schema_version": 1, "rules": {"3": {"keep_largest": True}}}))
     with pytest.raises(UsageError, match="unknown label"):
         export_bundle(run_folder, tmp_path / "bundle", postprocessing=tmp_path / "rules.json")
 
 
-def test_a_full_disk_leaves_nothing(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
     import os
 
@@ -414,8 +420,8 @@ def test_the_train_config_trains_from_the_bundle(
     import numpy as np
     from tiny_run import affines
 
-    from pipeline.bundle import open_bundle
-    from pipeline.phantom import write_nifti
+    from segpipe.bundle.open import open_bundle
+    from segpipe.data.phantom import write_nifti
 
     (tmp_path / "images").symlink_to(images)
     (tmp_path / "labels").mkdir()
@@ -425,11 +431,7 @@ def test_the_train_config_trains_from_the_bundle(
     monkeypatch.chdir(tmp_path)
     train = str(bundle.root / "configs" / "train.json")
     monai.bundle.run(
-        config_file=train,
-        bundle_root=str(bundle.root),
-        dataset_dir=str(tmp_path),
-        max_epochs=1,
-        val_interval=1,
+        config_file=train, bundle_root=str(bundle.root), dataset_dir=str(tmp_path), max_epochs=1, val_interval=1
     )
     assert (tmp_path / "run" / "best.pt").is_file()
     assert open_bundle(bundle.root).intact
@@ -461,12 +463,8 @@ def test_labels_have_their_codes_in_dicom(bundle: Bundle, run_folder: Path, tmp_
     assert (own["type"], own["colour_rgb"]) == (code, [1, 2, 3])
 
 
-@pytest.mark.parametrize(
-    ("codes", "code"), [({"nothing": {}}, 2), ({"NAME": {"type": 1}}, 3), ({"NAME": 7}, 3)]
-)
-def test_codes_that_cannot_be_used(
-    run_folder: Path, tmp_path: Path, codes: dict[str, Any], code: int
-) -> None:
+@pytest.mark.parametrize(("codes", "code"), [({"nothing": {}}, 2), ({"NAME": {"type": 1}}, 3), ({"NAME": 7}, 3)])
+def test_codes_that_cannot_be_used(run_folder: Path, tmp_path: Path, codes: dict[str, Any], code: int) -> None:
     labels = json.loads((run_folder / "manifest.json").read_text())["labels"]
     (tmp_path / "codes.json").write_text(json.dumps(codes).replace("NAME", labels["1"]))
     words = ["export", str(run_folder), str(tmp_path / "own"), "--codes", str(tmp_path / "codes.json")]

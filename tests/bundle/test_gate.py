@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from small_bundle import change_json, copy, small_bundle
 
-from pipeline.bundle.gate import (
-    Terms,
+from segpipe.bundle.sums import check_sums, write_sums
+from segpipe.bundle.vet.gate import (
+    TrustPolicy,
     bundle_around,
     bundle_folder,
     require_vetted,
     require_vetted_sources,
     vet_recipe,
 )
-from pipeline.bundle.sums import check_sums, write_sums
-from pipeline.cli import run
-from pipeline.errors import OK, REFUSED, USAGE, RefusedError, UsageError
-from pipeline.predict.client import CannotGoOnError, Worker
+from segpipe.cli.app import run
+from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
+from segpipe.prediction.client import CannotGoOnError, Worker
 
 MARKER = "executed"
 
@@ -71,9 +71,9 @@ def test_a_refusal_names_file_place_and_what_admits_it(tmp_path: Path, good: Pat
     assert "--run-unvetted-code" in (refused.value.hint or "")
     assert "findings" not in refused.value.as_dict()  # reports hold no text of a bundle
     with pytest.raises(RefusedError, match="static checks"):
-        require_vetted(root, Terms(("io.open", "open")))  # .close is not a listed method
-    assert require_vetted(root, Terms(("io.open", ".close")))["allowed"] == [".close", "io.open"]
-    assert require_vetted(root, Terms(run_unvetted_code=True))["passed"] is False
+        require_vetted(root, TrustPolicy(("io.open", "open")))  # .close is not a listed method
+    assert require_vetted(root, TrustPolicy(("io.open", ".close")))["allowed"] == [".close", "io.open"]
+    assert require_vetted(root, TrustPolicy(run_unvetted_code=True))["passed"] is False
     assert not (tmp_path / MARKER).exists()
 
 
@@ -97,7 +97,7 @@ def taken(root: Path) -> None:
 def test_a_changed_bundle_is_refused_unless_the_flag_says_so(
     deed: Callable[[Path], None], tmp_path: Path, good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.bundle import open_bundle
+    from segpipe.bundle.open import open_bundle
 
     root = copy(good, tmp_path / "b")
     deed(root)
@@ -106,7 +106,7 @@ def test_a_changed_bundle_is_refused_unless_the_flag_says_so(
     assert not (tmp_path / "out").exists()
     opened = open_bundle(root, changed_too=True)
     assert opened.intact is False
-    said = require_vetted(root, Terms(run_unvetted_code=True))
+    said = require_vetted(root, TrustPolicy(run_unvetted_code=True))
     assert (said["passed"], said["intact"]) == (False, False)
 
 
@@ -150,7 +150,7 @@ def test_predict_refuses_before_anything_is_written_or_run(
 ) -> None:
     from tiny_bundle import write_scan
 
-    monkeypatch.setattr("pipeline.predict.recipe.Worker", NoModel)
+    monkeypatch.setattr("segpipe.prediction.protocol.Worker", NoModel)
     root, scan = armed(tmp_path / "bad", good), write_scan(tmp_path / "in/a.nii.gz")
     command = ["predict", str(root), str(scan), str(tmp_path / "out")]
     assert run(command) == REFUSED
@@ -165,7 +165,7 @@ def test_predict_refuses_before_anything_is_written_or_run(
 
 
 def _past_the_last_wall(command: list[str], *more: str) -> None:
-    from pipeline.cli import app
+    from segpipe.cli.app import app
 
     app(args=[*command, *more], standalone_mode=False)
 
@@ -196,10 +196,10 @@ def test_files_that_lie_in_a_bundle_are_used_when_it_passes(tmp_path: Path, good
     assert bundle_around(root / "configs/inference.json") == root.resolve()
     assert bundle_around(tmp_path) is None and bundle_around(Path("unet")) is None
     inside.write_text("{}")
-    require_vetted_sources([None, "unet", tmp_path, good / "configs/metadata.json"], Terms())
+    require_vetted_sources([None, "unet", tmp_path, good / "configs/metadata.json"], TrustPolicy())
     with pytest.raises(RefusedError):
-        require_vetted_sources([None, inside], Terms())
-    require_vetted_sources([inside], Terms(run_unvetted_code=True))
+        require_vetted_sources([None, inside], TrustPolicy())
+    require_vetted_sources([inside], TrustPolicy(run_unvetted_code=True))
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "train"])

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tiny_run import AXES, KEYS, TASK, MakeRun, record_as_trained
 
-from pipeline.bundle import Bundle, export_bundle
-from pipeline.bundle.golden_case import LEAST, array_sha256, read_golden
-from pipeline.bundle.golden_input import Wish, find, grids
-from pipeline.bundle.golden_record import POINTS, points
-from pipeline.cli import run as segpipe
-from pipeline.errors import DataError, UsageError
-from pipeline.files import sha256_of
-from pipeline.inference.preprocessing import Preprocessing
-from pipeline.phantom import write_nifti
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.golden.golden_case import LEAST, array_sha256, read_golden
+from segpipe.bundle.golden.golden_input import Wish, find, grids
+from segpipe.bundle.golden.golden_record import POINTS, points
+from segpipe.bundle.open import Bundle
+from segpipe.cli.app import run as segpipe
+from segpipe.common.files import sha256_of
+from segpipe.data.phantom import write_nifti
+from segpipe.errors import DataError, UsageError
+from segpipe.inference.transforms import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]
 CT = [
@@ -34,10 +35,18 @@ CT = [
     {"_target_": "Spacingd", **KEYS, "pixdim": [1.5, 1.5, 2.0], "mode": ["bilinear", "nearest"]},
     {"_target_": "CropForegroundd", **KEYS, "source_key": "image", "allow_smaller": False},
     {"_target_": "SpatialPadd", **KEYS, "spatial_size": "@patch_size"},
-    {"_target_": "ScaleIntensityRanged", "keys": ["image"], "allow_missing_keys": True, "a_min": -160.0, "a_max": 240.0,
-     "b_min": 0.0, "b_max": 1.0, "clip": True},
+    {
+        "_target_": "ScaleIntensityRanged",
+        "keys": ["image"],
+        "allow_missing_keys": True,
+        "a_min": -160.0,
+        "a_max": 240.0,
+        "b_min": 0.0,
+        "b_max": 1.0,
+        "clip": True,
+    },
     {"_target_": "EnsureTyped", **KEYS},
-]  # fmt: skip
+]
 
 
 def document(folder: Path) -> dict[str, Any]:
@@ -52,12 +61,21 @@ def thresholds(make_run: MakeRun, weights: list[list[float]], bias: list[float],
     channels, labels = len(weights[0]), len(weights)
     run = make_run(
         task={
-            "channels": [f"M{i}" for i in range(channels)], "in_channels": channels, "out_channels": labels,
-            "labels": ["background", *(f"part {i}" for i in range(1, max(2, labels)))], **task,
+            "channels": [f"M{i}" for i in range(channels)],
+            "in_channels": channels,
+            "out_channels": labels,
+            "labels": ["background", *(f"part {i}" for i in range(1, max(2, labels)))],
+            **task,
         },
-        network={"network_def": {"_target_": "torch.nn.Conv3d", "in_channels": channels, "out_channels": labels,
-                                 "kernel_size": 1}},
-    )  # fmt: skip
+        network={
+            "network_def": {
+                "_target_": "torch.nn.Conv3d",
+                "in_channels": channels,
+                "out_channels": labels,
+                "kernel_size": 1,
+            }
+        },
+    )
     state = {"weight": torch.tensor(weights).reshape(labels, channels, 1, 1, 1), "bias": torch.tensor(bias)}
     torch.save(state, run / "best.pt")
     record_as_trained(run)
@@ -69,9 +87,11 @@ def stock(bundle: Path, out: Path) -> np.ndarray:
     import monai.bundle
 
     monai.bundle.run(
-        config_file=str(bundle / "configs/inference.json"), bundle_root=str(bundle),
-        dataset_dir=str(bundle / "golden/images"), output_dir=str(out),
-    )  # fmt: skip
+        config_file=str(bundle / "configs/inference.json"),
+        bundle_root=str(bundle),
+        dataset_dir=str(bundle / "golden/images"),
+        output_dir=str(out),
+    )
     (file,) = out.iterdir()
     return np.asarray(nib.load(file).dataobj)
 
@@ -113,10 +133,8 @@ def test_scores_are_those_of_the_network_at_the_stated_voxels(bundle: Bundle) ->
 
 def test_its_document_follows_the_schema_and_names_what_it_was_recorded_with(bundle: Bundle) -> None:
     found = document(bundle.root)
-    for folder in ("docs", "pipeline"):
-        Draft202012Validator(json.loads((ROOT / folder / "schemas/golden.schema.json").read_text())).validate(
-            found
-        )
+    for folder in ("docs", "pipeline/segpipe"):
+        Draft202012Validator(json.loads((ROOT / folder / "schemas/golden.schema.json").read_text())).validate(found)
     assert found["recorded_with"]["threads"] == 1
     assert set(found["recorded_with"]["versions"]) == {"monai", "torch", "numpy", "nibabel"}
     assert set(found["recorded_with"]["hardware"]) == {"system", "processor", "cpu_capability"}
@@ -127,9 +145,7 @@ def test_its_document_follows_the_schema_and_names_what_it_was_recorded_with(bun
 
 def test_the_same_weights_give_the_same_bytes(run_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     again = export_bundle(run_folder, tmp_path / "tiny_mri")
-    files = sorted(
-        path.relative_to(again.root) for path in (again.root / "golden").rglob("*") if path.is_file()
-    )
+    files = sorted(path.relative_to(again.root) for path in (again.root / "golden").rglob("*") if path.is_file())
     assert len(files) == 4
     for file in files:
         assert (again.root / file).read_bytes() == (bundle.root / file).read_bytes(), file
@@ -154,9 +170,7 @@ def test_a_search_by_gradient_where_the_phantom_shows_too_little(make_run: MakeR
     apart = np.abs(np.diff(values.astype(float), axis=0)).mean()
     assert apart < 0.1 * np.ptp(values)  # soft, not noise
     again = export_bundle(run, tmp_path / "two" / "ct")
-    assert array_sha256(values) == array_sha256(
-        np.asarray(nib.load(again.root / "golden/images/image.nii.gz").dataobj)
-    )
+    assert array_sha256(values) == array_sha256(np.asarray(nib.load(again.root / "golden/images/image.nii.gz").dataobj))
 
 
 def test_one_sigmoid_channel(make_run: MakeRun, tmp_path: Path) -> None:
@@ -185,17 +199,12 @@ def test_a_given_image_is_copied_without_what_its_header_says(
     image = nib.load(bundle.root / "golden/images/image.nii.gz")
     image.header["descrip"] = b"Jane Doe"
     nib.save(image, tmp_path / "mine.nii")
-    assert (
-        segpipe(["export", str(run_folder), str(tmp_path / "b"), "--golden", str(tmp_path / "mine.nii")]) == 0
-    )
+    assert segpipe(["export", str(run_folder), str(tmp_path / "b"), "--golden", str(tmp_path / "mine.nii")]) == 0
     found = document(tmp_path / "b")
     assert found["made"] == {"how": "given by who exported the bundle", "seed": 0, "steps": None}
     assert nib.load(tmp_path / "b/golden/images/image.nii.gz").header["descrip"].item() == b""
     assert found["labels"]["sha256_of_array"] == document(bundle.root)["labels"]["sha256_of_array"]
-    for words, text in (
-        (["mine.nii", "mine.nii"], "another number of golden images"),
-        (["gone.nii"], "no such file"),
-    ):
+    for words, text in ((["mine.nii", "mine.nii"], "another number of golden images"), (["gone.nii"], "no such file")):
         given = [word for name in words for word in ("--golden", str(tmp_path / name))]
         assert segpipe(["export", str(run_folder), str(tmp_path / "c"), *given]) == 2
         assert text in capsys.readouterr().err
@@ -231,10 +240,7 @@ def test_grids_need_no_padding(roi: tuple[int, int, int], k: int, least: tuple[i
         {"_target_": "DivisiblePadd", "keys": "image", "k": k},
     ]
     inner, outer = grids(Wish(Preprocessing.parse(steps), roi, 1))
-    assert all(
-        size >= max(low, window) and size % k == 0
-        for size, low, window in zip(inner, least, roi, strict=True)
-    )
+    assert all(size >= max(low, window) and size % k == 0 for size, low, window in zip(inner, least, roi, strict=True))
     assert outer[:2] == inner[:2] and 2 <= outer[2] <= max(2, inner[2])
 
 

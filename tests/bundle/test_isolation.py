@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle import isolation
+from segpipe.bundle.replay import isolation
 
 TRIES = """
 import ctypes, importlib.util, json, os, socket, subprocess, sys
@@ -61,15 +61,18 @@ print(json.dumps(said))
 """
 STILL = {"writes_own", "makes_own_folders", "reads_packages"}
 OF_FILES = {
-    "writes_outside", "changes_outside", "reads_outside", "lists_outside", "reads_passwords", "reads_the_parent",
+    "writes_outside",
+    "changes_outside",
+    "reads_outside",
+    "lists_outside",
+    "reads_passwords",
+    "reads_the_parent",
     "runs_a_program",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layers", [("network",), ("calls",), ("files",), ("network", "calls", "files")])
-def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(
-    layers: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(layers: tuple[str, ...], tmp_path: Path) -> None:
 
     work, outside = tmp_path / "work", tmp_path / "outside"
     work.mkdir()
@@ -79,13 +82,14 @@ def test_an_isolated_process_reaches_its_own_folder_and_packages_alone(
         service.bind(str(outside / "service"))
         service.listen()
         code = TRIES.format(
-            file=isolation.__file__, work=str(work), outside=str(outside), port=server.getsockname()[1],
+            file=isolation.__file__,
+            work=str(work),
+            outside=str(outside),
+            port=server.getsockname()[1],
             layers=layers,
             parent=os.getpid(),
-        )  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=work
         )
+        done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=work)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     reached = {name for name, worked in said["attempts"].items() if worked}

@@ -8,19 +8,16 @@ from typing import Any
 import pytest
 from tiny_run import MakeRun
 
-from pipeline.bundle import export_bundle
-from pipeline.compose import known_fragments, padded_patch, read_fragment
+from segpipe.bundle.export.write import export_bundle
+from segpipe.training.compose.config_checks import padded_patch
+from segpipe.training.compose.fragments import known_fragments, read_fragment
 
 FAST = ("dynunet", "attention_unet")
-EACH = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in known_fragments("network")
-]
+EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in known_fragments("network")]
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_stock_monai_gives_the_scores_of_the_trained_network(
-    name: str, make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_stock_monai_gives_the_scores_of_the_trained_network(name: str, make_run: MakeRun, tmp_path: Path) -> None:
     import torch
     from monai.bundle import ConfigParser, verify_net_in_out
 
@@ -29,7 +26,7 @@ def test_stock_monai_gives_the_scores_of_the_trained_network(
     run = make_run(task={"patch_size": patch}, network=fragment)
     bundle = export_bundle(run, tmp_path / name)
     definition = bundle.network_def
-    assert definition is not None and "pipeline" not in definition["_target_"]
+    assert definition is not None and "segpipe" not in definition["_target_"]
     stock = build(definition)
     weights = bundle.root / "models" / "model.pt"
     stock.load_state_dict(torch.load(weights, weights_only=True))
@@ -48,9 +45,11 @@ def test_stock_monai_gives_the_scores_of_the_trained_network(
     assert ("einops" in bundle.metadata["required_packages_version"]) == (name == "swin_unetr")
     if name != "unetpp":  # the metadata says so under exceptions
         verify_net_in_out(
-            "network_def", meta_file=str(configs / "metadata.json"),
-            config_file=str(configs / "inference.json"), device="cpu",
-        )  # fmt: skip
+            "network_def",
+            meta_file=str(configs / "metadata.json"),
+            config_file=str(configs / "inference.json"),
+            device="cpu",
+        )
 
 
 def test_the_weights_of_dynunet_are_kept_once(make_run: MakeRun, tmp_path: Path) -> None:

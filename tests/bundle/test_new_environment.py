@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.bundle import Bundle
+from segpipe.bundle.open import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -29,10 +29,7 @@ def needs(root: Path) -> list[str]:
     metadata = json.loads((root / "configs/metadata.json").read_text())
     main = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
     named = {package: metadata[key] for package, key in main.items()}
-    return [
-        f"{package}=={version}"
-        for package, version in (named | metadata["required_packages_version"]).items()
-    ]
+    return [f"{package}=={version}" for package, version in (named | metadata["required_packages_version"]).items()]
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +44,29 @@ def python(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     if subprocess.run([*pip, small], env=clean(), capture_output=True, check=False).returncode:
         pytest.skip(NO_REGISTRY)
     done = subprocess.run(
-        [*pip, *wanted, "-c", str(ROOT / "constraints.txt")], env=clean(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+        [*pip, *wanted, "-c", str(ROOT / "constraints.txt")], env=clean(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    ours = subprocess.run([str(found), "-c", "import pipeline"], env=clean(), cwd=folder, check=False)
+    ours = subprocess.run([str(found), "-c", "import segpipe"], env=clean(), cwd=folder, check=False)
     assert ours.returncode == 1
     return found
 
 
 def run_golden(python: Path, root: Path, out: Path) -> np.ndarray:
     command = [
-        str(python), "-m", "monai.bundle", "run", "--config_file", str(root / "configs/inference.json"),
-        "--bundle_root", str(root), "--dataset_dir", str(root / "golden/images"), "--output_dir", str(out / "seg"),
-    ]  # fmt: skip
+        str(python),
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(root / "configs/inference.json"),
+        "--bundle_root",
+        str(root),
+        "--dataset_dir",
+        str(root / "golden/images"),
+        "--output_dir",
+        str(out / "seg"),
+    ]
     done = subprocess.run(command, cwd=out, env=clean(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (out / "seg").iterdir()

@@ -14,9 +14,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bundle import Bundle, open_bundle
-from pipeline.bundle.references import is_plain, resolve
-from pipeline.errors import DataError, RefusedError, UsageError
+from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.bundle.reading import is_plain, resolve
+from segpipe.errors import DataError, RefusedError, UsageError
 
 
 @pytest.fixture
@@ -97,8 +97,14 @@ FOREIGN: dict[str, Any] = {
     "bundle_root": "/workspace/bundle",
     "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
     "spacing": [1.5, 1.5, 2.0],
-    "network_def": {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
-                    "channels": [4, 8], "strides": [2]},
+    "network_def": {
+        "_target_": "UNet",
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 2,
+        "channels": [4, 8],
+        "strides": [2],
+    },
     "preprocessing": {
         "_target_": "Compose",
         "transforms": [
@@ -118,7 +124,7 @@ FOREIGN: dict[str, Any] = {
         ],
     },
     "evil": "$os.system('touch /tmp/evaluated')",
-}  # fmt: skip
+}
 
 
 def foreign(folder: Path, **change: Any) -> Path:
@@ -136,7 +142,7 @@ def test_a_foreign_bundle_opens_and_says_why_it_runs_stock(tmp_path: Path) -> No
     assert opened.preprocessing is not None and opened.preprocessing.spacing is not None
     assert opened.preprocessing.spacing.pixdim == (1.5, 1.5, 2.0)
     assert opened.roi_size == (96, 96, 96)
-    assert opened.outside == ("postprocessing: not activation, Invertd, discretisation, saving",)
+    assert opened.unsupported == ("postprocessing: not activation, Invertd, discretisation, saving",)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +162,7 @@ def test_a_foreign_bundle_opens_and_says_why_it_runs_stock(tmp_path: Path) -> No
         (  # what is run counts, whatever else the config names
             {
                 "deterministic_transforms": FOREIGN["preprocessing"]["transforms"],
-                "preprocessing": [
-                    "@deterministic_transforms",
-                    {"_target_": "ScaleIntensityd", "keys": "image"},
-                ],
+                "preprocessing": ["@deterministic_transforms", {"_target_": "ScaleIntensityd", "keys": "image"}],
             },
             "preprocessing",
         ),
@@ -172,7 +175,7 @@ def test_a_foreign_bundle_opens_and_says_why_it_runs_stock(tmp_path: Path) -> No
     ],
 )
 def test_each_deviation_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    assert any(reason in words for words in open_bundle(foreign(tmp_path / "zoo", **change)).outside)
+    assert any(reason in words for words in open_bundle(foreign(tmp_path / "zoo", **change)).unsupported)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ def test_references_that_double_at_each_step_come_to_an_end() -> None:
 @pytest.mark.slow
 def test_opening_imports_no_torch(bundle: Bundle) -> None:
     code = (
-        "import sys; from pipeline.bundle import open_bundle; open_bundle(sys.argv[1]); "
+        "import sys; from segpipe.bundle import open_bundle; open_bundle(sys.argv[1]); "
         "sys.exit(bool({'torch', 'monai', 'highdicom'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(bundle.root)], check=False).returncode == 0

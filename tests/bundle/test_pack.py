@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle import Bundle, open_bundle
-from pipeline.bundle.archive import unpacked
-from pipeline.bundle.pack import EPOCH, pack_bundle
-from pipeline.bundle.sums import write_sums
-from pipeline.bundle.tensors import read_state, tensors_sha256
-from pipeline.bundle.verdict import verify_bundle
-from pipeline.cli import run
-from pipeline.errors import RefusedError, UsageError
-from pipeline.files import sha256_of
+from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.bundle.pack import EPOCH, pack_bundle
+from segpipe.bundle.sums import write_sums
+from segpipe.bundle.tensors import read_state, tensors_sha256
+from segpipe.bundle.verify import verify_bundle
+from segpipe.bundle.vet.files import unpacked
+from segpipe.cli.app import run
+from segpipe.common.files import sha256_of
+from segpipe.errors import RefusedError, UsageError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -83,9 +83,7 @@ def test_verify_takes_it(bundle: Bundle, tmp_path: Path) -> None:
     assert not verdict.refused and verdict.intact and verdict.sha256 == bundle.sha256
 
 
-def test_safetensors_are_added_and_listed_in_the_archive_alone(
-    bundle: Bundle, copy: Path, tmp_path: Path
-) -> None:
+def test_safetensors_are_added_and_listed_in_the_archive_alone(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     packed = pack_bundle(copy, tmp_path / "one.zip", safetensors=True)
@@ -116,9 +114,7 @@ def spoil(copy: Path, how: str) -> None:
         (copy / "docs" / "link.md").symlink_to(copy / "LICENSE")
     elif how == "payload":
         config = json.loads((copy / "configs" / "inference.json").read_text())
-        (copy / "configs" / "inference.json").write_text(
-            json.dumps({**config, "x": {"_target_": "os.system"}})
-        )
+        (copy / "configs" / "inference.json").write_text(json.dumps({**config, "x": {"_target_": "os.system"}}))
         write_sums(copy)
 
 
@@ -138,9 +134,7 @@ def test_a_name_that_is_allowed_is_packed(copy: Path, tmp_path: Path) -> None:
     assert pack_bundle(copy, tmp_path / "one.zip", allow=["os.system"]).files > 0
 
 
-def test_command_line(
-    bundle: Bundle, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_line(bundle: Bundle, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["bundle", "pack", str(bundle.root), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -168,9 +162,7 @@ def test_not_a_bundle(tmp_path: Path) -> None:
         pack_bundle(tmp_path / "absent.zip", tmp_path / "one.zip")
 
 
-def test_a_full_disk_leaves_the_older_file(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_older_file(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.zip").write_bytes(b"older")
 
     def full(*_: Any) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tiny_run import record_as_trained
 
-from pipeline.bundle import Bundle, export_bundle
-from pipeline.errors import DataError
-from pipeline.files import sha256_of, write_json
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle
+from segpipe.common.files import sha256_of, write_json
+from segpipe.errors import DataError
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -46,9 +47,7 @@ def test_sessions_add_up_and_hashes_of_the_data_are_kept(run_folder: Path, tmp_p
         {"resumed": True, "began": 90.0, "seconds": 8.5, "versions": {"torch": "2"}},
     ]
     environment = {"versions": {}, "git_revision": "abc", "system": "Linux", "hardware": {"cores": 2}}
-    folder = trained(
-        run_folder, tmp_path / "run", sessions=sessions, environment=environment, threads=2, num_workers=1
-    )
+    folder = trained(run_folder, tmp_path / "run", sessions=sessions, environment=environment, threads=2, num_workers=1)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["training"][0]["sha256"] = {manifest["training"][0]["image"]: "0" * 64}
     write_json(folder / "manifest.json", manifest)
@@ -61,13 +60,7 @@ def test_sessions_add_up_and_hashes_of_the_data_are_kept(run_folder: Path, tmp_p
 
 def seeds(*folders: str) -> dict[str, Any]:
     runs = [
-        {
-            "seed": index,
-            "folder": folder,
-            "status": "finished",
-            "epochs": 3,
-            "best": {"epoch": 2, "val_mean_dice": 0.5},
-        }
+        {"seed": index, "folder": folder, "status": "finished", "epochs": 3, "best": {"epoch": 2, "val_mean_dice": 0.5}}
         for index, folder in enumerate(folders)
     ]
     return {

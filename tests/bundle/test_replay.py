@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from small_bundle import change_json, small_bundle
-from zoo_bundles import NEEDED
 
-from pipeline.bundle import Bundle, isolation, replay
-from pipeline.bundle.golden_case import array_sha256
-from pipeline.bundle.replay import Replay, replay_bundle
-from pipeline.bundle.replay_child import Limits, Ran, run_isolated
-from pipeline.bundle.sums import write_sums
-from pipeline.bundle.verdict import verify_bundle
-from pipeline.cli import run as segpipe
-from pipeline.phantom import write_nifti
+from segpipe.bundle.golden.golden_case import array_sha256
+from segpipe.bundle.open import Bundle
+from segpipe.bundle.replay import isolation
+from segpipe.bundle.replay import parent as replay
+from segpipe.bundle.replay.isolated_process import Limits, Ran, run_isolated
+from segpipe.bundle.replay.parent import Replay, replay_bundle
+from segpipe.bundle.sums import write_sums
+from segpipe.bundle.verify import verify_bundle
+from segpipe.cli.app import run as segpipe
+from segpipe.data.phantom import write_nifti
+from zoo_bundles import NEEDED
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "docs/schemas/bundle.schema.json").read_text())
@@ -38,7 +40,7 @@ def copied(bundle: Bundle, tmp_path: Path) -> Path:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
     """Let the work of the isolated process be done in this one; ``change`` is what a hostile bundle would do then."""
-    from pipeline.bundle import replaying
+    from segpipe.bundle.replay import child as replaying
 
     def install(change: Change = lambda ran, out: None) -> None:
         def run(root: Path, work: Path, request: dict[str, Any], limits: Limits) -> Ran:
@@ -82,9 +84,7 @@ def test_equal_bits_where_versions_and_hardware_agree(bundle: Bundle, here: Any)
     assert found.numbers is not None
     assert found.numbers["bit_equal"] and found.numbers["max_score_difference"] == 0
     assert found.numbers["differs_here"] == []
-    assert (
-        found.golden == "the golden case comes out bit by bit, recorded with the same versions and hardware"
-    )
+    assert found.golden == "the golden case comes out bit by bit, recorded with the same versions and hardware"
     assert found.network == "1 x 1 x 16 x 16 x 16 becomes 1 x 3 x 16 x 16 x 16"
 
 
@@ -119,8 +119,7 @@ def test_another_label_map_is_refused_with_the_number_of_voxels(copied: Path, he
     labels[:3, 0, 0] = (labels[:3, 0, 0] + 1) % 3
     write_nifti(copied / "golden/labels.nii.gz", labels, image.affine)
     change_json(
-        copied / "golden/golden.json",
-        lambda document: document["labels"].update(sha256_of_array=array_sha256(labels)),
+        copied / "golden/golden.json", lambda document: document["labels"].update(sha256_of_array=array_sha256(labels))
     )
     found = replayed(copied)
     assert f"3 of {labels.size} voxels with another label" in reasons(found)
@@ -135,9 +134,7 @@ def test_other_weights_are_refused(copied: Path, here: Any) -> None:
 
 
 def test_weights_that_do_not_fit_are_a_finding(copied: Path, here: Any) -> None:
-    change_json(
-        copied / "configs/inference.json", lambda config: config["network_def"].update(channels=[4, 8, 17])
-    )
+    change_json(copied / "configs/inference.json", lambda config: config["network_def"].update(channels=[4, 8, 17]))
     found = replayed(copied)
     assert "cannot be built with its weights" in reasons(found, "network") and "size mismatch" in reasons(
         found, "network"
@@ -153,9 +150,7 @@ def test_metadata_that_promises_another_network(copied: Path, here: Any, side: s
 
     change_json(copied / "configs/metadata.json", change)
     found = replayed(copied)
-    assert ("the metadata says 2 channels" if side == "outputs" else "expected input") in reasons(
-        found, "network"
-    )
+    assert ("the metadata says 2 channels" if side == "outputs" else "expected input") in reasons(found, "network")
 
 
 def test_what_a_hostile_process_hands_over_is_refused(bundle: Bundle, here: Any, tmp_path: Path) -> None:
@@ -193,16 +188,15 @@ def test_what_a_hostile_process_hands_over_is_refused(bundle: Bundle, here: Any,
         assert found.golden is None and found.findings["replay"], change
 
 
-def test_no_golden_case_and_no_shape_is_nothing_to_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_golden_case_and_no_shape_is_nothing_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = small_bundle(tmp_path / "small")
     monkeypatch.setattr(replay, "run_isolated", lambda *_: pytest.fail("nothing is to be run"))
     assert replayed(root) == Replay()
     verdict = verify_bundle(root, replay=True)
     assert {check.name: check.status for check in verdict.checks if check.name in ("network", "replay")} == {
-        "network": "absent", "replay": "absent",
-    }  # fmt: skip
+        "network": "absent",
+        "replay": "absent",
+    }
     assert verdict.outcome == "static checks passed" and verdict.exit_code == 0
 
 
@@ -216,9 +210,7 @@ def test_nothing_runs_after_a_refusal(copied: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("by", [0.0, 0.5])
-def test_the_verdict_in_words_and_json(
-    copied: Path, here: Any, by: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_verdict_in_words_and_json(copied: Path, here: Any, by: float, capsys: pytest.CaptureFixture[str]) -> None:
     change_scores(copied, by)
     write_sums(copied)
     code = segpipe(["bundle", "verify", str(copied), "--json"])
@@ -237,7 +229,7 @@ def test_the_verdict_in_words_and_json(
 
 
 def program(monkeypatch: pytest.MonkeyPatch, path: Path, code: str) -> None:
-    """A program in the place of `pipeline.bundle.isolation`, which begins as that does."""
+    """A program in the place of `segpipe.bundle.replay.isolation`, which begins as that does."""
     path.write_text(
         "import json, os, signal, sys, time\n"
         "request = json.loads(sys.stdin.buffer.read())\n"
@@ -295,17 +287,20 @@ def test_the_process_gets_neither_the_expected_results_nor_the_users_environment
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "secret")
     program(
-        monkeypatch, tmp_path / "program.py",
+        monkeypatch,
+        tmp_path / "program.py",
         "begin(); from pathlib import Path\n"
         "names = sorted(str(p.relative_to(request['bundle'])) for p in Path(request['bundle']).rglob('*'))\n"
         "seen = {'names': names, 'env': dict(os.environ), 'request': request}\n"
         "Path('answer.json').write_text(json.dumps({'seen': seen}))",
-    )  # fmt: skip
+    )
     (tmp_path / "work").mkdir()
     seen = run_isolated(copied, tmp_path / "work", {"input": None, "golden": 0}, Limits()).answer["seen"]
     assert [name for name in seen["names"] if name.startswith("golden")] == [
-        "golden", "golden/images", "golden/images/image.nii.gz",
-    ]  # fmt: skip
+        "golden",
+        "golden/images",
+        "golden/images/image.nii.gz",
+    ]
     assert "secret" not in json.dumps(seen) and str(Path.home()) != seen["env"]["HOME"]
     assert seen["env"]["HOME"] == str(tmp_path / "work/out") and str(copied) not in json.dumps(seen)
 
@@ -354,12 +349,18 @@ def test_allowed_code_of_a_bundle_reaches_nothing(tmp_path: Path) -> None:
     (root / "scripts").mkdir()
     (root / "scripts/__init__.py").write_text("")
     (root / "scripts/net.py").write_text(NET)
-    change_json(root / "configs/inference.json", lambda config: config["network_def"].update(
-        {"_target_": "scripts.net.Net", "outside": str(outside)}))  # fmt: skip
+    change_json(
+        root / "configs/inference.json",
+        lambda config: config["network_def"].update({"_target_": "scripts.net.Net", "outside": str(outside)}),
+    )
     shape = {"num_channels": 1, "spatial_shape": ["*", "8*n", 16]}
-    change_json(root / "configs/metadata.json", lambda metadata: (
-        metadata["network_data_format"]["inputs"]["image"].update(shape),
-        metadata["network_data_format"]["outputs"]["pred"].update(num_channels=2)))  # fmt: skip
+    change_json(
+        root / "configs/metadata.json",
+        lambda metadata: (
+            metadata["network_data_format"]["inputs"]["image"].update(shape),
+            metadata["network_data_format"]["outputs"]["pred"].update(num_channels=2),
+        ),
+    )
     write_sums(root)
     verdict = verify_bundle(root, ["scripts/__init__.py", "scripts/net.py", "scripts.net.Net"], replay=True)
     assert verdict.replay is not None and verdict.replay.isolation is not None
@@ -371,9 +372,7 @@ def test_allowed_code_of_a_bundle_reaches_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", NEEDED)
-def test_a_foreign_bundle_whose_names_are_allowed_is_built(
-    make: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_a_foreign_bundle_whose_names_are_allowed_is_built(make: Callable[[Path], Path], tmp_path: Path) -> None:
     verdict = verify_bundle(make(tmp_path / "zoo"), NEEDED[make], replay=True)
     assert not verdict.findings
     checks = {check.name: check for check in verdict.checks}

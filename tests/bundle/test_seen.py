@@ -8,14 +8,14 @@ import pytest
 from jsonschema import Draft202012Validator
 from tiny_run import MakeRun
 
-import pipeline
-from pipeline.bundle import export_bundle
-from pipeline.errors import DataError
-from pipeline.files import read_json, write_json
-from pipeline.fingerprint import FINGERPRINT, beside
-from pipeline.quality import far_from_training
+import segpipe
+from segpipe.bundle.export.write import export_bundle
+from segpipe.common.files import read_json, write_json
+from segpipe.data.fingerprint import FINGERPRINT, beside
+from segpipe.errors import DataError
+from segpipe.evaluation.out_of_distribution import far_from_training
 
-SCHEMA = Path(pipeline.__file__).parent / "schemas" / "bundle_metadata.schema.json"
+SCHEMA = Path(segpipe.__file__).parent / "schemas" / "bundle_metadata.schema.json"
 
 
 def fingerprint(**edges: float) -> dict[str, object]:
@@ -26,16 +26,24 @@ def fingerprint(**edges: float) -> dict[str, object]:
 
     cases = [
         {
-            "id": id, "shape": [9, 20, 20], "spacing_mm": [edge, 1, 1], "orientation": "SRA", "labels": {},
+            "id": id,
+            "shape": [9, 20, 20],
+            "spacing_mm": [edge, 1, 1],
+            "orientation": "SRA",
+            "labels": {},
             "channels": [{"dtype": "int16", "nonzero_fraction": 1, "overall": values(10 * edge), "foreground": None}],
             "foreground_box_mm": None,
         }
         for id, edge in edges.items()
-    ]  # fmt: skip
+    ]
     summary = {
-        "cases": len(cases), "median_shape_ras": [20, 20, 9], "median_spacing_ras_mm": [1, 1, 3], "orientations": {},
-        "foreground": [None], "median_volume_ml": {},
-    }  # fmt: skip
+        "cases": len(cases),
+        "median_shape_ras": [20, 20, 9],
+        "median_spacing_ras_mm": [1, 1, 3],
+        "orientations": {},
+        "foreground": [None],
+        "median_volume_ml": {},
+    }
     return {"name": "tiny", "modality": ["MRI"], "summary": summary, "cases": cases}
 
 
@@ -50,13 +58,12 @@ def test_ranges_are_of_the_cases_that_were_trained_on(make_run: MakeRun, tmp_pat
     Draft202012Validator(read_json(SCHEMA)).validate(metadata)
     assert SCHEMA.read_text() == (Path(__file__).parents[2] / "docs/schemas" / SCHEMA.name).read_text()
     assert far_from_training(metadata, (1, 1, 5), [[0, 25, 50, 75, 100]]) == {
-        "far_spacing": "yes", "far_intensity": "no"
-    }  # fmt: skip
+        "far_spacing": "yes",
+        "far_intensity": "no",
+    }
 
 
-def test_without_a_fingerprint_nothing_is_said_and_a_broken_one_is_refused(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_without_a_fingerprint_nothing_is_said_and_a_broken_one_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     assert export_bundle(run, tmp_path / "bundle").metadata["training_data"]["seen"] is None
     write_json(run / FINGERPRINT, {"cases": 3})

@@ -18,13 +18,20 @@ import pytest
 from jsonschema import Draft202012Validator
 from small_bundle import copy, small_bundle
 
-from pipeline.bundle import open_bundle
-from pipeline.bundle.keys import fingerprint_of, is_encrypted, make_keys, unlock
-from pipeline.bundle.signing import LARGEST, check_signature, sign_bundle
-from pipeline.bundle.sums import write_sums
-from pipeline.bundle.verdict import Verdict, verify_bundle
-from pipeline.cli import run
-from pipeline.errors import RefusedError, UsageError
+from segpipe.bundle.open import open_bundle
+from segpipe.bundle.signing import (
+    LARGEST,
+    check_signature,
+    fingerprint_of,
+    is_encrypted,
+    make_keys,
+    sign_bundle,
+    unlock,
+)
+from segpipe.bundle.sums import write_sums
+from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.cli.app import run
+from segpipe.errors import RefusedError, UsageError
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "drei Wörter, lang"
@@ -101,9 +108,7 @@ def test_what_is_no_key(keys: Keys, tmp_path: Path) -> None:
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     foreign = [rsa.generate_private_key(65537, 1024), ec.generate_private_key(ec.SECP256K1())]
     for number, key in enumerate(foreign):
-        (tmp_path / f"{number}.pem").write_bytes(
-            key.public_key().public_bytes(serialization.Encoding.PEM, form)
-        )
+        (tmp_path / f"{number}.pem").write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
     (tmp_path / "text.pem").write_text("no key")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(UsageError, match="not a public"):
@@ -210,7 +215,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "deep JSON": (lambda root: (root / "model.sig").write_text("[" * 200_000), "not valid"),
     "empty JSON": (lambda root: (root / "model.sig").write_text("{}"), "not valid"),
     "cut short": (lambda root: (root / "model.sig").write_bytes((root / "model.sig").read_bytes()[:900]), "not valid"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", SPOILT)
@@ -224,9 +229,7 @@ def test_what_is_not_as_it_was_signed(how: str, signed: Path, keys: Keys, tmp_pa
     assert named in str(caught.value)
     verdict = verify_bundle(root, key=keys[1])
     assert verdict.exit_code == 5 and not verdict.trusted and verdict.signed_by is None
-    assert (
-        signature_check(verdict)[0] == ("absent" if how == "no signature" else "refused") or "folder" in how
-    )
+    assert signature_check(verdict)[0] == ("absent" if how == "no signature" else "refused") or "folder" in how
 
 
 def test_a_signature_that_names_no_key(
@@ -264,9 +267,7 @@ def test_the_verdict(signed: Path, keys: Keys, tmp_path: Path) -> None:
     assert signature_check(unasked)[0] == "not run" and "--key" in signature_check(unasked)[1]
     assert unasked.exit_code == 0 and not unasked.trusted and "not trusted" in unasked.words
     other = verify_bundle(signed, key=make_keys(tmp_path / "other")[1])
-    assert (
-        signature_check(other) == ("refused", "the bundle was signed with another key") and not other.trusted
-    )
+    assert signature_check(other) == ("refused", "the bundle was signed with another key") and not other.trusted
 
 
 def test_a_signed_bundle_that_is_refused_is_not_trusted(keys: Keys, tmp_path: Path) -> None:
@@ -323,9 +324,7 @@ def document(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, A
     return code, printed
 
 
-def test_the_commands(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGPIPE_KEY_PASSWORD", PASSWORD)
     code, made = document(capsys, "bundle", "keygen", tmp_path / "lab")
     assert code == 0 and made["encrypted"] and is_encrypted(Path(made["private_key"]))
@@ -344,11 +343,7 @@ def test_the_commands(
 
 
 def test_without_the_packages(
-    signed: Path,
-    keys: Keys,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    signed: Path, keys: Keys, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     for words in (["verify", signed, "--key", keys[1]], ["sign", signed, "--key", keys[0], "--overwrite"]):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, write_volumes
 
-from pipeline.bundle import Bundle, export_bundle, open_bundle
-from pipeline.files import sha256_of, write_json
-from pipeline.phantom import write_nifti
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.common.files import sha256_of, write_json
+from segpipe.data.phantom import write_nifti
 
 ADVISORY = r"parsing config_file .*GHSA-873f-pvrv-4x83"
 DECODER = r"NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register successfully"
@@ -23,7 +24,7 @@ TORCHVISION = r"torchvision is not installed\. Skipping torchvision::"
 SMALL_OBJECTS = r"Parameter `min_size` is deprecated"
 TREESPEC = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 REPOSITORY = Path(__file__).parents[2]
-SCHEMA = REPOSITORY / "pipeline" / "schemas" / "bundle_metadata.schema.json"
+SCHEMA = REPOSITORY / "pipeline" / "segpipe" / "schemas" / "bundle_metadata.schema.json"
 Run = Callable[..., None]
 
 
@@ -57,10 +58,13 @@ def run(shared: Bundle, tmp_path: Path) -> Run:
         before = open_bundle(shared.root).sha256
         quiet = ("PYTHONPATH", "PYTHONWARNINGS", "SEGPIPE_DEBUG")
         done = subprocess.run(
-            [sys.executable, "-m", "monai.bundle", *map(str, arguments)], cwd=tmp_path, check=False,
+            [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
+            cwd=tmp_path,
+            check=False,
             env={name: value for name, value in os.environ.items() if name not in quiet},
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         said = warnings(done.stdout, done.stderr)
         assert [text for text in said if not any(re.search(pattern, text) for pattern in allowed)] == []
@@ -93,13 +97,7 @@ def test_every_config_of_a_bundle_is_run_here(shared: Bundle) -> None:
 
 def test_what_is_still_said_is_documented() -> None:
     text = " ".join((REPOSITORY / "docs" / "bundle.md").read_text().split())
-    for words in (
-        "GHSA-873f-pvrv-4x83",
-        "nvImageCodec",
-        "torchvision is not installed",
-        "LeafSpec",
-        "min_size",
-    ):
+    for words in ("GHSA-873f-pvrv-4x83", "nvImageCodec", "torchvision is not installed", "LeafSpec", "min_size"):
         assert words in text
 
 
@@ -107,37 +105,89 @@ def test_what_is_still_said_is_documented() -> None:
 @pytest.mark.parametrize("fast", [False, True])
 def test_inference(shared: Bundle, data: Path, run: Run, tmp_path: Path, fast: bool) -> None:
     names = ["inference.json", "inference_fast.json"] if fast else ["inference.json"]
-    run("run", "--config_file", str([config(shared, name) for name in names]), "--bundle_root", shared.root,
-        "--dataset_dir", data / "images", "--output_dir", "OUT",
-        allowed=(ADVISORY, SMALL_OBJECTS, *(() if fast else (DECODER,))), writes=("OUT",))  # fmt: skip
+    run(
+        "run",
+        "--config_file",
+        str([config(shared, name) for name in names]),
+        "--bundle_root",
+        shared.root,
+        "--dataset_dir",
+        data / "images",
+        "--output_dir",
+        "OUT",
+        allowed=(ADVISORY, SMALL_OBJECTS, *(() if fast else (DECODER,))),
+        writes=("OUT",),
+    )
     assert len(list((tmp_path / "OUT").iterdir())) == len(affines())
 
 
 @pytest.mark.slow
 def test_evaluate(shared: Bundle, data: Path, run: Run, tmp_path: Path) -> None:
-    run("run", "--config_file", config(shared, "evaluate.json"), "--bundle_root", shared.root, "--dataset_dir", data,
-        "--output_dir", "OUT", allowed=(ADVISORY, DECODER, SMALL_OBJECTS), writes=("OUT",))  # fmt: skip
+    run(
+        "run",
+        "--config_file",
+        config(shared, "evaluate.json"),
+        "--bundle_root",
+        shared.root,
+        "--dataset_dir",
+        data,
+        "--output_dir",
+        "OUT",
+        allowed=(ADVISORY, DECODER, SMALL_OBJECTS),
+        writes=("OUT",),
+    )
     assert (tmp_path / "OUT" / "val_mean_dice_raw.csv").is_file()
 
 
 @pytest.mark.slow
 def test_train(shared: Bundle, data: Path, run: Run, tmp_path: Path) -> None:
-    run("run", "--config_file", config(shared, "train.json"), "--bundle_root", shared.root, "--dataset_dir", data,
-        "--max_epochs", "2", "--val_interval", "1", "--batch_size", "2", allowed=(ADVISORY, DECODER),
-        writes=("run",))  # fmt: skip
+    run(
+        "run",
+        "--config_file",
+        config(shared, "train.json"),
+        "--bundle_root",
+        shared.root,
+        "--dataset_dir",
+        data,
+        "--max_epochs",
+        "2",
+        "--val_interval",
+        "1",
+        "--batch_size",
+        "2",
+        allowed=(ADVISORY, DECODER),
+        writes=("run",),
+    )
     assert (tmp_path / "run" / "best.pt").is_file()
 
 
 @pytest.mark.slow
 def test_verify_metadata(shared: Bundle, run: Run) -> None:
-    run("verify_metadata", "--meta_file", config(shared, "metadata.json"), "--filepath", SCHEMA,
-        "--hash_val", sha256_of(SCHEMA), "--hash_type", "sha256")  # fmt: skip
+    run(
+        "verify_metadata",
+        "--meta_file",
+        config(shared, "metadata.json"),
+        "--filepath",
+        SCHEMA,
+        "--hash_val",
+        sha256_of(SCHEMA),
+        "--hash_type",
+        "sha256",
+    )
 
 
 @pytest.mark.slow
 def test_verify_net_in_out(shared: Bundle, run: Run) -> None:
-    run("verify_net_in_out", "network_def", "--device", "cpu", "--meta_file", config(shared, "metadata.json"),
-        "--config_file", config(shared, "inference.json"))  # fmt: skip
+    run(
+        "verify_net_in_out",
+        "network_def",
+        "--device",
+        "cpu",
+        "--meta_file",
+        config(shared, "metadata.json"),
+        "--config_file",
+        config(shared, "inference.json"),
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +195,17 @@ def test_verify_net_in_out(shared: Bundle, run: Run) -> None:
 def test_exports_to_other_formats(shared: Bundle, run: Run, kind: str) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxscript", reason="onnx is not installed")
-    run("onnx_export" if kind == "onnx" else "ckpt_export", "network_def", "--filepath", f"model.{kind}",
-        "--ckpt_file", shared.weights, "--meta_file", config(shared, "metadata.json"),
-        "--config_file", config(shared, "inference.json"),
-        allowed=(TORCHVISION, TREESPEC) if kind == "onnx" else (), writes=(f"model.{kind}",))  # fmt: skip
+    run(
+        "onnx_export" if kind == "onnx" else "ckpt_export",
+        "network_def",
+        "--filepath",
+        f"model.{kind}",
+        "--ckpt_file",
+        shared.weights,
+        "--meta_file",
+        config(shared, "metadata.json"),
+        "--config_file",
+        config(shared, "inference.json"),
+        allowed=(TORCHVISION, TREESPEC) if kind == "onnx" else (),
+        writes=(f"model.{kind}",),
+    )

@@ -14,18 +14,22 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, record_as_trained
 
-from pipeline.bundle import Bundle, export_bundle
-from pipeline.phantom import write_nifti
-from pipeline.results import find_segmentation
+from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.open import Bundle
+from segpipe.common.result_folder import find_segmentation
+from segpipe.data.phantom import write_nifti
 
 
 def stock(bundle: Bundle, images: Path, out: Path, config: str = "inference.json", **override: Any) -> None:
     import monai.bundle
 
     monai.bundle.run(
-        config_file=str(bundle.root / "configs" / config), bundle_root=str(bundle.root), dataset_dir=str(images),
-        output_dir=str(out), **override,
-    )  # fmt: skip
+        config_file=str(bundle.root / "configs" / config),
+        bundle_root=str(bundle.root),
+        dataset_dir=str(images),
+        output_dir=str(out),
+        **override,
+    )
 
 
 def label_map(out: Path, name: str) -> Any:
@@ -73,9 +77,7 @@ def test_label_maps_lie_on_the_grid_of_the_source(predicted: Path, images: Path,
 
 
 @pytest.mark.parametrize("name", affines())
-def test_simpleitk_and_nibabel_agree_where_the_label_map_lies(
-    predicted: Path, images: Path, name: str
-) -> None:
+def test_simpleitk_and_nibabel_agree_where_the_label_map_lies(predicted: Path, images: Path, name: str) -> None:
     import SimpleITK as sitk  # noqa: N813
 
     source = sitk.ReadImage(str(images / f"{name}.nii.gz"))
@@ -120,15 +122,11 @@ def test_an_empty_folder_is_said_and_a_missing_one_is_an_error(bundle: Bundle, t
 
 
 def test_nothing_else_is_written(predicted: Path) -> None:
-    assert sorted(path.name for path in predicted.rglob("*")) == sorted(
-        f"{name}_seg.nii.gz" for name in affines()
-    )
+    assert sorted(path.name for path in predicted.rglob("*")) == sorted(f"{name}_seg.nii.gz" for name in affines())
 
 
 @pytest.mark.parametrize("name", ["plain", "flipped"])
-def test_one_window_is_the_argmax_of_the_network(
-    bundle: Bundle, predicted: Path, images: Path, name: str
-) -> None:
+def test_one_window_is_the_argmax_of_the_network(bundle: Bundle, predicted: Path, images: Path, name: str) -> None:
     volume = np.asarray(nib.load(images / f"{name}.nii.gz").dataobj).astype(np.float64)
     flip = (slice(None, None, -1), slice(None, None, -1)) if name == "flipped" else ()
     expected = scores(bundle, volume[flip].copy()).argmax(0)[flip]
@@ -174,14 +172,20 @@ def test_the_device_is_overridden_by_a_word(bundle: Bundle, images: Path, tmp_pa
 def test_unetpp_runs_as_monais_own(make_run: MakeRun, images: Path, tmp_path: Path) -> None:
     import torch
 
-    from pipeline.components import UNetPlusPlus
+    from segpipe.components.networks import UNetPlusPlus
 
     definition = {
-        "_target_": "pipeline.components.UNetPlusPlus", "spatial_dims": 3, "in_channels": "@in_channels",
-        "out_channels": "@out_channels", "features": [4, 4, 4, 4, 4, 4], "deep_supervision": True,
-    }  # fmt: skip
-    run = make_run(network={"network_def": definition, "patch_divisor": 16, "network_name": "unetpp"},
-                   task={"patch_size": [32, 32, 32]})  # fmt: skip
+        "_target_": "segpipe.components.UNetPlusPlus",
+        "spatial_dims": 3,
+        "in_channels": "@in_channels",
+        "out_channels": "@out_channels",
+        "features": [4, 4, 4, 4, 4, 4],
+        "deep_supervision": True,
+    }
+    run = make_run(
+        network={"network_def": definition, "patch_divisor": 16, "network_name": "unetpp"},
+        task={"patch_size": [32, 32, 32]},
+    )
     bundle = export_bundle(run, tmp_path / "unetpp")
     assert bundle.network_def is not None
     assert bundle.network_def["_target_"] == "monai.networks.nets.BasicUNetPlusPlus"
@@ -242,7 +246,7 @@ def test_rules_clean_the_label_map(run_folder: Path, predicted: Path, images: Pa
     rules = {"schema_version": 1, "rules": {"1": {"keep_largest": True, "min_volume_ml": 0.001}}}
     (tmp_path / "rules.json").write_text(json.dumps(rules))
     bundle = export_bundle(run_folder, tmp_path / "clean", postprocessing=tmp_path / "rules.json")
-    assert not bundle.outside and bundle.cleanup
+    assert not bundle.unsupported and bundle.cleanup
     assert "scikit-image" in bundle.metadata["required_packages_version"]
     words = "only the largest connected component is kept, and components below 0.001 mL are removed"
     assert bundle.metadata["postprocessing"] == {"left | part": words}
@@ -262,22 +266,35 @@ def test_stock_run_never_imports_this_package(bundle: Bundle, images: Path, tmp_
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'pipeline':\n"
+        "        if name.split('.')[0] == 'segpipe':\n"
         "            raise ImportError('the package must not be needed')\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import runpy\n"
         "try:\n"
         "    runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)\n"
         "finally:\n"
-        "    assert 'pipeline' not in sys.modules\n"
+        "    assert 'segpipe' not in sys.modules\n"
     )
-    arguments = ["run", "--config_file", str(bundle.root / "configs" / "inference.json"), "--bundle_root",
-                 str(bundle.root), "--dataset_dir", str(images), "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    arguments = [
+        "run",
+        "--config_file",
+        str(bundle.root / "configs" / "inference.json"),
+        "--bundle_root",
+        str(bundle.root),
+        "--dataset_dir",
+        str(images),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == len(affines())
 

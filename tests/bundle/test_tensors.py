@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.bundle.tensors import read_state, safetensors_bytes, tensors_sha256, torch_bytes
-from pipeline.errors import DataError
+from segpipe.bundle.tensors import read_state, safetensors_bytes, tensors_sha256, torch_bytes
+from segpipe.errors import DataError
 
 
 def test_one_hash_of_tensors_by_another_way_of_counting() -> None:
     import numpy as np
     import torch
 
-    state = {
-        "b": torch.tensor(3),
-        "a": torch.tensor([[1.0, float("nan")]], dtype=torch.float32),
-        "c": torch.ones(0),
-    }
+    state = {"b": torch.tensor(3), "a": torch.tensor([[1.0, float("nan")]], dtype=torch.float32), "c": torch.ones(0)}
     expected = hashlib.sha256()
     expected.update(b'["a", "float32", [1, 2]]\n' + np.array([1.0, np.nan], "<f4").tobytes())
     expected.update(b'["b", "int64", []]\n' + (3).to_bytes(8, "little"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import sha256_of, write_json
-from pipeline.phantom import write_nifti
+from segpipe.common.files import sha256_of, write_json
+from segpipe.data.phantom import write_nifti
 
 LABELS = ["background", "left | part", "right part"]
 KEYS = {"keys": ["image", "label"], "allow_missing_keys": True}
@@ -30,12 +30,7 @@ TASK = {
         {"_target_": "Spacingd", **KEYS, "pixdim": [1.0, 1.0, 1.0], "mode": ["bilinear", "nearest"]},
         {"_target_": "CropForegroundd", **KEYS, "source_key": "image"},
         {"_target_": "SpatialPadd", **KEYS, "spatial_size": "@patch_size"},
-        {
-            "_target_": "NormalizeIntensityd",
-            "keys": ["image"],
-            "channel_wise": True,
-            "allow_missing_keys": True,
-        },
+        {"_target_": "NormalizeIntensityd", "keys": ["image"], "channel_wise": True, "allow_missing_keys": True},
         {"_target_": "EnsureTyped", **KEYS},
     ],
 }
@@ -43,10 +38,14 @@ NETWORK = {
     "network_name": "tiny",
     "patch_divisor": 4,
     "network_def": {
-        "_target_": "UNet", "spatial_dims": 3, "in_channels": "@in_channels", "out_channels": "@out_channels",
-        "channels": [4, 8, 16], "strides": [2, 2],
+        "_target_": "UNet",
+        "spatial_dims": 3,
+        "in_channels": "@in_channels",
+        "out_channels": "@out_channels",
+        "channels": [4, 8, 16],
+        "strides": [2, 2],
     },
-}  # fmt: skip
+}
 MakeRun = Callable[..., Path]
 
 
@@ -81,18 +80,17 @@ def record_as_trained(run: Path) -> None:
 
 def manifest(channels: list[str], labels: list[str]) -> dict[str, Any]:
     cases = [
-        {
-            "id": name,
-            "image": f"images/{name}.nii.gz",
-            "label": f"labels/{name}.nii.gz",
-            "patient_id": "Jane Doe",
-        }
+        {"id": name, "image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "patient_id": "Jane Doe"}
         for name in affines()
     ]
     return {
-        "schema_version": 1, "name": "tiny", "description": "noise",
-        "reference": "None (2026)", "source": "generated", "licence": "CC0-1.0",
+        "schema_version": 1,
+        "name": "tiny",
+        "description": "noise",
+        "reference": "None (2026)",
+        "source": "generated",
+        "licence": "CC0-1.0",
         "modality": {str(i): name for i, name in enumerate(channels)},
         "labels": {str(i): name for i, name in enumerate(labels)},
         "training": [{**case, "fold": index % 2} for index, case in enumerate(cases)],
-    }  # fmt: skip
+    }

@@ -12,9 +12,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, Lambdad, LoadImaged
 
-from pipeline.components import CaseTransforms, ValidateCased, load_cases
-from pipeline.errors import DataError, UsageError
-from pipeline.manifest import Manifest, save_manifest
+from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
+from segpipe.data.manifest import Manifest, save_manifest
+from segpipe.errors import DataError, UsageError
 
 SHAPE = (4, 5, 6)
 
@@ -74,9 +74,7 @@ def test_a_split_that_is_not_there(split: str, fold: int | None, dataset: Path) 
 
 def test_a_split_without_cases_is_not_an_empty_list(dataset: Path) -> None:
     manifest = dataset / "manifest.json"
-    document = Manifest.model_validate(
-        {"name": "d", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "x"}}
-    )
+    document = Manifest.model_validate({"name": "d", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "x"}})
     save_manifest(document, manifest)
     for split in ("training", "test"):
         with pytest.raises(UsageError, match=f"no {split} cases"):

@@ -14,8 +14,8 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, RandShiftIntensity
 from monai.utils import CommonKeys
 
-from pipeline.components import EpochSeed, GradientClip, StopOnNonFinite
-from pipeline.errors import DataError, SegpipeError, UsageError
+from segpipe.components.handlers import EpochSeed, GradientClip, StopOnNonFinite
+from segpipe.errors import DataError, SegpipeError, UsageError
 
 
 def drawn(seed: int, epochs: range) -> list[tuple[float, ...]]:
@@ -88,11 +88,7 @@ def test_under_amp_the_scaler_comes_first_and_judges() -> None:
     network = with_gradient([300.0, float("inf")])
     engine = engine_with(network)
     asked: list[object] = []
-    engine.amp, engine.scaler, engine.optimizer = (
-        True,
-        SimpleNamespace(unscale_=asked.append),
-        "the optimiser",
-    )
+    engine.amp, engine.scaler, engine.optimizer = (True, SimpleNamespace(unscale_=asked.append), "the optimiser")
     GradientClip(max_norm=10.0)(engine)  # the scaler will skip the step: no error
     assert asked == ["the optimiser"]
 
@@ -143,10 +139,7 @@ def test_a_run_stops_before_the_weights_take_harm() -> None:
     engine.network = network
     StopOnNonFinite().attach(engine)
     GradientClip(max_norm=0.5).attach(engine)
-    batches = [
-        {CommonKeys.IMAGE: torch.full((1, 1), value), "case_id": [f"c{value}"]}
-        for value in (4.0, float("nan"))
-    ]
+    batches = [{CommonKeys.IMAGE: torch.full((1, 1), value), "case_id": [f"c{value}"]} for value in (4.0, float("nan"))]
     with pytest.raises(DataError) as caught:
         engine.run(batches, max_epochs=1)
     assert caught.value.case_id == "cnan"

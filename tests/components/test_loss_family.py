@@ -12,25 +12,20 @@ from loss_formulas import KINDS, example, formulas, numpy_parts
 from monai.losses import GeneralizedDiceLoss as MonaiGeneralised
 from scipy import ndimage
 
-from pipeline import components
-from pipeline.components import (
+from segpipe import components
+from segpipe.components.handlers import LossSchedule
+from segpipe.components.losses.compound import (
     ComboLoss,
     DeepSupervision,
     DiceCELoss,
     DiceFocalLoss,
-    DiceLoss,
     FocalLoss,
-    FocalTverskyLoss,
-    GeneralisedDiceLoss,
     HausdorffLoss,
-    JaccardLoss,
-    LossSchedule,
-    LovaszHinge,
-    LovaszSoftmax,
-    TverskyLoss,
 )
-from pipeline.compose import configs_folder
-from pipeline.errors import DataError, UsageError
+from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax
+from segpipe.components.losses.regions import DiceLoss, FocalTverskyLoss, GeneralisedDiceLoss, JaccardLoss, TverskyLoss
+from segpipe.errors import DataError, UsageError
+from segpipe.training.compose.fragments import configs_folder
 
 FAMILY = [
     ComboLoss,
@@ -66,9 +61,7 @@ def test_every_loss_equals_its_independent_formula(seed, classes, shape, batch, 
     logits, truth = example(seed, classes, shape, batch, kind)
     for loss, expected in formulas(logits, truth).items():
         more = {} if loss is FocalLoss else {"batch": False}
-        assert float(loss(**more)(logits, truth)) == pytest.approx(expected, rel=1e-9, abs=1e-9), (
-            loss.__name__
-        )
+        assert float(loss(**more)(logits, truth)) == pytest.approx(expected, rel=1e-9, abs=1e-9), loss.__name__
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,25 +228,32 @@ def test_hausdorff_part_by_brute_force_and_its_schedule() -> None:
 def test_what_has_no_meaning_is_refused() -> None:
     logits, truth = example(0)
     for loss, option in (
-        (FocalLoss, "smooth"), (FocalLoss, "batch"), (HausdorffLoss, "ignore_index"),
-        (LovaszSoftmax, "include_background"), (GeneralisedDiceLoss, "class_weights"), (JaccardLoss, "alpha"),
-    ):  # fmt: skip
+        (FocalLoss, "smooth"),
+        (FocalLoss, "batch"),
+        (HausdorffLoss, "ignore_index"),
+        (LovaszSoftmax, "include_background"),
+        (GeneralisedDiceLoss, "class_weights"),
+        (JaccardLoss, "alpha"),
+    ):
         with pytest.raises(TypeError):
             loss(**{option: 1})
     for make in (
-        lambda: DiceLoss(smooth=0), lambda: DiceLoss(smooth=1, smooth_above=2), lambda: FocalLoss(gamma=-1),
-        lambda: FocalLoss(alpha=1.5), lambda: ComboLoss(beta=2), lambda: GeneralisedDiceLoss(weight="cube"),
-        lambda: HausdorffLoss(unit="day"), lambda: LovaszSoftmax(classes="some"), lambda: LovaszSoftmax(classes=[]),
-        lambda: DiceLoss(class_weights=[1, -1, 0]), lambda: DiceLoss(class_weights=[1, 0, 0]),
+        lambda: DiceLoss(smooth=0),
+        lambda: DiceLoss(smooth=1, smooth_above=2),
+        lambda: FocalLoss(gamma=-1),
+        lambda: FocalLoss(alpha=1.5),
+        lambda: ComboLoss(beta=2),
+        lambda: GeneralisedDiceLoss(weight="cube"),
+        lambda: HausdorffLoss(unit="day"),
+        lambda: LovaszSoftmax(classes="some"),
+        lambda: LovaszSoftmax(classes=[]),
+        lambda: DiceLoss(class_weights=[1, -1, 0]),
+        lambda: DiceLoss(class_weights=[1, 0, 0]),
         lambda: LovaszHinge(activation="softmax", class_weights=[1, 1]),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UsageError):
             make()
-    for module in (
-        DiceLoss(class_weights=[1, 1]),
-        LovaszSoftmax(classes=[3]),
-        LovaszHinge(activation="softmax"),
-    ):
+    for module in (DiceLoss(class_weights=[1, 1]), LovaszSoftmax(classes=[3]), LovaszHinge(activation="softmax")):
         with pytest.raises(UsageError):
             module(logits, truth)
     with pytest.raises(DataError, match="no class"):

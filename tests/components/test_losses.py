@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from monai.losses import DiceCELoss as MonaiDiceCE
 from monai.losses import TverskyLoss as MonaiTversky
 
-from pipeline.components import DeepSupervision, DiceCELoss, FocalTverskyLoss, TverskyLoss
-from pipeline.errors import DataError, UsageError
+from segpipe.components.losses.compound import DeepSupervision, DiceCELoss
+from segpipe.components.losses.regions import FocalTverskyLoss, TverskyLoss
+from segpipe.errors import DataError, UsageError
 
 LOSSES = [DiceCELoss, TverskyLoss, FocalTverskyLoss]
 
@@ -46,11 +47,7 @@ def numpy_tversky(logits, truth, alpha, beta, background, batch, smooth=1e-5) ->
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(0, 10_000),
-    st.integers(2, 5),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([(0.5, 0.5), (0.3, 0.7)]),
+    st.integers(0, 10_000), st.integers(2, 5), st.booleans(), st.booleans(), st.sampled_from([(0.5, 0.5), (0.3, 0.7)])
 )
 def test_tversky_family_equals_an_independent_formula(seed, classes, background, batch, weights) -> None:
     logits, truth = example(seed, classes)
@@ -70,9 +67,7 @@ def test_against_monai_where_it_is_right(seed: int) -> None:
     )
     monai = MonaiDiceCE(to_onehot_y=True, softmax=True, include_background=False, batch=True)
     # MONAI smooths numerator and denominator of 2TP/(..) by 1e-5, ours TP/(..): apart by about 1e-6 here
-    assert float(DiceCELoss(batch=True)(logits, truth)) == pytest.approx(
-        float(monai(logits, truth)), abs=1e-5
-    )
+    assert float(DiceCELoss(batch=True)(logits, truth)) == pytest.approx(float(monai(logits, truth)), abs=1e-5)
 
 
 def test_algebra_of_the_family() -> None:
@@ -83,9 +78,7 @@ def test_algebra_of_the_family() -> None:
     entropy = torch.nn.functional.cross_entropy(logits, truth[:, 0])
     assert float(DiceCELoss(alpha=1.0)(logits, truth)) == pytest.approx(2 * float(entropy), abs=1e-6)
     one = logits[:1], truth[:1]
-    assert float(TverskyLoss(batch=True)(*one)) == pytest.approx(
-        float(TverskyLoss(batch=False)(*one)), abs=1e-7
-    )
+    assert float(TverskyLoss(batch=True)(*one)) == pytest.approx(float(TverskyLoss(batch=False)(*one)), abs=1e-7)
 
 
 def test_dice_ce_with_sigmoid_is_binary_cross_entropy_per_channel() -> None:
@@ -148,9 +141,7 @@ def test_gradient_against_finite_differences(kind) -> None:
 def test_voxel_order_does_not_matter(kind) -> None:
     logits, truth = example(9)
     loss = kind()
-    assert float(loss(logits.flip(2, 4), truth.flip(2, 4))) == pytest.approx(
-        float(loss(logits, truth)), abs=1e-6
-    )
+    assert float(loss(logits.flip(2, 4), truth.flip(2, 4))) == pytest.approx(float(loss(logits, truth)), abs=1e-6)
 
 
 def test_wrong_pairings_are_refused_before_the_first_step() -> None:
@@ -181,9 +172,7 @@ def test_deep_supervision_weighs_the_finest_head_most() -> None:
     other, _ = example(1)
     loss = TverskyLoss()
     first, second = float(loss(logits, truth)), float(loss(other, truth))
-    assert float(DeepSupervision(loss)([logits, other], truth)) == pytest.approx(
-        (2 * first + second) / 3, abs=1e-6
-    )
+    assert float(DeepSupervision(loss)([logits, other], truth)) == pytest.approx((2 * first + second) / 3, abs=1e-6)
     assert float(DeepSupervision(loss)(logits, truth)) == pytest.approx(first, abs=1e-7)
     coarse = torch.randn(2, 3, 2, 2, 2)
     assert torch.isfinite(DeepSupervision(loss)([logits, coarse], truth))

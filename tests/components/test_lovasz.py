@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.components import LovaszHinge, LovaszSoftmax
-from pipeline.components.losses.lovasz import lovasz_weights
+from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax, lovasz_weights
 
 
 def extension(errors: np.ndarray, truth: np.ndarray) -> float:
@@ -37,9 +36,7 @@ def test_weights_equal_the_published_algorithm_with_ties_and_zeros(seed, size, s
 def example(seed: int, batch: int = 2, classes: int = 4):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, classes, 4, 3, 5, generator=generator, dtype=torch.float64)
-    truth = torch.randint(
-        0, classes - 1, (batch, 1, 4, 3, 5), generator=generator
-    )  # the last class is absent
+    truth = torch.randint(0, classes - 1, (batch, 1, 4, 3, 5), generator=generator)  # the last class is absent
     return logits, truth
 
 
@@ -72,9 +69,7 @@ def test_hinge_per_image_and_pooled_and_of_two_classes(batch: bool) -> None:
     x, t = logits.numpy().reshape(2, -1), truth.numpy().reshape(2, -1) > 0
     groups = [(x.ravel(), t.ravel())] if batch else list(zip(x, t, strict=True))
     expected = np.mean([extension(np.maximum(1 - a * (2.0 * b - 1), 0), b) for a, b in groups])
-    assert float(LovaszHinge(activation="sigmoid", batch=batch)(logits, truth)) == pytest.approx(
-        expected, abs=1e-9
-    )
+    assert float(LovaszHinge(activation="sigmoid", batch=batch)(logits, truth)) == pytest.approx(expected, abs=1e-9)
     pair = torch.cat([0.3 * torch.ones_like(logits), logits + 0.3], 1)
     two = LovaszHinge(activation="softmax", batch=batch)
     assert float(two(pair, truth)) == pytest.approx(expected, abs=1e-9)

@@ -13,22 +13,33 @@ import torch.multiprocessing as mp
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, MetaTensor
-from tiny_data import train_arguments
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.segmentation import dice_score
 
-from pipeline import measure
-from pipeline.cli import run
-from pipeline.components import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
-from pipeline.errors import UsageError
-from pipeline.measure import mean_defined, measure_case
+from segpipe.cli.app import run
+from segpipe.components.metrics.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
+from segpipe.errors import UsageError
+from segpipe.evaluation import measure
+from segpipe.evaluation.measure.case_measures import measure_case
+from segpipe.evaluation.measure.overlap import mean_defined
+from tiny_data import train_arguments
 
 NAMES = ["background", "a", "b"]
 SPACING = (0.7, 1.2, 3.0)
 CASE_MEASURES = (
-    "dice", "iou", "precision", "recall", "specificity", "nsd", "hd_mm", "hd95_mm", "assd_mm", "lesion_f1",
-    "lesion_dice", "difference_ml",
-)  # fmt: skip
+    "dice",
+    "iou",
+    "precision",
+    "recall",
+    "specificity",
+    "nsd",
+    "hd_mm",
+    "hd95_mm",
+    "assd_mm",
+    "lesion_f1",
+    "lesion_dice",
+    "difference_ml",
+)
 
 
 def volume(*values: int) -> torch.Tensor:
@@ -94,12 +105,7 @@ def test_against_torchmetrics() -> None:
     metric.reset()
     metric.update((list(prediction), list(truth)))
     expected = dice_score(
-        prediction[:, 0],
-        truth[:, 0],
-        num_classes=3,
-        include_background=False,
-        average="none",
-        input_format="index",
+        prediction[:, 0], truth[:, 0], num_classes=3, include_background=False, average="none", input_format="index"
     ).mean(1)
     assert metric.compute() == pytest.approx(float(expected.mean()), abs=1e-6)
 
@@ -118,7 +124,7 @@ def test_every_case_metric_is_what_evaluation_reports() -> None:
     reports = [
         measure_case(case["label"][0].numpy(), case["pred"][0].numpy().astype(np.uint8), {1: "a", 2: "b"}, SPACING, 1.3)
         for case in data
-    ]  # fmt: skip
+    ]
     for name in CASE_MEASURES:
         by_case = [mean_defined(getattr(label, name) for label in report) for report in reports]
         assert found[name] == pytest.approx(mean_defined(by_case)), name
@@ -149,9 +155,7 @@ def test_what_is_not_defined_is_left_out_and_not_kept_from_before() -> None:
     CaseMetric("recall", NAMES).attach(engine, "recall")
     PooledMetric("recall", NAMES).attach(engine, "pooled")
     engine.run([[some]])
-    assert engine.state.metrics == {
-        "hd": 0, "hd_a": 0, "recall": 1, "recall_a": 1, "pooled": 1, "pooled_a": 1
-    }  # fmt: skip
+    assert engine.state.metrics == {"hd": 0, "hd_a": 0, "recall": 1, "recall_a": 1, "pooled": 1, "pooled_a": 1}
     engine.run([[nothing]])
     assert engine.state.metrics == {"recall": 0, "pooled": 0}  # scores of nothing never look good
 
@@ -170,9 +174,7 @@ def test_pooled_is_the_measure_of_all_voxels_together(name: str) -> None:
 
 def test_calibration_of_probabilities_and_of_logits() -> None:
     data = cases()
-    truth, logits = (
-        torch.stack([torch.as_tensor(case[key]) for case in data]) for key in ("label", "logits")
-    )
+    truth, logits = (torch.stack([torch.as_tensor(case[key]) for case in data]) for key in ("label", "logits"))
     for activation, scores in (("softmax", logits.softmax(1)), ("sigmoid", logits.sigmoid())):
         theirs = [
             float(binary_calibration_error(scores[:, value].flatten(), (truth == value).long().flatten(), 15))
@@ -204,10 +206,7 @@ def test_soft_dice_pooled_and_per_sample(squared: bool) -> None:
     truth = np.concatenate([case["label"].numpy() for case in data])
     scores = torch.stack([case["logits"] for case in data]).softmax(1).numpy()
     outputs = [{"pred": case["logits"].softmax(0), "label": case["label"]} for case in data]
-    metrics = {
-        "pooled": SoftDice(NAMES, squared=squared),
-        "sample": SoftDice(NAMES, squared=squared, per_sample=True),
-    }
+    metrics = {"pooled": SoftDice(NAMES, squared=squared), "sample": SoftDice(NAMES, squared=squared, per_sample=True)}
     found = through_engine(metrics, outputs)
     pairs = {label: (truth == value, scores[:, value]) for value, label in ((1, "a"), (2, "b"))}
     for label, pair in pairs.items():
@@ -222,9 +221,13 @@ def test_soft_dice_pooled_and_per_sample(squared: bool) -> None:
 
 @pytest.mark.parametrize(
     ("prediction", "words"),
-    [(torch.rand(3, 4, 4, 4), "not a label map"), (torch.rand(1, 4, 4, 4), "not a label map"),
-     (torch.zeros(1, 4, 4, 5), "different shapes"), (torch.full((1, 4, 4, 4), torch.nan), "not a label map")],
-)  # fmt: skip
+    [
+        (torch.rand(3, 4, 4, 4), "not a label map"),
+        (torch.rand(1, 4, 4, 4), "not a label map"),
+        (torch.zeros(1, 4, 4, 5), "different shapes"),
+        (torch.full((1, 4, 4, 4), torch.nan), "not a label map"),
+    ],
+)
 def test_what_is_no_label_map_is_refused(prediction: torch.Tensor, words: str) -> None:
     for metric in (CaseDice(NAMES), PooledMetric("dice", NAMES)):
         with pytest.raises(UsageError, match=words):
@@ -255,7 +258,7 @@ def test_words_that_mean_nothing_are_refused() -> None:
 
 def test_a_config_names_them_for_a_monai_validator() -> None:
     data = cases(2)
-    metric = {"_target_": "pipeline.components.CaseMetric", "labels": "@labels"}
+    metric = {"_target_": "segpipe.components.CaseMetric", "labels": "@labels"}
     parser = ConfigParser(
         {
             "labels": NAMES,
@@ -266,20 +269,24 @@ def test_a_config_names_them_for_a_monai_validator() -> None:
                 "network": {"_target_": "torch.nn.Identity"},
                 "inferer": {"_target_": "SimpleInferer"},
                 "postprocessing": {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-                "key_val_metric": {"val_mean_dice": {"_target_": "pipeline.components.CaseDice", "labels": "@labels"}},
+                "key_val_metric": {"val_mean_dice": {"_target_": "segpipe.components.CaseDice", "labels": "@labels"}},
                 "additional_metrics": {
                     "hd95": {**metric, "measure": "hd95_mm"},
                     "pooled_recall": {
-                        "_target_": "pipeline.components.PooledMetric", "measure": "recall", "labels": "@labels"
+                        "_target_": "segpipe.components.PooledMetric",
+                        "measure": "recall",
+                        "labels": "@labels",
                     },
                     "ece": {
-                        "_target_": "pipeline.components.CalibrationError", "labels": "@labels", "activation": "softmax"
+                        "_target_": "segpipe.components.CalibrationError",
+                        "labels": "@labels",
+                        "activation": "softmax",
                     },
                 },
             },
             "data": DataLoader([{"image": case["logits"], "label": case["label"]} for case in data]),
         }
-    )  # fmt: skip
+    )
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.run()
     found = evaluator.state.metrics
@@ -313,9 +320,7 @@ def _feed(metrics: dict, data: list) -> dict:
 
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     share = cases(5)[:1] if rank == 0 else cases(5)[1:]  # unequal shares
     torch.save(_feed(_metrics(), share), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -335,12 +340,8 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_writes_them_into_its_history(tiny_manifest: Path, tmp_path: Path) -> None:
     more = {
-        "hd95": {"_target_": "pipeline.components.CaseMetric", "measure": "hd95_mm", "labels": "@labels"},
-        "ece": {
-            "_target_": "pipeline.components.CalibrationError",
-            "labels": "@labels",
-            "activation": "@activation",
-        },
+        "hd95": {"_target_": "segpipe.components.CaseMetric", "measure": "hd95_mm", "labels": "@labels"},
+        "ece": {"_target_": "segpipe.components.CalibrationError", "labels": "@labels", "activation": "@activation"},
     }
     option = f"validate#evaluator#additional_metrics={json.dumps(more)}"
     assert run(train_arguments(tiny_manifest, tmp_path, "--epochs", "1", "--set", option)) == 0

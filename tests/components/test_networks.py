@@ -7,9 +7,11 @@ import torch
 from monai.networks.nets import BasicUNetPlusPlus
 from torch import nn
 
-from pipeline.components import DeepSupervision, DiceCELoss, UNetPlusPlus
-from pipeline.compose import known_fragments, padded_patch, read_fragment
-from pipeline.footprint import build_network, output_shapes
+from segpipe.components.losses.compound import DeepSupervision, DiceCELoss
+from segpipe.components.networks import UNetPlusPlus
+from segpipe.training.compose.config_checks import padded_patch
+from segpipe.training.compose.fragments import known_fragments, read_fragment
+from segpipe.training.network_cost import build_network, output_shapes
 
 NETWORKS = known_fragments("network")
 COSTLY = ("unet_resnet18", "unet_resnet34", "swin_unetr")
@@ -90,9 +92,7 @@ def test_the_residual_networks_are_residual() -> None:
     assert blocks("dynunet_res", UnetResBlock) and not blocks("dynunet", UnetResBlock)
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [("unet_resnet18", 2 + 2 + 2 + 2), ("unet_resnet34", 3 + 4 + 6 + 3)]
-)
+@pytest.mark.parametrize(("name", "blocks"), [("unet_resnet18", 2 + 2 + 2 + 2), ("unet_resnet34", 3 + 4 + 6 + 3)])
 def test_resnet_encoders_have_their_published_depth_and_width(name: str, blocks: int) -> None:
     from monai.networks.nets.resnet import ResNetBlock
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.components.runlog import overlay
+from segpipe.components.run_log import overlay
 
 GREEN, RED = (0, 220, 0), (240, 30, 30)
 

@@ -10,24 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pipeline.dicom import Series, scan
-from pipeline.dicom.codes import LabelInfo, label_infos
-from pipeline.dicom.derived import AlgorithmInfo
+from segpipe.dicom.codes import LabelInfo, label_infos
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.write.stored_object import AlgorithmInfo
 
 ALGORITHM = AlgorithmInfo("abdomen_ct", "1.2.0", "0123456789abcdef" * 4)
 INFOS: list[LabelInfo] = label_infos({0: "background", 1: "liver", 3: "liver_tumor", 7: "kidney_left"})[0]
 GRIDS = {
     name: make.Grid(orientation, rows=11, columns=14, slices=6, spacing=(1.3, 0.7), step=2.5)
     for name, orientation in (
-        ("axial", make.AXIAL), ("coronal", make.CORONAL), ("sagittal", make.SAGITTAL), ("flipped", make.FLIPPED),
+        ("axial", make.AXIAL),
+        ("coronal", make.CORONAL),
+        ("sagittal", make.SAGITTAL),
+        ("flipped", make.FLIPPED),
         ("oblique", make.OBLIQUE),
     )
-}  # fmt: skip
+}
 
 
-def write_series(
-    folder: Path, grid: str = "axial", remove: tuple[str, ...] = (), **attributes: Any
-) -> Series:
+def write_series(folder: Path, grid: str = "axial", remove: tuple[str, ...] = (), **attributes: Any) -> Series:
     """A CT whose file names are in no order, as scanned."""
     images = make.series(GRIDS[grid], **attributes)
     for image in images:

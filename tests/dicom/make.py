@@ -96,9 +96,7 @@ def enhanced(grid: Grid = Grid(), modality: str = "MR", times: int = 1, shared: 
     image.Rows, image.Columns = grid.rows, grid.columns
     image.NumberOfFrames = grid.slices * times
     image.PixelData = (
-        np.random.default_rng(0)
-        .integers(0, 1000, (grid.slices * times, grid.rows, grid.columns))
-        .astype("<i2")
+        np.random.default_rng(0).integers(0, 1000, (grid.slices * times, grid.rows, grid.columns)).astype("<i2")
     ).tobytes()
     common = Dataset()
     common.PixelMeasuresSequence = [Dataset()]
@@ -144,11 +142,7 @@ def plant(image: Dataset) -> None:
 
     for tag, (vr, multiplicity, _, retired, _) in DicomDictionary.items():
         group = tag >> 16
-        if (
-            vr in TEXT_VRS
-            and not retired
-            and group in (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040)
-        ):
+        if vr in TEXT_VRS and not retired and group in (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040):
             value = MARKER if multiplicity == "1" else [MARKER, f"{MARKER}2"]
             setattr(image, keyword_for_tag(tag), value)
     image.private_block(0x0099, "SEGPIPE TEST", create=True).add_new(1, "LO", MARKER)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.tag import Tag
 
-from pipeline.dicom import Series
+from segpipe.dicom.model import Series
 
 KINDS = {"Segmentation", "RTStructureSet", "Comprehensive3DSR"}
 NOT_ROOT = "a network namespace can only be made by root"
@@ -27,9 +27,7 @@ NOT_ROOT = "a network namespace can only be made by root"
 
 def program(name: str) -> str:
     """Where a program lies; without it the test is skipped (`make validators` installs them)."""
-    beside = Path(
-        sys.executable
-    ).parent  # of dcmqi, which pip installs, where nobody activated the environment
+    beside = Path(sys.executable).parent  # of dcmqi, which pip installs, where nobody activated the environment
     found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
         pytest.skip(f"{name} is not installed: make validators")
@@ -38,9 +36,13 @@ def program(name: str) -> str:
 
 def call(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [program(str(words[0])), *map(str, words[1:])], capture_output=True, text=True, errors="replace",
-        timeout=timeout, check=False,
-    )  # fmt: skip
+        [program(str(words[0])), *map(str, words[1:])],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
 
 
 def own_errors(path: Path, source: Path) -> list[str]:
@@ -78,21 +80,35 @@ def read_by_dcmqi(path: Path, series: Series, folder: Path) -> NDArray[Any]:
     """Segment numbers of a SEG."""
     folder.mkdir()
     done = call(
-        "segimage2itkimage", "--inputDICOM", path, "--outputDirectory", folder, "--outputType", "nii",
-        "--prefix", "p", "--mergeSegments",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return sum(
-        (on_grid(each, series) for each in sorted(folder.glob("*.nii.gz"))), np.zeros(series.shape, int)
+        "segimage2itkimage",
+        "--inputDICOM",
+        path,
+        "--outputDirectory",
+        folder,
+        "--outputType",
+        "nii",
+        "--prefix",
+        "p",
+        "--mergeSegments",
     )
+    assert done.returncode == 0, done.stderr
+    return sum((on_grid(each, series) for each in sorted(folder.glob("*.nii.gz"))), np.zeros(series.shape, int))
 
 
 def read_by_plastimatch(path: Path, images: Path, series: Series, folder: Path) -> dict[str, NDArray[Any]]:
     """Masks of an RTSTRUCT by name."""
     done = call(
-        "plastimatch", "convert", "--input", path, "--referenced-ct", images, "--output-prefix", folder,
-        "--prefix-format", "nii.gz",
-    )  # fmt: skip
+        "plastimatch",
+        "convert",
+        "--input",
+        path,
+        "--referenced-ct",
+        images,
+        "--output-prefix",
+        folder,
+        "--prefix-format",
+        "nii.gz",
+    )
     assert done.returncode == 0, done.stderr
     return {each.name.removesuffix(".nii.gz"): on_grid(each, series) != 0 for each in folder.glob("*.nii.gz")}
 
@@ -101,10 +117,7 @@ def read_by_plastimatch(path: Path, images: Path, series: Series, folder: Path) 
 def network_namespace() -> Iterator[list[str]]:
     """Words that run a command where there is no network but loopback."""
     ip, name = program("ip"), f"segpipe{os.getpid()}"
-    if (
-        os.geteuid() != 0
-        or subprocess.run([ip, "netns", "add", name], capture_output=True, check=False).returncode
-    ):
+    if os.geteuid() != 0 or subprocess.run([ip, "netns", "add", name], capture_output=True, check=False).returncode:
         pytest.skip(NOT_ROOT)
     try:
         subprocess.run([ip, "-n", name, "link", "set", "lo", "up"], check=True)

@@ -7,25 +7,62 @@ import csv
 import pytest
 from pydicom.sr._concepts_dict import concepts
 
-from pipeline.dicom.codes import CATEGORIES, TABLE, as_metadata, label_infos
-from pipeline.errors import DataError
+from segpipe.dicom.codes import CATEGORIES, TABLE, as_metadata, label_infos
+from segpipe.errors import DataError
 
 SIDED = [
-    *(f"{name}_{side}" for side in ("left", "right") for name in (
-        "kidney", "adrenal_gland", "iliac_artery", "iliac_vena", "humerus", "scapula", "clavicula", "femur", "hip",
-        "gluteus_maximus", "gluteus_medius", "gluteus_minimus", "autochthon", "iliopsoas", "lung_upper_lobe",
-        "lung_lower_lobe", "heart_atrium", "heart_ventricle",
-    )),
+    *(
+        f"{name}_{side}"
+        for side in ("left", "right")
+        for name in (
+            "kidney",
+            "adrenal_gland",
+            "iliac_artery",
+            "iliac_vena",
+            "humerus",
+            "scapula",
+            "clavicula",
+            "femur",
+            "hip",
+            "gluteus_maximus",
+            "gluteus_medius",
+            "gluteus_minimus",
+            "autochthon",
+            "iliopsoas",
+            "lung_upper_lobe",
+            "lung_lower_lobe",
+            "heart_atrium",
+            "heart_ventricle",
+        )
+    ),
     *(f"rib_{side}_{number}" for side in ("left", "right") for number in range(1, 13)),
-]  # fmt: skip
+]
 SINGLE = [
-    "spleen", "gallbladder", "liver", "stomach", "aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein",
-    "pancreas", "lung_middle_lobe_right", "esophagus", "trachea", "heart_myocardium", "pulmonary_artery", "brain",
-    "small_bowel", "duodenum", "colon", "sacrum", "face", "urinary_bladder",
-    *(f"vertebrae_{name}" for name in [
-        *(f"C{k}" for k in range(1, 8)), *(f"T{k}" for k in range(1, 13)), *(f"L{k}" for k in range(1, 6))
-    ]),
-]  # fmt: skip
+    "spleen",
+    "gallbladder",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior_vena_cava",
+    "portal_vein_and_splenic_vein",
+    "pancreas",
+    "lung_middle_lobe_right",
+    "esophagus",
+    "trachea",
+    "heart_myocardium",
+    "pulmonary_artery",
+    "brain",
+    "small_bowel",
+    "duodenum",
+    "colon",
+    "sacrum",
+    "face",
+    "urinary_bladder",
+    *(
+        f"vertebrae_{name}"
+        for name in [*(f"C{k}" for k in range(1, 8)), *(f"T{k}" for k in range(1, 13)), *(f"L{k}" for k in range(1, 6))]
+    ),
+]
 
 
 def rows() -> list[dict[str, str]]:
@@ -101,10 +138,7 @@ def test_a_whole_body_model_is_known() -> None:
 def test_names(name: str, kind: str, modifier: str | None, region: str | None) -> None:
     ((info,), notes) = label_infos({1: name})
     assert (info.type.meaning, notes) == (kind, [])
-    assert (info.modifier and info.modifier.meaning, info.region and info.region.meaning) == (
-        modifier,
-        region,
-    )
+    assert (info.modifier and info.modifier.meaning, info.region and info.region.meaning) == (modifier, region)
 
 
 def test_a_mere_position_is_of_what_the_bundle_is_named_after() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, write
 
-from pipeline.cli import run
-from pipeline.dicom import load
+from segpipe.cli.app import run
+from segpipe.dicom.volume import load
 
 
 def convert(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
@@ -55,9 +55,7 @@ def test_nibabel_and_simpleitk_find_every_voxel_in_its_place(
         assert image.dataobj[3, 7, number] == stored[7, 3] == by_itk[3, 7, number]
 
 
-def test_nothing_of_the_patient_is_written_or_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_of_the_patient_is_written_or_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tilted()
     for image in images:
         plant(image)
@@ -79,19 +77,14 @@ def test_the_header_has_no_text_but_of_a_repair(tmp_path: Path, capsys: pytest.C
     assert code == 0
     for row in document["series"]:
         header = nib.load(tmp_path / "out" / row["file"]).header
-        texts = {
-            name: bytes(header[name]).rstrip(b"\0")
-            for name in ("descrip", "aux_file", "db_name", "intent_name")
-        }
+        texts = {name: bytes(header[name]).rstrip(b"\0") for name in ("descrip", "aux_file", "db_name", "intent_name")}
         expected = b"repaired: tilt" if row["repaired"] else b""
         assert texts == {"descrip": expected, "aux_file": b"", "db_name": b"", "intent_name": b""}
         assert bool(row["repaired"]) == any(note.startswith("repaired: tilt") for note in row["notes"])
     assert sorted(len(row["repaired"]) for row in document["series"]) == [0, 1]
 
 
-def test_what_is_refused_is_told_and_the_rest_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_refused_is_told_and_the_rest_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tilted(), tmp_path / "in" / "tilted")
     write(series(), tmp_path / "in" / "good")
     code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
@@ -105,9 +98,7 @@ def test_what_is_refused_is_told_and_the_rest_written(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_frame_that_cannot_be_decoded_costs_one_series(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_frame_that_cannot_be_decoded_costs_one_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = write(series(RescaleSlope="0"), tmp_path / "in" / "bad")
     write(series(), tmp_path / "in" / "good")
     code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
@@ -151,9 +142,13 @@ def test_the_mapping_is_for_its_owner_alone(tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_what_cannot_be_done(
-    words: tuple[str, ...], code: int, message: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(series(), tmp_path / "in")
     (tmp_path / "empty").mkdir()

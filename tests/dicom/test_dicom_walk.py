@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from make import series, write
 
-from pipeline.dicom import scan
-from pipeline.dicom.walk import walk
-from pipeline.errors import UsageError
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.walk import walk
+from segpipe.errors import UsageError
 
 
 def test_hidden_files_and_folders(tmp_path: Path) -> None:

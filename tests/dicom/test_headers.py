@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from make import Grid, blank, enhanced, series, write
 from pydicom.uid import generate_uid
 
-from pipeline.dicom import PassedOver, scan
-from pipeline.dicom.headers import Header, read_header
-from pipeline.dicom.privacy import no_header_text
+from segpipe.dicom.headers import Header, read_header
+from segpipe.dicom.model import PassedOver
+from segpipe.dicom.privacy import no_header_text
+from segpipe.dicom.scanning import scan
 
 
 def whole_file(tmp_path: Path) -> bytes:
@@ -33,11 +34,7 @@ def test_without_preamble_or_magic_or_name(tmp_path: Path) -> None:
     assert classed(tmp_path / "no_suffix", content) == ("image", "CT")
     assert classed(tmp_path / "no_preamble", content[132:]) == ("image", "CT")
     dataset = pydicom.dcmread(io.BytesIO(content))
-    for name, implicit, little in (
-        ("implicit", True, True),
-        ("explicit", False, True),
-        ("big", False, False),
-    ):
+    for name, implicit, little in (("implicit", True, True), ("explicit", False, True), ("big", False, False)):
         stream = pydicom.filebase.DicomBytesIO()
         stream.is_implicit_VR, stream.is_little_endian = implicit, little
         pydicom.filewriter.write_dataset(stream, dataset)
@@ -135,9 +132,7 @@ def test_a_file_cut_early_is_noted_in_its_folder(tmp_path: Path, mark: bytes) ->
     paths[-1].write_bytes(content[: content.index(mark) + 20])
     found = scan(tmp_path)
     assert [one.file_class for one in found.passed_over] == ["unreadable"]
-    assert found.series[0].notes == (
-        "1 unreadable file(s) in the same folder: a slice at an end may be missing",
-    )
+    assert found.series[0].notes == ("1 unreadable file(s) in the same folder: a slice at an end may be missing",)
 
 
 @settings(max_examples=60)
@@ -147,10 +142,7 @@ def test_a_file_cut_early_is_noted_in_its_folder(tmp_path: Path, mark: bytes) ->
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=5),
 )
 def test_no_cut_and_no_damage_stops_a_scan(
-    tmp_path_factory: pytest.TempPathFactory,
-    classic: bool,
-    cut: float | None,
-    damage: list[tuple[float, int]],
+    tmp_path_factory: pytest.TempPathFactory, classic: bool, cut: float | None, damage: list[tuple[float, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     path = write([series(Grid(slices=1))[0] if classic else enhanced()], folder)[0]
@@ -204,9 +196,7 @@ def test_a_new_series_for_every_uid(tmp_path: Path) -> None:
     assert len(scan(tmp_path).series) == 3
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("NumberOfFrames", 2_000_000_000), ("Rows", 0), ("NumberOfFrames", -3)]
-)
+@pytest.mark.parametrize(("name", "value"), [("NumberOfFrames", 2_000_000_000), ("Rows", 0), ("NumberOfFrames", -3)])
 def test_impossible_counts_cost_no_memory(tmp_path: Path, name: str, value: int) -> None:
     images = series(Grid(slices=2))
     setattr(images[0], name, value)

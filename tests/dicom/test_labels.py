@@ -18,12 +18,13 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from pipeline.dicom import Series, load_series, scan
-from pipeline.dicom.label_contours import fill
-from pipeline.dicom.labels import open_labels, read_labels, read_rtstruct, read_seg
-from pipeline.dicom.rtstruct import write_rtstruct
-from pipeline.dicom.seg import write_seg
-from pipeline.errors import DataError
+from segpipe.dicom.labels import fill, open_labels, read_labels, read_rtstruct, read_seg
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.volume import load_series
+from segpipe.dicom.write.rtstruct import write_rtstruct
+from segpipe.dicom.write.seg import write_seg
+from segpipe.errors import DataError
 
 NAMES = {1: "SECRET one", 2: "SECRET two"}
 GRID = Grid(OBLIQUE, spacing=(1.5, 0.8))
@@ -53,16 +54,26 @@ def seg_of(judged: Series, kind: str, masks: dict[str, np.ndarray], path: Path, 
         for number, label in NAMES.items()
     ]
     segmentation = hd.seg.Segmentation(
-        [dcmread(frame.path) for frame in judged.frames], pixels, kind, described, generate_uid(), 9,
-        generate_uid(), 1, "m", "m", "1", "1", **options,
-    )  # fmt: skip
+        [dcmread(frame.path) for frame in judged.frames],
+        pixels,
+        kind,
+        described,
+        generate_uid(),
+        9,
+        generate_uid(),
+        1,
+        "m",
+        "m",
+        "1",
+        "1",
+        **options,
+    )
     segmentation.save_as(path)
     return path
 
 
 @pytest.mark.parametrize(
-    ("kind", "orientation"),
-    [("BINARY", AXIAL), ("BINARY", CORONAL), ("FRACTIONAL", SAGITTAL), ("LABELMAP", OBLIQUE)],
+    ("kind", "orientation"), [("BINARY", AXIAL), ("BINARY", CORONAL), ("FRACTIONAL", SAGITTAL), ("LABELMAP", OBLIQUE)]
 )
 def test_a_seg_comes_back(kind: str, orientation: Sequence[float], tmp_path: Path) -> None:
     judged = scanned(tmp_path / "in", Grid(orientation, spacing=(1.5, 0.8)))

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from encode import GDCM_OPTIONS, LOSSLESS, by_dcmtk, encode
 from make import enhanced, series
-from oracles import program
 from pydicom import Dataset, dcmread
 
-from pipeline.dicom.codecs import PixelsError
-from pipeline.dicom.headers import Header, read_header
-from pipeline.dicom.pixels import open_pixels
-from pipeline.dicom.privacy import no_header_text
-from pipeline.dicom.rescale import frame_values
-from pipeline.dicom.walk import walk
+from oracles import program
+from segpipe.dicom.codecs import PixelsError
+from segpipe.dicom.headers import Header, read_header
+from segpipe.dicom.pixels import frame_values, open_pixels
+from segpipe.dicom.privacy import no_header_text
+from segpipe.dicom.walk import walk
 
 RNG = np.random.default_rng(3)
 
@@ -42,9 +41,7 @@ def smooth(dtype: str, low: int, high: int) -> np.ndarray:
 
 TYPES = [("u2", 16), ("i2", 16), ("u2", 12), ("i2", 12), ("i2", 13), ("u2", 10), ("u1", 8), ("i1", 8)]
 NOT_WRITTEN_BY_GDCM = [(syntax, "i1") for syntax in GDCM_OPTIONS]
-CASES = [
-    (syntax, *kind) for syntax in LOSSLESS for kind in TYPES if (syntax, kind[0]) not in NOT_WRITTEN_BY_GDCM
-]
+CASES = [(syntax, *kind) for syntax in LOSSLESS for kind in TYPES if (syntax, kind[0]) not in NOT_WRITTEN_BY_GDCM]
 
 
 @pytest.mark.parametrize(("syntax", "dtype", "stored"), CASES)
@@ -60,9 +57,7 @@ def test_stored_values_are_exact(syntax: str, dtype: str, stored: int, tmp_path:
 @pytest.mark.parametrize("syntax", ["implicit", "explicit", "big_endian", "deflated"])
 def test_32_bits(syntax: str, dtype: str, tmp_path: Path) -> None:
     values = smooth(dtype, -(2**31) if dtype == "i4" else 0, 2**31 - 1)
-    np.testing.assert_array_equal(
-        open_pixels(encode(image_of(values), syntax, tmp_path / "a.dcm")).stored(), values
-    )
+    np.testing.assert_array_equal(open_pixels(encode(image_of(values), syntax, tmp_path / "a.dcm")).stored(), values)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
@@ -237,9 +232,7 @@ def test_run_lengths_against_a_plain_reading_of_the_standard(signed: bool, tmp_p
     file = open_pixels(encode(image_of(values), "pydicom_rle", tmp_path / "a.dcm"))
     np.testing.assert_array_equal(file.stored(), values)
     dataset = dcmread(tmp_path / "a.dcm")
-    dataset.PixelData = (
-        dataset.PixelData[:90] + b"\x80" * (len(dataset.PixelData) - 98) + dataset.PixelData[-8:]
-    )
+    dataset.PixelData = dataset.PixelData[:90] + b"\x80" * (len(dataset.PixelData) - 98) + dataset.PixelData[-8:]
     dataset.save_as(tmp_path / "b.dcm")
     with pytest.raises(PixelsError):
         open_pixels(tmp_path / "b.dcm").stored()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from make import MARKER, Grid, plant, series, write
 
-from pipeline.cli import run
-from pipeline.dicom.privacy import kind_of, no_header_text
+from segpipe.cli.app import run
+from segpipe.dicom.privacy import kind_of, no_header_text
 
 
 def test_warnings_and_logs_are_dropped(capfd: pytest.CaptureFixture[str]) -> None:
@@ -47,9 +47,7 @@ def test_no_marker_leaves_a_scan(
     content = paths[0].read_bytes()
     assert content.count(MARKER.encode()) > 100
     if broken:
-        paths[0].write_bytes(
-            content.replace(b"19700101", f"{MARKER:.8}".encode()).replace(b"-1000", b"MARKE")
-        )
+        paths[0].write_bytes(content.replace(b"19700101", f"{MARKER:.8}".encode()).replace(b"-1000", b"MARKE"))
         paths[3].write_bytes(content[: content.rindex(MARKER.encode()) + 4])
     assert run(["scan", str(tmp_path), *json]) == 0
     assert MARKER[:5] not in "".join(capfd.readouterr())

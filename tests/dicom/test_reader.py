@@ -13,12 +13,11 @@ from make import AXIAL, CORONAL, FLIPPED, MARKER, OBLIQUE, SAGITTAL, Grid, plant
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged, Orientationd
 
-from pipeline.components import DicomReader
-from pipeline.dicom import load
-from pipeline.dicom.convert import write_volume
-from pipeline.errors import DataError, UsageError
+from segpipe.dicom.monai_reader import DicomReader
+from segpipe.dicom.volume import load, write_volume
+from segpipe.errors import DataError, UsageError
 
-NAME = "pipeline.components.DicomReader"
+NAME = "segpipe.dicom.monai_reader.DicomReader"
 
 
 def loaded(path: Path | list[Path], reader: Any = None, codes: str = "RAS", **options: Any) -> Any:

@@ -11,8 +11,10 @@ import pytest
 from make import AXIAL, OBLIQUE, Grid, series, write
 from pydicom import Dataset
 
-from pipeline.dicom import Volume, load, load_series, scan
-from pipeline.errors import DataError
+from segpipe.dicom.model import Volume
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.volume import load, load_series
+from segpipe.errors import DataError
 
 Function = Callable[[np.ndarray], np.ndarray]
 STORED_MM = 0.01  # of the value: rounding by the slope
@@ -81,9 +83,7 @@ def test_an_organ_in_a_tilted_stack_keeps_its_place(tmp_path: Path) -> None:
     assert np.linalg.norm(centre[:3] * [-1, -1, 1] - [0, 55, 25]) < 0.2
 
 
-@pytest.mark.parametrize(
-    "heights", [[0, 2, 4, 6, 10, 12, 14], [0, 2, 4, 7, 9, 11.5, 14, 16], [0, 1, 2, 3, 5, 7, 9]]
-)
+@pytest.mark.parametrize("heights", [[0, 2, 4, 6, 10, 12, 14], [0, 2, 4, 7, 9, 11.5, 14, 16], [0, 1, 2, 3, 5, 7, 9]])
 def test_uneven_slices_become_even(heights: list[float], tmp_path: Path) -> None:
     write(sampled(linear, heights, 0), tmp_path)
     (judged,) = scan(tmp_path).series

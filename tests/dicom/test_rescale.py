@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from make import enhanced, series
 from pydicom import Dataset, dcmread
 
-from pipeline.dicom.codecs import PixelsError
-from pipeline.dicom.pixels import open_pixels
-from pipeline.dicom.rescale import FrameValues, frame_values, is_inverted, notes_on, rescale
+from segpipe.dicom.codecs import PixelsError
+from segpipe.dicom.pixels import FrameValues, frame_values, is_inverted, notes_on, open_pixels, rescale
 
 
 def carried_out(frame: FrameValues) -> np.ndarray:
@@ -113,9 +112,7 @@ def test_a_modality_lookup_table(tmp_path: Path) -> None:
     ("first", "last", "low", "high"),
     [(-500, None, -500, -500), (-500, -480, -500, -480), (-480, -500, -500, -480), (65036, None, -500, -500)],
 )
-def test_padding_is_between_its_two_ends(
-    first: int, last: int | None, low: int, high: int, tmp_path: Path
-) -> None:
+def test_padding_is_between_its_two_ends(first: int, last: int | None, low: int, high: int, tmp_path: Path) -> None:
     image = series()[0]
     image.add_new("PixelPaddingValue", "US" if first > 32767 else "SS", first)
     if last is not None:
@@ -133,9 +130,7 @@ def test_padding_is_between_its_two_ends(
 def test_monochrome1_without_a_unit_is_mirrored(signed: bool, bits: int, tmp_path: Path) -> None:
     image = series(modality="MR")[0]
     low = -(1 << (bits - 1)) if signed else 0
-    stored = np.linspace(low, low + (1 << bits) - 1, image.Rows * image.Columns).astype(
-        "i2" if signed else "u2"
-    )
+    stored = np.linspace(low, low + (1 << bits) - 1, image.Rows * image.Columns).astype("i2" if signed else "u2")
     image.PixelData = stored.tobytes()
     image.BitsStored, image.HighBit, image.PixelRepresentation = bits, bits - 1, int(signed)
     image.PhotometricInterpretation = "MONOCHROME1"

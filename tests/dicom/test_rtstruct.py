@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from pipeline.dicom import Series
-from pipeline.dicom.rtstruct import write_rtstruct
-from pipeline.errors import DataError
+from segpipe.dicom.model import Series
+from segpipe.dicom.write.rtstruct import write_rtstruct
+from segpipe.errors import DataError
 
 
 def read_back(path: Path, series: Series) -> tuple[NDArray[Any], float]:
@@ -100,11 +100,7 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     labels[labels == 7] = 0
     write_rtstruct(series, labels, INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
     written = dcmread(tmp_path / "rt.dcm")
-    assert [region.ROIName for region in written.StructureSetROISequence] == [
-        "liver",
-        "liver_tumor",
-        "kidney_left",
-    ]
+    assert [region.ROIName for region in written.StructureSetROISequence] == ["liver", "liver_tumor", "kidney_left"]
     assert [region.ROINumber for region in written.StructureSetROISequence] == [1, 3, 7]
     assert {region.ROIGenerationAlgorithm for region in written.StructureSetROISequence} == {"AUTOMATIC"}
     assert [item.RTROIInterpretedType for item in written.RTROIObservationsSequence] == ["ORGAN", "", "ORGAN"]
@@ -118,8 +114,10 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     uids = {image.ReferencedSOPInstanceUID for image in source.ContourImageSequence}
     assert uids == {frame.sop_instance_uid for frame in series.frames}
     assert (written.Modality, written.PatientID, written.ApprovalStatus if "ApprovalStatus" in written else None) == (
-        "RTSTRUCT", "0815", None
-    )  # fmt: skip
+        "RTSTRUCT",
+        "0815",
+        None,
+    )
     assert written.DeviceSerialNumber == ALGORITHM.bundle_sha256
     assert written.SoftwareVersions[0] == "abdomen_ct 1.2.0"
 

@@ -12,8 +12,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from make import Grid, series, write
 
-from pipeline.cli import run
-from pipeline.dicom import Reason
+from segpipe.cli.app import run
+from segpipe.dicom.model import Reason
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "scan.schema.json").read_text())
 
@@ -54,8 +54,13 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.dcm").touch()
     assert run(["scan", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    for words in (f"series {images[0].SeriesInstanceUID}: dcm-", "refused gap", "image_003.dcm and image_004.dcm are",
-                  "unreadable", "10 files: 9 images, 0 other DICOM, 1 unreadable"):  # fmt: skip
+    for words in (
+        f"series {images[0].SeriesInstanceUID}: dcm-",
+        "refused gap",
+        "image_003.dcm and image_004.dcm are",
+        "unreadable",
+        "10 files: 9 images, 0 other DICOM, 1 unreadable",
+    ):
         assert words in out
     assert err == ""
 
@@ -98,10 +103,17 @@ def test_real_folders(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     if folder.startswith("23"):
         assert "14.00 degrees" in detail
     kinds = sorted(one["detail"] for one in document["passed_over"])
-    assert kinds == ([
-        "Comprehensive 3D SR Storage", "Enhanced SR Storage", "Media Storage Directory Storage",
-        "RT Structure Set Storage", "Segmentation Storage",
-    ] if folder.startswith("62") else [])  # fmt: skip
+    assert kinds == (
+        [
+            "Comprehensive 3D SR Storage",
+            "Enhanced SR Storage",
+            "Media Storage Directory Storage",
+            "RT Structure Set Storage",
+            "Segmentation Storage",
+        ]
+        if folder.startswith("62")
+        else []
+    )
 
 
 @pytest.mark.realdata
@@ -115,9 +127,7 @@ def test_ibsi_is_where_its_nifti_is(capsys: pytest.CaptureFixture[str]) -> None:
         folder = one["files"][0].split("/")[1]
         image = nibabel.load(root / "nifti" / f"{folder}_image.nii.gz")
         assert one["state"] == "loaded" and tuple(one["shape"]) == image.shape
-        ours, theirs = (
-            _corners(affine, one["shape"]) for affine in (np.array(one["affine_ras"]), image.affine)
-        )
+        ours, theirs = (_corners(affine, one["shape"]) for affine in (np.array(one["affine_ras"]), image.affine))
         assert _farthest(ours, theirs) < 0.01
 
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
-from pipeline.dicom import Series, scan, seg
-from pipeline.dicom.codes import label_infos
-from pipeline.dicom.seg import write_seg
-from pipeline.errors import DataError, SegpipeError, chain
+from segpipe.dicom.codes import label_infos
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.write import seg
+from segpipe.dicom.write.seg import write_seg
+from segpipe.errors import DataError, SegpipeError, chain
 
 NUMBERS = {"binary": [0, 1, 3, 7], "labelmap": list(range(8))}  # segment number to label value
 
@@ -51,9 +53,8 @@ def test_planes_by_source_instance(tmp_path: Path, kind: Any, omit: bool) -> Non
     path = tmp_path / "seg.dcm"
     write_seg(series, labels, INFOS, path, algorithm=ALGORITHM, kind=kind, omit_empty_frames=omit)
     planes = hd.seg.segread(path).get_pixels_by_source_instance(
-        [frame.sop_instance_uid for frame in series.frames], combine_segments=True,
-        assert_missing_frames_are_empty=True,
-    )  # fmt: skip
+        [frame.sop_instance_uid for frame in series.frames], combine_segments=True, assert_missing_frames_are_empty=True
+    )
     assert np.array_equal(np.array(NUMBERS[kind])[planes], labels.transpose(2, 1, 0))
 
 
@@ -64,14 +65,11 @@ def test_meaning_of_the_segments(tmp_path: Path) -> None:
     written = dcmread(tmp_path / "binary")
     segments = written.SegmentSequence
     assert [(s.SegmentNumber, s.SegmentLabel, s.TrackingID, s.SegmentDescription) for s in segments] == [
-        (1, "liver", "liver", "Label value 1"), (2, "liver_tumor", "liver_tumor", "Label value 3"),
+        (1, "liver", "liver", "Label value 1"),
+        (2, "liver_tumor", "liver_tumor", "Label value 3"),
         (3, "kidney_left", "kidney_left", "Label value 7"),
-    ]  # fmt: skip
-    assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in segments] == [
-        "10200004",
-        "108369006",
-        "64033007",
     ]
+    assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in segments] == ["10200004", "108369006", "64033007"]
     assert segments[1].AnatomicRegionSequence[0].CodeMeaning == "Liver"
     side = segments[2].SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
     assert side.CodeValue == codes.SCT.Left.value
@@ -79,9 +77,7 @@ def test_meaning_of_the_segments(tmp_path: Path) -> None:
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("abdomen_ct", "1.2.0")
     assert ALGORITHM.bundle_sha256 in algorithm.AlgorithmParameters
     assert written.DeviceSerialNumber == ALGORITHM.bundle_sha256
-    red, green, blue = hd.color.CIELabColor.from_dicom_value(
-        list(segments[0].RecommendedDisplayCIELabValue)
-    ).to_rgb()
+    red, green, blue = hd.color.CIELabColor.from_dicom_value(list(segments[0].RecommendedDisplayCIELabValue)).to_rgb()
     assert np.abs(np.subtract((red, green, blue), INFOS[0].colour_rgb)).max() <= 2
     labelmap = dcmread(tmp_path / "labelmap")
     assert [s.SegmentNumber for s in labelmap.SegmentSequence] == [0, 1, 3, 7]
@@ -92,9 +88,7 @@ def test_meaning_of_the_segments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_nothing_found(tmp_path: Path, kind: Any) -> None:
     series = write_series(tmp_path / "in")
-    write_seg(
-        series, np.zeros(series.shape, np.uint8), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind
-    )  # type: ignore[arg-type]
+    write_seg(series, np.zeros(series.shape, np.uint8), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind)  # type: ignore[arg-type]
     read = hd.seg.segread(tmp_path / "seg.dcm")
     assert len(read.segment_numbers) == 3
     assert not read.get_volume(combine_segments=True).array.any()
@@ -103,9 +97,7 @@ def test_nothing_found(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
-def test_frames_of_an_enhanced_image_in_any_order(
-    tmp_path: Path, times: int, shared: bool, kind: Any
-) -> None:
+def test_frames_of_an_enhanced_image_in_any_order(tmp_path: Path, times: int, shared: bool, kind: Any) -> None:
     found = write_enhanced(tmp_path / "in", times=times, shared=shared)
     assert len(found) == times
     stored = dcmread(found[0].frames[0].path)
@@ -142,8 +134,7 @@ def test_enhanced_images_of_one_frame_each(tmp_path: Path) -> None:
     for item in written.PerFrameFunctionalGroupsSequence:
         (image,) = item.DerivationImageSequence[0].SourceImageSequence
         position = min(
-            uids,
-            key=lambda at: np.abs(np.subtract(at, item.PlanePositionSequence[0].ImagePositionPatient)).max(),
+            uids, key=lambda at: np.abs(np.subtract(at, item.PlanePositionSequence[0].ImagePositionPatient)).max()
         )
         assert (image.ReferencedSOPInstanceUID, image.ReferencedFrameNumber) == (uids[position], 1)
     assert len(written.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == grid.slices
@@ -166,15 +157,10 @@ def test_the_same_content_has_the_same_uid(tmp_path: Path) -> None:
     for array, kind in ((labels, "binary"), (labels, "binary"), (other, "binary"), (labels, "labelmap")):
         write_seg(series, array, INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM, kind=kind)  # type: ignore[arg-type]
         written = dcmread(tmp_path / "seg.dcm")
-        uids.append(
-            (written.SOPInstanceUID, written.SegmentSequence[1].TrackingUID, written.SeriesInstanceUID)
-        )
+        uids.append((written.SOPInstanceUID, written.SegmentSequence[1].TrackingUID, written.SeriesInstanceUID))
     assert uids[0] == uids[1]
     assert len(set(uids)) == 3
-    assert [len({uid for _, _, uid in group}) for group in (uids[:3], uids)] == [
-        1,
-        2,
-    ]  # a series for each kind
+    assert [len({uid for _, _, uid in group}) for group in (uids[:3], uids)] == [1, 2]  # a series for each kind
     assert all(len(uid) <= 64 and uid.startswith("2.25.") for group in uids for uid in group)
 
 
@@ -201,9 +187,7 @@ def test_a_lost_plane_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
 
 
-def test_an_error_of_a_library_does_not_quote_the_header(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_library_does_not_quote_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     series = write_series(tmp_path / "in")
 
     def fail(*_: object) -> None:

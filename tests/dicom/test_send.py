@@ -15,12 +15,12 @@ from labelled import ALGORITHM, INFOS, some_labels, write_series
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from pipeline.cli import run
-from pipeline.dicom import transport
-from pipeline.dicom.rtstruct import write_rtstruct
-from pipeline.dicom.seg import write_seg
-from pipeline.dicom.send import SENT
-from pipeline.dicom.sr import write_sr
+from segpipe.cli.app import run
+from segpipe.dicom import transport
+from segpipe.dicom.send import SENT
+from segpipe.dicom.write.rtstruct import write_rtstruct
+from segpipe.dicom.write.seg import write_seg
+from segpipe.dicom.write.structured_report import write_sr
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 SEG, LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def results(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("pipeline.dicom.send.sleep", lambda _: None)
+    monkeypatch.setattr("segpipe.dicom.send.sleep", lambda _: None)
     for name in (transport.TOKEN, transport.USER, transport.PASSWORD):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -82,9 +82,7 @@ def lines(results: Path) -> list[dict[str, Any]]:
 NAMES = ["dcm-a/rtstruct.dcm", "dcm-a/seg.dcm", "dcm-a/sr.dcm", "dcm-b/seg.dcm"]
 
 
-def test_dicomweb_takes_each_file_once_byte_for_byte(
-    results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dicomweb_takes_each_file_once_byte_for_byte(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with stow_archive() as archive:
         document = send(capsys, 0, results, "--to", archive.url + "/")
         assert [each["file"] for each in document["files"]] == NAMES
@@ -101,9 +99,7 @@ def test_dicomweb_takes_each_file_once_byte_for_byte(
     assert [line["status"] for line in lines(results)] == ["sent"] * 8
 
 
-def test_another_archive_and_another_content_are_sent(
-    results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_archive_and_another_content_are_sent(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with stow_archive() as one, stow_archive() as other:
         send(capsys, 0, results, "--to", one.url)
         assert send(capsys, 0, results, "--to", other.url)["counts"]["sent"] == 4
@@ -119,11 +115,7 @@ def test_a_line_cut_short_by_a_crash(results: Path, capsys: pytest.CaptureFixtur
         send(capsys, 0, results, "--to", archive.url)
         text = (results / SENT).read_text()
         (results / SENT).write_text(text[: len(text) - 30])
-        assert send(capsys, 0, results, "--to", archive.url)["counts"] == {
-            "sent": 1,
-            "skipped": 3,
-            "failed": 0,
-        }
+        assert send(capsys, 0, results, "--to", archive.url)["counts"] == {"sent": 1, "skipped": 3, "failed": 0}
         assert send(capsys, 0, results, "--to", archive.url)["counts"]["skipped"] == 4
 
 
@@ -184,11 +176,7 @@ def test_nobody_there(results: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_credentials_come_from_the_environment_and_are_not_written(
-    results: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: Any,
-    environment: dict[str, str],
-    header: str,
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, environment: dict[str, str], header: str
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -206,9 +194,7 @@ def test_a_password_in_the_address_is_refused(results: Path, capsys: pytest.Capt
     assert "pw" not in json.dumps(document)
 
 
-def test_an_untrusted_certificate(
-    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
+def test_an_untrusted_certificate(results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     import requests
 
     def refuse(*_: object, **given: Any) -> None:
@@ -237,9 +223,7 @@ def test_c_store_takes_every_kind_unchanged(results: Path, capsys: pytest.Captur
         assert send(capsys, 0, results, "--to", to)["counts"]["skipped"] == 4
 
 
-def test_c_store_to_an_archive_that_only_knows_implicit_vr(
-    results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_c_store_to_an_archive_that_only_knows_implicit_vr(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     implicit = [(kind, [ImplicitVRLittleEndian]) for kind in (SEG, RTSTRUCT, SR)]
     with cstore_archive(implicit) as (to, taken):
         document = send(capsys, 4, results, "--to", to)
@@ -265,12 +249,8 @@ def test_c_store_with_a_wrong_ae_title(results: Path, capsys: pytest.CaptureFixt
         assert taken == []
 
 
-@pytest.mark.parametrize(
-    "to", ["pacs", "ftp://x", "AET@host", "AET@host:0", "AET@host:99999", "@host:104", "A\\B@h:1"]
-)
-def test_a_destination_that_cannot_be_read(
-    results: Path, capsys: pytest.CaptureFixture[str], to: str
-) -> None:
+@pytest.mark.parametrize("to", ["pacs", "ftp://x", "AET@host", "AET@host:0", "AET@host:99999", "@host:104", "A\\B@h:1"])
+def test_a_destination_that_cannot_be_read(results: Path, capsys: pytest.CaptureFixture[str], to: str) -> None:
     assert send(capsys, 2, results, "--to", to)["error"]["found"] == to
     assert send(capsys, 2, results, "--to", "A@127.0.0.1:1", "--calling", "x" * 17)["error"]["exit_code"] == 2
 

@@ -10,15 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make import AXIAL, CORONAL, FLIPPED, OBLIQUE, SAGITTAL, Grid, enhanced, position, series, write
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from pipeline.dicom import Series, scan
-from pipeline.errors import UsageError
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.errors import UsageError
 
 PLANES = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "oblique": OBLIQUE, "flipped": FLIPPED}
 
@@ -92,11 +88,7 @@ def test_enhanced_multi_frame(tmp_path: Path, shared: bool, modality: str) -> No
     grid = Grid(OBLIQUE)
     write([enhanced(grid, modality, shared=shared)], tmp_path)
     one = only(tmp_path)
-    assert (one.state, one.shape, [frame.number for frame in one.frames]) == (
-        "loaded",
-        (10, 12, 6),
-        list(range(6)),
-    )
+    assert (one.state, one.shape, [frame.number for frame in one.frames]) == ("loaded", (10, 12, 6), list(range(6)))
     classic = series(grid)
     assert one.affine_ras is not None
     for number, image in enumerate(classic):

@@ -12,17 +12,26 @@ import pytest
 from labelled import ALGORITHM, GRIDS, INFOS, in_no_order, some_labels, write_series
 from pydicom import dcmread
 
-from pipeline.dicom import scan
-from pipeline.dicom.seg import write_seg
-from pipeline.dicom.source import can_carry
-from pipeline.errors import DataError
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.write.seg import write_seg
+from segpipe.dicom.write.sources import can_carry
+from segpipe.errors import DataError
 
 
 def test_what_the_source_lacks_is_empty_and_the_source_untouched(tmp_path: Path) -> None:
     remove = (
-        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
-        "ReferringPhysicianName", "StudyID", "SeriesNumber", "Manufacturer",
-    )  # fmt: skip
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "StudyTime",
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "StudyID",
+        "SeriesNumber",
+        "Manufacturer",
+    )
     series = write_series(tmp_path / "in", remove=remove)
     before = [hashlib.sha256(path.read_bytes()).digest() for path in series.files]
     assert can_carry(series) == []
@@ -36,17 +45,22 @@ def test_what_the_source_lacks_is_empty_and_the_source_untouched(tmp_path: Path)
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
-        ("PatientSex", "female"), ("PatientBirthDate", "born"), ("StudyTime", "10:11:12"), ("StudyDate", "1.2.2020"),
-        ("PatientAge", "forty"), ("PatientName", "JUSTONE"), ("PatientID", "x" * 70), ("StudyID", "y" * 40),
-        ("PatientName", "Müller^Jürgen"), ("SeriesNumber", ""), ("SliceThickness", ""), ("PatientComments", "é\n"),
+        ("PatientSex", "female"),
+        ("PatientBirthDate", "born"),
+        ("StudyTime", "10:11:12"),
+        ("StudyDate", "1.2.2020"),
+        ("PatientAge", "forty"),
+        ("PatientName", "JUSTONE"),
+        ("PatientID", "x" * 70),
+        ("StudyID", "y" * 40),
+        ("PatientName", "Müller^Jürgen"),
+        ("SeriesNumber", ""),
+        ("SliceThickness", ""),
+        ("PatientComments", "é\n"),
     ],
-)  # fmt: skip
+)
 def test_odd_values_of_the_source_do_not_stop_it(
-    tmp_path: Path,
-    keyword: str,
-    value: str,
-    caplog: pytest.LogCaptureFixture,
-    recwarn: pytest.WarningsRecorder,
+    tmp_path: Path, keyword: str, value: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     from pydicom import config
 
@@ -113,15 +127,17 @@ def test_deidentified_leaves_out_free_text(tmp_path: Path) -> None:
     for image in images:
         make.plant(image)
         image.PatientName, image.PatientID, image.AccessionNumber, image.StudyID = "A^B", "C", "D", "E"
-        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = (
-            image.IssuerOfPatientID
-        ) = "H"
+        image.Manufacturer = image.ManufacturerModelName = image.SoftwareVersions = image.IssuerOfPatientID = "H"
     series = in_no_order(images, tmp_path / "in")
     for deidentified in (False, True):
         write_seg(
-            series, some_labels(series), INFOS, tmp_path / f"{deidentified}.dcm", algorithm=ALGORITHM,
+            series,
+            some_labels(series),
+            INFOS,
+            tmp_path / f"{deidentified}.dcm",
+            algorithm=ALGORITHM,
             deidentified=deidentified,
-        )  # fmt: skip
+        )
     text = dcmread(tmp_path / "True.dcm").to_json()
     found = [line for line in str(dcmread(tmp_path / "True.dcm")).splitlines() if make.MARKER in line]
     assert found == [] and make.MARKER not in text

@@ -9,9 +9,9 @@ import pytest
 from labelled import ALGORITHM, INFOS, some_labels, write_series
 from pydicom import dcmread
 
-from pipeline.dicom.seg import write_seg
-from pipeline.dicom.sr import write_sr
-from pipeline.errors import SegpipeError
+from segpipe.dicom.write.seg import write_seg
+from segpipe.dicom.write.structured_report import write_sr
+from segpipe.errors import SegpipeError
 
 VOLUMES = {"liver": 1234.5678, "liver_tumor": 0.25, "kidney_left": 0.0}
 
@@ -31,15 +31,9 @@ def test_volumes_and_references(tmp_path: Path, kind: str, modality: str) -> Non
     assert [group.finding_type.meaning for group in groups] == ["Liver", "Neoplasm", "Kidney"]
     assert [group.finding_sites[0].topographical_modifier for group in groups] == [None] * 3
     assert [group.finding_sites[0].value.meaning for group in groups] == ["Liver", "Liver", "Kidney"]
-    for group, value, segment in zip(
-        groups, (1234.568, 0.25, 0.0), segmentation.SegmentSequence[-3:], strict=True
-    ):
+    for group, value, segment in zip(groups, (1234.568, 0.25, 0.0), segmentation.SegmentSequence[-3:], strict=True):
         (measurement,) = group.get_measurements()
-        assert (measurement.name.meaning, measurement.unit.value, measurement.value) == (
-            "Volume",
-            "ml",
-            value,
-        )
+        assert (measurement.name.meaning, measurement.unit.value, measurement.value) == ("Volume", "ml", value)
         (reference,) = [item for item in group[0].ContentSequence if item.ValueType == "IMAGE"]
         (image,) = reference.ReferencedSOPSequence
         assert image.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID

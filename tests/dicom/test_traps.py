@@ -12,8 +12,9 @@ from make import AXIAL, CORONAL, OBLIQUE, SAGITTAL, Grid, decimal, enhanced, ser
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
-from pipeline.dicom import Scan, scan
-from pipeline.dicom.geometry import levels
+from segpipe.dicom.geometry import levels
+from segpipe.dicom.model import Scan
+from segpipe.dicom.scanning import scan
 
 Images = list[Dataset]
 
@@ -100,9 +101,7 @@ def csa(images: Images) -> None:
     for image in images:
         block = image.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
         head = b"NumberOfImagesInMosaic".ljust(64, b"\0") + np.array([1, 0x5355, 0, 6, 77], "<i4").tobytes()
-        block.add_new(
-            0x10, "OB", b"SV10\4\3\2\1" + head + np.array([2, 2, 77, 2], "<i4").tobytes() + b"36\0\0"
-        )
+        block.add_new(0x10, "OB", b"SV10\4\3\2\1" + head + np.array([2, 2, 77, 2], "<i4").tobytes() + b"36\0\0")
 
 
 def uih(images: Images) -> None:
@@ -222,7 +221,7 @@ REFUSED: dict[str, tuple[str, Callable[[Images], object]]] = {
     "a film": ("transfer_syntax", unknown_syntax),
     "a UID with other pixels": ("duplicate_conflict", conflict),
     "a UID at another place": ("duplicate_conflict", conflict_of_places),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -248,13 +247,7 @@ def detail(tmp_path: Path, edit: Callable[[Images], object]) -> str:
 
 def test_a_gap_names_files_and_distances(tmp_path: Path) -> None:
     words = detail(tmp_path, gap)
-    for part in (
-        "image_001.dcm",
-        "image_002.dcm",
-        "6.000 mm",
-        "3.000 mm",
-        "1 slice(s) missing in 1 place(s)",
-    ):
+    for part in ("image_001.dcm", "image_002.dcm", "6.000 mm", "3.000 mm", "1 slice(s) missing in 1 place(s)"):
         assert part in words
 
 
@@ -317,11 +310,7 @@ def test_unmarked_scouts_elsewhere_are_set_aside(tmp_path: Path) -> None:
             image.ImageType = images[0].ImageType
 
     found = made(tmp_path, edit)
-    assert states(found) == [
-        ("loaded", None, 10),
-        ("refused", "single_slice", 1),
-        ("refused", "single_slice", 1),
-    ]
+    assert states(found) == [("loaded", None, 10), ("refused", "single_slice", 1), ("refused", "single_slice", 1)]
     loaded = next(one for one in found.series if one.state == "loaded")
     assert any("2 slice(s) of the series lie in another plane" in note for note in loaded.notes)
 
@@ -471,7 +460,7 @@ def test_the_same_images_under_new_uids_are_dropped(tmp_path: Path) -> None:
         (lambda images: [delattr(image, "FrameOfReferenceUID") for image in images], ""),
         (lambda images: [delattr(image, "InstanceNumber") for image in images], ""),
     ],
-)  # fmt: skip
+)
 def test_loaded_with_a_note(tmp_path: Path, edit: Callable[[Images], object], words: str) -> None:
     found = made(tmp_path, edit)
     assert [one.state for one in found.series] == ["loaded"], found.series[0].detail

@@ -18,21 +18,15 @@ import numpy as np
 import pytest
 from labelled import ALGORITHM, GRIDS, INFOS, some_labels, write_enhanced, write_series
 from numpy.typing import NDArray
-from oracles import (
-    call,
-    network_namespace,
-    own_errors,
-    program,
-    read_by_dcmqi,
-    read_by_plastimatch,
-)
 from pydicom import dcmread
 
-from pipeline.dicom import Series, scan
-from pipeline.dicom.rtstruct import write_rtstruct
-from pipeline.dicom.seg import write_seg
-from pipeline.dicom.source import can_carry
-from pipeline.dicom.sr import write_sr
+from oracles import call, network_namespace, own_errors, program, read_by_dcmqi, read_by_plastimatch
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.write.rtstruct import write_rtstruct
+from segpipe.dicom.write.seg import write_seg
+from segpipe.dicom.write.sources import can_carry
+from segpipe.dicom.write.structured_report import write_sr
 
 pytestmark = pytest.mark.slow
 BINARY_NUMBERS = np.array([0, 1, 0, 2, 0, 0, 0, 3])
@@ -101,15 +95,11 @@ def test_nothing_found(tmp_path: Path) -> None:
 
 def test_an_enhanced_series(tmp_path: Path) -> None:
     (series,) = write_enhanced(tmp_path / "in")
-    judge(
-        series, some_labels(series), tmp_path / "out", contours=False
-    )  # plastimatch reads no enhanced images
+    judge(series, some_labels(series), tmp_path / "out", contours=False)  # plastimatch reads no enhanced images
 
 
 def test_what_the_source_lacks(tmp_path: Path) -> None:
-    series = write_series(
-        tmp_path / "in", remove=("PatientBirthDate", "StudyID", "AccessionNumber", "StudyTime")
-    )
+    series = write_series(tmp_path / "in", remove=("PatientBirthDate", "StudyID", "AccessionNumber", "StudyTime"))
     judge(series, some_labels(series), tmp_path / "out")
 
 
@@ -138,9 +128,8 @@ def test_a_real_mask_comes_back(tmp_path: Path) -> None:
     labels = np.asarray(mask.dataobj).astype(np.uint8)  # type: ignore[attr-defined]
     judge(series, labels, tmp_path / "out")
     planes = highdicom.seg.segread(tmp_path / "out" / "seg.dcm").get_pixels_by_source_instance(
-        [frame.sop_instance_uid for frame in series.frames], combine_segments=True,
-        assert_missing_frames_are_empty=True,
-    )  # fmt: skip
+        [frame.sop_instance_uid for frame in series.frames], combine_segments=True, assert_missing_frames_are_empty=True
+    )
     assert np.array_equal(planes, labels.transpose(2, 1, 0))
     masks = read_by_plastimatch(
         tmp_path / "out" / "rtstruct.dcm", data / "dicom" / "CT" / "image", series, tmp_path / "again"
@@ -155,11 +144,19 @@ def archive(tmp_path: Path) -> Iterator[list[str]]:
     if not PLUGIN.is_file():
         pytest.skip("Orthanc's DICOMweb plugin is not installed: make validators")
     settings = {
-        "Name": "test", "StorageDirectory": str(tmp_path / "db"), "IndexDirectory": str(tmp_path / "db"),
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomAet": "ARCHIVE", "DicomPort": 14242,
-        "HttpPort": 18042, "DicomCheckCalledAet": True, "UnknownSopClassAccepted": True,
-        "Plugins": [str(PLUGIN)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }  # fmt: skip
+        "Name": "test",
+        "StorageDirectory": str(tmp_path / "db"),
+        "IndexDirectory": str(tmp_path / "db"),
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAet": "ARCHIVE",
+        "DicomPort": 14242,
+        "HttpPort": 18042,
+        "DicomCheckCalledAet": True,
+        "UnknownSopClassAccepted": True,
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
     (tmp_path / "orthanc.json").write_text(json.dumps(settings))
     with network_namespace() as within:
         with (tmp_path / "orthanc.log").open("w") as log:
@@ -170,9 +167,7 @@ def archive(tmp_path: Path) -> Iterator[list[str]]:
             probe = "import urllib.request as u; u.urlopen('http://127.0.0.1:18042/system', timeout=2)"
             for _ in range(60):
                 if (
-                    subprocess.run(
-                        [*within, sys.executable, "-c", probe], capture_output=True, check=False
-                    ).returncode
+                    subprocess.run([*within, sys.executable, "-c", probe], capture_output=True, check=False).returncode
                     == 0
                 ):
                     break
@@ -207,15 +202,13 @@ def test_a_real_archive_takes_all_and_gives_it_back(tmp_path: Path, archive: lis
     series = write_series(tmp_path / "in")
     results, back = tmp_path / "results", tmp_path / "back"
     paths = write_all(series, some_labels(series), results / "dcm-0")
-    words = [*archive, sys.executable, "-m", "pipeline", "send", str(results), "--to", to, "--json"]
+    words = [*archive, sys.executable, "-m", "segpipe", "send", str(results), "--to", to, "--json"]
     for counts in ({"sent": 4, "skipped": 0, "failed": 0}, {"sent": 0, "skipped": 4, "failed": 0}):
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["counts"] == counts
     back.mkdir()
-    subprocess.run(
-        [*archive, sys.executable, "-c", textwrap.dedent(FETCH), str(back)], timeout=120, check=True
-    )
+    subprocess.run([*archive, sys.executable, "-c", textwrap.dedent(FETCH), str(back)], timeout=120, check=True)
     for path in paths:
         sent = dcmread(path)
         returned = dcmread(back / f"{sent.SOPInstanceUID}.dcm")

@@ -11,16 +11,11 @@ from encode import LOSSLESS, encode
 from make import AXIAL, CORONAL, FLIPPED, OBLIQUE, SAGITTAL, Grid, enhanced, position, series, write
 from pydicom import dcmread
 
-from pipeline.dicom import load, load_series, scan
-from pipeline.errors import DataError, UsageError
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.volume import load, load_series
+from segpipe.errors import DataError, UsageError
 
-ORIENTATIONS = {
-    "axial": AXIAL,
-    "sagittal": SAGITTAL,
-    "coronal": CORONAL,
-    "flipped": FLIPPED,
-    "oblique": OBLIQUE,
-}
+ORIENTATIONS = {"axial": AXIAL, "sagittal": SAGITTAL, "coronal": CORONAL, "flipped": FLIPPED, "oblique": OBLIQUE}
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
@@ -170,10 +165,15 @@ def test_no_such_repair(tmp_path: Path) -> None:
 def test_real_series() -> None:
     root = Path(os.environ["SEGPIPE_DATA"]) / "dicom"
     shapes = {
-        "01_ct_axial": (512, 512, 12), "04_mr_coronal": (256, 256, 16), "05_double_oblique_nonsquare": (100, 50, 3),
-        "06_flipped_iop": (88, 128, 17), "40_enh_siemens_3d": (256, 256, 8), "50_comp_jpegls": (256, 256, 4),
-        "52_pet_rescale_per_slice": (29, 30, 51), "62_nonimage_sr_rt_dicomdir": (512, 512, 12),
-    }  # fmt: skip
+        "01_ct_axial": (512, 512, 12),
+        "04_mr_coronal": (256, 256, 16),
+        "05_double_oblique_nonsquare": (100, 50, 3),
+        "06_flipped_iop": (88, 128, 17),
+        "40_enh_siemens_3d": (256, 256, 8),
+        "50_comp_jpegls": (256, 256, 4),
+        "52_pet_rescale_per_slice": (29, 30, 51),
+        "62_nonimage_sr_rt_dicomdir": (512, 512, 12),
+    }
     for name, shape in shapes.items():
         (volume,) = load(root / name)
         assert volume.array.shape == shape
@@ -181,12 +181,8 @@ def test_real_series() -> None:
             image = dcmread(frame.path)
             stored = image.pixel_array.reshape(-1, image.Rows, image.Columns)[frame.number].T
             known = stored != image.get("PixelPaddingValue", None)
-            expected = stored * float(image.get("RescaleSlope") or 1) + float(
-                image.get("RescaleIntercept") or 0
-            )
-            np.testing.assert_array_equal(
-                volume.array[:, :, k][known], expected[known].astype(volume.array.dtype)
-            )
+            expected = stored * float(image.get("RescaleSlope") or 1) + float(image.get("RescaleIntercept") or 0)
+            np.testing.assert_array_equal(volume.array[:, :, k][known], expected[known].astype(volume.array.dtype))
 
 
 @pytest.mark.realdata

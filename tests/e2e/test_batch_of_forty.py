@@ -18,17 +18,17 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from dicom import make
 from pydicom import dcmread
-from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
-from pipeline.results import PARTIAL, read_events
+from dicom import make
+from segpipe.common.result_folder import PARTIAL, read_events
+from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GOOD = 34
 BAD = {"gap", "single_slice", "truncated", "unreadable", "cannot read the NIfTI file", "not finite"}
-COMMAND = "import sys; from pipeline.cli import run; sys.exit(run(sys.argv[1:]))"
+COMMAND = "import sys; from segpipe.cli.app import run; sys.exit(run(sys.argv[1:]))"
 
 
 def write_series(folder: Path, seed: int, keep: Callable[[int], bool] = lambda k: True) -> list[Path]:
@@ -59,9 +59,12 @@ def write_tree(root: Path) -> Path:
 def start(bundle: Path, folder: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "predict", str(bundle), str(folder), str(out), *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -123,9 +126,7 @@ def test_a_batch_of_forty_killed_twice(tmp_path: Path) -> None:
     assert page.count("data:image/png") == GOOD + 1 and str(tmp_path) not in page
 
 
-def test_a_case_over_its_memory_and_one_whose_worker_the_system_kills_cost_themselves_alone(
-    tmp_path: Path,
-) -> None:
+def test_a_case_over_its_memory_and_one_whose_worker_the_system_kills_cost_themselves_alone(tmp_path: Path) -> None:
     hungry = (  # takes a gigabyte for good at the sight of 1000, and dies as if killed for want of memory at 1001
         "$lambda x: (int(x.max()) == 1000 and (globals().update(kept=bytearray(b'1' * 2**30)), "
         "__import__('time').sleep(60)), "
@@ -139,9 +140,16 @@ def test_a_case_over_its_memory_and_one_whose_worker_the_system_kills_cost_thems
         (tmp_path / "in").mkdir(exist_ok=True)
         nib.save(nib.Nifti1Image(voxels, TILTED), tmp_path / "in" / f"{name}.nii.gz")
     process = start(
-        bundle, tmp_path / "in", tmp_path / "out", "--json", "--max-case-memory", "1200M", "--retries", "0",
+        bundle,
+        tmp_path / "in",
+        tmp_path / "out",
+        "--json",
+        "--max-case-memory",
+        "1200M",
+        "--retries",
+        "0",
         "--run-unvetted-code",
-    )  # fmt: skip
+    )
     text, err = process.communicate(timeout=900)
     assert process.returncode == 4, err
     cases = {case["id"]: case for case in json.loads(text)["cases"]}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import SMALL, write_data
 
-from pipeline.cli import run
+from segpipe.cli.app import run
+from tiny_data import SMALL, write_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # some twenty processes that import MONAI
 EPOCHS = 60
@@ -25,14 +25,20 @@ def options(data: Path) -> list[str]:
     settings = [item for item in SMALL if not item.startswith(("network_def", "patch_divisor"))]
     words = [word for item in settings for word in ("--set", item)]
     return [
-        str(data / "manifest.json"), "--task", str(data / "task.yaml"), "--network", str(data / "small.yaml"),
-        "--threads", "1", *words,
-    ]  # fmt: skip
+        str(data / "manifest.json"),
+        "--task",
+        str(data / "task.yaml"),
+        "--network",
+        str(data / "small.yaml"),
+        "--threads",
+        "1",
+        *words,
+    ]
 
 
 def compare(data: Path, out: Path) -> list[str]:
     more = ["--loss", ",".join(LOSSES), "--steps", str(2 * EPOCHS), "--out", str(out)]
-    return [sys.executable, "-m", "pipeline", "compare", *options(data), *more]
+    return [sys.executable, "-m", "segpipe", "compare", *options(data), *more]
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+
+from segpipe.cli.app import run
+from segpipe.training.compose.fragments import known_fragments
 from tiny_data import train_arguments
 
-from pipeline.cli import run
-from pipeline.compose import known_fragments
-
 FAST = ("segresnet", "dynunet_res")
-EACH = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in known_fragments("network")
-]
+EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in known_fragments("network")]
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 import pytest
 from test_predict_faults import finish, start, under_way, until, worker_of
-from tiny_bundle import write_bundle, write_scan
 
-from pipeline.results import ENTROPY, PARTIAL, PROBABILITIES, RESULT, read_events
+from segpipe.common.result_folder import ENTROPY, PARTIAL, PROBABILITIES, RESULT, read_events
+from tiny_bundle import write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 OPTIONS = ("--probabilities", "--entropy", "--threads", 1)
@@ -46,9 +46,7 @@ def assert_whole(out: Path, *ids: str) -> None:
     assert {path.name for path in out.iterdir() if path.is_dir() and path.name != PARTIAL} == set(ids)
 
 
-def test_a_worker_that_is_killed_while_it_writes_is_replaced(
-    bundle: Path, scans: Path, tmp_path: Path
-) -> None:
+def test_a_worker_that_is_killed_while_it_writes_is_replaced(bundle: Path, scans: Path, tmp_path: Path) -> None:
     process = start(bundle, scans, tmp_path / "out", *OPTIONS)
     until(lambda: writing(tmp_path / "out", "s1"))
     worker_of(process).kill()

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import yaml
 from scipy.ndimage import gaussian_filter
+
+from segpipe.bundle.open import open_bundle
+from segpipe.bundle.verify import verify_bundle
+from segpipe.bundle.vet.gate import vet_recipe
+from segpipe.cli.app import run
+from segpipe.errors import OK, REFUSED, SegpipeError
+from segpipe.prediction import worker as of_inference
+from segpipe.prediction.client import CannotGoOnError, Worker
 from tiny_bundle import THRESHOLD, write_bundle
 from zoo_bundles import LABELS, NEEDED, glob_and_handlers, own_scripts
-
-from pipeline.bundle import open_bundle
-from pipeline.bundle.gate import vet_recipe
-from pipeline.bundle.verdict import verify_bundle
-from pipeline.cli import run
-from pipeline.errors import OK, REFUSED, SegpipeError
-from pipeline.inference import worker as of_inference
-from pipeline.predict.client import CannotGoOnError, Worker
 
 Make = Callable[[Path], Path]
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
@@ -59,7 +59,7 @@ class NearWorker(Worker):
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers in this process, and nothing of a bundle left in it."""
-    monkeypatch.setattr("pipeline.predict.recipe.Worker", NearWorker)
+    monkeypatch.setattr("segpipe.prediction.protocol.Worker", NearWorker)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
@@ -87,9 +87,14 @@ def stock_labels(root: Path, scans: Path, out: Path) -> dict[str, Any]:
     config = next(root.glob("configs/inference.*"))
     sys.path.insert(1, str(root))
     workflow = ConfigWorkflow(
-        config_file=str(config), meta_file=str(root / "configs/metadata.json"), workflow_type="inference",
-        logging_file=False, bundle_root=str(root), dataset_dir=str(scans), output_dir=str(out),
-    )  # fmt: skip
+        config_file=str(config),
+        meta_file=str(root / "configs/metadata.json"),
+        workflow_type="inference",
+        logging_file=False,
+        bundle_root=str(root),
+        dataset_dir=str(scans),
+        output_dir=str(out),
+    )
     workflow.initialize()
     workflow.run()
     return by_case(out)
@@ -134,9 +139,7 @@ def test_predict_refuses_it_and_with_its_names_gives_what_stock_monai_gives(
     document = json.loads(capsys.readouterr().out)
     jsonschema.validate(document, json.loads((SCHEMAS / "predict.schema.json").read_text()))
     assert document["counts"]["done"] == 2
-    assert document["vetting"] == {
-        "passed": True, "findings": 0, "allowed": sorted(NEEDED[make]), "intact": None,
-    }  # fmt: skip
+    assert document["vetting"] == {"passed": True, "findings": 0, "allowed": sorted(NEEDED[make]), "intact": None}
     expected = stock_labels(root, scans, tmp_path / "stock")
     for case, labels in expected.items():
         result = json.loads((out / case / "result.json").read_text())
@@ -156,7 +159,7 @@ def test_predict_refuses_it_and_with_its_names_gives_what_stock_monai_gives(
 def test_labels_and_channels_are_those_of_the_metadata(make: Make, tmp_path: Path) -> None:
     bundle = open_bundle(make(tmp_path / "zoo"))
     assert bundle.labels == {int(value): name for value, name in LABELS.items()}
-    assert bundle.channels == ["image"] and bundle.outside and bundle.intact is None
+    assert bundle.channels == ["image"] and bundle.unsupported and bundle.intact is None
 
 
 @pytest.mark.usefixtures("near")
@@ -165,9 +168,7 @@ def test_one_bad_case_does_not_stop_a_foreign_bundle(
 ) -> None:
     root = own_scripts(tmp_path / "zoo")
     code = root / "scripts/transforms.py"
-    refusing = (
-        "        if data['image'].max() > 5000:\n            raise ValueError('too bright')\n        return"
-    )
+    refusing = "        if data['image'].max() > 5000:\n            raise ValueError('too bright')\n        return"
     code.write_text(code.read_text().replace("        return", refusing))
     shutil.copytree(scans, tmp_path / "in")
     nib.save(nib.Nifti1Image(np.arange(8000.0).reshape(20, 20, 20), np.eye(4)), tmp_path / "in/s00.nii.gz")
@@ -189,9 +190,7 @@ def test_weights_within_a_checkpoint_take_the_fast_route_too(scans: Path, tmp_pa
     result = json.loads((tmp_path / "out/s0/result.json").read_text())
     assert (result["route"], result["engine"]) == ("typed", "streaming")
     bright = np.asarray(nib.load(scans / "s0.nii.gz").dataobj) > THRESHOLD
-    np.testing.assert_array_equal(
-        np.asarray(nib.load(tmp_path / "out/s0/segmentation.nii.gz").dataobj), bright
-    )
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out/s0/segmentation.nii.gz").dataobj), bright)
 
 
 def change(root: Path, **ids: Any) -> Path:
@@ -217,15 +216,7 @@ def test_what_cannot_go_case_by_case_is_refused_with_the_stock_command(
     ids: dict[str, Any], words: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = change(glob_and_handlers(tmp_path / "zoo"), **ids)
-    command = [
-        "predict",
-        str(root),
-        str(scans),
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-        "--run-unvetted-code",
-    ]
+    command = ["predict", str(root), str(scans), str(tmp_path / "out"), "--device", "cpu", "--run-unvetted-code"]
     assert run([*command, "--json"]) == 3
     error = json.loads(capsys.readouterr().out)["error"]
     assert words in error["message"] and "python -m monai.bundle run" in error["hint"]
@@ -249,17 +240,7 @@ def test_the_commands_themselves(make: Make, scans: Path, tmp_path: Path) -> Non
     stock = ["-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(root)]
     stock += ["--dataset_dir", str(scans), "--output_dir", str(tmp_path / "stock")]
     subprocess.run([sys.executable, *stock], check=True, capture_output=True, cwd=root, timeout=250)
-    ours = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "predict",
-        str(root),
-        str(scans),
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
+    ours = [sys.executable, "-m", "segpipe", "predict", str(root), str(scans), str(tmp_path / "out"), "--device", "cpu"]
     refused = subprocess.run(ours, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert refused.returncode == REFUSED and NEEDED[make][0] in refused.stderr
     done = subprocess.run([*ours, *allowing(make)], capture_output=True, text=True, cwd=tmp_path, timeout=250)

@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from dicom import make
 from scipy import ndimage
 
-from pipeline.cli import run
+from dicom import make
+from segpipe.cli.app import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri"
@@ -40,10 +40,7 @@ def as_dicom(path: Path, folder: Path) -> None:
     columns, rows, slices = voxels.shape
     images = make.series(make.Grid(rows=rows, columns=columns, slices=slices), "MR")
     if np.linalg.det(lps[:3, :3]) < 0:  # slices are sorted along row x column
-        voxels, lps = (
-            voxels[:, :, ::-1],
-            lps @ [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, slices - 1], [0, 0, 0, 1]],
-        )
+        voxels, lps = (voxels[:, :, ::-1], lps @ [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, slices - 1], [0, 0, 0, 1]])
     for k, each in enumerate(images):
         each.ImageOrientationPatient = make.decimal([*along_row, *along_column])
         each.PixelSpacing = make.decimal([edges[1], edges[0]])

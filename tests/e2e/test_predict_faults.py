@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
-from pipeline.results import PARTIAL, read_events
+from segpipe.common.result_folder import PARTIAL, read_events
+from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -38,7 +38,7 @@ PARENT = """
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job would ignore
-from pipeline.cli import run
+from segpipe.cli.app import run
 code = run(sys.argv[1:])
 heavy = {'torch', 'monai', 'ignite'} & set(sys.modules)
 sys.exit(f'the parent imported {heavy}' if heavy else code)
@@ -65,8 +65,11 @@ def scans(root: Path, count: int, **special: int) -> Path:
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PARENT, "predict", *map(str, arguments), "--run-unvetted-code"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -106,9 +109,7 @@ def assert_complete(out: Path, *ids: str) -> None:
         names = {path.name for path in (out / id).iterdir()}
         assert names == {"overlay.png", "result.json", "segmentation.nii.gz"}
         assert nib.load(out / id / "segmentation.nii.gz").get_fdata().shape == (12, 10, 9)
-    assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != PARTIAL) == sorted(
-        ids
-    )
+    assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name != PARTIAL) == sorted(ids)
 
 
 def test_cases_that_crash_hang_or_raise_stop_nothing_else(bundle: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import train_arguments
 
-from pipeline.cli import run
+from segpipe.cli.app import run
+from tiny_data import train_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(*words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        [sys.executable, "-m", "segpipe", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:

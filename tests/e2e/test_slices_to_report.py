@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_slices import write_lgg
 
-from pipeline.cli import run
-from pipeline.errors import OK
+from segpipe.cli.app import run
+from segpipe.errors import OK
+from tiny_slices import write_lgg
 
 
 @pytest.mark.slow
@@ -23,10 +23,26 @@ def test_from_slices_to_the_report(tmp_path: Path) -> None:
         ["check", manifest],
         ["plan", manifest, "-o", task],
         [
-            "compare", manifest, "--task", task, "--network", "unet", "--loss", "dice,soft_iou",
-            "--steps", 30, "--out", out, "--threads", 1, "--set", "batch_size=2", "--set", "learning_rate=0.01",
+            "compare",
+            manifest,
+            "--task",
+            task,
+            "--network",
+            "unet",
+            "--loss",
+            "dice,soft_iou",
+            "--steps",
+            30,
+            "--out",
+            out,
+            "--threads",
+            1,
+            "--set",
+            "batch_size=2",
+            "--set",
+            "learning_rate=0.01",
         ],
-    ):  # fmt: skip
+    ):
         assert run([str(word) for word in words]) == OK, words
     results = json.loads((out / "compare.json").read_text())
     assert {"unet+dice", "unet+soft_iou"} <= set(json.dumps(results).replace('"', " ").split())

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_data import train_arguments
 
-from pipeline.cli import run
+from segpipe.cli.app import run
+from tiny_data import train_arguments
 
 pytestmark = pytest.mark.slow
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
+        [sys.executable, "-m", "segpipe", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,9 +48,7 @@ def equal(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_in_the_third_epoch_and_resumed_equals_four_epochs(
-    tiny_manifest, tmp_path, workers: int
-) -> None:
+def test_killed_in_the_third_epoch_and_resumed_equals_four_epochs(tiny_manifest, tmp_path, workers: int) -> None:
     more = ["--epochs", "4", "--workers", str(workers)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(train_arguments(tiny_manifest, whole, *more)) == 0
@@ -105,9 +103,7 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tiny_ma
         pytest.skip("a small file system can only be mounted by root")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("a small file system can only be mounted by root")
     try:
@@ -131,12 +127,7 @@ def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tiny_ma
 
 def test_no_third_party_noise_on_success(tiny_manifest, tmp_path) -> None:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pipeline",
-            *train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "1"),
-        ],
+        [sys.executable, "-m", "segpipe", *train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "1")],
         capture_output=True,
         text=True,
         check=True,
@@ -151,14 +142,6 @@ def test_stock_monai_trains_the_same_weights_from_the_config(tiny_manifest, tmp_
     stock.mkdir()
     for name in ("config.json", "manifest.json"):
         shutil.copy(ours / name, stock / name)
-    words = [
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        str(stock / "config.json"),
-        "--bundle_root",
-        str(stock),
-    ]
+    words = ["-m", "monai.bundle", "run", "--config_file", str(stock / "config.json"), "--bundle_root", str(stock)]
     subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=Path(__file__).parents[2])
     assert equal(ours, stock)

@@ -6,10 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_bundle import write_scan
 
-from pipeline.inference import ahead as module
-from pipeline.inference.ahead import Ahead
+from segpipe.inference import prefetch as module
+from segpipe.inference.prefetch import Prefetcher
+from tiny_bundle import write_scan
 
 PEAK = 1000
 
@@ -24,8 +24,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "allowed_bytes", lambda limit: 10_000 if limit is None else limit)
 
 
-def under_way(max_memory: int | None = None) -> Ahead:
-    ahead = Ahead(1, max_memory)
+def under_way(max_memory: int | None = None) -> Prefetcher:
+    ahead = Prefetcher(1, max_memory)
     ahead.expect()
     ahead.begin(PEAK)
     return ahead
@@ -41,9 +41,10 @@ def test_the_case_of_the_name_is_given_once(scan: Path) -> None:
     assert ahead.take("b") is None and ahead.take("a") is None
 
 
-@pytest.mark.parametrize(("max_memory", "most_bytes", "fits"), [
-    (None, None, True), (3400, None, True), (3300, None, False), (None, 3300, False), (3400, 3400, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("max_memory", "most_bytes", "fits"),
+    [(None, None, True), (3400, None, True), (3300, None, False), (None, 3300, False), (3400, 3400, True)],
+)
 def test_only_what_fits_beside_the_other_is_read(
     scan: Path, max_memory: int | None, most_bytes: int | None, fits: bool
 ) -> None:
@@ -61,7 +62,7 @@ def test_what_cannot_be_read_is_left_to_its_own_turn(tmp_path: Path) -> None:
 
 def test_it_waits_until_the_other_was_read_or_has_ended(scan: Path) -> None:
     for go_on in (lambda ahead: ahead.begin(PEAK), lambda ahead: ahead.end()):
-        ahead = Ahead(1, None)
+        ahead = Prefetcher(1, None)
         ahead.expect()
         reader = threading.Thread(target=ahead.read, args=("a", lambda: [scan], None), daemon=True)
         reader.start()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipeline.errors import DataError, UsageError
-from pipeline.inference.cleanup import LabelRule, cleanup_transforms, read_rules
+from segpipe.errors import DataError, UsageError
+from segpipe.inference.cleanup import LabelRule, cleanup_transforms, read_rules
 
 AFFINE = np.diag([2.0, 1.0, 0.5, 1.0])  # 1 mm3 a voxel
 

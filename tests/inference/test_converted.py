@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from pipeline.inference.converted import (
+from segpipe.inference.openvino_runtime import (
     MARK,
     TOLERANCE,
     Identity,
@@ -20,7 +20,7 @@ from pipeline.inference.converted import (
     is_whole,
     openvino_runtime,
 )
-from pipeline.inference.runtimes import torch_runtime
+from segpipe.inference.runtimes import torch_runtime
 
 openvino = pytest.importorskip("openvino")
 SHAPE = (1, 16, 16, 16)
@@ -124,9 +124,7 @@ def test_a_conversion_that_fails_half_way_leaves_nothing(
     assert is_whole(folder)
 
 
-def test_a_mark_that_cannot_be_read_is_no_conversion(
-    module: torch.nn.Module, identity: Identity, cache: Path
-) -> None:
+def test_a_mark_that_cannot_be_read_is_no_conversion(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
     openvino_runtime(torch_runtime(module), module, identity, 1)
     (folder,) = cache.iterdir()
     for text in ("", "{", "[]", '{"sha256": {"model.bin": "00"}}', '{"sha256": {"gone.bin": "00"}}'):

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom import make
 
-from pipeline.dicom import Series, scan
-from pipeline.dicom import derived as dicom_derived
-from pipeline.dicom.codes import label_infos
-from pipeline.dicom.derived import AlgorithmInfo
-from pipeline.errors import SegpipeError, UsageError
-from pipeline.files import write_whole
-from pipeline.inference import derived
-from pipeline.inference.derived import write_dicom
+from dicom import make
+from segpipe.common.files import write_whole
+from segpipe.dicom.codes import label_infos
+from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.write import all_formats as derived
+from segpipe.dicom.write import stored_object as dicom_derived
+from segpipe.dicom.write.all_formats import write_dicom
+from segpipe.dicom.write.stored_object import AlgorithmInfo
+from segpipe.errors import SegpipeError, UsageError
 
 INFOS = label_infos({0: "background", 1: "liver"})[0]
 ALGORITHM = AlgorithmInfo("tiny", "1.0.0", "0" * 64)

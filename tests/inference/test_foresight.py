@@ -14,17 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import RefusedError, UsageError
-from pipeline.inference import foresight, windows
-from pipeline.inference.foresight import GIB, Probe, available, block_voxels, foresee, input_size, plan
-from pipeline.inference.halos import HALO
-from pipeline.inference.prepare import prepare
-from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.source import read_source
-from pipeline.inference.streaming import StreamingEngine
-from pipeline.inference.windows import WindowGrid, Windowing, stream_blocks
-from pipeline.nifti import Header
-from pipeline.predict.memory import parse_bytes
+from segpipe.common.nifti import Header
+from segpipe.errors import RefusedError, UsageError
+from segpipe.inference import memory as foresight
+from segpipe.inference import sliding_window as windows
+from segpipe.inference.engine import StreamingEngine
+from segpipe.inference.memory import GIB, Probe, available, block_voxels, estimate_memory, input_size, plan
+from segpipe.inference.prepare import prepare
+from segpipe.inference.sliding_window import HALO, WindowGrid, Windowing, stream_blocks
+from segpipe.inference.source import read_source
+from segpipe.inference.transforms import Preprocessing
+from segpipe.prediction.options import parse_bytes
 
 STEPS = [
     {"_target_": "LoadImaged", "keys": "image"},
@@ -50,12 +50,13 @@ def ct(slices: int) -> Header:
 
 @settings(max_examples=20)
 @given(
-    size=st.tuples(*[st.integers(3, 16)] * 3), roi=st.tuples(*[st.integers(4, 8)] * 3),
-    overlap=st.sampled_from([0, 0.25, 0.5, 0.6]), order=st.permutations([0, 1, 2]), strips=st.integers(1, 3),
-)  # fmt: skip
-def test_the_open_blocks_are_those_that_are_open(
-    size: Any, roi: Any, overlap: float, order: Any, strips: int
-) -> None:
+    size=st.tuples(*[st.integers(3, 16)] * 3),
+    roi=st.tuples(*[st.integers(4, 8)] * 3),
+    overlap=st.sampled_from([0, 0.25, 0.5, 0.6]),
+    order=st.permutations([0, 1, 2]),
+    strips=st.integers(1, 3),
+)
+def test_the_open_blocks_are_those_that_are_open(size: Any, roi: Any, overlap: float, order: Any, strips: int) -> None:
     grid, most = replace(WindowGrid.place(size, roi, [overlap] * 3, tuple(order)), strips=strips), 0
 
     class Watched(windows._Sums):
@@ -80,24 +81,20 @@ def test_the_input_is_as_large_as_foreseen(tmp_path: Path) -> None:
 
 
 def test_memory_grows_little_with_the_slices() -> None:
-    config, windowing, probe = (
-        Preprocessing.parse(STEPS[:4]),
-        Windowing((96, 96, 96), 0.5, 1),
-        Probe(14, GIB // 4),
-    )
-    few, many = (foresee([ct(slices)], config, windowing, probe).peak for slices in (200, 800))
+    config, windowing, probe = (Preprocessing.parse(STEPS[:4]), Windowing((96, 96, 96), 0.5, 1), Probe(14, GIB // 4))
+    few, many = (estimate_memory([ct(slices)], config, windowing, probe).peak for slices in (200, 800))
     assert (many - few) / (512 * 512 * 600) <= 8
     many_classes = Probe(105, GIB * 4 // 5)
-    assert foresee([ct(600)], config, windowing, many_classes).peak < 6 * GIB + resident()
+    assert estimate_memory([ct(600)], config, windowing, many_classes).peak < 6 * GIB + resident()
     in_strips = replace(windowing, strips=2, overlapped=False)  # what `plan` chooses where memory is short
-    assert foresee([ct(600)], config, in_strips, many_classes).peak < 3.4 * GIB + resident()
+    assert estimate_memory([ct(600)], config, in_strips, many_classes).peak < 3.4 * GIB + resident()
 
 
 def test_the_window_batch_is_chosen_for_the_memory() -> None:
     config, probe = Preprocessing.parse(STEPS[:4]), Probe(14, GIB)
     windowing = Windowing((96, 96, 96), 0.5, 8)
     need = [
-        foresee([ct(60)], config, Windowing((96, 96, 96), 0.5, batch), probe).peak for batch in (1, 2, 4, 8)
+        estimate_memory([ct(60)], config, Windowing((96, 96, 96), 0.5, batch), probe).peak for batch in (1, 2, 4, 8)
     ]
     assert need == sorted(need)
     for limit, expected in ((need[2] + GIB // 2, 4), (need[0] + GIB // 2, 1)):
@@ -126,8 +123,7 @@ def test_a_window_is_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"),
-    [("4G", 4 * GIB), ("1500M", 1500 * 2**20), ("2.5GiB", 5 * GIB // 2), ("512 kb", 2**19)],
+    ("text", "amount"), [("4G", 4 * GIB), ("1500M", 1500 * 2**20), ("2.5GiB", 5 * GIB // 2), ("512 kb", 2**19)]
 )
 def test_amounts_of_memory(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
@@ -143,9 +139,8 @@ def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
     for size, batch in ((96, 1), (48, 3), (16, 4)):
         windowing = Windowing((size, size, size), 0.5, 4)
         engine = StreamingEngine(
-            Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1),
-            torch.device("cpu"),
-        )  # fmt: skip
+            Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1), torch.device("cpu")
+        )
         engine.probe = Probe(2, 1)
-        engine.foresee([ct(20)])
+        engine.estimate_memory([ct(20)])
         assert engine._fitting.batch == batch

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import DataError
-from pipeline.inference.loading import load
+from segpipe.errors import DataError
+from segpipe.inference.monai_evaluator import load
 
 
 def weights(path: Path, **changed: torch.Tensor) -> str:

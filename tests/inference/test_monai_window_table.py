@@ -18,7 +18,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import BlendMode, PytorchPadMode
 
-from pipeline.components import StreamingSlidingWindowInferer
+from segpipe.inference.inferer import StreamingSlidingWindowInferer
 
 # inputs (N, C, ...), roi, windows at once, overlap, mode
 WINDOWS: list[tuple[tuple[int, ...], Any, int, Any, str]] = [
@@ -91,9 +91,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def answer(
-    kind: type[SlidingWindowInferer], inputs: torch.Tensor, network: Any, call: Any, **options: Any
-) -> Any:
+def answer(kind: type[SlidingWindowInferer], inputs: torch.Tensor, network: Any, call: Any, **options: Any) -> Any:
     """What an inferer says, or the type of its error; the table's network may not change what is kept here."""
     more, named = call
     try:
@@ -102,9 +100,7 @@ def answer(
         return type(error)
 
 
-def compare(
-    inputs: torch.Tensor, network: Any = scores, *more: Any, named: Any = None, **options: Any
-) -> Any:
+def compare(inputs: torch.Tensor, network: Any = scores, *more: Any, named: Any = None, **options: Any) -> Any:
     options = {"roi_size": (4, 5, 6), "sw_batch_size": 3, "overlap": 0.5, **options}
     expected, got = (
         answer(kind, inputs, network, (more, dict(named or {})), **options)
@@ -185,18 +181,20 @@ def test_arguments_of_the_call() -> None:
     assert ours and ours == theirs
 
 
-@pytest.mark.parametrize(
-    "kind", ["tuple", "dict", "list", "one in a list", "one in a dict", "larger", "one small"]
-)
+@pytest.mark.parametrize("kind", ["tuple", "dict", "list", "one in a list", "one in a dict", "larger", "one small"])
 def test_several_outputs_of_several_sizes(kind: str) -> None:
     def network(windows: torch.Tensor) -> Any:
         small, smaller = windows[:, ::3, ::2, ::2] + 2, windows[:, ::2, ::4, ::4] + 3
         larger = torch.nn.functional.interpolate(windows, scale_factor=2.0)
         return {
-            "tuple": (windows + 1, small, smaller), "dict": {1: windows + 1, 2: small, 3: smaller},
-            "list": [windows + 1, windows * 2], "one in a list": [windows + 1], "one in a dict": {"pred": windows},
-            "larger": larger, "one small": small,
-        }[kind]  # fmt: skip
+            "tuple": (windows + 1, small, smaller),
+            "dict": {1: windows + 1, 2: small, 3: smaller},
+            "list": [windows + 1, windows * 2],
+            "one in a list": [windows + 1],
+            "one in a dict": {"pred": windows},
+            "larger": larger,
+            "one small": small,
+        }[kind]
 
     for roi, size in (((8, 8), 20), ((8, 8), 8)):
         got = compare(noise(1, 6, size, size), network, roi_size=roi, sw_batch_size=10, cval=-1)

@@ -21,12 +21,12 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
 from scipy.ndimage import gaussian_filter
 from test_restore import CPU, MIDDLES, TIE, Blurred, steps, tilted
 
-from pipeline.errors import DataError
-from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.source import Source, read_source
-from pipeline.inference.streaming import segment_source
-from pipeline.inference.windows import Windowing
-from pipeline.nifti import Header
+from segpipe.common.nifti import Header
+from segpipe.errors import DataError
+from segpipe.inference.engine import segment_source
+from segpipe.inference.sliding_window import Windowing
+from segpipe.inference.source import Source, read_source
+from segpipe.inference.transforms import Preprocessing
 
 UNSPACED = ["turned only", "cut, not spaced"]
 
@@ -42,9 +42,7 @@ def source(voxels: np.ndarray, affine: np.ndarray) -> Source:
     return Source(Header(Path("made"), voxels.shape[1:], affine, (x, y, z), "float32"), voxels.copy())
 
 
-def assert_stock(
-    voxels: np.ndarray, affine: np.ndarray, middle: str, windowing: Windowing, classes: int
-) -> None:
+def assert_stock(voxels: np.ndarray, affine: np.ndarray, middle: str, windowing: Windowing, classes: int) -> None:
     """Labels are those of activation, Invertd (linear) and argmax or threshold; they differ at ties alone."""
     way = Preprocessing.parse(steps(MIDDLES[middle])[2:])
     before, network = Compose(way.build()), Blurred(len(voxels), classes, False)
@@ -79,9 +77,19 @@ def assert_stock(
     seed=st.integers(0, 1000),
 )
 def test_any_volume(
-    shape: Any, thin: Any, channels: int, classes: int, angles: Any, spacing: Any, shear: Any, roi: Any,
-    overlap: float, mode: Any, middle: str, seed: int,
-) -> None:  # fmt: skip
+    shape: Any,
+    thin: Any,
+    channels: int,
+    classes: int,
+    angles: Any,
+    spacing: Any,
+    shear: Any,
+    roi: Any,
+    overlap: float,
+    mode: Any,
+    middle: str,
+    seed: int,
+) -> None:
     size = tuple(1 if axis in thin else voxels for axis, voxels in enumerate(shape))
     affine, slant = tilted(angles, spacing), np.eye(4)
     slant[[0, 0, 1], [1, 2, 2]] = shear

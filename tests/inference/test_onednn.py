@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.inference.onednn import OneDnn
+from segpipe.inference.runtimes import OneDnn
 
 CONVOLUTIONS = {
     "plain": (nn.Conv3d(3, 5, 3, padding=1), (1, 3, 7, 9, 8)),
@@ -18,10 +18,7 @@ CONVOLUTIONS = {
     "same": (nn.Conv3d(3, 5, 3, padding="same"), (1, 3, 7, 9, 8)),
     "reflecting": (nn.Conv3d(3, 5, 3, padding=1, padding_mode="reflect"), (1, 3, 7, 9, 8)),
     "transposed": (nn.ConvTranspose3d(3, 5, 3, stride=2, padding=1, output_padding=1), (2, 3, 7, 9, 8)),
-    "transposed, large": (
-        nn.ConvTranspose3d(24, 6, 3, stride=2, padding=1, output_padding=1),
-        (2, 24, 30, 31, 6),
-    ),
+    "transposed, large": (nn.ConvTranspose3d(24, 6, 3, stride=2, padding=1, output_padding=1), (2, 24, 30, 31, 6)),
     "transposed, in groups": (nn.ConvTranspose3d(24, 6, 2, stride=2, groups=2), (1, 24, 30, 31, 6)),
     "without a batch": (nn.Conv3d(3, 5, 3, padding=1), (3, 7, 9, 8)),
 }
@@ -40,10 +37,7 @@ def test_scores_are_those_of_pytorch(name: str) -> None:
 
 
 def test_other_types_and_calls_are_left_alone() -> None:
-    windows, weight = (
-        torch.randn(1, 2, 5, 5, 5, dtype=torch.float64),
-        torch.randn(3, 2, 3, 3, 3, dtype=torch.float64),
-    )
+    windows, weight = (torch.randn(1, 2, 5, 5, 5, dtype=torch.float64), torch.randn(3, 2, 3, 3, 3, dtype=torch.float64))
     with OneDnn():
         double = nn.functional.conv3d(windows, weight, None, (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
         named = nn.functional.conv3d(windows.float(), weight.float(), padding=1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.inference.pipelining import work_aside
+from segpipe.inference.engine import work_aside
 
 
 def test_one_is_worked_on_while_the_next_is_made() -> None:

@@ -19,16 +19,16 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from scipy.special import entr
 
-from pipeline.errors import DataError
-from pipeline.inference.kept import Kept
-from pipeline.inference.output import describe
-from pipeline.inference.prepare import prepare
-from pipeline.inference.preprocessing import Preprocessing
-from pipeline.inference.runtimes import average, mirrored, torch_runtime
-from pipeline.inference.source import Source, read_source
-from pipeline.inference.streaming import segment_source
-from pipeline.inference.windows import Windowing
-from pipeline.nifti import Header
+from segpipe.common.nifti import Header
+from segpipe.errors import DataError
+from segpipe.inference.activations import Kept
+from segpipe.inference.engine import segment_source
+from segpipe.inference.output import describe
+from segpipe.inference.prepare import prepare
+from segpipe.inference.runtimes import average, mirrored, torch_runtime
+from segpipe.inference.sliding_window import Windowing
+from segpipe.inference.source import Source, read_source
+from segpipe.inference.transforms import Preprocessing
 
 CPU = torch.device("cpu")
 TIE = 1e-5
@@ -51,9 +51,14 @@ AFFINES = {
 }
 RAS = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}
 SCALE = {
-    "_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -500, "a_max": 500, "b_min": 0.0, "b_max": 1.0,
+    "_target_": "ScaleIntensityRanged",
+    "keys": "image",
+    "a_min": -500,
+    "a_max": 500,
+    "b_min": 0.0,
+    "b_max": 1.0,
     "clip": True,
-}  # fmt: skip
+}
 NORMALISE = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
 CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
 PAD = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [30, 24, 26]}
@@ -65,11 +70,15 @@ MIDDLES: dict[str, Steps] = {
     "hardly spaced": [RAS, {"_target_": "Spacingd", "keys": "image", "pixdim": [1.0, 1.0, 2.5]}, CROP, SCALE],
     "cut": [RAS, {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 1.6, 2.2]}, CROP, SCALE],
     "cut and padded": [
-        RAS, {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 1.6, 2.2]},
-        {**CROP, "margin": 3, "k_divisible": 4}, PAD, DIVISIBLE, NORMALISE,
+        RAS,
+        {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 1.6, 2.2]},
+        {**CROP, "margin": 3, "k_divisible": 4},
+        PAD,
+        DIVISIBLE,
+        NORMALISE,
     ],
     "cut, not spaced": [{**CROP, "allow_smaller": True}, PAD, SCALE],
-}  # fmt: skip
+}
 
 
 def steps(middle: Steps) -> Steps:
@@ -96,9 +105,7 @@ class Blurred(torch.nn.Module):
         return torch.nn.functional.avg_pool3d(scores, 5, 1, 2) * 4 if self.smooth else scores
 
 
-def write_images(
-    folder: Path, affine: np.ndarray, shape: tuple[int, ...], channels: int, seed: int
-) -> list[str]:
+def write_images(folder: Path, affine: np.ndarray, shape: tuple[int, ...], channels: int, seed: int) -> list[str]:
     """Blurred noise with an empty rim, so that a crop cuts."""
     rng, paths = np.random.default_rng(seed), []
     for channel in range(channels):
@@ -113,9 +120,7 @@ def write_images(
     return paths
 
 
-def stock(
-    paths: list[str], config: Steps, windowing: Windowing, network: Any
-) -> tuple[np.ndarray, torch.Tensor, Any]:
+def stock(paths: list[str], config: Steps, windowing: Windowing, network: Any) -> tuple[np.ndarray, torch.Tensor, Any]:
     """Labels (X, Y, Z), probabilities (K, X, Y, Z) and the network's input, all by MONAI."""
     before = Compose(Preprocessing.parse(config).build())
     item = before({"image": paths if len(paths) > 1 else paths[0]})
@@ -177,17 +182,14 @@ def compare(paths: list[str], config: Steps, windowing: Windowing, network: Any)
 @pytest.mark.parametrize("smooth", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("middle", MIDDLES)
 @pytest.mark.parametrize(
-    "affine",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("plain", "mirrored") else ()) for name in AFFINES],
+    "affine", [pytest.param(name, marks=pytest.mark.slow if name in ("plain", "mirrored") else ()) for name in AFFINES]
 )
 def test_labels_are_those_of_the_stock_path(affine: str, middle: str, smooth: bool, tmp_path: Path) -> None:
     paths = write_images(tmp_path, AFFINES[affine], (22, 19, 17), 1, seed=3)
     config = steps(MIDDLES[middle])
     compare(paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "softmax"), Blurred(1, 5, smooth))
     regions = 3 if "cut" in middle else 1
-    compare(
-        paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid"), Blurred(1, regions, smooth)
-    )
+    compare(paths, config, Windowing((12, 14, 10), 0.5, 3, "gaussian", "sigmoid"), Blurred(1, regions, smooth))
 
 
 def test_a_byte_holds_eight_regions(tmp_path: Path) -> None:
@@ -220,16 +222,20 @@ def test_a_byte_holds_eight_regions(tmp_path: Path) -> None:
     strips=st.integers(1, 3),
 )
 def test_any_geometry(
-    tmp_path: Path, shape: Any, roi: Any, overlap: float, mode: Any, middle: str, channels: int, angles: Any,
-    spacing: Any, seed: int, strips: int,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    shape: Any,
+    roi: Any,
+    overlap: float,
+    mode: Any,
+    middle: str,
+    channels: int,
+    angles: Any,
+    spacing: Any,
+    seed: int,
+    strips: int,
+) -> None:
     paths = write_images(tmp_path, tilted(angles, spacing), shape, channels, seed)
-    compare(
-        paths,
-        steps(MIDDLES[middle]),
-        Windowing(roi, overlap, 4, mode),
-        Blurred(channels, 3, seed % 2 == 0, seed),
-    )
+    compare(paths, steps(MIDDLES[middle]), Windowing(roi, overlap, 4, mode), Blurred(channels, 3, seed % 2 == 0, seed))
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -273,7 +279,7 @@ def test_the_source_is_what_monai_reads(tmp_path: Path) -> None:
 
 
 def test_few_cells_of_a_smooth_network_are_interpolated(tmp_path: Path) -> None:
-    from pipeline.inference import streaming
+    from segpipe.inference import engine as streaming
 
     (path,) = write_images(tmp_path, AFFINES["plain"], (40, 40, 20), 1, 0)
     made: list[Any] = []

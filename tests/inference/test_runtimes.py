@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import UsageError
-from pipeline.inference import converted, runtimes
-from pipeline.inference.runtimes import (
+from segpipe.errors import UsageError
+from segpipe.inference import openvino_runtime as converted
+from segpipe.inference import runtimes
+from segpipe.inference.runtimes import (
     Chosen,
     Model,
     average,
@@ -56,9 +57,7 @@ def test_mirrors_are_combined() -> None:
     assert len(set(flips_along((0, 1, 2)))) == 8
 
 
-def test_one_runtime_computes_all_of_an_ensemble(
-    module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     other = torch.nn.Conv3d(1, 2, 3, padding=1).eval()
     models, windows = [Model(module, "a.pt", "{}"), Model(other, "b.pt", "{}")], torch.randn(2, *SHAPE)
     with torch.no_grad():

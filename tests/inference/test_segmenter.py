@@ -12,19 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+from segpipe.common.nifti import Header, read_header
+from segpipe.errors import DataError, UsageError
+from segpipe.inference.activations import ExtraOutputs
+from segpipe.inference.output import describe, write_labels
+from segpipe.inference.segmenter import Recipe, Segmenter
+from segpipe.inference.source import read_source
 from tiny_bundle import DETERMINISTIC, THRESHOLD, write_bundle, write_scan
 
-from pipeline.errors import DataError, UsageError
-from pipeline.inference.kept import Beside
-from pipeline.inference.output import describe, write_labels
-from pipeline.inference.segmenter import Recipe, Segmenter
-from pipeline.inference.source import read_source
-from pipeline.nifti import Header, read_header
-
 UNET = {
-    "_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2],
+    "_target_": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 3,
+    "channels": [4, 8],
+    "strides": [2],
     "norm": "instance",
-}  # fmt: skip
+}
 FULL = [
     *DETERMINISTIC[:2],
     {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
@@ -42,10 +47,14 @@ WINDOWS = {"roi_size": (16, 16, 16), "overlap": 0.5, "batch": 2, "mode": "gaussi
 def recipe(bundle: Path, typed: bool, channels: int = 1, **changes: Any) -> Recipe:
     inference = json.loads((bundle / "configs/inference.json").read_text())
     plain: dict[str, Any] = {
-        "root": str(bundle), "inference": inference, "weights": str(bundle / "models/model.pt"),
-        "channels": channels, "labels": {0: "background", 1: "a", 2: "b"},
-        "preprocessing": inference["deterministic_transforms"] if typed else None, "device": "cpu",
-    }  # fmt: skip
+        "root": str(bundle),
+        "inference": inference,
+        "weights": str(bundle / "models/model.pt"),
+        "channels": channels,
+        "labels": {0: "background", 1: "a", 2: "b"},
+        "preprocessing": inference["deterministic_transforms"] if typed else None,
+        "device": "cpu",
+    }
     return Recipe(**{**plain, **changes})
 
 
@@ -58,9 +67,12 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = {name: value for name, value in UNET.items() if name != "_target_"}
     state = UNet(**arguments).state_dict()
     return write_bundle(
-        tmp_path_factory.mktemp("unet") / "b", network=UNET, state=state, deterministic=FULL,
+        tmp_path_factory.mktemp("unet") / "b",
+        network=UNET,
+        state=state,
+        deterministic=FULL,
         labels=("background", "a", "b"),
-    )  # fmt: skip
+    )
 
 
 def smooth_scan(path: Path, seed: int) -> Path:
@@ -79,9 +91,13 @@ def test_both_routes_give_what_the_stock_bundle_run_gives(unet: Path, tmp_path: 
 
     scans = [smooth_scan(tmp_path / f"in/s{seed}.nii.gz", seed) for seed in range(2)]
     workflow = ConfigWorkflow(
-        config_file=str(unet / "configs/inference.json"), workflow_type="inference", logging_file=False,
-        bundle_root=str(unet), dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "stock"),
-    )  # fmt: skip
+        config_file=str(unet / "configs/inference.json"),
+        workflow_type="inference",
+        logging_file=False,
+        bundle_root=str(unet),
+        dataset_dir=str(tmp_path / "in"),
+        output_dir=str(tmp_path / "stock"),
+    )
     workflow.initialize()
     workflow.run()
     typed, stock = Segmenter(recipe(unet, typed=True)), Segmenter(recipe(unet, typed=False))
@@ -104,35 +120,25 @@ def test_both_routes_give_what_the_stock_bundle_run_gives(unet: Path, tmp_path: 
 
 def test_probabilities_are_written_beside_the_labels(unet: Path, tmp_path: Path) -> None:
     scan, out = smooth_scan(tmp_path / "s.nii.gz", 0), tmp_path / "p.nii.gz"
-    result = Segmenter(recipe(unet, typed=True, windowing=WINDOWS)).segment([str(scan)], Beside(str(out)))
+    result = Segmenter(recipe(unet, typed=True, windowing=WINDOWS)).segment([str(scan)], ExtraOutputs(str(out)))
     image = nib.load(out)
     values = np.asarray(image.dataobj)
     assert values.shape == (22, 19, 17, 3)
     assert image.get_data_dtype() == np.float32
     np.testing.assert_allclose(image.affine, result.grid.affine, atol=1e-5)
     np.testing.assert_array_equal(values.argmax(-1), result.labels)
-    assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz", "p.nii.gz"] or len(
-        list(tmp_path.iterdir())
-    ) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz", "p.nii.gz"] or len(list(tmp_path.iterdir())) == 2
     with pytest.raises(UsageError, match="probabilities"):
-        Segmenter(recipe(unet, typed=True)).segment([str(scan)], Beside(str(out)))
+        Segmenter(recipe(unet, typed=True)).segment([str(scan)], ExtraOutputs(str(out)))
 
 
 def test_cleaned_labels_are_the_stock_ones(unet: Path, tmp_path: Path) -> None:
     rules = [
-        {
-            "_target_": "KeepLargestConnectedComponentd",
-            "keys": "pred",
-            "applied_labels": [1, 2],
-            "is_onehot": False,
-        }
+        {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [1, 2], "is_onehot": False}
     ]
     config = recipe(unet, typed=True).inference
     steps = config["postprocessing"]["transforms"]
-    cleaned = {
-        **config,
-        "postprocessing": {"_target_": "Compose", "transforms": [*steps[:3], *rules, *steps[3:]]},
-    }
+    cleaned = {**config, "postprocessing": {"_target_": "Compose", "transforms": [*steps[:3], *rules, *steps[3:]]}}
     scan = str(smooth_scan(tmp_path / "s.nii.gz", 1))
     expected = Segmenter(recipe(unet, typed=True, inference=cleaned)).segment([scan]).labels
     got = Segmenter(recipe(unet, typed=True, windowing=WINDOWS, cleanup=tuple(rules))).segment([scan]).labels
@@ -281,11 +287,7 @@ def test_a_grid_without_a_file_of_its_own_is_written(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_not_turned_back_are_refused(tmp_path: Path) -> None:
-    turned = [
-        *DETERMINISTIC[:2],
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "LAS"},
-        DETERMINISTIC[2],
-    ]
+    turned = [*DETERMINISTIC[:2], {"_target_": "Orientationd", "keys": "image", "axcodes": "LAS"}, DETERMINISTIC[2]]
     bundle = write_bundle(tmp_path / "b", deterministic=turned)
     config = recipe(bundle, typed=False).inference
     steps = [step for step in config["postprocessing"]["transforms"] if step["_target_"] != "Invertd"]

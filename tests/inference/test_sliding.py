@@ -14,8 +14,8 @@ from monai.data import MetaTensor
 from monai.data.utils import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 
-from pipeline.components import StreamingSlidingWindowInferer
-from pipeline.inference.windows import WindowGrid, stream_blocks
+from segpipe.inference.inferer import StreamingSlidingWindowInferer
+from segpipe.inference.sliding_window import WindowGrid, stream_blocks
 
 # inputs (N, C, ...), roi, window batch, overlap, mode
 TABLE: list[tuple[tuple[int, ...], Any, int, Any, str]] = [
@@ -68,9 +68,7 @@ def test_the_result_is_that_of_monai(shape: Any, roi: Any, batch: int, overlap: 
 @pytest.mark.parametrize("padding", ["constant", "replicate", "reflect", "circular"])
 def test_padding_of_a_volume_smaller_than_the_window(padding: str) -> None:
     inputs = torch.randn(1, 1, 7, 8, 20)
-    expected, got = both(
-        inputs, roi_size=(10, 9, 8), padding_mode=padding, cval=-1.5 if padding == "constant" else 0
-    )
+    expected, got = both(inputs, roi_size=(10, 9, 8), padding_mode=padding, cval=-1.5 if padding == "constant" else 0)
     assert torch.equal(got, expected)
 
 
@@ -85,7 +83,7 @@ def test_padding_of_a_volume_smaller_than_the_window(padding: str) -> None:
         {"buffer_steps": 1, "buffer_dim": 0},
         {"buffer_steps": 2},
     ],
-)  # fmt: skip
+)
 def test_every_option_is_that_of_monai(options: dict[str, Any]) -> None:
     inputs = torch.randn(2, 1, 11, 9, 10)
     expected, got = both(inputs, roi_size=(5, 4, 6), sw_batch_size=3, overlap=0.5, **options)
@@ -104,9 +102,7 @@ def test_coordinates_arguments_and_types_reach_the_network() -> None:
     got = StreamingSlidingWindowInferer(**options)(inputs, network, 2.0, times=3.0)
     assert got.dtype == torch.float64
     assert torch.equal(got, expected)
-    named = StreamingSlidingWindowInferer(roi_size=(5, 3))(
-        inputs, lambda x: x, device="cpu", buffer_steps=None
-    )
+    named = StreamingSlidingWindowInferer(roi_size=(5, 3))(inputs, lambda x: x, device="cpu", buffer_steps=None)
     assert torch.allclose(named, inputs)
 
 
@@ -163,9 +159,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_gradients_flow() -> None:
     inputs = torch.randn(1, 1, 6, 6, 6, requires_grad=True)
-    scores = StreamingSlidingWindowInferer(roi_size=(4, 4, 4), overlap=0.5, mode="gaussian")(
-        inputs, lambda x: x * 3
-    )
+    scores = StreamingSlidingWindowInferer(roi_size=(4, 4, 4), overlap=0.5, mode="gaussian")(inputs, lambda x: x * 3)
     scores.sum().backward()
     assert torch.allclose(inputs.grad, torch.full_like(inputs, 3.0), atol=1e-5)
 

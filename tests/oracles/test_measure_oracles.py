@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy.ndimage import gaussian_filter
 
-from pipeline import measure
+from segpipe.evaluation import measure
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.5, 0.4, 1.1)]
 

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.segmentation import dice_score
 
-from pipeline import measure
+from segpipe.evaluation import measure
 
 pytestmark = pytest.mark.realdata
 MASKS = ("CT", "PET", "MR_T1", "hippocampus_001", "hippocampus_003", "hippocampus_anisotropic")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from segpipe.cli.app import run
 from tiny_data import train_arguments
 
-from pipeline.cli import run
-
 REPOSITORY = Path(__file__).parents[2]
-SCHEMA = REPOSITORY / "pipeline" / "schemas" / "bundle_metadata.schema.json"
+SCHEMA = REPOSITORY / "pipeline" / "segpipe" / "schemas" / "bundle_metadata.schema.json"
 SHIPPED = sorted(path.parent.parent for path in (REPOSITORY / "bundles").glob("*/configs/metadata.json"))
 FRESH = "freshly_exported"
 LARGEST = 25 * 2**20  # a file that is larger has to be downloaded from somewhere else
@@ -60,9 +60,7 @@ def test_nothing_has_to_be_downloaded(bundle: Path) -> None:
     assert max(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) <= LARGEST
 
 
-@pytest.mark.parametrize(
-    "file", ["configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json"]
-)
+@pytest.mark.parametrize("file", ["configs/metadata.json", "LICENSE", "models/model.pt", "configs/inference.json"])
 def test_files_that_the_zoo_wants_are_there(bundle: Path, file: str) -> None:
     assert (bundle / file).stat().st_size > 0
 
@@ -70,9 +68,7 @@ def test_files_that_the_zoo_wants_are_there(bundle: Path, file: str) -> None:
 def test_the_version_is_new_and_in_the_changelog(bundle: Path, metadata: dict[str, Any]) -> None:
     assert metadata["version"] in metadata["changelog"]
     assert Version(metadata["version"]) == max(map(Version, metadata["changelog"]))
-    assert f"{bundle.name}_v{metadata['version']}" not in json.loads(
-        (bundle.parent / "model_info.json").read_text()
-    )
+    assert f"{bundle.name}_v{metadata['version']}" not in json.loads((bundle.parent / "model_info.json").read_text())
 
 
 def test_metadata_follows_the_schema(bundle: Path) -> None:
@@ -112,8 +108,11 @@ def test_the_weights_become_torchscript(bundle: Path) -> None:
 
     made = bundle / "models" / "verify_model.ts"
     ckpt_export(
-        net_id="network_def", filepath=str(made), ckpt_file=str(bundle / "models" / "model.pt"),
-        bundle_root=str(bundle), **where(bundle),
-    )  # fmt: skip
+        net_id="network_def",
+        filepath=str(made),
+        ckpt_file=str(bundle / "models" / "model.pt"),
+        bundle_root=str(bundle),
+        **where(bundle),
+    )
     for file in {made, *(bundle / "models").glob("*.ts")}:
         torch.jit.load(str(file))

@@ -1,1 +1,0 @@
-"""What happens to one volume on its way through a network."""

@@ -1,0 +1,318 @@
+"""The configs of an exported bundle, from a run's config.
+
+``inference.json`` and ``evaluate.json`` name only ``monai.*`` and ``torch.*``. Their only expressions are the sorted
+listing of ``dataset_dir``, path joins and ``run()``. ``inference_fast.json`` is an overlay for where this package is
+installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from segpipe.bundle.reading import is_plain, resolve
+from segpipe.errors import UsageError
+from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
+
+UNETPP = "segpipe.components.UNetPlusPlus"
+FAST = "segpipe.components.FastPrediction"
+Rules = Mapping[int, LabelRule]
+NIFTI = ["[!.]*.[nN][iI][iI].[gG][zZ]", "[!.]*.[nN][iI][iI]"]  # hidden files are no images, as in `predict`
+IN_QUOTES = re.compile(r"(?<!\+ )['\"](?:/|~|[A-Za-z]:[\\/])")  # an absolute path in an expression, not a join
+
+
+def network_definition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's network as stock MONAI has it, with plain arguments.
+
+    Our UNet++ only adds training behaviour; its state dict is that of MONAI's `BasicUNetPlusPlus`.
+
+    Raises:
+        UsageError: the network is of ours and has no stock counterpart, or has arguments that are not plain values.
+    """
+    network = resolve(config.get("network_def"), config)
+    target = network.get("_target_") if isinstance(network, dict) else None
+    if not isinstance(target, str) or not is_plain(network):
+        raise UsageError(
+            "the network of the run cannot be exported",
+            found=f"network_def {network!r:.200}",
+            expected="a class with plain arguments",
+            hint="replace expressions in network_def by their values",
+        )
+    if target == UNETPP:
+        stock = {**network, "_target_": "monai.networks.nets.BasicUNetPlusPlus", "deep_supervision": False}
+        return stock
+    if "." in target and not target.startswith(("monai.", "torch.")):
+        raise UsageError(
+            "the network of the run cannot run in stock MONAI",
+            found=target,
+            expected="a network of monai.networks.nets, or segpipe.components.UNetPlusPlus",
+            hint="an exported bundle must run without this package",
+        )
+    return network
+
+
+def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dict[str, Any]:
+    """A flat config that stock MONAI runs over a folder of NIfTI files.
+
+    Args:
+        config: a run's resolved config.
+        rules: post-processing by label value.
+        files: image files of one case; with more than one they end in ``_0000.nii.gz``, ``_0001.nii.gz``, ...
+
+    Raises:
+        UsageError: something in the run has no place in a stock config.
+    """
+    masks = NIFTI if files == 1 else ["[!.]*_0000.nii.gz"]
+    listing = "p" if files == 1 else f"[{', '.join(f'p[:-12] + {suffix!r}' for suffix in _suffixes(files))}]"
+    return {
+        **_head(config),
+        "files": {"_target_": "torch.utils.data.datapipes.iter.FileLister", "root": "@dataset_dir", "masks": masks},
+        "datalist": f"$[{{'image': {listing}}} for p in sorted(@files)]",
+        "preprocessing": {"_target_": "Compose", "transforms": "@deterministic_transforms"},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        **_machinery(config),
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [*label_map_transforms(config, rules), _save("pred", "@output_dir")],
+        },
+        "handlers": [_load_weights()],
+        "evaluator": _evaluator(),
+        "initialize": [],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def fast_config(config: Mapping[str, Any], rules: Rules) -> dict[str, Any] | None:
+    """An overlay of the inference config that runs our engine where this package is installed.
+
+    Given to `monai.bundle run` behind ``inference.json``. None where the transforms do not stream.
+    """
+    head = _head(config)
+    if Preprocessing.parse(head["deterministic_transforms"]).why_not_streamed():
+        return None
+    windows = {key: value for key, value in _machinery(config)["inferer"].items() if key != "_target_"}
+    return {
+        "fast": {
+            "_target_": FAST,
+            "config_file": "$@bundle_root + '/configs/inference.json'",
+            "weights": "$@bundle_root + '/models/model.pt'",
+            "network": "@network_def",
+            "datalist": "@datalist",
+            "output_dir": "@output_dir",
+            "device": "@device",
+            **windows,
+            "activation": _activation(config),
+            "cleanup": cleanup_transforms(rules, n_labels(config)),
+        },
+        "run": ["$@fast.run()"],
+    }
+
+
+def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> dict[str, Any]:
+    """A config that measures Dice over a section of ``manifest.json``, on the grid of the files, in stock MONAI.
+
+    The truth is read beside the deterministic transforms, so that no resampling touches it.
+    """
+    return {
+        **_head(config),
+        "datalist": {
+            "_target_": "monai.data.load_decathlon_datalist",
+            "data_list_file_path": "$@bundle_root + '/configs/manifest.json'",
+            "data_list_key": section,
+            "base_dir": "@dataset_dir",
+        },
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "CopyItemsd", "keys": "label", "names": "truth"},
+                {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
+                {"_target_": "Compose", "transforms": "@deterministic_transforms"},
+                {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
+                {"_target_": "CopyItemsd", "keys": "truth", "names": "label"},
+            ],
+        },
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        **_machinery(config),
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                *label_map_transforms(config, rules),
+                {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": n_labels(config)},
+            ],
+        },
+        "key_metric": {
+            "val_mean_dice": {
+                "_target_": "MeanDice",
+                "include_background": False,
+                "output_transform": {"_target_": "monai.handlers.from_engine", "keys": ["pred", "label"]},
+            }
+        },
+        "handlers": [
+            _load_weights(),
+            {"_target_": "StatsHandler", "iteration_log": False},
+            {
+                "_target_": "MetricsSaver",
+                "save_dir": "@output_dir",
+                "metrics": "*",
+                "metric_details": ["val_mean_dice"],
+                "summary_ops": "*",
+            },
+        ],
+        "evaluator": {**_evaluator(), "key_val_metric": "@key_metric"},
+        "initialize": [],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def train_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's config without its own places; what it writes goes beside the caller, never into the bundle.
+
+    Raises:
+        UsageError: another absolute path stands in it.
+    """
+    places = {
+        "bundle_root": ".",
+        "dataset_dir": "data",
+        "run_dir": "run",
+        "manifest": "$@bundle_root + '/configs/manifest.json'",
+        "resume": False,
+    }
+    exported = {**config, **{key: value for key, value in places.items() if key in config}}
+    leftover = _absolute_path(exported)
+    if leftover is not None:
+        raise UsageError(
+            "the run's config holds a path of this machine",
+            found=leftover,
+            expected="paths relative to bundle_root or dataset_dir",
+        )
+    return exported
+
+
+def label_map_transforms(config: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
+    """From logits on the network's grid to a label map on the file's grid.
+
+    Scores are inverted, never logits: the inverse of a crop pads with 0, and a logit of 0 is not background.
+    """
+    activation = _activation(config)
+    discrete = {"argmax": True} if activation == "softmax" else {"threshold": 0.5}
+    return [
+        {"_target_": "Activationsd", "keys": "pred", activation: True},
+        {
+            "_target_": "Invertd",
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": False,
+            "to_tensor": True,
+        },
+        {"_target_": "AsDiscreted", "keys": "pred", **discrete},
+        *cleanup_transforms(rules, n_labels(config)),
+    ]
+
+
+def check_rules(rules: Rules, config: Mapping[str, Any]) -> None:
+    """Refuse a rule for a label that the network does not have.
+
+    Raises:
+        UsageError: naming it.
+    """
+    last = n_labels(config) - 1
+    unknown = [value for value in sorted(rules) if not 0 < value <= last]
+    if unknown:
+        raise UsageError(
+            "a post-processing rule is for an unknown label", found=unknown[0], expected=f"labels 1 to {last}"
+        )
+
+
+def n_labels(config: Mapping[str, Any]) -> int:
+    """Label values of the map, background included; one sigmoid channel makes two."""
+    return max(2, int(resolve(config["out_channels"], config)))
+
+
+def _head(config: Mapping[str, Any]) -> dict[str, Any]:
+    transforms = resolve(config["deterministic_transforms"], config)
+    return {
+        "bundle_root": ".",
+        "output_dir": "eval",
+        "dataset_dir": "data",
+        "device": "cpu",
+        "network_def": network_definition(config),
+        "network": {"_target_": "torch.nn.Module.to", "self": "@network_def", "device": "@device"},
+        "deterministic_transforms": Preprocessing.parse(transforms).to_config(),
+    }
+
+
+def _machinery(config: Mapping[str, Any]) -> dict[str, Any]:
+    """From the data set to scores of windows."""
+    return {
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": resolve(config["patch_size"], config),
+            "sw_batch_size": resolve(config.get("sw_batch_size", 1), config),
+            "overlap": resolve(config.get("overlap", 0.5), config),
+            "mode": "gaussian",
+        },
+    }
+
+
+def _load_weights() -> dict[str, Any]:
+    return {
+        "_target_": "CheckpointLoader",
+        "load_path": "$@bundle_root + '/models/model.pt'",
+        "load_dict": {"model": "@network"},
+    }
+
+
+def _evaluator() -> dict[str, Any]:
+    return {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    }
+
+
+def _save(key: str, folder: str) -> dict[str, Any]:
+    return {
+        "_target_": "SaveImaged",
+        "keys": key,
+        "output_dir": folder,
+        "output_postfix": "seg",
+        "output_ext": ".nii.gz",
+        "output_dtype": "uint8",
+        "resample": False,
+        "separate_folder": False,
+        "print_log": False,
+    }
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    activation, n_channels = config.get("activation"), int(resolve(config["out_channels"], config))
+    if activation not in ("softmax", "sigmoid") or (n_channels == 1) != (activation == "sigmoid"):
+        raise UsageError(
+            "the run's scores do not make one label map",
+            found=f"{activation} over {n_channels} channels",
+            expected="softmax over background and labels, or sigmoid over one channel",
+        )
+    return str(activation)
+
+
+def _suffixes(files: int) -> list[str]:
+    return [f"_{index:04}.nii.gz" for index in range(files)]
+
+
+def _absolute_path(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return next((found for item in value.values() if (found := _absolute_path(item))), None)
+    if isinstance(value, list):
+        return next((found for item in value if (found := _absolute_path(item))), None)
+    if isinstance(value, str) and (value.startswith(("/", "~", "\\\\")) or value[1:3] in (":\\", ":/")):
+        return value
+    if isinstance(value, str) and value.startswith("$") and IN_QUOTES.search(value):
+        return value
+    return None

@@ -1,0 +1,10 @@
+from .golden_case import DOCUMENT as DOCUMENT
+from .golden_case import GOLDEN as GOLDEN
+from .golden_case import IMAGES as IMAGES
+from .golden_case import LABELS as LABELS
+from .golden_case import SCORES as SCORES
+from .golden_case import Golden as Golden
+from .golden_case import read_golden as read_golden
+from .golden_record import record as record
+from .golden_record import surroundings as surroundings
+from .golden_writer import write_golden as write_golden

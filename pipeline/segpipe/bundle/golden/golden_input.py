@@ -1,0 +1,224 @@
+"""A generated image in which a network finds every label: a soft phantom, bent towards the labels by gradient.
+
+Nobody's scan is in it, so it may be passed on. The search begins with a phantom. Where the network sees too
+little of a label in it, Adam (Kingma and Ba, 2015) raises a smooth field on a coarse grid, added to the image, until
+enough voxels of each label win over the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data import make_phantom
+from segpipe.inference import Normalise, Preprocessing, ScaleRange
+
+if TYPE_CHECKING:
+    import torch
+
+
+HOW = "a phantom, shapes that a program drew and nobody's scan"
+HOW_BENT = f"{HOW}, changed by a smooth field that gradient descent through the network found"
+COARSE = 4  # voxels to a node of the field
+RATE = 0.08  # of the range of intensities, a step
+WORK = 8e6  # voxels times steps
+MARGIN = 1.0  # of the wished logit over the next
+THICKER = 1.25  # slices than the network's, so that resampling is replayed as well
+MR_RANGE = (0.0, 1000.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """An image for a network.
+
+    Attributes:
+        voxels: (C, X, Y, Z) in units of the file, int16 where that is fine enough, else float32.
+        affine: (4, 4) voxel index to RAS mm.
+        steps: of the search.
+        reached: whether every label has the wished number of voxels in the first window.
+    """
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    steps: int
+    reached: bool
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to search for.
+
+    Attributes:
+        preprocessing: the deterministic transforms.
+        roi: (X, Y, Z) window of the network.
+        channels: of the input.
+        exclusive: whether channel 0 is background and the largest score wins, or each channel is for itself.
+        seen: range of intensities of each channel in training, where it is known.
+        voxels: of each label, in one window.
+        seed: of the phantom.
+    """
+
+    preprocessing: Preprocessing
+    roi: tuple[int, int, int]
+    channels: int
+    exclusive: bool = True
+    seen: tuple[tuple[float, float], ...] = ()
+    voxels: int = 400
+    seed: int = 0
+
+
+def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
+    """Search for an image; the same wish, network and machine give the same bits.
+
+    Args:
+        wish: what to search for.
+        network: (1, C, X, Y, Z) float32 to logits, in evaluation mode, without gradients of its own.
+    """
+    import torch
+    from torch.nn import functional
+
+    inner, outer = grids(wish)
+    low, high = _ranges(wish)
+    begun = torch.from_numpy(_phantom(wish, outer))
+    field = torch.zeros(1, wish.channels, *(-(-size // COARSE) + 1 for size in outer), requires_grad=True)
+    window = (..., *(slice(0, size) for size in wish.roi))
+
+    def look() -> tuple[torch.Tensor, torch.Tensor]:
+        grown = functional.interpolate(field, outer, mode="trilinear", align_corners=True)
+        image = low + (begun + grown).clamp(0, 1) * (high - low)
+        seen = functional.interpolate(image, inner, mode="trilinear", align_corners=True)
+        answer = network(_scaled(seen, wish.preprocessing)[window])
+        logits = answer[0] if isinstance(answer, (list, tuple)) else answer
+        return image, _margins(logits[0].flatten(1), wish.exclusive)
+
+    with torch.no_grad():  # gradients take much more memory, and often none are needed
+        image, margins = look()
+    adam, steps = torch.optim.Adam([field], RATE), 0
+    most = min(100, max(25, int(WORK // np.prod(inner))))
+    while not (reached := bool((margins > 0).sum(1).min() >= wish.voxels)) and steps < most:
+        image, margins = look() if steps == 0 else (image, margins)
+        best = margins.topk(min(2 * wish.voxels, margins.shape[1]), dim=1).values
+        adam.zero_grad()
+        functional.softplus(MARGIN - best).mean().backward()
+        adam.step()
+        steps += 1
+        image, margins = look()
+    return Found(*_as_file(image.detach()[0].numpy(), wish, inner), steps, reached)
+
+
+def grids(wish: Wish) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Voxels of the network's grid, of two windows where they overlap, and of the file's, in the same orientation."""
+    given = wish.preprocessing
+    inner = np.array(wish.roi)
+    inner[0] += inner[0] // 4
+    if given.pad is not None:
+        inner = np.maximum(inner, given.pad.spatial_size)
+    divisor = np.array(1 if given.divisible is None else given.divisible.k)
+    inner = -(-inner // divisor) * divisor
+    outer = inner.copy()
+    if given.spacing is not None:
+        outer[2] = max(2, round(inner[2] / THICKER))
+    return _triple(inner), _triple(outer)
+
+
+def _triple(sizes: NDArray[np.int64]) -> tuple[int, int, int]:
+    x, y, z = (int(size) for size in sizes)
+    return x, y, z
+
+
+def _ranges(wish: Wish) -> tuple[torch.Tensor, torch.Tensor]:
+    """Darkest and brightest value of a file, (1, C, 1, 1, 1) each."""
+    import torch
+
+    steps = wish.preprocessing.intensity
+    first = steps[0] if steps else None
+    if isinstance(first, ScaleRange):
+        pairs: Any = [(first.a_min, first.a_max)] * wish.channels
+    elif len(wish.seen) == wish.channels and all(low < high for low, high in wish.seen):
+        pairs = wish.seen
+    elif isinstance(first, Normalise) and first.subtrahend is not None and first.divisor is not None:
+        middle, width = (np.broadcast_to(each, wish.channels) for each in (first.subtrahend, first.divisor))
+        pairs = [*zip(middle - 2 * width, middle + 4 * width, strict=True)]
+    else:
+        pairs = [MR_RANGE] * wish.channels
+    low, high = torch.tensor(pairs, dtype=torch.float32).T.reshape(2, 1, -1, 1, 1, 1)
+    return low, high
+
+
+def _phantom(wish: Wish, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """(1, C, X, Y, Z) in 0 to 1: one patient, scanned once for each channel."""
+    scans = [
+        make_phantom(wish.seed + channel, shape, tilt_deg=0, noise=8, patient_seed=wish.seed).image
+        for channel in range(wish.channels)
+    ]
+    return np.stack([scan.astype(np.float32) / max(1, scan.max()) for scan in scans])[None]
+
+
+def _margins(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    """How far each label's logit (C, voxels) is above the best of the others, or above 0 where each is for itself."""
+    import torch
+
+    if not exclusive:
+        return logits
+    best, second = logits.topk(2, dim=0).values
+    return (logits - torch.where(logits == best, second, best))[1:]
+
+
+def _scaled(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """The intensity transforms of MONAI, in a form that gradients pass through."""
+    for step in preprocessing.intensity:
+        image = _ranged(image, step) if isinstance(step, ScaleRange) else _normalised(image, step)
+    return image
+
+
+def _ranged(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
+    image = (image - step.a_min) / (step.a_max - step.a_min)
+    if step.b_min is not None and step.b_max is not None:
+        image = image * (step.b_max - step.b_min) + step.b_min
+    return image.clamp(step.b_min, step.b_max) if step.clip else image
+
+
+def _normalised(image: torch.Tensor, step: Normalise) -> torch.Tensor:
+    import torch
+
+    mask = (image != 0) if step.nonzero else torch.ones_like(image, dtype=torch.bool)
+    axes = (2, 3, 4) if step.channel_wise else (1, 2, 3, 4)
+    count = mask.sum(axes, keepdim=True).clamp(min=1)
+    mean = (image * mask).sum(axes, keepdim=True) / count
+    deviation = (((image - mean) * mask).square().sum(axes, keepdim=True) / count).sqrt()
+    if step.subtrahend is not None:
+        mean = torch.tensor(step.subtrahend).reshape(1, -1, 1, 1, 1)
+    if step.divisor is not None:
+        deviation = torch.tensor(step.divisor).reshape(1, -1, 1, 1, 1)
+    return torch.where(mask, (image - mean) / torch.where(deviation == 0, 1.0, deviation), image)
+
+
+def _as_file(
+    image: NDArray[np.float32], wish: Wish, inner: tuple[int, int, int]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Turned over two axes where the model turns it back, on a grid whose corners are those of the network's."""
+    import nibabel as nib
+
+    given, outer = wish.preprocessing, np.array(image.shape[1:])
+    spacing = np.ones(3) if given.spacing is None else np.array(given.spacing.pixdim)
+    codes = "RAS" if given.orientation is None else given.orientation.axcodes or "RAS"
+    affine = np.zeros((4, 4))
+    for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(codes)):
+        turned = -1 if axis < 2 and given.orientation is not None else 1
+        edge = spacing[axis] * (inner[axis] - 1) / (outer[axis] - 1)
+        affine[int(world), axis] = turned * sign * edge
+        image = np.flip(image, axis + 1) if turned < 0 else image
+    affine[:3, 3] = -affine[:3, :3] @ ((outer - 1) / 2)
+    affine[3, 3] = 1
+    low, high = (each.numpy().ravel() for each in _ranges(wish))
+    if min(high - low) >= 200 and max(abs(low).max(), abs(high).max()) <= 32767:
+        image = np.round(image).astype(np.int16)
+    image = np.ascontiguousarray(image)
+    if given.crop is not None:  # all of it is foreground if two corners are
+        for corner in ((0, 0, 0), (-1, -1, -1)):
+            image[(0, *corner)] = max(image[(0, *corner)], 1)
+    return image, affine.astype(np.float32).astype(np.float64)  # as a header keeps it

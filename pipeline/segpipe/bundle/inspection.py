@@ -1,0 +1,95 @@
+"""What a bundle is, from its files as data: inputs, labels, results, licence, requirements, the code it would run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.bundle.vet import Use, requirements
+from segpipe.errors import RefusedError
+
+ABOUT = (
+    "task",
+    "description",
+    "intended_use",
+    "authors",
+    "copyright",
+    "data_source",
+    "data_type",
+    "limits",
+    "references",
+)
+WEIGHTS = "models/"
+
+
+def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, Any]:
+    """All that `segpipe bundle inspect` shows, as plain values; nothing of the bundle is executed.
+
+    Raises:
+        UsageError: not a bundle.
+        RefusedError: its archive is not safe to be unpacked.
+    """
+    verdict = verify_bundle(path, allow)
+    if not verdict.sizes:
+        first = verdict.findings[0]
+        raise RefusedError(
+            "the bundle cannot be looked into safely",
+            path=path,
+            found=f"{first.file}: {first.reason}",
+            hint="`segpipe bundle verify` lists all that was found",
+        )
+    return describe(verdict)
+
+
+def describe(verdict: Verdict) -> dict[str, Any]:
+    """A verdict's bundle, described."""
+    metadata = verdict.metadata
+    formats = metadata.get("network_data_format")
+    formats = formats if isinstance(formats, dict) else {}
+    return {
+        "bundle": {"name": verdict.name, "version": verdict.version, "sha256": verdict.sha256},
+        "about": {key: metadata[key] for key in ABOUT if metadata.get(key)},
+        "licence": metadata.get("license"),
+        "inputs": _tensors(formats.get("inputs")),
+        "outputs": _tensors(formats.get("outputs")),
+        "labels": _labels(formats.get("outputs")),
+        "results": metadata.get("results") or metadata.get("eval_metrics"),
+        "requirements": [asdict(each) for each in requirements(metadata)],
+        "size": {
+            "files": len(verdict.sizes),
+            "bytes": sum(verdict.sizes.values()),
+            "weights_bytes": sum(size for file, size in verdict.sizes.items() if file.startswith(WEIGHTS)),
+        },
+        "code": [_code(use) for use in verdict.uses],
+        "card": verdict.card or None,
+        "verdict": verdict.as_dict()["verdict"],
+        "trusted": False,
+    }
+
+
+def _code(use: Use) -> dict[str, Any]:
+    return {
+        "file": use.file,
+        "place": use.place,
+        "kind": use.kind,
+        "text": use.text,
+        "names": list(use.names),
+        "admitted": not use.findings,
+        "reasons": [finding.reason for finding in use.findings],
+    }
+
+
+def _tensors(side: Any) -> dict[str, Any]:
+    return {str(name): tensor for name, tensor in side.items()} if isinstance(side, dict) else {}
+
+
+def _labels(outputs: Any) -> dict[str, str]:
+    """Label names by value, of the first output that has names."""
+    for tensor in _tensors(outputs).values():
+        names = tensor.get("channel_def") if isinstance(tensor, Mapping) else None
+        if isinstance(names, Mapping):
+            return {str(value): str(name) for value, name in names.items()}
+    return {}

@@ -1,0 +1,92 @@
+"""What the isolated process does with a bundle: build its network, feed it once, and replay its golden case."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.bundle.golden import record, surroundings
+from segpipe.common.console import quiet_libraries
+from segpipe.common.files import read_json, write_json
+from segpipe.errors import DataError, first_cause
+
+__all__ = ["replay", "surroundings"]
+ANSWER, LABELS, SCORES = "answer.json", "labels.npy", "scores.npy"
+ANY_SIZE = 64  # where the metadata lets a size be anything
+
+
+def replay(request: dict[str, Any]) -> None:
+    """Write ``answer.json`` and the arrays to the working folder.
+
+    Args:
+        request: ``bundle``, ``work``; ``input`` (channels and spatial shape of the network's input, None where the
+            metadata does not say); ``golden`` (seed of the points, None where there is no golden case).
+    """
+    quiet_libraries()
+    bundle, work = Path(request["bundle"]), Path(request["work"])
+    sys.path.insert(1, str(bundle))  # Python of its own, which the user allowed
+    answer: dict[str, Any] = {}
+    if request["input"] is not None:
+        answer["network"] = _or_error(lambda: _feed(bundle, **request["input"]))
+    if request["golden"] is not None:
+        answer["golden"] = _or_error(lambda: _replay_golden(bundle, work, request["golden"]))
+    write_json(work / ANSWER, answer)
+
+
+def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - what a bundle does wrong is its finding
+        cause = first_cause(error)
+        words = cause.message if isinstance(cause, DataError) else str(cause)
+        return {"error": f"{type(cause).__name__}: {words}".strip()[:500]}
+
+
+def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[str, Any]:
+    """Shape of what the network with its weights makes of zeros of the stated shape."""
+    import torch
+    from monai.bundle.scripts import _get_fake_spatial_shape
+
+    network = _network(bundle)
+    shape = _get_fake_spatial_shape(spatial_shape, any=ANY_SIZE)
+    with torch.no_grad():
+        given = network.eval()(torch.zeros(1, channels, *shape))
+    given = given[0] if isinstance(given, (list, tuple)) else given
+    return {"input": [1, channels, *shape], "output": list(given.shape)}
+
+
+def _network(bundle: Path) -> Any:
+    """The network with its weights; where they are not where most bundles have them, as the evaluator loads them."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    config = next(path for path in sorted((bundle / "configs").glob("inference.*")))
+    metadata = bundle / "configs" / "metadata.json"
+    weights = bundle / "models" / "model.pt"
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    if "network_def" not in parser or not weights.is_file():
+        from segpipe.inference import MonaiEvaluator
+
+        written = ConfigParser.load_config_file(config)
+        stock = MonaiEvaluator(str(bundle), written, read_json(metadata), torch.device("cpu"))
+        return stock.network_with_weights()
+    parser.read_meta(str(metadata))
+    parser.update({"bundle_root": str(bundle), "device": "cpu"})
+    network = parser.get_parsed_content("network_def")
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["model"] if isinstance(state.get("model"), dict) else state)
+    return network
+
+
+def _replay_golden(bundle: Path, work: Path, seed: int) -> dict[str, Any]:
+    out = work / "golden"
+    out.mkdir()
+    found = record(bundle, bundle / "golden" / "images", out, seed)
+    np.save(work / LABELS, found.labels, allow_pickle=False)
+    np.save(work / SCORES, found.scores, allow_pickle=False)
+    return {"grid": list(found.grid)}

@@ -1,0 +1,113 @@
+"""State dicts: as plain tensors, as bytes that repeat, and as one hash that says whether two are bit-identical."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+State = Mapping[str, "torch.Tensor"]
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict as plain contiguous tensors on the CPU; names of one tensor go on to name one.
+
+    Raises:
+        DataError: the file cannot be read without unpickling code, or it holds anything but tensors by name.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds
+        raise DataError("the weights cannot be read", path=path, found=type(error).__name__) from error
+    odd = next((name for name, value in _items(state) if not isinstance(value, torch.Tensor)), None)
+    if not isinstance(state, Mapping) or odd is not None:
+        raise DataError(
+            "the weights are no state dict",
+            path=path,
+            found=type(state).__name__ if odd is None else f"{odd}: {type(state[odd]).__name__}",
+            expected="tensors by name",
+        )
+    once: dict[tuple[Any, ...], torch.Tensor] = {}  # DynUNet names each weight twice
+    return {
+        str(name): once.setdefault(
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), tensor.detach().cpu().contiguous().clone()
+        )
+        for name, tensor in state.items()
+    }
+
+
+def require_fits(state: State, network: Mapping[str, Any], path: Path) -> None:
+    """Build the network and load the state dict into it.
+
+    Raises:
+        DataError: it cannot be built, or names or shapes differ.
+    """
+    from monai.bundle import ConfigParser
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some networks print their features
+            model = ConfigParser({"network_def": dict(network)}).get_parsed_content("network_def")
+        model.load_state_dict(state)
+    except Exception as error:  # MONAI wraps what a constructor raises
+        raise DataError(
+            "the weights do not fit the network",
+            path=path,
+            found=str(error).strip().splitlines()[-1][:200],
+            expected=f"a state dict of {network['_target_']}",
+        ) from error
+
+
+def torch_bytes(state: State) -> bytes:
+    """As `torch.save` writes it, without the name of a file, which would get into the bytes."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def safetensors_bytes(state: State, path: Path) -> bytes:
+    """As safetensors, read again and compared bit by bit; a tensor of two names is written for each of them.
+
+    Args:
+        state: the tensors.
+        path: of the weights, for errors.
+
+    Raises:
+        DataError: what is read again is not what was written.
+    """
+    from safetensors.torch import load, save
+
+    content = bytes(save({name: tensor.clone() for name, tensor in state.items()}, {"format": "pt"}))
+    if tensors_sha256(load(content)) != tensors_sha256(state):
+        raise DataError("safetensors does not hold the same tensors", path=path)
+    return content
+
+
+def tensors_sha256(state: State) -> str:
+    """One SHA-256 over names, dtypes, shapes and bytes, whatever their order and the file that they stand in."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        head = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(json.dumps(head).encode() + b"\n")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _items(state: Any) -> Any:
+    return state.items() if isinstance(state, Mapping) else ()

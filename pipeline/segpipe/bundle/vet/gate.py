@@ -1,0 +1,163 @@
+"""The gate: nothing of a bundle is instantiated, evaluated or imported before its static checks passed.
+
+The worker of a batch (`segpipe.prediction.worker`) stands behind it. The checks resolve names in MONAI and torch, which
+the worker imports anyway and the parent of a batch never does.
+
+What is covered: the configs and the metadata that the worker executes are those that were vetted, as they are handed
+over as data and read from no file again, and the files are those that the parent hashed. Not covered is who can write
+to the bundle's folder while it runs: weights, which torch loads with ``weights_only``, and Python files that were
+allowed are opened after they were vetted. A zip file is unpacked where only its user can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.bundle.vet.files import METADATA, unpacked
+from segpipe.bundle.vet.finding import Finding, plain
+from segpipe.common.console import quiet_libraries
+from segpipe.errors import RefusedError
+
+FLAG = "--run-unvetted-code"
+
+
+@dataclass(frozen=True)
+class TrustPolicy:
+    """On which terms a bundle is let through.
+
+    Attributes:
+        allow: names admitted beside the list, as of `segpipe.bundle.verify.verify_bundle`.
+        run_unvetted_code: let it through whatever is found.
+    """
+
+    allow: tuple[str, ...] = ()
+    run_unvetted_code: bool = False
+
+
+@contextmanager
+def bundle_folder(path: str | Path) -> Iterator[Path]:
+    """The folder of a bundle, which a zip file becomes for the time of the block.
+
+    Raises:
+        UsageError: a file that holds no bundle.
+        RefusedError: an archive that is not safe to be unpacked, whatever the terms.
+    """
+    path = Path(path)
+    if not path.is_file():  # a folder; of what is not there, `open_bundle` speaks
+        yield path
+        return
+    with unpacked(path) as (root, findings):
+        if root is None:
+            raise RefusedError(
+                "the bundle's archive is not safe to be unpacked",
+                path=path,
+                findings=plain(findings),
+                hint="get it from whom you trust",
+            )
+        yield root
+
+
+def require_vetted(path: str | Path, terms: TrustPolicy = TrustPolicy()) -> dict[str, Any]:
+    """Vet a bundle before anything of it runs in this process.
+
+    Returns:
+        What results say of it: ``passed``, ``findings`` (their number), ``allowed`` and ``intact``.
+
+    Raises:
+        UsageError: not a bundle.
+        RefusedError: it did not pass, and the terms do not let it through all the same.
+    """
+    return _judge(path, terms)
+
+
+def require_vetted_sources(files: Iterable[str | Path | None], terms: TrustPolicy) -> None:
+    """Vet each bundle that one of the files lies in; names of fragments and None are passed over.
+
+    Raises:
+        RefusedError: a bundle did not pass.
+    """
+    for root in dict.fromkeys(bundle_around(Path(file)) for file in files if file is not None):
+        if root is not None:
+            quiet_libraries()
+            require_vetted(root, terms)
+
+
+def bundle_around(file: Path) -> Path | None:
+    """The innermost bundle folder that a file lies in."""
+    folders = file.resolve().parents if file.exists() else ()
+    return next((folder for folder in folders if (folder / METADATA).is_file()), None)
+
+
+def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Vet what a worker is about to execute: the bundle on the disk, and the documents that it was handed.
+
+    Args:
+        recipe: the plain values of `segpipe.inference.segmenter.Recipe`.
+        terms: those of `TrustPolicy`, and ``sha256`` of the bundle and ``config_file`` below it.
+
+    Returns:
+        As `require_vetted`.
+
+    Raises:
+        RefusedError: as `require_vetted`, or its files are not those that were hashed.
+    """
+    agreed = TrustPolicy(tuple(terms["allow"]), bool(terms["run_unvetted_code"]))
+    said = [
+        _judge(
+            each["root"], agreed, {each["config_file"]: each["inference"], METADATA: each["metadata"]}, each["sha256"]
+        )
+        for each in ({**recipe, **terms}, *recipe.get("ensemble", ()))
+    ]
+    return {
+        "passed": all(each["passed"] for each in said),
+        "findings": sum(each["findings"] for each in said),
+        "allowed": sorted({name for each in said for name in each["allowed"]}),
+        "intact": said[0]["intact"],
+    }
+
+
+def _judge(
+    path: str | Path, terms: TrustPolicy, documents: Mapping[str, Any] | None = None, sha256: str | None = None
+) -> dict[str, Any]:
+    from segpipe.bundle.verify import verify_bundle
+
+    verdict = verify_bundle(path, terms.allow)
+    if sha256 is not None and verdict.sha256 not in (sha256, None):
+        raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
+    found = [*verdict.findings, *_vet_documents(documents or {}, terms.allow)]
+    findings = list(dict.fromkeys(found))  # what is handed over is what lies there, or else is found as well
+    if findings and not terms.run_unvetted_code:
+        raise RefusedError(
+            "the bundle did not pass the static checks, and nothing of it was run",
+            path=path,
+            found="1 finding" if len(findings) == 1 else f"{len(findings)} findings",
+            hint=_hint(findings),
+            findings=plain(findings),
+        )
+    return {"passed": not findings, "findings": len(findings), "allowed": verdict.allowed, "intact": verdict.intact}
+
+
+def _vet_documents(documents: Mapping[str, Any], allow: Collection[str]) -> list[Finding]:
+    from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
+    from segpipe.bundle.vet.names import Names
+
+    names = Names(allow)
+    for document in documents.values():
+        for alias, name in imports_of(document):
+            names.add_import(alias, name)
+    uses = [
+        use
+        for file, document in documents.items()
+        for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
+    ]
+    return [finding for use in uses for finding in use.findings]
+
+
+def _hint(findings: Iterable[Finding]) -> str:
+    nameable = any(finding.name for finding in findings)
+    single = "read each place and admit its name with --allow, or " if nameable else ""
+    return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"

@@ -1,0 +1,1 @@
+"""The `segpipe` command: one verb a file, each a thin skin over the package."""

@@ -1,0 +1,278 @@
+"""segpipe bundle pack.
+
+segpipe bundle keygen and sign.
+
+segpipe bundle: what a bundle is, and whether it can be run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segpipe.common.console import Console
+from segpipe.errors import OK
+
+if TYPE_CHECKING:
+    from segpipe.bundle import Verdict
+
+
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file [default: NAME_vVERSION.zip here].", metavar="FILE.zip")
+    ] = None,
+    safetensors: Annotated[
+        bool, typer.Option("--safetensors", help="Add models/model.safetensors, equal to models/model.pt.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Admit this one name, as `bundle verify` gives it; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Make one zip file of a bundle, with the same bytes for the same content wherever it is made.
+
+    What `segpipe bundle verify` refuses is not packed, nor is a bundle without SHA256SUMS. The bundle is only read:
+    with --safetensors the second form of the weights and its line in SHA256SUMS are in the file alone, as the content's
+    hash then says. Unpacked and packed again it gives the same file.
+
+    Example: segpipe bundle pack bundles/liver_ct -o liver_ct.zip
+    """
+    from segpipe.common.console import quiet_libraries
+
+    console = Console("bundle", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import pack_bundle
+
+    packed = pack_bundle(bundle, out, safetensors=safetensors, allow=allow or (), overwrite=overwrite)
+    size = packed.file.stat().st_size
+    rows = [
+        ("file", packed.file),
+        ("size", f"{size / 1e6:.1f} MB, {packed.files} files"),
+        ("sha256", packed.sha256),
+        ("content", packed.content_sha256),
+    ]
+    console.table(f"{packed.name} {packed.version}", ["what", "value"], rows)
+    console.document(
+        action="pack",
+        bundle={"name": packed.name, "version": packed.version, "sha256": packed.content_sha256},
+        file=str(packed.file),
+        file_sha256=packed.sha256,
+        bytes=size,
+        files=packed.files,
+    )
+    return OK
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def keygen(
+    prefix: Annotated[Path, typer.Argument(help="Path of the keys, without a suffix.", metavar="OUT_PREFIX")],
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask for a password to encrypt the private key with.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Make a key pair to sign bundles with: OUT_PREFIX.pem, which you keep, and OUT_PREFIX.pub.pem, for everyone.
+
+    Only you may read the private key (mode 0600). With --password, or where the environment variable
+    SEGPIPE_KEY_PASSWORD is set, it is encrypted. No file is ever overwritten.
+
+    Example: segpipe bundle keygen ~/keys/clinic --password
+    """
+    from segpipe.bundle import PASSWORD, fingerprint_of, make_keys
+
+    console = Console("bundle", as_json=json)
+    secret = os.environ.get(PASSWORD)
+    if password and not secret:
+        secret = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    private, public = make_keys(prefix, secret)
+    signer = fingerprint_of(public)
+    console.say(f"private key  {private}  ({'encrypted' if secret else 'not encrypted'}; keep it to yourself)")
+    console.say(f"public key   {public}  (for those who verify)")
+    console.say(f"fingerprint  {signer}")
+    console.document(
+        action="keygen", private_key=str(private), encrypted=bool(secret), public_key=str(public), fingerprint=signer
+    )
+    return OK
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
+    key: Annotated[Path, typer.Option(help="Private key to sign with.", metavar="KEY.pem", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace its signature.")] = False,
+    json: Json = False,
+) -> int:
+    """Sign a bundle: write model.sig into it, over all of its other files, in the format of OpenSSF model signing.
+
+    Nothing is sent anywhere. The password of an encrypted key is read from the environment variable
+    SEGPIPE_KEY_PASSWORD, else asked for. Whoever has the public key verifies with `segpipe bundle verify --key` and
+    runs with `segpipe predict --require-signature`. Sign the folder last, then pack it.
+
+    Example: segpipe bundle sign bundles/liver_ct --key ~/keys/clinic.pem
+    """
+    from segpipe.bundle import PASSWORD, SIGNATURE, is_encrypted, sign_bundle
+
+    console = Console("bundle", as_json=json)
+    secret = os.environ.get(PASSWORD)
+    if not secret and is_encrypted(key) and sys.stdin.isatty():
+        secret = typer.prompt("Password of the key", hide_input=True, err=True)
+    signer = sign_bundle(bundle, key, secret, overwrite)
+    console.say(f"signed       {bundle / SIGNATURE}")
+    console.say(f"fingerprint  {signer}")
+    console.document(action="sign", signature=str(bundle / SIGNATURE), signed_by=signer)
+    return OK
+
+
+group = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look into a bundle and check it before anything of it runs.\n\n"
+    "Example: segpipe bundle verify liver_ct.zip --json",
+)
+Bundle = Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)]
+Allow = Annotated[list[str] | None, typer.Option(help="Admit this one name, as a finding gives it; may be repeated.")]
+
+
+@group.command("verify")
+def verify(
+    bundle: Bundle,
+    allow: Allow = None,
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
+    ] = True,
+    json: Json = False,
+) -> int:
+    """Check a bundle's archive, hashes, metadata, versions, weights and configs, then run it where all of that passed.
+
+    Each class and function that a config names must be on a list of single names, whatever path leads to it;
+    expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
+    --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
+    replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
+    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made it: only a bundle that is signed
+    by the key of --key is called trusted, and any other is refused then.
+
+    Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
+
+    Example: segpipe bundle verify liver_ct.zip --key clinic.pub.pem
+    """
+    from segpipe.common.console import quiet_libraries
+
+    console = Console("bundle", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import printable, verify_bundle
+
+    verdict = verify_bundle(bundle, allow or (), key, replay)
+    _verdict(console, verdict)
+    console.say(printable(verdict.words))
+    unused = sorted({*(allow or ())} - {*verdict.allowed})
+    if unused:
+        console.note(f"not needed: --allow {' --allow '.join(unused)}")
+    console.document(action="verify", **verdict.as_dict())
+    return verdict.exit_code
+
+
+@group.command("inspect")
+def inspect(bundle: Bundle, allow: Allow = None, json: Json = False) -> int:
+    """Show what a bundle is and the code that it would run, without executing anything of it.
+
+    Its card, inputs, labels, results, licence, size and requirements, and every target and expression of its configs,
+    each with whether it is on the list of admitted names. To refuse is the work of `segpipe bundle verify`.
+
+    Example: segpipe bundle inspect bundles/hippocampus_mri
+    """
+    from segpipe.common.console import quiet_libraries
+
+    console = Console("bundle", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import inspect_bundle
+
+    found = inspect_bundle(bundle, allow or ())
+    _description(console, found)
+    console.document(action="inspect", **found)
+    return OK
+
+
+group.command("pack")(pack)
+group.command("keygen")(keygen)
+group.command("sign")(sign)
+
+
+def _verdict(console: Console, verdict: Verdict) -> None:
+    from segpipe.bundle import printable
+
+    checks = [(check.name, check.status, printable(check.detail)) for check in verdict.checks]
+    console.table(
+        printable(f"{verdict.name} {verdict.version}").strip() or "bundle", ["check", "outcome", "detail"], checks
+    )
+    if verdict.findings:
+        rows = [
+            tuple(printable(text or "-") for text in (each.file, each.place, each.text, each.reason, each.name))
+            for each in verdict.findings
+        ]
+        console.table("Not admitted", ["file", "place", "text", "reason", "--allow"], rows)
+
+
+def _description(console: Console, found: dict[str, Any]) -> None:
+    from segpipe.bundle import printable
+
+    if found["card"]:
+        console.say(printable(found["card"]))
+    size = found["size"]
+    rows = [
+        *found["about"].items(),
+        ("licence", found["licence"]),
+        *((f"input {name}", tensor) for name, tensor in found["inputs"].items()),
+        ("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items())),
+        ("results", "in the card and under --json" if found["results"] else "none stated"),
+        ("size", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"),
+        ("weights", f"{size['weights_bytes'] / 1e6:.1f} MB"),
+        ("content", found["bundle"]["sha256"]),
+    ]
+    head = f"{found['bundle']['name']} {found['bundle']['version']}"
+    console.table(
+        printable(head), ["what", "value"], [(what.replace("_", " "), printable(_words(value))) for what, value in rows]
+    )
+    versions = [
+        tuple(printable(str(each[key] or "-")) for key in ("package", "made_with", "installed", "state"))
+        for each in found["requirements"]
+    ]
+    console.table("Requirements", ["package", "made with", "installed", "state"], versions)
+    console.table("Code that it would run", ["kind", "text", "times", "admitted", "first place"], _code(found["code"]))
+    admitted = sum(each["admitted"] for each in found["code"])
+    console.say(f"{admitted} of {len(found['code'])} places are admitted. Nothing was executed.")
+
+
+def _words(value: Any) -> str:
+    """A value of the metadata as a person would write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(each)}" for name, each in value.items() if each not in (None, [], {}))
+    if isinstance(value, list):
+        return ("; " if any(isinstance(each, str) for each in value) else " x ").join(map(_words, value))
+    return "-" if value is None else str(value)
+
+
+def _code(code: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """One row for each text, with how often it stands in the bundle."""
+    from segpipe.bundle import printable
+
+    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for each in code:
+        rows.setdefault((each["kind"], each["text"], "; ".join(each["reasons"])), []).append(each)
+    return [
+        (
+            kind,
+            printable(text),
+            len(same),
+            printable(f"no: {reasons}") if reasons else "yes",
+            printable(f"{same[0]['file']} {same[0]['place']}"),
+        )
+        for (kind, text, reasons), same in rows.items()
+    ]

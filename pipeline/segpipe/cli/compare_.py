@@ -1,0 +1,165 @@
+"""segpipe compare: which network and which loss work best on the data at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from segpipe.cli.train_ import Data, Override, Threads, Workers
+from segpipe.common.console import Console
+from segpipe.errors import OK, SOME_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from segpipe.data import Manifest
+    from segpipe.studies import Place, Row, Settings, State
+
+
+HEAD = ("schema_version", "command")
+Task = Annotated[str, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")]
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with folds.")],
+    task: Task,
+    out: Annotated[Path, typer.Option(help="Folder for runs and report; the same command goes on in it.")],
+    network: Annotated[
+        list[str], typer.Option(help="Network fragments: repeated, or with commas; the first is the reference's.")
+    ],
+    loss: Annotated[
+        list[str], typer.Option(help="Loss fragments: repeated, or with commas; the first is the reference's.")
+    ],
+    one_at_a_time: Annotated[
+        bool, typer.Option("--one-at-a-time", help="First network with every loss, first loss with every network.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Budget of a run: optimiser steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Budget of a run: minutes on this machine, instead of steps.")
+    ] = None,
+    folds: Annotated[str, typer.Option(help="Folds, e.g. 0,1; every variant is run in each.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1; every variant is run with each.")] = "0",
+    split: Annotated[str, typer.Option(help="Cases that are measured: validation or test.")] = "validation",
+    augment: Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")] = "light",
+    runtime: Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")] = "cpu",
+    data: Data = None,
+    set_: Override = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    gif: Annotated[
+        list[str] | None,
+        typer.Option(help="Case to animate; may be repeated [default: the best variant's worst and median]."),
+    ] = None,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Run nothing: the report of what is finished, even while others run.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Train variants under the same data, folds, seeds and budget, and report which works best.
+
+    Every network with every loss, or with --one-at-a-time a column and a row of that grid. Each run is the
+    ordinary commands in OUT/runs: train, export, predict, evaluate. The same command again goes on where it
+    stopped. The report is OUT/report.html; tensorboard --logdir OUT/tensorboard shows all runs side by side.
+
+    Example: segpipe compare manifest.json --task task.yaml --network unet,unetpp --loss dice_ce --steps 400 --out
+    comparison
+    """
+    from segpipe.studies import Settings, listed
+
+    if (steps is None) == (minutes is None):
+        raise UsageError("a budget is needed: --steps or --minutes, one of them")
+    if split not in ("validation", "test"):
+        raise UsageError(f"no split {split!r}", expected="validation or test")
+    settings = Settings(
+        listed(network),
+        listed(loss),
+        task,
+        one_at_a_time,
+        augment,
+        runtime,
+        _numbers("--folds", folds),
+        _numbers("--seeds", seeds),
+        split,
+        steps,
+        minutes,
+        tuple(set_ or ()),
+        threads,
+        workers,
+    )
+    if not (settings.networks and settings.losses):
+        raise UsageError("at least one --network and one --loss are needed")
+    return _compare(
+        Console("compare", as_json=json), settings, manifest, data, out, gif or [], None if redraw else jobs
+    )
+
+
+def _compare(
+    console: Console,
+    settings: Settings,
+    manifest: Path,
+    data: Path | None,
+    out: Path,
+    gifs: list[str],
+    jobs: int | None,
+) -> int:
+    """Run with so many jobs, or, with None, only report."""
+    from segpipe.common.files import sha256_of
+    from segpipe.data import data_root, load_manifest
+    from segpipe.studies import Place, check_gifs, locked, open_state, write_outcome
+
+    dataset = load_manifest(manifest)
+    check_gifs(gifs, dataset)
+    place = Place(manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
+    record = {"dataset": dataset.name, "manifest_sha256": sha256_of(manifest), **settings.record()}
+    state = open_state(out, record)
+    if jobs is None:
+        if not state.variants:
+            raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
+        rows = write_outcome(state, settings, dataset, place, gifs)
+    else:
+        with locked(out):
+            _run(console, state, settings, dataset, place, jobs)
+            rows = write_outcome(state, settings, dataset, place, gifs)
+            state.write()
+    return _tell(console, state, rows, out)
+
+
+def _run(console: Console, state: State, settings: Settings, dataset: Manifest, place: Place, jobs: int) -> None:
+    from segpipe.common.processes import Subprocesses
+    from segpipe.studies import Progress, prepare, run_all
+
+    children = Subprocesses()
+    with console.progress() as bar:
+        progress = Progress(console, bar)
+        prepare(state, settings, dataset, place, progress, children.run)
+        try:
+            run_all(state, settings, place, progress, jobs, children.run, children.stop)
+        except KeyboardInterrupt:
+            console.note("interrupted; the same command goes on from here")
+            raise
+
+
+def _tell(console: Console, state: State, rows: list[Row], out: Path) -> int:
+    from segpipe.studies import COLUMNS, main_table, sentences
+
+    settings, results = state.document["settings"], state.document["results"]
+    console.table(f"{settings['dataset']}, {settings['split']} cases", COLUMNS, main_table(rows))
+    for text in sentences(rows):
+        console.say(text)
+    console.say(f"report: {out / 'report.html'}\nall runs: tensorboard --logdir {out / 'tensorboard'}")
+    for failure in results["failures"]:
+        console.note(f"failed: {failure['run']}: {failure['reason']}")
+    console.document(**{name: value for name, value in state.document.items() if name not in HEAD})
+    some_failed = results["failures"] or any(row["failed_cases"] for row in results["rows"])
+    return SOME_FAILED if some_failed else OK
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"{option} takes whole numbers with commas", found=text) from error
+    if any(number < 0 for number in numbers):
+        raise UsageError(f"{option} takes whole numbers from 0", found=text)
+    return numbers

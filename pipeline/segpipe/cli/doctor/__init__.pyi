@@ -1,0 +1,1 @@
+from .doctor_report import examine as examine

@@ -1,0 +1,94 @@
+"""segpipe export: a MONAI bundle from a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder that `segpipe train` wrote.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of the bundle, to be made.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: that of its folder.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.1.0",
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder that `segpipe evaluate` wrote: its figures go into the card.")
+    ] = None,
+    postprocessing: Annotated[
+        Path | None, typer.Option(help="Rules that `segpipe evaluate --try-postprocessing` wrote.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
+    ] = "Apache-2.0",
+    description: Annotated[
+        str, typer.Option(help="What the model is, in a sentence or two, for a reader who knows nothing of it.")
+    ] = "",
+    authors: Annotated[str, typer.Option(help="Who made the model.")] = "not stated",
+    limit: Annotated[
+        list[str] | None, typer.Option(help="A sentence on what the model is not for; may be repeated.")
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(help="JSON file: label name to its codes and colour in DICOM [default: known by name]."),
+    ] = None,
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Image for the golden case that anyone may be given; once a channel file [default: one is generated]."
+        ),
+    ] = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Write the best weights of a run as a MONAI bundle.
+
+    The bundle runs in stock MONAI without this package: label maps as uint8 on the grid of the input files. It has
+    configs to train, evaluate and infer, complete metadata, a model card, and SHA256SUMS over every file. The
+    folder appears whole or not at all.
+
+    Example: segpipe export runs/one bundles/liver_ct --evaluation runs/one/test
+
+    Then: python -m monai.bundle run --config_file bundles/liver_ct/configs/inference.json
+    --bundle_root bundles/liver_ct --dataset_dir IMAGES --output_dir OUT
+    """
+    from segpipe.common.console import Console, quiet_libraries
+
+    console = Console("export", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import Labelling, export_bundle
+    from segpipe.common.files import read_json
+
+    meaning = read_json(codes, "file of codes") if codes else {}
+    labelling = Labelling(
+        name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning, description
+    )
+    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
+    reason = bundle.metadata["golden"].get("reason")
+    if reason:
+        console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")
+    console.table(
+        f"{bundle.name} {bundle.version}",
+        ["what", "value"],
+        [
+            ("folder", out),
+            ("labels", ", ".join(bundle.labels.values())),
+            ("network", bundle.network_def and bundle.network_def["_target_"]),
+            ("weights", f"{bundle.weights.stat().st_size / 1e6:.1f} MB"),
+            ("content", bundle.sha256),
+        ],
+    )
+    console.say(
+        f"python -m monai.bundle run --config_file {out}/configs/inference.json "
+        f"--bundle_root {out} --dataset_dir IMAGES --output_dir OUT"
+    )
+    console.document(
+        folder=str(out),
+        bundle={"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        labels={str(value): label for value, label in bundle.labels.items()},
+    )
+    return 0

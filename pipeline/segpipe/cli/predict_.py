@@ -1,0 +1,253 @@
+"""segpipe predict."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segpipe.cli.shared_options import Allow, RunUnvetted
+from segpipe.common.console import Console
+from segpipe.errors import OK, SOME_FAILED
+
+if TYPE_CHECKING:
+    from segpipe.bundle import Bundle
+    from segpipe.prediction import Chosen, Options, Outcome, WorkerDiedError
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="MONAI bundle: a folder, or one zip file.", metavar="BUNDLE")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of NIfTI and DICOM (searched below), files, or one manifest.", metavar="IN..."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Result folder; made, or gone on with.", metavar="OUT")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Of nifti, seg, labelmap, rtstruct, sr [default: nifti, and seg where the source is DICOM].",
+        ),
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Only DICOM series of it, e.g. CT [default: the bundle's].")
+    ] = None,
+    series_description: Annotated[
+        str | None, typer.Option(help="Only series whose description matches this pattern.", metavar="REGEX")
+    ] = None,
+    min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
+    max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads [default: the cores that it may use].")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for one case.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Tries after a case crashed the worker.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Compute finished cases again; take over another bundle's folder.")
+    ] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory that a case may take, e.g. 4G [default: what is free].")
+    ] = None,
+    max_case_memory: Annotated[
+        str | None, typer.Option(help="Memory at which a case is ended and fails, e.g. 8G [default: none].")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probabilities of all classes beside the labels.")
+    ] = False,
+    probabilities_of: Annotated[
+        list[str] | None,
+        typer.Option(help="Write those of these labels alone, a file each, e.g. liver,spleen.", metavar="LABELS"),
+    ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Write the entropy of the probabilities, in nats.")
+    ] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average with mirrored windows: x,y,z or all, axes of the network's grid.", metavar="AXES"),
+    ] = None,
+    ensemble: Annotated[
+        list[Path] | None,
+        typer.Option(help="Average with a further bundle, e.g. another fold; may be repeated.", metavar="BUNDLE"),
+    ] = None,
+    pseudonymise: Annotated[
+        bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help="Of a manifest: training, validation, test or all [default: all].")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Of a manifest: the validation fold.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of a manifest's files [default: its own].")] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(help="Public key that must have signed the bundle; else it is refused.", metavar="PUB.pem"),
+    ] = None,
+    allow: Allow = None,
+    run_unvetted_code: RunUnvetted = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Segment NIfTI images and DICOM series with a bundle, each into its own folder.
+
+    A case becomes OUT/<id>/ with its label map (NIfTI, DICOM SEG, RTSTRUCT, structured report), overlay.png and
+    result.json (volumes in mL, times, flags). OUT/report.html shows all cases. Run the same command again after an
+    interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
+    or was refused. Several NIfTI channels are files _0000, _0001 and so on.
+
+    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each
+    name that they found; else it is refused, with exit code 5. With --require-signature it must be signed by that key.
+
+    Example: segpipe predict bundles/hippocampus_mri scans/ results/
+
+    Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
+    """
+    from segpipe.bundle import bundle_folder, open_bundle
+    from segpipe.prediction import (
+        Options,
+        find_work,
+        make_rules,
+        parse_bytes,
+        parse_formats,
+        parse_mirror,
+        parse_runtime,
+        parse_words,
+    )
+
+    console = Console("predict", as_json=json)
+    options = Options(
+        device,
+        threads,
+        timeout,
+        retries,
+        overwrite,
+        max_memory=None if max_memory is None else parse_bytes(max_memory),
+        max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
+        probabilities=probabilities,
+        formats=parse_formats(formats or []),
+        runtime=parse_runtime(runtime),
+        allow=tuple(allow or ()),
+        run_unvetted_code=run_unvetted_code,
+        probabilities_of=parse_words(probabilities_of or []),
+        entropy=entropy,
+        mirror=parse_mirror(mirror),
+    )
+    with ExitStack() as folders:
+        opened, *others = [
+            open_bundle(
+                folders.enter_context(bundle_folder(path)), changed_too=run_unvetted_code, key=require_signature
+            )
+            for path in (bundle, *(ensemble or ()))
+        ]
+        options = replace(options, ensemble=tuple(others))
+        rules = make_rules(
+            opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
+        )
+        with console.progress() as bar:
+            task = bar.add_task("reading headers", total=None)
+            work = find_work(
+                inputs,
+                rules,
+                out=out,
+                pseudonymise=pseudonymise,
+                split=split,
+                fold=fold,
+                data=data,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        outcomes = _with_progress(console, opened, work, out, options)
+    return _report(console, opened, work, outcomes)
+
+
+def _with_progress(console: Console, bundle: Bundle, work: Chosen, out: Path, options: Options) -> list[Outcome]:
+    from segpipe.prediction import predict_cases
+
+    with console.progress() as bar:
+        task = bar.add_task("predict", total=len(work.items))
+
+        def on_outcome(outcome: Outcome) -> None:
+            bar.update(task, advance=1, description=outcome.id)
+
+        def on_crash(case_id: str, death: WorkerDiedError) -> None:
+            console.note(f"segpipe predict: {case_id}: {death.reason}; its last words:")
+            for line in death.last_words or ["(none)"]:
+                console.note(f"  | {line}")
+
+        return predict_cases(
+            bundle,
+            work.items,
+            out,
+            options,
+            not_selected=work.not_selected,
+            passed_over=work.passed_over,
+            on_outcome=on_outcome,
+            on_crash=on_crash,
+        )
+
+
+def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outcome]) -> int:
+    kinds = ("done", "skipped", "failed", "refused")
+    counts = {kind: sum(each.status == kind for each in outcomes) for kind in kinds}
+    rows = [[each.id, each.status, each.seconds, _remark(each)] for each in outcomes if each.status != "skipped"]
+    if rows:
+        console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
+    console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    for rule in sorted({each.rule for each in work.not_selected}):
+        console.say(f"{sum(each.rule == rule for each in work.not_selected)} series not selected: {rule}")
+    if work.passed_over:
+        words = ", ".join(f"{count} {kind}" for kind, count in sorted(work.passed_over.items()))
+        console.say(f"files passed over: {words}")
+    reasons = next((each.result.get("runtime_reasons") for each in outcomes if each.status == "done"), None)
+    if reasons:
+        console.say(f"computed with torch: {'; '.join(reasons)}")
+    if bundle.unsupported:
+        console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.unsupported)}")
+    vetting = next((each.result.get("vetting") for each in outcomes if each.status == "done"), None)
+    for remark in _trust(bundle, vetting or {}):
+        console.say(remark)
+    console.document(
+        bundle=bundle.facts,
+        vetting=vetting,
+        counts=counts,
+        cases=[
+            {
+                "id": each.id,
+                "status": each.status,
+                "seconds": each.seconds,
+                "reason": each.reason,
+                "detail": each.detail,
+                "files": each.result.get("files"),
+                "not_written": each.result.get("not_written"),
+                "volumes_ml": each.result.get("volumes_ml"),
+                "flags": each.result.get("flags"),
+            }
+            for each in outcomes
+        ],
+        not_selected=[{"id": each.id, "rule": each.rule} for each in work.not_selected],
+        passed_over=work.passed_over,
+    )
+    return SOME_FAILED if counts["failed"] or counts["refused"] else OK
+
+
+def _trust(bundle: Bundle, vetting: dict[str, Any]) -> list[str]:
+    """What is to be said of running this bundle's code."""
+    said = []
+    if vetting.get("passed") is False:
+        said.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
+    if vetting.get("allowed"):
+        said.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
+    if bundle.intact is None:
+        said.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
+    return said
+
+
+def _remark(outcome: Outcome) -> str | None:
+    from segpipe.reporting import remarks
+
+    if outcome.reason:
+        return ": ".join(part for part in (outcome.reason, outcome.detail) if part)
+    return "; ".join(remarks(outcome.result)) or None

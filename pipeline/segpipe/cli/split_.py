@@ -1,0 +1,53 @@
+"""``segpipe split``: a test set and folds by patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segpipe.common.console import Console
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="Manifest to split.", show_default=False)],
+    test: Annotated[
+        str, typer.Option(help="Test set: fraction (0.25) or number (45) of the labelled cases, or keep.")
+    ] = "0.25",
+    folds: Annotated[int, typer.Option(help="Folds for cross-validation; 0 draws none.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed, another draw.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Manifest to write. [default: the same file]")
+    ] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Give up the split that the manifest has.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Draw a held-out test set and folds, never tearing a patient apart.
+
+    The draw depends on the seed and the patient ids alone. The test set has at least as many cases as asked
+    for, in whole patients; folds are of equal size as far as patients allow. No image is read.
+
+    Example: segpipe split manifest.json --test 0.25 --folds 5 --seed 0
+    """
+    from segpipe.data import draw_split, fold_sizes, load_manifest, parse_test_size, save_manifest
+
+    console = Console("split", as_json=json)
+    split = draw_split(load_manifest(manifest), parse_test_size(test), folds, seed, redraw=redraw)
+    path = output or manifest
+    save_manifest(split, path)
+    parts = [("test", split.test)]
+    parts += [(f"fold {fold}", [case for case in split.training if case.fold == fold]) for fold in split.folds()]
+    parts += [] if split.folds() else [("training", split.training)]
+    rows = [(name, len(cases), len({case.group for case in cases})) for name, cases in parts]
+    console.table("split", ("part", "cases", "patients"), rows)
+    console.say(f"written: {path}")
+    if path.resolve().parent != manifest.resolve().parent:
+        console.say("The manifest's paths still start from the data folder: later commands may need --data")
+    console.document(
+        manifest=str(path),
+        test=len(split.test),
+        training=len(split.training),
+        folds=fold_sizes(split),
+        split_rule=split.split_rule,
+    )

@@ -1,0 +1,173 @@
+"""Writing that is whole or absent, and hashing."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from segpipe.errors import DataError, UsageError
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: str | Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes, e.g. ``md5`` where a publisher gives nothing better."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of ``path`` and rename it over ``path`` when the block ends well.
+
+    A crash, a full disk or an exception leaves the old file (or none), never half of one.
+
+    Raises:
+        UsageError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(mode if mode is not None else 0o666 & ~umask)
+        Path(name).replace(path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def require_writable(folder: str | Path) -> None:
+    """Make a folder where it is not there, and try it, before the work that fills it begins.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: str | Path, error: OSError) -> UsageError:
+    """The same words wherever an output cannot be written."""
+    return UsageError(
+        "cannot write the output",
+        path=path,
+        found=error.strerror or type(error).__name__,
+        hint="choose another place, free some space or ask for write permission, then run it again",
+    )
+
+
+def write_text(path: str | Path, text: str, mode: int | None = None) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with write_whole(path, mode) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: str | Path, document: Any, mode: int | None = None) -> None:
+    """Write indented JSON with a final newline, whole or not at all. NaN is refused."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode)
+
+
+def append_line(path: str | Path, document: Mapping[str, Any], mode: int = 0o666) -> None:
+    """Append one line of JSON and make it durable; a line before it that a crash cut short is ended first.
+
+    Raises:
+        UsageError: the file cannot be written to, or the disk is full.
+    """
+    line = json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
+        with os.fdopen(handle, "r+b") as stream:
+            if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
+                line = "\n" + line
+            stream.write(line.encode(errors="backslashreplace"))  # a file name that is not UTF-8
+            stream.flush()
+            os.fsync(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+    """Write rows as CSV (empty cell for None), whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if row.get(name) is None else row[name] for name in columns})
+    write_text(path, buffer.getvalue())
+
+
+def read_json(path: str | Path, what: str = "JSON file") -> Any:
+    """Read JSON.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is not JSON; the message names line and column.
+    """
+
+    def parse(text: str) -> Any:
+        document = json.loads(text)
+        if "\\u" in text:  # half a surrogate pair could never be written again
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
+
+    return _parse(Path(path), what, parse)
+
+
+def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
+    """Read YAML (so JSON too); errors as in `read_json`."""
+    import yaml
+
+    def parse(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error).replace("\n", " ")) from error
+
+    return _parse(Path(path), what, parse)
+
+
+def _parse(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UsageError(f"no such {what}", path=path, hint="check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the {what} is not UTF-8 text", path=path, found=str(error)) from error
+    except OSError as error:
+        raise UsageError(f"cannot read the {what}", path=path, found=error.strerror) from error
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise DataError(f"the {what} cannot be parsed", path=path, found=str(error)) from error
+    except RecursionError as error:
+        raise DataError(f"the {what} cannot be parsed", path=path, found="nested too deeply") from error

@@ -1,0 +1,313 @@
+"""NIfTI headers and label maps, read strictly: what is doubtful is refused with its reason.
+
+Affines map voxel indices to RAS+ millimetres, as nibabel and MONAI have it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.common.files import cannot_write
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
+
+GEOMETRY_TOLERANCE_MM = 0.01
+FORMS_TOLERANCE_MM = 0.1
+LAST_CODE = 5  # of sform and qform: template
+UNIT_MM = 2  # of xyzt_units
+GZIP_LEVEL = 2  # of 0 to 3
+PLAIN_TYPES = ("uint8", "int8", "int16", "int32", "float32")  # that torch computes with
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a NIfTI header says.
+
+    Attributes:
+        path: the file.
+        shape: all dimensions, trailing ones of size 1 removed beyond the third.
+        affine: (4, 4) float64, voxel index to RAS mm.
+        spacing_mm: length of a voxel's edges.
+        dtype: type on disk.
+        sform_code: what the affine's millimetres refer to (1 scanner, 2 aligned, ...); 0 where the sform is not used.
+        qform_code: the same of the qform.
+        qform: (4, 4), None where the file has none.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, float, float]
+    dtype: str
+    sform_code: int = 1
+    qform_code: int = 0
+    qform: NDArray[np.float64] | None = None
+
+    @property
+    def is_oriented(self) -> bool:
+        """Whether the file says at all where the patient's left, front and head are."""
+        return bool(self.sform_code or self.qform_code)
+
+    @cached_property
+    def orientation(self) -> str:
+        """Nearest axis codes, e.g. ``RAS``."""
+        import nibabel as nib
+
+        return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
+
+
+def find_nifti(folder: str | Path) -> list[Path]:
+    """All ``.nii`` and ``.nii.gz`` files below a folder, in any case, sorted; hidden ones are passed over."""
+    folder = Path(folder)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith((".nii", ".nii.gz"))
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a header and judge its geometry.
+
+    Raises:
+        UsageError: no such file.
+        DataError: not NIfTI, truncated header, no voxels, voxels that are colours or complex, an affine that is
+            singular or not finite, lengths that are not in mm, or qform and sform that place a corner more than
+            0.1 mm apart.
+    """
+    import nibabel as nib
+
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError("no such file", path=path, hint="check the path")
+    try:
+        image = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
+        header = image.header
+        shape = tuple(int(size) for size in image.shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        dtype = header.get_data_dtype()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair)):  # type: ignore[attr-defined, unused-ignore]
+        raise DataError("not a NIfTI image", path=path, found=type(image).__name__)
+    if min(shape, default=0) < 1:
+        raise DataError("the header tells of no voxels", path=path, found=f"shape {shape}")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if dtype.kind not in "iuf":
+        raise DataError(
+            "voxels are not plain numbers",
+            path=path,
+            found=str(dtype),
+            expected="whole or real numbers",
+            hint="colour images and complex images are not segmented here",
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(
+            "the affine cannot be used",
+            path=path,
+            found=np.array2string(affine[:3], precision=3),
+            expected="finite and invertible",
+            hint="write the header again from the original scan",
+        )
+    unit = int(header["xyzt_units"]) % 8
+    if unit not in (0, UNIT_MM):  # nibabel and MONAI would take the numbers for mm, ITK would not
+        raise DataError(
+            "the header's lengths are not in mm",
+            path=path,
+            found={1: "metres", 3: "micrometres"}.get(unit, unit),
+            expected="mm",
+            hint="write the header again in mm",
+        )
+    forms = _compare_forms(path, header, shape)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+    return Header(path, shape, affine, spacing_mm, str(dtype), *forms)
+
+
+def read_volume(header: Header) -> NDArray[np.generic]:
+    """The scaled voxels of a header's file, in the header's shape.
+
+    Raises:
+        DataError: the data is truncated or cannot be decoded.
+    """
+    import nibabel as nib
+
+    try:
+        values = np.asanyarray(nib.load(header.path).dataobj)  # type: ignore[attr-defined, unused-ignore]
+        return values.reshape(header.shape)
+    except Exception as error:
+        raise _unreadable(header.path, error) from error
+
+
+def read_voxels(header: Header) -> NDArray[np.generic]:
+    """The same voxels in as few bytes as they need: as the file has them where it does not scale them.
+
+    Scaled voxels and types that torch lacks become float32, a part at a time.
+
+    Raises:
+        DataError: the data is truncated or cannot be decoded.
+    """
+    try:
+        with _opened(header.path) as image:
+            raw = np.asanyarray(image.dataobj.get_unscaled())
+            slope, inter = image.dataobj.slope, image.dataobj.inter
+        return _lean(raw, slope, inter).reshape(header.shape, order="F")
+    except Exception as error:
+        raise _unreadable(header.path, error) from error
+
+
+def _lean(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    from nibabel.volumeutils import apply_read_scaling
+
+    scaled = (slope, inter) != (1, 0)
+    if not scaled and raw.dtype.name in PLAIN_TYPES:
+        return raw if raw.dtype.isnative else raw.astype(raw.dtype.newbyteorder("="))
+    values = np.empty(raw.shape, np.float32, order="F")
+    for index in range(raw.shape[-1]):
+        values[..., index] = apply_read_scaling(raw[..., index], slope, inter) if scaled else raw[..., index]
+    return values
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file as nibabel reads it; what is compressed through igzip, in half the time."""
+    import nibabel as nib
+    from isal import igzip
+
+    image: Any = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
+    whole_file = isinstance(image, (nib.Nifti1Image, nib.Nifti2Image))  # type: ignore[attr-defined, unused-ignore]
+    if not whole_file or not path.name.lower().endswith(".gz"):
+        yield image
+        return
+    with igzip.open(path, "rb") as stream:
+        yield type(image).from_stream(stream)
+
+
+def write_nifti(image: Any, path: str | Path) -> None:
+    """Save a nibabel image; ``.nii.gz`` in bytes that repeat, compressed by igzip in a third of zlib's time.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    from isal import igzip
+
+    with Path(path).open("wb") as file:
+        if str(path).endswith(".gz"):
+            with igzip.IGzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
+                image.to_stream(stream)
+        else:
+            image.to_stream(file)
+
+
+def write_nifti_whole(image: Any, path: Path) -> None:
+    """Save as `write_nifti` does, whole or not at all, in a folder that is made where there is none.
+
+    Raises:
+        UsageError: it cannot be written, or the disk is full.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(image, partial)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise cannot_write(path, error) from error
+
+
+def require_3d(header: Header) -> None:
+    """Refuse what is not one volume.
+
+    Raises:
+        DataError: 2D, or 4D and more.
+    """
+    shape = header.shape
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise DataError(
+            "not a volume",
+            path=header.path,
+            found=f"shape {shape}",
+            expected="three axes of at least 2 voxels",
+            hint="2D images are not segmented here; stack the slices to a volume first",
+        )
+    if len(shape) > 3:
+        raise DataError(
+            "more than three dimensions",
+            path=header.path,
+            found=f"shape {shape}",
+            expected="one 3D volume a file",
+            hint="split time points or channels into a file each",
+        )
+
+
+def grid_difference(one: Header, other: Header, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> str | None:
+    """How two grids differ, in words, or None where every corner agrees within the tolerance."""
+    if one.shape != other.shape:
+        return f"shape {one.shape} against {other.shape}"
+    apart = corners_apart_mm(one.affine, other.affine, one.shape)
+    if not apart <= tolerance_mm:  # so that NaN differs from everything
+        return f"corners up to {apart:.3g} mm apart"
+    return None
+
+
+def corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Largest distance between the places that two affines give a corner of the grid."""
+    sizes = (*shape, 1, 1)[:3]
+    grid = np.stack(np.meshgrid(*[(0, size - 1) for size in sizes], indexing="ij")).reshape(3, -1)
+    corners = np.vstack([grid, np.ones((1, grid.shape[1]))])
+    return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+
+
+def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> tuple[int, int, NDArray[np.float64] | None]:
+    """Code of the sform, code of the qform, and the qform."""
+    sform, s_code = header.get_sform(coded=True)  # type: ignore[attr-defined]
+    try:
+        qform, q_code = header.get_qform(coded=True)  # type: ignore[attr-defined]
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise DataError("the qform cannot be used", path=path, found=str(error)) from error
+    codes = _known_code(s_code), _known_code(q_code)
+    if not all(codes) or len(shape) < 3:
+        return *codes, qform
+    if not np.isfinite(qform).all():
+        raise DataError("the qform cannot be used", path=path, found="numbers that are not finite")
+    apart = corners_apart_mm(sform, qform, shape)
+    if apart > FORMS_TOLERANCE_MM:
+        raise DataError(
+            "qform and sform of the header disagree",
+            path=path,
+            found=f"corners {apart:.3g} mm apart",
+            expected=f"at most {FORMS_TOLERANCE_MM} mm",
+            hint="which one is right cannot be told from the file; write it again from the original scan",
+        )
+    return *codes, qform
+
+
+def _known_code(code: int) -> int:
+    return 0 if code <= 0 else code if code <= LAST_CODE else 1
+
+
+def _unreadable(path: Path, error: Exception) -> SegpipeError:
+    if isinstance(error, PermissionError):
+        return UsageError("no permission to read the file", path=path)
+    words = str(error).replace(str(path), "the file").strip() or type(error).__name__  # reports name no file
+    return DataError(
+        "cannot read the NIfTI file",
+        path=path,
+        found=words.splitlines()[0],
+        expected="a complete NIfTI-1 or NIfTI-2 file",
+        hint="copy it again from its source",
+    )

@@ -1,0 +1,80 @@
+"""What a run record says of the machine and the software, without naming host or user."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.processes import usable_cores
+
+PACKAGES = ("segpipe", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "scipy", "SimpleITK", "pydicom")
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that the package runs from, with ``+changes`` where it is not clean; None elsewhere."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--", "pipeline", "configs")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision + ("+changes" if changed else "")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores for this process, memory and GPUs."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": processor(),
+        "cores": usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, revision, system and hardware."""
+    return {
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "hardware": hardware(),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    """What the processor is called."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,188 @@
+"""The result folder of a batch, shared by what writes it and what reads it.
+
+    OUT/
+      <case id>/segmentation.nii.gz   uint8 label map on the source's grid; (X, Y, Z, C) masks where regions overlap
+      <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
+      <case id>/probability_1.nii.gz, entropy.nii.gz   float32 of label 1, and of all, where they were asked for
+      <case id>/seg.dcm, labelmap.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, of a DICOM source, as asked for
+      <case id>/overlay.png           the slice with most labelled voxels, with outlines
+      <case id>/result.json           volumes, times, flags; no path and no header text
+      summary.csv, .json, report.html all cases so far
+      predictions.jsonl               append-only, the only state: what was tried and how it ended
+      mapping.jsonl                   case id to source path; readable by its owner alone (0600)
+      .partial/                       cases under way; emptied at every start
+
+A case is written below ``.partial`` and renamed once, as a folder: what has a final folder is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.files import append_line, cannot_write
+from segpipe.errors import DataError, UsageError
+
+SEGMENTATION = "segmentation.nii.gz"
+PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
+ENTROPY = "entropy.nii.gz"
+RESULT = "result.json"
+OVERLAY = "overlay.png"
+SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
+STATE = "predictions.jsonl"
+MAPPING = "mapping.jsonl"
+PARTIAL = ".partial"
+SUMMARY_CSV, SUMMARY_JSON, REPORT = "summary.csv", "summary.json", "report.html"
+RESERVED = (STATE, MAPPING, SUMMARY_CSV, SUMMARY_JSON, REPORT)  # names that no case can have
+REPLACED = "~replaced"  # no case id ends like this
+
+
+class ResultFolder:
+    """One batch's results on disk.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._put_back()
+            shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
+            (self.root / PARTIAL).mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.root, error) from error
+
+    def _put_back(self) -> None:
+        """Restore older results that `finish` had set aside when it was killed."""
+        for aside in (self.root / PARTIAL).glob(f"*{REPLACED}"):
+            final = self.final(aside.name.removesuffix(REPLACED))
+            if not final.exists():
+                aside.rename(final)
+
+    def final(self, case_id: str) -> Path:
+        """Where a finished case lies."""
+        return self.root / case_id
+
+    def is_finished(self, case_id: str) -> bool:
+        """Whether the case has its final folder."""
+        return (self.final(case_id) / RESULT).is_file()
+
+    def is_taken(self, case_id: str) -> bool:
+        """Whether something that is no result lies where the case's result would go; it is never replaced."""
+        return os.path.lexists(self.final(case_id)) and not self.is_finished(case_id)
+
+    def begin(self, case_id: str) -> Path:
+        """An empty folder to write a case into."""
+        folder = self.root / PARTIAL / case_id
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder
+
+    def finish(self, case_id: str) -> None:
+        """Rename the case's folder to its final name; an older result is replaced, anything else never."""
+        source, final = self.root / PARTIAL / case_id, self.final(case_id)
+        try:
+            for path in source.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            if self.is_finished(case_id):
+                aside = self.root / PARTIAL / f"{case_id}{REPLACED}"
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
+            source.rename(final)
+        except OSError as error:
+            raise cannot_write(final, error) from error
+        shutil.rmtree(self.root / PARTIAL / f"{case_id}{REPLACED}", ignore_errors=True)
+
+    def abandon(self, case_id: str) -> None:
+        """Remove what a failed case left behind."""
+        shutil.rmtree(self.root / PARTIAL / case_id, ignore_errors=True)
+
+    def record(self, **event: Any) -> None:
+        """Append one event to ``predictions.jsonl`` and make it durable."""
+        append_line(self.root / STATE, {"time": round(time.time(), 3), **event})
+
+    def map_case(self, case_id: str, paths: list[str], **more: Any) -> None:
+        """Append where a case came from, and what else tells its files again, to the owner-only mapping file."""
+        append_line(self.root / MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All recorded events; a last line cut short by a crash is passed over."""
+        return read_events(self.root)
+
+
+def read_events(root: str | Path) -> list[dict[str, Any]]:
+    """The events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.
+
+    Raises:
+        DataError: a line is JSON, but not an event.
+        UsageError: the file cannot be read.
+    """
+    path = Path(root) / STATE
+    events = list(read_lines(path))
+    odd = next((event for event in events if not isinstance(event, dict)), None)
+    if odd is not None:
+        raise DataError("not a line of predictions.jsonl", path=path, found=f"{odd!r:.60}")
+    return events
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, none where it is not there.
+
+    A line that a crash or a full disk cut short is passed over: what it said is visible from the folders.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError("cannot read what was predicted before", path=path, found=error.strerror) from error
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def find_segmentation(root: str | Path, case_id: str) -> Path | None:
+    """The label map of a case: in its result folder, or flat as stock MONAI writes it; None where there is none.
+
+    Raises:
+        UsageError: there are several, and which one is meant cannot be told.
+    """
+    root = Path(root)
+    stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
+    names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
+    found = [name for name in names if (root / name).is_file()]
+    if len(found) > 1:
+        raise UsageError(
+            "the case has several label maps",
+            path=root,
+            case_id=case_id,
+            found=", ".join(found),
+            hint="leave one of them there, or name a folder of one prediction's files",
+        )
+    return root / found[0] if found else None
+
+
+def probability_name(value: int) -> str:
+    """File of the probabilities of one label, where only some were asked for."""
+    return f"probability_{value}.nii.gz"
+
+
+def find_probabilities(root: str | Path, case_id: str) -> Path | None:
+    """The probabilities that were kept beside a case's label map, if any."""
+    path = Path(root) / case_id / PROBABILITIES
+    return path if path.is_file() else None

@@ -1,0 +1,58 @@
+"""The only names of ours that a config may target; a stable public API.
+
+Everything here is constructed from a MONAI config, so arguments are plain values or other components.
+"""
+
+from segpipe.components.checkpoint import RunCheckpoint
+from segpipe.components.fast_prediction import FastPrediction
+from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
+from segpipe.components.losses.compound import (
+    ComboLoss,
+    DeepSupervision,
+    DiceCELoss,
+    DiceFocalLoss,
+    FocalLoss,
+    HausdorffLoss,
+)
+from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax
+from segpipe.components.losses.regions import DiceLoss, FocalTverskyLoss, GeneralisedDiceLoss, JaccardLoss, TverskyLoss
+from segpipe.components.metrics.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
+from segpipe.components.networks import UNetPlusPlus
+from segpipe.components.run_log import RunLog
+from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
+from segpipe.dicom import DicomReader
+from segpipe.inference import StreamingSlidingWindowInferer
+
+__all__ = [
+    "CalibrationError",
+    "CaseDice",
+    "CaseMetric",
+    "CaseTransforms",
+    "ComboLoss",
+    "DeepSupervision",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "DicomReader",
+    "EpochSeed",
+    "FastPrediction",
+    "FocalLoss",
+    "FocalTverskyLoss",
+    "GeneralisedDiceLoss",
+    "GradientClip",
+    "HausdorffLoss",
+    "JaccardLoss",
+    "LossSchedule",
+    "LovaszHinge",
+    "LovaszSoftmax",
+    "PooledMetric",
+    "RunCheckpoint",
+    "RunLog",
+    "SoftDice",
+    "StopOnNonFinite",
+    "StreamingSlidingWindowInferer",
+    "TverskyLoss",
+    "UNetPlusPlus",
+    "ValidateCased",
+    "load_cases",
+]

@@ -1,0 +1,129 @@
+"""Best and last state of a run, written whole, and resuming as if never interrupted."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from segpipe.common.files import write_whole
+from segpipe.components.run_log import RunLog
+from segpipe.errors import DataError, UsageError
+
+FORMAT = 1
+
+
+class RunCheckpoint:
+    """Save after every epoch; restore at the start; stop early.
+
+    ``last.pt`` holds network, optimiser, scheduler, scaler, epoch, best metric, early-stop counter and history;
+    ``best.pt`` the state dict of the network alone. Both load with ``weights_only=True``. Random states are not
+    kept: `EpochSeed` derives them from the epoch.
+
+    Args:
+        run_dir: folder of the run.
+        network, optimizer, lr_scheduler: what is trained.
+        log: the run's log, which the history belongs to.
+        evaluator: engine whose key metric decides what is best.
+        metric: its name in the evaluator's metrics.
+        resume: restore ``last.pt``.
+        patience: validations without a better metric before the run ends; 0 never ends it early.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        network: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        log: RunLog,
+        evaluator: Engine,
+        metric: str = "val_mean_dice",
+        resume: bool = False,
+        patience: int = 0,
+    ) -> None:
+        self.folder = Path(run_dir)
+        self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.log = log
+        self.evaluator = evaluator
+        self.metric = metric
+        self.resume = resume
+        self.patience = patience
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.stale = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the handlers that validate and log."""
+        self.evaluator.add_event_handler(Events.COMPLETED, self._judge, engine)
+        engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _judge(self, evaluator: Engine, trainer: Engine) -> None:
+        value = evaluator.state.metrics[self.metric]
+        if self.best is not None and value <= self.best:
+            self.stale += 1
+            return
+        self.best, self.best_epoch, self.stale = value, trainer.state.epoch, 0
+        _write(self.folder / "best.pt", _on_cpu(self.parts["network"].state_dict()))
+
+    def _save(self, engine: Any) -> None:
+        self.log.flush()
+        state = {
+            "format": FORMAT,
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "scaler": engine.scaler and engine.scaler.state_dict(),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "stale": self.stale,
+            "history": self.log.history,
+        }
+        _write(self.folder / "last.pt", state)
+        if self._is_stale():
+            engine.terminate()
+
+    def _is_stale(self) -> bool:
+        return 0 < self.patience <= self.stale
+
+    def _restore(self, engine: Any) -> None:
+        if not self.resume:
+            return
+        path = self.folder / "last.pt"
+        if not path.is_file():
+            return  # stopped in its first epoch: the run begins again, from the same seed
+        try:
+            state = torch.load(path, map_location=engine.state.device, weights_only=True)
+        except Exception as error:
+            raise DataError("the checkpoint cannot be read", path=path, found=str(error).splitlines()[0]) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise DataError("not a checkpoint of this version", path=path, expected=f"format {FORMAT}")
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise UsageError(
+                    f"the checkpoint's {name} does not fit the config", path=path, found=str(error).splitlines()[0]
+                ) from error
+        if state["scaler"] is not None and engine.scaler is not None:
+            engine.scaler.load_state_dict(state["scaler"])
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
+        self.log.restore(state["history"])
+        if self._is_stale():
+            engine.terminate()
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _write(path: Path, state: Any) -> None:
+    buffer = io.BytesIO()  # torch writes a file's name into its bytes; a buffer has none
+    torch.save(state, buffer)
+    with write_whole(path) as stream:
+        stream.write(buffer.getbuffer())

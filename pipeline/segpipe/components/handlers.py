@@ -1,0 +1,117 @@
+"""Ignite handlers that make training repeatable and stop it when it cannot go on."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+
+from segpipe.errors import DataError, UsageError
+
+
+class EpochSeed:
+    """Seed everything at the start of each epoch from (seed, epoch).
+
+    Then an epoch depends on nothing but its number and the weights, so a resumed run equals an uninterrupted one,
+    with and without worker processes (which MONAI's loader seeds from torch).
+
+    Args:
+        seed: the run's seed.
+        transform: the transform of the training data set, whose random parts keep states of their own.
+    """
+
+    def __init__(self, seed: int, transform: Any = None) -> None:
+        self.seed = seed
+        self.transform = transform
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed torch (all devices), NumPy, random and the transforms."""
+        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        if hasattr(self.transform, "set_random_state"):
+            self.transform.set_random_state(seed=seed)
+
+
+class LossSchedule:
+    """Tell a loss that changes over the run (`HausdorffLoss`) what time it is, from the trainer's own state.
+
+    Args:
+        loss: a module; it, or a loss within it, may have ``set_time(epoch, step)``.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.scheduled = [module for module in loss.modules() if hasattr(module, "set_time")]
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set epoch and step, both counted from 1."""
+        for loss in self.scheduled:
+            loss.set_time(engine.state.epoch, engine.state.iteration)
+
+
+class StopOnNonFinite:
+    """End the run before a loss that is not finite reaches the weights, naming the cases of the batch."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Raise `DataError` for an input that is not finite, `UsageError` for a run that diverged."""
+        loss = engine.state.output[CommonKeys.LOSS]
+        if bool(torch.isfinite(loss).all()):
+            return
+        raise _not_finite(engine, "loss")
+
+
+class GradientClip:
+    """Clip the gradient's norm and end the run where it is not finite (without AMP, whose scaler skips such steps).
+
+    Args:
+        max_norm: largest 2-norm over all parameters.
+    """
+
+    def __init__(self, max_norm: float = 12.0) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Unscale under AMP, then clip."""
+        scaled = getattr(engine, "amp", False) and engine.scaler is not None
+        if scaled:
+            engine.scaler.unscale_(engine.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+        if not scaled and not bool(torch.isfinite(norm)):
+            raise _not_finite(engine, "gradient")
+
+
+def _not_finite(engine: Engine, what: str) -> Exception:
+    batch = engine.state.batch
+    batch = batch[0] if isinstance(batch, list) else batch
+    cases = ", ".join(dict.fromkeys(map(str, batch.get("case_id", ["unknown"]))))
+    where = f"epoch {engine.state.epoch}, step {engine.state.iteration}"
+    if not bool(torch.isfinite(torch.as_tensor(batch[CommonKeys.IMAGE])).all()):
+        return DataError("an image has NaN or infinite voxels", case_id=cases, found=where, hint="run `segpipe check`")
+    return UsageError(
+        f"the {what} is not finite",
+        case_id=cases,
+        found=where,
+        hint="the last epoch is kept; train again with a lower learning_rate (--set learning_rate=...)",
+    )

@@ -1,0 +1,289 @@
+"""A measure of every case, and its mean.
+
+Overlap of all voxels of all cases together.
+
+Dice of probabilities.
+
+Whether a network's probabilities mean what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from segpipe.components.metrics.metric_base import LabelMetric, ScoreMetric, add_case, case_means, known, label_maps
+from segpipe.errors import UsageError
+from segpipe.evaluation import (
+    MEASURES,
+    Calibration,
+    Counts,
+    SoftCounts,
+    calibrate,
+    count_soft,
+    label_pairs,
+    mean_defined,
+)
+
+KNOWN_PER_CASE = tuple(name for name, measure in MEASURES.items() if measure.kind != "error")
+NEEDS_SPACING = ("nsd", *(name for name in KNOWN_PER_CASE if MEASURES[name].kind != "score"))
+
+
+class CaseMetric(LabelMetric):
+    """Mean over cases of the mean over labels of a measure, as `segpipe evaluate` reports it.
+
+    A label counts in a case where the measure is defined there, a case where it is for a label of it. Takes label maps
+    of shape (1, X, Y, Z). In a config::
+
+        hd95: {_target_: segpipe.components.CaseMetric, measure: hd95_mm, labels: "@labels"}
+
+    Args:
+        measure: a name of `MEASURES`: dice, iou, precision, recall, specificity, nsd, hd_mm, hd95_mm,
+            assd_mm, lesion_f1, lesion_dice, truth_ml, prediction_ml, difference_ml.
+        labels: label names by value, background first.
+        tolerance_mm: for nsd.
+        spacing_mm: of a voxel; None takes it from the truth's affine.
+        output_transform: from the engine's output to (predictions, truths).
+        device: of the sums.
+
+    Raises:
+        UsageError: no such measure; later, values that are no label maps, or mm asked for where no spacing is known.
+    """
+
+    def __init__(
+        self,
+        measure: str,
+        labels: Sequence[str],
+        tolerance_mm: float = 1.0,
+        spacing_mm: Sequence[float] | None = None,
+        output_transform: Callable | None = None,
+        device: Any = "cpu",
+    ) -> None:
+        self.measure = known("measure", measure, KNOWN_PER_CASE)
+        self.tolerance_mm = tolerance_mm
+        self.spacing_mm = spacing_mm
+        super().__init__(labels, output_transform, device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._totals = self._zeros(len(self.names) + 1, 2)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+        """Add the cases of a batch."""
+        for prediction, truth in zip(*output, strict=True):
+            affine = self._affine(truth)
+            pairs = label_pairs(*label_maps(truth, prediction), self.names, affine, self.tolerance_mm)
+            add_case(self._totals, [MEASURES[self.measure].of(pair) for _, pair in pairs])
+
+    @sync_all_reduce("_totals")
+    def compute(self) -> float | None:
+        """Mean over cases; where none counted 0 for a score, so that an empty validation never looks good."""
+        *by_label, mean = case_means(self._totals)
+        self._by_label(by_label)
+        return 0.0 if mean is None and MEASURES[self.measure].kind == "score" else mean
+
+    def _affine(self, truth: Tensor) -> ArrayLike:
+        if self.spacing_mm is not None:
+            return self.spacing_mm
+        affine = getattr(truth, "affine", None)
+        if affine is not None and affine.shape == (4, 4):
+            return np.asarray(affine.cpu(), dtype=np.float64)
+        if self.measure in NEEDS_SPACING:
+            raise UsageError(
+                f"{self.measure} is in mm, and the spacing is not known",
+                found="a tensor without an affine",
+                expected="a MetaTensor, or spacing_mm",
+            )
+        return (1.0, 1.0, 1.0)
+
+
+class CaseDice(CaseMetric):
+    """Mean over cases of the mean Dice over labels, with one value per label beside it.
+
+    A label absent in the truth but predicted counts as 0; absent in both it does not count; a case in which
+    nothing counts is left out. Takes label maps of shape (1, X, Y, Z).
+
+    Args:
+        labels: label names by value, background first.
+        output_transform: from the engine's output to (predictions, truths).
+        device: of the sums.
+    """
+
+    def __init__(self, labels: Sequence[str], output_transform: Callable | None = None, device: Any = "cpu") -> None:
+        super().__init__("dice", labels, output_transform=output_transform, device=device)
+
+    def _key(self, name: str, label: str) -> str:
+        return f"dice_{label}"
+
+
+KNOWN_POOLED = ("dice", "iou", "precision", "recall", "specificity")
+
+
+class PooledMetric(LabelMetric):
+    """An overlap measure of the voxels of all cases together, and its mean over labels.
+
+    Large cases weigh more than small ones here, and no case is ever undefined. Takes label maps of shape (1, X, Y, Z).
+
+    Args:
+        measure: dice, iou, precision, recall or specificity.
+        labels: label names by value, background first.
+        output_transform: from the engine's output to (predictions, truths).
+        device: of the sums.
+
+    Raises:
+        UsageError: no such measure; later, values that are no label maps.
+    """
+
+    def __init__(
+        self, measure: str, labels: Sequence[str], output_transform: Callable | None = None, device: Any = "cpu"
+    ) -> None:
+        self.measure = known("measure", measure, KNOWN_POOLED)
+        super().__init__(labels, output_transform, device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._counts = self._zeros(len(self.names), 4, dtype=torch.int64)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+        """Add the cases of a batch."""
+        for prediction, truth in zip(*output, strict=True):
+            pairs = label_pairs(*label_maps(truth, prediction), self.names, (1.0, 1.0, 1.0))
+            for row, (_, pair) in zip(self._counts, pairs, strict=True):
+                counts = pair.counts
+                row += row.new_tensor([counts.both, counts.truth, counts.prediction, counts.voxels])
+
+    @sync_all_reduce("_counts")
+    def compute(self) -> float | None:
+        """Mean over labels; 0 where the measure is defined for none."""
+        values = [getattr(Counts(*row), self.measure) for row in self._counts.tolist()]
+        self._by_label(values)
+        return mean_defined(values) or 0.0
+
+
+class SoftDice(ScoreMetric):
+    """Dice of each label's probabilities, with the plain or the squared denominator; mean over labels.
+
+    Pooled over all voxels of all cases, or per sample: then the mean over cases of the mean over labels. In a config::
+
+        soft_dice: {_target_: segpipe.components.SoftDice, labels: "@labels", activation: "@activation", squared: true}
+
+    Args:
+        labels: label names by value, background first.
+        activation: ``softmax`` or ``sigmoid`` of logits, None for probabilities; see `ScoreMetric`.
+        squared: square the terms of the denominator.
+        smooth: added below, in voxels.
+        smooth_above: added above; as ``smooth`` where it is not given.
+        per_sample: whether each case has a Dice of its own.
+        output_transform: from the engine's output to (scores, truths).
+        device: of the sums.
+
+    Raises:
+        UsageError: no such activation; later, values that are no probabilities, or another number of channels.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        activation: str | None = None,
+        squared: bool = False,
+        smooth: float = 0.0,
+        smooth_above: float | None = None,
+        per_sample: bool = False,
+        output_transform: Callable | None = None,
+        device: Any = "cpu",
+    ) -> None:
+        self.squared = squared
+        self.smoothing = smooth, smooth_above
+        self.per_sample = per_sample
+        super().__init__(labels, activation, output_transform, device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._sums = self._zeros(len(self.names), 2)
+        self._totals = self._zeros(len(self.names) + 1, 2)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+        """Add the cases of a batch."""
+        for case in self._cases(output):
+            counts = [count_soft(truth, probability, self.squared) for truth, probability in case]
+            self._sums += self._sums.new_tensor([[each.product, each.terms] for each in counts])
+            add_case(self._totals, [each.dice(*self.smoothing) for each in counts])
+
+    @sync_all_reduce("_sums", "_totals")
+    def compute(self) -> float | None:
+        """The Dice; 0 where no case counted."""
+        if self.per_sample:
+            *by_label, mean = case_means(self._totals)
+        else:
+            by_label = [SoftCounts(*row).dice(*self.smoothing) for row in self._sums.tolist()]
+            mean = mean_defined(by_label) if self._totals[-1, 1] else None
+        self._by_label(by_label)
+        return mean or 0.0
+
+
+class CalibrationError(ScoreMetric):
+    """Expected calibration error of each label's probabilities, all voxels of all cases together; mean over labels.
+
+    In a config::
+
+        ece: {_target_: segpipe.components.CalibrationError, labels: "@labels", activation: "@activation"}
+
+    Args:
+        labels: label names by value, background first.
+        activation: ``softmax`` or ``sigmoid`` of logits, None for probabilities; see `ScoreMetric`.
+        bins: equal bins of probability.
+        output_transform: from the engine's output to (scores, truths).
+        device: of the sums.
+
+    Raises:
+        UsageError: no such activation; later, values that are no probabilities, or another number of channels.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        activation: str | None = None,
+        bins: int = 15,
+        output_transform: Callable | None = None,
+        device: Any = "cpu",
+    ) -> None:
+        self.bins = bins
+        super().__init__(labels, activation, output_transform, device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all cases."""
+        shape = len(self.names), self.bins
+        self._probability = self._zeros(*shape)
+        self._voxels = self._zeros(*shape, dtype=torch.int64)
+        self._events = self._zeros(*shape, dtype=torch.int64)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
+        """Add the cases of a batch."""
+        for case in self._cases(output):
+            for index, (truth, probability) in enumerate(case):
+                found = calibrate(truth, probability, self.bins)
+                self._probability[index] += torch.from_numpy(found.probability).to(self._probability)
+                self._voxels[index] += torch.from_numpy(found.voxels).to(self._voxels)
+                self._events[index] += torch.from_numpy(found.events).to(self._events)
+
+    @sync_all_reduce("_probability", "_voxels", "_events")
+    def compute(self) -> float | None:
+        """Mean over labels; None without cases."""
+        parts = (part.cpu().numpy() for part in (self._voxels, self._probability, self._events))
+        errors = [Calibration(*row).error for row in zip(*parts, strict=True)]
+        self._by_label(errors)
+        return mean_defined(errors)

@@ -1,0 +1,142 @@
+"""From the manifest to MONAI data dictionaries, and the last check before training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose, Transform
+
+from segpipe.common.nifti import read_header, read_volume
+from segpipe.data import load_manifest
+from segpipe.errors import DataError, SegpipeError, UsageError, ours_within
+
+
+def load_cases(manifest: str, data: str, split: str, fold: int | None = None) -> list[dict[str, Any]]:
+    """The cases of a split as data dictionaries for MONAI datasets.
+
+    Args:
+        manifest: path of the manifest.
+        data: folder that its paths start from.
+        split: ``training``, ``validation`` or ``test``.
+        fold: validation fold.
+
+    Returns:
+        Dictionaries with ``case_id``, ``image`` (a path, or one path per channel) and ``label``.
+
+    Raises:
+        UsageError: no such split or fold, no case in it, or a file that is not there.
+    """
+    cases = load_manifest(manifest).select(split, fold)
+    if not cases:
+        raise UsageError(f"the manifest has no {split} cases", path=manifest, hint="make a split with `segpipe split`")
+    found = []
+    for case in cases:
+        for path in case.paths:
+            if not (Path(data) / path).is_file():
+                raise UsageError(
+                    "a file of the manifest is missing",
+                    case_id=case.id,
+                    path=Path(data) / path,
+                    hint="name the data folder with --data, or run `segpipe check`",
+                )
+        images = [str(Path(data) / path) for path in case.images]
+        item: dict[str, Any] = {"case_id": case.id, "image": images if len(images) > 1 else images[0]}
+        if case.label:
+            item["label"] = str(Path(data) / case.label)
+        found.append(item)
+    return found
+
+
+class CaseTransforms(Compose):
+    """A `monai.transforms.Compose` whose failures name the case and the file, as `DataError`."""
+
+    def __call__(self, input_: Any, *arguments: Any, **named: Any) -> Any:
+        """As `Compose`.
+
+        Raises:
+            DataError: naming the case.
+        """
+        try:
+            return super().__call__(input_, *arguments, **named)
+        except Exception as error:
+            raise ours_within(error) or _unprepared(input_, error) from error
+
+
+def _unprepared(item: Mapping[str, Any], error: Exception) -> Exception:
+    """What is wrong with a case's files, or else that it cannot be prepared."""
+    case_id = item.get("case_id")
+    for paths in (item.get("image"), item.get("label")):
+        for path in [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []:
+            try:
+                read_volume(read_header(path))
+            except SegpipeError as fault:
+                fault.case_id = case_id
+                return fault
+    return DataError(
+        "the case cannot be prepared",
+        case_id=case_id,
+        found=str(error).strip().splitlines()[0][:300] or type(error).__name__,
+        hint="run `segpipe check`",
+    )
+
+
+class ValidateCased(Transform):
+    """Refuse a preprocessed case that would train a wrong model; stands after the deterministic transforms.
+
+    Checks that the image is finite, not constant and has the expected channels, that image and label lie on one
+    grid, and that every label value is known (a value of 1.6 would otherwise be truncated to 1 in silence).
+
+    Args:
+        in_channels: channels that the network expects.
+        n_labels: number of label values including background.
+    """
+
+    def __init__(self, in_channels: int, n_labels: int) -> None:
+        self.in_channels = in_channels
+        self.n_labels = n_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """Return ``data`` unchanged.
+
+        Raises:
+            DataError: naming the case.
+        """
+        case_id = data.get("case_id")
+        image, label = torch.as_tensor(data["image"]), data.get("label")
+        if image.ndim != 4 or image.shape[0] != self.in_channels:
+            raise DataError(
+                "wrong number of image channels or dimensions",
+                case_id=case_id,
+                found=f"shape {tuple(image.shape)}",
+                expected=f"({self.in_channels}, X, Y, Z)",
+            )
+        if not bool(torch.isfinite(image).all()):
+            raise DataError("the image has NaN or infinite voxels", case_id=case_id, hint="run `segpipe check`")
+        if float(image.max()) == float(image.min()):
+            raise DataError("the image is constant", case_id=case_id, hint="run `segpipe check`")
+        if label is not None:
+            self._check_label(case_id, data["image"], label)
+        return data
+
+    def _check_label(self, case_id: str | None, image: Any, label: Any) -> None:
+        apart = float((torch.as_tensor(image.affine) - torch.as_tensor(label.affine)).abs().max())
+        if image.shape[1:] != label.shape[1:] or apart > 1e-2:
+            raise DataError(
+                "image and label lie on different grids",
+                case_id=case_id,
+                found=f"image {tuple(image.shape[1:])}, label {tuple(label.shape[1:])}, affines {apart:.3g} apart",
+                hint="run `segpipe check`",
+            )
+        values = torch.unique(torch.as_tensor(label))
+        known = torch.arange(self.n_labels, dtype=values.dtype)
+        if not bool(torch.isin(values, known).all()):
+            raise DataError(
+                "label values outside the manifest",
+                case_id=case_id,
+                found=[round(float(value), 4) for value in values[:12]],
+                expected=f"whole numbers 0 to {self.n_labels - 1}",
+                hint="run `segpipe check`",
+            )

@@ -1,0 +1,255 @@
+"""What can be wrong with a data set, each kind with its severity.
+
+Everything that can be said about one case from its own files; runs in a worker process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.common.files import sha256_of
+from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from segpipe.data.manifest import Case
+from segpipe.errors import SegpipeError
+
+Severity = Literal["error", "warning"]
+
+KINDS: dict[str, Severity] = {
+    "missing_file": "error",
+    "unreadable_file": "error",
+    "hash_differs": "error",
+    "refused_series": "error",
+    "not_a_volume": "error",
+    "wrong_channels": "error",
+    "channel_geometry_differs": "error",
+    "label_geometry_differs": "error",
+    "not_finite": "error",
+    "constant_image": "error",
+    "fractional_label": "error",
+    "unknown_label": "error",
+    "empty_label": "warning",
+    "identical_image": "error",
+    "identical_label": "warning",
+    "patient_in_two_splits": "error",
+    "patient_with_unlabelled_test": "warning",
+    "outlying_spacing": "warning",
+    "outlying_orientation": "warning",
+    "single_slice": "warning",
+    "series_note": "warning",
+    "no_air": "warning",
+    "undeclared_padding": "warning",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or looks wrong, with one case.
+
+    Attributes:
+        case_id: the case; the first one where several take part.
+        kind: a key of `KINDS`.
+        found: what is there; never a path.
+        expected: what should be there, where that can be said.
+        part: ``image``, ``image 0`` (a channel) or ``label``, where it is about one file.
+    """
+
+    case_id: str
+    kind: str
+    found: str
+    expected: str | None = None
+    part: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        """``error`` or ``warning``."""
+        return KINDS[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"severity": self.severity, **asdict(self)}
+
+
+MOST_VALUES = 1000
+AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+
+
+@dataclass
+class CaseFacts:
+    """What was seen of one case.
+
+    Attributes:
+        case_id: the case.
+        findings: what is wrong with it by itself.
+        digests: part to SHA-256 of its voxels, for comparing cases; an empty label has none.
+        spacing_mm: voxel edges along the patient's left-right, front-back and head-foot axis.
+        orientation: axis codes, e.g. ``RAS``.
+    """
+
+    case_id: str
+    findings: list[Finding] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] | None = None
+    orientation: str | None = None
+
+    def add(self, kind: str, found: str, expected: str | None = None, part: str | None = None) -> None:
+        """Note a finding of this case."""
+        self.findings.append(Finding(self.case_id, kind, found, expected, part))
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """One pass over a volume; ``values`` is cut off after `MOST_VALUES`."""
+
+    digest: str
+    n_not_finite: int
+    lowest: float
+    highest: float
+    values: set[float]
+
+
+def examine(case: Case, root: Path, labels: frozenset[int], n_channels: int) -> CaseFacts:
+    """Read every file of a case. Never raises for what a file holds.
+
+    Args:
+        case: the manifest's entry.
+        root: data folder.
+        labels: label values that the manifest names, with 0.
+        n_channels: image channels that the manifest names.
+    """
+    facts = CaseFacts(case.id)
+    parts = ["image"] if len(case.images) == 1 else [f"image {index}" for index in range(len(case.images))]
+    grids = [_image(facts, case, root, path, part, n_channels) for path, part in zip(case.images, parts, strict=True)]
+    first = next((grid for grid in grids if grid is not None), None)
+    if first is not None:
+        facts.orientation = first.orientation
+        order = np.argsort([AXIS[code] for code in first.orientation])
+        facts.spacing_mm = tuple(first.spacing_mm[axis] for axis in order)  # type: ignore[assignment]
+        for grid, part in zip(grids, parts, strict=True):
+            difference = grid_difference(grid, first) if grid is not None else None
+            if difference:
+                facts.add("channel_geometry_differs", difference, "the grid of the other channels", part)
+    if case.label is not None:
+        _label(facts, case, root, case.label, first, labels)
+    return facts
+
+
+def _open(facts: CaseFacts, case: Case, root: Path, path: str, part: str) -> Header | None:
+    file = root / path
+    if not file.is_file():
+        facts.add("missing_file", "no such file", "a NIfTI file", part)
+        return None
+    try:
+        expected = (case.sha256 or {}).get(path)
+        if expected and sha256_of(file) != expected:
+            facts.add("hash_differs", "other bytes than when imported", f"sha256 {expected[:12]}...", part)
+        return read_header(file)
+    except SegpipeError as error:
+        facts.add("unreadable_file", in_words(error), error.expected, part)
+    except Exception as error:  # noqa: BLE001 - whatever one file does, the others are still read
+        facts.add("unreadable_file", f"{type(error).__name__}", "a complete NIfTI file", part)
+    return None
+
+
+def _scan(facts: CaseFacts, header: Header, part: str, *, as_label: bool) -> Voxels | None:
+    try:
+        return pass_over(read_volume(header), collect=as_label)
+    except SegpipeError as error:
+        facts.add("unreadable_file", in_words(error), error.expected, part)
+    except Exception as error:  # noqa: BLE001 - e.g. too little memory
+        facts.add("unreadable_file", f"{type(error).__name__}: {error}", "a complete NIfTI file", part)
+    return None
+
+
+def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_channels: int) -> Header | None:
+    header = _open(facts, case, root, path, part)
+    if header is None:
+        return None
+    stacked = len(case.images) == 1 and n_channels > 1
+    grid = replace(header, shape=header.shape[:3]) if stacked and len(header.shape) == 4 else header
+    try:
+        require_3d(grid)
+    except SegpipeError as error:
+        facts.add("not_a_volume", error.found or error.message, error.expected, part)
+        return None
+    found = header.shape[3] if len(header.shape) == 4 else 1
+    if stacked and found != n_channels:
+        facts.add("wrong_channels", f"{found} channels", f"{n_channels} channels", part)
+    voxels = _scan(facts, header, part, as_label=False)
+    if voxels is not None:
+        judge_image(facts, voxels, part)
+    return grid
+
+
+def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
+    """Note what is wrong with the voxels of an image, whatever kind of file they are from."""
+    facts.digests[part] = voxels.digest
+    if voxels.n_not_finite:
+        facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
+    elif voxels.lowest == voxels.highest:
+        facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
+
+
+def _label(facts: CaseFacts, case: Case, root: Path, path: str, image: Header | None, labels: frozenset[int]) -> None:
+    header = _open(facts, case, root, path, "label")
+    if header is None:
+        return
+    try:
+        require_3d(header)
+    except SegpipeError as error:
+        facts.add("not_a_volume", error.found or error.message, error.expected, "label")
+        return
+    difference = grid_difference(header, image) if image is not None else None
+    if difference:
+        facts.add("label_geometry_differs", difference, "the grid of the image", "label")
+    voxels = _scan(facts, header, "label", as_label=True)
+    if voxels is not None:
+        _judge_values(facts, voxels, labels)
+
+
+def _judge_values(facts: CaseFacts, voxels: Voxels, labels: frozenset[int]) -> None:
+    if voxels.n_not_finite:
+        facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "label values", "label")
+    fractional = sorted(value for value in voxels.values if value != round(value))
+    unknown = sorted(value for value in voxels.values if value == round(value) and value not in labels)
+    known = ", ".join(map(str, sorted(labels)))
+    if fractional:
+        facts.add("fractional_label", _some(fractional), f"whole numbers out of {known}", "label")
+    if unknown:
+        facts.add("unknown_label", _some(unknown), f"values out of {known}", "label")
+    if voxels.values <= {0.0} and not voxels.n_not_finite:
+        facts.add("empty_label", "background alone", "at least one labelled voxel", "label")
+    else:
+        facts.digests["label"] = voxels.digest
+
+
+def pass_over(volume: NDArray[np.generic], collect: bool) -> Voxels:
+    """Digest, range and (for labels) values in one pass over the slices, so that no copy is made."""
+    digest = hashlib.sha256(str(volume.shape).encode())
+    n_not_finite, lowest, highest = 0, np.inf, -np.inf
+    values: set[float] = set()
+    for index in range(volume.shape[-1]):
+        part = np.asarray(volume[..., index], dtype=np.float64)
+        digest.update(np.ascontiguousarray(part).tobytes())
+        finite = part[np.isfinite(part)]
+        n_not_finite += part.size - finite.size
+        if finite.size:
+            lowest, highest = min(lowest, float(finite.min())), max(highest, float(finite.max()))
+        if collect and len(values) < MOST_VALUES:
+            values.update(np.unique(finite).tolist())
+    return Voxels(digest.hexdigest(), n_not_finite, lowest, highest, values)
+
+
+def in_words(error: SegpipeError) -> str:
+    """What was wrong, without a path."""
+    return f"{error.message}: {error.found}" if error.found else error.message
+
+
+def _some(values: list[float]) -> str:
+    more = ", ..." if len(values) > 8 else ""
+    return ", ".join(f"{value:g}" for value in values[:8]) + more

@@ -1,0 +1,217 @@
+"""What only shows when cases are compared: copies, torn patients, outliers.
+
+A tree of DICOM files checked as it is: the scan's judgement of every series, then its voxels.
+
+Read every file of a data set and say what is wrong with it, before hours of training do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.data.check.case_check import CaseFacts, Finding, examine, in_words, judge_image, pass_over
+from segpipe.data.manifest import Case, Manifest
+from segpipe.data.splits import find_leaks
+from segpipe.dicom import Series, load_series, scan
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+SPACING_FACTOR = 3.0
+AXES = ("left-right", "front-back", "head-foot")
+
+
+def compare(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """All findings that concern more than one case."""
+    return [*find_copies(facts), *_leaks(manifest), *_spacings(facts), *_orientations(facts)]
+
+
+def find_copies(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """The same voxels under several ids."""
+    owners: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for case in facts:
+        for part, digest in case.digests.items():
+            owners[part.split(" ")[0], digest].append(case.case_id)
+    for (kind, _digest), owned in owners.items():
+        ids = list(dict.fromkeys(owned))
+        if len(ids) > 1:
+            found = f"the same voxels as {', '.join(ids[1:6])}" + (", ..." if len(ids) > 6 else "")
+            yield Finding(ids[0], f"identical_{kind}", found, "voxels of its own", kind)
+
+
+def _leaks(manifest: Manifest) -> Iterator[Finding]:
+    serious = set(find_leaks(manifest, labelled_only=True))
+    for patient in find_leaks(manifest):
+        where = [f"{case.id} ({_part(case.fold)})" for case in manifest.training if case.group == patient]
+        where += [f"{case.id} (test)" for case in manifest.test if case.group == patient]
+        kind = "patient_in_two_splits" if patient in serious else "patient_with_unlabelled_test"
+        found = f"one patient: {', '.join(where)}"
+        yield Finding(where[0].split(" ")[0], kind, found, "all cases of a patient in one part")
+
+
+def _part(fold: int | None) -> str:
+    return "training" if fold is None else f"fold {fold}"
+
+
+def _spacings(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    known = [(case.case_id, case.spacing_mm) for case in facts if case.spacing_mm is not None]
+    if not known:
+        return
+    middle = [median(spacing[axis] for _, spacing in known) for axis in range(3)]
+    for case_id, spacing in known:
+        for axis, name in enumerate(AXES):
+            ratio = spacing[axis] / middle[axis]
+            if ratio > SPACING_FACTOR or ratio < 1 / SPACING_FACTOR:
+                expected = f"near the median of {middle[axis]:.3g} mm"
+                yield Finding(case_id, "outlying_spacing", f"{spacing[axis]:.3g} mm {name}", expected, "image")
+
+
+def _orientations(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    codes = Counter(case.orientation for case in facts if case.orientation)
+    if len(codes) < 2:
+        return
+    usual, count = codes.most_common(1)[0]
+    for case in facts:
+        if case.orientation and case.orientation != usual:
+            expected = f"{usual}, as in {count} of {codes.total()} cases"
+            yield Finding(case.case_id, "outlying_orientation", case.orientation, expected, "image")
+
+
+AIR_HU = -500  # every CT of a person has darker voxels around or within
+LOWEST_HU = -1100  # below, values are padding: air is -1000, and 12 bits end at -1024
+PADDING_SHARE = 0.001
+
+
+@dataclass(frozen=True)
+class CheckedTree:
+    """What is wrong in a tree, over how many series, and how many files of each class are no images."""
+
+    series: int
+    findings: list[Finding]
+    passed_over: dict[str, int]
+
+
+def check_dicom(
+    root: Path, workers: int | None = None, progress: Callable[[int, int], object] = lambda done, total: None
+) -> CheckedTree:
+    """Judge every series below a folder and read the voxels of those that are volumes.
+
+    Args:
+        root: the folder.
+        workers: processes that read; None takes what the files are worth.
+        progress: called with what is done and what there is: files whose header is read, then series.
+
+    Raises:
+        UsageError: no such folder, or no DICOM in it.
+        DataError: DICOM files, and no series among them.
+    """
+    found = scan(root, workers, progress, name=lambda path: "a file")
+    if not found.series:
+        dicom = [passed for passed in found.passed_over if passed.file_class != "not_dicom"]
+        raise (DataError if dicom else UsageError)(
+            "there is neither a manifest nor a DICOM series here",
+            path=root,
+            found=f"{len(found.passed_over)} other files",
+            expected="a manifest, or a folder of DICOM files",
+            hint="make a manifest with `segpipe import`",
+        )
+    done = 0
+
+    def count(series: Series) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(found.series))
+
+    workers = workers or workers_to_read(path for series in found.series for path in series.files)
+    facts = over_cases(examine_series, found.series, workers, _series_died, count)
+    findings = [finding for case in facts for finding in case.findings] + list(find_copies(facts))
+    position = {case.case_id: index for index, case in enumerate(facts)}
+    findings.sort(key=lambda finding: (position[finding.case_id], finding.severity))
+    return CheckedTree(len(facts), findings, dict(Counter(passed.file_class for passed in found.passed_over)))
+
+
+def examine_series(series: Series) -> CaseFacts:
+    """Everything that can be said about one series. Never raises for what its files hold."""
+    facts = CaseFacts(series.case_id)
+    if series.state == "refused":
+        kind = "single_slice" if series.reason == "single_slice" else "refused_series"  # a scout is no fault
+        facts.add(kind, f"{series.reason}: {series.detail}", "slices that make a volume", "image")
+        return facts
+    for note in series.notes:
+        facts.add("series_note", note, None, "image")
+    try:
+        values = load_series(series).array
+    except SegpipeError as error:
+        facts.add("unreadable_file", in_words(error), error.expected, "image")
+        return facts
+    except Exception as error:  # noqa: BLE001 - e.g. too little memory; whatever one series does, the others are read
+        facts.add("unreadable_file", type(error).__name__, "a complete series", "image")
+        return facts
+    voxels = pass_over(values, collect=False)
+    judge_image(facts, voxels, "image")
+    if series.modality == "CT" and voxels.lowest < voxels.highest:
+        _judge_hounsfield(facts, values, voxels.lowest)
+    return facts
+
+
+def _judge_hounsfield(facts: CaseFacts, values: NDArray[np.generic], lowest: float) -> None:
+    if lowest > AIR_HU:
+        expected = f"HU, with air below {AIR_HU}"
+        facts.add("no_air", f"no value below {lowest:g}", expected, "image")
+    elif lowest < LOWEST_HU:
+        share = np.count_nonzero(values == lowest) / values.size
+        if share >= PADDING_SHARE:
+            found = f"{100 * share:.2g} % of the voxels are {lowest:g}"
+            facts.add("undeclared_padding", found, "PixelPaddingValue in the header where voxels are padding", "image")
+
+
+def _series_died(series: Series) -> CaseFacts:
+    facts = CaseFacts(series.case_id)
+    facts.add("unreadable_file", "the process that read the series died", "files that fit into memory")
+    return facts
+
+
+def check_manifest(
+    manifest: Manifest, root: Path, workers: int | None = None, advance: Callable[[], None] = lambda: None
+) -> list[Finding]:
+    """Everything that is wrong, in the order of the manifest's cases, errors before warnings within a case.
+
+    Args:
+        manifest: what should be there.
+        root: data folder.
+        workers: processes that read; None takes what the files are worth.
+        advance: called once for every case that was read.
+
+    Raises:
+        DataError: the manifest has no cases.
+        UsageError: not one of the files is below ``root``.
+    """
+    cases = manifest.cases()
+    if not cases:
+        raise DataError("the manifest has no cases", expected="at least one")
+    files = [root / path for case in cases for path in case.paths]
+    if not any(file.is_file() for file in files):
+        raise UsageError(
+            "none of the manifest's files is in the data folder",
+            path=root,
+            expected=cases[0].paths[0],
+            hint="name the folder that the manifest's paths start from with --data",
+        )
+    read = partial(examine, root=root, labels=frozenset(map(int, manifest.labels)), n_channels=manifest.n_channels)
+    facts = over_cases(read, cases, workers or workers_to_read(files), _died, lambda case: advance())
+    findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
+    position = {case.id: index for index, case in enumerate(cases)}
+    return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
+
+
+def _died(case: Case) -> CaseFacts:
+    facts = CaseFacts(case.id)
+    facts.add("unreadable_file", "the process that read the case died", "files that fit into memory")
+    return facts

@@ -1,0 +1,234 @@
+"""Public data sets: download with resume, verify, unpack safely, compare with the list of files.
+
+Addresses and MD5 sums of the Medical Segmentation Decathlon are those of MONAI's ``DecathlonDataset``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import lzma
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from segpipe.common.files import cannot_write, digest_of, sha256_of
+from segpipe.data.importers import find_dataset, some_of
+from segpipe.data.manifest import Manifest, load_manifest
+from segpipe.errors import DataError, RefusedError, UsageError
+
+BLOCK = 1 << 18
+TIMEOUT_S = 30
+OFFLINE = "without a network, get the archive by other means and name it with --from"
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a public data set lies; ``folder`` is the name of the folder that its archive holds."""
+
+    folder: str
+    url: str
+    md5: str
+
+
+def find_source(name: str) -> Source:
+    """The public source of a data set such as ``msd_task04_hippocampus``.
+
+    Raises:
+        UsageError: no such data set.
+    """
+    from monai.apps.datasets import DecathlonDataset
+
+    known = {f"msd_{task.lower()}": task for task in DecathlonDataset.resource}
+    if name not in known:
+        raise UsageError("no such public data set", found=name, expected=", ".join(known))
+    task = known[name]
+    return Source(task, DecathlonDataset.resource[task], DecathlonDataset.md5[task])
+
+
+def shipped_manifest(name: str) -> Path | None:
+    """The manifest that comes with this package for a public data set, where there is one."""
+    here = Path(__file__).resolve().parents[1]
+    places = [folder / "data_manifests" / f"{name}.json" for folder in (here, here.parents[1])]
+    return next((path for path in places if path.is_file()), None)
+
+
+def fetch_dataset(name: str, destination: Path, local: Path | None, report: Progress) -> Path:
+    """Get a public data set into ``destination`` and return its folder.
+
+    Args:
+        name: e.g. ``msd_task04_hippocampus``.
+        destination: folder to put the data set's folder into.
+        local: a folder or an archive that is there already; nothing is downloaded then.
+        report: called with bytes done and in all (None where not known).
+
+    Raises:
+        UsageError: no such data set, no network, no such folder or archive, no place to write to.
+        DataError: the download is damaged, or files are missing or differ from the list.
+        RefusedError: an archive with links or with paths that lead out of it.
+    """
+    source = find_source(name)
+    final = destination / source.folder
+    if final.exists():
+        compare_files(final, name)
+        return final
+    if local is not None and not local.exists():
+        raise UsageError("no such folder or archive", path=local, hint="check the path given to --from")
+    temporary = destination / f".{source.folder}.partial"
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if local is not None and local.is_dir():
+            shutil.copytree(_data_folder(local, source), temporary, ignore=shutil.ignore_patterns(".*"))
+        else:
+            archive = local or download(source.url, destination / Path(source.url).name, source.md5, report)
+            if local is not None and shipped_manifest(name) is None:
+                require_md5(archive, source.md5)  # where files have listed hashes, those decide
+            unpack(archive, temporary)
+        folder = _data_folder(temporary, source)
+        compare_files(folder, name)
+        folder.rename(final)
+        if local is None:
+            archive.unlink()
+    except OSError as error:
+        raise cannot_write(destination, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def download(url: str, target: Path, md5: str, report: Progress = lambda done, total: None) -> Path:
+    """Download a file; what an earlier attempt left in ``TARGET.partial`` is continued.
+
+    Raises:
+        UsageError: no network, the server refuses, or the connection broke (what came is kept).
+        DataError: the MD5 sum differs; the file is removed.
+    """
+    if target.is_file():
+        require_md5(target, md5)
+        return target
+    partial = target.with_name(f"{target.name}.partial")
+    start = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            _receive(response, partial, start if response.status == 206 else 0, url, report)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:  # 416: nothing is left to be sent
+            raise UsageError("the server refuses the download", path=url, found=error, hint=OFFLINE) from error
+    except urllib.error.URLError as error:
+        raise UsageError("no connection to the server", path=url, found=error.reason, hint=OFFLINE) from error
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise _broken(url, type(error).__name__) from error
+    try:
+        require_md5(partial, md5)
+    except DataError:
+        partial.unlink()
+        raise
+    return partial.rename(target)
+
+
+def require_md5(path: Path, md5: str) -> None:
+    """Refuse a file with another MD5 sum.
+
+    Raises:
+        DataError: it differs.
+    """
+    found = digest_of(path, "md5")
+    if found != md5:
+        raise DataError(
+            "the archive is damaged or another one",
+            path=path,
+            found=f"MD5 {found}",
+            expected=f"MD5 {md5}",
+            hint="fetch it again",
+        )
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive (compressed or not) of plain files into a new folder.
+
+    Raises:
+        DataError: not a tar archive, or truncated.
+        RefusedError: links, devices, or paths that lead out of the folder.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                    raise RefusedError("the archive holds what it should not", path=archive, found=member.name)
+                stream = tar.extractfile(member)
+                if stream is None or path.name.startswith("."):  # folders, and what macOS adds
+                    continue
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as output:
+                    shutil.copyfileobj(stream, output)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise DataError("the archive cannot be read", path=archive, found=error, hint="fetch it again") from error
+
+
+def compare_files(folder: Path, name: str) -> None:
+    """Compare a folder with the shipped manifest of the data set, else with its own ``dataset.json``.
+
+    Raises:
+        DataError: files are missing or differ, by name.
+    """
+    shipped = shipped_manifest(name)
+    if shipped is None:
+        find_dataset(folder)
+        return
+    manifest = load_manifest(shipped)
+    missing = [path for case in manifest.cases() for path in case.paths if not (folder / path).is_file()]
+    other = [] if missing else _changed(folder, manifest)
+    if missing or other:
+        raise DataError(
+            f"{len(missing or other)} files are missing" if missing else f"{len(other)} files differ from the list",
+            path=folder,
+            found=some_of(missing or other),
+            expected=f"the files of {name}",
+            hint="remove the folder and fetch it again, or name a complete one with --from",
+        )
+
+
+def _changed(folder: Path, manifest: Manifest) -> list[str]:
+    listed = [item for case in manifest.cases() for item in (case.sha256 or {}).items()]
+    return [path for path, digest in listed if sha256_of(folder / path) != digest]
+
+
+def _data_folder(folder: Path, source: Source) -> Path:
+    """The folder with ``dataset.json``: this one, or the one below it."""
+    below = [path.parent for path in folder.glob("*/dataset.json")]
+    for place in (folder, folder / source.folder, *(below if len(below) == 1 else [])):
+        if (place / "dataset.json").is_file():
+            return place
+    raise DataError("there is no dataset.json", path=folder, expected=f"{source.folder}/dataset.json")
+
+
+def _receive(response: http.client.HTTPResponse, partial: Path, start: int, url: str, report: Progress) -> None:
+    length = response.headers.get("Content-Length")
+    total = start + int(length) if length and length.isdecimal() else None
+    done = start
+    with partial.open("ab" if start else "wb") as stream:
+        while block := response.read(BLOCK):
+            try:
+                stream.write(block)
+            except OSError as error:
+                raise cannot_write(partial, error) from error
+            done += len(block)
+            report(done, total)
+    if total is not None and done < total:
+        raise _broken(url, f"{done} of {total} bytes")
+
+
+def _broken(url: str, found: str) -> UsageError:
+    return UsageError(
+        "the connection broke", path=url, found=found, hint=f"run it again to continue where it ended; {OFFLINE}"
+    )

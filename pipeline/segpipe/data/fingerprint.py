@@ -1,0 +1,302 @@
+"""What a fingerprint holds; ids are the only names in it.
+
+One case measured: geometry, intensities, labels; what cannot be used is refused with the case's id.
+
+The fingerprint of a dataset: what its training cases look like, in numbers.
+
+Only the manifest's ``training`` section is read, never ``test``: nothing that is planned from a
+fingerprint can have seen a held-out case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segpipe.common.files import read_json, write_json
+from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.data.manifest import Case, Manifest
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+SAMPLES_PER_CASE = 10_000  # foreground voxels pooled per case and channel, as nnU-Net does
+RAS_AXES = ("LR", "PA", "IS")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Intensity(_Model):
+    """Intensities of a set of voxels; ``percentiles`` are those of `PERCENTILES`."""
+
+    mean: float
+    std: float
+    percentiles: tuple[float, float, float, float, float]
+
+
+class Channel(_Model):
+    """One image channel: all voxels, and those inside foreground labels (None where there are none)."""
+
+    dtype: str
+    nonzero_fraction: float
+    overall: Intensity
+    foreground: Intensity | None
+
+
+class LabelSize(_Model):
+    """How much of a case carries a label."""
+
+    voxels: int
+    volume_ml: float
+
+
+class CaseFingerprint(_Model):
+    """One case. ``shape``, ``spacing_mm`` and the box follow the file's axes, ``*_ras`` those of RAS."""
+
+    id: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    channels: list[Channel]
+    labels: dict[str, LabelSize]
+    foreground_box_mm: tuple[float, float, float] | None
+
+    @property
+    def shape_ras(self) -> tuple[int, int, int]:
+        """Voxels along right-left, anterior-posterior and superior-inferior."""
+        x, y, z = (self.shape[axis] for axis in self._axes())
+        return x, y, z
+
+    @property
+    def spacing_ras_mm(self) -> tuple[float, float, float]:
+        """Voxel edges along right-left, anterior-posterior and superior-inferior."""
+        x, y, z = (self.spacing_mm[axis] for axis in self._axes())
+        return x, y, z
+
+    def _axes(self) -> list[int]:
+        return [next(axis for axis, code in enumerate(self.orientation) if code in pair) for pair in RAS_AXES]
+
+
+class Summary(_Model):
+    """The dataset as a whole; shapes and spacings are medians per axis in RAS order.
+
+    ``foreground`` pools up to `SAMPLES_PER_CASE` evenly drawn voxels of each case, per channel.
+    """
+
+    cases: int
+    median_shape_ras: tuple[float, float, float]
+    median_spacing_ras_mm: tuple[float, float, float]
+    orientations: dict[str, int]
+    foreground: list[Intensity | None]
+    median_volume_ml: dict[str, float]
+
+
+class Fingerprint(_Model):
+    """All that `segpipe.training.planning` goes by."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    modality: list[str]
+    summary: Summary
+    cases: list[CaseFingerprint]
+
+
+Job = tuple[dict[str, str], int, str, Case]  # label names by value, number of channels, data folder, case
+Samples = list[NDArray[np.float32]]
+
+
+def measure_case(job: Job) -> tuple[CaseFingerprint, Samples]:
+    """Measure one case; every error carries its id."""
+    labels, n_channels, root, case = job
+    try:
+        return _measure(labels, n_channels, Path(root), case)
+    except SegpipeError as error:
+        error.case_id = case.id
+        raise
+
+
+def _measure(names: dict[str, str], n_channels: int, root: Path, case: Case) -> tuple[CaseFingerprint, Samples]:
+    grid = read_header(root / str(case.label))
+    require_3d(grid)
+    label = read_volume(grid)
+    counts = _count_labels(label, len(names), grid.path)
+    foreground = label != 0
+    channels, samples = [], []
+    for values, dtype in _read_channels(case, root, n_channels, grid):
+        inside = values[foreground]
+        step = -(-inside.size // SAMPLES_PER_CASE) or 1
+        samples.append(inside[::step].astype(np.float32))
+        channels.append(
+            Channel(
+                dtype=dtype,
+                nonzero_fraction=float(np.count_nonzero(values) / values.size),
+                overall=intensity_of(values),
+                foreground=intensity_of(inside) if inside.size else None,
+            )
+        )
+    voxel_ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
+    measured = CaseFingerprint(
+        id=case.id,
+        shape=(int(label.shape[0]), int(label.shape[1]), int(label.shape[2])),
+        spacing_mm=grid.spacing_mm,
+        orientation=grid.orientation,
+        channels=channels,
+        labels={
+            names[str(value)]: LabelSize(voxels=count, volume_ml=count * voxel_ml)
+            for value, count in enumerate(counts)
+            if value
+        },
+        foreground_box_mm=_box_mm(foreground, grid.spacing_mm),
+    )
+    return measured, samples
+
+
+def _read_channels(
+    case: Case, root: Path, n_channels: int, grid: Header
+) -> Iterator[tuple[NDArray[np.floating[Any]], str]]:
+    """Each channel's voxels (X, Y, Z) and its type on disk, on the label's grid or refused."""
+    for name in case.images:
+        header = read_header(root / name)
+        stacked = len(case.images) == 1 < n_channels and header.shape[3:] == (n_channels,)
+        if not stacked:
+            require_3d(header)
+            if len(case.images) != n_channels:
+                raise DataError(
+                    "wrong number of channels",
+                    path=header.path,
+                    found=f"shape {header.shape}",
+                    expected=f"{n_channels} channels on the fourth axis",
+                )
+        volume = read_volume(header)
+        plane = Header(header.path, header.shape[:3], header.affine, header.spacing_mm, header.dtype)
+        difference = grid_difference(plane, grid)
+        if difference:
+            raise DataError(
+                "image and label lie on different grids",
+                path=header.path,
+                found=difference,
+                hint="look at the whole dataset with `segpipe check`",
+            )
+        for values in np.moveaxis(volume, 3, 0) if stacked else [volume]:
+            if not np.isfinite(values).all():
+                raise DataError("the image has values that are not finite", path=header.path)
+            yield values.astype(np.float64), header.dtype
+
+
+def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
+    values, counts = np.unique(label, return_counts=True)
+    unknown = [value.item() for value in values if value not in range(n_labels)]
+    if unknown:
+        raise DataError(
+            "the label map has values that the manifest does not know",
+            path=path,
+            found=", ".join(f"{value:g}" for value in unknown[:5]),
+            expected=f"0 to {n_labels - 1}",
+        )
+    found = dict(zip((int(value) for value in values), (int(count) for count in counts), strict=True))
+    return [found.get(value, 0) for value in range(n_labels)]
+
+
+def intensity_of(values: NDArray[Any]) -> Intensity:
+    """Mean, deviation and `PERCENTILES` of any values."""
+    low, five, middle, ninety_five, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    return Intensity(
+        mean=float(values.mean()), std=float(values.std()), percentiles=(low, five, middle, ninety_five, high)
+    )
+
+
+def _box_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:
+    if not mask.any():
+        return None
+    sizes = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        sizes.append(float(filled[-1] - filled[0] + 1) * spacing_mm[axis])
+    return sizes[0], sizes[1], sizes[2]
+
+
+FINGERPRINT = "fingerprint.json"  # in a run, and after the name of a task fragment
+
+
+def take_fingerprint(
+    manifest: Manifest, root: str | Path, workers: int | None = None, on_case: Callable[[str], None] = lambda _id: None
+) -> Fingerprint:
+    """Read every training case once, several at a time.
+
+    Args:
+        manifest: the dataset.
+        root: the folder that its paths start from.
+        workers: processes; None takes what the files are worth.
+        on_case: called with each case's id when it is done.
+
+    Raises:
+        UsageError: there are no training cases, or a file is missing.
+        DataError: a file cannot be used; the error names the case.
+    """
+    if not manifest.training:
+        raise UsageError("the manifest has no training cases", hint="add cases with `segpipe import`")
+    jobs = [(manifest.labels, manifest.n_channels, str(root), case) for case in manifest.training]
+    files = [Path(root) / path for case in manifest.training for path in case.paths]
+    measured = over_cases(measure_case, jobs, workers or workers_to_read(files), _died, lambda job: on_case(job[-1].id))
+    cases, samples = [case for case, _ in measured], [sample for _, sample in measured]
+    return Fingerprint(
+        name=manifest.name,
+        modality=manifest.channels,
+        summary=_summarise(cases, samples, list(manifest.foreground.values())),
+        cases=cases,
+    )
+
+
+def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
+    """Write ``fingerprint.json``, whole or not at all."""
+    write_json(path, fingerprint.model_dump(mode="json"))
+
+
+def beside(task: str | Path) -> Path:
+    """Where the fingerprint of a planned task fragment lies."""
+    return Path(task).with_name(f"{Path(task).stem}.{FINGERPRINT}")
+
+
+def read_fingerprint(path: str | Path) -> Fingerprint | None:
+    """A saved fingerprint, None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not Path(path).is_file():
+        return None
+    try:
+        return Fingerprint.model_validate(read_json(path, "fingerprint"))
+    except ValidationError as error:
+        raise DataError("the fingerprint cannot be read", path=path, found=str(error).splitlines()[0]) from error
+
+
+def _died(job: Job) -> NoReturn:
+    raise DataError(
+        "the process that read the case died", case_id=job[-1].id, hint="perhaps there is too little memory"
+    )
+
+
+def _summarise(cases: list[CaseFingerprint], samples: list[Samples], labels: list[str]) -> Summary:
+    pooled = [np.concatenate(channel).astype(np.float64) for channel in zip(*samples, strict=True)]
+    orientations = sorted(case.orientation for case in cases)
+    return Summary(
+        cases=len(cases),
+        median_shape_ras=_median([case.shape_ras for case in cases]),
+        median_spacing_ras_mm=_median([case.spacing_ras_mm for case in cases]),
+        orientations={code: orientations.count(code) for code in dict.fromkeys(orientations)},
+        foreground=[intensity_of(values) if values.size else None for values in pooled],
+        median_volume_ml={name: float(np.median([case.labels[name].volume_ml for case in cases])) for name in labels},
+    )
+
+
+def _median(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in np.median(rows, axis=0))
+    return x, y, z

@@ -1,0 +1,16 @@
+from .dicom_import import DicomTree as DicomTree
+from .dicom_import import Wanted as Wanted
+from .dicom_import import find_labelled as find_labelled
+from .dicom_import import read_dicom as read_dicom
+from .found import FoundDataset as FoundDataset
+from .found import LabelRules as LabelRules
+from .found import label_rules as label_rules
+from .found import some_of as some_of
+from .layouts import read_folders as read_folders
+from .slice_stacks import Found as Found
+from .slice_stacks import find_stacks as find_stacks
+from .slice_volumes import read_slices as read_slices
+from .to_manifest import add_hashes as add_hashes
+from .to_manifest import detect_layout as detect_layout
+from .to_manifest import find_dataset as find_dataset
+from .to_manifest import to_manifest as to_manifest

@@ -1,0 +1,360 @@
+"""Which labels belong to which volume in a tree of DICOM files, told by what they refer to.
+
+DICOM series with SEG or RTSTRUCT become NIfTI images and label maps, under pseudonyms and without header text.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.common.files import require_writable, sha256_of, write_json, write_text
+from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.data.importers.found import FoundCase, FoundDataset, LabelRules, digest_of_sources, refusal
+from segpipe.dicom import (
+    LabelFile,
+    Series,
+    load_series,
+    may_hold_labels,
+    open_labels,
+    patient_pseudonym,
+    read_labels,
+    scan,
+    write_mapping,
+    write_volume,
+)
+from segpipe.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class LabelledSeries:
+    """A volume and every SEG and RTSTRUCT that refers to it, copies left out."""
+
+    series: Series
+    labels: tuple[LabelFile, ...]
+
+
+@dataclass
+class DicomTree:
+    """The series of a tree by whether labels refer to them.
+
+    Attributes:
+        root: the tree.
+        labelled: loaded or refused.
+        unlabelled: loaded or refused.
+        faults: label files that belong to none, or to several, by their path below the root, with the reason.
+        elsewhere: number of label files that belong to series of a modality that is not wanted.
+    """
+
+    root: Path
+    labelled: list[LabelledSeries] = field(default_factory=list)
+    unlabelled: list[Series] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+    elsewhere: int = 0
+
+    def names(self) -> Counter[str]:
+        """Names of the regions and segments, free text, and in how many of the files each is."""
+        return Counter(name for each in self.labelled for file in each.labels for name in set(file.names))
+
+
+def find_labelled(
+    root: Path, modalities: Collection[str] = (), progress: Callable[[int, int], object] | None = None
+) -> DicomTree:
+    """Scan a tree and match labels to series.
+
+    A file belongs to the series whose images it names; where none of these is in the tree, to the series whose UID it
+    names; where it names neither, to the only series in its frame of reference.
+
+    Args:
+        root: the tree.
+        modalities: only series of these (``CT``, ``MR``, ...).
+        progress: called with the number of files read and of all files.
+
+    Raises:
+        UsageError: no such folder.
+        DataError: no DICOM series.
+    """
+    found = scan(root, progress=progress)
+    if not found.series:
+        raise DataError(
+            "there is no DICOM series",
+            path=root,
+            found=f"{len(found.passed_over)} other files",
+            hint="`segpipe scan` lists them",
+        )
+    tree = DicomTree(root)
+    wanted = [series for series in found.series if not modalities or series.modality in modalities]
+    files: dict[str, list[LabelFile]] = defaultdict(list)
+    for path in [passed.path for passed in found.passed_over if may_hold_labels(passed)]:
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        try:
+            labels = open_labels(path)
+        except DataError as error:
+            tree.faults[name] = error.sentence(root).removeprefix(f"{name}: ")
+            continue
+        everywhere = _referred(labels, found.series)
+        here = [series for series in everywhere if series in wanted]
+        if len(here) == 1:
+            files[here[0].case_id].append(labels)
+        elif here:
+            ids = ", ".join(series.case_id for series in here)
+            tree.faults[name] = f"it refers to {len(here)} volumes: {ids}; choose by --modality, or remove the others"
+        elif everywhere:
+            tree.elsewhere += 1
+        else:
+            tree.faults[name] = "the series that it refers to is not here; add it, or remove this file"
+    for series in wanted:
+        if series.case_id in files:
+            tree.labelled.append(LabelledSeries(series, _without_copies(files[series.case_id])))
+        else:
+            tree.unlabelled.append(series)
+    return tree
+
+
+def _referred(labels: LabelFile, series: Sequence[Series]) -> list[Series]:
+    by_image = [one for one in series if any(frame.sop_instance_uid in labels.instances for frame in one.frames)]
+    by_series = [one for one in series if labels.series_uid and one.series_uid == labels.series_uid]
+    found = by_image or by_series
+    if not found and not (labels.instances or labels.series_uid):
+        place = labels.frame_of_reference_uid
+        found = [one for one in series if place and one.frame_of_reference_uid == place]
+    volumes = [one for one in found if one.reason != "single_slice"]  # a scout of the series
+    return volumes or found
+
+
+def _without_copies(files: Sequence[LabelFile]) -> tuple[LabelFile, ...]:
+    if len(files) == 1:
+        return tuple(files)
+    return tuple({sha256_of(file.path): file for file in reversed(files)}.values())[::-1]
+
+
+Overlap = Literal["refuse", "first", "last"]
+KEY = "pseudonyms.key"  # beside the mapping, for its owner alone
+MODALITIES = {"MR": "MRI"}  # where the manifest's word is not DICOM's
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user wants of the labels.
+
+    Attributes:
+        rules: which region becomes which label.
+        overlap: which of two labels a voxel gets that is in both: none, the one whose rule stands first, or last.
+        allow_missing: whether a case without one of the labels has it nowhere; else it is refused.
+        unlabelled: whether series without labels become test cases.
+        skip_bad: leave out what cannot be used, instead of refusing all.
+    """
+
+    rules: LabelRules
+    overlap: Overlap = "refuse"
+    allow_missing: bool = False
+    unlabelled: bool = False
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One series to write into ``folder``: ``images/ID.nii.gz`` and, with labels, ``labels/ID.nii.gz``.
+
+    Attributes:
+        series: loadable.
+        labels: label files, each with its regions to take and their values.
+        names: value to name, in the order in which overlaps are decided.
+        overlap: see `Wanted`.
+        root: the tree, to name files by.
+        folder: where to write.
+    """
+
+    series: Series
+    labels: tuple[tuple[Path, dict[str, int]], ...]
+    names: dict[int, str]
+    overlap: Overlap
+    root: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Converted:
+    """How a series ended: what was noticed, and why it was refused where it was."""
+
+    id: str
+    notes: tuple[str, ...] = ()
+    fault: str = ""
+
+
+def read_dicom(
+    tree: DicomTree, root: Path, folder: Path, wanted: Wanted, advance: Callable[[], None] = lambda: None
+) -> tuple[FoundDataset, dict[str, str], dict[str, tuple[str, ...]]]:
+    """Convert every labelled series and describe the data set that they are then.
+
+    Args:
+        tree: what `segpipe.data.importers.dicom_import.find_labelled` found.
+        root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
+        folder: for the NIfTI files, the mapping from case ids to files, and the key of the patients' pseudonyms.
+        wanted: which labels, and what to do in doubt.
+        advance: called once a series.
+
+    Returns:
+        The data set, what was left out with the reason, and notes on cases that are in.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+        DataError: series or label files that cannot be used, each with the reason, or no series that can.
+    """
+    faults = {**tree.faults, **_refused(each.series for each in tree.labelled)}
+    faults |= _label_faults([each for each in tree.labelled if each.series.case_id not in faults], wanted)
+    chosen = [(each.series, each.labels) for each in tree.labelled if each.series.case_id not in faults]
+    if wanted.unlabelled:
+        chosen += [(series, ()) for series in tree.unlabelled if series.state == "loaded"]
+    jobs = [_job(series, files, tree.root, folder, wanted) for series, files in chosen]
+    if not jobs or (faults and not wanted.skip_bad):
+        raise refusal("series or label files", faults, len(jobs))
+    require_writable(folder)
+    workers = workers_to_read(path for job in jobs for path in job.series.files)
+    done = over_cases(convert, jobs, workers, lost=_lost, on_done=lambda job: advance())
+    faults |= {each.id: each.fault for each in done if each.fault}
+    kept = [job for job, each in zip(jobs, done, strict=True) if not each.fault]
+    if not any(job.labels for job in kept) or (faults and not wanted.skip_bad):
+        raise refusal("series or label files", faults, len(kept))
+    found = _described(kept, root, folder, wanted.rules)
+    write_mapping(folder, [job.series for job in kept])
+    if wanted.unlabelled:
+        faults |= _refused(tree.unlabelled)
+    return found, faults, {each.id: each.notes for each in done if each.notes and not each.fault}
+
+
+def _refused(series: Iterable[Series]) -> dict[str, str]:
+    return {one.case_id: f"{one.reason}: {one.detail}" for one in series if one.state == "refused"}
+
+
+def _label_faults(labelled: Sequence[LabelledSeries], wanted: Wanted) -> dict[str, str]:
+    """Series whose labels leave a doubt that names alone can tell."""
+    faults = {}
+    for each in labelled:
+        values = [value for file in each.labels for value in set(_values(file, wanted.rules).values())]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        missing = [name for value, name in wanted.rules.names.items() if value not in values]
+        if not values:
+            faults[each.series.case_id] = "none of its labels fits a --label"
+        elif twice:
+            name = wanted.rules.names[twice[0]]
+            faults[each.series.case_id] = f"{len(each.labels)} label files, of which several have {name!r}; keep one"
+        elif missing and not wanted.allow_missing:
+            faults[each.series.case_id] = (
+                f"no {' and no '.join(map(repr, missing))}; where that means that there is none: --allow-missing"
+            )
+    return faults
+
+
+def _values(file: LabelFile, rules: LabelRules) -> dict[str, int]:
+    """Of the names that become a label."""
+    return {name: value for name in file.names if (value := rules.value_of(name))}
+
+
+def _job(series: Series, files: Iterable[LabelFile], root: Path, folder: Path, wanted: Wanted) -> Job:
+    of_file = [(file.path, _values(file, wanted.rules)) for file in files]
+    order = dict.fromkeys(value for _, value in wanted.rules.patterns if value)
+    names = {value: wanted.rules.names[value] for value in order}
+    labels = tuple((path, values) for path, values in of_file if values)
+    return Job(series, labels, names, wanted.overlap, root, folder)
+
+
+def _lost(job: Job) -> Converted:
+    return Converted(job.series.case_id, fault="the process that read it died; is there enough memory?")
+
+
+def convert(job: Job) -> Converted:
+    """Write a series and its label map, unless both are there already from the same files.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    id = job.series.case_id
+    paths = [job.folder / kind / f"{id}.nii.gz" for kind in (("images", "labels") if job.labels else ("images",))]
+    note = job.folder / ".sources" / f"{id}.json"
+    values = [sorted(values.items()) for _, values in job.labels]
+    sources = [*job.series.files, *(path for path, _ in job.labels)]
+    digest = digest_of_sources(sources, [values, list(job.names), job.overlap])
+    known = json.loads(note.read_text()) if note.is_file() else {}
+    if known.get("digest") == digest and all(path.is_file() for path in paths):
+        return Converted(id, tuple(known["notes"]))
+    try:
+        volume = load_series(job.series)
+        labels = label_map(job) if job.labels else None
+    except DataError as error:
+        return Converted(id, fault=error.sentence(job.root))
+    write_volume(volume, paths[0])
+    if labels is not None:
+        write_volume(replace(volume, array=labels), paths[1])
+    write_json(note, {"digest": digest, "notes": list(volume.notes)})
+    return Converted(id, volume.notes)
+
+
+def label_map(job: Job) -> NDArray[np.uint8]:
+    """The labels of a series as one map (C, R, S), uint8.
+
+    Raises:
+        DataError: labels that cannot be read or are not on the grid, or a voxel in two of them without an order.
+    """
+    shape = job.series.shape
+    masks: dict[int, NDArray[np.bool_]] = {}
+    for path, values in job.labels:
+        for name, mask in read_labels(path, job.series, list(values)).items():
+            value = values[name]
+            masks[value] = masks[value] | mask if value in masks else mask
+    labels = np.zeros(shape or (), np.uint8)
+    for value in [value for value in job.names if value in masks]:
+        taken = masks[value] & (labels > 0)
+        if job.overlap == "refuse" and taken.any():
+            other = job.names[int(labels[taken][0])]
+            raise DataError(
+                f"labels {other!r} and {job.names[value]!r} overlap",
+                found=f"{int(taken.sum())} voxels in both",
+                expected="each voxel in one, or --overlap first or last",
+            )
+        labels[masks[value] & ~taken if job.overlap == "first" else masks[value]] = value
+    return labels
+
+
+def _described(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> FoundDataset:
+    key = _key(folder)
+    below = folder.relative_to(root)
+
+    def case(job: Job) -> FoundCase:
+        file = f"{job.series.case_id}.nii.gz"
+        label = (below / "labels" / file).as_posix() if job.labels else None
+        patient = patient_pseudonym(job.series.files[0], key)
+        return FoundCase(job.series.case_id, [(below / "images" / file).as_posix()], label, patient)
+
+    modalities = sorted({job.series.modality for job in jobs})
+    modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"
+    return FoundDataset(
+        root=root,
+        training=[case(job) for job in jobs if job.labels],
+        test=[case(job) for job in jobs if not job.labels],
+        labels={"0": "background", **{str(value): name for value, name in sorted(rules.names.items())}},
+        modality={"0": modality},
+        about={"name": "dicom", "description": "Volumes and label maps made of DICOM series, SEG and RTSTRUCT."},
+    )
+
+
+def _key(folder: Path) -> bytes:
+    """The key of this folder's pseudonyms, made once: an import that goes on names the same patients."""
+    path = folder / KEY
+    try:
+        if not path.is_file():
+            write_text(path, secrets.token_hex(32) + "\n", mode=0o600)
+        key = path.read_text().strip()
+    except OSError as error:
+        raise UsageError("cannot read the key of the pseudonyms", path=path, found=error.strerror) from error
+    if len(key) < 32:
+        raise DataError("not a key of pseudonyms", path=path, hint="remove it; patients get new pseudonyms then")
+    return key.encode()

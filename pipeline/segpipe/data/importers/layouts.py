@@ -1,0 +1,321 @@
+"""The layout of the Medical Segmentation Decathlon: a ``dataset.json`` that lists every file.
+
+Source: Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022).
+
+The raw layout of nnU-Net, version 2 (``channel_names``, name to value) and version 1 (Decathlon's words).
+
+    imagesTr/CASE_0000.nii.gz  CASE_0001.nii.gz ...   one file a channel
+    labelsTr/CASE.nii.gz
+    imagesTs/, labelsTs/                              where there are any
+
+Source: nnU-Net's documentation of its dataset format; Isensee et al., Nature Methods 18, 203 (2021).
+
+A folder of images and a folder of labels, matched by name.
+
+An image matches the label of the same name; where there is none, ``CASE_0000``, ``CASE_0001``, ... are
+the channels of the label ``CASE``. Subfolders count as part of the name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from segpipe.common.files import read_json
+from segpipe.common.nifti import find_nifti, read_header, read_volume
+from segpipe.data.importers.found import (
+    CHANNEL_SUFFIX,
+    FoundCase,
+    FoundDataset,
+    channel_names,
+    label_names,
+    require_files,
+    some_of,
+)
+from segpipe.data.manifest import nifti_stem
+from segpipe.errors import DataError, UsageError
+
+
+def read_decathlon(source: Path) -> FoundDataset:
+    """Read a Decathlon ``dataset.json``, or the folder that holds it.
+
+    Raises:
+        UsageError: no such file.
+        DataError: not a Decathlon list, or files missing that it names.
+    """
+    path = source / "dataset.json" if source.is_dir() else source
+    document = read_json(path, "dataset.json")
+    listed = [document.get("training"), document.get("test") or []] if isinstance(document, dict) else [None]
+    if not all(isinstance(entries, list) for entries in listed):
+        raise DataError(
+            "not a Decathlon dataset.json",
+            path=path,
+            expected='an object with a list "training" and, where there is one, a list "test"',
+        )
+    training = [_case(entry, "training", path) for entry in listed[0] or []]
+    test = [_case(entry, "test", path) for entry in listed[1] or []]
+    require_files(path.parent, [*training, *test], path)
+    return FoundDataset(
+        root=path.parent,
+        training=training,
+        test=test,
+        labels=label_names(document.get("labels"), path),
+        modality=channel_names(document.get("modality") or document.get("channel_names"), path),
+        about=descriptive_fields(document),
+    )
+
+
+def descriptive_fields(document: dict[str, Any]) -> dict[str, str]:
+    """Name, description, reference and licence of a ``dataset.json``, as far as it has them."""
+    said = {
+        "name": document.get("name"),
+        "description": document.get("description"),
+        "reference": document.get("reference"),
+        "licence": document.get("licence") or document.get("license"),
+    }
+    return {name: str(value) for name, value in said.items() if value}
+
+
+def _case(entry: Any, section: str, path: Path) -> FoundCase:
+    parts = {"image": entry} if isinstance(entry, str) else entry
+    images = parts.get("image") if isinstance(parts, dict) else None
+    images = [images] if isinstance(images, str) else images
+    label = parts.get("label") if isinstance(parts, dict) else None
+    usable = isinstance(images, list) and bool(images) and all(isinstance(image, str) for image in images)
+    if not usable or not (label is None or isinstance(label, str)) or (section == "training" and not label):
+        raise DataError(
+            f"an entry of {section!r} cannot be read",
+            path=path,
+            found=repr(entry)[:200],
+            expected='{"image": PATH, "label": PATH}' + (" or PATH" if section == "test" else ""),
+        )
+    patient = parts.get("patient_id")
+    images = [_clean(image) for image in images or []]
+    return FoundCase(nifti_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None)
+
+
+def _clean(path: str) -> str:
+    return str(PurePosixPath(path))
+
+
+ENDINGS = (".nii.gz", ".nii")
+
+
+def read_nnunet(source: Path) -> FoundDataset:
+    """Read an nnU-Net raw folder, or its ``dataset.json``.
+
+    Raises:
+        UsageError: no such file or folder.
+        DataError: regions, an ignore label, a format other than NIfTI, channels or labels missing.
+    """
+    path = source / "dataset.json" if source.is_dir() else source
+    document = read_json(path, "dataset.json")
+    if not isinstance(document, dict):
+        raise DataError("not an nnU-Net dataset.json", path=path, found=type(document).__name__)
+    ending = str(document.get("file_ending", ".nii.gz"))
+    if ending not in ENDINGS:
+        raise DataError("files of this kind are not read here", path=path, found=ending, expected=ENDINGS)
+    if "dataset" in document:
+        raise DataError(
+            'lists of files ("dataset") in dataset.json are not supported',
+            path=path,
+            expected="the files themselves in imagesTr and labelsTr",
+        )
+    modality = channel_names(document.get("channel_names") or document.get("modality"), path)
+    root = path.parent
+    training = _cases(root, "Tr", ending, len(modality))
+    if not training:
+        raise DataError("there are no training images", path=root / "imagesTr", expected=f"CASE_0000{ending}")
+    unlabelled = [case.id for case in training if case.label is None]
+    if unlabelled:
+        raise DataError(
+            f"{len(unlabelled)} training cases have no label", path=root / "labelsTr", found=some_of(unlabelled)
+        )
+    return FoundDataset(
+        root=root,
+        training=training,
+        test=_cases(root, "Ts", ending, len(modality)),
+        labels=label_names(document.get("labels"), path),
+        modality=modality,
+        about={"name": root.resolve().name, **descriptive_fields(document)},
+    )
+
+
+def looks_like_nnunet(root: Path, document: Any) -> bool:
+    """Whether a ``dataset.json`` beside image folders is nnU-Net's rather than the Decathlon's."""
+    if not isinstance(document, dict):
+        return False
+    if "channel_names" in document or "training" not in document:
+        return True
+    images = root / "imagesTr"
+    return images.is_dir() and bool(_channel_files(images, ".nii.gz")) and _lists_cases_without_channel(root, document)
+
+
+def _lists_cases_without_channel(root: Path, document: dict[str, Any]) -> bool:
+    listed = document["training"]
+    first = listed[0] if isinstance(listed, list) and listed else None
+    image = first.get("image") if isinstance(first, dict) else None
+    return isinstance(image, str) and not (root / image).exists()
+
+
+def _channel_files(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
+    """Case to channel to file; files without a channel suffix are left out."""
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in find_nifti(folder) if folder.is_dir() else []:
+        match = CHANNEL_SUFFIX.match(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
+        if match and path.parent == folder:
+            channels[match["case"]][int(match["channel"])] = path
+    return channels
+
+
+def _cases(root: Path, part: str, ending: str, n_channels: int) -> list[FoundCase]:
+    folder = root / f"images{part}"
+    if part == "Tr" and not folder.is_dir():
+        raise UsageError("no such folder", path=folder, hint="name the folder that holds imagesTr and labelsTr")
+    cases, expected = [], list(range(n_channels))
+    for case, files in sorted(_channel_files(folder, ending).items()):
+        if sorted(files) != expected:
+            raise DataError(
+                "the channels of a case are not complete",
+                path=folder,
+                case_id=case,
+                found=f"channels {sorted(files)}",
+                expected=f"channels {expected}",
+            )
+        images = [files[channel].relative_to(root).as_posix() for channel in expected]
+        label = root / f"labels{part}" / f"{case}{ending}"
+        cases.append(FoundCase(case, images, label.relative_to(root).as_posix() if label.is_file() else None))
+    return cases
+
+
+def read_folders(
+    images: Path,
+    labels: Path,
+    label_names: Sequence[str] = (),
+    modality: Sequence[str] = (),
+    advance: Callable[[], None] = lambda: None,
+) -> FoundDataset:
+    """Match two folders.
+
+    Args:
+        images: folder of images.
+        labels: folder of label maps.
+        label_names: names of the values 1, 2, ...; without them the label maps are read for their values.
+        modality: one word a channel.
+        advance: called once for every label map that is read.
+
+    Raises:
+        UsageError: no such folder.
+        DataError: empty, files without partner, channels missing, or label values with gaps.
+    """
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise UsageError("no such folder", path=folder, hint="check the path")
+    images, labels = images.resolve(), labels.resolve()  # the files themselves may be links to elsewhere
+    root = Path(os.path.commonpath([images, labels]))
+    if root in (images, labels):
+        raise UsageError("images and labels must be two folders side by side", path=root)
+    label_files = _named(labels)
+    groups = _group(_named(images), label_files, images)
+    cases = [
+        FoundCase(
+            key.replace("/", "_"),
+            [path.relative_to(root).as_posix() for path in paths],
+            label_files[key].relative_to(root).as_posix(),
+        )
+        for key, paths in sorted(groups.items())
+    ]
+    if not cases:
+        raise DataError("there are no NIfTI files", path=images, expected=".nii or .nii.gz")
+    _require_equal_channels(cases, images)
+    names = list(label_names) or _names_from_values([root / case.label for case in cases if case.label], advance)
+    n_channels = max(len(modality), len(cases[0].images))
+    words = list(modality) or ["unknown"] * n_channels
+    return FoundDataset(
+        root=root,
+        training=cases,
+        test=[],
+        labels={str(value): name for value, name in enumerate(["background", *names])},
+        modality={str(index): word for index, word in enumerate(words)},
+        about={"name": root.name or "dataset"},
+    )
+
+
+def _named(folder: Path) -> dict[str, Path]:
+    """Path relative to the folder, without ending, to file."""
+    named: dict[str, Path] = {}
+    for path in find_nifti(folder):
+        key = (path.relative_to(folder).parent / nifti_stem(path)).as_posix()
+        if key in named:
+            raise DataError("two files of one name", path=folder, found=f"{named[key].name}, {path.name}")
+        named[key] = path
+    return named
+
+
+def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> dict[str, list[Path]]:
+    """Label's name to its image files in the order of the channels."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    lonely = []
+    for key, path in sorted(images.items()):
+        match = CHANNEL_SUFFIX.match(key)
+        if key in labels:
+            groups[key].append(path)
+        elif match and match["case"] in labels:
+            groups[match["case"]].append(path)
+        else:
+            lonely.append(f"image {key}")
+    lonely += [f"label {key}" for key in sorted(labels) if key not in groups]
+    if lonely:
+        raise DataError(
+            f"{len(lonely)} files have no partner of the same name",
+            path=folder,
+            found=some_of(lonely),
+            expected="for each image a label of the same name (CASE or CASE_0000, CASE_0001, ...)",
+            hint="rename or move these files",
+        )
+    return groups
+
+
+def _require_equal_channels(cases: Sequence[FoundCase], folder: Path) -> None:
+    of_case = {case.id: _channels(case) for case in cases}
+    expected = max(of_case.values(), key=len)
+    other = [f"{case} has {', '.join(found)}" for case, found in of_case.items() if found != expected]
+    if other:
+        raise DataError(
+            "the cases have different channels",
+            path=folder,
+            found=some_of(other),
+            expected=f"{', '.join(expected)} in every case",
+        )
+
+
+def _channels(case: FoundCase) -> tuple[str, ...]:
+    """The endings that tell the channels; an image that is called as its label is the first."""
+    label = nifti_stem(str(case.label))
+    stems = [nifti_stem(path) for path in case.images]
+    return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
+
+
+def _names_from_values(paths: Sequence[Path], advance: Callable[[], None]) -> list[str]:
+    """``label_1``, ``label_2``, ... for the values that occur."""
+    values: set[float] = set()
+    for path in paths:
+        values.update(np.unique(read_volume(read_header(path))).tolist())
+        advance()
+        if len(values) > 256:
+            break
+    highest = len(values | {0}) - 1
+    if values | {0} != set(range(highest + 1)) or highest == 0:
+        raise DataError(
+            "the label values do not run 1, 2, 3, ...",
+            path=paths[0].parent,
+            found=some_of(f"{value:g}" for value in sorted(values)),
+            expected="whole numbers without gaps",
+            hint="change the values in the label maps, or name each value with --label-name",
+        )
+    return [f"label_{value}" for value in range(1, highest + 1)]

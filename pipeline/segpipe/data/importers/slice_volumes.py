@@ -1,0 +1,256 @@
+"""Stacks of slices become NIfTI volumes: pixels read strictly, one volume and one label map a stack.
+
+What the files do not say is assumed, and the manifest says so: slices are axial and displayed as radiologists do
+(row 0 in front, column 0 at the patient's right), numbers rise towards the head, and a voxel has the spacing given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.common.files import write_json
+from segpipe.common.nifti import write_nifti_whole
+from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.data.importers.found import FoundCase, FoundDataset, digest_of_sources, refusal
+from segpipe.data.importers.slice_stacks import Found, Stack
+from segpipe.errors import DataError
+
+ALIGNED = 2  # sform code: coordinates are not the scanner's
+SHOWN = 8
+ORIENTATION = (
+    "Orientation assumed: axial slices as radiologists see them (row 0 in front, column 0 at the patient's right), "
+    "numbered towards the head."
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stack to convert into ``folder``.
+
+    Attributes:
+        stack: its files.
+        folder: gets ``images/ID.nii.gz`` and ``labels/ID.nii.gz``.
+        spacing_mm: of a voxel, along columns, rows and slices.
+        label_count: values 1 to this may stand in a mask; with 1, a mask of 0 and 255 means label 1 as well.
+    """
+
+    stack: Stack
+    folder: Path
+    spacing_mm: tuple[float, float, float]
+    label_count: int = 1
+
+
+@dataclass(frozen=True)
+class Converted:
+    """How a stack ended: its number of channels and highest mask value, or why it was refused."""
+
+    id: str
+    channels: int = 0
+    highest: int = 0
+    fault: str = ""
+
+
+def read_slices(
+    found: Found,
+    root: Path,
+    folder: Path,
+    *,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    label_names: Sequence[str] = (),
+    skip_bad: bool = False,
+    assumed: bool = True,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[FoundDataset, dict[str, str]]:
+    """Convert every stack and describe the data set that they are then.
+
+    Args:
+        found: what `segpipe.data.importers.slice_stacks.find_stacks` found.
+        root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
+        folder: for the NIfTI files.
+        spacing_mm: of a voxel, along columns, rows and slices.
+        label_names: of the mask values 1, 2, ...; one name, or none, for masks of yes and no.
+        skip_bad: leave out what cannot be used, instead of refusing all.
+        assumed: whether the spacing is an assumption, not the user's word.
+        advance: called once a stack.
+
+    Returns:
+        The data set, and what was left out, with the reason.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+        DataError: stacks that cannot be used, each with its file, or none that can.
+    """
+    faults = dict(found.faults)
+    if faults and not skip_bad:
+        raise refusal("volumes", faults, len(found.stacks))
+    count = max(1, len(label_names))
+    jobs = [Job(stack, folder, spacing_mm, count) for stack in found.stacks]
+    workers = workers_to_read(path for stack in found.stacks for path in stack.slices)
+    done = over_cases(convert, jobs, workers, lost=_lost, on_done=lambda job: advance())
+    faults |= {each.id: each.fault for each in done if each.fault}
+    faults |= _differing([each for each in done if not each.fault])
+    kept = [(stack, each) for stack, each in zip(found.stacks, done, strict=True) if each.id not in faults]
+    if not kept or (faults and not skip_bad):
+        raise refusal("volumes", faults, len(kept))
+    below = folder.relative_to(root)
+    cases = [
+        FoundCase(
+            stack.id,
+            [(below / "images" / f"{stack.id}.nii.gz").as_posix()],
+            (below / "labels" / f"{stack.id}.nii.gz").as_posix(),
+            stack.patient_id,
+        )
+        for stack, _ in kept
+    ]
+    words = "x".join(f"{edge:g}" for edge in spacing_mm)
+    told = "assumed, so that lengths and volumes count voxels" if assumed else "as told at import"
+    channels = kept[0][1].channels
+    names = ["red", "green", "blue"] if channels == 3 else ["unknown"] * channels
+    labels = list(label_names) or ["label_1"]
+    about = {"description": f"Volumes stacked from 2D slices. Spacing {words} mm: {told}. {ORIENTATION}"}
+    return (
+        FoundDataset(
+            root=root,
+            training=cases,
+            test=[],
+            labels={str(value): name for value, name in enumerate(["background", *labels])},
+            modality={str(index): name for index, name in enumerate(names)},
+            about=about,
+        ),
+        faults,
+    )
+
+
+def _differing(done: Sequence[Converted]) -> dict[str, str]:
+    """Stacks whose number of channels, or way to write a mask, is not that of the most."""
+    faults = {}
+    channels = Counter(each.channels for each in done).most_common(1)
+    highest = Counter(each.highest for each in done if each.highest in (1, 255)).most_common(1)
+    for each in done:
+        if each.channels != channels[0][0]:
+            faults[each.id] = f"{each.channels} channels, the most stacks have {channels[0][0]}"
+        elif each.highest in (1, 255) and each.highest != highest[0][0] and _binary(done):
+            faults[each.id] = f"its masks go up to {each.highest}, those of the most stacks to {highest[0][0]}"
+    return faults
+
+
+def _binary(done: Sequence[Converted]) -> bool:
+    return all(each.highest in (0, 1, 255) for each in done)
+
+
+def _lost(job: Job) -> Converted:
+    return Converted(job.stack.id, fault="the process that read it died; is there enough memory?")
+
+
+def convert(job: Job) -> Converted:
+    """Write a stack's volume (X, Y, Z) or (X, Y, Z, C) and its label map (X, Y, Z), unless both are there already.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    stack = job.stack
+    image, label = (job.folder / kind / f"{stack.id}.nii.gz" for kind in ("images", "labels"))
+    note = job.folder / ".sources" / f"{stack.id}.json"
+    digest = digest_of_sources([*stack.slices, *stack.masks], [list(job.spacing_mm), job.label_count])
+    known = json.loads(note.read_text()) if note.is_file() else {}
+    if known.get("digest") == digest and image.is_file() and label.is_file():
+        return Converted(stack.id, known["channels"], known["highest"])
+    try:
+        volume = _stacked(stack.slices)
+        values, highest = _labels(_stacked(stack.masks), stack, job.label_count)
+        if values.shape != volume.shape[:3]:
+            raise DataError(
+                "slices and masks differ in shape",
+                path=stack.masks[0],
+                found=values.shape[:2],
+                expected=volume.shape[:2],
+            )
+    except DataError as error:
+        words = [error.message, error.found and f"found {error.found}"]
+        words += [error.expected and f"expected {error.expected}"]
+        name = "/".join(Path(str(error.path)).parts[-2:])
+        return Converted(stack.id, fault=f"{name}: " + ", ".join(word for word in words if word))
+    affine = np.diag([-job.spacing_mm[0], -job.spacing_mm[1], job.spacing_mm[2], 1.0])
+    for path, array in ((image, volume), (label, values)):
+        _write(path, array, affine)
+    channels = volume.shape[3] if volume.ndim == 4 else 1
+    write_json(note, {"digest": digest, "channels": channels, "highest": highest})
+    return Converted(stack.id, channels, highest)
+
+
+def read_slice(path: Path) -> NDArray[np.generic]:
+    """The pixels of one file, (rows, columns) or (rows, columns, channels).
+
+    Raises:
+        DataError: not an image, or more than one.
+    """
+    import SimpleITK as sitk  # noqa: N813 - its usual name
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise DataError("not a readable TIFF or PNG", path=path) from error
+    if image.GetDimension() != 2:
+        raise DataError("more than one image in a file", path=path, found=f"{image.GetSize()[-1]} pages")
+    pixels = sitk.GetArrayFromImage(image)
+    if path.suffix.lower() == ".png" and pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        if np.ptp(pixels[..., -1]) != 0:
+            raise DataError("an image with transparency", path=path, hint="save it without an alpha channel")
+        pixels = pixels[..., :-1]
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _stacked(paths: tuple[Path, ...]) -> NDArray[np.generic]:
+    """All slices as (X, Y, Z) or (X, Y, Z, C)."""
+    slices: list[NDArray[np.generic]] = []
+    for path in paths:
+        pixels = read_slice(path)
+        if slices and (pixels.shape, pixels.dtype) != (slices[0].shape, slices[0].dtype):
+            raise DataError(
+                "a slice differs from the first of its stack",
+                path=path,
+                found=f"{pixels.shape} {pixels.dtype}",
+                expected=f"{slices[0].shape} {slices[0].dtype}",
+            )
+        slices.append(pixels)
+    return np.stack(slices, axis=2).swapaxes(0, 1)
+
+
+def _labels(masks: NDArray[np.generic], stack: Stack, label_count: int) -> tuple[NDArray[np.uint8], int]:
+    """Mask values as label values, and the highest value that stood in the masks."""
+    if masks.ndim == 4:
+        if np.ptp(masks.astype(np.int64), axis=-1).max() != 0:
+            raise DataError("a mask has colours", path=_where(masks, stack), expected="one value a pixel")
+        masks = masks[..., 0]
+    found = np.unique(masks).tolist()
+    allowed_values = {0, 255} if label_count == 1 and 255 in found else set(range(label_count + 1))
+    odd = [value for value in found if value not in allowed_values]
+    if odd:
+        place = next(k for k in range(masks.shape[2]) if np.isin(masks[:, :, k], odd).any())
+        allowed = "0 and 255, or 0 and 1" if label_count == 1 else f"0 to {label_count}"
+        shown = ", ".join(map(str, odd[:SHOWN])) + (" ..." if len(odd) > SHOWN else "")
+        raise DataError("odd values in a mask", path=stack.masks[place], found=shown, expected=allowed)
+    return (masks != 0 if label_count == 1 else masks).astype(np.uint8), max(found)
+
+
+def _where(masks: NDArray[np.generic], stack: Stack) -> Path:
+    apart = np.ptp(masks.astype(np.int64), axis=-1).max(axis=(0, 1))
+    return stack.masks[int(np.argmax(apart > 0))]
+
+
+def _write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    import nibabel as nib
+
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=ALIGNED)
+    image.set_qform(affine, code=ALIGNED)
+    write_nifti_whole(image, path)

@@ -1,0 +1,152 @@
+"""Foreign layouts become a manifest: find the cases, tell the patients apart, hash what was seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from segpipe.common.files import read_json, sha256_of
+from segpipe.data.importers.found import FoundCase, FoundDataset, patient_rule
+from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_folders, read_nnunet
+from segpipe.data.importers.slice_stacks import find_stacks, looks_like_slices
+from segpipe.data.importers.slice_volumes import read_slices
+from segpipe.data.manifest import CASE_ID, Manifest, parse_manifest
+from segpipe.errors import DataError, UsageError
+
+Layout = Literal["decathlon", "nnunet", "folders", "slices", "dicom"]
+
+__all__ = [
+    "FoundCase",
+    "FoundDataset",
+    "Layout",
+    "add_hashes",
+    "detect_layout",
+    "find_dataset",
+    "find_stacks",
+    "patient_rule",
+    "read_folders",
+    "read_slices",
+    "to_manifest",
+]
+
+
+def detect_layout(source: Path) -> Layout:
+    """Which layout a folder or a ``dataset.json`` has.
+
+    Raises:
+        UsageError: no such file or folder, or no layout that is known.
+    """
+    from segpipe.dicom import has_dicom
+
+    path = source / "dataset.json" if source.is_dir() else source
+    if path.is_file():
+        return "nnunet" if looks_like_nnunet(path.parent, read_json(path, "dataset.json")) else "decathlon"
+    if source.is_dir() and looks_like_slices(source):
+        return "slices"
+    if source.is_dir() and has_dicom(source):
+        return "dicom"
+    raise UsageError(
+        "no data set is found here",
+        path=source,
+        expected="a dataset.json (Decathlon or nnU-Net) or its folder, slices beside their masks, or DICOM files",
+        hint="two folders are named with --images DIR --labels DIR, slices with --slices PATTERN --masks PATTERN",
+    )
+
+
+def find_dataset(source: Path, layout: str | None = None) -> FoundDataset:
+    """Read a Decathlon or nnU-Net data set; the layout is detected where it is not named.
+
+    Raises:
+        UsageError: nothing there, or an unknown layout.
+        DataError: what is there cannot be used.
+    """
+    layout = layout or detect_layout(source)
+    readers: dict[str, Callable[[Path], FoundDataset]] = {"decathlon": read_decathlon, "nnunet": read_nnunet}
+    if layout not in readers:
+        hint = "name the two folders with --images DIR --labels DIR" if layout == "folders" else None
+        raise UsageError(f"cannot read layout {layout!r} here", expected=", ".join(get_args(Layout)), hint=hint)
+    return readers[layout](source)
+
+
+def to_manifest(
+    found: FoundDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
+) -> Manifest:
+    """Make a manifest of what was found.
+
+    Args:
+        found: cases, labels, channels.
+        rule: how patient ids follow from case ids (`patient_rule`); ids that the source states are kept.
+        pseudonymise: replace case and patient ids by hashes.
+        about: descriptive fields that override those found.
+
+    Raises:
+        UsageError: no such patient rule.
+        DataError: ids that cannot be used, or labels and channels that are no manifest.
+    """
+    patient_of = patient_rule(rule)
+
+    def plain(case: FoundCase) -> dict[str, Any]:
+        patient = case.patient_id or patient_of(case.id)
+        if pseudonymise:
+            name = "case-" + _digest(case.images[0])
+            patient = patient and "patient-" + _digest(patient)
+        else:
+            name = case.id
+        if not CASE_ID.match(name):
+            raise DataError(
+                "a file name cannot serve as case id",
+                path=found.root / case.images[0],
+                found=repr(name),
+                expected="letters, digits, '.', '_' and '-'",
+                hint="rename the file, or use --pseudonymise",
+            )
+        image = case.images[0] if len(case.images) == 1 else case.images
+        return {"id": name, "image": image, "label": case.label, "patient_id": patient}
+
+    _require_unique(found)
+    document = {
+        "name": found.root.resolve().name or "dataset",
+        **found.about,
+        **{name: value for name, value in (about or {}).items() if value},
+        "modality": found.modality,
+        "labels": found.labels,
+        "patient_rule": None if rule == "none" else rule,
+        "training": [plain(case) for case in found.training],
+        "test": [plain(case) for case in found.test],
+    }
+    return parse_manifest(document, found.root)
+
+
+def add_hashes(manifest: Manifest, root: Path, advance: Callable[[], None] = lambda: None) -> None:
+    """Fill ``sha256`` of every case from the files below ``root``; ``advance`` is called once a file.
+
+    Raises:
+        UsageError: a file that may not be read.
+    """
+    for case in manifest.cases():
+        case.sha256 = {}
+        for path in case.paths:
+            try:
+                case.sha256[path] = sha256_of(root / path)
+            except OSError as error:
+                raise UsageError("cannot read a file", path=root / path, found=error.strerror) from error
+            advance()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _require_unique(found: FoundDataset) -> None:
+    seen: dict[str, Sequence[str]] = {}
+    for case in [*found.training, *found.test]:
+        if case.id in seen:
+            raise DataError(
+                "two cases have one name",
+                path=found.root,
+                case_id=case.id,
+                found=f"{seen[case.id][0]} and {case.images[0]}",
+            )
+        seen[case.id] = case.images

@@ -1,0 +1,255 @@
+"""The dataset manifest: which cases there are, what they mean, who they belong to.
+
+A superset of the Decathlon ``dataset.json``: `monai.data.load_decathlon_datalist` reads it. Paths are
+relative to the data folder, which is the manifest's own folder unless a command is given ``--data``.
+
+    training   labelled cases for training and cross-validation; ``fold`` is 0..n-1 once split
+    test       held-out cases; labelled, or images alone
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from segpipe.common.files import read_json, write_json
+from segpipe.errors import DataError, UsageError
+
+CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+Section = Literal["training", "test"]
+
+
+class Case(BaseModel):
+    """One image (of one or several channels) with, where known, its label, patient and hashes.
+
+    ``image`` is one path, or one path per channel; ``sha256`` maps a path to the hash it had when seen.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="Unique name of the case; used for every output.")
+    image: str | list[str] = Field(description="Path of the image, or one path per channel.")
+    label: str | None = Field(None, description="Path of the label map on the image's grid.")
+    patient_id: str | None = Field(None, description="Who it is of; cases of one patient stay together.")
+    fold: int | None = Field(None, ge=0, description="Cross-validation fold in which it is validated.")
+    sha256: dict[str, str] | None = Field(None, description="Path to SHA-256, where the data was seen.")
+
+    @field_validator("id")
+    @classmethod
+    def _safe_id(cls, value: str) -> str:
+        if not CASE_ID.match(value):
+            raise ValueError(f"case id {value!r}: letters, digits, '.', '_' and '-', starting with a letter or digit")
+        return value
+
+    @field_validator("image", "label")
+    @classmethod
+    def _relative(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for path in [value] if isinstance(value, str) else value or []:
+            parts = PurePosixPath(path)
+            if parts.is_absolute() or ".." in parts.parts or "\\" in path or not path:
+                raise ValueError(f"path {path!r}: must be relative to the data folder and stay inside it")
+        return value
+
+    @property
+    def images(self) -> list[str]:
+        """One path per channel file."""
+        return [self.image] if isinstance(self.image, str) else list(self.image)
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file of the case."""
+        return self.images + ([self.label] if self.label else [])
+
+    @property
+    def group(self) -> str:
+        """What must not be torn apart by a split: the patient, or the case itself where none is known."""
+        return self.patient_id or self.id
+
+
+class Manifest(BaseModel):
+    """A dataset: cases, image channels, labels by name, modality, licence and source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    name: str
+    description: str = ""
+    reference: str = Field("", description="Paper or institution to cite.")
+    source: str = Field("", description="Where the data comes from, in words or as an address.")
+    licence: str = Field("", description="Licence of the data, e.g. CC-BY-SA 4.0.")
+    tensorImageSize: Literal["3D"] = "3D"  # noqa: N815 - the Decathlon's name
+    modality: dict[str, str] = Field(description='Channel index to modality, e.g. {"0": "MRI"}.')
+    labels: dict[str, str] = Field(description='Label value to name, e.g. {"0": "background", "1": "liver"}.')
+    numTraining: int = 0  # noqa: N815
+    numTest: int = 0  # noqa: N815
+    patient_rule: str | None = Field(None, description="How patient ids were derived, where they were.")
+    split_rule: str | None = Field(None, description="How the folds and the test set were drawn.")
+    training: list[Case] = Field(default_factory=list)
+    test: list[Case] = Field(default_factory=list)
+
+    @field_validator("modality", "labels")
+    @classmethod
+    def _integer_keys(cls, value: dict[str, str]) -> dict[str, str]:
+        if not value:
+            raise ValueError("at least one is needed")
+        for key in value:
+            if not key.isdecimal() or str(int(key)) != key:
+                raise ValueError(f"key {key!r}: must be a whole number in quotes")
+        if sorted(map(int, value)) != list(range(len(value))):
+            raise ValueError(f"keys {sorted(map(int, value))}: must be 0, 1, 2, ... without gaps")
+        return dict(sorted(value.items(), key=lambda item: int(item[0])))
+
+    @field_validator("labels")
+    @classmethod
+    def _background_first(cls, value: dict[str, str]) -> dict[str, str]:
+        if value.get("0") != "background":
+            raise ValueError('label "0" must be "background"')
+        name, count = Counter(value.values()).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"label name {name!r} stands {count} times")
+        if len(value) < 2:
+            raise ValueError("at least one label besides background is needed")
+        if len(value) > 256:
+            raise ValueError("at most 255 labels: label maps are written as 8 bit")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        id, count = Counter([case.id for case in self.cases()] or [""]).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"case id {id!r} stands {count} times")
+        for case in self.cases():
+            if len(case.images) not in (1, self.n_channels):
+                raise ValueError(
+                    f"case {case.id!r} has {len(case.images)} image files, expected 1 or {self.n_channels}"
+                )
+        for case in self.training:
+            if case.label is None:
+                raise ValueError(f"training case {case.id!r} has no label")
+        self.numTraining, self.numTest = len(self.training), len(self.test)
+        return self
+
+    @property
+    def n_channels(self) -> int:
+        """Number of image channels."""
+        return len(self.modality)
+
+    @property
+    def channels(self) -> list[str]:
+        """Modality of each channel, in order."""
+        return list(self.modality.values())
+
+    @property
+    def foreground(self) -> dict[int, str]:
+        """Label value to name, without background."""
+        return {int(value): name for value, name in self.labels.items() if value != "0"}
+
+    def cases(self) -> list[Case]:
+        """All cases: training, then test."""
+        return [*self.training, *self.test]
+
+    def folds(self) -> list[int]:
+        """The folds that the training cases carry, sorted; empty before a split."""
+        return sorted({case.fold for case in self.training if case.fold is not None})
+
+    def select(self, split: str, fold: int | None = None) -> list[Case]:
+        """Cases by role.
+
+        Args:
+            split: ``training`` (without the fold), ``validation`` (the fold), ``test`` or ``all``.
+            fold: the validation fold; None takes every training case.
+
+        Raises:
+            UsageError: no such split or fold.
+        """
+        if split == "all":
+            return self.cases()
+        if split == "test":
+            return list(self.test)
+        if split not in ("training", "validation"):
+            raise UsageError(f"no split {split!r}", expected="training, validation, test or all")
+        if fold is None:
+            if split == "training":
+                return list(self.training)
+            raise UsageError("validation needs a fold", hint="name it with --fold")
+        if fold not in self.folds():
+            raise UsageError(
+                f"the manifest has no fold {fold}",
+                found=f"folds {self.folds()}" if self.folds() else "no folds",
+                hint="make them with `segpipe split`",
+            )
+        return [case for case in self.training if (case.fold == fold) == (split == "validation")]
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values in file order, without fields that are not set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Read and validate a manifest.
+
+    Raises:
+        UsageError: no such file.
+        DataError: not JSON, or not a manifest; the message names the field.
+    """
+    path = Path(path)
+    document = read_json(path, "manifest")
+    if not isinstance(document, dict):
+        raise DataError("the manifest is not a JSON object", path=path, found=type(document).__name__)
+    if "training" in document and "schema_version" not in document:
+        raise DataError(
+            "this is not a segpipe manifest but looks like a Decathlon dataset.json",
+            path=path,
+            hint="make a manifest of it with `segpipe import`",
+        )
+    return parse_manifest(document, path)
+
+
+def parse_manifest(document: Mapping[str, Any], path: str | Path) -> Manifest:
+    """Validate plain values as a manifest; ``path`` is named where they are not one.
+
+    Raises:
+        DataError: not a manifest; the message names the field.
+    """
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the manifest"
+        raise DataError(
+            f"the manifest is not valid: {where}: {first['msg'].removeprefix('Value error, ')}",
+            path=path,
+            found=f"{error.error_count()} fault(s)",
+            hint="see data_manifests/manifest.schema.json for what is expected",
+        ) from error
+
+
+def save_manifest(manifest: Manifest, path: str | Path) -> None:
+    """Write a manifest, whole or not at all."""
+    write_json(path, manifest.dump())
+
+
+def data_root(manifest_path: str | Path, data: str | Path | None = None) -> Path:
+    """The folder that the manifest's paths start from.
+
+    Raises:
+        UsageError: it is not a folder.
+    """
+    root = Path(data) if data is not None else Path(manifest_path).resolve().parent
+    if not root.is_dir():
+        raise UsageError("no such data folder", path=root, hint="name it with --data")
+    return root
+
+
+def nifti_stem(path: str | Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    name = Path(path).name
+    for ending in (".nii.gz", ".nii"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return Path(path).stem

@@ -1,0 +1,161 @@
+"""Test set and cross-validation folds that never tear a patient apart.
+
+The draw orders patients by the SHA-256 of seed and patient id, so that it depends neither on the order of the
+cases in the file nor on a library's random generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from segpipe.data.manifest import Case, Manifest
+from segpipe.errors import DataError, RefusedError, UsageError
+
+
+def parse_test_size(text: str) -> int | float | None:
+    """``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep``: None.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "keep":
+        return None
+    try:
+        size: int | float = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        size = -1
+    if (isinstance(size, float) and not 0 < size < 1) or size < 0:
+        raise UsageError(
+            "the size of the test set cannot be read",
+            found=text,
+            expected="a fraction like 0.25, a number of cases like 45, or keep",
+        )
+    return size
+
+
+def draw_split(
+    manifest: Manifest, test: int | float | None, folds: int, seed: int = 0, *, redraw: bool = False
+) -> Manifest:
+    """A copy of the manifest with a test set and folds, whole patients each.
+
+    Args:
+        manifest: labelled cases in ``training`` (and in ``test``, with ``redraw``).
+        test: number or fraction of the labelled cases, at least; None keeps the test set as it is.
+        folds: number of folds, 0 or at least 2.
+        seed: another seed, another draw.
+        redraw: give up the split that the manifest has.
+
+    Raises:
+        RefusedError: the manifest is split already.
+        UsageError: a number of folds that makes no sense, or fewer patients than are needed.
+        DataError: a kept test set shares patients with the training cases.
+    """
+    if folds < 0 or folds == 1:
+        raise UsageError("the number of folds makes no sense", found=folds, expected="0, or 2 and more")
+    _refuse_second_draw(manifest, test, redraw)
+    copy = manifest.model_copy(deep=True)
+    held_out = [case for case in copy.test if test is None or case.label is None]
+    pool = [*copy.training, *(case for case in copy.test if test is not None and case.label is not None)]
+    for case in copy.cases():
+        case.fold = None
+    groups = _in_drawn_order(pool, seed)
+    drawn = _draw_test(groups, _wanted(test, len(pool)))
+    remaining = groups[len(drawn) :]
+    if len(remaining) < max(folds, 1):
+        raise UsageError(
+            "there are too few patients for this split",
+            found=f"{len(groups)} patients, {len(drawn)} drawn for test",
+            expected=f"at least {max(folds, 1)} left for training",
+            hint="ask for fewer folds or test cases",
+        )
+    _assign_folds(remaining, folds)
+    copy.test = _sorted([*held_out, *(case for cases in drawn for case in cases)])
+    copy.training = _sorted(case for cases in remaining for case in cases)
+    copy.numTraining, copy.numTest = len(copy.training), len(copy.test)
+    copy.split_rule = _in_words(copy, test, folds, seed)
+    leaks = find_leaks(copy, labelled_only=True)
+    if leaks:
+        raise DataError(
+            "patients of the kept test set are in training too",
+            found=", ".join(leaks[:10]),
+            hint="draw a new test set with --test and --redraw",
+        )
+    return copy
+
+
+def find_leaks(manifest: Manifest, *, labelled_only: bool = False) -> list[str]:
+    """Patients (or, where none are known, cases) that stand in two splits: training and test, or two folds.
+
+    Args:
+        manifest: split or not; cases without a fold count as one part.
+        labelled_only: pass over test cases without a label, which nothing can be measured on.
+    """
+    parts: dict[str, set[str]] = defaultdict(set)
+    for case in manifest.training:
+        parts[case.group].add(f"fold {case.fold}")
+    for case in manifest.test:
+        if case.label is not None or not labelled_only:
+            parts[case.group].add("test")
+    return sorted(group for group, where in parts.items() if len(where) > 1)
+
+
+def fold_sizes(manifest: Manifest) -> list[int]:
+    """Number of training cases in each fold, in the order of the folds."""
+    return [sum(case.fold == fold for case in manifest.training) for fold in manifest.folds()]
+
+
+def _refuse_second_draw(manifest: Manifest, test: int | float | None, redraw: bool) -> None:
+    labelled = sum(case.label is not None for case in manifest.test)
+    if redraw or not (manifest.folds() or (labelled and test is not None)):
+        return
+    raise RefusedError(
+        "the manifest is split already",
+        found=f"{labelled} labelled test cases, {len(manifest.folds())} folds",
+        hint="--redraw gives this split up (results on the old test set no longer count); "
+        "--test keep leaves the test set and draws folds",
+    )
+
+
+def _in_drawn_order(cases: Iterable[Case], seed: int) -> list[list[Case]]:
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[case.group].append(case)
+    order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
+    return [groups[group] for group in order]
+
+
+def _wanted(test: int | float | None, n_cases: int) -> int:
+    return math.ceil(test * n_cases) if isinstance(test, float) else test or 0
+
+
+def _draw_test(groups: Sequence[list[Case]], wanted: int) -> list[list[Case]]:
+    """The first groups that make up the wanted number of cases, at least."""
+    drawn: list[list[Case]] = []
+    while sum(map(len, drawn)) < wanted and len(drawn) < len(groups):
+        drawn.append(groups[len(drawn)])
+    return drawn
+
+
+def _assign_folds(groups: Sequence[list[Case]], folds: int) -> None:
+    """Largest patients first, each into the fold that is smallest then: sizes differ by a patient at most."""
+    sizes = [0] * folds
+    for cases in sorted(groups, key=len, reverse=True) if folds else []:
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(cases)
+        for case in cases:
+            case.fold = fold
+
+
+def _in_words(manifest: Manifest, test: int | float | None, folds: int, seed: int) -> str:
+    known = any(case.patient_id for case in manifest.training)
+    whole = "whole patients" if known else "each case its own patient"
+    size = "test set kept" if test is None else f"test set of {test} or more of the labelled cases"
+    order = "patients in the order of sha256(seed:patient)"
+    return f"segpipe split: {size}, {folds} folds, {whole}, seed {seed} ({order})"
+
+
+def _sorted(cases: Iterable[Case]) -> list[Case]:
+    return sorted(cases, key=lambda case: case.id)

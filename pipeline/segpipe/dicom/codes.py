@@ -1,0 +1,218 @@
+"""What a label means, as codes that a PACS understands: SNOMED CT from a bundle's metadata or from ``anatomy.csv``.
+
+A bundle says what its labels are by ``codes`` in its ``metadata.json``: label name to ``category``, ``type`` and,
+where there is more to say, ``modifier`` (left, right, anterior), ``region`` (the organ of a lesion) and
+``colour_rgb``. Codes are ``{"value": ..., "scheme": ..., "meaning": ...}``. What it does not say is looked up by name:
+sides and positions become modifiers, the organ that a lesion's name starts with becomes its region.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from segpipe.errors import DataError
+
+TABLE = Path(__file__).with_name("anatomy.csv")
+TERMS = ("category", "type", "modifier", "region")
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A coded concept: value, coding scheme designator and meaning (DICOM PS3.3 section 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"value": self.value, "scheme": self.scheme, "meaning": self.meaning}
+
+
+CATEGORIES = {  # CID 7150
+    "organ": Term("91723000", "SCT", "Anatomical Structure"),
+    "tissue": Term("85756007", "SCT", "Tissue"),
+    "substance": Term("91720002", "SCT", "Body Substance"),
+    "abnormal": Term("49755003", "SCT", "Morphologically Abnormal Structure"),
+}
+UNKNOWN = Term("85756007", "SCT", "Tissue")
+MODIFIERS = {
+    "left": Term("7771000", "SCT", "Left"),
+    "right": Term("24028007", "SCT", "Right"),
+    "anterior": Term("255549009", "SCT", "Anterior"),
+    "posterior": Term("255551008", "SCT", "Posterior"),
+}
+SHORT = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
+
+
+@dataclass(frozen=True)
+class LabelInfo:
+    """One label of a label map.
+
+    Attributes:
+        value: in the label map, from 1.
+        name: what the bundle calls it.
+        category: kind of thing (CID 7150).
+        type: the thing (CID 7151).
+        colour_rgb: 0 to 255.
+        modifier: side or position, None where there is none.
+        region: the organ in which a lesion lies, None where the name has none.
+        stated: False where nobody knows the name, so that the codes are generic.
+    """
+
+    value: int
+    name: str
+    category: Term
+    type: Term
+    colour_rgb: RGB
+    modifier: Term | None = None
+    region: Term | None = None
+    stated: bool = True
+
+    @property
+    def is_anatomy(self) -> bool:
+        """Whether it is a normal structure, not a lesion and not something unknown."""
+        return self.stated and self.category != CATEGORIES["abnormal"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    term: Term
+    category: str
+    colour: RGB
+
+
+def label_infos(
+    labels: Mapping[int, str], metadata: Mapping[str, Any] | None = None
+) -> tuple[list[LabelInfo], list[str]]:
+    """Codes and colours of a bundle's labels.
+
+    Args:
+        labels: label value to name; 0 is background and passed over.
+        metadata: the bundle's ``metadata.json``; its ``codes`` win over the table.
+
+    Returns:
+        One entry a label, by rising value, and a note for each label that got generic codes.
+
+    Raises:
+        DataError: ``codes`` of the metadata are not as they should be.
+    """
+    metadata = metadata or {}
+    given = metadata.get("codes") or {}
+    if not isinstance(given, Mapping):
+        raise DataError("codes of the bundle's metadata cannot be read", expected="label name to its codes")
+    context = str(metadata.get("name", ""))
+    infos: list[LabelInfo] = []
+    for value, name in sorted(labels.items()):
+        if value == 0:
+            continue
+        found = _by_name(value, name, context)
+        while found.colour_rgb in {info.colour_rgb for info in infos}:  # left and right, anterior and posterior
+            red, green, blue = found.colour_rgb
+            found = replace(found, colour_rgb=(red * 3 // 4, (green * 3 + 255) // 4, blue * 3 // 4))
+        infos.append(_stated(found, given[name]) if name in given else found)
+    notes = [
+        f"label {info.value} ({info.name}): no code is known for this name; coded as {info.type.meaning}"
+        for info in infos
+        if not info.stated
+    ]
+    return infos, notes
+
+
+def as_metadata(infos: list[LabelInfo]) -> dict[str, Any]:
+    """``codes`` for a bundle's metadata, of the labels whose meaning is known."""
+    return {info.name: _as_dict(info) for info in infos if info.stated}
+
+
+def _as_dict(info: LabelInfo) -> dict[str, Any]:
+    terms = {key: getattr(info, key) for key in TERMS}
+    known = {key: term.as_dict() for key, term in terms.items() if term is not None}
+    return {**known, "colour_rgb": list(info.colour_rgb)}
+
+
+def _stated(found: LabelInfo, given: Any) -> LabelInfo:
+    """What the metadata says of a label; what it leaves out stays as found by name."""
+    try:
+        terms: dict[str, Any] = {
+            key: _term(given[key]) for key in ("category", "type", "modifier", "region") if key in given
+        }
+        if "type" in terms:  # the side of the table belongs to the table's type
+            found = replace(found, stated=True, modifier=None, region=None)
+        red, green, blue = (int(part) for part in given.get("colour_rgb", found.colour_rgb))
+        if not all(0 <= part <= 255 for part in (red, green, blue)):
+            raise ValueError("a colour outside 0 to 255")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            "codes of the bundle's metadata cannot be read",
+            found=f"{found.name}: {error}",
+            expected="category, type, modifier, region as value, scheme and meaning; colour_rgb as three numbers",
+        ) from error
+    return replace(found, **terms, colour_rgb=(red, green, blue))
+
+
+def _term(given: Mapping[str, Any]) -> Term:
+    term = Term(str(given["value"]), str(given["scheme"]), str(given["meaning"]))
+    if not (0 < len(term.value) <= 16 and 0 < len(term.scheme) <= 16 and 0 < len(term.meaning) <= 64):
+        raise ValueError("value and scheme have 1 to 16 letters, a meaning up to 64")
+    return term
+
+
+def _by_name(value: int, name: str, context: str) -> LabelInfo:
+    words = _words(name)
+    if words and all(word in MODIFIERS for word in words):  # "Anterior", of a bundle named after the organ
+        words = [word for word in _words(context) if _find([word])][:1] + words
+    modifier = next((MODIFIERS[word] for word in words if word in MODIFIERS), None)
+    bare = [word for word in words if word not in MODIFIERS]
+    region = None
+    entry = _find(words)
+    if entry is not None:
+        modifier = None  # the name as a whole has a code, as "left atrium"
+    else:
+        entry = _find(bare)
+    if entry is None:
+        entry, region = _lesion_of(bare)
+    if entry is None:
+        return LabelInfo(value, name, CATEGORIES["tissue"], UNKNOWN, _distinct(value), stated=False)
+    return LabelInfo(value, name, CATEGORIES[entry.category], entry.term, entry.colour, modifier, region)
+
+
+def _lesion_of(words: list[str]) -> tuple[_Entry | None, Term | None]:
+    """A lesion within an organ: ``liver tumour``, ``colon cancer primaries``."""
+    for cut in range(1, len(words)):
+        organ, lesion = _find(words[:cut]), _find(words[cut:]) or _find(words[cut : cut + 1])
+        if organ and lesion and lesion.category == "abnormal" and organ.category != "abnormal":
+            return lesion, organ.term
+    return None, None
+
+
+def _words(name: str) -> list[str]:
+    return [SHORT.get(word, word) for word in re.split(r"[\W_]+", name.lower()) if word]
+
+
+def _find(words: list[str]) -> _Entry | None:
+    name = "_".join(words)
+    return _table().get(name) or _table().get(name.removesuffix("s")) if name else None
+
+
+@cache
+def _table() -> dict[str, _Entry]:
+    entries = {}
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            red, green, blue = bytes.fromhex(row["colour"].lstrip("#"))
+            entry = _Entry(Term(row["code"], "SCT", row["meaning"]), row["category"], (red, green, blue))
+            entries.update(dict.fromkeys(row["names"].split(), entry))
+    return entries
+
+
+def _distinct(value: int) -> RGB:
+    """A colour unlike its neighbours': hues a golden angle apart."""
+    red, green, blue = colorsys.hsv_to_rgb(value * 0.618034 % 1, 0.6, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,260 @@
+"""Do slices lie on a regular grid? Judged in mm, at the corners of every slice.
+
+The position of a pixel is the standard's (PS3.3 C.7.6.2.1.1): ImagePositionPatient, plus the column index times the
+column spacing along a row, plus the row index times the row spacing along a column. Slices form a volume when
+their corners lie on one lattice with slices at right angles to its axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.dicom.model import Reason
+
+Array = NDArray[np.float64]
+
+LOAD_MM = 0.05  # a corner may lie so far off the best lattice
+LOAD_STEP = 0.01  # or this part of the distance between slices
+NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series are sheared by 0.07 degrees
+NOTE_STEP = 0.1  # but never more than this part of the distance between slices along the normal
+SAME_PLACE_MM = 0.05
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices of one size, in any order.
+
+    Attributes:
+        positions: (N, 3) ImagePositionPatient.
+        orientations: (N, 6) ImageOrientationPatient.
+        spacings: (N, 2) PixelSpacing, rows first.
+        rows, columns: of every slice.
+    """
+
+    positions: Array
+    orientations: Array
+    spacings: Array
+    rows: int
+    columns: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def axes(self) -> Array:
+        """(3, 3): unit directions of a row, of a column, and their normal."""
+        mean = self.orientations.mean(axis=0)
+        normal = np.cross(mean[:3], mean[3:])
+        axes = np.stack([mean[:3], mean[3:], normal])
+        return np.asarray(axes / np.linalg.norm(axes, axis=1, keepdims=True))
+
+    @property
+    def heights(self) -> Array:
+        """(N,) positions along the normal, mm."""
+        return np.asarray(self.positions @ self.axes[2])
+
+    def take(self, order: NDArray[np.intp]) -> Stack:
+        """These slices in this order."""
+        return Stack(self.positions[order], self.orientations[order], self.spacings[order], self.rows, self.columns)
+
+    def corners(self) -> Array:
+        """(N, 4, 3) centres of the corner pixels, mm, LPS."""
+        right = self.orientations[:, :3] * self.spacings[:, 1:] * (self.columns - 1)
+        down = self.orientations[:, 3:] * self.spacings[:, :1] * (self.rows - 1)
+        start = self.positions
+        return np.stack([start, start + right, start + down, start + right + down], axis=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about a stack.
+
+    Attributes:
+        order: of the slices, rising along the normal.
+        reason: why it is no volume; None where it is one.
+        detail: what was found and expected, with the files' names.
+        affine_lps: (4, 4) of (column, row, slice), where it is a volume.
+        notes: what is worth knowing about a volume.
+    """
+
+    order: NDArray[np.intp]
+    reason: Reason | None = None
+    detail: str = ""
+    affine_lps: Array | None = None
+    notes: tuple[str, ...] = ()
+
+
+def levels(heights: Array) -> NDArray[np.intp]:
+    """(N,) which place along the normal each slice is at, from 0; slices within 0.05 mm share one."""
+    order = np.argsort(heights, kind="stable")
+    steps = np.diff(heights[order])
+    if not len(steps):
+        return np.zeros(len(heights), dtype=np.intp)
+    apart = min(SAME_PLACE_MM, 0.1 * float(steps.max()))
+    found = np.empty(len(heights), dtype=np.intp)
+    found[order] = np.concatenate([[0], np.cumsum(steps > max(apart, 1e-4))])
+    return found
+
+
+def judge(stack: Stack, name: Callable[[int], str]) -> Verdict:
+    """Find the best regular lattice and say whether the slices lie on it.
+
+    Args:
+        stack: slices of one matrix, in any order.
+        name: of a slice by its index in ``stack``, as a person should read it.
+    """
+    order = np.argsort(stack.heights, kind="stable")
+    if len(stack) < 2:
+        return Verdict(order, "single_slice", f"{name(0)}: 1 slice; a volume has 2 or more.")
+    slices = stack.take(order)
+
+    def named(index: int) -> str:
+        return name(int(order[index]))
+
+    along = _Fit.of(slices)
+    step = float(along.step @ slices.axes[2])
+    pixel = float(slices.spacings.min())
+    load = max(LOAD_MM, LOAD_STEP * step)
+    through_limit = max(load, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
+    plane_limit = max(load, NOTE_PIXELS * pixel)
+    if along.through <= through_limit and along.upright <= plane_limit:
+        worst = max(along.through, along.upright)
+        notes = [] if worst <= load else [f"slices lie up to {worst:.2f} mm off a regular grid"]
+        if len(slices) == 2:
+            notes.append("2 slices: nothing can show whether one between them is missing")
+        return Verdict(order, affine_lps=along.affine(slices), notes=tuple(notes))
+    if along.through > through_limit:
+        reason, detail = _uneven(slices, named, through_limit)
+    else:
+        reason, detail = _leaning(slices, along, named, plane_limit)
+    return Verdict(order, reason, detail)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The lattice that fits sorted slices best in the sense of least squares, and how far the corners lie off it.
+
+    Attributes:
+        origin, step: (3,) of the lattice, which may lean.
+        through: largest distance along the normal, mm.
+        within: largest distance in the plane, mm.
+        upright: the same from the best lattice that does not lean.
+        turned: part of ``within`` that comes from slices turned against each other, mm.
+    """
+
+    origin: Array
+    step: Array
+    through: float
+    within: float
+    upright: float
+    turned: float
+
+    @classmethod
+    def of(cls, slices: Stack) -> _Fit:
+        count = np.arange(len(slices)) - (len(slices) - 1) / 2
+        middle = slices.positions.mean(axis=0)
+        step = count @ (slices.positions - middle) / (count @ count)
+        row, column, normal = slices.axes
+        corners = slices.corners()
+        own = corners - slices.positions[:, None]
+        turned = own - own.mean(axis=0)
+        off = slices.positions - middle - count[:, None] * step
+        lean = step - (step @ normal) * normal
+        off_upright = off + count[:, None] * lean
+        plane = np.stack([row, column], axis=1)
+
+        def largest(vectors: Array, onto: Array) -> float:
+            return float(np.linalg.norm((vectors @ onto).reshape(*vectors.shape[:2], -1), axis=-1).max())
+
+        every = off[:, None] + turned
+        return cls(
+            origin=middle + count[0] * step,
+            step=step,
+            through=largest(every, normal[:, None]),
+            within=largest(every, plane),
+            upright=largest(off_upright[:, None] + turned, plane),
+            turned=float(np.linalg.norm(turned, axis=-1).max()),
+        )
+
+    def affine(self, slices: Stack) -> Array:
+        """(4, 4) index to LPS mm, with the header's own directions."""
+        affine = np.eye(4)
+        mean = slices.orientations.mean(axis=0)
+        rows_mm, columns_mm = slices.spacings.mean(axis=0)
+        affine[:3, 0] = mean[:3] * columns_mm
+        affine[:3, 1] = mean[3:] * rows_mm
+        affine[:3, 2] = self.step
+        affine[:3, 3] = self.origin
+        return affine
+
+
+def _uneven(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
+    """Slices that are not equally far from each other: some are missing, or the distance varies."""
+    steps = np.diff(slices.heights)
+    turned = _Fit.of(slices).turned
+    if turned > limit:
+        return "mixed_orientation", _turned(slices, name, turned)
+    for base in (float(steps.min()), float(np.median(steps))):
+        counts = np.rint(steps / base)
+        holes = np.flatnonzero(counts > 1)
+        if not len(holes) or counts.min() < 1 or _sparser(holes, len(steps)):
+            continue
+        base = float(slices.heights[-1] - slices.heights[0]) / counts.sum()
+        places = np.concatenate([[0], np.cumsum(counts)]) * base
+        off = slices.heights - slices.heights[0] - places
+        if np.ptp(off) / 2 <= limit:
+            first = int(holes[0])
+            missing = int(counts.sum()) - len(steps)
+            return "gap", (
+                f"{name(first)} and {name(first + 1)} are {steps[first]:.3f} mm apart, the other slices "
+                f"{base:.3f} mm: {missing} slice(s) missing in {len(holes)} place(s). "
+                "Find the missing files, or export the series again."
+            )
+    usual = float(np.median(steps))
+    worst = int(np.argmax(np.abs(steps - usual)))
+    return "variable_spacing", (
+        f"{name(worst)} and {name(worst + 1)} are {steps[worst]:.3f} mm apart, expected {usual:.3f} mm as between "
+        f"most (found {steps.min():.3f} to {steps.max():.3f} mm). Resample it with --repair spacing, or use "
+        "an evenly spaced reconstruction."
+    )
+
+
+def _sparser(holes: NDArray[np.intp], steps: int) -> bool:
+    """Whether wider steps are a part of the volume taken more sparsely, and not slices that are missing."""
+    in_a_row = len(holes) >= 3 and int(holes[-1] - holes[0]) == len(holes) - 1
+    return len(holes) > max(1, steps / 2) or (in_a_row and (holes[0] == 0 or holes[-1] == steps - 1))
+
+
+def _leaning(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
+    """Slices whose distance is even, but that do not lie straight above each other."""
+    row, column, normal = slices.axes
+    if fit.within <= limit:
+        lean = fit.step - (fit.step @ normal) * normal
+        angle = math.degrees(math.atan2(float(np.linalg.norm(lean)), float(fit.step @ normal)))
+        return "gantry_tilt", (
+            f"{name(0)} to {name(len(slices) - 1)}: the slices are shifted along a line tilted by {angle:.2f} degrees "
+            "against their normal, expected 0. Resample it with --repair tilt."
+        )
+    if fit.turned > limit:
+        return "mixed_orientation", _turned(slices, name, fit.turned)
+    shifts = slices.positions @ np.stack([row, column], axis=1)
+    off = np.linalg.norm(shifts - np.median(shifts, axis=0), axis=1)
+    worst = int(np.argmax(off))
+    return "in_plane_shift", (
+        f"{name(worst)} lies {off[worst]:.2f} mm beside the line of the other slices, expected at most {limit:.2f} mm. "
+        "Check whether it belongs to this series."
+    )
+
+
+def _turned(slices: Stack, name: Callable[[int], str], millimetres: float) -> str:
+    usual = np.median(slices.orientations, axis=0)
+    worst = int(np.argmax(np.abs(slices.orientations - usual).max(axis=1)))
+    return (
+        f"{name(worst)} is turned against the other slices: corners {millimetres:.2f} mm apart. "
+        "Check whether it belongs to this series."
+    )

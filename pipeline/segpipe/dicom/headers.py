@@ -1,0 +1,258 @@
+"""Read one file's header: is it DICOM, is it an image, and what says where its slices lie."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import pydicom
+from pydicom.uid import UID
+
+from segpipe.dicom.codecs import is_lossy
+from segpipe.dicom.frames import FrameHeader, frames_of, numbers, private_value, text, whole_number
+from segpipe.dicom.model import PassedOver, Reason
+from segpipe.dicom.pixel_storage import PixelStorage, find_pixels
+from segpipe.dicom.privacy import kind_of
+from segpipe.dicom.walk import walk
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
+
+DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
+SERIES_UID = 0x0020000E
+APPLE_DOUBLE = b"\x00\x05\x16\x07"
+UNNAMED = {  # newer than pydicom's dictionary
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.8": "Height Map Segmentation Storage",
+}
+NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
+MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IVUS", "OCT", "OPT", "IO", "PX", "OT")
+SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a file's slices cannot be part of a volume."""
+
+    reason: Reason
+    found: str
+    expected: str
+    hint: str
+
+    def words(self, file: str, bad: int, of: int) -> str:
+        """What a person should read about ``bad`` of ``of`` files, of which ``file`` is the first."""
+        return f"{file}: found {self.found}, expected {self.expected} ({bad} of {of} files). Advice: {self.hint}."
+
+
+@dataclass(frozen=True)
+class Header:
+    """What grouping and judging need to know of one image file; free text only in ``description``."""
+
+    path: Path
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    modality: str
+    frame_of_reference_uid: str
+    rows: int
+    columns: int
+    scout: bool
+    instance_number: int | None
+    images_expected: int | None
+    value_tags: tuple[str, ...]
+    pixels: PixelStorage
+    problem: Problem | None
+    notes: tuple[str, ...]
+    description: str
+    frames: tuple[FrameHeader, ...]
+
+
+def read_header(path: Path) -> Header | PassedOver:
+    """Read a file's header and put the file in its class.
+
+    Returns:
+        A header for an image; else what the file is, and why it is passed over.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _read(path, stream)
+    except OSError as error:
+        return PassedOver(path, "unreadable", f"the file cannot be read ({kind_of(error)})")
+
+
+def has_dicom(root: Path) -> bool:
+    """Whether there is an image or another DICOM file below a folder; reads until it finds the first."""
+    for path in walk([root])[1]:
+        found = read_header(path)
+        if isinstance(found, Header) or found.file_class == "non_image":
+            return True
+    return False
+
+
+def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:
+    start = stream.read(132)
+    named = path.suffix.lower() in DICOM_NAMES
+    magic = start[128:132] == b"DICM"
+    if start[:4] == APPLE_DOUBLE and path.name.startswith("._"):
+        return PassedOver(path, "not_dicom", "the Finder's companion of a file")
+    if not (magic or named or _begins_like_dicom(start)):
+        return PassedOver(path, "not_dicom")
+    looks = magic or named
+    stream.seek(0)
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+        sop_class = sop_class_of(dataset)
+        plausible = sop_class.is_valid and len(sop_class) > 10 and not sop_class.startswith("1.2.840.10008.1.2")
+        if plausible or (text(dataset, "Modality") and whole_number(dataset, "Rows")):
+            return _classify(path, stream, dataset, sop_class)
+        words = "the header ends early or is damaged" if start else "the file is empty"
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except zlib.error:
+        words = "the deflated data end early or are damaged"
+    except Exception as error:  # noqa: BLE001 - pydicom raises whatever a broken file leads it to
+        words = f"the header is damaged ({kind_of(error)})"
+    return PassedOver(path, "unreadable", words) if looks else PassedOver(path, "not_dicom")
+
+
+def _begins_like_dicom(start: bytes) -> bool:
+    """Without preamble and magic: the first element is of group 0002 or 0008, in either byte order."""
+    if len(start) < 8 or start[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
+        return False
+    if re.fullmatch(rb"[A-Z]{2}", start[4:6]):
+        return True
+    return int.from_bytes(start[4:8], "little") < 1 << 16  # implicit VR: a length
+
+
+def sop_class_of(dataset: FileDataset) -> UID:
+    """SOPClassUID, or what the file's meta information has in its place; empty where there is neither."""
+    meta = getattr(dataset, "file_meta", None)
+    return UID(text(dataset, "SOPClassUID") or (text(meta, "MediaStorageSOPClassUID") if meta else ""))
+
+
+def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header | PassedOver:
+    name = UNNAMED.get(sop_class, sop_class.name)
+    known = name != str(sop_class) and bool(sop_class)
+    if known:
+        image = "Image Storage" in name or "Volume Storage" in name
+        image = image or name.startswith(("Enhanced", "Legacy Converted Enhanced"))
+        image = image and not any(word in name for word in NOT_VOLUMES)
+        image = image and "SR" not in name.split()
+    else:
+        image = bool(whole_number(dataset, "Rows") and whole_number(dataset, "Columns"))
+    cut = max(dataset.keys(), default=0) <= SERIES_UID  # before, or within, what says where it belongs
+    if (cut or not (text(dataset, "SeriesInstanceUID") or whole_number(dataset, "Rows"))) and (image or not known):
+        return PassedOver(path, "unreadable", "the header ends early")
+    if not image:
+        return PassedOver(path, "non_image", name if known else "a private SOP class")
+    return _header(path, stream, dataset, sop_class)
+
+
+def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header:
+    pixels = find_pixels(dataset, stream)
+    size = (whole_number(dataset, "Rows") or 0) * (whole_number(dataset, "Columns") or 0)
+    frames = frames_of(dataset) if size > 0 and not pixels.missing else ()  # a damaged count may be endless
+    image_type = tuple(value.upper() for value in text(dataset, "ImageType").split("\\"))
+    count = whole_number(dataset, "ImagesInAcquisition") or whole_number(dataset, "NumberOfSlices")
+    notes = []
+    if is_lossy(dataset, pixels.transfer_syntax):
+        notes.append("lossy compression: values are not those of the scanner")
+    if not text(dataset, "SOPClassUID"):
+        notes.append("SOPClassUID is missing: no DICOM SEG can refer to these slices")
+    return Header(
+        path=path,
+        study_uid=text(dataset, "StudyInstanceUID"),
+        series_uid=text(dataset, "SeriesInstanceUID"),
+        sop_class_uid=str(sop_class),
+        sop_instance_uid=text(dataset, "SOPInstanceUID"),
+        modality=modality if (modality := text(dataset, "Modality")) in MODALITIES else "OT",
+        frame_of_reference_uid=text(dataset, "FrameOfReferenceUID"),
+        rows=whole_number(dataset, "Rows") or 0,
+        columns=whole_number(dataset, "Columns") or 0,
+        scout=any(value.startswith(SCOUTS) for value in image_type),
+        instance_number=whole_number(dataset, "InstanceNumber"),
+        images_expected=count if len(frames) == 1 else None,
+        value_tags=tuple(
+            text(dataset, name) for name in ("RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation")
+        ),
+        pixels=pixels,
+        problem=_problem(dataset, image_type, pixels, frames),
+        notes=tuple(notes),
+        description=text(dataset, "SeriesDescription"),
+        frames=frames,
+    )
+
+
+def _problem(
+    dataset: FileDataset, image_type: tuple[str, ...], pixels: PixelStorage, frames: tuple[FrameHeader, ...]
+) -> Problem | None:
+    """The first thing that keeps a file out of any volume, in the order in which it matters."""
+    if "MOSAIC" in image_type or mosaic_tiles(dataset) > 1:
+        return Problem(
+            "mosaic",
+            "all slices of a volume as tiles of one image",
+            "one slice an image",
+            "export it as enhanced multi-frame, or convert it with a tool that knows the vendor's mosaic",
+        )
+    photometric = text(dataset, "PhotometricInterpretation")
+    samples = whole_number(dataset, "SamplesPerPixel")
+    if (samples or 1) != 1 or (photometric and not photometric.startswith("MONOCHROME")):
+        found = f"{samples} samples a pixel" if samples not in (None, 1) else "a palette, or no grey values"
+        return Problem(
+            "color", found, "grey values (MONOCHROME1 or MONOCHROME2)", "use the series that this picture was made from"
+        )
+    if not pixels.decodable:
+        return Problem(
+            "transfer_syntax",
+            f"pixels in the transfer syntax {pixels.transfer_syntax}",
+            "one that can be decoded here",
+            "let the archive send it uncompressed (Explicit VR Little Endian)",
+        )
+    if pixels.missing:
+        return Problem("truncated", pixels.missing, pixels.expected, "copy the file again from where it came from")
+    return _missing_tag(dataset, frames)
+
+
+def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Problem | None:
+    hint = "ask for the original images of the scanner"
+    for name in ("SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
+        value = text(dataset, name)
+        if not value or value == "0":
+            return Problem("missing_tag", f"no {name}", "a value", hint)
+    for frame in frames:
+        where = f" in frame {frame.number + 1}" if len(frames) > 1 else ""
+        if frame.position is None:
+            return Problem("missing_tag", f"no usable ImagePositionPatient{where}", "three finite numbers", hint)
+        if frame.orientation is None:
+            return Problem(
+                "missing_tag",
+                f"no usable ImageOrientationPatient{where}",
+                "two perpendicular directions of length 1",
+                hint,
+            )
+        if frame.spacing is None:
+            return Problem("missing_tag", f"no usable PixelSpacing{where}", "two numbers above 0", hint)
+    if not frames:
+        return Problem("missing_tag", "no frame", "NumberOfFrames of at least 1", hint)
+    return None
+
+
+def mosaic_tiles(dataset: FileDataset) -> int:
+    """How many slices a vendor says to have tiled into one image; 0 where none says so.
+
+    Siemens: private ``(0019,xx0A)`` or the CSA header's NumberOfImagesInMosaic; UIH: private ``(0065,xx50)``.
+    """
+    for group, creator, element in ((0x0019, "SIEMENS MR HEADER", 0x0A), (0x0065, "Image Private Header", 0x50)):
+        if values := numbers(private_value(dataset, group, creator, element)):
+            return int(values[0])
+    raw = private_value(dataset, 0x0029, "SIEMENS CSA HEADER", 0x10)
+    if not isinstance(raw, bytes):
+        return 0
+    at = raw.find(b"NumberOfImagesInMosaic")
+    found = re.match(rb"\s*(\d+)", raw[at + 100 : at + 116]) if at >= 0 else None
+    return int(found[1]) if found else 0

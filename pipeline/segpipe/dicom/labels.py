@@ -1,0 +1,393 @@
+"""Which instances a SEG or an RTSTRUCT refers to, wherever in it they are named (PS3.3 C.12.4, C.7.6.16, C.8.8.5).
+
+Masks of an RTSTRUCT's closed planar contours on the grid of a series (PS3.3 C.8.8.5, C.8.8.6).
+
+Masks of a DICOM SEG on the grid of a series (PS3.3 A.51, C.8.20).
+
+Labels that came as DICOM, SEG or RTSTRUCT, on the grid of their series.
+
+Names of segments and regions are free text that somebody typed: they are returned to the caller, and never logged,
+shown in errors or written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.dicom.codecs import decode_frame
+from segpipe.dicom.frames import FrameHeader, frames_of
+from segpipe.dicom.model import PassedOver, Series
+from segpipe.dicom.privacy import kind_of, no_header_text
+from segpipe.errors import DataError, SegpipeError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.dataset import FileDataset
+
+
+WAYS = (
+    "ReferencedSeriesSequence",
+    "StudiesContainingOtherReferencedInstancesSequence",
+    "ReferencedInstanceSequence",
+    "ReferencedFrameOfReferenceSequence",
+    "RTReferencedStudySequence",
+    "RTReferencedSeriesSequence",
+    "ROIContourSequence",
+    "ContourSequence",
+    "ContourImageSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "DerivationImageSequence",
+    "SourceImageSequence",
+)
+
+
+def referenced_instances(dataset: Dataset) -> frozenset[str]:
+    """SOP instance UIDs of the images that labels were drawn on or made from."""
+    return frozenset(_walk(dataset))
+
+
+def _walk(dataset: Dataset) -> Iterator[str]:
+    uid = dataset.get("ReferencedSOPInstanceUID")
+    if uid:
+        yield str(uid)
+    for way in WAYS:
+        for item in dataset.get(way) or []:
+            yield from _walk(item)
+
+
+Points = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+OFF_SLICE = 0.25  # of the distance between slices
+
+
+def regions_of(dataset: Dataset) -> dict[int, str]:
+    """ROI number to name, of those with closed contours; a name that is there twice is followed by its number."""
+    drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or [] if _closed(item)}
+    names = {
+        int(item.ROINumber): str(item.get("ROIName") or "").strip()
+        for item in dataset.get("StructureSetROISequence") or []
+        if int(item.ROINumber) in drawn
+    }
+    seen = list(names.values())
+    return {number: name if seen.count(name) == 1 else f"{name} ({number})" for number, name in names.items()}
+
+
+def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
+    """Masks (C, R, S) by ROI name: voxels whose centre is inside an odd number of the slice's contours.
+
+    Raises:
+        DataError: a contour that lies between slices, across them or beside the series.
+    """
+    if series.affine_ras is None or series.shape is None:
+        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
+    regions = {number: name for number, name in regions_of(dataset).items() if names is None or name in names}
+    to_index = np.linalg.inv(np.diag([-1.0, -1.0, 1.0, 1.0]) @ series.affine_ras)
+    masks = {}
+    for item in dataset.get("ROIContourSequence") or []:
+        name = regions.get(int(item.ReferencedROINumber))
+        if name is None:
+            continue
+        by_slice: dict[int, list[Points]] = defaultdict(list)
+        for contour in _closed(item):
+            points = np.reshape(np.array(contour.ContourData, dtype=np.float64), (-1, 3))
+            points = points @ to_index[:3, :3].T + to_index[:3, 3]
+            by_slice[_slice_of(points, series)].append(points[:, :2])
+        mask = np.zeros(series.shape, bool)
+        for number, polygons in by_slice.items():
+            mask[:, :, number] = fill(polygons, (series.shape[0], series.shape[1]))
+        masks[name] = mask
+    return masks
+
+
+def fill(polygons: Iterable[Points], shape: tuple[int, int]) -> Mask:
+    """Pixels whose centre lies inside an odd number of polygons (even-odd rule, holes by a contour of their own).
+
+    Args:
+        polygons: (N, 2) corners in pixels, column then row; the last is joined to the first.
+        shape: columns, rows.
+
+    Returns:
+        (columns, rows). A centre exactly on an edge belongs to the polygon on its right or below.
+    """
+    crossed = np.zeros((shape[0] + 1, shape[1]), bool)
+    for polygon in polygons:
+        start, end = polygon, np.roll(polygon, -1, axis=0)
+        first = np.clip(np.ceil(np.minimum(start[:, 1], end[:, 1])), 0, shape[1]).astype(np.intp)
+        last = np.clip(np.ceil(np.maximum(start[:, 1], end[:, 1])), 0, shape[1]).astype(np.intp)
+        count = last - first
+        edge = np.repeat(np.arange(len(start)), count)
+        row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+        part = (row - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
+        column = start[edge, 0] + part * (end[edge, 0] - start[edge, 0])
+        np.logical_xor.at(crossed, (np.clip(np.ceil(column), 0, shape[0]).astype(np.intp), row), True)
+    return np.asarray(np.logical_xor.accumulate(crossed[:-1], axis=0))
+
+
+def _closed(item: Dataset) -> list[Dataset]:
+    contours = item.get("ContourSequence") or []
+    return [contour for contour in contours if contour.get("ContourGeometricType") in CLOSED]
+
+
+def _slice_of(points: Points, series: Series) -> int:
+    """Number of the slice that a contour lies in."""
+    number = int(np.rint(points[:, 2].mean()))
+    off = float(np.abs(points[:, 2] - number).max())
+    if off > OFF_SLICE:
+        raise DataError(
+            "a contour does not lie in a slice of the series",
+            case_id=series.case_id,
+            found=f"{off:.2f} of the distance between slices off it",
+            expected=f"at most {OFF_SLICE}",
+            hint="use the series that it was drawn on",
+        )
+    if series.shape is not None and not 0 <= number < series.shape[2]:
+        raise DataError(
+            "a contour lies before the first or behind the last slice",
+            case_id=series.case_id,
+            hint="find the slices that are missing, or the series that it was drawn on",
+        )
+    return number
+
+
+OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def segments_of(dataset: Dataset) -> dict[int, str]:
+    """Segment number to label; a label that is there twice is followed by its number."""
+    labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
+    labels.pop(0, None)  # background of a labelmap
+    seen = list(labels.values())
+    return {number: label if seen.count(label) == 1 else f"{label} ({number})" for number, label in labels.items()}
+
+
+def seg_masks(dataset: Dataset, transfer_syntax: str, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
+    """Masks (C, R, S) by segment label; of a FRACTIONAL segmentation where at least half of the maximum is reached.
+
+    Raises:
+        DataError: a frame that is not on the series' grid.
+    """
+    segments = {number: label for number, label in segments_of(dataset).items() if names is None or label in names}
+    masks = {label: np.zeros(_shape(series), bool) for label in segments.values()}
+    kind = dataset.SegmentationType
+    half = int(dataset.get("MaximumFractionalValue") or 1) / 2
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for frame in frames_of(dataset):
+        own = dataset.PerFrameFunctionalGroupsSequence[frame.number]
+        number = None if kind == "LABELMAP" else _segment_number([own, *shared])
+        if number is not None and number not in segments:
+            continue
+        values: NDArray[Any] = decode_frame(dataset, transfer_syntax, frame.number)
+        found = np.unique(values) if number is None else (number,)
+        for each in found:
+            if int(each) in segments:
+                chosen = values == each if number is None else values >= half if kind == "FRACTIONAL" else values > 0
+                _put(masks[segments[int(each)]], chosen, frame, series)
+    return masks
+
+
+def _segment_number(groups: list[Dataset]) -> int:
+    for group in groups:
+        for item in group.get("SegmentIdentificationSequence") or []:
+            return int(item.ReferencedSegmentNumber)
+    raise DataError("a frame of the SEG names no segment")
+
+
+def _shape(series: Series) -> tuple[int, int, int]:
+    if series.shape is None or series.affine_ras is None:
+        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
+    return series.shape
+
+
+def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -> None:
+    """Set the voxels of the series where a frame's pixels are."""
+    rows, columns = np.nonzero(chosen)
+    if not len(rows):
+        return
+    if frame.position is None or frame.orientation is None or frame.spacing is None:
+        raise DataError("a frame of the SEG says not where it lies", case_id=series.case_id)
+    place = np.eye(4)[:, :3]
+    place[:3, 0] = np.multiply(frame.orientation[:3], frame.spacing[1])
+    place[:3, 1] = np.multiply(frame.orientation[3:], frame.spacing[0])
+    place[:3, 2], place[3, 2] = frame.position, 1
+    to_index = np.linalg.inv(RAS_TO_LPS @ series.affine_ras) @ place
+    index = to_index[:3] @ np.stack([columns, rows, np.ones_like(rows)])
+    nearest = np.rint(index).astype(np.intp)
+    off = float(np.abs(index - nearest).max())
+    if off > OFF_GRID_VOXELS or not _is_permutation(to_index[:3, :2]):
+        raise DataError(
+            "the SEG is not on the grid of the series",
+            case_id=series.case_id,
+            found=f"pixels up to {off:.2f} voxels off it",
+            expected=f"at most {OFF_GRID_VOXELS}",
+            hint="resample it to the series with the tool that made it",
+        )
+    if (np.minimum(nearest.T, np.array(mask.shape) - 1 - nearest.T) < 0).any():
+        raise DataError(
+            "the SEG has labels outside of the series",
+            case_id=series.case_id,
+            hint="find the slices that are missing, or the series that it belongs to",
+        )
+    mask[tuple(nearest)] = True
+
+
+def _is_permutation(axes: NDArray[np.float64]) -> bool:
+    """Whether two steps on the frame are each one step along another axis of the series."""
+    steps = np.abs(np.rint(axes))
+    return bool((steps.sum(axis=0) == 1).all() and steps.sum(axis=1).max() == 1)
+
+
+Kind = Literal["SEG", "RTSTRUCT"]
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter a labelmap
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+LABEL_CLASSES = ("Segmentation Storage", "Label Map Segmentation Storage", "RT Structure Set Storage")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """What a SEG or an RTSTRUCT is about.
+
+    Attributes:
+        path: the file.
+        kind: SEG or RTSTRUCT.
+        names: of its segments or regions; free text.
+        series_uid: SeriesInstanceUID that it refers to; empty where it names none.
+        frame_of_reference_uid: in which its positions are; empty where it names none.
+        instances: SOP instance UIDs of the images that it refers to.
+    """
+
+    path: Path
+    kind: Kind
+    names: tuple[str, ...]
+    series_uid: str
+    frame_of_reference_uid: str
+    instances: frozenset[str] = frozenset()
+
+
+def may_hold_labels(file: PassedOver) -> bool:
+    """Whether a scan passed over a file because it is a SEG or an RTSTRUCT."""
+    return file.file_class == "non_image" and file.detail in LABEL_CLASSES
+
+
+def open_labels(path: str | Path) -> LabelFile:
+    """Read what labels there are, without their voxels.
+
+    Raises:
+        DataError: it is neither a SEG nor an RTSTRUCT, or cannot be read.
+    """
+    path = Path(path)
+    with no_header_text():
+        return _described(path, _read(path, pixels=False))
+
+
+def read_labels(path: str | Path, series: Series, names: Collection[str] | None = None) -> dict[str, Mask]:
+    """Masks on the grid of a loadable series.
+
+    Args:
+        path: SEG (binary, fractional: at least half of the maximum, labelmap) or RTSTRUCT.
+        series: that the labels belong to.
+        names: only these.
+
+    Returns:
+        Masks (C, R, S) by name.
+
+    Raises:
+        DataError: another frame of reference, labels that are not on the grid, or a file that cannot be read.
+    """
+    path = Path(path)
+    with no_header_text():
+        dataset = _read(path, pixels=True)
+        about = _described(path, dataset)
+        _require_same_frame(about, series)
+        try:
+            if about.kind == "RTSTRUCT":
+                return contour_masks(dataset, series, names)
+            return seg_masks(dataset, str(dataset.file_meta.TransferSyntaxUID), series, names)
+        except SegpipeError as error:
+            error.path = str(path)
+            raise
+        except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
+            raise _unreadable(path, kind_of(error)) from None
+
+
+def read_seg(path: str | Path, series: Series) -> dict[str, Mask]:
+    """`read_labels` of a SEG."""
+    return read_labels(path, series)
+
+
+def read_rtstruct(path: str | Path, series: Series) -> dict[str, Mask]:
+    """`read_labels` of an RTSTRUCT."""
+    return read_labels(path, series)
+
+
+def _read(path: Path, pixels: bool) -> FileDataset:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unreadable(path, kind_of(error)) from None
+
+
+def _described(path: Path, dataset: Dataset) -> LabelFile:
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    try:
+        if sop_class in SEGMENTATIONS:
+            series_uid = next(
+                (str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []), ""
+            )
+            place = str(dataset.get("FrameOfReferenceUID") or "")
+            names = tuple(segments_of(dataset).values())
+            return LabelFile(path, "SEG", names, series_uid, place, referenced_instances(dataset))
+        if sop_class == STRUCTURE_SET:
+            series_uid, place = _reference(dataset)
+            names = tuple(regions_of(dataset).values())
+            return LabelFile(path, "RTSTRUCT", names, series_uid, place, referenced_instances(dataset))
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unreadable(path, kind_of(error)) from None
+    raise DataError("neither a DICOM SEG nor an RTSTRUCT", path=path)
+
+
+def _reference(dataset: Dataset) -> tuple[str, str]:
+    """Series and frame of reference of an RTSTRUCT."""
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                return str(series.SeriesInstanceUID), str(frame.get("FrameOfReferenceUID") or "")
+    for region in dataset.get("StructureSetROISequence") or []:
+        return "", str(region.get("ReferencedFrameOfReferenceUID") or "")
+    return "", ""
+
+
+def _require_same_frame(about: LabelFile, series: Series) -> None:
+    ours, theirs = series.frame_of_reference_uid, about.frame_of_reference_uid
+    if ours and theirs:
+        same = ours == theirs
+    else:
+        same = about.series_uid == series.series_uid
+    if not same:
+        raise DataError(
+            "the labels are of another frame of reference than the series",
+            path=about.path,
+            case_id=series.case_id,
+            hint="choose the series that they were drawn on",
+        )
+
+
+def _unreadable(path: Path, found: str) -> DataError:
+    return DataError(
+        "the labels cannot be read",
+        path=path,
+        found=found,
+        expected="a complete DICOM SEG or RTSTRUCT",
+        hint="export it again from its source",
+    )

@@ -1,0 +1,143 @@
+"""Scan a tree: every file in its class, every series judged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
+from segpipe.dicom.geometry import judge
+from segpipe.dicom.grouping import groups_of
+from segpipe.dicom.headers import Header, read_header
+from segpipe.dicom.model import Frame, PassedOver, Scan, Series
+from segpipe.dicom.privacy import no_header_text
+from segpipe.dicom.slices import Group, Slice, incomplete, slice_name, stack_of
+from segpipe.dicom.walk import walk
+
+FILES_A_JOB = 64
+FILES_WORTH_A_WORKER = 3000  # headers: below, starting a process takes longer than what it would share
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+Progress = Callable[[int, int], object]
+
+
+def scan(
+    root: Path | Sequence[Path],
+    workers: int | None = None,
+    progress: Progress | None = None,
+    name: Callable[[Path], str] | None = None,
+) -> Scan:
+    """Read every header below ``root`` and say which volumes there are.
+
+    Args:
+        root: a folder, a file, or several of them.
+        workers: processes; by default what the number of files is worth, at most 4.
+        progress: called with the number of files read and of all files.
+        name: what a file is called in the details of a refusal; by default its path below ``root``.
+
+    Returns:
+        Every file in exactly one class: slices of a series (loaded or refused), or passed over with the reason.
+
+    Raises:
+        UsageError: a root does not exist.
+    """
+    roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(one) for one in root]
+    base, files, odd = walk(roots)
+
+    def below(path: Path) -> str:
+        return os.path.relpath(path, base)
+
+    name = name or below
+    read = _read_all(files, workers, progress or (lambda done, total: None))
+    headers = [one for one in read if isinstance(one, Header)]
+    passed_over = [*odd, *(one for one in read if isinstance(one, PassedOver))]
+    with no_header_text():
+        series = [_judged(group, name) for group in groups_of(headers, name)]
+    unreadable = Counter(one.path.parent for one in passed_over if one.file_class == "unreadable")
+    series = [_beside_unreadable(one, unreadable) for one in series]
+    series.sort(key=lambda one: (one.study_uid, one.series_uid, one.files))
+    return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda one: one.path)))
+
+
+def _read_all(files: Sequence[Path], workers: int | None, progress: Progress) -> list[Header | PassedOver]:
+    jobs = [files[start : start + FILES_A_JOB] for start in range(0, len(files), FILES_A_JOB)]
+    most = min(MOST_WORKERS, usable_cores(), len(files) // FILES_WORTH_A_WORKER)
+    done = 0
+
+    def count(job: Sequence[Path]) -> None:
+        nonlocal done
+        done += len(job)
+        progress(done, len(files))
+
+    results = over_cases(_read_some, jobs, max(1, most) if workers is None else workers, _lost, count)
+    return [one for some in results for one in some]
+
+
+def _read_some(paths: Sequence[Path]) -> list[Header | PassedOver]:
+    with no_header_text():
+        return [read_header(path) for path in paths]
+
+
+def _lost(paths: Sequence[Path]) -> list[Header | PassedOver]:
+    return [PassedOver(path, "unreadable", "the process that read it and its neighbours died") for path in paths]
+
+
+def _judged(group: Group, name: Callable[[Path], str]) -> Series:
+    header = group.slices[0].header
+    uid = f"{header.series_uid} {group.split}".strip()
+    notes = dict.fromkeys([*group.notes, *(note for part in group.slices for note in part.header.notes)])
+    series = Series(
+        case_id=f"dcm-{hashlib.sha256(uid.encode()).hexdigest()[:12]}",
+        series_uid=header.series_uid,
+        study_uid=header.study_uid,
+        modality=header.modality,
+        files=tuple(sorted({part.header.path for part in group.slices} | set(group.copies))),
+        state="refused",
+        reason=group.reason,
+        detail=group.detail,
+        notes=tuple(notes),
+        sop_class_uid=header.sop_class_uid,
+        frame_of_reference_uid=header.frame_of_reference_uid,
+        description=header.description,
+    )
+    if group.reason is not None:
+        return series
+    verdict = judge(stack_of(group.slices), lambda index: slice_name(group.slices[index], name))
+    series = replace(
+        series,
+        frames=tuple(_frame(group.slices[index]) for index in verdict.order),
+        shape=(header.columns, header.rows, len(group.slices)),
+        reason=verdict.reason,
+        detail=verdict.detail,
+    )
+    if verdict.affine_lps is None:
+        return series
+    columns, rows, slices = (float(edge) for edge in np.linalg.norm(verdict.affine_lps[:3, :3], axis=0))
+    return replace(
+        series,
+        state="loaded",
+        spacing_mm=(columns, rows, slices),
+        affine_ras=LPS_TO_RAS @ verdict.affine_lps,
+        notes=(*notes, *verdict.notes, *incomplete(group)),
+    )
+
+
+def _frame(part: Slice) -> Frame:
+    position, orientation, spacing = part.frame.place
+    path, uid, pixels = part.header.path, part.header.sop_instance_uid, part.header.pixels
+    return Frame(path, part.frame.number, uid, position, orientation, spacing, pixels)
+
+
+def _beside_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:
+    """With a note where a file that cannot be read lies in a folder of a volume: it may be one of its slices."""
+    count = sum(unreadable.get(folder, 0) for folder in {path.parent for path in series.files})
+    if not count or series.state != "loaded":
+        return series
+    note = f"{count} unreadable file(s) in the same folder: a slice at an end may be missing"
+    return replace(series, notes=(*series.notes, note))

@@ -1,0 +1,159 @@
+"""Slices and groups of them, on the way from headers to volumes.
+
+Copies of one image: equal ones are dropped, conflicting ones are named.
+
+Slices missing at an end of a volume, which no geometry shows: what the header's counts say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+
+from segpipe.dicom.frames import FrameHeader
+from segpipe.dicom.geometry import Stack
+from segpipe.dicom.headers import Header
+from segpipe.dicom.model import Reason
+from segpipe.dicom.pixel_storage import DEFLATED
+from segpipe.dicom.privacy import no_header_text
+
+Name = Callable[[Path], str]
+
+
+class Slice(NamedTuple):
+    """A frame and the file that it is in."""
+
+    header: Header
+    frame: FrameHeader
+
+
+@dataclass(frozen=True)
+class Group:
+    """Slices that should be one volume, or that are refused whatever their geometry.
+
+    Attributes:
+        slices: one or more.
+        split: what tells it from the other groups of its series; empty where there is none.
+        reason, detail: why it is refused; None and empty where its geometry is to be judged.
+        notes: for the user.
+        copies: dropped files.
+    """
+
+    slices: tuple[Slice, ...]
+    split: str = ""
+    reason: Reason | None = None
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+    copies: tuple[Path, ...] = ()
+
+    def refused(self, reason: Reason, detail: str) -> Group:
+        """The same slices, refused."""
+        return replace(self, reason=reason, detail=detail)
+
+    def part(self, slices: Sequence[Slice], split: str, *notes: str) -> Group:
+        """Some of its slices as a group of their own."""
+        words = " ".join(part for part in (self.split, split) if part)
+        return replace(self, slices=tuple(slices), split=words, notes=(*self.notes, *notes))
+
+
+def stack_of(slices: Sequence[Slice]) -> Stack:
+    """The geometry of slices of one matrix."""
+    first = slices[0].header
+    return Stack(
+        np.array([part.frame.position for part in slices], dtype=np.float64),
+        np.array([part.frame.orientation for part in slices], dtype=np.float64),
+        np.array([part.frame.spacing for part in slices], dtype=np.float64),
+        first.rows,
+        first.columns,
+    )
+
+
+def slice_name(part: Slice, name: Name) -> str:
+    """A slice as a person should read it."""
+    one_of_many = f" (frame {part.frame.number + 1})" if len(part.header.frames) > 1 else ""
+    return name(part.header.path) + one_of_many
+
+
+def drop_duplicates(
+    headers: Iterable[Header], name: Callable[[Path], str]
+) -> tuple[dict[Path, Header], dict[Path, list[Path]], str]:
+    """Keep the first of all files with one SOPInstanceUID.
+
+    Returns:
+        The kept headers by path, the copies of each, and, where two files differ in pixels or geometry under one
+        UID, the words that name both (else empty).
+    """
+    kept: dict[str, Header] = {}
+    copies: dict[Path, list[Path]] = {}
+    for header in headers:
+        first = kept.setdefault(header.sop_instance_uid, header)
+        if first is header:
+            continue
+        if difference := _difference(first, header):
+            words = (
+                f"{name(first.path)} and {name(header.path)} have the same SOPInstanceUID but different {difference}; "
+                "expected one image for each UID. Keep the right one of the two."
+            )
+            return {}, {}, words
+        copies.setdefault(first.path, []).append(header.path)
+    return {header.path: header for header in kept.values()}, copies, ""
+
+
+def _difference(first: Header, second: Header) -> str:
+    def places(header: Header) -> list[object]:
+        return [(frame.position, frame.orientation, frame.spacing) for frame in header.frames]
+
+    if places(first) != places(second):
+        return "geometry"
+    return "" if same_pixels(first, second) else "pixels"
+
+
+def same_pixels(first: Header, second: Header) -> bool:
+    """Whether two images have the same values: their stored bytes, or decoded ones where they are packed otherwise."""
+    if (first.rows, first.columns, first.value_tags) != (second.rows, second.columns, second.value_tags):
+        return False
+    if first.pixels.transfer_syntax == second.pixels.transfer_syntax != DEFLATED:
+        return pixel_digest(first) == pixel_digest(second)
+    try:
+        with no_header_text():
+            one, other = (pydicom.dcmread(header.path, force=True).pixel_array for header in (first, second))
+    except Exception:  # noqa: BLE001 - what cannot be compared is not the same
+        return False
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def pixel_digest(header: Header) -> bytes:
+    """SHA-256 of a file's stored pixels, packed as they are."""
+    with header.path.open("rb") as stream:
+        stream.seek(header.pixels.offset)
+        return hashlib.sha256(stream.read(header.pixels.length)).digest()
+
+
+def incomplete(group: Group) -> list[str]:
+    """Notes on InstanceNumber, ImagesInAcquisition and NumberOfSlices that do not agree with the slices found.
+
+    None of them is reliable enough to refuse a volume; volumes split from a series number their slices anyhow.
+    """
+    headers = [part.header for part in group.slices]
+    if group.split or any(len(header.frames) > 1 for header in headers):
+        return []
+    notes = []
+    expected = max((header.images_expected or 0 for header in headers), default=0)
+    if expected > len(headers):
+        notes.append(
+            f"the header speaks of {expected} images, {len(headers)} were found: slices may be missing at an end"
+        )
+    numbers = {header.instance_number for header in headers if header.instance_number is not None}
+    if len(numbers) == len(headers):
+        first, last = min(numbers), max(numbers)
+        if first > 1:
+            notes.append(f"InstanceNumber begins at {first}: slices may be missing at an end")
+        if last - first + 1 > len(numbers):
+            notes.append(f"InstanceNumber leaves out {last - first + 1 - len(numbers)} of {first} to {last}")
+    return notes

@@ -1,0 +1,251 @@
+"""How a DICOM file reaches an archive: DICOMweb (STOW-RS, PS3.18 section 10.5) or C-STORE (PS3.4 annex B).
+
+What a server answers may quote a patient, so of an answer only status codes and failure reasons are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from segpipe.dicom.privacy import kind_of, no_header_text
+from segpipe.errors import RefusedError, UsageError
+
+CONNECT_S, ANSWER_S = 15, 300
+RETRY_HTTP = {408, 425, 429, 500, 502, 503, 504}
+OUT_OF_RESOURCES = range(0xA700, 0xA800)
+STORED_WITH_WARNING = {0xB000, 0xB006, 0xB007}
+TOKEN, USER, PASSWORD = "SEGPIPE_DICOMWEB_TOKEN", "SEGPIPE_DICOMWEB_USER", "SEGPIPE_DICOMWEB_PASSWORD"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class DicomFile:
+    """A file to send, by what the protocols need to know of it."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+class NotStoredError(Exception):
+    """The archive does not have the file.
+
+    Args:
+        reason: one sentence without header text.
+        again: whether trying again may help.
+        unreachable: nobody answers, so other files will not fare better.
+    """
+
+    def __init__(self, reason: str, *, again: bool = False, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.unreachable = reason, again, unreachable
+
+
+class Archive(Protocol):
+    """Where files are sent; `name` is written down, so it holds no credentials."""
+
+    name: str
+
+    def store(self, file: DicomFile) -> None:
+        """Store one file; raises `NotStoredError` where the archive does not confirm it."""
+
+    def close(self) -> None:
+        """End what was opened."""
+
+
+def open_archive(
+    to: str, files: Iterable[DicomFile], *, calling: str = "SEGPIPE", ca: Path | None = None, verify: bool = True
+) -> Archive:
+    """The archive that a destination names.
+
+    Args:
+        to: ``https://HOST/dicom-web`` or ``AET@HOST:PORT``.
+        files: what will be sent; C-STORE agrees on kinds beforehand.
+        calling: our AE title.
+        ca: certificates to trust instead of the system's.
+        verify: check the server's certificate.
+
+    Raises:
+        UsageError: it is neither.
+        RefusedError: a password or token would travel in clear text.
+    """
+    if re.match(r"https?://", to):
+        return Stow(to, ca, verify)
+    found = re.fullmatch(r"(?P<aet>[^@\\]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})", to)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise UsageError(
+            "this destination cannot be read", found=to, expected="https://HOST/dicom-web or AET@HOST:PORT"
+        )
+    return CStore(found["aet"], found["host"].strip("[]"), int(found["port"]), calling, files)
+
+
+class Stow:
+    """STOW-RS, one file a request. Redirects are not followed: a login page must not pass for an archive."""
+
+    def __init__(self, url: str, ca: Path | None = None, verify: bool = True) -> None:
+        import requests
+
+        parts = urlsplit(url)
+        if parts.username or parts.query or parts.fragment or not parts.hostname:
+            raise UsageError(
+                "a DICOMweb address has no user, query or fragment",
+                expected="https://HOST/dicom-web",
+                hint=f"give credentials as {TOKEN}, or {USER} and {PASSWORD}, or in ~/.netrc",
+            )
+        self.name = url.rstrip("/").removesuffix("/studies")
+        self._session = requests.Session()
+        self._session.verify = str(ca) if ca else verify
+        self._session.auth = _credentials(parts.scheme == "http" and parts.hostname not in LOOPBACK)
+
+    def store(self, file: DicomFile) -> None:
+        import requests
+
+        boundary = f"segpipe-{file.sop_instance_uid}"
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        headers = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary="{boundary}"',
+            "Accept": "application/dicom+json",
+        }
+        try:
+            answer = self._session.post(
+                f"{self.name}/studies",
+                data=head + file.path.read_bytes() + f"\r\n--{boundary}--\r\n".encode(),
+                headers=headers,
+                timeout=(CONNECT_S, ANSWER_S),
+                allow_redirects=False,
+            )
+        except requests.exceptions.SSLError as error:
+            raise NotStoredError("the server's certificate cannot be trusted", unreachable=True) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise NotStoredError(f"no answer ({kind_of(error)})", again=True, unreachable=True) from error
+        except requests.RequestException as error:
+            raise NotStoredError(f"the request failed ({kind_of(error)})") from error
+        _confirm(answer, file.sop_instance_uid)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _credentials(in_clear: bool) -> Any:
+    """What the environment says, for `requests`; None leaves it to ~/.netrc."""
+    token, user, password = (os.environ.get(name) for name in (TOKEN, USER, PASSWORD))
+    if in_clear and (token or user):
+        raise RefusedError("credentials would be sent in clear text", expected="an address with https://")
+    if token:
+
+        def sign(request: Any) -> Any:
+            request.headers["Authorization"] = f"Bearer {token}"
+            return request
+
+        return sign
+    return (user, password or "") if user else None
+
+
+def _confirm(answer: Any, uid: str) -> None:
+    """Stored is what the answer names as stored (PS3.18 section I.2)."""
+    stored, failed = _uids_of(answer)
+    if answer.status_code in (200, 202) and uid in stored and uid not in failed:
+        return
+    code = failed.get(uid)
+    words = f"status {answer.status_code}" + ("" if code is None else f", failure reason 0x{code:04X}")
+    if answer.status_code in (401, 403):
+        raise NotStoredError(f"access denied ({words})", unreachable=True)
+    if answer.status_code in (200, 202) and not failed:
+        raise NotStoredError(f"the server does not confirm that it stored the file ({words})")
+    again = answer.status_code in RETRY_HTTP or code in OUT_OF_RESOURCES
+    raise NotStoredError(f"the server did not store the file ({words})", again=again)
+
+
+def _uids_of(answer: Any) -> tuple[set[str], dict[str, int]]:
+    """Instances of an answer that were stored, and those that were not with the reason's code."""
+    try:
+        document = answer.json()
+        stored = {item["00081155"]["Value"][0] for item in document.get("00081199", {}).get("Value", [])}
+        failed = {
+            item["00081155"]["Value"][0]: int(item.get("00081197", {}).get("Value", [0])[0])
+            for item in document.get("00081198", {}).get("Value", [])
+        }
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return set(), {}
+    return stored, failed
+
+
+class CStore:
+    """C-STORE over one association, opened anew where it was lost."""
+
+    def __init__(self, aet: str, host: str, port: int, calling: str, files: Iterable[DicomFile]) -> None:
+        from pynetdicom import AE
+
+        self.name = f"{aet}@{host}:{port}"
+        self._peer = (host, port, aet)
+        try:
+            self._entity = AE(ae_title=calling)
+        except ValueError as error:
+            raise UsageError("this AE title cannot be used", found=calling, expected="1 to 16 letters") from error
+        self._entity.connection_timeout = self._entity.acse_timeout = CONNECT_S
+        self._entity.dimse_timeout = self._entity.network_timeout = ANSWER_S
+        for sop_class, syntaxes in sorted(_contexts(files)):
+            self._entity.add_requested_context(sop_class, list(syntaxes))
+        self._association: Any = None
+
+    def store(self, file: DicomFile) -> None:
+        from pydicom import dcmread
+
+        with no_header_text(), _reading(file):
+            association = self._open()
+            try:
+                status = association.send_c_store(dcmread(file.path))
+            except ValueError as error:  # no agreed presentation context
+                raise NotStoredError("the server does not take this kind of object or transfer syntax") from error
+            except RuntimeError as error:
+                raise NotStoredError("the association was lost", again=True) from error
+        code = status.get("Status") if status else None
+        if code is None:
+            self.close()
+            raise NotStoredError("no answer to C-STORE", again=True)
+        if code and code not in STORED_WITH_WARNING:
+            raise NotStoredError(f"the server answered status 0x{code:04X}", again=code in OUT_OF_RESOURCES)
+
+    def _open(self) -> Any:
+        if self._association is not None and self._association.is_established:
+            return self._association
+        host, port, aet = self._peer
+        self._association = self._entity.associate(host, port, ae_title=aet)
+        if self._association.is_established:
+            return self._association
+        if self._association.is_rejected:
+            raise NotStoredError("the server rejected the association (AE titles?)", unreachable=True)
+        raise NotStoredError("no association with the server", again=True, unreachable=True)
+
+    def close(self) -> None:
+        with no_header_text():
+            if self._association is not None and self._association.is_established:
+                self._association.release()
+        self._association = None
+
+
+def _contexts(files: Iterable[DicomFile]) -> set[tuple[str, tuple[str, ...]]]:
+    """Kinds of objects with the transfer syntaxes to offer; what is not compressed may travel implicit as well."""
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    plain = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+    return {
+        (file.sop_class_uid, plain if file.transfer_syntax_uid in plain else (file.transfer_syntax_uid,))
+        for file in files
+    }
+
+
+@contextlib.contextmanager
+def _reading(file: DicomFile) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotStoredError(f"the file cannot be read ({kind_of(error)})") from error

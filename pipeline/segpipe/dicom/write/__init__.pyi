@@ -1,0 +1,2 @@
+from .all_formats import write_dicom as write_dicom
+from .stored_object import AlgorithmInfo as AlgorithmInfo

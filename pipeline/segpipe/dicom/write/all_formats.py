@@ -1,0 +1,78 @@
+"""A case's label map in DICOM, beside its NIfTI file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.dicom.codes import LabelInfo
+from segpipe.dicom.model import Series
+from segpipe.dicom.write.rtstruct import write_rtstruct
+from segpipe.dicom.write.seg import write_seg
+from segpipe.dicom.write.sources import can_carry
+from segpipe.dicom.write.stored_object import LABELMAP, RTSTRUCT, SEG, SR, AlgorithmInfo
+from segpipe.dicom.write.structured_report import write_sr
+from segpipe.errors import SegpipeError, UsageError
+
+
+def write_dicom(
+    folder: Path,
+    formats: Sequence[str],
+    series: Series,
+    labels: NDArray[np.uint8],
+    volumes_ml: dict[str, float],
+    infos: Sequence[LabelInfo],
+    algorithm: AlgorithmInfo,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write what was asked for, as far as the series can carry it, with nothing of its free text.
+
+    Args:
+        folder: to write to.
+        formats: of ``seg``, ``labelmap``, ``rtstruct`` and ``sr``; a report refers to a segmentation, so ``sr``
+            brings ``seg``.
+        series: the source.
+        labels: (C, R, S) on its grid.
+        volumes_ml: label name to volume.
+        infos: what the labels mean.
+        algorithm: what made them.
+
+    Returns:
+        File names by format, and for each format that was not written why. A reason holds no header text.
+
+    Raises:
+        UsageError: a file cannot be written, or the disk is full.
+    """
+    reasons = can_carry(series)
+    if reasons:
+        return {}, dict.fromkeys(formats, "; ".join(reasons))
+    seg = folder / SEG
+    about: Any = {"algorithm": algorithm, "deidentified": True}
+    writers: dict[str, tuple[str, Callable[[], None]]] = {
+        "seg": (SEG, partial(write_seg, series, labels, infos, seg, **about)),
+        "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **about)),
+        "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **about)),
+        "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **about)),
+    }
+    wanted = {*formats, "seg"} if "sr" in formats else set(formats)
+    written: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for name, (file, write) in writers.items():
+        if name not in wanted:
+            continue
+        if name == "sr" and "seg" in refused:
+            refused[name] = "there is no segmentation for it to refer to"
+            continue
+        try:
+            write()
+        except UsageError:
+            raise
+        except SegpipeError as error:
+            refused[name] = "; ".join(part for part in (error.message, error.found) if part)
+        else:
+            written[name] = file
+    return written, refused

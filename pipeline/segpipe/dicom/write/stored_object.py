@@ -1,0 +1,165 @@
+"""What SEG, RTSTRUCT and SR written here have in common: who made them, how they are named, how they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe import __version__
+from segpipe.common.files import write_whole
+from segpipe.dicom.codes import LabelInfo, Term
+from segpipe.dicom.model import Series
+from segpipe.dicom.privacy import kind_of, no_header_text
+from segpipe.errors import DataError, SegpipeError
+
+SEG, LABELMAP, RTSTRUCT, SR = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm"
+SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003}
+MANUFACTURER = "segpipe"
+NOT_FOR_DIAGNOSIS = "Automatic; not a medical device, not for diagnosis"
+LONG_STRING = 64  # characters that a value of VR LO may have
+
+
+@dataclass(frozen=True)
+class AlgorithmInfo:
+    """What made a label map.
+
+    Attributes:
+        name: of the bundle.
+        version: of the bundle.
+        bundle_sha256: names its content.
+    """
+
+    name: str
+    version: str
+    bundle_sha256: str
+
+    @property
+    def software_versions(self) -> tuple[str, ...]:
+        """Of the bundle, then of this package."""
+        return f"{self.name} {self.version}"[:LONG_STRING], f"segpipe {__version__}"
+
+
+def uid_of(*parts: object) -> str:
+    """A UID that is the same for the same content (DICOM PS3.5 annex B.2: ``2.25.`` and 128 bits).
+
+    Writing one result twice gives one instance, so that sending it twice leaves no double in an archive.
+    """
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+
+
+def content_uid(
+    kind: str,
+    series: Series,
+    labels: NDArray[np.integer],
+    infos: Sequence[LabelInfo],
+    algorithm: AlgorithmInfo,
+    *more: object,
+) -> str:
+    """SOPInstanceUID of a result: by source, voxels, meaning of the labels, algorithm, and what else is given."""
+    voxels = hashlib.sha256(np.ascontiguousarray(labels.transpose(2, 1, 0)).tobytes()).hexdigest()
+    slices = [(frame.sop_instance_uid, frame.number) for frame in series.frames]
+    meaning = [asdict(info) for info in infos]
+    return uid_of(kind, series.series_uid, slices, labels.shape, voxels, meaning, algorithm, __version__, *more)
+
+
+def series_uid(kind: str, series: Series, algorithm: AlgorithmInfo) -> str:
+    """SeriesInstanceUID of the results of one kind, of one source and one bundle."""
+    return uid_of("series", kind, series.series_uid, series.case_id, algorithm)
+
+
+def description(algorithm: AlgorithmInfo, what: str) -> str:
+    """SeriesDescription."""
+    return f"{what} by {algorithm.name} {algorithm.version}"[:LONG_STRING]
+
+
+def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[LabelInfo]) -> None:
+    """Refuse a label map that does not lie on the series' own grid, or has labels without a meaning.
+
+    Raises:
+        SegpipeError: it is so, which is a mistake of the caller.
+    """
+    if labels.shape != series.shape or labels.shape[2] != len(series.frames):
+        raise SegpipeError(
+            "the label map does not lie on the grid of the series",
+            found=labels.shape,
+            expected=series.shape,
+            case_id=series.case_id,
+        )
+    values = [info.value for info in infos]
+    if labels.dtype not in (np.uint8, np.uint16) or len(set(values)) != len(values) or not values:
+        raise SegpipeError("labels are uint8 or uint16, each described once", case_id=series.case_id)
+    counts = sum(np.bincount(plane.ravel(), minlength=65536) for plane in np.moveaxis(labels, 2, 0))
+    odd = set(np.flatnonzero(counts).tolist()) - {0, *values}
+    if odd:
+        raise SegpipeError(
+            "the label map has labels that nothing is said of", found=sorted(odd)[:5], case_id=series.case_id
+        )
+
+
+def use_utf8(dataset: Any, texts: Sequence[str]) -> None:
+    """Where a label's name is not ASCII, all text of the source's header is turned to UTF-8, and said to be."""
+    if not all(text.isascii() for text in texts):
+        dataset.decode()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+
+
+def code_item(term: Term) -> Any:
+    """An item of a code sequence."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = term.value, term.scheme, term.meaning
+    return item
+
+
+def as_code(term: Term) -> Any:
+    """A term as highdicom takes it."""
+    from pydicom.sr.coding import Code
+
+    return Code(term.value, term.scheme, term.meaning)
+
+
+def encoded(dataset: Any) -> bytes:
+    """A dataset as a DICOM file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def build(series: Series, make: Callable[[], bytes]) -> bytes:
+    """What ``make`` gives; where a library fails, an error without its words, which may quote the header.
+
+    Raises:
+        DataError: a library could not derive from the series.
+    """
+    try:
+        with no_header_text():
+            return make()
+    except (SegpipeError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if os.environ.get("SEGPIPE_DEBUG"):
+            raise
+        kind = kind_of(error)
+    raise DataError(  # not within the handler: an error that hangs on this one is reported as its cause
+        "a DICOM result cannot be derived from the header of this series",
+        found=kind,
+        case_id=series.case_id,
+        hint="the NIfTI label map is not affected; SEGPIPE_DEBUG=1 shows what failed",
+    )
+
+
+def store(path: str | Path, content: bytes) -> None:
+    """Write a DICOM file, whole or not at all."""
+    with write_whole(path) as stream:
+        stream.write(content)

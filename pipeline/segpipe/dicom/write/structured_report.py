@@ -1,0 +1,170 @@
+"""DICOM structured report of volumes: Measurement Report (PS3.16 TID 1500) that refers to a segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segpipe.dicom.codes import LabelInfo, Term
+from segpipe.dicom.model import Series
+from segpipe.dicom.write.sources import Sources, read_sources
+from segpipe.dicom.write.stored_object import (
+    LONG_STRING,
+    MANUFACTURER,
+    SERIES_NUMBERS,
+    SR,
+    AlgorithmInfo,
+    as_code,
+    build,
+    description,
+    encoded,
+    series_uid,
+    store,
+    uid_of,
+)
+from segpipe.errors import SegpipeError
+
+PROCEDURES = {  # CID 100
+    "CT": Term("25045-6", "LN", "CT unspecified body region"),
+    "MR": Term("25056-3", "LN", "MRI unspecified body region"),
+    "PT": Term("44136-0", "LN", "PET unspecified body region"),
+}
+ANY_PROCEDURE = Term("363679005", "SCT", "Imaging procedure")
+MILLILITRE = Term("ml", "UCUM", "Milliliter")
+SIDES = ("Left", "Right")
+
+
+def write_sr(
+    series: Series,
+    seg: str | Path,
+    volumes_ml: Mapping[str, float],
+    infos: Sequence[LabelInfo],
+    path: str | Path,
+    *,
+    algorithm: AlgorithmInfo,
+    deidentified: bool = False,
+) -> None:
+    """Write the volumes of a segmentation as a structured report.
+
+    Args:
+        series: the source.
+        seg: DICOM SEG that `segpipe.dicom.write.seg.write_seg` wrote for it: what was measured.
+        volumes_ml: label name to volume in mL; a label that was not found has 0.
+        infos: the labels.
+        path: the file.
+        algorithm: what made the labels.
+        deidentified: without the free text and institution of the source.
+
+    Raises:
+        DataError: the series cannot carry a report.
+        SegpipeError: a label has no volume or no segment.
+        UsageError: the file cannot be written.
+    """
+    infos = sorted(infos, key=lambda info: info.value)
+    volumes = [round(float(volumes_ml[info.name]), 3) for info in infos if info.name in volumes_ml]
+    if len(volumes) != len(infos):
+        raise SegpipeError("a label has no volume for the structured report", case_id=series.case_id)
+
+    def make() -> bytes:
+        from pydicom import dcmread
+
+        sources = read_sources(series, deidentified)
+        segmentation = dcmread(seg, stop_before_pixels=True)
+        groups = [
+            _measured(info, volume, segmentation, series, algorithm)
+            for info, volume in zip(infos, volumes, strict=True)
+        ]
+        uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified)
+        return encoded(_report(sources, segmentation, groups, uid, algorithm))
+
+    store(path, build(series, make))
+
+
+def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, algorithm: AlgorithmInfo) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    report = hd.sr.MeasurementReport(
+        observation_context=_context(algorithm),
+        procedure_reported=as_code(PROCEDURES.get(sources.series.modality, ANY_PROCEDURE)),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    return hd.sr.Comprehensive3DSR(
+        evidence=[segmentation, *sources.headers],
+        content=report[0],
+        series_instance_uid=series_uid(SR, sources.series, algorithm),
+        series_number=SERIES_NUMBERS[SR],
+        sop_instance_uid=uid,
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=algorithm.name[:LONG_STRING],
+        software_versions=algorithm.software_versions,
+        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
+        series_description=description(algorithm, "Volumes"),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+    )
+
+
+def _context(algorithm: AlgorithmInfo) -> Any:
+    """Who observed: a device, named by the bundle."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=uid_of("device", algorithm),
+        name=algorithm.name,
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{algorithm.name} {algorithm.version}",
+        serial_number=algorithm.bundle_sha256 or None,
+    )
+    return hd.sr.ObservationContext(
+        observer_device_context=hd.sr.ObserverContext(
+            observer_type=codes.DCM.Device, observer_identifying_attributes=device
+        )
+    )
+
+
+def _segment_of(info: LabelInfo, segmentation: Any, series: Series) -> Any:
+    for segment in segmentation.SegmentSequence:
+        if segment.get("TrackingID") == info.name:
+            return segment
+    raise SegpipeError("the segmentation has no segment for a label", found=info.name, case_id=series.case_id)
+
+
+def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Series, algorithm: AlgorithmInfo) -> Any:
+    """TID 1411: one segment and its volume."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    segment = _segment_of(info, segmentation, series)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=info.name),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=int(segment.SegmentNumber),
+            source_series=hd.sr.SourceSeriesForSegmentation(series.series_uid),
+        ),
+        finding_category=as_code(info.category),
+        finding_type=as_code(info.type),
+        finding_sites=_sites(info),
+        algorithm_id=hd.sr.AlgorithmIdentification(
+            name=algorithm.name, version=algorithm.version, parameters=[f"bundle_sha256={algorithm.bundle_sha256}"]
+        ),
+        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=as_code(MILLILITRE))],
+    )
+
+
+def _sites(info: LabelInfo) -> Any:
+    """Where it lies: the organ of a lesion, or the organ itself with its side."""
+    import highdicom as hd
+
+    place = info.region or (info.type if info.is_anatomy else None)
+    if place is None:
+        return None
+    side = as_code(info.modifier) if info.modifier and info.modifier.meaning in SIDES else None
+    return [hd.sr.FindingSite(anatomic_location=as_code(place), laterality=side)]

@@ -1,0 +1,167 @@
+"""The one tree of errors that a user can meet, each with its exit code.
+
+SegpipeError (1, a bug of ours)
+ |- UsageError (2): a wrong option, config, path or place to write to
+ |- DataError (3): a file whose content cannot be used
+ |- SomeCasesFailed (4): the batch ended, some of its cases failed
+ |- RefusedError (5): something that is not trusted or not allowed to go on
+Ctrl-C and SIGTERM end with 130.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+OK = 0
+BUG = 1
+USAGE = 2
+BAD_DATA = 3
+SOME_FAILED = 4
+REFUSED = 5
+INTERRUPTED = 130
+
+
+class SegpipeError(Exception):
+    """An error that says what was wrong, what was found and expected, and what to do.
+
+    Args:
+        message: one sentence, without a trailing path.
+        path: the file or folder that it is about; shown on the terminal, never in reports.
+        found: what was there.
+        expected: what should have been there.
+        hint: what the user can do now.
+        case_id: the case that it is about; used wherever a path must not be shown.
+    """
+
+    exit_code = BUG
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | Path | None = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+        case_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = None if path is None else str(path)
+        self.found = None if found is None else str(found)
+        self.expected = None if expected is None else str(expected)
+        self.hint = hint
+        self.case_id = case_id
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.message, self.as_dict(with_path=True))
+
+    def as_dict(self, with_path: bool = False) -> dict[str, Any]:
+        """The error as plain values; the path only where the reader is the user's own terminal."""
+        parts = {
+            "message": self.message,
+            "found": self.found,
+            "expected": self.expected,
+            "hint": self.hint,
+            "case_id": self.case_id,
+        }
+        if with_path:
+            parts["path"] = self.path
+        return {name: value for name, value in parts.items() if value is not None}
+
+    def sentence(self, root: Path) -> str:
+        """What was wrong, in one line, with the file named as it lies below ``root``."""
+        file = Path(self.path) if self.path else None
+        named = f"{file.relative_to(root) if file.is_relative_to(root) else file.name}: " if file else ""
+        more = [f"{name} {value}" for name in ("found", "expected") if (value := getattr(self, name)) is not None]
+        return named + ", ".join([self.message, *more])
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        for name in ("case_id", "path", "found", "expected", "hint"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"  {name.replace('_id', '')}: {value}")
+        return "\n".join(lines)
+
+
+def _rebuild(kind: type[SegpipeError], message: str, parts: dict[str, Any]) -> SegpipeError:
+    parts = {name: value for name, value in parts.items() if name != "message"}
+    return kind(message, **parts)
+
+
+class UsageError(SegpipeError):
+    """A wrong option, config key, path, or a place that cannot be written to."""
+
+    exit_code = USAGE
+
+
+class DataError(SegpipeError):
+    """A file whose content cannot be used: unreadable, wrong geometry, wrong labels."""
+
+    exit_code = BAD_DATA
+
+
+class SomeCasesFailed(SegpipeError):  # noqa: N818 - it is the outcome of a batch, not a fault
+    """The batch went through; at least one of its cases failed."""
+
+    exit_code = SOME_FAILED
+
+
+class RefusedError(SegpipeError):
+    """Something not trusted, or not safe to go on with.
+
+    Args:
+        message, parts: as of `SegpipeError`.
+        findings: each place that speaks against it, with ``file``, ``place``, ``text``, ``reason`` and ``name``, the
+            last of which admits it; for the user's own terminal, as the path is.
+    """
+
+    exit_code = REFUSED
+    most_lines = 20
+
+    def __init__(self, message: str, *, findings: Sequence[Mapping[str, str | None]] = (), **parts: Any) -> None:
+        super().__init__(message, **parts)
+        self.findings = [dict(finding) for finding in findings]
+
+    def as_dict(self, with_path: bool = False) -> dict[str, Any]:
+        """As of `SegpipeError`, with the findings."""
+        more = {"findings": self.findings} if with_path and self.findings else {}
+        return {**super().as_dict(with_path), **more}
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        for each in self.findings[: self.most_lines]:
+            where = " ".join(part for part in (each.get("file"), each.get("place")) if part)
+            admits = f" [--allow '{each['name']}']" if each.get("name") else ""
+            lines.append(f"  - {where or 'archive'}: {each.get('text')}: {each.get('reason')}{admits}")
+        if len(self.findings) > self.most_lines:
+            lines.append(f"  - and {len(self.findings) - self.most_lines} more")
+        return "\n".join(lines)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, then what it was raised from or during, each once: a library may raise an error from itself."""
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+
+
+def ours_within(error: BaseException) -> SegpipeError | None:
+    """The error of ours that a library wrapped in its own, or None."""
+    return next((link for link in chain(error) if isinstance(link, SegpipeError)), None)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Where a chain of ``raise ... from ...`` began; the error itself where there is none."""
+    links = list(chain(error))
+    for link, cause in itertools.pairwise(links):
+        if link.__cause__ is not cause:
+            return link
+    return links[-1]

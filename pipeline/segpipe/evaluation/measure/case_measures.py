@@ -1,0 +1,355 @@
+"""One label of one case: the two masks, and what several measures need of them.
+
+The one list of measures. To add one, add a field to `LabelMeasure`; tables, reports and metrics follow.
+
+One prediction against one truth, label by label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segpipe.evaluation.measure.distance import SurfaceDistances, hausdorff_mm, surface_distances
+from segpipe.evaluation.measure.lesion import Lesions, match_lesions
+from segpipe.evaluation.measure.overlap import Counts, count_voxels, volume_ml, voxel_ml
+from segpipe.evaluation.measure.probabilities import Calibration
+
+RIGHT_ANGLE_TOLERANCE = 1e-3  # cosine between two axes; 0.06 degrees, well above rounding in headers
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Truth and prediction of one label. What is asked for is computed once, and nothing else is.
+
+    Attributes:
+        truth: mask (X, Y, Z), perhaps of a box that holds both masks.
+        prediction: mask of the same shape.
+        voxels: of the whole volume.
+        affine: (4, 4), voxel index to mm.
+        tolerance_mm: for NSD.
+        calibration: of the label's probabilities over the whole volume, where there are any.
+    """
+
+    truth: Mask
+    prediction: Mask
+    voxels: int
+    affine: NDArray[np.float64]
+    tolerance_mm: float = 1.0
+    calibration: Calibration | None = None
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Voxels, with those of the whole volume."""
+        counts = count_voxels(self.truth, self.prediction)
+        return Counts(counts.both, counts.truth, counts.prediction, self.voxels)
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """As `spacing_mm`."""
+        return spacing_mm(self.affine)
+
+    @cached_property
+    def surfaces(self) -> SurfaceDistances | None:
+        """None where a mask is empty or the grid is sheared."""
+        spacing = self.spacing_mm
+        return None if spacing is None else surface_distances(self.truth, self.prediction, spacing)
+
+    @cached_property
+    def lesions(self) -> Lesions:
+        """Connected components by the rule of overlap, 26-connected."""
+        return match_lesions(self.truth, self.prediction)
+
+    def hausdorff_mm(self) -> float | None:
+        """As `hausdorff_mm`; None on a sheared grid too."""
+        spacing = self.spacing_mm
+        return None if spacing is None else hausdorff_mm(self.truth, self.prediction, spacing)
+
+    def hd95_mm(self) -> float | None:
+        """As `segpipe.evaluation.measure.distance.hd95_mm`."""
+        return None if self.surfaces is None else self.surfaces.percentile_mm(0.95)
+
+    def assd_mm(self) -> float | None:
+        """As `segpipe.evaluation.measure.distance.assd_mm`."""
+        return None if self.surfaces is None else self.surfaces.mean_mm()
+
+    def nsd(self) -> float | None:
+        """As `segpipe.evaluation.measure.distance.nsd`; None where both masks have voxels on a sheared grid."""
+        if self.counts.truth and self.counts.prediction:
+            return None if self.surfaces is None else self.surfaces.share_within(self.tolerance_mm)
+        return 0.0 if self.counts.truth or self.counts.prediction else None
+
+    def truth_ml(self) -> float:
+        """Volume of the truth."""
+        return self.counts.truth * voxel_ml(self.affine)
+
+    def prediction_ml(self) -> float:
+        """Volume of the prediction."""
+        return self.counts.prediction * voxel_ml(self.affine)
+
+    def calibration_error(self) -> float | None:
+        """As `expected_calibration_error`; None without probabilities."""
+        return None if self.calibration is None else self.calibration.error
+
+
+def spacing_mm(affine: ArrayLike) -> tuple[float, float, float] | None:
+    """Lengths of a voxel's edges; None where they are not at right angles.
+
+    A tilted or oblique grid is fine. On a sheared one a voxel's edges do not give its distances.
+    """
+    edges = np.asarray(affine, dtype=np.float64)[:3, :3]
+    lengths = np.linalg.norm(edges, axis=0)
+    cosines = (edges / lengths).T @ (edges / lengths) - np.eye(3)
+    if np.abs(cosines).max() > RIGHT_ANGLE_TOLERANCE:
+        return None
+    return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+
+Kind = Literal["score", "distance", "error", "difference", "volume"]
+Flag = Literal["", "false_positive", "missed", "missing", "failed", "absent", "sheared"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What there is to know of a measure.
+
+    Attributes:
+        kind: ``score`` (0 to 1, 1 is best; a case without a usable prediction scores 0), ``distance`` (mm),
+            ``error`` (0 is best), ``difference`` (summed up by label alone) or ``volume`` (never summed up).
+        definition: in words, for reports.
+        of: measures a pair of masks; None where the measure is not defined.
+        digits: after the point, on the terminal.
+        headline: whether it stands in the terminal's table; files hold all.
+    """
+
+    kind: Kind
+    definition: str
+    of: Callable[[Pair], float | None]
+    digits: int = 4
+    headline: bool = True
+
+
+def _measured(*about: Any, **more: Any) -> Any:
+    return field(default=None, metadata={"measure": Measure(*about, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMeasure:
+    """All measures of one label in one case; None where a measure is not defined.
+
+    Attributes:
+        label: value in the label map.
+        name: what it stands for.
+        flag: empty where both masks have voxels, else why some measures are 0 or None:
+            ``false_positive`` (absent in truth, present in prediction), ``missed`` (the reverse),
+            ``missing`` (no prediction), ``failed`` (a prediction that cannot be used), ``absent`` (absent in
+            both: not counted), ``sheared`` (axes not at right angles: no distances).
+    """
+
+    label: int
+    name: str
+    dice: float | None = _measured("score", "2 |A and B| / (|A| + |B|), by voxel count", lambda pair: pair.counts.dice)
+    iou: float | None = _measured(
+        "score", "|A and B| / |A or B|, by voxel count", lambda pair: pair.counts.iou, headline=False
+    )
+    hd_mm: float | None = _measured(
+        "distance",
+        "Hausdorff distance of the two sets of voxel centres: the largest distance from a voxel of one "
+        "mask to the other mask, both ways",
+        Pair.hausdorff_mm,
+        digits=2,
+        headline=False,
+    )
+    hd95_mm: float | None = _measured(
+        "distance",
+        "larger of the two directed 95th percentiles of the distance between surfaces, "
+        "surface elements weighted by area",
+        Pair.hd95_mm,
+        digits=2,
+    )
+    assd_mm: float | None = _measured(
+        "distance",
+        "mean distance between surfaces, over the elements of both together, weighted by area",
+        Pair.assd_mm,
+        digits=3,
+    )
+    nsd: float | None = _measured(
+        "score",
+        "share of the area of both surfaces that lies within the tolerance of the other surface; "
+        "0 where only one of the two masks is empty",
+        Pair.nsd,
+    )
+    precision: float | None = _measured(
+        "score", "TP / (TP + FP), by voxel count; null where nothing is predicted", lambda pair: pair.counts.precision
+    )
+    recall: float | None = _measured(
+        "score",
+        "TP / (TP + FN), by voxel count, also called sensitivity; null where the truth is empty",
+        lambda pair: pair.counts.recall,
+    )
+    specificity: float | None = _measured(
+        "score",
+        "TN / (TN + FP), by voxel count over the whole volume",
+        lambda pair: pair.counts.specificity,
+        headline=False,
+    )
+    lesion_f1: float | None = _measured(
+        "score",
+        "2 TP / (2 TP + FN + FP) in lesions, the 26-connected components: one of the truth is found where a voxel "
+        "of it is predicted, a predicted one that touches no truth is false",
+        lambda pair: pair.lesions.f1,
+    )
+    lesion_dice: float | None = _measured(
+        "score",
+        "mean over lesions of the Dice of a lesion of the truth with all predicted lesions that touch it; "
+        "0 for each missed and each false lesion",
+        lambda pair: pair.lesions.dice,
+        headline=False,
+    )
+    ece: float | None = _measured(
+        "error",
+        "expected calibration error of the label's probabilities over all voxels of the volume, in 15 equal bins; "
+        "null where no probabilities were kept",
+        Pair.calibration_error,
+    )
+    truth_ml: float | None = _measured("volume", "voxel count of the truth times the voxel's volume", Pair.truth_ml)
+    prediction_ml: float | None = _measured(
+        "volume", "voxel count of the prediction times the voxel's volume", Pair.prediction_ml
+    )
+    difference_ml: float | None = _measured(
+        "difference", "prediction_ml - truth_ml", lambda pair: pair.prediction_ml() - pair.truth_ml(), digits=3
+    )
+    flag: Flag = ""
+
+    @property
+    def counted(self) -> bool:
+        """Whether the label takes part in the mean Dice."""
+        return self.dice is not None
+
+
+MEASURES: dict[str, Measure] = {
+    each.name: each.metadata["measure"] for each in fields(LabelMeasure) if "measure" in each.metadata
+}
+"""Name of a field to what there is to know of it."""
+
+DEFINITIONS = {name: measure.definition for name, measure in MEASURES.items()}
+
+
+Box = tuple[slice, ...]
+
+
+def measure_case(
+    truth: ArrayLike,
+    prediction: ArrayLike | None,
+    labels: Mapping[int, str],
+    affine_or_spacing: ArrayLike,
+    tolerance_mm: float = 1.0,
+    calibrations: Mapping[int, Calibration] | None = None,
+) -> list[LabelMeasure]:
+    """Measure every label of a case.
+
+    Args:
+        truth: label map (X, Y, Z) of whole numbers.
+        prediction: label map of the same shape, or None where there is none: Dice 0 for what is in truth.
+        labels: value to name, without background.
+        affine_or_spacing: (4, 4) voxel index to mm, or the three edges of a voxel in mm.
+        tolerance_mm: for NSD.
+        calibrations: label value to what its probabilities are worth, where they were kept.
+
+    Returns:
+        One entry a label, in the order of ``labels``.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    affine = _affine(affine_or_spacing)
+    if prediction is None:
+        return without_prediction(truth, labels, affine, "missing")
+    pairs = label_pairs(truth, prediction, labels, affine, tolerance_mm, calibrations)
+    return [
+        LabelMeasure(
+            label=value,
+            name=labels[value],
+            flag=_flag(pair),
+            **{name: measure.of(pair) for name, measure in MEASURES.items()},
+        )
+        for value, pair in pairs
+    ]
+
+
+def label_pairs(
+    truth: ArrayLike,
+    prediction: ArrayLike,
+    labels: Mapping[int, str],
+    affine_or_spacing: ArrayLike,
+    tolerance_mm: float = 1.0,
+    calibrations: Mapping[int, Calibration] | None = None,
+) -> Iterator[tuple[int, Pair]]:
+    """Each label's value and two masks, in the box that holds both; arguments as in `measure_case`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    affine = _affine(affine_or_spacing)
+    one, other = np.asarray(truth), np.asarray(prediction)
+    if one.shape != other.shape:
+        raise ValueError(f"label maps of different shapes: {one.shape} and {other.shape}")
+    boxes, other_boxes = _boxes(one, max(labels)), _boxes(other, max(labels))
+    for value in labels:
+        box = _union(boxes[value - 1], other_boxes[value - 1])
+        calibration = None if calibrations is None else calibrations.get(value)
+        yield (value, Pair(one[box] == value, other[box] == value, one.size, affine, tolerance_mm, calibration))
+
+
+def without_prediction(
+    truth: ArrayLike | None, labels: Mapping[int, str], affine: ArrayLike | None, flag: Flag
+) -> list[LabelMeasure]:
+    """What a case counts that has no usable prediction: 0 for every label in truth, in every score.
+
+    Where the truth cannot be used either (None), every label counts 0.
+    """
+    measures = []
+    for value, name in labels.items():
+        volume = None
+        if truth is not None and affine is not None:
+            volume = volume_ml(np.asarray(truth) == value, affine)
+        score, reason = (None, "absent") if volume == 0 else (0.0, flag)
+        scores = {key: score for key, measure in MEASURES.items() if measure.kind == "score"}
+        measures.append(
+            LabelMeasure(label=value, name=name, truth_ml=volume, flag=reason, **scores)  # type: ignore[arg-type]
+        )
+    return measures
+
+
+def _affine(affine_or_spacing: ArrayLike) -> NDArray[np.float64]:
+    affine = np.asarray(affine_or_spacing, dtype=np.float64)
+    return np.diag([*affine, 1.0]) if affine.shape == (3,) else affine
+
+
+def _flag(pair: Pair) -> Flag:
+    if not pair.counts.truth:
+        return "false_positive" if pair.counts.prediction else "absent"
+    if not pair.counts.prediction:
+        return "missed"
+    return "sheared" if pair.spacing_mm is None else ""
+
+
+def _boxes(label_map: NDArray[np.generic], highest: int) -> list[Box | None]:
+    """Bounding box of each value from 1 to the highest; None where it does not occur."""
+    from scipy.ndimage import find_objects
+
+    boxes: list[Box | None] = find_objects(label_map, max_label=highest)
+    return boxes
+
+
+def _union(one: Box | None, other: Box | None) -> Box:
+    if one is None or other is None:
+        return one or other or (slice(0, 0),) * 3
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))

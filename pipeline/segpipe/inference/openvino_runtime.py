@@ -1,0 +1,210 @@
+"""A network of PyTorch run by OpenVINO, converted once and kept outside the bundle.
+
+The conversion is compared with PyTorch when it is made, on windows that were not used for tracing, and never used where
+they differ by more than `TOLERANCE`. All is float32: OpenVINO would take bfloat16 on processors that have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segpipe.common.files import sha256_of, write_json
+from segpipe.common.processes import usable_cores
+from segpipe.inference.sliding_window import Runtime
+
+TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
+FORMAT = 1  # of the folder
+MODEL, MARK, UNFINISHED = "model.xml", "converted.json", ".partial-"
+ABANDONED_S = 3600  # no network takes that long to be written
+
+
+class NotConvertedError(Exception):
+    """Why OpenVINO does not compute this network."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a conversion depends on, beside versions and processor.
+
+    Attributes:
+        weights: path of the state dict.
+        config: the network's config as text.
+        shape: (C, X, Y, Z) of a window.
+    """
+
+    weights: str
+    config: str
+    shape: tuple[int, ...]
+
+    def key(self, core: Any) -> str:
+        """Hex digest that names the folder."""
+        import monai
+
+        parts = [
+            FORMAT,
+            sha256_of(self.weights),
+            self.config,
+            self.shape,
+            _openvino().__version__,
+            torch.__version__,
+            monai.__version__,
+            core.get_property("CPU", "FULL_DEVICE_NAME"),
+        ]
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+def cache_folder() -> Path:
+    """``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
+    own = os.environ.get("SEGPIPE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "segpipe"
+
+
+def openvino_runtime(network: Runtime, module: torch.nn.Module, identity: Identity, threads: int | None) -> Runtime:
+    """The network as OpenVINO computes it, from the cache or converted now.
+
+    Args:
+        network: what the result is compared with.
+        module: what is converted, on the CPU and in evaluation mode.
+        identity: names the conversion.
+        threads: CPU threads; None takes the cores that this process may use.
+
+    Raises:
+        NotConvertedError: it cannot be converted, or its scores differ.
+    """
+    core = _openvino().Core()
+    folder = cache_folder() / "openvino" / identity.key(core)
+
+    def compiled(model: Any) -> Runtime:
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+        }
+        return _runtime(core.compile_model(model, "CPU", settings))
+
+    try:
+        if is_whole(folder):
+            return compiled(core.read_model(folder / MODEL))
+        model = _convert(module, identity.shape)
+        runtime = compiled(model)
+        difference = _compared(runtime, network, identity.shape)
+    except NotConvertedError:
+        raise
+    except Exception as error:  # whatever a converter raises; PyTorch computes all the same
+        raise NotConvertedError(f"it cannot be converted ({type(error).__name__}: {_first_words(error)})") from error
+    _keep(model, folder, {"difference": difference, "tolerance": TOLERANCE, "shape": identity.shape})
+    return runtime
+
+
+def _openvino() -> Any:
+    """The package; it would report its use to a server of its maker, and does without what it reports with."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise NotConvertedError(f"openvino cannot be imported ({error})") from error
+    return openvino
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache has the files that were put there."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        return all(sha256_of(folder / name) == digest for name, digest in mark["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the tracer's: sizes become constants, and the size is constant
+        model = _openvino().convert_model(module, example_input=noise)
+    model.reshape([-1, *shape])  # any number of windows
+    if len(model.outputs) != 1:
+        raise NotConvertedError(f"it has {len(model.outputs)} outputs")
+    return model
+
+
+def _runtime(compiled: Any) -> Runtime:
+    """Its scores lie in the same memory each time: new pages would take a quarter of the time of a small network."""
+    request, tensor = compiled.create_infer_request(), _openvino().Tensor
+    shape = compiled.output(0).partial_shape
+    kept = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
+
+    def run(windows: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        given = windows.contiguous()
+        if len(kept) < len(given):
+            kept = torch.empty((len(given), *kept.shape[1:]))
+        scores = kept[: len(given)]
+        for window, score in zip(given.split(1), scores.split(1), strict=True):  # several at once take more memory
+            request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
+            request.set_output_tensor(tensor(score.numpy(), shared_memory=True))
+            request.infer()
+        return scores
+
+    return run
+
+
+def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float:
+    """The largest difference of scores on two windows, noise and noise on a ramp, as a share of the largest score."""
+    windows = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
+    windows[1] += torch.linspace(-2, 2, shape[-1])
+    with torch.inference_mode():
+        expected, found = network(windows), runtime(windows)
+    if found.shape != expected.shape:
+        raise NotConvertedError(f"its scores have shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= TOLERANCE:
+        raise NotConvertedError(
+            f"its scores differ from PyTorch's by {difference:.2g} of the largest, more than {TOLERANCE:g}"
+        )
+    return difference
+
+
+def _keep(model: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Put a conversion into the cache, whole or not at all; where that cannot be written it is made again next time."""
+    made: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sweep(folder.parent)
+        made = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        _openvino().save_model(model, made / MODEL, compress_to_fp16=False)
+        digests = {path.name: sha256_of(path) for path in made.iterdir()}
+        write_json(made / MARK, {**facts, "sha256": digests})
+        if folder.exists():  # damaged, or another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    except Exception:  # noqa: BLE001 - a cache that cannot be filled costs time, nothing else
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what a killed process left behind."""
+    for left in cache.glob(f"{UNFINISHED}*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _first_words(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200]

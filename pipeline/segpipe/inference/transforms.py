@@ -1,0 +1,324 @@
+"""The closed list of deterministic transforms, each as a typed step with the arguments it may have.
+
+A step is plain data: it names a stock MONAI transform and its arguments, imports nothing of MONAI, and gives
+its config back unchanged. An argument that is not a field here is outside the list.
+
+Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
+
+The list is closed, so that an engine without MONAI's transforms knows all that can stand there. What is
+outside the list is named by `UnsupportedTransform`, and runs through MONAI's own transforms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segpipe.errors import UsageError
+
+Interpolation = Literal["bilinear", "nearest"]
+Padding = Literal["constant", "edge", "reflect"]
+Triple = tuple[int, int, int]
+FloatTriple = tuple[float, float, float]
+
+
+class Step(BaseModel):
+    """One transform: ``keys`` are the items of a case that it changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    name: ClassVar[str]
+    target: str = Field(alias="_target_")
+    keys: str | tuple[str, ...]
+    allow_missing_keys: bool = False
+
+    def to_config(self) -> dict[str, Any]:
+        """The step as it was written: only what was given, with the spelling of its target."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class Load(Step):
+    """Read the file of each key."""
+
+    name: ClassVar[str] = "LoadImaged"
+    reader: Literal["NibabelReader", "ITKReader"] | None = None
+    image_only: bool = True
+    ensure_channel_first: bool = False
+
+
+class ChannelFirst(Step):
+    """Put the channels first: `(X, Y, Z)` to `(C, X, Y, Z)`."""
+
+    name: ClassVar[str] = "EnsureChannelFirstd"
+    channel_dim: Literal["no_channel"] | int | None = None
+
+
+class Orientation(Step):
+    """Turn and flip the axes to ``axcodes``, such as ``RAS``."""
+
+    name: ClassVar[str] = "Orientationd"
+    axcodes: Annotated[str, Field(pattern="^(?:[LR]|[PA]|[IS]){3}$")] | None = None
+    as_closest_canonical: bool = False
+    labels: tuple[tuple[str, str], tuple[str, str], tuple[str, str]] | None = None
+
+
+class Spacing(Step):
+    """Resample to ``pixdim`` in mm."""
+
+    name: ClassVar[str] = "Spacingd"
+    pixdim: FloatTriple
+    mode: Interpolation | tuple[Interpolation, ...] = "bilinear"
+    padding_mode: Literal["border", "zeros", "reflection"] = "border"
+    align_corners: bool = False
+    dtype: Literal["float32", "float64"] = "float64"
+
+
+class CropForeground(Step):
+    """Cut to the box of what is above 0 in ``source_key``, and ``margin`` voxels around it."""
+
+    name: ClassVar[str] = "CropForegroundd"
+    source_key: str
+    margin: int | Triple = 0
+    allow_smaller: bool = False
+    k_divisible: int | Triple = 1
+
+
+class SpatialPad(Step):
+    """Pad to at least ``spatial_size`` voxels."""
+
+    name: ClassVar[str] = "SpatialPadd"
+    spatial_size: int | Triple
+    method: Literal["symmetric", "end"] = "symmetric"
+    mode: Padding | tuple[Padding, ...] = "constant"
+
+
+class DivisiblePad(Step):
+    """Pad until each size is a multiple of ``k``."""
+
+    name: ClassVar[str] = "DivisiblePadd"
+    k: int | Triple
+    method: Literal["symmetric", "end"] = "symmetric"
+    mode: Padding | tuple[Padding, ...] = "constant"
+
+
+class ScaleRange(Step):
+    """Map the intensities ``a_min``..``a_max`` to ``b_min``..``b_max``, cut off there with ``clip``."""
+
+    name: ClassVar[str] = "ScaleIntensityRanged"
+    a_min: float
+    a_max: float
+    b_min: float | None = None
+    b_max: float | None = None
+    clip: bool = False
+
+
+class Normalise(Step):
+    """Subtract ``subtrahend`` and divide by ``divisor``; by default the volume's mean and deviation."""
+
+    name: ClassVar[str] = "NormalizeIntensityd"
+    subtrahend: float | tuple[float, ...] | None = None
+    divisor: float | tuple[float, ...] | None = None
+    nonzero: bool = False
+    channel_wise: bool = False
+
+
+class EnsureType(Step):
+    """Make each key a tensor."""
+
+    name: ClassVar[str] = "EnsureTyped"
+    data_type: Literal["tensor"] = "tensor"
+    dtype: Literal["float32"] | None = None
+    track_meta: bool | None = None
+
+
+CLOSED_LIST: tuple[type[Step], ...] = (
+    Load,
+    ChannelFirst,
+    Orientation,
+    Spacing,
+    CropForeground,
+    SpatialPad,
+    DivisiblePad,
+    ScaleRange,
+    Normalise,
+    EnsureType,
+)
+
+
+PREFIX = "monai.transforms."
+_BY_NAME = {kind.name: kind for kind in CLOSED_LIST}
+_PLACE = {kind: place for place, kind in enumerate(CLOSED_LIST)}
+_PLACE[Normalise] = _PLACE[ScaleRange]  # the two may stand in either order
+S = TypeVar("S", bound=Step)
+
+
+class UnsupportedTransform(UsageError):  # noqa: N818 - it is a finding about a config, often not a fault
+    """A transform, an argument or an order that the closed list does not have.
+
+    Args:
+        what: the transform, or the argument as ``Spacingd.diagonal``.
+        why: one clause.
+    """
+
+    def __init__(self, what: str, why: str = "not in the closed list") -> None:
+        super().__init__(
+            f"deterministic transform {what}: {why}",
+            expected=", ".join(_BY_NAME),
+            hint="use a transform of the list, in its order, each at most once, with plain values",
+        )
+        self.what = what
+        self.why = why
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.what, self.why)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The deterministic transforms of a model, in order, each at most once.
+
+    Attributes:
+        steps: the transforms; the properties below pick one of them, None where it is absent.
+    """
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def parse(cls, transforms: object) -> Preprocessing:
+        """Read a list of dicts with ``_target_`` (``Spacingd`` or ``monai.transforms.Spacingd``).
+
+        Raises:
+            UnsupportedTransform: with the first transform or argument that is not in the list.
+        """
+        if not isinstance(transforms, Sequence) or isinstance(transforms, str) or not transforms:
+            raise UnsupportedTransform("list", "must be a list of transforms with at least one entry")
+        steps = tuple(_parse_step(transform) for transform in transforms)
+        seen: set[type[Step]] = set()
+        last = -1
+        for step in steps:
+            if type(step) in seen:
+                raise UnsupportedTransform(step.name, "stands twice")
+            if _PLACE[type(step)] < last:
+                raise UnsupportedTransform(step.name, "stands too late; the list has an order")
+            seen.add(type(step))
+            last = _PLACE[type(step)]
+        return cls(steps)
+
+    def to_config(self) -> list[dict[str, Any]]:
+        """The list that `parse` was given."""
+        return [step.to_config() for step in self.steps]
+
+    def build(self, after_reading: bool = False) -> list[Any]:
+        """The stock MONAI transforms (imports MONAI), all or those behind reading a file and finding its channels."""
+        return list(self.build_by_kind(after_reading).values())
+
+    def build_by_kind(self, after_reading: bool = True) -> dict[type[Step], Any]:
+        """As `build`, under the class of each step; the readers alone take longer to build than all the rest."""
+        passed_over = (Load, ChannelFirst) if after_reading else ()
+        return {type(step): build_step(step) for step in self.steps if not isinstance(step, passed_over)}
+
+    def why_not_streamed(self) -> str | None:
+        """What in the transforms only MONAI's own code does, not the streaming engine; or None."""
+        load, first, spacing = self.load, self.channel_first, self.spacing
+        if load is None or load.reader == "ITKReader":
+            return "LoadImaged: not read by nibabel"
+        if first is None and not load.ensure_channel_first:
+            return "EnsureChannelFirstd: absent"
+        if first is not None and first.channel_dim is not None:
+            return "EnsureChannelFirstd.channel_dim"
+        if spacing is not None:
+            if _of_image(spacing.mode, spacing.keys) != "bilinear" or spacing.padding_mode != "border":
+                return "Spacingd: not bilinear with border padding"
+            if spacing.dtype != "float64":
+                return "Spacingd.dtype"
+        absent = next((step.name for step in self.steps if "image" not in _keys(step.keys)), None)
+        return f"{absent}: not for the image" if absent else None
+
+    @property
+    def load(self) -> Load | None:
+        """How files are read."""
+        return self._find(Load)
+
+    @property
+    def channel_first(self) -> ChannelFirst | None:
+        """Where the channel axis is found."""
+        return self._find(ChannelFirst)
+
+    @property
+    def orientation(self) -> Orientation | None:
+        """Axis codes of the network's grid."""
+        return self._find(Orientation)
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """Voxel size in mm of the network's grid."""
+        return self._find(Spacing)
+
+    @property
+    def crop(self) -> CropForeground | None:
+        """The box that is kept."""
+        return self._find(CropForeground)
+
+    @property
+    def pad(self) -> SpatialPad | None:
+        """The least size in voxels."""
+        return self._find(SpatialPad)
+
+    @property
+    def divisible(self) -> DivisiblePad | None:
+        """What sizes are a multiple of."""
+        return self._find(DivisiblePad)
+
+    @property
+    def intensity(self) -> tuple[ScaleRange | Normalise, ...]:
+        """The intensity transforms in the order in which they are applied."""
+        return tuple(step for step in self.steps if isinstance(step, (ScaleRange, Normalise)))
+
+    @property
+    def ensure_type(self) -> EnsureType | None:
+        """The final conversion."""
+        return self._find(EnsureType)
+
+    def _find(self, kind: type[S]) -> S | None:
+        return next((step for step in self.steps if isinstance(step, kind)), None)
+
+
+def build_step(step: Step) -> Any:
+    """The stock MONAI transform of one step (imports MONAI)."""
+    from monai import transforms
+
+    arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
+    return getattr(transforms, step.name)(**arguments)
+
+
+def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else keys
+
+
+def _of_image(value: str | tuple[str, ...], keys: str | tuple[str, ...]) -> str:
+    """What an argument with a value per key says for the image."""
+    if isinstance(value, str):
+        return value
+    return value[_keys(keys).index("image")] if len(value) > 1 and "image" in _keys(keys) else value[0]
+
+
+def _parse_step(transform: object) -> Step:
+    if not isinstance(transform, dict) or not isinstance(transform.get("_target_"), str):
+        raise UnsupportedTransform(f"{transform!r:.60}", "must be a mapping with _target_")
+    name = transform["_target_"].removeprefix(PREFIX)
+    kind = _BY_NAME.get(name)
+    if kind is None:
+        raise UnsupportedTransform(transform["_target_"])
+    try:
+        return kind.model_validate_json(json.dumps(transform, allow_nan=False))
+    except ValidationError as error:
+        first = error.errors()[0]
+        argument = f"{name}.{first['loc'][0]}" if first["loc"] else name
+        why = "no such argument in the closed list" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UnsupportedTransform(argument, why) from error
+    except (TypeError, ValueError) as error:
+        raise UnsupportedTransform(name, f"not plain data: {error}") from error

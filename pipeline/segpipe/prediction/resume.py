@@ -1,0 +1,220 @@
+"""What a result folder already holds, and whether this batch may go on in it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.common.files import cannot_write, read_json, sha256_of
+from segpipe.common.result_folder import MAPPING, RESULT, SEGMENTATION, STATE, ResultFolder, read_events, read_lines
+from segpipe.errors import RefusedError, SegpipeError
+from segpipe.prediction.cases import WorkItem
+from segpipe.prediction.options import Options, about_model, extra_output_files, extra_output_names
+
+if TYPE_CHECKING:
+    from segpipe.bundle import Bundle
+    from segpipe.dicom import Series
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks: go on without
+
+
+@contextmanager
+def held_by(out: Path) -> Iterator[None]:
+    """Hold a result folder alone, by a lock on its state file that ends with this process.
+
+    Raises:
+        UsageError: the folder cannot be made or written to.
+        RefusedError: another process holds it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stream = (out / STATE).open("ab")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(
+                "another prediction is writing to this folder",
+                path=out,
+                hint="wait until it has ended, or choose another folder",
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise cannot_write(out, error) from error
+        yield
+
+
+def refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
+    """Never fill one folder from two models by mistake.
+
+    Raises:
+        RefusedError: the last start in this folder named another bundle, or averaged other scores.
+    """
+    if options.overwrite:
+        return
+    starts = [event for event in read_events(out) if event.get("event") == "start"]
+    if starts and starts[-1].get("bundle") != bundle.sha256:
+        raise RefusedError(
+            "the folder holds results of another bundle",
+            path=out,
+            found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
+            expected=f"{bundle.name} ({bundle.sha256[:12]})",
+            hint="choose another folder, or give --overwrite",
+        )
+    if starts and not same_model(starts[-1], options):
+        before = {"ensemble": [], "mirror": []} | starts[-1]
+        raise RefusedError(
+            "the folder holds results with another ensemble, or otherwise mirrored",
+            path=out,
+            found=f"{len(before['ensemble'])} further bundles, mirrored: {','.join(before['mirror']) or 'no'}",
+            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.mirror) or 'no'}",
+            hint="choose another folder, or give --overwrite",
+        )
+
+
+def same_model(before: Mapping[str, Any], options: Options) -> bool:
+    """Whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
+    return all(before.get(key, []) == value for key, value in about_model(options).items())
+
+
+def refuse_own_folder(out: Path, bundle: Bundle) -> None:
+    """Results in a bundle's folder would make it another bundle than its SHA256SUMS says.
+
+    Raises:
+        RefusedError: the result folder is the bundle or lies in it.
+    """
+    if out.resolve().is_relative_to(bundle.root.resolve()):
+        raise RefusedError(
+            "the result folder lies in the bundle",
+            path=out,
+            hint="choose a folder outside: a bundle stays as it was exported",
+        )
+
+
+def refuse_taken(folder: ResultFolder, items: Sequence[WorkItem]) -> None:
+    """Never replace what is no result, such as a patient's own folder of scans.
+
+    Raises:
+        RefusedError: something else has the name of a case's result.
+    """
+    taken = next((item.id for item in items if folder.is_taken(item.id)), None)
+    if taken is not None:
+        raise RefusedError(
+            "something that is no result has the name of a case's result",
+            path=folder.final(taken),
+            case_id=taken,
+            hint="choose an empty or new folder for results",
+        )
+
+
+def is_done(
+    folder: ResultFolder, item: WorkItem, bundle: Bundle, options: Options, finished: Mapping[str, str]
+) -> bool:
+    """Whether the case was finished with this very model, with all that is asked for as far as its source allows.
+
+    Args:
+        folder: of the results.
+        item: the case.
+        bundle: to segment it with.
+        options: what is asked for.
+        finished: what `finished_series` gave: a series that has other slices now is not done.
+    """
+    if not folder.is_finished(item.id):
+        return False
+    try:
+        result = read_json(folder.final(item.id) / RESULT)
+        settled = {*result.get("files", {"nifti": SEGMENTATION}), *result.get("not_written", {})}
+        same = bool(result["bundle"]["sha256"] == bundle.sha256) and same_model(result, options)
+    except (SegpipeError, AttributeError, KeyError, TypeError):
+        return False
+    if item.series is not None and finished.get(item.id) != slices_of(item.series):
+        return False
+    beside = extra_output_names(extra_output_files(bundle, options))
+    kept = all((folder.final(item.id) / name).is_file() for name in beside)
+    return same and kept and settled.issuperset(options.formats_of(item))
+
+
+def finished_series(out: Path) -> dict[str, str]:
+    """Of each series that was finished, which slices it had."""
+    return {id: entry["slices"] for id, entry in _mapped(out).items() if "slices" in entry}
+
+
+def slices_of(series: Series) -> str:
+    """A hash of which slices a series has, wherever they lie."""
+    slices = sorted((frame.sop_instance_uid, frame.number) for frame in series.frames)
+    return hashlib.sha256(repr(slices).encode()).hexdigest()
+
+
+def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
+    """Never pass over a scan because another one of its name was segmented before.
+
+    Raises:
+        RefusedError: a finished case came from another file, or from other content of its file.
+    """
+    mapped = _mapped(out)
+    for item in items:
+        before = None if item.is_dicom else mapped.get(item.id)  # a series is known by its slices
+        if before is None or not (out / item.id / RESULT).is_file():
+            continue
+        now = [str(path) for path in item.paths]
+        if before["paths"] != now:
+            raise RefusedError(
+                "this case was finished from another file",
+                path=now[0],
+                found=before["paths"][0],
+                case_id=item.id,
+                hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
+            )
+        if _has_changed(item, before):
+            raise RefusedError(
+                "the file of this case has changed since it was finished",
+                path=now[0],
+                case_id=item.id,
+                hint="choose another folder, or give --overwrite to compute the finished cases again",
+            )
+
+
+def describe_source(item: WorkItem) -> dict[str, Any]:
+    """What tells a case's files again: size and time, and their hashes; empty where one cannot be read.
+
+    Of a series which slices it has: its files are not read twice.
+    """
+    if item.series is not None:
+        return {"slices": slices_of(item.series)}
+    try:
+        return {"stat": _stat(item), "sha256": [sha256_of(path) for path in item.paths]}
+    except OSError:  # the worker says why
+        return {}
+
+
+def _stat(item: WorkItem) -> list[list[int]]:
+    return [[found.st_size, found.st_mtime_ns] for found in (path.stat() for path in item.paths)]
+
+
+def _has_changed(item: WorkItem, before: dict[str, Any]) -> bool:
+    """By size and time, and where these differ by content: a copy of the same file has not changed."""
+    try:
+        return (
+            "sha256" in before and _stat(item) != before["stat"] and describe_source(item)["sha256"] != before["sha256"]
+        )
+    except (OSError, KeyError):  # gone or not to be read: then there is nothing to compare with
+        return False
+
+
+def refused_series(out: Path) -> dict[str, list[str]]:
+    """Files of each refused series that the mapping knows already."""
+    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict)]
+    return {entry["id"]: entry.get("paths", []) for entry in entries if "refused" in entry and "id" in entry}
+
+
+def _mapped(out: Path) -> dict[str, dict[str, Any]]:
+    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and entry.get("paths")]
+    return {entry["id"]: entry for entry in entries if "id" in entry and "refused" not in entry}

@@ -1,0 +1,264 @@
+"""Which series of a DICOM tree are cases: chosen by rules, and what a rule leaves out is said with the rule's name.
+
+All that a batch has to do: NIfTI files, a manifest's cases and DICOM series of one or several inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.errors import DataError, UsageError
+from segpipe.prediction.cases import Refusal, WorkItem, find_cases, is_manifest, is_nifti, require_unique
+
+if TYPE_CHECKING:
+    from segpipe.dicom import Progress, Scan, Series
+
+
+MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
+_MARK = "\x02"  # around a path in words; no file name of a scan has it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which series to take.
+
+    Attributes:
+        modality: any of these; empty takes all.
+        description: SeriesDescription has a match of it.
+        min_slices, max_slices: of the volume.
+        channels: of the bundle; a series is one channel.
+    """
+
+    modality: tuple[str, ...] = ()
+    description: re.Pattern[str] | None = None
+    min_slices: int | None = None
+    max_slices: int | None = None
+    channels: int = 1
+
+    def against(self, series: Series) -> str | None:
+        """The rule that leaves a series out, None where it is taken."""
+        slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
+        if self.modality and series.modality.upper() not in self.modality:
+            return "modality"
+        if self.description is not None and not self.description.search(series.description):
+            return "series-description"
+        if self.min_slices is not None and slices < self.min_slices:
+            return "min-slices"
+        if self.max_slices is not None and slices > self.max_slices:
+            return "max-slices"
+        return "channels" if self.channels != 1 else None
+
+
+@dataclass(frozen=True)
+class NotSelected:
+    """A series that a rule left out."""
+
+    id: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a DICOM tree has for a bundle.
+
+    Attributes:
+        items: series to segment, and those that are refused.
+        not_selected: what the rules left out.
+        passed_over: number of files that are no image, by class.
+    """
+
+    items: list[WorkItem] = field(default_factory=list)
+    not_selected: list[NotSelected] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+
+def make_rules(
+    metadata: Mapping[str, Any],
+    channels: int,
+    modality: Sequence[str] = (),
+    description: str | None = None,
+    min_slices: int | None = None,
+    max_slices: int | None = None,
+) -> Rules:
+    """Rules from the options; without ``modality`` it is what the bundle's metadata says, where that is one of DICOM.
+
+    Raises:
+        UsageError: the description is no regular expression.
+    """
+    try:
+        pattern = None if description is None else re.compile(description, re.IGNORECASE)
+    except re.error as error:
+        raise UsageError(
+            "not a regular expression",
+            found=description,
+            expected=f"a pattern ({error})",
+            hint="escape special letters with a backslash",
+        ) from error
+    named = tuple(word.strip().upper() for given in modality for word in given.split(",") if word.strip())
+    return Rules(named or _stated_modality(metadata), pattern, min_slices, max_slices, channels)
+
+
+def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    stated: Any = metadata
+    for key in ("network_data_format", "inputs", "image", "modality"):
+        stated = stated.get(key) if isinstance(stated, Mapping) else None
+    known = MODALITIES.get(stated.strip().upper()) if isinstance(stated, str) else None
+    return (known,) if known else ()
+
+
+def choose_series(
+    roots: Sequence[Path], rules: Rules, out: Path | None = None, progress: Progress | None = None
+) -> Chosen:
+    """Scan for series and judge them by the rules.
+
+    A folder in which nothing but unreadable DICOM was found is a refused case as well, so that nobody waits for it.
+
+    Args:
+        roots: folders and files.
+        rules: which to take.
+        out: results below it are not looked at.
+        progress: called with the number of files read and of all files.
+
+    Raises:
+        UsageError: a root does not exist, or is a file of another kind.
+    """
+    from segpipe.dicom import scan
+
+    found = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
+    inside = out.absolute() if out is not None else None
+
+    def is_input(path: Path) -> bool:
+        return inside is None or inside not in path.absolute().parents
+
+    series = [one for one in _with_own_ids(found) if is_input(one.files[0])]
+    left_out = {one.case_id: rules.against(one) for one in series}
+    items = [_item(one) for one in series if left_out[one.case_id] is None]
+    others = [one for one in found.passed_over if is_input(one.path) and not is_nifti(one.path)]
+    odd = next((one.path for one in others if one.path in roots and one.file_class == "not_dicom"), None)
+    if odd is not None:
+        raise UsageError(
+            "neither NIfTI nor DICOM", path=odd, expected="a name that ends in .nii or .nii.gz, or a DICOM file"
+        )
+    unreadable = [one.path for one in others if one.file_class == "unreadable"]
+    return Chosen(
+        items + _lost_folders(unreadable, series, found.root),
+        [NotSelected(id, rule) for id, rule in left_out.items() if rule is not None],
+        dict(Counter(one.file_class for one in others)),
+    )
+
+
+def _item(series: Series) -> WorkItem:
+    if series.state == "loaded":
+        notes = tuple(_in_words(note, series.files) for note in series.notes)
+        return WorkItem(series.case_id, series.files, replace(series, notes=notes))
+    return WorkItem(
+        series.case_id,
+        series.files,
+        refusal=Refusal(series.reason or "refused", _in_words(series.detail, series.files)),
+    )
+
+
+def _in_words(detail: str, files: Sequence[Path]) -> str:
+    """A detail whose files are numbered as `mapping.jsonl` lists them: their names may be a person's."""
+    numbers = {str(path): index for index, path in enumerate(files, 1)}
+
+    def number(match: re.Match[str]) -> str:
+        return f"file {numbers[match[1]]} of {len(files)}" if match[1] in numbers else "a file"
+
+    return re.sub(f"{_MARK}(.*?){_MARK}", number, detail, flags=re.DOTALL)
+
+
+def _with_own_ids(found: Scan) -> list[Series]:
+    """The series, each with an id of its own also where broken headers give two the same."""
+    seen: set[str] = set()
+    series = []
+    for one in found.series:
+        if one.case_id in seen:
+            words = [one.case_id, *(os.path.relpath(path, found.root) for path in one.files)]
+            one = replace(one, case_id=_pseudonym(*words))
+        seen.add(one.case_id)
+        series.append(one)
+    return series
+
+
+def _lost_folders(unreadable: Sequence[Path], series: Sequence[Series], root: Path) -> list[WorkItem]:
+    """Folders with unreadable files and no series: one refused case each."""
+    good = {path.parent for one in series for path in one.files}
+    folders: dict[Path, list[Path]] = {}
+    for path in unreadable:
+        if path.parent not in good:
+            folders.setdefault(path.parent, []).append(path)
+    return [
+        WorkItem(
+            _pseudonym("folder", os.path.relpath(folder, root)),
+            tuple(files),
+            refusal=Refusal("unreadable", f"none of {len(files)} file(s) of a folder can be read as DICOM"),
+        )
+        for folder, files in folders.items()
+    ]
+
+
+def _pseudonym(*words: str) -> str:
+    return "dcm-" + hashlib.sha256(b"\0".join(os.fsencode(word) for word in words)).hexdigest()[:12]
+
+
+def find_work(
+    inputs: Sequence[Path],
+    rules: Rules,
+    *,
+    out: Path,
+    pseudonymise: bool = False,
+    split: str | None = None,
+    fold: int | None = None,
+    data: Path | None = None,
+    progress: Progress | None = None,
+) -> Chosen:
+    """Find the cases; options as in `find_cases` and `choose_series`.
+
+    Raises:
+        UsageError: no such input, a name that cannot be an id, or one id for two cases.
+        DataError: nothing to segment was found.
+    """
+    plain = [path for path in inputs if path.is_dir() or is_nifti(path) or is_manifest(path) or not path.exists()]
+    items = find_cases(plain, rules.channels, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data)
+    mixed = [path for path in inputs if not is_manifest(path) and _may_hold_dicom(path, out)]
+    chosen = choose_series(mixed, rules, out, progress) if mixed else Chosen()
+    if not items and not chosen.items:
+        raise DataError(
+            "nothing to segment",
+            path=", ".join(map(str, inputs)),
+            found=_chosen_in_words(chosen),
+            expected="files that end in .nii or .nii.gz, or DICOM series",
+            hint="check the path and the rules",
+        )
+    items = sorted([*items, *chosen.items], key=lambda item: item.id)
+    require_unique(items)
+    return replace(chosen, items=items)
+
+
+def _may_hold_dicom(path: Path, out: Path) -> bool:
+    """Whether there is a file that is not NIfTI by name."""
+    if not path.is_dir():
+        return not is_nifti(path)
+    inside = os.path.realpath(out)
+    for folder, folders, files in os.walk(path, followlinks=False):
+        folders[:] = [name for name in folders if os.path.realpath(Path(folder, name)) != inside]
+        if any(not is_nifti(Path(name)) for name in files):
+            return True
+        if any(Path(folder, name).is_symlink() for name in folders):
+            return True
+    return False
+
+
+def _chosen_in_words(chosen: Chosen) -> str:
+    rules = Counter(each.rule for each in chosen.not_selected)
+    words = [f"{count} series left out by {rule}" for rule, count in rules.items()]
+    words += [f"{count} other files ({kind})" for kind, count in chosen.passed_over.items()]
+    return "; ".join(["no NIfTI file", *words])

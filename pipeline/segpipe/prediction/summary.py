@@ -1,0 +1,145 @@
+"""What a result folder holds, as CSV, JSON and one page: read from the folder, so that it is right after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.common.console import SCHEMA_VERSION
+from segpipe.common.files import read_json, write_csv, write_json
+from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder
+from segpipe.errors import SegpipeError
+from segpipe.prediction.options import Options, about_model
+from segpipe.prediction.series_filter import NotSelected
+
+if TYPE_CHECKING:
+    from segpipe.bundle import Bundle
+
+
+NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
+ENDS = ("done", "failed", "refused")
+FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation_unknown")
+
+
+def write_summary(
+    folder: ResultFolder,
+    bundle: Bundle,
+    options: Options,
+    not_selected: Sequence[NotSelected],
+    passed_over: Mapping[str, int],
+) -> None:
+    """Write ``summary.csv``, ``summary.json`` and ``report.html``: every case that was ever tried in this folder.
+
+    Raises:
+        UsageError: one of them cannot be written.
+    """
+    from segpipe.reporting import CaseRow, write_cases_page
+
+    cases = collect(folder)
+    labels = [name for value, name in sorted(bundle.labels.items()) if value]
+    counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
+    write_json(
+        folder.root / SUMMARY_JSON,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "notice": NOT_A_DEVICE,
+            "bundle": bundle.facts,
+            **about_model(options),
+            "counts": {**counts, "not_selected": len(not_selected)},
+            "cases": cases,
+            "not_selected": [{"id": each.id, "rule": each.rule} for each in not_selected],
+            "passed_over": dict(passed_over),
+        },
+    )
+    rows = [_csv_row(case, labels) for case in cases]
+    columns = ["id", "state", "reason", "detail", "source", "seconds"]
+    columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written"]
+    write_csv(folder.root / SUMMARY_CSV, rows, columns)
+    write_cases_page(
+        folder.root / REPORT,
+        f"{bundle.name} {bundle.version}: {len(cases)} cases",
+        [CaseRow(case, _picture(folder.root / case["id"])) for case in cases],
+        {value: name for value, name in bundle.labels.items() if value},
+        NOT_A_DEVICE,
+        [(each.id, each.rule) for each in not_selected],
+        passed_over,
+    )
+
+
+def collect(folder: ResultFolder) -> list[dict[str, Any]]:
+    """Every case that was tried in a folder, sorted by id: what is whole there, else how it ended last."""
+    last: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    for event in folder.events():
+        if event.get("event") in ENDS and "id" in event:
+            last[event["id"]] = event
+            if event["event"] == "done":
+                seconds[event["id"]] = event["seconds"]
+    finished = {path.parent.name for path in folder.root.glob(f"*/{RESULT}")}
+    rows = []
+    for id in sorted(finished | {id for id, event in last.items() if event["event"] != "done"}):
+        ended = last.get(id, {"event": "done"})
+        rows.append(_finished(folder, id, ended, seconds) if id in finished else _unfinished(id, ended))
+    return rows
+
+
+def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    try:
+        result = read_json(folder.final(id) / RESULT)
+    except SegpipeError:
+        result = {}
+    kept = ended["event"] != "done"
+    return {
+        "id": id,
+        "state": "done",
+        "reason": "an older result was kept" if kept else None,
+        "detail": f"computed again, the case {ended['event']}: {ended.get('reason')}" if kept else None,
+        "source": result.get("source", "nifti"),
+        "seconds": seconds.get(id),
+        "volumes_ml": result.get("volumes_ml"),
+        "flags": result.get("flags"),
+        "files": result.get("files"),
+        "not_written": result.get("not_written", {}),
+        "notes": result.get("notes", []),
+    }
+
+
+def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
+    detail = ended.get("detail") or "; ".join(
+        f"{words}{ended[key]}" for key, words in (("found", ""), ("expected", "expected ")) if ended.get(key)
+    )
+    return {
+        "id": id,
+        "state": ended["event"],
+        "reason": ended.get("reason"),
+        "detail": detail or None,
+        "source": "dicom" if ended["event"] == "refused" else None,
+        "seconds": None,
+        "volumes_ml": None,
+        "flags": None,
+        "files": None,
+        "not_written": {},
+        "notes": [],
+    }
+
+
+def _csv_row(case: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    volumes, flags = case["volumes_ml"] or {}, case["flags"] or {}
+    row = {name: case[name] for name in ("id", "state", "reason", "detail", "source", "seconds")}
+    row |= {f"{name}_ml": volumes.get(name) for name in labels}
+    row |= {name: _cell(flags.get(name)) for name in FLAGS}
+    return {**row, "not_written": "; ".join(case["not_written"])}
+
+
+def _cell(flag: Any) -> Any:
+    if isinstance(flag, bool):
+        return "yes" if flag else "no"
+    return "; ".join(flag) if isinstance(flag, list) else flag
+
+
+def _picture(case: Path) -> bytes | None:
+    try:
+        return (case / OVERLAY).read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,119 @@
+"""The page of a batch: every case with a picture, its volumes and what is odd about it, and why some have no result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.reporting.case_overlay import legend
+from segpipe.reporting.html import Picture, Section, Table, write_page
+
+
+@dataclass(frozen=True, eq=False)
+class CaseRow:
+    """A case as the summary has it, and its picture."""
+
+    case: Mapping[str, Any]
+    picture: bytes | None
+
+
+def write_cases_page(
+    path: Path,
+    title: str,
+    rows: Sequence[CaseRow],
+    labels: Mapping[int, str],
+    notice: str,
+    not_selected: Sequence[tuple[str, str]],
+    passed_over: Mapping[str, int],
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        rows: the cases.
+        labels: value to name, without background.
+        notice: what the results are not for.
+        not_selected: id of a series that was left out, and the rule.
+        passed_over: files that are no image, by class.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    done = [row for row in rows if row.case["state"] == "done"]
+    others = [row.case for row in rows if row.case["state"] != "done"]
+    odd = [row for row in done if remarks(row.case)]
+    figures = [
+        (str(len(done)), "with a result"),
+        (str(len(others)), "without: failed or refused"),
+        (str(len(odd)), "to look at: flagged"),
+    ]
+    sections = [Section("All cases", [notice], figures=figures)]
+    if others:
+        table = Table(
+            ("case", "state", "reason", "detail"),
+            [(case["id"], case["state"], case["reason"], case["detail"]) for case in others],
+        )
+        sections.append(Section("Without a result", tables=[table]))
+    if done:
+        sections += [_volumes(done, labels), _pictures(done, labels)]
+    if not_selected or passed_over:
+        sections.append(_left_out(not_selected, passed_over))
+    write_page(path, title, sections, "Automatic segmentation; check each one before it is used.")
+
+
+def remarks(case: Mapping[str, Any]) -> list[str]:
+    """What is odd about a finished case, in words."""
+    flags = case.get("flags") or {}
+    words = ["empty"] if flags.get("empty") else []
+    if flags.get("touches_border"):
+        words.append(f"touches the border: {', '.join(flags['touches_border'])}")
+    if flags.get("far_spacing") == "yes":
+        words.append("spacing far from the training data")
+    if flags.get("far_intensity") == "yes":
+        words.append("intensity far from the training data")
+    if flags.get("orientation_unknown"):
+        words.append("the image does not say which side is which")
+    if case.get("reason"):
+        words.append(f"{case['reason']} ({case['detail']})")
+    refused: dict[str, list[str]] = {}
+    for name, why in case.get("not_written", {}).items():
+        refused.setdefault(why, []).append(name)
+    return words + [f"no {', '.join(names)}: {why}" for why, names in refused.items()]
+
+
+def _volumes(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
+    columns = ["case", *(f"{name} (mL)" for name in labels.values()), "seconds", "remarks"]
+    cells = []
+    for case in (row.case for row in rows):
+        volumes = [(case["volumes_ml"] or {}).get(name) for name in labels.values()]
+        cells.append([case["id"], *volumes, case["seconds"], "; ".join(remarks(case))])
+    flags = [case.case["flags"] or {} for case in rows]
+    unknown = any("unknown" in (each.get("far_spacing"), each.get("far_intensity")) for each in flags)
+    words = ["The bundle does not say what spacing or intensity its training data had."] if unknown else []
+    return Section("Volumes", words, tables=[Table(columns, cells)])
+
+
+def _pictures(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
+    pictures = [
+        Picture(row.picture, f"slice of {row.case['id']} with outlines", _caption(row.case), small=True)
+        for row in rows
+        if row.picture is not None
+    ]
+    names = Picture(legend(labels), "colours of the labels")
+    words = "Of each case the slice with most labelled voxels; seen from the feet or from the front, so that the "
+    words += "patient's right is on the left, or from the side, with the front on the left."
+    return Section("Overlays", [words], pictures=[names, *pictures])
+
+
+def _caption(case: Mapping[str, Any]) -> str:
+    words = remarks(case)
+    return case["id"] + (f": {'; '.join(words)}" if words else "")
+
+
+def _left_out(not_selected: Sequence[tuple[str, str]], passed_over: Mapping[str, int]) -> Section:
+    words = [f"Files that are no images: {', '.join(f'{n} {kind}' for kind, n in passed_over.items())}."]
+    tables = [Table(("series", "left out by"), not_selected)] if not_selected else []
+    return Section("Not segmented on purpose", words if passed_over else [], tables=tables)

@@ -1,0 +1,15 @@
+from .comparison_page import COLUMNS as COLUMNS
+from .comparison_page import main_table as main_table
+from .comparison_page import sentences as sentences
+from .comparison_page import write_outcome as write_outcome
+from .comparison_results import Row as Row
+from .pictures import check_gifs as check_gifs
+from .progress import Progress as Progress
+from .progress import State as State
+from .progress import open_state as open_state
+from .runner import Place as Place
+from .runner import locked as locked
+from .runner import prepare as prepare
+from .runner import run_all as run_all
+from .variants import Settings as Settings
+from .variants import listed as listed

@@ -1,0 +1,265 @@
+"""The nearest known word, for every refusal.
+
+Whether the plain values of a config make sense, alone and together.
+
+Whether references lead somewhere, and targets exist and take their arguments.
+
+The patch that a network takes: padded to it, or refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from segpipe.errors import UsageError
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """A hint that names the known word most like this one, or None."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+class Settings(BaseModel):
+    """Types and ranges of the ids that are plain values."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    task_name: str
+    channels: list[str] = Field(min_length=1)
+    labels: list[str] = Field(min_length=2)
+    in_channels: int = Field(gt=0)
+    out_channels: int = Field(gt=0)
+    activation: str = Field(pattern="^(softmax|sigmoid)$")
+    patch_size: list[PositiveInt] = Field(min_length=3, max_length=3)
+    network_name: str
+    patch_divisor: int = Field(gt=0)
+    loss_name: str
+    amp: bool
+    threads: int = Field(gt=0)
+    num_workers: int = Field(ge=0)
+    batch_size: int = Field(gt=0)
+    max_epochs: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    val_interval: int = Field(gt=0)
+    early_stop_patience: int = Field(ge=0)
+    cache_rate: float = Field(ge=0, le=1)
+    overlap: float = Field(ge=0, lt=1)
+    sw_batch_size: int = Field(gt=0)
+    max_gradient_norm: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    fold: int | None = Field(ge=0)
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Types and ranges.
+
+    Raises:
+        UsageError: naming the id and the value.
+    """
+    plain = {
+        name: float(value) if info.annotation is float and type(value) is int else value
+        for name, info in Settings.model_fields.items()
+        if not isinstance(value := config.get(name), str) or not value.startswith(("$", "@"))
+    }
+    try:
+        Settings.model_validate(plain)
+    except ValidationError as error:
+        faults = [fault for fault in error.errors() if fault["type"] != "missing" or fault["loc"][0] not in config]
+        if not faults:
+            return  # what is left is given by references
+        first = faults[0]
+        name = str(first["loc"][0])
+        raise UsageError(
+            f"the value of {name!r} cannot be used: {first['msg']}", found=repr(config.get(name))
+        ) from error
+
+
+def check_sense(config: dict[str, Any]) -> None:
+    """Values that must fit each other.
+
+    Raises:
+        UsageError: channels or labels that do not fit the network, or mirroring where labels have sides.
+    """
+    expected = len(config["labels"]) - (config["activation"] == "sigmoid")
+    if config["out_channels"] != expected:
+        raise UsageError(
+            "out_channels does not fit labels and activation", found=config["out_channels"], expected=expected
+        )
+    if config["in_channels"] != len(config["channels"]):
+        raise UsageError(
+            "in_channels does not fit channels", found=config["in_channels"], expected=len(config["channels"])
+        )
+    sides = [name for name in config["labels"] if re.search(r"(?i)(^|[^a-z])(left|right)([^a-z]|$)", name)]
+    if sides and _mirrors(config["random_transforms"]):
+        raise UsageError(
+            "mirroring left and right would teach wrong labels",
+            found=f"labels {', '.join(sides)}",
+            hint="choose --augment light or none",
+        )
+
+
+def _mirrors(transforms: list[Any]) -> bool:
+    for transform in transforms:
+        target = str(transform.get("_target_", "")).rsplit(".", 1)[-1]
+        axis = transform.get("spatial_axis")
+        if target == "RandAxisFlipd" or (
+            target == "RandFlipd" and (axis is None or 0 in ([axis] if isinstance(axis, int) else axis))
+        ):
+            return True
+    return False
+
+
+REFERENCE = re.compile(r"@([A-Za-z_]\w*(?:(?:::|#)\w+)*)")
+
+
+def check_references(config: dict[str, Any]) -> None:
+    """Refuse a reference to an id that is not there.
+
+    Raises:
+        UsageError: naming the place, and the nearest id.
+    """
+    for where, text in _texts(config):
+        if text.startswith(("@", "$")):
+            for name in REFERENCE.findall(text):
+                place: Any = config
+                for part in re.split(r"::|#", name):
+                    if isinstance(place, dict) and part in place:
+                        place = place[part]
+                    elif isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+                        place = place[int(part)]
+                    else:
+                        known = list(place) if isinstance(place, dict) else []
+                        raise UsageError(
+                            f"{where} refers to @{name}, which is not there", found=text, hint=nearest(part, known)
+                        )
+
+
+def check_components(config: dict[str, Any]) -> None:
+    """Refuse targets that cannot be found and arguments that they do not take. Imports MONAI.
+
+    Raises:
+        UsageError: naming the place, and the nearest known argument.
+    """
+    for where, component in _components(config):
+        target = component["_target_"]
+        known = arguments_of(component)
+        if known is None or not known:
+            continue
+        for key in component:
+            if key.startswith("_") and key.endswith("_"):
+                continue
+            if key not in known and "**" not in known:
+                raise UsageError(
+                    f"{where}: {target} takes no argument {key!r}",
+                    hint=nearest(key, [name for name in known if name != "**"]),
+                )
+
+
+def arguments_of(component: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that a component's target takes (``**`` for any); empty where there is no target."""
+    import inspect
+    from pydoc import ErrorDuringImport, locate
+
+    target = component.get("_target_")
+    if not isinstance(target, str):
+        return ()
+    module = _locator().get_component_module_name(target)
+    module = module[0] if isinstance(module, list) else module
+    try:
+        found = locate(f"{module}.{target}" if module else target)
+    except ErrorDuringImport:
+        found = None
+    if not callable(found):
+        raise UsageError(f"no component {target!r}", hint="a MONAI class by its name, or a dotted path to import")
+    arguments: list[str] = []
+    for parameter in inspect.signature(found).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.append("**")
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            arguments.append(parameter.name)
+    return tuple(arguments) or ("**",)
+
+
+@functools.cache
+def _locator() -> Any:
+    from monai.bundle.config_item import ComponentLocator
+
+    return ComponentLocator()
+
+
+def _components(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, node
+        for key, value in node.items():
+            yield from _components(value, f"{where}::{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _components(value, f"{where}::{index}")
+
+
+def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(value, f"{where}::{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts(value, f"{where}::{index}")
+
+
+def padded_patch(size: Sequence[int], divisor: int) -> list[int]:
+    """The smallest patch that holds ``size`` and that the network can halve down to 1/``divisor``.
+
+    Each axis becomes a multiple of ``divisor``. Where one voxel alone would be left at the bottom, which no
+    normalisation can work on, the longest axis is doubled.
+    """
+    padded = [-(-length // divisor) * divisor for length in size]
+    if max(padded) == divisor:
+        padded[list(size).index(max(size))] *= 2
+    return padded
+
+
+def check_network(config: Mapping[str, Any]) -> None:
+    """Refuse a network that does not take the patch, or whose scores do not fit the truth. Imports MONAI.
+
+    A network that cannot run on shapes alone passes; its first step will tell.
+
+    Args:
+        config: a whole config, with its references.
+
+    Raises:
+        UsageError: saying what the network gave and what was expected.
+    """
+    from segpipe.training.network_cost import build_network, output_shapes
+
+    network = build_network(config).to("meta")
+    channels, patch = config["in_channels"], tuple(config["patch_size"])
+    expected = (1, config["out_channels"], *patch)  # the last batch of an epoch may hold one case
+    for training in (True, False):
+        shapes = output_shapes(network.train(training), (1, channels, *patch))
+        if shapes is None:
+            return
+        mode = "training" if training else "evaluation"
+        if not shapes or shapes[0] != expected or any(shape[:2] != expected[:2] for shape in shapes):
+            raise UsageError(
+                f"the network's scores do not fit the truth in {mode}",
+                found=f"shapes {shapes}",
+                expected=f"{expected}, finest first",
+                hint="patch_divisor, out_channels and the strides of network_def must fit each other",
+            )
+        if not training and len(shapes) > 1:
+            raise UsageError(
+                "the network gives several scores in evaluation",
+                found=f"{len(shapes)} heads",
+                expected="one",
+                hint="deep_supervision false, or for UNet++ segpipe.components.UNetPlusPlus",
+            )

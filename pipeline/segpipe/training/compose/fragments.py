@@ -1,0 +1,221 @@
+"""Fragments and overrides become one MONAI config; what MONAI would pass in silence is refused here.
+
+A fragment is a small YAML file in ``configs/<kind>/``, or one of the user's own given by path. Kinds own disjoint
+top-level ids (`OWNED`), so the order of fragments does not matter and MONAI's own merge gives the same result.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segpipe.common.files import read_yaml
+from segpipe.errors import UsageError
+from segpipe.training.compose.config_checks import (
+    arguments_of,
+    check_references,
+    check_sense,
+    check_settings,
+    nearest,
+    padded_patch,
+)
+
+OWNED: dict[str, tuple[str, ...]] = {
+    "task": (
+        "task_name",
+        "channels",
+        "labels",
+        "in_channels",
+        "out_channels",
+        "activation",
+        "patch_size",
+        "deterministic_transforms",
+    ),
+    "network": ("network_name", "network_def", "patch_divisor"),
+    "loss": ("loss_name", "loss"),
+    "augment": ("random_transforms",),
+    "runtime": (
+        "device",
+        "amp",
+        "threads",
+        "num_workers",
+        "batch_size",
+        "max_epochs",
+        "learning_rate",
+        "optimizer",
+        "lr_scheduler",
+        "val_interval",
+        "early_stop_patience",
+        "cache_rate",
+        "overlap",
+        "sw_batch_size",
+        "max_gradient_norm",
+    ),
+}
+
+
+@dataclass
+class Composed:
+    """A config and, for every top-level id and override, where its value came from."""
+
+    config: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def configs_folder() -> Path:
+    """The fragments: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    return next(
+        folder for folder in (here / "configs", here.parents[1] / "configs") if (folder / "train.yaml").is_file()
+    )
+
+
+def known_fragments(kind: str) -> list[str]:
+    """Names of the shipped fragments of a kind."""
+    return sorted(path.stem for path in (configs_folder() / kind).glob("*.yaml"))
+
+
+def compose_config(
+    fragments: Mapping[str, str], overrides: Iterable[str] = (), values: Mapping[str, tuple[Any, str]] | None = None
+) -> Composed:
+    """Make the config of a training run.
+
+    Args:
+        fragments: kind to name or path; every kind of `OWNED` is needed.
+        overrides: ``id=value`` with the value in YAML; nested ids as ``network_def#channels``.
+        values: ids that the command line sets, with the option that set them.
+
+    Returns:
+        The config (still with its references) and the origins.
+
+    Raises:
+        UsageError: an unknown fragment, id, argument or reference, or a value of the wrong type or range; the
+            message names the nearest known one.
+    """
+    skeleton = configs_folder() / "train.yaml"
+    made = Composed(read_yaml(skeleton), {})
+    made.origins = dict.fromkeys(made.config, "train.yaml")
+    for kind in OWNED:
+        _add_fragment(made, kind, fragments[kind])
+    for name, (value, option) in (values or {}).items():
+        _set(made, name, value, option)
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise UsageError("an override is written id=value", found=override)
+        _set(made, name.strip(), _parse_value(name, text), "--set")
+    check_settings(made.config)
+    check_sense(made.config)
+    _pad_patch(made)
+    check_references(made.config)
+    return made
+
+
+def _pad_patch(made: Composed) -> None:
+    size, divisor = made.config["patch_size"], made.config["patch_divisor"]
+    padded = padded_patch(size, divisor)
+    if padded != size:
+        made.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{divisor}")
+        made.origins["patch_size"] += f", padded for {made.config['network_name']} to multiples of {divisor}"
+        made.config["patch_size"] = padded
+
+
+def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
+    """The ids of a fragment, and the name to show for it.
+
+    Args:
+        kind: one of `OWNED`.
+        name: that of a shipped fragment, or a path.
+
+    Raises:
+        UsageError: no such fragment, or ids that are not those of its kind.
+    """
+    path, shown = _find_fragment(kind, name)
+    content = read_yaml(path, f"{kind} fragment")
+    if not isinstance(content, dict):
+        raise UsageError(f"a {kind} fragment must be a mapping", path=path, found=type(content).__name__)
+    for key in content:
+        if key not in OWNED[kind]:
+            owner = next((other for other, ids in OWNED.items() if key in ids), None)
+            raise UsageError(
+                f"id {key!r} is not known in a {kind} fragment",
+                path=path,
+                expected=f"one of {', '.join(OWNED[kind])}",
+                hint=f"it belongs in a {owner} fragment" if owner else nearest(key, OWNED[kind]),
+            )
+    missing = [key for key in OWNED[kind] if key not in content]
+    if missing:
+        raise UsageError(f"the {kind} fragment lacks {', '.join(missing)}", path=path)
+    return content, shown
+
+
+def read_comment(kind: str, name: str) -> str:
+    """What a fragment says of itself: the comment that it begins with, as one line."""
+    lines = _find_fragment(kind, name)[0].read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def _add_fragment(made: Composed, kind: str, name: str) -> None:
+    content, shown = read_fragment(kind, name)
+    made.config.update(copy.deepcopy(content))
+    made.origins.update(dict.fromkeys(content, shown))
+
+
+def _find_fragment(kind: str, name: str) -> tuple[Path, str]:
+    if name.endswith((".yaml", ".yml", ".json")) or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"no such {kind} fragment", path=path, hint="check the path")
+        return path, path.name
+    path = configs_folder() / kind / f"{name}.yaml"
+    if not path.is_file():
+        known = known_fragments(kind)
+        raise UsageError(
+            f"no {kind} fragment {name!r}", expected=f"one of {', '.join(known)}, or a path", hint=nearest(name, known)
+        )
+    return path, f"{kind}/{name}.yaml"
+
+
+def _parse_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of {name!r} is not YAML", found=text) from error
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)  # YAML 1.1 reads 1e-3 as text
+    return value
+
+
+def _set(made: Composed, name: str, value: Any, origin: str) -> None:
+    parts = re.split(r"::|#", name)
+    place: Any = made.config
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        where = "::".join(parts[:depth]) or "the config"
+        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+            key: Any = int(part)
+        elif isinstance(place, dict) and (part in place or (last and depth > 0 and part in arguments_of(place))):
+            key = part
+        else:
+            known = list(place) + list(arguments_of(place)) if isinstance(place, dict) else range(len(place or ""))
+            raise UsageError(
+                f"id {name!r} is not known: {where} has no {part!r}", hint=nearest(part, list(map(str, known)))
+            )
+        if last:
+            place[key] = _like(place.get(key) if isinstance(place, dict) else place[key], value)
+        else:
+            place = place[key]
+    made.origins[name] = origin
+
+
+def _like(old: Any, new: Any) -> Any:
+    """An int is taken for a float where a float stood."""
+    return float(new) if isinstance(old, float) and type(new) is int else new

@@ -1,0 +1,196 @@
+"""Why a training ended early, out of what MONAI and Ignite wrap around it.
+
+Run and resume a training. A thin shell over MONAI's ConfigWorkflow.
+
+The run folder is described in docs/decisions/0001; what runs is its ``config.json``, so
+``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module.
+
+A dry run: everything built, one step and one validation case, nothing written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from segpipe.common.console import quiet_libraries
+from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
+from segpipe.common.provenance import environment
+from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
+from segpipe.training.compose import Composed
+from segpipe.training.run.run_folder import prepare
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the first cause."""
+    ours = ours_within(error)
+    if ours is not None:
+        return ours
+    for link in chain(error):
+        if isinstance(link, OSError) and link.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            return cannot_write(link.filename or "the run folder", link)
+    return first_cause(error)
+
+
+GOING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
+
+
+def start(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
+    """Begin a new run and train to its end; arguments and errors as of `prepare`.
+
+    Returns:
+        The run record.
+    """
+    record = prepare(composed, manifest, out, fingerprint)
+    return _session(out, record, resume=False, data=None)
+
+
+def resume(out: Path, data: Path | None = None) -> dict[str, Any]:
+    """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
+
+    Raises:
+        UsageError: no run there, or its config was changed.
+    """
+    record = read_json(out / "run.json", "run record")
+    if record["status"] == "finished":
+        return record
+    if sha256_of(out / "config.json") != record["config_sha256"]:
+        raise UsageError(
+            "the run's config.json was changed",
+            path=out / "config.json",
+            hint="a changed config is another run: train it with another --out",
+        )
+    return _session(out, record, resume=True, data=data)
+
+
+def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None) -> dict[str, Any]:
+    began = time.time()
+    session: dict[str, Any] = {
+        "resumed": resume and (out / "last.pt").is_file(),
+        "began": round(began, 1),
+        "versions": environment()["versions"],
+    }
+    with _locked(out):
+        record["sessions"].append(session)
+        try:
+            _execute(out, resume, data)
+            record["status"] = "finished"
+        except KeyboardInterrupt:
+            record["status"] = "interrupted"
+            raise
+        except BaseException:
+            record["status"] = "failed"
+            raise
+        finally:
+            session["seconds"] = round(time.time() - began, 1)
+            record.update(_best(out))
+            write_json(out / "run.json", record)
+    return record
+
+
+def _execute(out: Path, resume: bool, data: Path | None) -> None:
+    quiet_libraries()
+    from monai.bundle import ConfigWorkflow
+
+    override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
+    if data is not None:
+        override["dataset_dir"] = str(data.resolve())
+    try:
+        workflow = ConfigWorkflow(
+            config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
+        )
+        workflow.initialize()
+        # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
+        workflow.parser.get_parsed_content("train::trainer").run()
+    except Exception as error:
+        raise unwrap(error) from error
+
+
+def _best(out: Path) -> dict[str, Any]:
+    """The best epoch by the history; nothing before the first validation."""
+    import csv
+
+    path = out / "history.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    judged = [row for row in rows if row["val_mean_dice"]]
+    if not judged:
+        return {"epochs": len(rows)}
+    best = max(judged, key=lambda row: float(row["val_mean_dice"]))
+    return {"epochs": len(rows), "best": {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])}}
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    with (out / ".lock").open("w") as stream:
+        deadline = time.monotonic() + GOING_S
+        while not _lock(stream):
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
+    """Instantiate everything and run one training step and one validation case, before any caching.
+
+    Returns:
+        Parameters, shapes, seconds a step, and an estimate of the whole.
+    """
+    quiet_libraries()
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser({**json.loads(json.dumps(composed.config)), "cache_rate": 0.0, "manifest": str(manifest)})
+    try:
+        parser.get_parsed_content("initialize")
+        trainer, device = parser.get_parsed_content("train::trainer"), parser.get_parsed_content("device")
+        network, loss = parser.get_parsed_content("train::network"), parser.get_parsed_content("train::loss")
+        loader = parser.get_parsed_content("train::dataloader")
+        batch = next(iter(loader))
+        network.train()
+        for _ in range(2):  # the first step warms up
+            began = time.perf_counter()
+            value = loss(network(batch["image"].to(device)), batch["label"].to(device))
+            value.backward()
+            seconds = time.perf_counter() - began
+        case = next(iter(parser.get_parsed_content("validate::dataloader")))
+        network.eval()
+        began = time.perf_counter()
+        with torch.no_grad():
+            scores = parser.get_parsed_content("validate::inferer")(case["image"].to(device), network)
+        loss(scores, case["label"].to(device))
+        validation_seconds = time.perf_counter() - began
+    except Exception as error:
+        raise unwrap(error) from error
+    if not math.isfinite(float(value)):
+        raise DataError("the first loss is not finite", found=float(value))
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "batch_shape": list(batch["image"].shape),
+        "first_loss": float(value),
+        "validation_scores_shape": list(scores.shape),
+        "seconds_per_step": round(seconds, 3),
+        "steps_per_epoch": len(loader),
+        "seconds_per_validation_case": round(validation_seconds, 3),
+        "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
+    }

@@ -1,0 +1,273 @@
+"""The last wall: what no verb foresaw ends with words and an exit code, and never with a trace."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segpipe import __version__, errors
+from segpipe.cli.app import VERBS, main, run
+from segpipe.errors import DataError, RefusedError, SomeCasesFailed, UsageError
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (PermissionError(13, "Permission denied", "/closed"), 2),
+        (OSError(36, "File name too long"), 2),
+        (MemoryError(), 2),
+        (ZeroDivisionError("a bug"), 1),
+    ],
+)
+def test_what_nobody_caught_has_an_exit_code(
+    raised: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("segpipe.data.load_manifest", fail)
+    assert run(["split", "manifest.json", "--json"]) == code
+    output = capsys.readouterr()
+    assert json.loads(output.out)["error"]["exit_code"] == code
+    assert "Traceback" not in output.err
+    if isinstance(raised, PermissionError):
+        assert json.loads(output.out)["error"]["path"] == "/closed"
+
+
+def test_a_file_name_too_long_is_no_bug(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = {"id": "a", "image": "x" * 300 + ".nii.gz", "label": "y.nii.gz"}
+    document = {
+        "schema_version": 1,
+        "name": "long",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "training": [case],
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    assert run(["check", str(tmp_path / "manifest.json")]) in (2, 3)
+    assert "bug" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def split_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Let `segpipe split m.json` do something else where it would read its manifest."""
+
+    def replace(act: Callable[[], Any]) -> None:
+        monkeypatch.setattr("segpipe.data.load_manifest", lambda _path: act())
+
+    return replace
+
+
+def small_manifest() -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "name": "n",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver"},
+        "training": [{"id": f"c{n}", "image": f"{n}.nii", "label": f"l{n}.nii"} for n in range(12)],
+    }
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def test_the_help_names_every_verb_and_every_exit_code(capsys: Capture) -> None:
+    assert run(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for verb in VERBS:
+        assert re.search(rf"\b{verb}\b", text)
+    stated = {int(number) for number in re.findall(r"(\d+) [a-z]", text.partition("Exit codes:")[2])}
+    known = {errors.OK, errors.BUG, errors.USAGE, errors.BAD_DATA, errors.SOME_FAILED, errors.REFUSED}
+    assert stated == known | {errors.INTERRUPTED}
+
+
+GROUPS = {"bundle": ("verify", "inspect", "pack", "keygen", "sign")}
+COMMANDS = [[verb, *rest] for verb in VERBS for rest in [[word] for word in GROUPS.get(verb, ())] or [[]]]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_of_every_verb_is_explained(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.strip() == "Options:")
+    options = [index for index in range(start + 1, len(lines)) if re.match(r"  -", lines[index])]
+    assert len(options) >= 2
+    for index in options:  # the words stand on the option's line, or below it, indented
+        parts = re.split(r"  +", lines[index].strip(), maxsplit=1)
+        below = lines[index + 1] if index + 1 < len(lines) else ""
+        assert len(parts) == 2 or re.match(r" {10,}\S", below), lines[index]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_mistyped_option_is_refused(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--jsn"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "No such option: --jsn" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_mistyped_option_under_json_is_one_document(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--json", "--no-such-option"]) == 2
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["schema_version"], document["command"]) == (1, words[0])
+    assert document["error"]["exit_code"] == 2 and "--no-such-option" in document["error"]["message"]
+    assert f"segpipe {words[0]} --help" in document["error"]["hint"]
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["import", "{}/absent"],
+        ["check", "{}/absent.json"],
+        ["split", "{}/absent.json"],
+        ["plan", "{}/absent.json"],
+        ["compose", "{}/absent.json", "--task", "task.yaml"],
+        ["train", "{}/absent.json", "--task", "task.yaml", "--out", "{}/run"],
+        ["export", "{}/absent", "{}/bundle"],
+        ["predict", "{}/absent", "{}", "{}/out"],
+        ["evaluate", "{}/absent.json", "{}", "--out", "{}/metrics"],
+        ["demo", "{}/file/below"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_not_there_is_one_document_and_nothing_is_written(
+    arguments: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run([*(word.format(tmp_path) for word in arguments), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema_version"], document["command"]) == (1, arguments[0])
+    assert document["error"]["exit_code"] == 2 and document["error"]["message"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_unknown_verb(more: list[str], capsys: Capture) -> None:
+    assert run(["sgement", *more]) == 2
+    out, err = capsys.readouterr()
+    text = json.loads(out)["error"]["message"] if more else err
+    assert "sgement" in text
+
+
+def test_an_unknown_verb_before_a_known_one_is_not_taken_for_it(capsys: Capture) -> None:
+    assert run(["sgement", "check", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["command"] == "" and document["error"]["hint"] == "see `segpipe --help`"
+
+
+def test_a_terminal_that_knows_few_letters_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(small_manifest()))
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii"))
+    with pytest.raises(SystemExit) as caught:
+        main(["split", str(tmp_path / "m.json"), "-o", str(tmp_path / "größe.json")])
+    assert caught.value.code == 0
+    assert b"gr\\xf6\\xdfe.json" in stream.getvalue()
+
+
+def test_without_a_word_the_help_is_shown(capsys: Capture) -> None:
+    assert run([]) in (0, 2)
+    out, err = capsys.readouterr()
+    assert "evaluate" in out + err and "Traceback" not in err
+
+
+def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"segpipe {__version__}\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (DataError, 3), (SomeCasesFailed, 4), (RefusedError, 5)])
+def test_an_error_of_ours_ends_with_its_code(
+    error: type[errors.SegpipeError], code: int, split_is: Callable[..., None], capsys: Capture
+) -> None:
+    split_is(raising(error("words", hint="do this")))
+    assert run(["split", "m.json"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err == "segpipe split: error: words\n  hint: do this\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["split", "m.json"])
+    assert caught.value.code == code
+
+
+def test_a_failing_command_leaves_in_order() -> None:
+    code = "import atexit; from segpipe.cli.app import main; atexit.register(print, 'tidied'); main()"
+    done = subprocess.run([sys.executable, "-c", code, "split"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "tidied\n"
+    assert "Missing argument" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bug_says_where_and_shows_its_trace_only_when_asked(
+    split_is: Callable[..., None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEGPIPE_DEBUG", raising=False)
+    split_is(raising(ZeroDivisionError("by nought")))
+    assert run(["split", "m.json"]) == 1
+    err = capsys.readouterr().err
+    assert "bug" in err and "ZeroDivisionError: by nought" in err and "test_cli.py:" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("SEGPIPE_DEBUG", "1")
+    assert run(["split", "m.json"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_says_that_it_was_noticed(as_json: bool, split_is: Callable[..., None], capsys: Capture) -> None:
+    split_is(raising(KeyboardInterrupt()))
+    assert run(["split", "m.json", *(["--json"] if as_json else [])]) == 130
+    out, err = capsys.readouterr()
+    assert "interrupted" in err
+    assert json.loads(out)["error"]["exit_code"] == 130 if as_json else out == ""
+
+
+def test_sigterm_is_ctrl_c_and_its_handler_is_given_back(split_is: Callable[..., None]) -> None:
+    def own(_signal: int, _frame: object) -> None:
+        pytest.fail("the caller's handler was called within a command")
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        split_is(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(["split", "m.json"]) == 130
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["split", "m.json"]])
+def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(small_manifest()))
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "segpipe", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "pipeline")}
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_verb_is_one_module_with_one_command() -> None:
+    folder = Path(__file__).parents[2] / "pipeline" / "segpipe" / "cli"
+    assert {path.stem for path in folder.glob("[a-z]*_.py")} == {f"{verb}_" for verb in VERBS}

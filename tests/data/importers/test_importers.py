@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from segpipe.cli.app import run
+from segpipe.data.importers.layouts import read_folders
+from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
+from segpipe.data.manifest import load_manifest
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+
+def write(path: Path, values: object = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    volume = np.zeros((4, 4, 4), np.uint8)
+    volume.flat[: np.size(values)] = values
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+
+
+def decathlon(root: Path, **fields: object) -> Path:
+    ids = ("b_1", "b_2", "b_3")
+    for name in ids:
+        write(root / "imagesTr" / f"{name}.nii.gz", 5)
+        write(root / "labelsTr" / f"{name}.nii.gz", 1)
+    write(root / "imagesTs" / "b_9.nii.gz", 5)
+    write(root / "imagesTs" / "b_11.nii.gz", 5)
+    document = {
+        "name": "Brains",
+        "reference": "somebody",
+        "licence": "CC0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "Background", "1": "front"},
+        "numTraining": 77,
+        "numTest": 2,
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ids],
+        "test": ["./imagesTs/b_9.nii.gz", {"image": "./imagesTs/b_11.nii.gz"}],
+        **fields,
+    }
+    (root / "dataset.json").write_text(json.dumps(document))
+    return root
+
+
+def nnunet(root: Path, **fields: object) -> Path:
+    for name in ("c_001", "c_002"):
+        for channel in range(2):
+            write(root / "imagesTr" / f"{name}_{channel:04d}.nii.gz", 5)
+        write(root / "labelsTr" / f"{name}.nii.gz", 1)
+    for channel in range(2):
+        write(root / "imagesTs" / f"c_003_{channel:04d}.nii.gz", 5)
+    document = {
+        "channel_names": {"0": "T2", "1": "ADC"},
+        "labels": {"background": 0, "PZ": 1, "TZ": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+        **fields,
+    }
+    (root / "dataset.json").write_text(json.dumps(document))
+    return root
+
+
+def test_decathlon_through_the_command_and_back_through_monai(tmp_path, capsys):
+    root = decathlon(tmp_path / "data")
+    assert run(["import", str(root), "--patient-rule", "pairs", "--source", "a friend", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["training"] == 3 and printed["patients"] == 4 and not printed["needs_data_option"]
+    manifest = load_manifest(root / "manifest.json")
+    assert manifest.name == "Brains" and manifest.licence == "CC0" and manifest.source == "a friend"
+    assert manifest.labels == {"0": "background", "1": "front"} and manifest.patient_rule == "pairs"
+    assert (manifest.numTraining, manifest.numTest) == (3, 2)
+    assert [case.patient_id for case in manifest.cases()] == ["P001", "P001", "P002", "P005", "P006"]
+    case = manifest.training[0]
+    expected = hashlib.sha256((root / case.images[0]).read_bytes()).hexdigest()
+    assert case.sha256 and case.sha256[case.images[0]] == expected and set(case.sha256) == set(case.paths)
+
+    from monai.data import load_decathlon_datalist
+
+    listed = load_decathlon_datalist(str(root / "manifest.json"), True, "training", str(root))
+    assert [entry["patient_id"] for entry in listed] == ["P001", "P001", "P002"]
+    assert Path(listed[0]["image"]) == root / "imagesTr" / "b_1.nii.gz" and Path(listed[0]["label"]).is_file()
+    tested = load_decathlon_datalist(str(root / "manifest.json"), True, "test", str(root))
+    assert Path(tested[0]["image"]).is_file()
+
+
+def test_output_elsewhere_keeps_paths_relative_to_the_data_and_says_so(tmp_path, capsys):
+    root = decathlon(tmp_path / "data")
+    output = tmp_path / "else" / "m.json"
+    assert run(["import", str(root / "dataset.json"), "-o", str(output), "--no-hash"]) == 0
+    assert f"--data {root}" in capsys.readouterr().out
+    manifest = load_manifest(output)
+    assert manifest.training[0].image == "imagesTr/b_1.nii.gz" and manifest.training[0].sha256 is None
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_manifest_that_is_there_is_replaced_on_request_alone(tmp_path, capsys, elsewhere):
+    root = decathlon(tmp_path / "data")
+    path = tmp_path / "other.json" if elsewhere else root / "manifest.json"
+    path.write_text("a split that took thought")
+    arguments = ["import", str(root), "--no-hash", *(["-o", str(path)] if elsewhere else [])]
+    assert run([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["path"] == str(path) and "--overwrite" in error["hint"]
+    assert path.read_text() == "a split that took thought"
+    assert run([*arguments, "--overwrite"]) == 0
+    assert len(load_manifest(path).training) == 3
+
+
+def test_decathlon_missing_files_are_named(tmp_path, capsys):
+    root = decathlon(tmp_path)
+    (root / "labelsTr" / "b_2.nii.gz").unlink()
+    assert run(["import", str(root)]) == 3
+    assert "labelsTr/b_2.nii.gz" in capsys.readouterr().err
+    assert not (root / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"training": [{"image": "./imagesTr/b_1.nii.gz"}]}, "entry"),
+        ({"training": [7]}, "entry"),
+        ({"labels": {}}, "no labels"),
+        ({"labels": {"0": "background", "2": "x"}}, "gaps"),
+        ({"labels": {"0": "background", "1": [1, 2]}}, "region"),
+        ({"modality": {}}, "channels"),
+        ({"training": {}}, "Decathlon"),
+        ({"test": ["/etc/passwd"]}, "relative"),
+    ],
+)
+def test_decathlon_that_cannot_be_used(tmp_path, fields, words):
+    root = decathlon(tmp_path, **fields)
+    with pytest.raises(DataError, match=words):
+        to_manifest(find_dataset(root, "decathlon"))
+
+
+def test_nnunet_channels_labels_and_test_cases(tmp_path):
+    root = nnunet(tmp_path / "Dataset007_Prostate")
+    assert detect_layout(root) == "nnunet"
+    manifest = to_manifest(find_dataset(root))
+    assert manifest.name == "Dataset007_Prostate" and manifest.channels == ["T2", "ADC"]
+    assert manifest.labels == {"0": "background", "1": "PZ", "2": "TZ"}
+    assert manifest.training[0].id == "c_001"
+    assert manifest.training[0].image == ["imagesTr/c_001_0000.nii.gz", "imagesTr/c_001_0001.nii.gz"]
+    assert [case.id for case in manifest.test] == ["c_003"] and manifest.test[0].label is None
+
+
+def test_nnunet_version_1_is_told_from_the_decathlon(tmp_path):
+    root = nnunet(tmp_path)
+    document = {
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "PZ"},
+        "training": [{"image": "./imagesTr/c_001.nii.gz", "label": "./labelsTr/c_001.nii.gz"}],
+    }
+    (root / "dataset.json").write_text(json.dumps(document))
+    assert detect_layout(root) == "nnunet"
+    assert [case.id for case in find_dataset(root).training] == ["c_001", "c_002"]
+    assert detect_layout(decathlon(tmp_path / "other")) == "decathlon"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, "region"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "two names"),
+        ({"labels": {"background": 0, "a": "one"}}, "whole number"),
+        ({"file_ending": ".png"}, "kind"),
+        ({"channel_names": {"0": "T2", "1": "ADC", "2": "b"}}, "channels"),
+        ({"dataset": {}}, "dataset"),
+    ],
+)
+def test_nnunet_that_cannot_be_used(tmp_path, fields, words):
+    with pytest.raises(DataError, match=words):
+        to_manifest(find_dataset(nnunet(tmp_path, **fields)))
+
+
+def test_nnunet_missing_channel_and_missing_label(tmp_path):
+    root = nnunet(tmp_path)
+    (root / "imagesTr" / "c_002_0001.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        find_dataset(root)
+    assert caught.value.case_id == "c_002"
+    (root / "imagesTr" / "c_002_0000.nii.gz").unlink()
+    (root / "labelsTr" / "c_001.nii.gz").unlink()
+    with pytest.raises(DataError, match="no label"):
+        find_dataset(root)
+
+
+def test_folders_match_by_name_with_numbers_that_are_no_channels(tmp_path, capsys):
+    for number in (1, 2):
+        write(tmp_path / "scans" / f"scan_{number:04d}.nii.gz", 5)
+        write(tmp_path / "masks" / f"scan_{number:04d}.nii", [1, 2])
+    arguments = ["import", "--images", str(tmp_path / "scans"), "--labels", str(tmp_path / "masks")]
+    assert run([*arguments, "--modality", "CT", "--label-name", "liver", "--label-name", "tumour"]) == 0
+    manifest = load_manifest(tmp_path / "manifest.json")
+    assert [case.id for case in manifest.training] == ["scan_0001", "scan_0002"]
+    assert manifest.foreground == {1: "liver", 2: "tumour"} and manifest.channels == ["CT"]
+    assert manifest.training[0].label == "masks/scan_0001.nii"
+    assert run([*arguments, "--overwrite"]) == 0
+    assert load_manifest(tmp_path / "manifest.json").foreground == {1: "label_1", 2: "label_2"}
+    assert "--modality" in capsys.readouterr().out
+
+
+def test_folders_group_channels_and_subfolders(tmp_path):
+    for channel in (1, 0):
+        write(tmp_path / "i" / "p1" / f"a_{channel:04d}.nii.gz", 5)
+    write(tmp_path / "l" / "p1" / "a.nii.gz", 1)
+    found = read_folders(tmp_path / "i", tmp_path / "l")
+    assert found.training[0].id == "p1_a"
+    assert found.training[0].images == ["i/p1/a_0000.nii.gz", "i/p1/a_0001.nii.gz"]
+    assert found.modality == {"0": "unknown", "1": "unknown"}
+
+
+def test_folders_may_hold_links_to_files_elsewhere(tmp_path):
+    write(tmp_path / "far" / "x.nii.gz", 1)
+    for folder in ("i", "l"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        (tmp_path / "d" / folder / "a.nii.gz").symlink_to(tmp_path / "far" / "x.nii.gz")
+    found = read_folders(tmp_path / "d" / "i", tmp_path / "d" / "l")
+    assert found.training[0].images == ["i/a.nii.gz"] and found.root == tmp_path / "d"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    found = find_dataset(decathlon(tmp_path))
+    manifest = to_manifest(found)
+    (tmp_path / "imagesTr" / "b_2.nii.gz").unlink()
+    with pytest.raises(UsageError, match="cannot read") as caught:
+        add_hashes(manifest, tmp_path)
+    assert str(caught.value.path).endswith("b_2.nii.gz")
+
+
+def test_folders_without_partner_are_named(tmp_path, capsys):
+    write(tmp_path / "i" / "a.nii.gz", 5)
+    write(tmp_path / "i" / "only_image.nii.gz", 5)
+    write(tmp_path / "l" / "a.nii.gz", 1)
+    write(tmp_path / "l" / "only_label.nii.gz", 1)
+    assert run(["import", "--images", str(tmp_path / "i"), "--labels", str(tmp_path / "l")]) == 3
+    words = capsys.readouterr().err
+    assert "image only_image" in words and "label only_label" in words
+
+
+@pytest.mark.parametrize("values", [[2], [1, 255], []])
+def test_label_values_with_gaps_need_names(tmp_path, values):
+    write(tmp_path / "i" / "a.nii.gz", 5)
+    write(tmp_path / "l" / "a.nii.gz", values)
+    with pytest.raises(DataError, match="1, 2, 3"):
+        read_folders(tmp_path / "i", tmp_path / "l")
+
+
+def test_empty_folders_unequal_channels_and_one_folder(tmp_path):
+    (tmp_path / "i").mkdir()
+    (tmp_path / "l").mkdir()
+    with pytest.raises(DataError, match="no NIfTI"):
+        read_folders(tmp_path / "i", tmp_path / "l")
+    for name in ("a_0000", "a_0001", "b_0000"):
+        write(tmp_path / "i" / f"{name}.nii.gz", 5)
+    write(tmp_path / "l" / "a.nii.gz", 1)
+    write(tmp_path / "l" / "b.nii.gz", 1)
+    with pytest.raises(DataError, match="different channels"):
+        read_folders(tmp_path / "i", tmp_path / "l")
+    with pytest.raises(UsageError, match="side by side"):
+        read_folders(tmp_path, tmp_path / "l")
+
+
+@pytest.mark.parametrize("names", [("a_0000", "a_0001", "b_0000", "b_0002"), ("a_0000", "b_0001")])
+def test_cases_with_other_channels_are_refused(tmp_path, names):
+    for name in names:
+        write(tmp_path / "images" / f"{name}.nii.gz")
+    for name in ("a", "b"):
+        write(tmp_path / "labels" / f"{name}.nii.gz", 1)
+    with pytest.raises(DataError, match="different channels") as error:
+        read_folders(tmp_path / "images", tmp_path / "labels")
+    assert "b has" in str(error.value.found)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("make", [decathlon, nnunet])
+def test_no_dataset_json_is_odd_enough_for_another_error_than_ours(make, tmp_path):
+    root = make(tmp_path / "data")
+    sound = json.loads((root / "dataset.json").read_text())
+    keys = ["training", "test", "labels", "modality", "channel_names", "file_ending", "name", "dataset"]
+
+    @given(st.dictionaries(st.sampled_from(keys), JSON, min_size=1, max_size=2))
+    @example({"test": 5})
+    @example({"training": 5})
+    @example({"labels": {"9" * 5000: "x"}})
+    @example({"labels": {"background": 0, "x": True}})
+    @settings(max_examples=60)
+    def try_it(odd):
+        (root / "dataset.json").write_text(json.dumps({**sound, **odd}))
+        with contextlib.suppress(SegpipeError):
+            to_manifest(find_dataset(root))
+
+    try_it()
+
+
+def test_pseudonyms_hide_file_names_and_patients_but_keep_patients_together(tmp_path):
+    manifest = to_manifest(find_dataset(decathlon(tmp_path)), "pairs", pseudonymise=True)
+    digest = hashlib.sha256(b"imagesTr/b_1.nii.gz").hexdigest()[:12]
+    first, second, third = manifest.training
+    assert first.id == f"case-{digest}"
+    assert first.patient_id == second.patient_id != third.patient_id
+    assert all(case.patient_id.startswith("patient-") for case in manifest.cases())
+
+
+def test_names_that_cannot_be_ids_and_names_twice(tmp_path):
+    write(tmp_path / "i" / "Jane Doe.nii.gz", 5)
+    write(tmp_path / "l" / "Jane Doe.nii.gz", 1)
+    found = read_folders(tmp_path / "i", tmp_path / "l")
+    with pytest.raises(DataError, match="case id"):
+        to_manifest(found)
+    assert to_manifest(found, pseudonymise=True).training[0].id.startswith("case-")
+    twice = [{"image": "./imagesTr/b_1.nii.gz", "label": "./labelsTr/b_1.nii.gz"}] * 2
+    with pytest.raises(DataError, match="one name"):
+        to_manifest(find_dataset(decathlon(tmp_path / "d", training=twice)))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--images", "x"], ["nowhere"], [".", "--layout", "folders"], [".", "--layout", "bids"], ["."]]
+)
+def test_wrong_usage(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["import", *arguments]) == 2
+    assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("SEGPIPE_DATA" not in os.environ, reason="SEGPIPE_DATA does not name a folder of real scans")
+@pytest.mark.realdata
+def test_the_shipped_manifest_is_what_import_makes_of_the_data():
+    root = Path(os.environ["SEGPIPE_DATA"]) / "Task04_Hippocampus"
+    manifest = to_manifest(find_dataset(root), "pairs")
+    add_hashes(manifest, root)
+    shipped = load_manifest(Path(__file__).parents[3] / "data_manifests" / "msd_task04_hippocampus.json")
+    plain = {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in manifest.cases()}
+    assert plain == {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in shipped.cases()}

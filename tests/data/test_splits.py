@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segpipe.cli.app import run
+from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
+from segpipe.data.splits import draw_split, find_leaks, fold_sizes, parse_test_size
+from segpipe.errors import DataError, RefusedError, UsageError
+
+
+def dataset(sizes: list[int], **fields: object) -> Manifest:
+    """A manifest with patients of these numbers of cases."""
+    cases = [
+        Case(id=f"c{patient}_{index}", image=f"i/{patient}_{index}.nii", label="l.nii", patient_id=f"P{patient}")
+        for patient, size in enumerate(sizes)
+        for index in range(size)
+    ]
+    return Manifest(name="d", modality={"0": "MRI"}, labels={"0": "background", "1": "x"}, training=cases, **fields)
+
+
+def parts(manifest: Manifest) -> dict[str, object]:
+    return {case.id: case.fold for case in manifest.training} | {case.id: "test" for case in manifest.test}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=8, max_size=40),
+    test=st.one_of(st.integers(0, 8), st.floats(0.01, 0.3)),
+    folds=st.sampled_from([0, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_whole_patients_every_case_once_balanced_and_independent_of_order(sizes, test, folds, seed):
+    manifest = dataset(sizes)
+    try:
+        split = draw_split(manifest, test, folds, seed)
+    except UsageError:
+        assert len(sizes) < 14
+        return
+    assert sorted(parts(split)) == sorted(case.id for case in manifest.training)
+    for patient in range(len(sizes)):
+        assert len({parts(split)[f"c{patient}_{index}"] for index in range(sizes[patient])}) == 1
+    wanted = test if isinstance(test, int) else test * sum(sizes)
+    assert wanted <= len(split.test) < wanted + max(sizes) + 1
+    assert folds == len(split.folds())
+    assert not folds or max(fold_sizes(split)) - min(fold_sizes(split)) <= max(sizes)
+    assert find_leaks(split) == []
+
+    shuffled = manifest.model_copy(deep=True)
+    random.Random(seed).shuffle(shuffled.training)
+    assert draw_split(shuffled, test, folds, seed) == split
+    Manifest.model_validate(split.dump())
+
+
+def test_pairs_and_singles_give_folds_that_differ_by_one_case_at_most():
+    split = draw_split(dataset([2] * 31 + [1] * 17), 0, 5)
+    assert max(fold_sizes(split)) - min(fold_sizes(split)) <= 1
+
+
+def test_the_seed_changes_the_draw_and_the_rule_names_it():
+    one, other = (draw_split(dataset([2] * 20), 10, 2, seed) for seed in (0, 1))
+    assert parts(one) != parts(other)
+    assert "seed 1" in (other.split_rule or "")
+
+
+def test_a_second_draw_is_refused_unless_asked_for():
+    split = draw_split(dataset([2] * 20), 10, 5)
+    with pytest.raises(RefusedError, match="already"):
+        draw_split(split, 10, 5)
+    assert draw_split(split, 10, 5, redraw=True) == split
+    assert len(draw_split(split, 0, 0, redraw=True).training) == 40
+
+
+def test_keep_leaves_the_test_set_and_unlabelled_test_cases_always_stay():
+    manifest = dataset([1] * 10)
+    manifest.test = [Case(id="u", image="u.nii"), Case(id="t", image="t.nii", label="t.nii")]
+    with pytest.raises(RefusedError):
+        draw_split(manifest, 2, 2)
+    assert [case.id for case in draw_split(manifest, None, 2).test] == ["t", "u"]
+    redrawn = draw_split(manifest, 2, 2, redraw=True)
+    assert "u" in [case.id for case in redrawn.test] and len(redrawn.test) == 3
+
+
+def test_a_kept_test_set_that_shares_a_patient_is_refused():
+    manifest = dataset([1] * 10)
+    manifest.test = [Case(id="t", image="t.nii", label="t.nii", patient_id="P3")]
+    assert find_leaks(manifest) == ["P3"]
+    with pytest.raises(DataError, match="kept test set") as caught:
+        draw_split(manifest, None, 2)
+    assert caught.value.found == "P3"
+    manifest.test[0].label = None
+    assert find_leaks(manifest) == ["P3"] and find_leaks(manifest, labelled_only=True) == []
+
+
+def test_a_patient_in_two_folds_is_a_leak():
+    split = draw_split(dataset([2] * 6), 0, 3)
+    split.training[0].fold = (split.training[0].fold + 1) % 3
+    assert find_leaks(split) == ["P0"]
+
+
+@pytest.mark.parametrize(("test", "folds"), [(0, 7), (2, 5), (6, 0)])
+def test_more_parts_than_patients_are_refused(test, folds):
+    with pytest.raises(UsageError, match="too few patients"):
+        draw_split(dataset([1] * 6), test, folds)
+
+
+@pytest.mark.parametrize("folds", [-1, 1])
+def test_senseless_folds(folds):
+    with pytest.raises(UsageError, match="folds"):
+        draw_split(dataset([1] * 6), 0, folds)
+
+
+@pytest.mark.parametrize(("text", "size"), [("0.25", 0.25), ("45", 45), ("0", 0), ("1", 1), ("keep", None)])
+def test_sizes(text, size):
+    assert parse_test_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["1.0", "0.0", "-3", "1e9", "half", "nan", "1.5"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UsageError):
+        parse_test_size(text)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "manifest.json"
+    save_manifest(dataset([2] * 20), path)
+    assert run(["split", str(path), "--test", "0.25", "--folds", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1 and document["test"] == 10 and document["folds"] == [10, 10, 10]
+    assert load_manifest(path).folds() == [0, 1, 2]
+    assert run(["split", str(path)]) == 5
+    assert "--redraw" in capsys.readouterr().err
+    assert run(["split", str(path), "--redraw", "-o", str(tmp_path / "x" / "other.json")]) == 0
+    assert "other.json" in capsys.readouterr().out
+    assert run(["split", str(tmp_path / "no.json")]) == 2
+
+
+def test_the_shipped_split_is_what_the_documented_command_draws():
+    path = Path(__file__).parents[2] / "data_manifests" / "msd_task04_hippocampus.json"
+    shipped = load_manifest(path)
+    assert draw_split(shipped, 45, 5, 0, redraw=True) == shipped
+    assert find_leaks(shipped) == [] and len(shipped.test) >= 45
+    assert len({case.patient_id for case in shipped.cases()}) == 129
+    assert all(set(case.sha256 or {}) == set(case.paths) for case in shipped.cases())

@@ -1,0 +1,169 @@
+"""Composing: mistakes are refused with the nearest known word, and every value knows where it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segpipe.cli.app import run
+from segpipe.errors import UsageError
+from segpipe.training.compose.config_checks import Settings, check_components
+from segpipe.training.compose.fragments import OWNED, compose_config, configs_folder, known_fragments
+from tiny_data import TASK
+
+NAMES = {"network": "unet", "loss": "dice_ce", "augment": "light", "runtime": "cpu"}
+
+
+@pytest.fixture
+def fragments(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "task.yaml").write_text(TASK)
+    return {**NAMES, "task": str(tmp_path / "task.yaml")}
+
+
+def refusal(*arguments, **named) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        compose_config(*arguments, **named)
+    return caught.value
+
+
+def test_every_shipped_fragment_composes_and_its_arguments_are_known(fragments) -> None:
+    for kind in ("network", "loss", "augment", "runtime"):
+        for name in known_fragments(kind):
+            check_components(compose_config({**fragments, kind: name}).config)
+    for name in known_fragments("task"):
+        check_components(compose_config({**fragments, "task": name}).config)
+
+
+def test_kinds_own_disjoint_ids_and_the_skeleton_fills_none_of_them() -> None:
+    ids = [name for owned in OWNED.values() for name in owned]
+    assert len(ids) == len(set(ids))
+    skeleton = yaml.safe_load((configs_folder() / "train.yaml").read_text())
+    assert not set(ids) & set(skeleton)
+    assert set(Settings.model_fields) <= set(ids) | set(skeleton)
+
+
+def test_stock_merge_of_the_files_gives_the_same_config(fragments) -> None:
+    from monai.bundle import ConfigParser
+
+    files = [str(configs_folder() / "train.yaml"), fragments["task"]]
+    files += [str(configs_folder() / kind / f"{name}.yaml") for kind, name in NAMES.items()]
+    assert ConfigParser.load_config_files(files) == compose_config(fragments).config
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("max_epoch=3", "max_epochs"),
+        ("learningrate=0.1", "learning_rate"),
+        ("network_def#chanels=[4,8]", "channels"),
+        ("train::trainr=1", "trainer"),
+        ("loss::gama=1", None),
+        ("random_transforms#99=1", None),
+    ],
+)
+def test_an_unknown_id_is_refused_with_the_nearest(fragments, override: str, word: str | None) -> None:
+    error = refusal(fragments, [override])
+    assert "not known" in error.message
+    assert word is None or word in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "max_epochs=ten",
+        "max_epochs=0",
+        "max_epochs=1.5",
+        "learning_rate=-1",
+        "cache_rate=2",
+        "patch_size=[16,16]",
+        "amp=maybe",
+        "overlap=1.0",
+        "batch_size=[2]",
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_refused(fragments, override: str) -> None:
+    error = refusal(fragments, [override])
+    assert override.split("=")[0] in error.message
+    assert error.found
+
+
+def test_numbers_as_people_write_them(fragments) -> None:
+    made = compose_config(fragments, ["learning_rate=1e-3", "max_gradient_norm=5"])
+    assert made.config["learning_rate"] == 0.001
+    assert made.config["max_gradient_norm"] == 5.0
+
+
+def test_a_mistyped_argument_or_target_is_refused(fragments) -> None:
+    made = compose_config(fragments)
+    made.config["loss"]["alfa"] = 0.3
+    with pytest.raises(UsageError, match="alfa") as caught:
+        check_components(made.config)
+    assert "alpha" in (caught.value.hint or "")
+    made.config["loss"] = {"_target_": "segpipe.components.DiceLos"}
+    with pytest.raises(UsageError, match="no component"):
+        check_components(made.config)
+
+
+def test_an_argument_that_the_target_has_may_be_added(fragments) -> None:
+    made = compose_config(fragments, ["network_def#dropout=0.1"])
+    assert made.config["network_def"]["dropout"] == 0.1
+    assert made.origins["network_def#dropout"] == "--set"
+
+
+def test_a_reference_that_leads_nowhere_is_refused(fragments) -> None:
+    error = refusal(fragments, ["sw_batch_size='@batch_siz'"])
+    assert "batch_siz" in error.message
+    assert "batch_size" in (error.hint or "")
+
+
+def test_fragments_may_only_hold_their_own_ids(fragments, tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text("network_name: x\npatch_divisor: 8\nnetwork_def: {}\nbatch_size: 3\n")
+    assert "runtime" in (refusal({**fragments, "network": str(tmp_path / "net.yaml")}).hint or "")
+    (tmp_path / "net.yaml").write_text("network_name: x\npatch_divisr: 8\n")
+    assert "patch_divisor" in (refusal({**fragments, "network": str(tmp_path / "net.yaml")}).hint or "")
+    (tmp_path / "net.yaml").write_text("network_name: x\n")
+    assert "lacks patch_divisor" not in refusal({**fragments, "network": str(tmp_path / "net.yaml")}).message[:10]
+    (tmp_path / "net.yaml").write_text("- 1\n")
+    assert "mapping" in refusal({**fragments, "network": str(tmp_path / "net.yaml")}).message
+    assert "unet" in (refusal({**fragments, "network": "unett"}).hint or "")
+    assert "no such" in refusal({**fragments, "network": str(tmp_path / "none.yaml")}).message
+
+
+def test_sense_of_the_whole(fragments) -> None:
+    assert "out_channels" in refusal(fragments, ["out_channels=3"]).message
+    assert "in_channels" in refusal(fragments, ["in_channels=2"]).message
+    made = compose_config(fragments, ["patch_size=[20,24,17]"])
+    assert made.config["patch_size"] == [24, 24, 24]
+    assert "padded" in made.notes[0]
+
+
+def test_mirroring_is_refused_where_labels_have_sides(fragments, tmp_path: Path) -> None:
+    sided = TASK.replace("liver", "kidney_left").replace("[background, ", "[background, ")
+    (tmp_path / "sided.yaml").write_text(sided)
+    chosen = {**fragments, "task": str(tmp_path / "sided.yaml")}
+    compose_config(chosen)
+    assert "mirroring" in refusal({**chosen, "augment": "mirror"}).message
+
+
+def test_explain_names_the_origin_of_every_id(fragments) -> None:
+    made = compose_config(fragments, ["batch_size=3"], {"max_epochs": (7, "--epochs")})
+    assert set(made.origins) == set(made.config)
+    assert made.origins["batch_size"] == "--set"
+    assert made.origins["max_epochs"] == "--epochs"
+    assert made.origins["network_def"] == "network/unet.yaml"
+    assert made.origins["patch_size"] == "task.yaml"
+
+
+def test_the_command_prints_the_config(tiny_manifest: Path, capsys) -> None:
+    arguments = ["compose", str(tiny_manifest), "--task", str(tiny_manifest.parent / "task.yaml")]
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["loss_name"] == "dice_ce"
+    assert run([*arguments, "--explain"]) == 0
+    assert "network/unet.yaml" in capsys.readouterr().out
+    assert run([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["origins"]["loss"] == "loss/dice_ce.yaml"
+    assert run([*arguments, "--set", "max_epoch=1"]) == 2
+    assert "did you mean 'max_epochs'" in capsys.readouterr().err

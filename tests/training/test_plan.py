@@ -1,0 +1,304 @@
+"""The rules of planning, the fragment that they write, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segpipe.cli.app import run
+from segpipe.cli.plan_ import _bytes
+from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
+from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
+from segpipe.data.phantom import write_nifti
+from segpipe.errors import DataError, UsageError
+from segpipe.inference.transforms import Preprocessing
+from segpipe.training.compose.fragments import OWNED, configs_folder, known_fragments
+from segpipe.training.planning import (
+    LARGEST_PATCH,
+    MEASURED,
+    cache_rate,
+    cost_of,
+    depth,
+    epoch_time,
+    fragment_text,
+    intensity,
+    make_plan,
+    patch_size,
+    resampled_shape,
+    target_spacing,
+)
+
+GB = 10**9
+UNET = cost_of("unet", 8)
+Triple = tuple[float, float, float]
+
+
+def dataset(
+    *grids: tuple[tuple[int, int, int], Triple],
+    modality: str = "MRI",
+    orientation: str = "RAS",
+    nonzero: float = 1.0,
+    foreground: Intensity | None = None,
+) -> Fingerprint:
+    overall = Intensity(mean=0, std=1, percentiles=(-2, -1, 0, 1, 2))
+    channel = Channel(dtype="int16", nonzero_fraction=nonzero, overall=overall, foreground=foreground)
+    cases = [
+        CaseFingerprint(
+            id=f"case{index}",
+            shape=shape,
+            spacing_mm=spacing,
+            orientation=orientation,
+            channels=[channel],
+            labels={},
+            foreground_box_mm=None,
+        )
+        for index, (shape, spacing) in enumerate(grids)
+    ]
+    summary = Summary(
+        cases=len(cases),
+        median_shape_ras=(1, 1, 1),
+        median_spacing_ras_mm=(1, 1, 1),
+        orientations={orientation: len(cases)},
+        foreground=[foreground],
+        median_volume_ml={},
+    )
+    return Fingerprint(name="made", modality=[modality], summary=summary, cases=cases)
+
+
+def manifest_for(fingerprint: Fingerprint, name: str = "Made Up, 1") -> Manifest:
+    cases = [Case(id=case.id, image=f"{case.id}.nii", label=f"{case.id}_l.nii") for case in fingerprint.cases]
+    modality = {str(index): name for index, name in enumerate(fingerprint.modality)}
+    return Manifest(name=name, modality=modality, labels={"0": "background", "1": "no"}, training=cases)
+
+
+def test_spacing_is_the_median_per_axis() -> None:
+    grids = [((50, 50, 50), (1.0, 2.0, 0.5)), ((50, 50, 50), (1.2, 2.0, 0.5)), ((50, 50, 50), (9.0, 2.1, 0.6))]
+    assert target_spacing(dataset(*grids)).value == [1.2, 2.0, 0.5]
+
+
+def test_spacing_of_thick_slices_is_the_10th_percentile() -> None:
+    thick = [((512, 512, 40), (0.8, 0.8, size)) for size in np.linspace(2.5, 7.5, 11)]
+    assert target_spacing(dataset(*thick)).value == pytest.approx([0.8, 0.8, 3.0])
+    many_slices = [((512, 512, 400), (0.8, 0.8, size)) for size in np.linspace(2.5, 7.5, 11)]
+    assert target_spacing(dataset(*many_slices)).value == pytest.approx([0.8, 0.8, 5.0])
+
+
+def test_spacing_of_thick_slices_stays_above_the_plane() -> None:
+    grids = [((512, 512, 40), (1.0, 1.0, 0.5))] * 2 + [((512, 512, 40), (1.0, 1.0, 5.0))] * 9
+    assert target_spacing(dataset(*grids)).value == [1.0, 1.0, 1.0]
+
+
+def test_axes_are_turned_before_they_are_compared() -> None:
+    sagittal = dataset(((30, 300, 200), (4.0, 0.9, 0.8)), orientation="LPS")
+    turned = dataset(((200, 30, 300), (0.8, 4.0, 0.9)), orientation="SRA")
+    assert target_spacing(sagittal).value == target_spacing(turned).value == [4.0, 0.9, 0.8]
+    assert resampled_shape(turned, [4.0, 0.9, 0.8]) == (30, 300, 200)
+
+
+def test_ct_is_clipped_and_scored_as_nnunet_does() -> None:
+    inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
+    rule = intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
+    values = np.linspace(-1000, 1000, 41)
+    expected = (np.clip(values, -20, 220) - 80) / 40
+    given_by = rule.value
+    slope = (given_by["b_max"] - given_by["b_min"]) / (given_by["a_max"] - given_by["a_min"])
+    scaled = np.clip((values - given_by["a_min"]) * slope + given_by["b_min"], given_by["b_min"], given_by["b_max"])
+    assert given_by["_target_"] == "ScaleIntensityRanged"
+    assert scaled == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("inside", [None, Intensity(mean=7, std=0, percentiles=(7, 7, 7, 7, 7))])
+def test_ct_without_a_foreground_to_scale_by(inside: Intensity | None) -> None:
+    with pytest.raises(DataError, match="no intensities to scale by"):
+        intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
+
+
+@pytest.mark.parametrize(("nonzero", "masked"), [(1.0, False), (0.8, False), (0.6, True)])
+def test_mr_is_scored_by_case(nonzero: float, masked: bool) -> None:
+    rule = intensity(dataset(((50, 50, 50), (1, 1, 1)), nonzero=nonzero))
+    assert rule.value["_target_"] == "NormalizeIntensityd"
+    assert (rule.value["nonzero"], rule.value["channel_wise"]) == (masked, True)
+
+
+def test_a_small_image_is_taken_whole() -> None:
+    assert patch_size((35, 50, 36), UNET, 8 * GB).value == [40, 56, 40]
+    assert patch_size((35, 50, 9), UNET, 8 * GB).value == [40, 56, 16]
+
+
+def test_a_large_image_keeps_its_proportions() -> None:
+    patch = patch_size((512, 512, 128), UNET, 8 * GB).value
+    assert math.prod(patch) <= LARGEST_PATCH
+    assert patch[0] == pytest.approx(patch[1], abs=8)
+    assert patch[0] / patch[2] == pytest.approx(4, rel=0.15)
+
+
+def test_too_little_memory_says_how_much_is_needed() -> None:
+    with pytest.raises(UsageError, match="does not hold a training step") as caught:
+        patch_size((100, 100, 100), UNET, 1_000_000)
+    assert caught.value.expected == "at least 0.0041 GB"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(*[st.integers(1, 700)] * 3), st.sampled_from(sorted(MEASURED)), st.integers(50_000_000, 50 * GB))
+def test_patches_fit_the_network_and_the_memory(shape: tuple[int, int, int], name: str, memory: int) -> None:
+    cost = cost_of(name, 8)
+    patch = patch_size(shape, cost, memory).value
+    assert all(size % cost.divisor == 0 and size >= 2 * cost.divisor for size in patch)
+    assert 2 * math.prod(patch) * cost.bytes_per_voxel <= memory
+    assert math.prod(patch) <= LARGEST_PATCH
+
+
+def test_depth_of_the_literature() -> None:
+    hippocampus = depth([40, 56, 40], [1.0, 1.0, 1.0]).value
+    assert hippocampus == {"channels": [16, 32, 64, 128], "strides": [[2, 2, 2]] * 3}
+    prostate = depth([256, 320, 20], [0.6, 0.6, 3.6]).value  # nnU-Net: first in the plane only
+    assert prostate["strides"][:3] == [[2, 2, 1], [2, 2, 1], [2, 2, 2]]
+    assert prostate["channels"][:3] == [16, 32, 64]
+
+
+def test_half_of_the_free_memory_is_left_alone() -> None:
+    many = dataset(*[((100, 100, 100), (1, 1, 1))] * 10)  # 8 MB a case, image and label
+    assert cache_rate(many, (100, 100, 100), 80_000_000).value == 0.5
+    assert cache_rate(many, (100, 100, 100), GB).value == 1.0
+
+
+def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None:
+    assert set(MEASURED) == set(known_fragments("network"))
+    own = cost_of("my/unet.yaml", 32)
+    assert own.divisor == 32 and not own.measured
+    assert own.bytes_per_voxel >= max(needed for needed, _ in MEASURED.values())
+    rule = patch_size((35, 50, 36), own, 8 * GB)
+    assert rule.value == [64, 64, 64] and "assumed" in rule.why
+    assert "assumed" in epoch_time(10, [64, 64, 64], 2, own, 2).source
+
+
+@pytest.mark.parametrize("divisor", [0, -8, 8.0, "8", True, None])
+def test_a_divisor_that_divides_nothing(divisor: object) -> None:
+    with pytest.raises(UsageError, match="patch_divisor"):
+        cost_of("unet", divisor)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.tuples(*[st.integers(8, 600)] * 3), st.tuples(*[st.floats(0.2, 10)] * 3)), min_size=1, max_size=5
+    ),
+    st.sampled_from(["MRI", "CT", "PET: weird # name"]),
+)
+def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality: str) -> None:
+    inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
+    fingerprint = dataset(*grids, modality=modality, foreground=inside)
+    plan = make_plan(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
+    assert yaml.safe_load(fragment_text(plan, len(grids))) == plan.task
+    assert tuple(plan.task) == OWNED["task"]
+    assert plan.task["task_name"] == "made_up_1"
+    assert plan.task["labels"] == ["background", "no"]
+    assert Preprocessing.parse(plan.task["deterministic_transforms"])
+    assert set(plan.settings) <= set(OWNED["runtime"])
+    assert 2 <= plan.settings["batch_size"] <= 4
+    assert 0 <= plan.settings["cache_rate"] <= 1
+    assert all(rule.why and rule.source for rule in plan.rules.values())
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8G", 8e9), ("600 M", 6e8), ("1.5gb", 1.5e9), ("2000", 2000)])
+def test_amounts_of_memory(text: str, expected: float) -> None:
+    assert _bytes(text) == expected
+
+
+@pytest.fixture
+def manifest_path(tmp_path: Path) -> Path:
+    cases = []
+    for index in range(3):
+        rng = np.random.default_rng(index)
+        label = np.zeros((20, 24, 18), np.uint8)
+        label[5:9, 5:12, 4:9] = 1
+        write_nifti(tmp_path / f"i{index}.nii.gz", rng.normal(9, 2, label.shape).astype(np.float32), np.eye(4))
+        write_nifti(tmp_path / f"l{index}.nii.gz", label, np.eye(4))
+        cases.append(Case(id=f"c{index}", image=f"i{index}.nii.gz", label=f"l{index}.nii.gz", fold=index))
+    labels = {"0": "background", "1": "organ"}
+    save_manifest(Manifest(name="tiny", modality={"0": "MRI"}, labels=labels, training=cases), tmp_path / "m.json")
+    return tmp_path / "m.json"
+
+
+def test_command(manifest_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = manifest_path.parent / "out" / "task.yaml"
+    assert run(["plan", str(manifest_path), "-o", str(output)]) == 0
+    seen = capsys.readouterr()
+    assert seen.err == ""
+    assert "nnU-Net" in seen.out
+    assert f"--task {output} --network unet --loss dice_ce --fold 0" in seen.out.replace("\n", " ")
+    assert "--set batch_size=" in seen.out
+    fragment = yaml.safe_load(output.read_text())
+    assert fragment["patch_size"] == [24, 24, 24]
+    assert json.loads((output.parent / "task.fingerprint.json").read_text())["summary"]["cases"] == 3
+    assert run(["plan", str(manifest_path), "-o", str(output)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(["plan", str(manifest_path), "-o", str(output), "--overwrite", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema_version"], document["command"]) == (1, "plan")
+    assert document["settings"]["overlap"] == 0.5
+    assert {"rule", "name"} & set(document["rules"][0])
+    assert document["next"].startswith("segpipe train ")
+
+
+def test_a_manifest_without_folds_is_to_be_split_first(manifest_path: Path, capsys) -> None:
+    manifest = load_manifest(manifest_path)
+    cases = [case.model_copy(update={"fold": None}) for case in manifest.training]
+    save_manifest(manifest.model_copy(update={"training": cases}), manifest_path)
+    assert run(["plan", str(manifest_path), "-o", str(manifest_path.parent / "t.yaml"), "--json"]) == 0
+    seen = capsys.readouterr()
+    assert "not split yet" in seen.err
+    assert json.loads(seen.out)["next"] == f"segpipe split {manifest_path}"
+
+
+def test_a_network_of_ones_own_tells_its_divisor(manifest_path: Path, capsys) -> None:
+    own = manifest_path.parent / "own.yaml"
+    fragment = (configs_folder() / "network" / "unet.yaml").read_text()
+    own.write_text(fragment.replace("patch_divisor: 8", "patch_divisor: 32"))
+    task = manifest_path.parent / "own_task.yaml"
+    assert run(["plan", str(manifest_path), "-o", str(task), "--network", str(own), "--json"]) == 0
+    assert all(size % 32 == 0 for size in yaml.safe_load(task.read_text())["patch_size"])
+    assert f"--network {own}" in json.loads(capsys.readouterr().out)["next"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--memory", "plenty"], 2, "not an amount of memory"),
+        (["--memory", "9" * 400 + "G"], 2, "not an amount of memory"),
+        (["--network", "vnet"], 2, "no network fragment 'vnet'"),
+        (["--data", "nowhere"], 2, "no such data folder"),
+        (["-o", "m.json/task.yaml"], 2, "cannot write the output"),
+    ],
+)
+def test_command_errors(manifest_path: Path, capsys, monkeypatch, arguments, code: int, words: str) -> None:
+    monkeypatch.chdir(manifest_path.parent)
+    assert run(["plan", "m.json", *arguments]) == code
+    assert words in capsys.readouterr().err
+    assert not (manifest_path.parent / "task.yaml").exists()
+
+
+def test_command_names_the_bad_case(manifest_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (manifest_path.parent / "i1.nii.gz").write_bytes(b"not a volume")
+    assert run(["plan", str(manifest_path), "-o", str(manifest_path.parent / "t.yaml"), "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["case_id"] == "c1"
+
+
+@pytest.mark.realdata
+def test_the_shipped_fragment_is_what_the_real_data_plans(tmp_path: Path) -> None:
+    root = os.environ["SEGPIPE_DATA"]
+    shipped = configs_folder()
+    manifest = shipped.parent / "data_manifests" / "msd_task04_hippocampus.json"
+    assert load_manifest(manifest).name == "Hippocampus"
+    task = tmp_path / "hippocampus.yaml"
+    folder = Path(root) / "Task04_Hippocampus"
+    assert run(["plan", str(manifest), "--data", str(folder), "-o", str(task)]) == 0
+    assert task.read_text() == (shipped / "task" / "hippocampus.yaml").read_text()

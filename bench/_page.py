@@ -1,4 +1,4 @@
-"""docs/performance.md from what was measured."""
+"""docs/results/performance.md from what was measured."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ counted, except for the cold start of the hippocampus cases. Wall and CPU second
 were interpolated, and labels that differ. The networks are trained first, by `segpipe train` on generated organs, once.
 
     python bench/whole_volume.py                                # a small scan, some minutes
-    python bench/whole_volume.py --full                         # all works, and docs/performance.md
+    python bench/whole_volume.py --full                         # all works, and docs/results/performance.md
     python bench/whole_volume.py --full --work ct memory        # these alone; the page keeps what it has of the others
 """
 
@@ -40,7 +40,7 @@ OURS = ("torch", "openvino")
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="the sizes of docs/performance.md, and the page")
+    parser.add_argument("--full", action="store_true", help="the sizes of docs/results/performance.md, and the page")
     parser.add_argument("--work", nargs="*", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4, help="windows in one forward pass, of both")
@@ -60,7 +60,7 @@ def main() -> None:
             kept[name] = {"rows": found, "date": time.strftime("%Y-%m-%d"), "load": load}
             results.write_text(json.dumps(kept, indent=1))
     if options.full:
-        write_page(HERE.parent / "docs" / "performance.md", kept, options.threads)
+        write_page(HERE.parent / "docs" / "results" / "performance.md", kept, options.threads)
 
 
 def ct(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_every_verb_has_help_that_teaches(verb: str, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_page_and_tests(verb: str) -> None:
-    page = ROOT / "docs" / f"{verb}.md"
+    page = ROOT / "docs" / "reference" / "commands" / f"{verb}.md"
     assert page.is_file()
     assert f"segpipe {verb}" in page.read_text()
     names = {verb, OWN_TESTS.get(verb, verb)}

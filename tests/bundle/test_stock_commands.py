@@ -96,7 +96,7 @@ def test_every_config_of_a_bundle_is_run_here(shared: Bundle) -> None:
 
 
 def test_what_is_still_said_is_documented() -> None:
-    text = " ".join((REPOSITORY / "docs" / "bundle.md").read_text().split())
+    text = " ".join((REPOSITORY / "docs" / "reference" / "commands" / "bundle.md").read_text().split())
     for words in ("GHSA-873f-pvrv-4x83", "nvImageCodec", "torchvision is not installed", "LeafSpec", "min_size"):
         assert words in text
 

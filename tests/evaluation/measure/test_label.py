@@ -24,7 +24,7 @@ def test_schemas_and_pages_name_every_measure() -> None:
     assert sorted(metrics["properties"]) == sorted(metrics["required"]) == sorted(names)
     summary = json.loads((DOCS / "schemas/evaluate.schema.json").read_text())["$defs"]["part"]
     assert summary["properties"]["metrics"]["propertyNames"]["enum"] == list(BY_LABEL)
-    page = (DOCS / "metrics.md").read_text()
+    page = (DOCS / "reference/metrics.md").read_text()
     assert [name for name in MEASURES if f"`{name}`" not in page] == []
 
 

@@ -18,7 +18,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from segpipe.dicom.labels import fill, open_labels, read_labels, read_rtstruct, read_seg
+from segpipe.dicom.labels import fill, open_labels, read_labels
 from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
@@ -80,7 +80,7 @@ def test_a_seg_comes_back(kind: str, orientation: Sequence[float], tmp_path: Pat
     assert judged.shape
     masks = some_masks(judged.shape)
     path = seg_of(judged, kind, masks, tmp_path / "seg.dcm")
-    found = read_seg(path, judged)
+    found = read_labels(path, judged)
     assert list(found) == list(NAMES.values())
     for name, mask in masks.items():
         np.testing.assert_array_equal(found[name], mask)
@@ -122,7 +122,7 @@ def test_frames_stored_along_other_axes_of_the_same_grid(flip: bool, tmp_path: P
     image.PixelData = np.packbits(turned.ravel(), bitorder="little").tobytes()
     image.PixelData += b"\0" * (len(image.PixelData) % 2)
     image.save_as(path)
-    for name, mask in read_seg(path, judged).items():
+    for name, mask in read_labels(path, judged).items():
         np.testing.assert_array_equal(mask, masks[name])
 
 
@@ -144,7 +144,7 @@ def test_a_seg_elsewhere_is_refused(voxels: tuple[float, float], message: str, t
     row, column = np.reshape(np.array(GRID.orientation), (2, 3))
     shifted(path, voxels[0] * 0.8 * row + voxels[1] * 1.5 * column)
     with pytest.raises(DataError, match=message) as caught:
-        read_seg(path, judged)
+        read_labels(path, judged)
     assert "SECRET" not in str(caught.value) and caught.value.case_id == judged.case_id
 
 
@@ -156,14 +156,14 @@ def test_another_frame_of_reference_is_refused(tmp_path: Path) -> None:
     image.FrameOfReferenceUID = generate_uid()
     image.save_as(path)
     with pytest.raises(DataError, match="frame of reference"):
-        read_seg(path, judged)
+        read_labels(path, judged)
     del image.FrameOfReferenceUID  # then the series that it refers to says enough
     image.save_as(path)
-    assert read_seg(path, judged)["SECRET one"].any()
+    assert read_labels(path, judged)["SECRET one"].any()
     image.ReferencedSeriesSequence[0].SeriesInstanceUID = generate_uid()
     image.save_as(path)
     with pytest.raises(DataError, match="frame of reference"):
-        read_seg(path, judged)
+        read_labels(path, judged)
 
 
 def contour(points: np.ndarray, kind: str = "CLOSED_PLANAR") -> Dataset:
@@ -215,7 +215,7 @@ def test_contours_become_the_voxels_inside(orientation: Sequence[float], tmp_pat
         },
         tmp_path / "rt.dcm",
     )
-    found = read_rtstruct(path, judged)
+    found = read_labels(path, judged)
     assert open_labels(path).names == tuple(found) == ("SECRET ring", "SECRET two")
     expected = np.zeros((10, 12, 6), bool)
     expected[2:7, 3:10, 2] = True
@@ -238,7 +238,7 @@ def test_contours_elsewhere_are_refused(points: Any, message: str, tmp_path: Pat
     places = (np.c_[np.array(points, float), np.ones(len(points))] @ judged.affine_ras.T)[:, :3] * [-1, -1, 1]
     path = rtstruct_of(judged, {"SECRET": [contour(places)]}, tmp_path / "rt.dcm")
     with pytest.raises(DataError, match=message) as caught:
-        read_rtstruct(path, judged)
+        read_labels(path, judged)
     assert "SECRET" not in str(caught.value)
 
 
@@ -252,7 +252,7 @@ def test_names_that_are_there_twice_stay_apart(tmp_path: Path) -> None:
     image.StructureSetROISequence.append(region)
     image.ROIContourSequence.append(drawn)
     image.save_as(path)
-    found = read_rtstruct(path, judged)
+    found = read_labels(path, judged)
     assert {name: int(mask.sum()) for name, mask in found.items()} == {"a (1)": 35, "a (7)": 2}
 
 

@@ -13,8 +13,8 @@ from pydicom.uid import UID
 
 from segpipe.dicom.codecs import is_lossy
 from segpipe.dicom.frames import FrameHeader, frames_of, numbers, private_value, text, whole_number
-from segpipe.dicom.model import PassedOver, Reason
-from segpipe.dicom.pixel_storage import PixelStorage, find_pixels
+from segpipe.dicom.model import PassedOver, PixelStorage, Reason
+from segpipe.dicom.pixel_storage import find_pixels
 from segpipe.dicom.privacy import kind_of
 from segpipe.dicom.walk import walk
 

@@ -319,16 +319,6 @@ def read_labels(path: str | Path, series: Series, names: Collection[str] | None 
             raise _unreadable(path, kind_of(error)) from None
 
 
-def read_seg(path: str | Path, series: Series) -> dict[str, Mask]:
-    """`read_labels` of a SEG."""
-    return read_labels(path, series)
-
-
-def read_rtstruct(path: str | Path, series: Series) -> dict[str, Mask]:
-    """`read_labels` of an RTSTRUCT."""
-    return read_labels(path, series)
-
-
 def _read(path: Path, pixels: bool) -> FileDataset:
     import pydicom
 

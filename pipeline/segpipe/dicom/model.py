@@ -12,14 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from segpipe.dicom.pixel_storage import PixelStorage
-
 
 FileClass = Literal["image", "non_image", "unreadable", "not_dicom"]
 
@@ -39,6 +35,35 @@ Reason = Literal[
     "transfer_syntax",
     "duplicate_conflict",
 ]
+
+
+Element = tuple[int, str | None, bytes]
+
+
+@dataclass(frozen=True)
+class PixelStorage:
+    """Pixels as stored.
+
+    Attributes:
+        transfer_syntax: UID.
+        offset: of the first byte of the element's value in the file; -1 where that is not known.
+        length: bytes from there on that belong to the value; -1 to the end of the file.
+        missing: what was found where pixels are missing; empty where all are there.
+        expected: what should have been there.
+        decodable: by the libraries installed here.
+        meaning: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
+            has to be read again for that.
+        version: size and time of change of the file.
+    """
+
+    transfer_syntax: str
+    offset: int = -1
+    length: int = -1
+    missing: str = ""
+    expected: str = ""
+    decodable: bool = True
+    meaning: tuple[Element, ...] = ()
+    version: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

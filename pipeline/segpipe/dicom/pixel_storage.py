@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import pydicom
@@ -13,6 +12,7 @@ from pydicom.dataelem import RawDataElement
 
 from segpipe.dicom.codecs import DECODED, END_OF_STREAM, PADDING
 from segpipe.dicom.frames import text, whole_number
+from segpipe.dicom.model import Element, PixelStorage
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -56,34 +56,6 @@ MORE_MEANING = tuple(  # with one of these, it needs the whole header
         "ExtendedOffsetTable",
     )
 )
-
-Element = tuple[int, str | None, bytes]
-
-
-@dataclass(frozen=True)
-class PixelStorage:
-    """Pixels as stored.
-
-    Attributes:
-        transfer_syntax: UID.
-        offset: of the first byte of the element's value in the file; -1 where that is not known.
-        length: bytes from there on that belong to the value; -1 to the end of the file.
-        missing: what was found where pixels are missing; empty where all are there.
-        expected: what should have been there.
-        decodable: by the libraries installed here.
-        meaning: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
-            has to be read again for that.
-        version: size and time of change of the file.
-    """
-
-    transfer_syntax: str
-    offset: int = -1
-    length: int = -1
-    missing: str = ""
-    expected: str = ""
-    decodable: bool = True
-    meaning: tuple[Element, ...] = ()
-    version: tuple[int, int] = (0, 0)
 
 
 def version_of(stream: BinaryIO) -> tuple[int, int]:

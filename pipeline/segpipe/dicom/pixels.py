@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.dicom.codecs import PixelsError, decode_frame
-from segpipe.dicom.pixel_storage import Element, PixelStorage, version_of
+from segpipe.dicom.model import Element, PixelStorage
+from segpipe.dicom.pixel_storage import version_of
 from segpipe.dicom.privacy import kind_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ INTRODUCTION = """# Performance
 How long a whole-volume prediction takes, and how much memory, against stock MONAI with the same weights, windows
 (96 x 96 x 96, or the bundle's), overlap and weighting. Made by
 
-    python bench/whole_volume.py --full
+```sh
+python bench/whole_volume.py --full
+```
 
 which trains its networks first: small U-Nets (8-16-32-64) on generated CT-like scans of organs. Each run is a process
 of its own, from file to file; imports, loading the model and converting it for OpenVINO (once a bundle, kept in

@@ -128,7 +128,7 @@ def _ours(task: dict[str, Any]) -> Work:
         tuple(task["roi"]), task["overlap"], task["batch"], "gaussian", "softmax", overlapped=not serial
     )
     engine = streaming.StreamingEngine(
-        _preprocessing(), windowing, chosen.runtime, torch.device("cpu"), 1, task.get("max_memory")
+        _preprocessing(), windowing, chosen.run, torch.device("cpu"), 1, task.get("max_memory")
     )
     restorers: list[Any] = []
     made = streaming.Restorer

@@ -12,7 +12,7 @@ from segpipe.errors import UsageError
 from segpipe.inference import openvino_runtime as converted
 from segpipe.inference import runtimes
 from segpipe.inference.runtimes import (
-    Chosen,
+    ChosenRuntime,
     Model,
     average,
     choose_average,
@@ -32,7 +32,7 @@ def module() -> torch.nn.Module:
     return torch.nn.Conv3d(1, 2, 3, padding=1).eval()
 
 
-def chosen(wanted: str, module: torch.nn.Module, device: torch.device = CPU) -> Chosen:
+def chosen(wanted: str, module: torch.nn.Module, device: torch.device = CPU) -> ChosenRuntime:
     return choose_runtime(wanted, module, device, "model.pt", "{}", SHAPE)
 
 
@@ -63,16 +63,16 @@ def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkey
     with torch.no_grad():
         expected = (module(windows) + other(windows)) / 2
         plain = choose_average("torch", models, CPU, SHAPE)
-        torch.testing.assert_close(plain.runtime(windows), expected)
-        each = {"a.pt": Chosen("openvino", lambda x: x - 1), "b.pt": Chosen("openvino", lambda x: x + 3)}
+        torch.testing.assert_close(plain.run(windows), expected)
+        each = {"a.pt": ChosenRuntime("openvino", lambda x: x - 1), "b.pt": ChosenRuntime("openvino", lambda x: x + 3)}
         monkeypatch.setattr(runtimes, "choose_runtime", lambda *arguments: each[arguments[3]])
         both = choose_average("auto", models, CPU, SHAPE)
         assert both.name == "openvino" and both.reasons == ()
-        torch.testing.assert_close(both.runtime(windows), windows + 1)
-        each["b.pt"] = Chosen("torch", lambda x: x, ("openvino was not used: its scores differ",))
+        torch.testing.assert_close(both.run(windows), windows + 1)
+        each["b.pt"] = ChosenRuntime("torch", lambda x: x, ("openvino was not used: its scores differ",))
         mixed = choose_average("auto", models, CPU, SHAPE)
         assert mixed.name == "torch" and mixed.reasons == each["b.pt"].reasons
-        torch.testing.assert_close(mixed.runtime(windows), expected)
+        torch.testing.assert_close(mixed.run(windows), expected)
 
 
 def test_torch_is_taken_when_asked_for(module: torch.nn.Module) -> None:
@@ -96,7 +96,7 @@ def test_a_conversion_that_fails_falls_back_with_the_reason(
         fallback = chosen(wanted, module)
         assert fallback.name == "torch"
         assert fallback.reasons == ("openvino was not used: its scores differ",)
-        assert fallback.runtime(torch.zeros(1, *SHAPE)).shape == (1, 2, 4, 4, 4)
+        assert fallback.run(torch.zeros(1, *SHAPE)).shape == (1, 2, 4, 4, 4)
 
 
 def test_openvino_is_for_the_cpu_and_has_to_be_installed(

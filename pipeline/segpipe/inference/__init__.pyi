@@ -9,10 +9,11 @@ from .output import describe as describe
 from .output import write_labels as write_labels
 from .prefetch import Prefetcher as Prefetcher
 from .runtimes import torch_runtime as torch_runtime
+from .segmenter import LabelMap as LabelMap
 from .segmenter import Recipe as Recipe
 from .segmenter import Segmenter as Segmenter
 from .sliding_window import Windowing as Windowing
-from .source import Given as Given
+from .source import CaseInput as CaseInput
 from .source import along_ras as along_ras
 from .source import read_headers as read_headers
 from .source import read_source as read_source

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from segpipe.common.nifti import Header
 from segpipe.inference.memory import SLACK, allowed_bytes, source_bytes
-from segpipe.inference.source import Given, Preview, Source, preview_of, read_headers, read_source
+from segpipe.inference.source import CaseInput, Preview, Source, preview_of, read_headers, read_source
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Prefetcher:
         """The case that was asked for has ended, well or not."""
         self.begin(0)
 
-    def read(self, key: str, given: Callable[[], Given], most_bytes: int | None) -> None:
+    def read(self, key: str, given: Callable[[], CaseInput], most_bytes: int | None) -> None:
         """Read a case beside the one that is computed, if both fit.
 
         Args:

@@ -94,17 +94,17 @@ WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, 
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenRuntime:
     """What computes the scores.
 
     Attributes:
         name: ``torch`` or ``openvino``.
-        runtime: windows to scores.
+        run: windows to scores.
         reasons: why it is not OpenVINO, where that was wished or left open.
     """
 
     name: str
-    runtime: Runtime
+    run: Runtime
     reasons: tuple[str, ...] = ()
 
 
@@ -119,16 +119,16 @@ class Model:
 
 def choose_average(
     wanted: str, models: Sequence[Model], device: torch.device, shape: tuple[int, ...], threads: int | None = None
-) -> Chosen:
+) -> ChosenRuntime:
     """One runtime for all models, whose scores are averaged; arguments as in `choose_runtime`."""
     runtimes = []
     for model in models:
         one = choose_runtime(wanted, model.module, device, model.weights, model.config, shape, threads)
         if one.name == "torch":
             every = [torch_runtime(each.module) for each in models]
-            return Chosen("torch", average(every), one.reasons)
-        runtimes.append(one.runtime)
-    return Chosen("openvino", average(runtimes))
+            return ChosenRuntime("torch", average(every), one.reasons)
+        runtimes.append(one.run)
+    return ChosenRuntime("openvino", average(runtimes))
 
 
 def choose_runtime(
@@ -139,7 +139,7 @@ def choose_runtime(
     config: str,
     shape: tuple[int, ...],
     threads: int | None = None,
-) -> Chosen:
+) -> ChosenRuntime:
     """OpenVINO where it can compute the network, and PyTorch otherwise.
 
     Args:
@@ -155,7 +155,7 @@ def choose_runtime(
     """
     network = torch_runtime(module)
     if wanted == "torch":
-        return Chosen("torch", network)
+        return ChosenRuntime("torch", network)
     missing = importlib.util.find_spec("openvino") is None
     if wanted == "openvino" and (missing or device.type != "cpu"):
         raise UsageError(
@@ -165,16 +165,16 @@ def choose_runtime(
             hint="pip install 'segpipe[openvino]'" if missing else "--device cpu, or --runtime torch",
         )
     if missing or device.type != "cpu":
-        return Chosen("torch", network, (f"openvino {'is not installed' if missing else 'is for the CPU'}",))
+        return ChosenRuntime("torch", network, (f"openvino {'is not installed' if missing else 'is for the CPU'}",))
     if wanted == "auto" and _operations(module, shape) < WORTH_CONVERTING:
-        return Chosen("torch", network, ("the network is too small to be worth a conversion",))
+        return ChosenRuntime("torch", network, ("the network is too small to be worth a conversion",))
     from segpipe.inference.openvino_runtime import Identity, NotConvertedError, openvino_runtime
 
     try:
         runtime = openvino_runtime(network, module, Identity(weights, config, shape), threads)
     except NotConvertedError as error:
-        return Chosen("torch", network, (f"openvino was not used: {error}",))
-    return Chosen("openvino", runtime)
+        return ChosenRuntime("torch", network, (f"openvino was not used: {error}",))
+    return ChosenRuntime("openvino", runtime)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:

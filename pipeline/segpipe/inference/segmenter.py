@@ -39,9 +39,9 @@ from segpipe.inference.engine import StreamingEngine
 from segpipe.inference.monai_evaluator import MonaiEvaluator, device_of, load, parsed, stop_saving
 from segpipe.inference.output import as_labels
 from segpipe.inference.prefetch import Prefetcher, Read
-from segpipe.inference.runtimes import Chosen, Model, choose_average, flips_along, mirrored, torch_runtime
+from segpipe.inference.runtimes import ChosenRuntime, Model, choose_average, flips_along, mirrored, torch_runtime
 from segpipe.inference.sliding_window import Windowing
-from segpipe.inference.source import Given, Preview, Source, preview_of, read_headers, read_source
+from segpipe.inference.source import CaseInput, Preview, Source, preview_of, read_headers, read_source
 from segpipe.inference.transforms import Preprocessing
 
 
@@ -92,7 +92,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class LabelMap:
     """A label map (X, Y, Z) on its source's grid, a look at the source, and the seconds that each stage took.
 
     With ``regions`` bits of a voxel say in which of so many regions, which may overlap, it lies.
@@ -111,8 +111,8 @@ class Segmenter:
     Attributes:
         engine: ``streaming`` or ``monai``.
         engine_reasons: why it is not the streaming one.
-        chosen: what computes the scores.
-        ahead: the case that was read before its turn.
+        runtime: what computes the scores.
+        prefetcher: the case that was read before its turn.
 
     Raises:
         UsageError: the device or the runtime is not there.
@@ -121,7 +121,7 @@ class Segmenter:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.ahead = Prefetcher(recipe.channels, recipe.max_memory)
+        self.prefetcher = Prefetcher(recipe.channels, recipe.max_memory)
         self.device = device_of(recipe.device)
         torch.set_num_threads(recipe.threads or min(torch.get_num_threads(), usable_cores()))
         self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
@@ -129,7 +129,7 @@ class Segmenter:
         self.engine = "monai" if self.engine_reasons else "streaming"
         if self._typed is None:
             self._stock = MonaiEvaluator(recipe.root, recipe.inference, recipe.metadata, self.device)
-            self.chosen = self._choose(self._stock.network)
+            self.runtime = self._choose(self._stock.network)
         else:
             self._build(recipe, self._typed)
 
@@ -140,7 +140,7 @@ class Segmenter:
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build(after_reading=True))
         network = load(parsed(parser, "network_def"), recipe.weights, self.device)
-        self.chosen = self._choose(network)
+        self.runtime = self._choose(network)
         if self.engine == "monai":
             self._preprocessing = parsed(parser, "preprocessing")
             self._postprocessing = parsed(parser, "postprocessing")
@@ -151,7 +151,7 @@ class Segmenter:
             self._streaming = StreamingEngine(
                 typed,
                 Windowing(**recipe.windowing or {}),
-                self.chosen.runtime,
+                self.runtime.run,
                 self.device,
                 recipe.channels,
                 recipe.max_memory,
@@ -164,57 +164,57 @@ class Segmenter:
         parser["device"] = str(self.device)
         return parser
 
-    def segment(self, given: Given, beside: ExtraOutputs | None = None, key: str | None = None) -> Segmentation:
+    def segment(self, case: CaseInput, extra_outputs: ExtraOutputs | None = None, key: str | None = None) -> LabelMap:
         """The label map of one case.
 
         Args:
-            given: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
-            beside: files to write probabilities and entropy to.
-            key: by which ``ahead`` knows the case, where it was read before its turn.
+            case: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
+            extra_outputs: files to write probabilities and entropy to.
+            key: by which ``prefetcher`` knows the case, where it was read before its turn.
 
         Raises:
             UsageError: no such file, or this bundle's probabilities cannot be given.
             DataError: the images cannot be used, or the bundle does not give one label map on their grid.
             RefusedError: the case needs more memory than it may take.
-            OSError: what lies beside the labels cannot be written.
+            OSError: an extra output cannot be written.
         """
         seconds: dict[str, float] = {}
-        if beside is not None and beside.files and self.engine != "streaming":
+        if extra_outputs is not None and extra_outputs.files and self.engine != "streaming":
             raise UsageError(
                 "this bundle's probabilities cannot be given",
                 found="; ".join(self.engine_reasons),
                 hint="predict without --probabilities, --probabilities-of and --entropy",
             )
         with _timed(seconds, "check"):
-            source, preview = self._read(given, key)
+            source, preview = self._read(case, key)
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels = self._streaming.segment(source, seconds, beside)
+                labels = self._streaming.segment(source, seconds, extra_outputs)
                 regions = self._streaming.regions
             else:
-                labels, regions = self._as_monai(source, given, seconds), self.recipe.regions
-        return Segmentation(labels, source.header, preview, seconds, regions)
+                labels, regions = self._as_monai(source, case, seconds), self.recipe.regions
+        return LabelMap(labels, source.header, preview, seconds, regions)
 
-    def _read(self, given: Given, key: str | None) -> tuple[Source, Preview]:
+    def _read(self, case: CaseInput, key: str | None) -> tuple[Source, Preview]:
         """A case's images, which fit into memory."""
         if self.engine != "streaming":
-            source = read_source(given, self.recipe.channels)
+            source = read_source(case, self.recipe.channels)
             return source, preview_of(source)
-        read = self.ahead.take(key)
+        read = self.prefetcher.take(key)
         if read is not None:
             forecast = self._streaming.estimate_memory(read.headers, read.source.array.nbytes)
         else:
-            headers = read_headers(given, self.recipe.channels)
+            headers = read_headers(case, self.recipe.channels)
             forecast = self._streaming.estimate_memory(headers)
-            source = read_source(given, self.recipe.channels, headers)
+            source = read_source(case, self.recipe.channels, headers)
             read = Read(headers, source, preview_of(source))
-        self.ahead.begin(forecast.peak)
+        self.prefetcher.begin(forecast.peak)
         return read.source, read.preview
 
-    def _as_monai(self, source: Source, given: Given, seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def _as_monai(self, source: Source, case: CaseInput, seconds: dict[str, float]) -> NDArray[np.uint8]:
         if self._typed is None:
             source.forget()
-            return as_labels(self._stock.predict(_paths_of(given), seconds), source.header, self.recipe.regions)
+            return as_labels(self._stock.predict(_paths_of(case), seconds), source.header, self.recipe.regions)
         with _timed(seconds, "preprocess"):
             image = source.tensor()
             source.forget()
@@ -226,9 +226,9 @@ class Segmenter:
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
             return as_labels(self._postprocessing(item)["pred"], source.header, self.recipe.regions)
 
-    def _choose(self, network: torch.nn.Module) -> Chosen:
+    def _choose(self, network: torch.nn.Module) -> ChosenRuntime:
         recipe, wanted = self.recipe, self.recipe.runtime
-        if self.engine == "monai":  # its inferer is given the network itself
+        if self.engine == "monai":  # its inferer is case the network itself
             if recipe.mirror or recipe.ensemble:
                 raise UsageError(
                     "this bundle's scores cannot be averaged",
@@ -236,7 +236,7 @@ class Segmenter:
                     hint="predict without --mirror and --ensemble",
                 )
             why = () if wanted == "torch" else ("the bundle's own inferer calls the network",)
-            return Chosen("torch", torch_runtime(network), why)
+            return ChosenRuntime("torch", torch_runtime(network), why)
         models = [Model(network, recipe.weights, json.dumps(recipe.inference, sort_keys=True, default=str))]
         for member in recipe.ensemble:
             parser = self._parser(member["root"], copy.deepcopy(member["inference"]))
@@ -245,7 +245,7 @@ class Segmenter:
             models.append(Model(network, member["weights"], text))
         shape = (recipe.channels, *(recipe.windowing or {})["roi_size"])
         chosen = choose_average(wanted, models, self.device, shape, torch.get_num_threads())
-        return replace(chosen, runtime=mirrored(chosen.runtime, flips_along(recipe.mirror)))
+        return replace(chosen, run=mirrored(chosen.run, flips_along(recipe.mirror)))
 
     def _why_monai(self) -> tuple[str, ...]:
         if self._typed is None:
@@ -256,11 +256,11 @@ class Segmenter:
         return (reason,) if reason else ()
 
 
-def _paths_of(given: Given) -> list[str] | str:
+def _paths_of(case: CaseInput) -> list[str] | str:
     """What MONAI reads a case from."""
-    if isinstance(given, Series):
-        raise SegpipeError("the stock route was given a DICOM series", hint="write it as NIfTI first")
-    paths = [str(path) for path in given]
+    if isinstance(case, Series):
+        raise SegpipeError("the stock route was case a DICOM series", hint="write it as NIfTI first")
+    paths = [str(path) for path in case]
     return paths if len(paths) > 1 else paths[0]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 
-Given = Sequence[str | Path] | Series  # a case: its NIfTI files, or a judged DICOM series
+CaseInput = Sequence[str | Path] | Series  # a case: its NIfTI files, or a judged DICOM series
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Source:
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
 
-def read_source(given: Given, channels: int, headers: list[Header] | None = None) -> Source:
+def read_source(given: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
     """Read and judge the images of one case.
 
     Args:
@@ -86,7 +86,7 @@ def read_source(given: Given, channels: int, headers: list[Header] | None = None
     return Source(headers[0], array)
 
 
-def read_headers(given: Given, channels: int) -> list[Header]:
+def read_headers(given: CaseInput, channels: int) -> list[Header]:
     """Judge the headers of one case's images, one a file; a series was judged by the scan.
 
     Raises:

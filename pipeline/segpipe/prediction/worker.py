@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from segpipe.dicom import Series
-    from segpipe.inference import Given, Prefetcher, Segmenter
+    from segpipe.inference import CaseInput, Prefetcher, Segmenter
 
 
 def main(vet: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
@@ -56,7 +56,7 @@ def main(vet: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> Non
             if request["op"] == "load":
                 vetting = vet(request["recipe"], request["terms"])
                 segmenter, reply = _load(request["recipe"])
-                asked.ahead = segmenter.ahead
+                asked.ahead = segmenter.prefetcher
                 reply["vetting"] = vetting
             elif segmenter is None:
                 raise SegpipeError("the worker was asked to segment before it was given a model")
@@ -101,7 +101,7 @@ class _Asked:
             self._requests.put(None)
 
 
-def _case_of(request: dict[str, Any]) -> Given:
+def _case_of(request: dict[str, Any]) -> CaseInput:
     from segpipe.dicom import from_plain
 
     return from_plain(request["series"]) if request["series"] else request["paths"]
@@ -142,8 +142,8 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
         "versions": versions,
         "engine": segmenter.engine,
         "engine_reasons": list(segmenter.engine_reasons),
-        "runtime": segmenter.chosen.name,
-        "runtime_reasons": list(segmenter.chosen.reasons),
+        "runtime": segmenter.runtime.name,
+        "runtime_reasons": list(segmenter.runtime.reasons),
     }
     return segmenter, {"ok": True, **about}
 
@@ -196,7 +196,7 @@ def _segment(segmenter: Segmenter, request: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _given(request: dict[str, Any], series: Series | None, route: str, out: Path) -> Iterator[Given]:
+def _given(request: dict[str, Any], series: Series | None, route: str, out: Path) -> Iterator[CaseInput]:
     """What to segment; where a bundle's own transforms read files, a series becomes one for the time being."""
     from segpipe.dicom import load_series, write_volume
 

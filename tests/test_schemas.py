@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from dicom.make import blank, series, write
 from segpipe.cli.app import VERBS, run
-from segpipe.common.processes import Ended
+from segpipe.common.subprocesses import Ended
 from segpipe.data.check.case_check import KINDS
 from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
@@ -153,7 +153,7 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
     again = ("reproduce", root / "bundle", "--data", root, "--out", root / "again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.processes.Subprocesses", FakeSubprocesses)
+        patch.setattr("segpipe.common.subprocesses.Subprocesses", FakeSubprocesses)
         seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2)
     return [
         ("compose", printed("compose", root / "manifest.json", "--task", root / "task.yaml")),
@@ -270,7 +270,7 @@ def _compare(root: Path) -> list[tuple[str, Any]]:
     )
     lost = {("predict", "tversky"): Ended(1, {"error": {"message": "lost", "exit_code": 1}})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.processes.Subprocesses", lambda: FakeSubprocesses(lost))
+        patch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: FakeSubprocesses(lost))
         patch.setattr("segpipe.studies.compare.comparison_page.draw_all", lambda *_: [])
         first = printed(*words, code=4)
         lost.clear()

@@ -10,8 +10,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from segpipe.common.processes import Ended, Listener
 from segpipe.common.result_folder import SEGMENTATION
+from segpipe.common.subprocesses import Ended, Listener
 from segpipe.data.manifest import Manifest, load_manifest
 from segpipe.evaluation.measure.overlap import dice
 
@@ -29,7 +29,7 @@ def option(words: Sequence[str], name: str) -> str:
 
 
 class FakeSubprocesses:
-    """Stands for `segpipe.common.processes.Subprocesses`.
+    """Stands for `segpipe.common.subprocesses.Subprocesses`.
 
     Args:
         fails: ``(verb, part of a word)`` to how the command ends.

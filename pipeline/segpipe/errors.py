@@ -11,6 +11,7 @@ Ctrl-C and SIGTERM end with 130.
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,24 @@ def first_cause(error: BaseException) -> BaseException:
         if link.__cause__ is not cause:
             return link
     return links[-1]
+
+
+def as_segpipe_error(error: Exception) -> SegpipeError:
+    """Return the error as a user meets it: ours as it is, the machine's as a usage error, anything else as our bug."""
+    if isinstance(error, SegpipeError):
+        return error
+    if isinstance(error, MemoryError):
+        return UsageError("there is not enough memory", hint="close other programs, or use a larger machine")
+    if isinstance(error, OSError):
+        return UsageError(
+            "a file or folder cannot be used",
+            path=error.filename,
+            found=error.strerror or str(error),
+            hint="check that it is there, may be read and written, and that the disk is not full",
+        )
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return SegpipeError(
+        f"this is a bug in segpipe: {type(error).__name__}: {error}",
+        found=f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}",
+        hint="set SEGPIPE_DEBUG=1 for the whole trace and report it",
+    )

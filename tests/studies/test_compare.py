@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from segpipe.cli.app import run
-from segpipe.common.processes import Ended
+from segpipe.common.subprocesses import Ended
 from segpipe.studies.compare.pictures import draw_all
 from segpipe.studies.compare.variants import epochs_for_minutes, epochs_for_steps, validation_interval
 from tiny_compare import FakeSubprocesses
@@ -41,7 +41,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSubprocesses:
     children = FakeSubprocesses(shift={"+dice/": 3, "+tversky/": 1})
-    monkeypatch.setattr("segpipe.common.processes.Subprocesses", lambda: children)
+    monkeypatch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: children)
     monkeypatch.setattr("segpipe.studies.compare.comparison_page.draw_all", lambda *_: [])
     return children
 

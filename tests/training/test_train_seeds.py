@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from segpipe.cli.app import run
-from segpipe.common.processes import Ended
+from segpipe.common.subprocesses import Ended
 from segpipe.errors import DataError
 from segpipe.training.run.seeds import read_seeds, spread
 from tiny_data import train_arguments
@@ -48,7 +48,7 @@ class InThisProcess:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
     found = InThisProcess()
-    monkeypatch.setattr("segpipe.common.processes.Subprocesses", lambda: found)
+    monkeypatch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: found)
     return found
 
 
@@ -57,7 +57,7 @@ def three(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Three seeds, the first of which was trained alone before."""
     out = tmp_path_factory.mktemp("seeds") / "of three"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.processes.Subprocesses", InThisProcess)
+        patch.setattr("segpipe.common.subprocesses.Subprocesses", InThisProcess)
         assert run(train_arguments(tiny_manifest, out / "seed5", "--epochs", "2", "--seed", "5")) == 0
         assert run(several(tiny_manifest, out)) == 0
     return out

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import io
 import os
 import signal
 import sys
 import traceback
 from importlib import import_module
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
 
 from segpipe.common.console import Console
-from segpipe.errors import BUG, INTERRUPTED, OK, USAGE, SegpipeError, UsageError
+from segpipe.common.processes import leave, raise_interrupt
+from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, UsageError, as_segpipe_error
 
 # click's ClickException, or that of the click which newer Typers carry within
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -81,12 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     code = run(sys.argv[1:] if arguments is None else arguments)
     if code == OK or arguments is not None:
         sys.exit(code)
-    # threads that read cases may still be in native code, where the interpreter's end would kill all by a signal
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
-            stream.flush()
-    os._exit(code)
+    leave(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -95,7 +87,7 @@ def run(arguments: list[str]) -> int:
     verb = verb if verb in VERBS else ""
     console = Console(verb, as_json="--json" in arguments)
     try:
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        previous = signal.signal(signal.SIGTERM, raise_interrupt)
     except ValueError:  # not the main thread
         previous = None
     try:
@@ -103,9 +95,6 @@ def run(arguments: list[str]) -> int:
         if result == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else OK
-    except SegpipeError as error:
-        console.error(error)
-        return error.exit_code
     except typer.Exit as error:
         return error.exit_code
     except _CommandLineError as error:
@@ -125,41 +114,12 @@ def run(arguments: list[str]) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (OSError, MemoryError) as error:  # of the machine, not a bug of ours
-        if os.environ.get("SEGPIPE_DEBUG"):
-            traceback.print_exc()
-        console.error(_environment(error))
-        return USAGE
     except Exception as error:  # noqa: BLE001 - the last wall before the user
-        return _bug(console, error)
+        if os.environ.get("SEGPIPE_DEBUG") and not isinstance(error, SegpipeError):
+            traceback.print_exc()
+        shown_error = as_segpipe_error(error)
+        console.error(shown_error)
+        return shown_error.exit_code
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _environment(error: OSError | MemoryError) -> UsageError:
-    if isinstance(error, MemoryError):
-        return UsageError("there is not enough memory", hint="close other programs, or use a larger machine")
-    return UsageError(
-        "a file or folder cannot be used",
-        path=error.filename,
-        found=error.strerror or str(error),
-        hint="check that it is there, may be read and written, and that the disk is not full",
-    )
-
-
-def _bug(console: Console, error: Exception) -> int:
-    if os.environ.get("SEGPIPE_DEBUG"):
-        traceback.print_exc()
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    wrapped = SegpipeError(
-        f"this is a bug in segpipe: {type(error).__name__}: {error}",
-        found=f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}",
-        hint="set SEGPIPE_DEBUG=1 for the whole trace and report it",
-    )
-    console.error(wrapped)
-    return BUG

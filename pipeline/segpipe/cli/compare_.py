@@ -126,7 +126,7 @@ def _compare(
 
 
 def _run(console: Console, state: State, settings: Settings, dataset: Manifest, place: Place, jobs: int) -> None:
-    from segpipe.common.processes import Subprocesses
+    from segpipe.common.subprocesses import Subprocesses
     from segpipe.studies import Progress, prepare, run_all
 
     children = Subprocesses()

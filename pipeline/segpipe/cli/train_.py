@@ -13,7 +13,7 @@ from segpipe.common.console import Console
 from segpipe.errors import OK, UsageError
 
 if TYPE_CHECKING:
-    from segpipe.common.processes import Subprocesses
+    from segpipe.common.subprocesses import Subprocesses
 
 
 Task = Annotated[str | None, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")]
@@ -129,7 +129,7 @@ def command(
 
 def several(console: Console, out: Path, work: Callable[[Subprocesses], dict[str, Any]]) -> int:
     """Train several seeds, each in a process, and say how far apart they ended."""
-    from segpipe.common.processes import Subprocesses
+    from segpipe.common.subprocesses import Subprocesses
 
     children = Subprocesses()
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import cannot_write, read_json
-from segpipe.common.processes import Ended, Listener, Run
+from segpipe.common.subprocesses import Ended, Listener
 from segpipe.data import Manifest
 from segpipe.errors import OK, SOME_FAILED, SegpipeError, UsageError
 from segpipe.reporting import read_history
@@ -33,6 +33,8 @@ from segpipe.studies.compare.variants import (
     validation_interval,
 )
 from segpipe.training import Composed, compose_config
+
+Run = Callable[[Sequence[str], Listener], Ended]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import read_json, write_json
-from segpipe.common.processes import Ended, Subprocesses
+from segpipe.common.subprocesses import Ended, Subprocesses
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, DataError, SegpipeError, UsageError
 from segpipe.training.compose import Composed

@@ -1,0 +1,222 @@
+"""Calls of the API in processes of their own: a crash or an exhausted memory there costs one call, not this process.
+
+The parent's `Subprocesses.call` starts ``python -m segpipe.common.subprocesses``, which reads one JSON document
+``{"name", "arguments"}`` from its standard input, makes that call, and prints one JSON document: ``{"result"}`` or
+``{"error"}``. It dies with its parent and ends with the exit code that the same failure has at the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from segpipe.common.console import quiet_libraries
+from segpipe.common.processes import die_with_parent, leave, raise_interrupt
+from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
+
+CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
+CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate")
+PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,()'\"]+/)+([^\s/:;,()'\"]*)")  # the group is the file's name
+Listener = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call ended.
+
+    Attributes:
+        code: exit code; negative where a signal ended the process.
+        document: ``{"result": {...}}`` or ``{"error": {...}}``; empty where the process died without a word.
+        seconds: wall time.
+        peak_memory_mb: largest resident memory of the process, in 10^6 bytes.
+    """
+
+    code: int
+    document: dict[str, Any]
+    seconds: float = 0.0
+    peak_memory_mb: float | None = None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the call returned where that is a dict, else nothing: its results lie on disk."""
+        result: dict[str, Any] = self.document.get("result") or {}
+        return result
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The parts of the error that ended it, as of `SegpipeError.as_dict`; empty where there is none."""
+        error: dict[str, Any] = self.document.get("error") or {}
+        return error
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line and without a path."""
+        if self.error:
+            parts = [self.error.get("case_id"), self.error["message"], self.error.get("found")]
+            text = ": ".join(str(part).replace("\n", " ") for part in parts if part)
+            return PATH.sub(r"\1", text)
+        if self.code == -signal.SIGKILL:
+            return "the process was killed (often by the system, for want of memory)"
+        if self.code < 0:
+            return f"the process crashed with {signal.Signals(-self.code).name}"
+        return f"the process ended with code {self.code}"
+
+
+class Subprocesses:
+    """Makes calls in processes, from any thread, and can stop them all."""
+
+    def __init__(self) -> None:
+        self._live: set[int] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        on_line: Listener = lambda line: None,
+        timeout_s: float | None = None,
+    ) -> Ended:
+        """Make a call in a process of its own and wait for its end.
+
+        Args:
+            name: of `CALLABLE`.
+            arguments: keywords of the call, plain values and paths.
+            on_line: called with every line on its standard error, from a thread.
+            timeout_s: seconds after which it is killed.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted, or `stop` was called.
+        """
+        return self._wait([CHILD], {"name": name, "arguments": dict(arguments)}, on_line, timeout_s)
+
+    def run(self, words: Sequence[str], on_line: Listener = lambda line: None) -> Ended:
+        """Run ``segpipe`` with these words as `call` would; ``--json`` is among them, and the document is theirs."""
+        return self._wait(["segpipe", *words], {}, on_line, None)
+
+    def _wait(
+        self, words: Sequence[str], request: Mapping[str, Any], on_line: Listener, timeout_s: float | None
+    ) -> Ended:
+        began = time.monotonic()
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            process = _start(words)
+            self._live.add(process.pid)
+        listener = threading.Thread(target=_listen, args=(process.stderr, on_line), daemon=True)
+        listener.start()
+        expired = threading.Event()
+        timer = threading.Timer(timeout_s or 0, _kill, (process.pid, expired))
+        if timeout_s is not None:
+            timer.start()
+        output = _exchange(process, request)
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        with self._lock:
+            self._live.discard(process.pid)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        listener.join()
+        if process.stderr:
+            process.stderr.close()
+        if code == INTERRUPTED or (self._stopped and code != OK):
+            self.stop()
+            raise KeyboardInterrupt
+        document = {"error": {"message": f"it did not end within {timeout_s:g} s"}} if expired.is_set() else output
+        return Ended(code, document, time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6)
+
+    def stop(self) -> None:
+        """Interrupt what runs, as Ctrl-C would, and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for pid in self._live:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+
+def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    package = Path(__file__).resolve().parents[2]
+    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the parent, which stops its children
+        env={
+            **os.environ,
+            "PYTHONSAFEPATH": "1",  # no modules from the folder that we happen to be in
+            "PYTHONPATH": os.pathsep.join(paths),  # the children run the very package that this process runs
+            "SEGPIPE_CHILD": "1",
+        },
+    )
+
+
+def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, Any]:
+    """Send the request and return the answer; empty where there is none."""
+    if not (process.stdin and process.stdout):  # as `_start` opens them
+        return {}
+    with suppress(BrokenPipeError), process.stdin as stream:
+        stream.write(json.dumps(request, default=os.fspath).encode())
+    with process.stdout as stream:
+        output = stream.read()
+    try:
+        document = json.loads(output)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _listen(stream: IO[bytes], on_line: Listener) -> None:
+    for line in stream:
+        on_line(line.decode(errors="replace").rstrip())
+
+
+def _kill(pid: int, expired: threading.Event) -> None:
+    expired.set()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Make the call that standard input asks for, as the child, and leave with its exit code."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    answer = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no part of the answer
+    quiet_libraries()
+    try:
+        code, document = OK, {"result": _called(json.load(sys.stdin))}
+        text = json.dumps(document)
+    except KeyboardInterrupt:
+        code, text = INTERRUPTED, "{}"
+    except Exception as failure:  # noqa: BLE001 - the parent words it for the user
+        error = as_segpipe_error(failure)
+        code = error.exit_code
+        text = json.dumps({"error": {**error.as_dict(with_path=True), "exit_code": code}})
+    with suppress(BrokenPipeError), os.fdopen(answer, "w") as stream:
+        stream.write(text)
+    leave(code)
+
+
+def _called(request: dict[str, Any]) -> dict[str, Any] | None:
+    if request["name"] not in CALLABLE:
+        raise ValueError(f"{request['name']} is not among the functions that a process may be asked for")
+    module, _, name = request["name"].rpartition(".")
+    result = getattr(import_module(module), name)(**request["arguments"])
+    return result if isinstance(result, dict) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Calls in processes of their own: the answer, the error with its exit code, a crash, a hang, an interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from segpipe.common import subprocesses
+from segpipe.common.subprocesses import Ended, Subprocesses
+
+MODULE = """
+import os, sys, time
+from segpipe.errors import DataError, UsageError
+
+def answer(path, times=1):
+    print("noise of a library")
+    sys.stderr.write("epoch 1/2\\n")
+    return {"path": path, "times": times}
+
+def rows():
+    return [1]
+
+def refuse():
+    raise DataError("no such voxel", path="/secret/place/scan.nii", found="see /secret/place/scan.nii", case_id="c1")
+
+def full():
+    raise OSError(28, "No space left on device", "/x")
+
+def bug():
+    return 1 / 0
+
+def crash():
+    os.kill(os.getpid(), 4)
+
+def leave():
+    os._exit(3)
+
+def hang(mark):
+    open(mark, "w").close()
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subprocesses:
+    """The functions above are what may be called."""
+    (tmp_path / "callables.py").write_text(MODULE)
+    (tmp_path / "child.py").write_text(
+        "from segpipe.common import subprocesses\n"
+        "names = ('answer', 'rows', 'refuse', 'full', 'bug', 'crash', 'leave', 'hang')\n"
+        "subprocesses.CALLABLE = tuple(f'callables.{name}' for name in names)\n"
+        "subprocesses.main()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(subprocesses, "CHILD", "child")
+    return Subprocesses()
+
+
+def test_the_answer_is_a_document_and_the_lines_are_heard(calls: Subprocesses, tmp_path: Path) -> None:
+    lines: list[str] = []
+    ended = calls.call("callables.answer", {"path": tmp_path, "times": 2}, lines.append)
+    assert (ended.code, ended.result, ended.error) == (0, {"path": str(tmp_path), "times": 2}, {})
+    assert lines == ["epoch 1/2"]
+    assert ended.seconds > 0 and ended.peak_memory_mb is not None and ended.peak_memory_mb > 5
+    assert calls.call("callables.rows", {}).document == {"result": None}
+
+
+def test_an_error_is_a_document_with_the_exit_code_of_the_command_line(calls: Subprocesses) -> None:
+    ended = calls.call("callables.refuse", {})
+    assert ended.code == ended.error["exit_code"] == 3
+    assert ended.reason == "c1: no such voxel: see scan.nii"
+    assert calls.call("callables.full", {}).code == 2
+    ended = calls.call("callables.bug", {})
+    assert ended.code == 1 and "this is a bug in segpipe: ZeroDivisionError" in ended.error["message"]
+    assert "not among the functions" in calls.call("os.system", {"command": "true"}).error["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"), [("crash", -signal.SIGILL, "crashed with SIGILL"), ("leave", 3, "ended with code 3")]
+)
+def test_a_death_is_told(calls: Subprocesses, name: str, code: int, words: str) -> None:
+    ended = calls.call(f"callables.{name}", {})
+    assert (ended.code, ended.document) == (code, {}) and words in ended.reason
+    assert "for want of memory" in Ended(-9, {}).reason
+
+
+def test_a_hang_is_ended(calls: Subprocesses, tmp_path: Path) -> None:
+    ended = calls.call("callables.hang", {"mark": tmp_path / "mark"}, timeout_s=2)
+    assert ended.code == -signal.SIGKILL and ended.reason == "it did not end within 2 s"
+
+
+def test_stop_interrupts_what_runs_and_starts_nothing_more(calls: Subprocesses, tmp_path: Path) -> None:
+    def stop() -> None:
+        while not (tmp_path / "mark").exists():
+            time.sleep(0.01)
+        calls.stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        calls.call("callables.hang", {"mark": tmp_path / "mark"})
+    thread.join()
+    assert time.monotonic() - began < 30
+    with pytest.raises(KeyboardInterrupt):
+        calls.call("callables.answer", {"path": "x"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_the_child_ends_with_its_parent(calls: Subprocesses, tmp_path: Path) -> None:
+    code = (
+        "from segpipe.common import subprocesses as s; s.CHILD = 'child'; "
+        f"s.Subprocesses().call('callables.hang', {{'mark': {str(tmp_path / 'mark')!r}}})"
+    )
+    paths = os.pathsep.join([str(Path(subprocesses.__file__).parents[2]), str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    while not (tmp_path / "mark").exists():
+        time.sleep(0.01)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children and not any(Path(f"/proc/{child}").exists() for child in children)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny_run import NETWORK, TASK, MakeRun, manifest, record_as_trained, write_volumes
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import write_json
 
@@ -22,7 +22,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         import torch
         from monai.bundle import ConfigParser
 
-        from segpipe.bundle.reading import resolve
+        from segpipe.bundle.references import resolve
         from segpipe.training.compose.fragments import compose_config
 
         folder = tmp_path_factory.mktemp("run")
@@ -61,7 +61,7 @@ def run_folder(make_run: MakeRun) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_bundle(run_folder, tmp_path_factory.mktemp("bundles") / "tiny_mri")
+    return export(run_folder, tmp_path_factory.mktemp("bundles") / "tiny_mri")
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.sums import write_sums
 from segpipe.bundle.vet.finding import Finding
+from segpipe.bundle.vet.sums import write_sums
 from tiny_bundle import write_bundle
 
 LOGGING = """[loggers]

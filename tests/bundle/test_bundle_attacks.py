@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from small_bundle import change_json, copy, places, small_bundle
 
-from segpipe.bundle.sums import SUMS, write_sums
-from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.bundle.verify import Verification, verify_bundle
+from segpipe.bundle.vet.sums import SUMS, write_sums
 
 INFERENCE, METADATA = "configs/inference.json", "configs/metadata.json"
 Spoil = Callable[[Path, str], object]
@@ -42,7 +42,7 @@ class Payload:
         return os.system, (self.command,)
 
 
-def spoilt(sound: Path, tmp_path: Path, spoil: Spoil, marker: Path) -> Verdict:
+def spoilt(sound: Path, tmp_path: Path, spoil: Spoil, marker: Path) -> Verification:
     """The verdict on a copy that was spoilt and given matching hashes, as whoever attacks would do."""
     root = copy(sound, tmp_path / "bundle")
     spoil(root, f"touch {marker}")

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from small_bundle import LOGGING, change_json, small_bundle
 
 from segpipe.bundle.open import Bundle
-from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.bundle.verify import Verification, verify_bundle
 from segpipe.bundle.vet.configs import vet_config
 from segpipe.bundle.vet.expressions import _as_evaluated, vet_expression
 from segpipe.bundle.vet.finding import Finding
@@ -261,7 +261,7 @@ FOREIGN = {
 }
 
 
-def names_of(verdict: Verdict) -> set[str | None]:
+def names_of(verdict: Verification) -> set[str | None]:
     return {finding.name for finding in verdict.findings}
 
 

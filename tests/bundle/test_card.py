@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle.export.card import code, model_card, table
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.card import code, model_card, table
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import write_csv, write_json
 
@@ -59,7 +59,7 @@ def whole(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cases": [{"id": f"case_{i}", "mean_dice": value} for i, value in enumerate((0.8, 0.9, None, 0.0))],
     }
     write_json(place / "metrics" / "metrics.json", evaluation)
-    return export_bundle(run, place / "bundle", evaluation=place / "metrics").root
+    return export(run, place / "bundle", evaluation=place / "metrics").root
 
 
 def test_every_section_and_picture_is_there(whole: Path) -> None:
@@ -77,7 +77,7 @@ def test_pictures_and_card_are_the_same_when_made_again(whole: Path, run_folder:
     for name in ("seed0", "seeds.json", "metrics"):
         origin = place / name
         (shutil.copytree if origin.is_dir() else shutil.copy)(origin, tmp_path / name)
-    again = export_bundle(tmp_path / "seed0", tmp_path / "bundle", evaluation=tmp_path / "metrics").root
+    again = export(tmp_path / "seed0", tmp_path / "bundle", evaluation=tmp_path / "metrics").root
     files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     for file in files:

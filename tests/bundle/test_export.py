@@ -20,7 +20,7 @@ import pytest
 from tiny_run import record_as_trained
 
 import segpipe
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.cli.app import run
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -145,7 +145,7 @@ def test_weights_are_plain_and_bytes_repeat(bundle: Bundle, run_folder: Path, tm
     expected = torch.load(run_folder / "best.pt", weights_only=True)
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) and state[name].is_contiguous() for name in state)
-    assert export_bundle(run_folder, tmp_path / bundle.root.name).sha256 == bundle.sha256
+    assert export(run_folder, tmp_path / bundle.root.name).sha256 == bundle.sha256
 
 
 def test_no_patient_leaves_with_the_bundle(bundle: Bundle) -> None:
@@ -195,7 +195,7 @@ def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> N
         },
     }
     (tmp_path / "metrics.json").write_text(json.dumps(evaluation))
-    bundle = export_bundle(run_folder, tmp_path / "measured", evaluation=tmp_path)
+    bundle = export(run_folder, tmp_path / "measured", evaluation=tmp_path)
     assert bundle.metadata["eval_metrics"] == {"val_mean_dice": 0.5, "test_mean_dice": 0.9123}
     card = (bundle.root / "docs" / "README.md").read_text()
     assert "| Dice | mean of labels | 0.912 [0.900, 0.920] | 0.915 | 40 |" in card
@@ -207,7 +207,7 @@ def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> N
     jsonschema.validate(bundle.metadata, json.loads(SCHEMA.read_text()))
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(DataError, match="not an evaluation"):
-        export_bundle(run_folder, tmp_path / "other", evaluation=tmp_path)
+        export(run_folder, tmp_path / "other", evaluation=tmp_path)
     assert not (tmp_path / "other").exists()
 
 
@@ -267,14 +267,14 @@ def test_what_cannot_run_in_stock_monai_is_refused(
 
 def test_not_a_run_and_damaged_weights(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a finished run"):
-        export_bundle(tmp_path, tmp_path / "bundle")
+        export(tmp_path, tmp_path / "bundle")
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("run.json", "manifest.json", "config.json"):
         (folder / name).symlink_to(run_folder / name)
     (folder / "best.pt").write_bytes((run_folder / "best.pt").read_bytes()[:200])
     with pytest.raises(DataError, match="weights cannot be read"):
-        export_bundle(folder, tmp_path / "bundle")
+        export(folder, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -304,14 +304,14 @@ def test_what_was_changed_since_the_training_is_refused(run_folder: Path, tmp_pa
     with (folder / name).open("a") as stream:
         stream.write("\n")
     with pytest.raises(RefusedError, match="not the one that it was trained with"):
-        export_bundle(folder, tmp_path / "bundle", unfinished=True)
+        export(folder, tmp_path / "bundle", unfinished=True)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_an_older_bundle_outlives_what_goes_wrong_at_the_last_step(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = export_bundle(run_folder, tmp_path / "bundle")
+    older = export(run_folder, tmp_path / "bundle")
     rename = Path.rename
 
     def fails(self: Path, target: Path) -> Path:
@@ -321,7 +321,7 @@ def test_an_older_bundle_outlives_what_goes_wrong_at_the_last_step(
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(UsageError, match="cannot write"):
-        export_bundle(run_folder, tmp_path / "bundle", overwrite=True)
+        export(run_folder, tmp_path / "bundle", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert open_bundle(tmp_path / "bundle").sha256 == older.sha256
 
@@ -380,7 +380,7 @@ def test_it_opens_where_nothing_can_be_written(bundle: Bundle, tmp_path: Path) -
 def test_a_rule_for_an_unknown_label(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.json").write_text(json.dumps({"schema_version": 1, "rules": {"3": {"keep_largest": True}}}))
     with pytest.raises(UsageError, match="unknown label"):
-        export_bundle(run_folder, tmp_path / "bundle", postprocessing=tmp_path / "rules.json")
+        export(run_folder, tmp_path / "bundle", postprocessing=tmp_path / "rules.json")
 
 
 def test_a_full_disk_leaves_nothing(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from small_bundle import change_json, copy, small_bundle
 
-from segpipe.bundle.sums import check_sums, write_sums
 from segpipe.bundle.vet.gate import (
     TrustPolicy,
     bundle_around,
@@ -21,6 +20,7 @@ from segpipe.bundle.vet.gate import (
     require_vetted_sources,
     vet_recipe,
 )
+from segpipe.bundle.vet.sums import check_sums, write_sums
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
 from segpipe.prediction.client import CannotGoOnError, Worker

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tiny_run import AXES, KEYS, TASK, MakeRun, record_as_trained
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.golden.golden_case import LEAST, array_sha256, read_golden
 from segpipe.bundle.golden.golden_input import Wish, find, grids
 from segpipe.bundle.golden.golden_record import POINTS, points
@@ -144,7 +144,7 @@ def test_its_document_follows_the_schema_and_names_what_it_was_recorded_with(bun
 
 
 def test_the_same_weights_give_the_same_bytes(run_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    again = export_bundle(run_folder, tmp_path / "tiny_mri")
+    again = export(run_folder, tmp_path / "tiny_mri")
     files = sorted(path.relative_to(again.root) for path in (again.root / "golden").rglob("*") if path.is_file())
     assert len(files) == 4
     for file in files:
@@ -155,7 +155,7 @@ def test_a_search_by_gradient_where_the_phantom_shows_too_little(make_run: MakeR
     """Label 1 wants the first channel bright and the second dark, label 2 the reverse: no scan of a body has that."""
     weights = [[0.0, 0.0], [20.0, -20.0], [-20.0, 20.0]]
     run = thresholds(make_run, weights, [0.0, -8.0, -8.0], deterministic_transforms=CT)
-    first = export_bundle(run, tmp_path / "one" / "ct")
+    first = export(run, tmp_path / "one" / "ct")
     found = document(first.root)
     assert found["made"]["steps"] > 0 and "gradient" in found["made"]["how"]
     assert [path["file"] for path in found["inputs"]] == ["images/image.nii.gz"]  # channels in one file
@@ -169,13 +169,13 @@ def test_a_search_by_gradient_where_the_phantom_shows_too_little(make_run: MakeR
     assert min((golden.labels == value).sum() for value in (1, 2)) >= LEAST
     apart = np.abs(np.diff(values.astype(float), axis=0)).mean()
     assert apart < 0.1 * np.ptp(values)  # soft, not noise
-    again = export_bundle(run, tmp_path / "two" / "ct")
+    again = export(run, tmp_path / "two" / "ct")
     assert array_sha256(values) == array_sha256(np.asarray(nib.load(again.root / "golden/images/image.nii.gz").dataobj))
 
 
 def test_one_sigmoid_channel(make_run: MakeRun, tmp_path: Path) -> None:
     run = thresholds(make_run, [[30.0]], [-24.0], activation="sigmoid", deterministic_transforms=CT)
-    found = export_bundle(run, tmp_path / "sigmoid")
+    found = export(run, tmp_path / "sigmoid")
     assert found.metadata["golden"]["voxels"]["part 1"] >= LEAST
     scores = np.load(found.root / "golden/scores.npy")
     assert scores.shape[0] == 1 and (scores > 0.5).any()
@@ -215,13 +215,13 @@ def test_a_given_image_without_a_label_is_refused(make_run: MakeRun, tmp_path: P
     run = thresholds(make_run, [[0.0], [1.0]], [0.0, -1000.0])
     write_nifti(tmp_path / "dark.nii.gz", np.ones((16, 16, 16), np.int16), np.eye(4))
     with pytest.raises(DataError) as caught:
-        export_bundle(run, tmp_path / "b", golden=[tmp_path / "dark.nii.gz"])
+        export(run, tmp_path / "b", golden=[tmp_path / "dark.nii.gz"])
     assert caught.value.found == "0 voxels of part 1"
     with pytest.raises(UsageError):
-        export_bundle(run, tmp_path / "b", golden=[tmp_path / "gone.nii.gz"])
+        export(run, tmp_path / "b", golden=[tmp_path / "gone.nii.gz"])
     write_nifti(tmp_path / "two.nii.gz", np.ones((16, 16, 16, 2), np.int16), np.eye(4))
     with pytest.raises(DataError, match="fails on the golden case"):
-        export_bundle(run, tmp_path / "b", golden=[tmp_path / "two.nii.gz"])
+        export(run, tmp_path / "b", golden=[tmp_path / "two.nii.gz"])
     assert not (tmp_path / "b").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_run import MakeRun
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.training.compose.config_checks import padded_patch
 from segpipe.training.compose.fragments import known_fragments, read_fragment
 
@@ -24,7 +24,7 @@ def test_stock_monai_gives_the_scores_of_the_trained_network(name: str, make_run
     fragment, _ = read_fragment("network", name)
     patch = padded_patch((32, 16, 16), fragment["patch_divisor"])
     run = make_run(task={"patch_size": patch}, network=fragment)
-    bundle = export_bundle(run, tmp_path / name)
+    bundle = export(run, tmp_path / name)
     definition = bundle.network_def
     assert definition is not None and "segpipe" not in definition["_target_"]
     stock = build(definition)
@@ -54,7 +54,7 @@ def test_stock_monai_gives_the_scores_of_the_trained_network(name: str, make_run
 
 def test_the_weights_of_dynunet_are_kept_once(make_run: MakeRun, tmp_path: Path) -> None:
     fragment, _ = read_fragment("network", "dynunet")
-    bundle = export_bundle(make_run(network=fragment), tmp_path / "once")
+    bundle = export(make_run(network=fragment), tmp_path / "once")
     parameters = sum(parameter.numel() for parameter in build(bundle.network_def).parameters())
     assert (bundle.root / "models" / "model.pt").stat().st_size < 1.1 * 4 * parameters
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_run import record_as_trained
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import sha256_of, write_json
 from segpipe.errors import DataError
@@ -52,7 +52,7 @@ def test_sessions_add_up_and_hashes_of_the_data_are_kept(run_folder: Path, tmp_p
     manifest["training"][0]["sha256"] = {manifest["training"][0]["image"]: "0" * 64}
     write_json(folder / "manifest.json", manifest)
     record_as_trained(folder)
-    found = read(export_bundle(folder, tmp_path / "bundle").root)
+    found = read(export(folder, tmp_path / "bundle").root)
     assert found["duration_seconds"] == 70.0 and found["sessions"][1]["began"] == "1970-01-01T00:01:30+00:00"
     assert (found["threads"], found["workers"], found["environment"]) == (2, 1, environment)
     assert found["manifest"]["files_sha256"] == {manifest["training"][0]["image"]: "0" * 64}
@@ -73,11 +73,11 @@ def seeds(*folders: str) -> dict[str, Any]:
 def test_the_spread_over_seeds_is_that_of_the_runs_own_series(run_folder: Path, tmp_path: Path) -> None:
     folder = trained(run_folder, tmp_path / "seed0")
     write_json(tmp_path / "seeds.json", seeds("seed0", "seed1"))
-    found = read(export_bundle(folder, tmp_path / "bundle").root)["seeds"]
+    found = read(export(folder, tmp_path / "bundle").root)["seeds"]
     assert found["val_mean_dice"]["sd"] == 0.01 and [run["seed"] for run in found["runs"]] == [0, 1]
     assert "folder" not in found["runs"][0]
     write_json(tmp_path / "seeds.json", seeds("seed1", "seed2"))
-    assert read(export_bundle(folder, tmp_path / "other").root)["seeds"] is None
+    assert read(export(folder, tmp_path / "other").root)["seeds"] is None
     write_json(tmp_path / "seeds.json", {"seeds": []})
     with pytest.raises(DataError, match="not a record of several seeds"):
-        export_bundle(folder, tmp_path / "third")
+        export(folder, tmp_path / "third")

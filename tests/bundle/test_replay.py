@@ -20,8 +20,8 @@ from segpipe.bundle.replay import isolation
 from segpipe.bundle.replay import parent as replay
 from segpipe.bundle.replay.isolated_process import Limits, Ran, run_isolated
 from segpipe.bundle.replay.parent import Replay, replay_bundle
-from segpipe.bundle.sums import write_sums
 from segpipe.bundle.verify import verify_bundle
+from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run as segpipe
 from segpipe.data.phantom import write_nifti
 from zoo_bundles import NEEDED

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from tiny_run import MakeRun
 
 import segpipe
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.common.files import read_json, write_json
 from segpipe.data.fingerprint import FINGERPRINT, beside
 from segpipe.errors import DataError
@@ -50,7 +50,7 @@ def fingerprint(**edges: float) -> dict[str, object]:
 def test_ranges_are_of_the_cases_that_were_trained_on(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     write_json(run / FINGERPRINT, fingerprint(a=2.0, b=3.0, c=50.0))  # c is for validation
-    metadata = export_bundle(run, tmp_path / "bundle").metadata
+    metadata = export(run, tmp_path / "bundle").metadata
     assert metadata["training_data"]["seen"] == {
         "spacing_ras_mm": [[1, 1], [1, 1], [2, 3]],
         "intensity": [[[0, 0], [20, 30], [40, 60], [60, 90], [80, 120]]],
@@ -65,10 +65,10 @@ def test_ranges_are_of_the_cases_that_were_trained_on(make_run: MakeRun, tmp_pat
 
 def test_without_a_fingerprint_nothing_is_said_and_a_broken_one_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
-    assert export_bundle(run, tmp_path / "bundle").metadata["training_data"]["seen"] is None
+    assert export(run, tmp_path / "bundle").metadata["training_data"]["seen"] is None
     write_json(run / FINGERPRINT, {"cases": 3})
     with pytest.raises(DataError, match="fingerprint cannot be read"):
-        export_bundle(run, tmp_path / "other")
+        export(run, tmp_path / "other")
 
 
 def test_a_fingerprint_lies_beside_its_task() -> None:

@@ -28,8 +28,8 @@ from segpipe.bundle.signing import (
     sign_bundle,
     unlock,
 )
-from segpipe.bundle.sums import write_sums
-from segpipe.bundle.verify import Verdict, verify_bundle
+from segpipe.bundle.verify import Verification, verify_bundle
+from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run
 from segpipe.errors import RefusedError, UsageError
 
@@ -61,7 +61,7 @@ def signed(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def signature_check(verdict: Verdict) -> tuple[str, str]:
+def signature_check(verdict: Verification) -> tuple[str, str]:
     (check,) = (check for check in verdict.checks if check.name == "signature")
     return check.status, check.detail
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, write_volumes
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.common.files import sha256_of, write_json
 from segpipe.data.phantom import write_nifti
@@ -33,7 +33,7 @@ def shared(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Bundl
     """A bundle with every kind of config, and rules for the label map."""
     rules = tmp_path_factory.mktemp("rules") / "rules.json"
     write_json(rules, {"schema_version": 1, "rules": {"1": {"keep_largest": True, "min_volume_ml": 0.001}}})
-    return export_bundle(make_run(), tmp_path_factory.mktemp("shared") / "tiny_mri", postprocessing=rules)
+    return export(make_run(), tmp_path_factory.mktemp("shared") / "tiny_mri", postprocessing=rules)
 
 
 @pytest.fixture(scope="module")

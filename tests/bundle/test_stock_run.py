@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, record_as_trained
 
-from segpipe.bundle.export.write import export_bundle
+from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle
 from segpipe.common.result_folder import find_segmentation
 from segpipe.data.phantom import write_nifti
@@ -186,7 +186,7 @@ def test_unetpp_runs_as_monais_own(make_run: MakeRun, images: Path, tmp_path: Pa
         network={"network_def": definition, "patch_divisor": 16, "network_name": "unetpp"},
         task={"patch_size": [32, 32, 32]},
     )
-    bundle = export_bundle(run, tmp_path / "unetpp")
+    bundle = export(run, tmp_path / "unetpp")
     assert bundle.network_def is not None
     assert bundle.network_def["_target_"] == "monai.networks.nets.BasicUNetPlusPlus"
     assert "verify_net_in_out" in bundle.metadata["exceptions"]
@@ -209,7 +209,7 @@ def test_two_channel_files_make_one_case(make_run: MakeRun, images: Path, tmp_pa
         case["image"] = [f"images/{case['id']}_0000.nii.gz", f"images/{case['id']}_0001.nii.gz"]
     (run / "manifest.json").write_text(json.dumps(document))
     record_as_trained(run)
-    bundle = export_bundle(run, tmp_path / "two")
+    bundle = export(run, tmp_path / "two")
     assert bundle.channels == ["T1", "T2"]
     two = tmp_path / "a_0000.nii.gz_in_the_name"
     two.mkdir()
@@ -232,7 +232,7 @@ def test_two_channel_files_make_one_case(make_run: MakeRun, images: Path, tmp_pa
 
 def test_one_sigmoid_channel_is_one_label(make_run: MakeRun, images: Path, tmp_path: Path) -> None:
     run = make_run(task={"labels": ["background", "all"], "out_channels": 1, "activation": "sigmoid"})
-    bundle = export_bundle(run, tmp_path / "sigmoid")
+    bundle = export(run, tmp_path / "sigmoid")
     assert bundle.labels == {0: "background", 1: "all"} and bundle.activation == "sigmoid"
     stock(bundle, images, tmp_path / "out")
     volume = np.asarray(nib.load(images / "plain.nii.gz").dataobj).astype(np.float64)
@@ -245,7 +245,7 @@ def test_rules_clean_the_label_map(run_folder: Path, predicted: Path, images: Pa
 
     rules = {"schema_version": 1, "rules": {"1": {"keep_largest": True, "min_volume_ml": 0.001}}}
     (tmp_path / "rules.json").write_text(json.dumps(rules))
-    bundle = export_bundle(run_folder, tmp_path / "clean", postprocessing=tmp_path / "rules.json")
+    bundle = export(run_folder, tmp_path / "clean", postprocessing=tmp_path / "rules.json")
     assert not bundle.unsupported and bundle.cleanup
     assert "scikit-image" in bundle.metadata["required_packages_version"]
     words = "only the largest connected component is kept, and components below 0.001 mL are removed"

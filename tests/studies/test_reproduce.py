@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from segpipe.bundle.sums import write_sums
 from segpipe.bundle.tensors import tensors_sha256
+from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of, write_json
 from segpipe.studies.reproduce import Difference, compare_validation, compare_weights, differences

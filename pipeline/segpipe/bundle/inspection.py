@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.verify import Verdict, verify_bundle
-from segpipe.bundle.vet import Use, requirements
+from segpipe.bundle.vet import Use, Verdict, requirements, vet_bundle
 from segpipe.errors import RefusedError
 
 ABOUT = (
@@ -32,7 +31,7 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
         UsageError: not a bundle.
         RefusedError: its archive is not safe to be unpacked.
     """
-    verdict = verify_bundle(path, allow)
+    verdict = vet_bundle(path, allow)
     if not verdict.sizes:
         first = verdict.findings[0]
         raise RefusedError(
@@ -65,7 +64,7 @@ def describe(verdict: Verdict) -> dict[str, Any]:
         },
         "code": [_code(use) for use in verdict.uses],
         "card": verdict.card or None,
-        "verdict": verdict.as_dict()["verdict"],
+        "verdict": verdict.outcome,
         "trusted": False,
     }
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.bundle.reading import NotReadableError, is_plain, read_document, resolve
-from segpipe.bundle.sums import check_sums, fingerprint, hash_files
+from segpipe.bundle.references import is_plain, resolve
+from segpipe.bundle.vet import NotReadableError, check_sums, fingerprint, hash_files, read_document
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import Preprocessing, UnsupportedTransform
 

@@ -12,11 +12,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.bundle.export import NAME, VERSION, WEIGHTS
-from segpipe.bundle.sums import SIGNATURE, SUMS, fingerprint, hash_files, sums_text
+from segpipe.bundle.exporting import NAME, VERSION, WEIGHTS
 from segpipe.bundle.tensors import read_state, safetensors_bytes
-from segpipe.bundle.verify import Verdict, verify_bundle
-from segpipe.bundle.vet import plain, unpacked
+from segpipe.bundle.vet import (
+    SIGNATURE,
+    SUMS,
+    Verdict,
+    fingerprint,
+    hash_files,
+    plain,
+    sums_text,
+    unpacked,
+    vet_unpacked,
+)
 from segpipe.common.files import sha256_of, write_whole
 from segpipe.errors import RefusedError, UsageError
 
@@ -65,7 +73,7 @@ def pack_bundle(
         bundle: its folder, or a zip file of one.
         out: the archive; default ``NAME_vVERSION.zip`` in the current directory.
         safetensors: add ``models/model.safetensors``, the same tensors as in ``models/model.pt``.
-        allow: names admitted beside the list, as `verify_bundle` takes them.
+        allow: names admitted beside the list, as `segpipe bundle verify` takes them.
         overwrite: replace a file that is already there.
 
     Raises:
@@ -74,7 +82,7 @@ def pack_bundle(
         DataError: the weights cannot be written as safetensors.
     """
     with unpacked(bundle) as (root, findings):
-        verdict = Verdict(findings=findings) if root is None else verify_bundle(root, allow)
+        verdict = vet_unpacked(root, findings, allow)
         if root is None or verdict.refused or not verdict.intact:
             raise _refusal(Path(bundle), verdict)
         if not re.fullmatch(NAME, verdict.name):

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.bundle.sums import SIGNATURE, check_sums
-from segpipe.bundle.vet import METADATA, shown, vet_folder
+from segpipe.bundle.vet import METADATA, SIGNATURE, check_sums, shown, vet_folder
 from segpipe.common.files import write_whole
 from segpipe.errors import RefusedError, UsageError
 

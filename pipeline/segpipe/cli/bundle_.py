@@ -18,7 +18,7 @@ from segpipe.common.console import Console
 from segpipe.errors import OK
 
 if TYPE_CHECKING:
-    from segpipe.bundle import Verdict
+    from segpipe.bundle import Verification
 
 
 def pack(
@@ -205,7 +205,7 @@ group.command("keygen")(keygen)
 group.command("sign")(sign)
 
 
-def _verdict(console: Console, verdict: Verdict) -> None:
+def _verdict(console: Console, verdict: Verification) -> None:
     from segpipe.bundle import printable
 
     checks = [(check.name, check.status, printable(check.detail)) for check in verdict.checks]

@@ -60,14 +60,14 @@ def command(
 
     console = Console("export", as_json=json)
     quiet_libraries()
-    from segpipe.bundle import Labelling, export_bundle
+    from segpipe.bundle import Labelling, export
     from segpipe.common.files import read_json
 
     meaning = read_json(codes, "file of codes") if codes else {}
     labelling = Labelling(
         name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning, description
     )
-    bundle = export_bundle(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
+    bundle = export(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
     reason = bundle.metadata["golden"].get("reason")
     if reason:
         console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.bundle.reading import read_document
-from segpipe.bundle.vet import Finding, shown, vet_golden_schema
+from segpipe.bundle.vet import Finding, read_document, shown, vet_golden_schema
 from segpipe.common.files import sha256_of
 
 GOLDEN, IMAGES = "golden", "golden/images"

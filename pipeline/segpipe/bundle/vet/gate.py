@@ -11,7 +11,7 @@ allowed are opened after they were vetted. A zip file is unpacked where only its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 
 from segpipe.bundle.vet.files import METADATA, unpacked
 from segpipe.bundle.vet.finding import Finding, plain
+from segpipe.bundle.vet.names import Names
+from segpipe.bundle.vet.verdict import vet_bundle, vet_documents
 from segpipe.common.console import quiet_libraries
 from segpipe.errors import RefusedError
 
@@ -30,7 +32,7 @@ class TrustPolicy:
     """On which terms a bundle is let through.
 
     Attributes:
-        allow: names admitted beside the list, as of `segpipe.bundle.verify.verify_bundle`.
+        allow: names admitted beside the list, as `segpipe.bundle.vet.verdict.vet_bundle` takes them.
         run_unvetted_code: let it through whatever is found.
     """
 
@@ -123,13 +125,12 @@ def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str,
 def _judge(
     path: str | Path, terms: TrustPolicy, documents: Mapping[str, Any] | None = None, sha256: str | None = None
 ) -> dict[str, Any]:
-    from segpipe.bundle.verify import verify_bundle
-
-    verdict = verify_bundle(path, terms.allow)
+    verdict = vet_bundle(path, terms.allow)
     if sha256 is not None and verdict.sha256 not in (sha256, None):
         raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
-    found = [*verdict.findings, *_vet_documents(documents or {}, terms.allow)]
-    findings = list(dict.fromkeys(found))  # what is handed over is what lies there, or else is found as well
+    handed_over = vet_documents(documents or {}, Names(terms.allow))
+    # what is handed over is what lies there, or else is found as well
+    findings = list(dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)]))
     if findings and not terms.run_unvetted_code:
         raise RefusedError(
             "the bundle did not pass the static checks, and nothing of it was run",
@@ -138,23 +139,12 @@ def _judge(
             hint=_hint(findings),
             findings=plain(findings),
         )
-    return {"passed": not findings, "findings": len(findings), "allowed": verdict.allowed, "intact": verdict.intact}
-
-
-def _vet_documents(documents: Mapping[str, Any], allow: Collection[str]) -> list[Finding]:
-    from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
-    from segpipe.bundle.vet.names import Names
-
-    names = Names(allow)
-    for document in documents.values():
-        for alias, name in imports_of(document):
-            names.add_import(alias, name)
-    uses = [
-        use
-        for file, document in documents.items()
-        for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
-    ]
-    return [finding for use in uses for finding in use.findings]
+    return {
+        "passed": not findings,
+        "findings": len(findings),
+        "allowed": list(verdict.allowed),
+        "intact": verdict.intact,
+    }
 
 
 def _hint(findings: Iterable[Finding]) -> str:

@@ -5,4 +5,4 @@ from .run_record import MANIFEST as MANIFEST
 from .run_record import PROVENANCE as PROVENANCE
 from .run_record import TRAIN as TRAIN
 from .run_record import WEIGHTS as WEIGHTS
-from .write import export_bundle as export_bundle
+from .write import export as export

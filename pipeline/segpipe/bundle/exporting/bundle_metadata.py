@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from segpipe.bundle.export.card_results import OVERALL
-from segpipe.bundle.export.run_record import PROVENANCE, Run
-from segpipe.bundle.reading import resolve
+from segpipe.bundle.exporting.card_results import OVERALL
+from segpipe.bundle.exporting.run_record import PROVENANCE, Run
+from segpipe.bundle.references import resolve
 from segpipe.data import Manifest
 from segpipe.dicom import as_metadata, label_infos
 from segpipe.errors import UsageError
@@ -70,7 +70,7 @@ def bundle_metadata(
         labelling: name, version and rights.
         network: the exported network's class and arguments.
         rules: post-processing by label value, which needs scikit-image.
-        results: summary of an evaluation, as `segpipe.bundle.export.card_results.Evaluation` has it.
+        results: summary of an evaluation, as `segpipe.bundle.exporting.card_results.Evaluation` has it.
         section: of the manifest, which ``evaluate.json`` measures.
     """
     manifest, versions = run.manifest, run.versions

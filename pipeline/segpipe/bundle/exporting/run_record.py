@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.export.bundle_configs import train_config
+from segpipe.bundle.exporting.bundle_configs import train_config
 from segpipe.bundle.tensors import State, tensors_sha256
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.provenance import versions as installed_versions

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from segpipe.bundle.export.card_results import (
+from segpipe.bundle.exporting.card_results import (
     EXAMPLE,
     best_figure,
     code,

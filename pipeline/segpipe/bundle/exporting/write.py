@@ -11,7 +11,7 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.export.bundle_configs import (
+from segpipe.bundle.exporting.bundle_configs import (
     Rules,
     check_rules,
     evaluate_config,
@@ -20,15 +20,14 @@ from segpipe.bundle.export.bundle_configs import (
     network_definition,
     train_config,
 )
-from segpipe.bundle.export.bundle_metadata import Labelling, bundle_metadata
-from segpipe.bundle.export.card import model_card
-from segpipe.bundle.export.card_results import draw_pictures, read_evaluation
-from segpipe.bundle.export.run_record import MANIFEST, PROVENANCE, TRAIN, WEIGHTS, Run, provenance, read_run
+from segpipe.bundle.exporting.bundle_metadata import Labelling, bundle_metadata
+from segpipe.bundle.exporting.card import model_card
+from segpipe.bundle.exporting.card_results import draw_pictures, read_evaluation
+from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, WEIGHTS, Run, provenance, read_run
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
-from segpipe.bundle.sums import write_sums
 from segpipe.bundle.tensors import read_state, require_fits, torch_bytes
-from segpipe.bundle.vet import METADATA
+from segpipe.bundle.vet import METADATA, write_sums
 from segpipe.common.files import cannot_write, write_json, write_text, write_whole
 from segpipe.data import Manifest
 from segpipe.errors import UsageError
@@ -64,7 +63,7 @@ format=%(asctime)s %(levelname)s %(message)s
 """
 
 
-def export_bundle(
+def export(
     run: str | Path,
     out: str | Path,
     labelling: Labelling | None = None,

@@ -292,7 +292,7 @@ def _about(root: Path) -> list[tuple[str, Any]]:
     words = ("info", "networks", "--network", "unet", "--task", root / "task.yaml")
     library = {"imports": True, "seconds": 1.0, "error": None, "facts": {"gpus": []}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.cli.doctor.doctor_report.try_all", lambda: {"torch": library})
+        patch.setattr("segpipe.cli.doctor.try_libraries", lambda: {"torch": library})
         doctor = printed("doctor")
     return [("info", printed(*words)), ("info", printed("info", "losses")), ("doctor", doctor)]
 

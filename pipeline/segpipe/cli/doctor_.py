@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Any
 
-import typer
-
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import OK
 
 
-def command(json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> int:
+def command(json: AsJson = False) -> int:
     """Print what the report of a bug needs: versions, machine, limits and settings, and what may be amiss.
 
     No host, user or home folder is named, and nothing is sent anywhere: read it, then paste it. torch, MONAI and the
@@ -26,8 +25,7 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print one JSON do
 
     console = Console("doctor", as_json=json)
     found = examine()
-    rows = [*_software(found), *_machine(found)]
-    console.table("segpipe doctor", ["what", "found"], rows)
+    console.table("segpipe doctor", ["what", "found"], list(_rows(found)))
     if found["notes"]:
         console.table("What may be amiss", ["note"], [[note] for note in found["notes"]])
     else:
@@ -36,50 +34,32 @@ def command(json: Annotated[bool, typer.Option("--json", help="Print one JSON do
     return OK
 
 
-def _software(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    own, system = found["segpipe"], found["system"]
-    yield "segpipe", own["version"] + (f" (git {own['git_revision']})" if own["git_revision"] else "")
-    around = [name.replace("_", " ") for name in ("virtual_environment", "container") if system[name]]
-    yield "system", _list([system["name"], system["machine"], system["libc"], *around])
-    yield "python", system["python"]
-    for extra in (None, *(each["name"] for each in found["extras"])):
-        needs = [each for each in found["requirements"] if each["extra"] == extra]
-        packages = [f"{each['package']} {each['installed'] or 'missing'}" for each in needs]
-        none = extra and all(each["state"] == "missing" for each in needs)
-        yield f"packages [{extra}]" if extra else "packages", "none of them" if none else _list(packages)
+def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "segpipe", _text(found["segpipe"])
+    yield "system", _text(found["system"])
+    for extra in (None, *(extra["name"] for extra in found["extras"])):
+        needs = [need for need in found["requirements"] if need["extra"] == extra]
+        packages = [f"{need['package']} {need['installed'] or 'missing'}" for need in needs]
+        absent = extra and all(need["state"] == "missing" for need in needs)
+        yield f"packages [{extra}]" if extra else "packages", "none of them" if absent else _text(packages)
     for name, library in found["libraries"].items():
-        said = f"{library['error'] or 'ok'} ({library['seconds']} s)"
-        yield name, _list([said, _value(library["facts"]) if library["facts"] else None])
-
-
-def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    cpu, memory, settings = found["cpu"], found["memory"], dict(found["settings"])
-    cores = f"{cpu['usable_cores']} of {cpu['cores']} cores"
-    yield "processor", _list([cpu["processor"], cores, *cpu["instructions"]])
-    limit = memory["group_limit_gib"]
-    group = "no limit of a control group" if limit is None else f"{limit} GiB for the control group"
-    free = f"{memory['available_gib']} GiB and {memory['swap_free_gib']} GiB of swap free"
-    yield "memory", _list([f"{memory['total_gib']} GiB", free, group])
+        outcome = f"{library['error'] or 'ok'} ({library['seconds']} s)"
+        yield name, _text([outcome, library["facts"]] if library["facts"] else outcome)
+    yield "processor", _text(found["cpu"])
+    yield "memory", _text(found["memory"])
     for disk in found["disks"]:
-        free = f"{disk['free_gib']} of {disk['total_gib']} GiB free"
-        yield disk["what"], _list([free, None if disk["writable"] else "cannot be written to", disk["path"]])
-    yield "limits", _value({name: "no limit" if at is None else at for name, at in found["limits"].items()})
-    variables = settings.pop("variables")
-    yield "settings", _value(settings)
-    yield "variables", _list(f"{name}={value}" for name, value in variables.items())
+        yield disk["what"], _text({name: disk[name] for name in ("free_gib", "total_gib", "writable", "path")})
+    yield "limits", _text({name: "no limit" if limit is None else limit for name, limit in found["limits"].items()})
+    yield "settings", _text(found["settings"])
 
 
-def _value(value: Any) -> str:
-    """A fact in one line."""
+def _text(value: Any) -> str:
+    """Return a fact in one line."""
     if isinstance(value, dict):
-        names = {key: key.replace("_gib", " in GiB").replace("_", " ") for key in value}
-        return _list(f"{names[key]}: {_value(each)}" for key, each in value.items())
+        names = {name: name.replace("_gib", " in GiB").replace("_", " ") if name.islower() else name for name in value}
+        value = [f"{names[name]}: {_text(part)}" for name, part in value.items()]
     if isinstance(value, list):
-        return _list(map(_value, value))
+        return ", ".join(map(_text, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
-
-
-def _list(parts: Iterable[str | None]) -> str:
-    return ", ".join(part for part in parts if part) or "none"

@@ -1,4 +1,4 @@
-"""The options of every command that runs what a bundle names, and the terms that they make."""
+"""Options that several commands have, each worded once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(

@@ -27,7 +27,7 @@ from segpipe.common.processes import die_with_parent, leave, raise_interrupt
 from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
-CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate")
+CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate", "segpipe.cli.doctor.probe")
 PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,()'\"]+/)+([^\s/:;,()'\"]*)")  # the group is the file's name
 Listener = Callable[[str], object]
 

@@ -1,4 +1,4 @@
-"""What the doctor notes of a machine and an installation, and what it must never print."""
+"""What the doctor notes of machine, packages and libraries that may be broken, and what it must never print."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import getpass
 import json
 import socket
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from segpipe.cli import doctor
 from segpipe.cli.app import run
-from segpipe.cli.doctor import doctor_report as report
-from segpipe.cli.doctor import machine
-from segpipe.cli.doctor.doctor_report import notes
+from segpipe.cli.doctor import extras, notes, requirements, try_libraries
+from segpipe.common.subprocesses import Ended
 
 Change = Callable[[dict[str, Any]], object]
 FINE: dict[str, Any] = {"imports": True, "seconds": 1.0, "error": None, "facts": {}}
@@ -87,7 +88,7 @@ def test_no_user_host_or_home_is_named(
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/jdoe/cache")
     monkeypatch.chdir(home / "patient_smith")
     error = f"OSError: {home}: denied; {home}/a.so, /data/jane.doe/b.so, {home}2, /x/jdoe.so"
-    monkeypatch.setattr(report, "try_all", lambda: {"torch": {**BROKEN, "error": error}})
+    monkeypatch.setattr(doctor, "try_libraries", lambda: {"torch": {**BROKEN, "error": error}})
     assert getpass.getuser() == "jdoe"
     assert run(["doctor", "--json"]) == 0
     printed = capsys.readouterr().out
@@ -107,14 +108,14 @@ def test_no_user_host_or_home_is_named(
 
 
 def test_memory_of_a_control_group(tmp_path: Path) -> None:
-    assert machine.memory(tmp_path)["group_limit_gib"] is None
+    assert doctor.memory(tmp_path)["group_limit_gib"] is None
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.memory(tmp_path)["group_limit_gib"] is None
+    assert doctor.memory(tmp_path)["group_limit_gib"] is None
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**29))
-    assert machine.memory(tmp_path)["group_limit_gib"] == 0.5
+    assert doctor.memory(tmp_path)["group_limit_gib"] == 0.5
     (tmp_path / "memory.max").write_text(str(2**30))
-    assert machine.memory(tmp_path)["group_limit_gib"] == 1.0
+    assert doctor.memory(tmp_path)["group_limit_gib"] == 1.0
 
 
 def test_limits_are_those_of_the_shell() -> None:
@@ -123,6 +124,96 @@ def test_limits_are_those_of_the_shell() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     try:
-        assert machine.limits()["open_files"] == 200
+        assert doctor.limits()["open_files"] == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("raise ImportError('libfoo.so:\\n not found')", "ImportError: libfoo.so: not found"),
+        ("print('noise'); raise SystemError", "SystemError: "),
+        ("import os; os.kill(os.getpid(), 4)", "the process crashed with SIGILL"),
+        ("import os; os._exit(3)", "the process ended with code 3"),
+        ("version = 1", "AttributeError"),
+    ],
+)
+def test_a_broken_torch(
+    content: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "PROBES", {"torch": doctor.PROBES["torch"]})
+    found = try_libraries()["torch"]
+    assert not found["imports"] and found["error"].startswith(error.strip()) and found["facts"] == {}
+    shown = capfd.readouterr()
+    assert shown.out + shown.err == ""
+
+
+@pytest.mark.slow
+def test_what_is_here_imports() -> None:
+    found = try_libraries()
+    assert {name: library["error"] for name, library in found.items()} == dict.fromkeys(doctor.PROBES)
+    assert found["torch"]["facts"]["cpu_capability"] and "CPU" in found["openvino"]["facts"]["devices"]
+    assert set(found["isolation"]["facts"]) == {"without_network", "without_files"}
+    assert set(found["dicom"]["facts"]["codecs"].values()) == {True}
+
+
+def test_a_library_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging:
+        def call(self, name: str, arguments: dict[str, Any], timeout_s: float) -> Ended:
+            return Ended(-9, {"error": {"message": f"it did not end within {timeout_s} s"}}, timeout_s)
+
+    monkeypatch.setattr(doctor, "Subprocesses", Hanging)
+    found = try_libraries()["torch"]
+    assert not found["imports"] and "did not end within 120" in found["error"] and found["seconds"] == 120
+
+
+LINES = [
+    "numpy>=1.26",
+    "torch<2,>=1",
+    "no-such-package==1",
+    "tomli>=2; python_version < '3.0'",
+    "openvino>=2025.2; extra == 'openvino'",
+    "absent; extra == 'more'",
+    "numpy; extra == 'more'",
+]
+
+
+def test_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"numpy": "2.1.0", "torch": "2.13.0+cpu", "openvino": "2026.1.0rc1"}
+
+    def version(package: str) -> str:
+        if package not in here:
+            raise PackageNotFoundError(package)
+        return here[package]
+
+    monkeypatch.setattr(doctor, "requires", lambda _: LINES)
+    monkeypatch.setattr(doctor, "version", version)
+    keys = ("package", "required", "installed", "extra", "state")
+
+    def row(*values: str | None) -> dict[str, Any]:
+        return dict(zip(keys, values, strict=True))
+
+    found = requirements()
+    assert found == [
+        row("numpy", ">=1.26", "2.1.0", None, "ok"),
+        row("torch", "<2,>=1", "2.13.0+cpu", None, "conflict"),
+        row("no-such-package", "==1", None, None, "missing"),
+        row("openvino", ">=2025.2", "2026.1.0rc1", "openvino", "ok"),
+        row("absent", "", None, "more", "missing"),
+        row("numpy", "", "2.1.0", "more", "ok"),
+    ]
+    assert extras(found) == [{"name": "openvino", "missing": []}, {"name": "more", "missing": ["absent"]}]
+
+
+def test_without_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> Any:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(doctor, "requires", absent)
+    monkeypatch.setattr(doctor, "metadata", absent)
+    assert requirements() == [] and doctor.supported_pythons() is None

@@ -1,0 +1,347 @@
+"""What a report of a bug needs: facts of software and machine, and notes on what may be amiss with them.
+
+`examine` gathers everything as plain values that name no host, user or home folder. Libraries, and what a process can
+be denied, are tried in processes of their own, since a broken one may end or hang its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib
+import locale
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.processes import usable_cores
+from segpipe.common.provenance import git_revision, processor
+from segpipe.common.subprocesses import Subprocesses
+
+Facts = dict[str, Any]
+
+PATIENCE_S = 120
+LITTLE_GIB, LITTLE_SHARED_GIB = 2.0, 0.5  # data loaders hand over through shared memory
+FEW_FILES = 256
+EXTRA_OF = {"openvino": "openvino", "model-signing": "sign"}  # the extra that brings a library
+CURRENT = "current folder"
+INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "amx_tile")
+VARIABLES = (
+    *("LANG", "LC_ALL", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_AFFINITY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("NUMEXPR_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "CUDA_VISIBLE_DEVICES"),
+)
+LIMITS = {
+    "address_space_gib": "RLIMIT_AS",
+    "file_size_gib": "RLIMIT_FSIZE",
+    "open_files": "RLIMIT_NOFILE",
+    "processes": "RLIMIT_NPROC",
+}
+
+
+def examine() -> Facts:
+    """Return everything that ``segpipe doctor`` prints, as its JSON schema has it."""
+    from segpipe import __version__
+
+    needs = requirements()
+    found: Facts = {
+        "segpipe": {"version": __version__, "git_revision": git_revision()},
+        "requirements": needs,
+        "extras": extras(needs),
+        "libraries": try_libraries(),
+        "system": system(),
+        "cpu": cpu(),
+        "memory": memory(),
+        "disks": disks(),
+        "limits": limits(),
+        "settings": {
+            "encoding": locale.getpreferredencoding(False),
+            "file_names": sys.getfilesystemencoding(),
+            "terminal": getattr(sys.stdout, "encoding", None),
+            "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        },
+    }
+    return _without_names({**found, "notes": list(notes(found, supported_pythons()))})
+
+
+def requirements() -> list[Facts]:
+    """Return each requirement of the installed segpipe with its state; none where it is not installed as a package."""
+    from packaging.requirements import Requirement
+
+    rows = []
+    for line in _of_package(requires) or []:
+        need, extra = Requirement(line), re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
+        if need.marker and not need.marker.evaluate({"extra": extra[1] if extra else ""}):
+            continue  # for another Python or system
+        here = _of_package(version, need.name)
+        fits = here is not None and need.specifier.contains(here, prereleases=True)
+        state = "missing" if here is None else "ok" if fits else "conflict"
+        row = {"package": need.name, "required": str(need.specifier), "installed": here}
+        rows.append({**row, "extra": extra[1] if extra else None, "state": state})
+    return rows
+
+
+def supported_pythons() -> str | None:
+    """Return the range of Python versions, as the installed segpipe states it."""
+    package = _of_package(metadata)
+    return package.get("Requires-Python") if package else None
+
+
+def extras(needs: list[Facts]) -> list[Facts]:
+    """Return each extra of segpipe, and what of it is missing."""
+    missing: dict[str, list[str]] = {need["extra"]: [] for need in needs if need["extra"]}
+    for need in needs:
+        if need["extra"] and need["state"] == "missing":
+            missing[need["extra"]].append(need["package"])
+    return [{"name": name, "missing": packages} for name, packages in missing.items()]
+
+
+def try_libraries() -> dict[str, Facts]:
+    """Try each of `PROBES` in a process, side by side: whether it imports, in which time, why not, and its facts."""
+    processes = Subprocesses()
+
+    def tried(name: str) -> Facts:
+        ended = processes.call("segpipe.cli.doctor.probe", {"name": name}, timeout_s=PATIENCE_S)
+        answer = ended.result or {"error": ended.reason, "facts": {}}
+        return {"imports": answer["error"] is None, "seconds": round(ended.seconds, 1), **answer}
+
+    with ThreadPoolExecutor(len(PROBES)) as pool:
+        return dict(zip(PROBES, pool.map(tried, PROBES), strict=True))
+
+
+def probe(name: str) -> Facts:
+    """Return the facts of a library, or why it does not work; called in a process of its own."""
+    try:
+        return {"error": None, "facts": PROBES[name]()}
+    except Exception as error:  # noqa: BLE001 - a broken library raises anything
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500], "facts": {}}
+
+
+def _torch() -> Facts:
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cuda": torch.version.cuda,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpus": [
+            {"name": gpu.name, "memory_gib": _gib(gpu.total_memory), "capability": f"{gpu.major}.{gpu.minor}"}
+            for gpu in gpus
+        ],
+    }
+
+
+def _openvino() -> Facts:
+    import openvino
+
+    return {"devices": list(openvino.Core().available_devices)}
+
+
+def _dicom() -> Facts:
+    from segpipe.dicom import decodable
+
+    return {"codecs": decodable()}
+
+
+def _isolation() -> Facts:
+    from segpipe.bundle import give_up_files, give_up_network
+
+    network = give_up_network()
+    files = give_up_files((), Path(tempfile.gettempdir()))
+    return {"without_network": network or "possible", "without_files": files or "possible"}
+
+
+def _imports(*modules: str) -> Callable[[], Facts]:
+    def probe_imports() -> Facts:
+        for module in modules:
+            importlib.import_module(module)
+        return {}
+
+    return probe_imports
+
+
+PROBES: dict[str, Callable[[], Facts]] = {
+    "torch": _torch,
+    "monai": _imports("monai.bundle", "monai.networks.nets"),
+    "openvino": _openvino,
+    "dicom": _dicom,
+    "model-signing": _imports("model_signing.signing", "model_signing.verifying"),
+    "isolation": _isolation,
+}
+
+
+def system() -> Facts:
+    """Return operating system and Python, and whether this is a container or a virtual environment."""
+    name = f"{platform.system()} {platform.release()}"
+    with contextlib.suppress(OSError):
+        name = f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {name}"
+    return {
+        "name": name,
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "virtual_environment": sys.prefix != sys.base_prefix,
+        "container": any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")),
+    }
+
+
+def cpu() -> Facts:
+    """Return the processor, its cores, those that this process may use, and the wide instructions it has."""
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+    }
+
+
+def memory(group: Path = Path("/sys/fs/cgroup")) -> Facts:
+    """Return memory in GiB: of the machine, free, and what a control group (version 2, else 1) leaves of it."""
+    import psutil
+
+    limit = None
+    for file in (group / "memory.max", group / "memory" / "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            limit = int(file.read_text())
+            break
+    ram = psutil.virtual_memory()
+    return {
+        "total_gib": _gib(ram.total),
+        "available_gib": _gib(ram.available),
+        "swap_free_gib": _gib(psutil.swap_memory().free),
+        "group_limit_gib": _gib(limit) if limit is not None and limit < ram.total else None,
+    }
+
+
+def disks() -> list[Facts]:
+    """Return space, in GiB, where files are made; the current folder's path, which may tell of data, is left out."""
+    import psutil
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    places = {"temporary files": Path(tempfile.gettempdir()), "cache": cache, "shared memory": Path("/dev/shm")}
+    with contextlib.suppress(OSError):  # the folder was deleted
+        places[CURRENT] = Path.cwd()
+    rows = []
+    for what, path in places.items():
+        if path.is_dir() or path == cache:
+            there = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+            usage = psutil.disk_usage(str(there))
+            size = {"free_gib": _gib(usage.free), "total_gib": _gib(usage.total)}
+            shown = None if what == CURRENT else str(path)
+            rows.append({"what": what, "path": shown, **size, "writable": os.access(there, os.W_OK)})
+    return rows
+
+
+def limits() -> dict[str, float | None]:
+    """Return what the shell's ``ulimit`` leaves this process; None where there is no limit."""
+    import resource
+
+    found = {name: resource.getrlimit(getattr(resource, constant))[0] for name, constant in LIMITS.items()}
+    return {
+        name: None if limit == resource.RLIM_INFINITY else _gib(limit) if name.endswith("_gib") else limit
+        for name, limit in found.items()
+    }
+
+
+def notes(found: Facts, pythons: str | None) -> Iterator[str]:
+    """Yield what may be amiss, each in a sentence.
+
+    Args:
+        found: what `examine` gathered.
+        pythons: range of Python versions that segpipe supports; None where it is not installed as a package.
+    """
+    yield from _notes_on_packages(found, pythons)
+    yield from _notes_on_libraries(found)
+    yield from _notes_on_machine(found)
+
+
+def _notes_on_packages(found: Facts, pythons: str | None) -> Iterator[str]:
+    from packaging.specifiers import SpecifierSet
+
+    here = found["system"]["python"].split()[-1]
+    if pythons is None:
+        yield "segpipe is not installed as a package, so its requirements were not looked at: pip install ."
+    elif not SpecifierSet(pythons).contains(here, prereleases=True):
+        yield f"Python {here} is not supported: segpipe needs {pythons}"
+    for need in found["requirements"]:
+        wanted = f"{need['package']}{need['required']}"
+        if need["state"] == "conflict":
+            yield f"{need['package']} {need['installed']} is not supported: segpipe needs {wanted}"
+        elif need["state"] == "missing" and need["extra"] is None:
+            yield f"{wanted} is not installed"
+
+
+def _notes_on_libraries(found: Facts) -> Iterator[str]:
+    whole = {extra["name"] for extra in found["extras"] if not extra["missing"]}
+    for name, library in found["libraries"].items():
+        if not library["imports"] and EXTRA_OF.get(name) in {None, *whole}:
+            yield f"{name} does not work: {library['error']}"
+    facts = {name: library["facts"] for name, library in found["libraries"].items()}
+    for codec, available in facts.get("dicom", {}).get("codecs", {}).items():
+        if not available:
+            yield f"DICOM files in {codec} cannot be read: their decoder is missing"
+    for what, possible in facts.get("isolation", {}).items():
+        if possible != "possible":
+            yield f"bundles are verified less isolated than they could be ({what.replace('_', ' ')}): {possible}"
+    if facts.get("torch", {}).get("gpus") == [] and Path("/dev/nvidia0").exists():
+        yield "there is a GPU of NVIDIA, and this torch does not see it: install one that is built for its driver"
+
+
+def _notes_on_machine(found: Facts) -> Iterator[str]:
+    available, allowed, settings = found["memory"]["available_gib"], found["limits"], found["settings"]
+    if available < LITTLE_GIB:
+        yield f"only {available} GiB of memory are free"
+    for disk in found["disks"]:
+        if disk["free_gib"] < (LITTLE_SHARED_GIB if disk["what"] == "shared memory" else LITTLE_GIB):
+            yield f"{disk['what']}: only {disk['free_gib']} GiB are free"
+        if not disk["writable"]:
+            yield f"{disk['what']}: the folder cannot be written to"
+    if allowed.get("address_space_gib") is not None:
+        yield f"ulimit -v leaves {allowed['address_space_gib']} GiB of addresses: libraries may fail to load"
+    if (allowed.get("open_files") or FEW_FILES) < FEW_FILES:
+        yield f"ulimit -n leaves {allowed['open_files']} open files"
+    if settings["encoding"].lower().replace("-", "") != "utf8":
+        yield f"text is read as {settings['encoding']}, not UTF-8: set PYTHONUTF8=1"
+    threads, cores = settings["variables"].get("OMP_NUM_THREADS", ""), found["cpu"]["usable_cores"]
+    if threads.isdigit() and int(threads) > cores:
+        yield f"OMP_NUM_THREADS is {threads}, and {cores} cores may be used"
+
+
+def _without_names(value: Any) -> Any:
+    """Return plain values with the home folder as ``~`` in each text, and the user's name in no path."""
+    home, users = str(Path.home()), {Path.home().name}
+    with contextlib.suppress(OSError, KeyError, ImportError):
+        users.add(getpass.getuser())
+    at_home = re.compile(rf"(?<![\w.~]){re.escape(home)}(?![\w.-])")
+    named = re.compile(rf"(?<=[/\\])(?:{'|'.join(re.escape(user) for user in users if user)})(?![\w.-])")
+
+    def cleaned(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: cleaned(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [cleaned(item) for item in part]
+        return named.sub("~", at_home.sub("~", part)) if isinstance(part, str) else part
+
+    return cleaned(value)
+
+
+def _of_package(read: Callable[[str], Any], package: str = "segpipe") -> Any:
+    try:
+        return read(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gib(size: float) -> float:
+    return round(size / 2**30, 1)

@@ -1,1 +1,0 @@
-from .doctor_report import examine as examine

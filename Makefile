@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 test test-slow: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow validators lint bench clean
+.PHONY: help demo test test-slow validators lint docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,8 +34,19 @@ validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, o
 test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow
 
+# a folder of its own: what renders the site is no part of segpipe's environment
+.venv-docs/.ready: docs/requirements.txt
+	@echo "Installing into .venv-docs (once)"
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+docs: .venv-docs/.ready  ## The site, into site/; needs no network once .venv-docs is there
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
+
 bench: .venv/.ready  ## Benchmarks, each printing its ratio
 	@for script in bench/[!_]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove what was made, .venv too
-	rm -rf .venv demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-docs site demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

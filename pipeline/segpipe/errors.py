@@ -116,9 +116,10 @@ class RefusedError(SegpipeError):
     """Something not trusted, or not safe to go on with.
 
     Args:
-        message, parts: as of `SegpipeError`.
+        message: as of `SegpipeError`.
         findings: each place that speaks against it, with ``file``, ``place``, ``text``, ``reason`` and ``name``, the
             last of which admits it; for the user's own terminal, as the path is.
+        **parts: the other arguments of `SegpipeError`.
     """
 
     exit_code = REFUSED

@@ -190,7 +190,7 @@ def test_small_work_stays_in_one_process(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "a", cube()), job(tmp_path, "b", None)]
     assert choose_workers(jobs) == 1
     seen: list[int] = []
-    results = evaluate_cases(jobs, 1, lambda: seen.append(1))
+    results = evaluate_cases(jobs, 1, lambda done, total: seen.append(done))
     assert [result.id for result in results] == ["a", "b"] and len(seen) == 2
     assert results[1].missing and not results[0].missing
 

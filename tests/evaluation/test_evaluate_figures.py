@@ -15,6 +15,7 @@ from tiny_study import Study, cube, save
 
 from segpipe.cli import evaluate_ as verb
 from segpipe.data.manifest import load_manifest
+from segpipe.evaluation import cohort
 
 SCHEMA = Path(__file__).parents[2] / "docs/schemas/evaluate.schema.json"
 
@@ -124,7 +125,7 @@ def test_an_unknown_case_is_refused_before_the_work(scans: Study, capsys: pytest
 def test_an_output_that_cannot_be_written_is_told_before_the_work(
     scans: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verb, "_measure", lambda *_: pytest.fail("it measured"))
+    monkeypatch.setattr(cohort, "evaluate_cases", lambda *_: pytest.fail("it measured"))
     scans.out.write_text("a file")
     assert scans.run() == 2
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.evaluation.case_evaluation import CANDIDATES, apply_rule, try_rules
+from segpipe.evaluation.postprocessing import CANDIDATES, apply_rule, try_rules
 from segpipe.inference.cleanup import LabelRule, read_rules
 
 LABELS = {1: "head", 2: "tail"}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segpipe.cli.shared_options import Allow, RunUnvetted
-from segpipe.common.console import Console
-from segpipe.errors import OK, SOME_FAILED, UsageError
+from segpipe.common.console import Console, some_of
+from segpipe.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
-    from segpipe.evaluation import CaseResult, Choice, Job, Summary
+    from segpipe.evaluation import Choice, Evaluation
 
 
 SHOWN_FAILURES = 10
@@ -65,96 +65,65 @@ def command(
     Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
     """
     console = Console("evaluate", as_json=json)
-    from segpipe import evaluation as stage
     from segpipe.bundle import TrustPolicy, require_vetted_sources
-    from segpipe.common.files import require_writable, sha256_of, write_json
-    from segpipe.data import data_root, load_manifest, some_of
-    from segpipe.evaluation import refuse_test_cases, rules_document, summary_document
+    from segpipe.evaluation import evaluate
 
-    if not math.isfinite(tolerance_mm):
-        raise UsageError("the tolerance must be a finite number of mm", found=tolerance_mm)
-    if fold is not None and split not in ("validation", "training"):
-        raise UsageError(
-            "--fold chooses among training cases",
-            found=f"--split {split} --fold {fold}",
-            hint=f"leave --fold out, or name --split validation --fold {fold}",
-        )
-    if not figures and (gif or run):
-        raise UsageError("--no-figures draws neither --gif nor --run", hint="leave --no-figures out")
     require_vetted_sources((manifest, run), TrustPolicy(tuple(allow or ()), run_unvetted_code))
-    dataset = load_manifest(manifest)
-    cases = dataset.select(split, fold)
-    if try_postprocessing:
-        refuse_test_cases(dataset, cases)
-    root = data_root(manifest, data)
-    jobs = stage.make_jobs(dataset, cases, root, predictions, tolerance_mm, try_postprocessing)
-    wanted = stage.wanted_figures(jobs, worst, gif or [], run)
-    require_writable(out)
-    results = _measure(console, jobs, workers)
-    summary = stage.summarise(results, dataset.foreground, bootstrap, seed)
-    settings: dict[str, Any] = {
-        "dataset": dataset.name,
-        "manifest_sha256": sha256_of(manifest),
-        "split": split,
-        "fold": fold,
-        "cases_without_label": len(cases) - len(jobs),
-        "tolerance_mm": tolerance_mm,
-        "bootstrap": {"draws": bootstrap, "seed": seed, "unit": "patient", "level": 0.95},
-    }
-    stage.write_report(out, results, summary, settings)
-    document: dict[str, Any] = {**settings, "summary": summary_document(summary)}
-    _show(console, summary, settings)
-    if figures:
-        drawn = stage.draw_figures(out, results, dataset, root, predictions, wanted)
-        stage.write_evaluation_page(out, results, summary, settings, drawn)
-        document["figures"] = {"files": [*drawn.files, stage.PAGE], "notes": drawn.notes}
-        console.say(f"report.html shows it on one page, with {', '.join(drawn.files)}")
-        for note in drawn.notes:
+    with console.progress() as bar:
+        task = bar.add_task("measuring", total=None)
+        evaluation = evaluate(
+            manifest,
+            predictions,
+            out=out,
+            split=split,
+            fold=fold,
+            data=data,
+            tolerance_mm=tolerance_mm,
+            workers=workers,
+            bootstrap=bootstrap,
+            seed=seed,
+            try_postprocessing=try_postprocessing,
+            figures=figures,
+            worst=worst,
+            gifs=gif or [],
+            run=run,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _show_measures(console, evaluation)
+    if evaluation.figures is not None:
+        console.say(f"report.html shows it on one page, with {', '.join(evaluation.figures.files)}")
+        for note in evaluation.figures.notes:
             console.say(f"  {note}")
-    if try_postprocessing:
-        choices = stage.choose_rules(results, dataset.foreground, bootstrap, seed)
-        rules = rules_document(choices, settings)
-        write_json(out / "postprocessing.json", rules)
-        document["rules"] = rules["rules"]
-        _show_rules(console, choices)
-    failed = [result for result in results if result.failure is not None]
-    document["failures"] = [{"id": result.id, "reason": result.failure} for result in failed]
-    console.document(**document)
-    _show_failures(console, failed)
-    _show_remarks(console, [result for result in results if result.remark is not None])
-    others = stage.other_files(predictions, jobs) if any(result.missing for result in failed) else []
-    if others:
-        console.note(f"{len(others)} files there belong to no case of this split: {some_of(others)}")
+    if evaluation.rules is not None:
+        _show_rules(console, evaluation.rules)
+    console.document(**evaluation.document())
+    failed = [(case.id, case.failure) for case in evaluation.failed]
+    _list(console, f"{len(failed)} case(s) failed and count as Dice 0:", failed)
+    remarks = [(case.id, case.remark) for case in evaluation.cases if case.remark is not None]
+    _list(console, f"{len(remarks)} case(s) have no calibration error:", remarks)
+    if evaluation.unused:
+        names = some_of(evaluation.unused)
+        console.note(f"{len(evaluation.unused)} files there belong to no case of this split: {names}")
     return SOME_FAILED if failed else OK
 
 
-def _measure(console: Console, jobs: list[Job], workers: int | None) -> list[CaseResult]:
-    from segpipe.evaluation import choose_workers, evaluate_cases
+def _show_measures(console: Console, evaluation: Evaluation) -> None:
+    from segpipe.evaluation import TABLE_COLUMNS
 
-    with console.progress() as bar:
-        task = bar.add_task("measuring", total=len(jobs))
-        return evaluate_cases(jobs, workers or choose_workers(jobs), lambda: bar.advance(task))
-
-
-def _show(console: Console, summary: Summary, settings: dict[str, Any]) -> None:
-    from segpipe.evaluation import TABLE_COLUMNS, parts, table_rows
-
-    console.table(
-        f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients",
-        TABLE_COLUMNS,
-        table_rows(summary),
-    )
+    settings, summary = evaluation.settings, evaluation.summary
+    title = f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients"
+    console.table(title, TABLE_COLUMNS, summary.rows())
     names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
     console.table(
         "Cases by label",
         ["label", *(name.replace("_", " ") for name in names)],
-        [[name, *(part["counts"].get(column) for column in names)] for name, part in parts(summary)],
+        [[label, *(part["counts"].get(name) for name in names)] for label, part in summary.parts()],
     )
     if settings["cases_without_label"]:
         console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
 
 
-def _show_rules(console: Console, choices: list[Choice]) -> None:
+def _show_rules(console: Console, choices: Sequence[Choice]) -> None:
     rows = []
     for choice in choices:
         rule = choice.rule
@@ -166,19 +135,9 @@ def _show_rules(console: Console, choices: list[Choice]) -> None:
     console.table("Clean-up rules", ["label", "rule", "Dice before", "largest mean gain"], rows)
 
 
-def _show_failures(console: Console, failed: list[CaseResult]) -> None:
-    if failed:
-        console.note(f"{len(failed)} case(s) failed and count as Dice 0:")
-        _list(console, [(result.id, result.failure) for result in failed])
-
-
-def _show_remarks(console: Console, remarked: list[CaseResult]) -> None:
-    if remarked:
-        console.note(f"{len(remarked)} case(s) have no calibration error:")
-        _list(console, [(result.id, result.remark) for result in remarked])
-
-
-def _list(console: Console, reasons: list[tuple[str, str | None]]) -> None:
+def _list(console: Console, heading: str, reasons: Sequence[tuple[str, str | None]]) -> None:
+    if reasons:
+        console.note(heading)
     for id, reason in reasons[:SHOWN_FAILURES]:
         console.note(f"  {id}: {reason}")
     if len(reasons) > SHOWN_FAILURES:

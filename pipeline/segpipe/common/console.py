@@ -111,6 +111,13 @@ class Console:
             yield bar
 
 
+def some_of(names: Iterable[str]) -> str:
+    """Return the first ten names and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + rest
+
+
 def _as_text(document: dict[str, Any]) -> str:
     """Whole before a byte is printed, so that a refused value leaves room for the error's own document."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)

@@ -94,7 +94,12 @@ def write_text(path: str | Path, text: str, mode: int | None = None) -> None:
 
 def write_json(path: str | Path, document: Any, mode: int | None = None) -> None:
     """Write indented JSON with a final newline, whole or not at all. NaN is refused."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode)
+    write_text(path, json_text(document), mode)
+
+
+def json_text(document: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def append_line(path: str | Path, document: Mapping[str, Any], mode: int = 0o666) -> None:

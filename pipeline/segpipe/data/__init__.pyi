@@ -23,14 +23,15 @@ from .importers import label_rules as label_rules
 from .importers import read_dicom as read_dicom
 from .importers import read_folders as read_folders
 from .importers import read_slices as read_slices
-from .importers import some_of as some_of
 from .importers import to_manifest as to_manifest
 from .manifest import CASE_ID as CASE_ID
 from .manifest import Case as Case
 from .manifest import Manifest as Manifest
 from .manifest import data_root as data_root
 from .manifest import load_manifest as load_manifest
+from .manifest import manifest_sha256 as manifest_sha256
 from .manifest import nifti_stem as nifti_stem
+from .manifest import open_manifest as open_manifest
 from .manifest import save_manifest as save_manifest
 from .phantom import PHANTOM_LABELS as PHANTOM_LABELS
 from .phantom import Phantom as Phantom

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from segpipe.common.console import some_of
 from segpipe.common.files import cannot_write, digest_of, sha256_of
-from segpipe.data.importers import find_dataset, some_of
+from segpipe.data.importers import find_dataset
 from segpipe.data.manifest import Manifest, load_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 

@@ -9,6 +9,7 @@ relative to the data folder, which is the manifest's own folder unless a command
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from segpipe.common.files import read_json, write_json
+from segpipe.common.files import json_text, read_json, sha256_of, write_json
 from segpipe.errors import DataError, UsageError
 
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -232,6 +233,29 @@ def parse_manifest(document: Mapping[str, Any], path: str | Path) -> Manifest:
 def save_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest, whole or not at all."""
     write_json(path, manifest.dump())
+
+
+def open_manifest(manifest: str | Path | Manifest, data: str | Path | None = None) -> tuple[Manifest, Path]:
+    """Return a manifest, read where it is a path, and the folder that its paths start from.
+
+    Raises:
+        UsageError: no such file or folder, or a manifest in memory without ``data``.
+        DataError: not a manifest.
+    """
+    if not isinstance(manifest, Manifest):
+        return load_manifest(manifest), data_root(manifest, data)
+    if data is None:
+        raise UsageError(
+            "a manifest in memory does not say where its files are", hint="name the folder that its paths start from"
+        )
+    return manifest, data_root(data, data)
+
+
+def manifest_sha256(manifest: str | Path | Manifest) -> str:
+    """Return the SHA-256 of a manifest's file, or of the file that `save_manifest` would write."""
+    if isinstance(manifest, Manifest):
+        return hashlib.sha256(json_text(manifest.dump()).encode()).hexdigest()
+    return sha256_of(manifest)
 
 
 def data_root(manifest_path: str | Path, data: str | Path | None = None) -> Path:

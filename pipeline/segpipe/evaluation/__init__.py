@@ -1,4 +1,9 @@
-"""A set of predictions against the truth: every case, every label, and what they say together."""
+"""Predictions against the truth: `evaluate` measures a set of cases and writes the report.
+
+`measure` holds the one definition of each number, pure functions of arrays; case_evaluation reads and measures one
+case, summary and statistics sum up, postprocessing chooses clean-up rules, evaluation_page draws, cohort is the whole.
+`out_of_distribution` compares a case with what a bundle's metadata says of its training data.
+"""
 
 import lazy_loader as _lazy
 

@@ -1,157 +1,29 @@
-"""What a clean-up rule does to one label of one case.
+"""Measure cases: read truth and prediction, compare their grids, measure every label, in one process or several.
 
-Calibration of a case's labels, from the probabilities that were kept beside its prediction.
-
-One case: read truth and prediction, compare their grids, measure.
-
-All cases, in one process or several.
+A case that cannot be measured becomes a result with its reason; it never ends the batch.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segpipe.common.nifti import Header, find_nifti, grid_difference, read_header, read_volume, require_3d
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
 from segpipe.common.result_folder import PROBABILITIES, STATE, find_probabilities, find_segmentation
 from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
-from segpipe.evaluation.measure import (
-    Calibration,
-    LabelMeasure,
-    calibrate_labels,
-    dice,
-    measure_case,
-    volume_ml,
-    without_prediction,
-)
-from segpipe.inference import LabelRule, cleanup_transforms
-
-MIN_VOLUMES_ML = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
-"""From specks to a small organ; most labels gain from none of them."""
-
-CANDIDATES = tuple(
-    LabelRule(keep_largest, volume) for volume in (None, *MIN_VOLUMES_ML) for keep_largest in (False, True)
-)[1:]
-"""Simple rules first: of two that do equally well, the earlier is chosen."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Dice of one label of a case as predicted, and after each of `CANDIDATES`; 1 where both masks are empty."""
-
-    label: int
-    before: float
-    after: tuple[float, ...]
-
-
-def try_rules(
-    truth: NDArray[np.integer[Any]],
-    prediction: NDArray[np.integer[Any]],
-    labels: Mapping[int, str],
-    affine: NDArray[np.float64],
-) -> list[Trial]:
-    """Dice of every label with every candidate rule.
-
-    A label that is empty in both counts 1 here, so that removing what is not in truth is a gain.
-    """
-    voxel_ml = volume_ml([True], affine)
-    trials = []
-    for value in labels:
-        true, predicted = truth == value, prediction == value
-        before = _score(true, predicted)
-        sizes_ml = _component_sizes(predicted) * voxel_ml
-        after = tuple(
-            _score(true, apply_rule(rule, predicted, affine)) if _changes(rule, sizes_ml, voxel_ml) else before
-            for rule in CANDIDATES
-        )
-        trials.append(Trial(value, before, after))
-    return trials
-
-
-def _component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return np.bincount(components.ravel())[1:]
-
-
-def _changes(rule: LabelRule, sizes_ml: NDArray[np.floating[Any]], voxel_ml: float) -> bool:
-    """Whether a rule could remove anything; most labels are one component, and need no transform."""
-    least = None if rule.min_volume_ml is None else rule.min_volume_ml + 2 * voxel_ml  # more than rounding
-    return (rule.keep_largest and len(sizes_ml) > 1) or (least is not None and bool((sizes_ml < least).any()))
-
-
-def apply_rule(rule: LabelRule, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """A mask, not empty, after the very transforms that a bundle would apply."""
-    import torch
-    from monai.data import MetaTensor
-
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]  # and background around it, without which all is kept
-    image = torch.from_numpy(np.pad(mask[box], 1)[None].astype(np.float32))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-image renames an argument that MONAI passes
-        item = _transforms(rule)({"pred": MetaTensor(image, affine=torch.from_numpy(affine))})
-    cleaned = np.zeros_like(mask)
-    cleaned[box] = item["pred"][0, 1:-1, 1:-1, 1:-1].numpy() > 0
-    return cleaned
-
-
-@lru_cache(maxsize=len(CANDIDATES))
-def _transforms(rule: LabelRule) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from monai.bundle import ConfigParser
-
-        steps = cleanup_transforms({1: rule}, n_labels=2)
-        parser = ConfigParser({"cleanup": {"_target_": "Compose", "transforms": steps}})
-        transforms: Callable[[dict[str, Any]], dict[str, Any]] = parser.get_parsed_content("cleanup")
-    return transforms
-
-
-def _score(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:
-    score = dice(truth, prediction)
-    return 1.0 if score is None else score
-
-
-def read_calibrations(
-    path: Path, truth: NDArray[np.uint8], grid: Header, labels: Sequence[int]
-) -> dict[int, Calibration]:
-    """What the probabilities of every label are worth.
-
-    Args:
-        path: a file (X, Y, Z, C): a channel for every label value with background (softmax), or without (sigmoid).
-        truth: label map (X, Y, Z).
-        grid: of the truth.
-        labels: values, without background.
-
-    Raises:
-        UsageError: no permission to read it.
-        DataError: unreadable, on another grid, another number of channels, or values that are no probabilities.
-    """
-    header = read_header(path)
-    spatial = header.shape[:3]
-    difference = grid_difference(grid, replace(header, shape=spatial))
-    if len(header.shape) > 4:
-        difference = f"shape {header.shape}"
-    if difference is not None:
-        raise DataError("the probabilities are not on the grid of the truth", found=difference)
-    channels = np.moveaxis(read_volume(header).reshape(*spatial, -1), -1, 0)
-    try:
-        return calibrate_labels(truth, channels, labels)
-    except ValueError as error:
-        raise DataError("the probabilities cannot be used", found=str(error)) from error
-
+from segpipe.evaluation.measure import Calibration, LabelMeasure, calibrate_labels, measure_case, without_prediction
+from segpipe.evaluation.postprocessing import Trial, try_rules
 
 LabelMap = NDArray[np.uint8]
 NO_PREDICTION = "no prediction"
+VOXELS_WORTH_A_WORKER = 50_000_000  # below this, starting a process takes longer than the work it would share
 
 
 @dataclass(frozen=True)
@@ -181,10 +53,15 @@ class Job:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case's measures, one a label.
+    """The measures of a case.
 
-    ``failure`` says why it could not be measured, and it then counts 0. ``remark`` says why its probabilities could not
-    be used: it has no calibration error then, and counts as it is in all else.
+    Attributes:
+        id: the case.
+        group: its patient.
+        measures: one a label, in the order of the manifest.
+        failure: why it could not be measured; it then counts 0.
+        trials: what each clean-up rule does to it, where that was asked for.
+        remark: why its probabilities could not be used; it has no calibration error then, and counts in all else.
     """
 
     id: str
@@ -200,102 +77,6 @@ class CaseResult:
         return self.failure == NO_PREDICTION
 
 
-def evaluate_case(job: Job) -> CaseResult:
-    """Measure one case; what is wrong with its files becomes its failure."""
-    truth: LabelMap | None = None
-    header: Header | None = None
-    try:
-        header = read_header(job.truth)
-        truth = _label_map(header, job, "truth")
-        if job.prediction is None:
-            measures = measure_case(truth, None, job.labels, header.affine)
-            return CaseResult(job.id, job.group, measures, NO_PREDICTION)
-        predicted = read_header(job.prediction)
-        if len(predicted.shape) > 3:
-            raise DataError(
-                "the prediction is not one label map",
-                found=f"shape {predicted.shape}",
-                expected="three axes; of regions that overlap, a file for each mask",
-            )
-        difference = grid_difference(header, predicted)
-        if difference is not None:
-            raise DataError("the prediction is not on the grid of the truth", found=difference)
-        prediction = _label_map(predicted, job, "prediction")
-    except (SegpipeError, MemoryError) as error:
-        affine = None if header is None else header.affine
-        return CaseResult(
-            job.id, job.group, without_prediction(truth, job.labels, affine, "failed"), _reason(error, job)
-        )
-    calibrations, remark = _calibrations(job, truth, header)
-    measures = measure_case(truth, prediction, job.labels, header.affine, job.tolerance_mm, calibrations)
-    trials = try_rules(truth, prediction, job.labels, header.affine) if job.rules else []
-    return CaseResult(job.id, job.group, measures, trials=trials, remark=remark)
-
-
-def unmeasured(job: Job, reason: str) -> CaseResult:
-    """A case whose worker did not come back."""
-    return CaseResult(job.id, job.group, without_prediction(None, job.labels, None, "failed"), reason)
-
-
-def _calibrations(job: Job, truth: LabelMap, header: Header) -> tuple[dict[int, Calibration], str | None]:
-    """What the kept probabilities are worth, and why not where they cannot be used."""
-    if job.probabilities is None:
-        return {}, None
-    try:
-        return read_calibrations(job.probabilities, truth, header, list(job.labels)), None
-    except (SegpipeError, MemoryError) as error:
-        return {}, _reason(error, job)
-
-
-def _label_map(header: Header, job: Job, what: str) -> LabelMap:
-    """The voxels of a label map, whose values must all be known.
-
-    Raises:
-        DataError: not one volume, fractional values, or values that the manifest does not name.
-    """
-    require_3d(header)
-    values = read_volume(header)
-    with np.errstate(invalid="ignore"):
-        labels = values.astype(np.uint8)
-    if not np.array_equal(labels, values):
-        return _refuse_values(values, job, what)
-    unknown = sorted({int(value) for value in np.unique(labels)} - {0, *job.labels})
-    if unknown:
-        raise _unknown(what, ", ".join(map(str, unknown[:8])), job)
-    return labels
-
-
-def _refuse_values(values: NDArray[np.generic], job: Job, what: str) -> NoReturn:
-    numbers = values.astype(np.float64)
-    if not np.array_equal(numbers, np.rint(numbers)):  # NaN differs from itself
-        raise DataError(f"the {what} has values that are not whole numbers")
-    raise _unknown(what, f"{numbers.min():.0f} to {numbers.max():.0f}", job)
-
-
-def _unknown(what: str, found: str, job: Job) -> DataError:
-    known = ", ".join(map(str, [0, *job.labels]))
-    return DataError(f"the {what} has values that the manifest does not name", found=found, expected=known)
-
-
-def _reason(error: Exception, job: Job) -> str:
-    """An error in one line and without a path: reports carry the case's id alone."""
-    if not isinstance(error, SegpipeError):
-        return "not enough memory"
-    text = error.message
-    if error.path is not None and error.path == str(job.truth):
-        text = f"truth: {text}"
-    if error.found is not None:
-        text += f": found {error.found}"
-    if error.expected is not None:
-        text += f", expected {error.expected}"
-    for path in filter(None, (job.truth, job.prediction, job.probabilities)):
-        text = text.replace(str(path), job.id).replace(path.name, job.id)
-    return text
-
-
-VOXELS_WORTH_A_WORKER = 50_000_000  # below this, starting a process takes longer than the work it would share
-
-
 def make_jobs(
     manifest: Manifest,
     cases: Sequence[Case],
@@ -304,7 +85,7 @@ def make_jobs(
     tolerance_mm: float = 1.0,
     rules: bool = False,
 ) -> list[Job]:
-    """A job for every case that has a label; where its prediction lies, or that there is none.
+    """Return a job for every case that has a label, with its prediction where there is one.
 
     Raises:
         UsageError: no case has a label, the data folder holds none of them, or there is no prediction at all.
@@ -339,15 +120,36 @@ def make_jobs(
     ]
 
 
-def other_files(predictions: Path, jobs: Sequence[Job]) -> list[str]:
-    """Label maps in the folder of predictions that are of none of the jobs: where cases are missing, perhaps they."""
+def unused_predictions(predictions: Path, jobs: Sequence[Job]) -> list[str]:
+    """Return the label maps in the folder that belong to none of the jobs."""
     used = {job.prediction for job in jobs}
-    found = [path for path in find_nifti(predictions) if path not in used and path.name != PROBABILITIES]
-    return [path.relative_to(predictions).as_posix() for path in found]
+    unused = [path for path in find_nifti(predictions) if path not in used and path.name != PROBABILITIES]
+    return [path.relative_to(predictions).as_posix() for path in unused]
+
+
+def evaluate_cases(
+    jobs: Sequence[Job], workers: int | None = None, progress: Callable[[int, int], object] | None = None
+) -> list[CaseResult]:
+    """Measure all cases, in the order of the jobs. A worker that dies fails its case, not the batch.
+
+    Args:
+        jobs: one a case.
+        workers: processes; None takes what the work is worth.
+        progress: called with the number of cases done and of all.
+    """
+    done = 0
+
+    def count(_job: Job) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(jobs))
+
+    return over_cases(evaluate_case, jobs, workers or choose_workers(jobs), _unmeasured, count)
 
 
 def choose_workers(jobs: Sequence[Job]) -> int:
-    """As many processes as the work is worth, at most the machine's cores and four."""
+    """Return as many processes as the work is worth, at most the machine's cores and four."""
     voxels = 0
     for job in jobs:
         try:
@@ -358,12 +160,107 @@ def choose_workers(jobs: Sequence[Job]) -> int:
     return max(1, min(MOST_WORKERS, usable_cores(), len(jobs), voxels // VOXELS_WORTH_A_WORKER))
 
 
-def evaluate_cases(
-    jobs: Sequence[Job], workers: int = 1, on_done: Callable[[], object] = lambda: None
-) -> list[CaseResult]:
-    """Measure all cases, in the order of the jobs. A worker that dies fails its case, not the batch."""
-    return over_cases(evaluate_case, jobs, workers, _died, lambda job: on_done())
+def _unmeasured(job: Job) -> CaseResult:
+    measures = without_prediction(None, job.labels, None, "failed")
+    return CaseResult(job.id, job.group, measures, "the process that measured it died, perhaps for lack of memory")
 
 
-def _died(job: Job) -> CaseResult:
-    return unmeasured(job, "the process that measured it died, perhaps for lack of memory")
+def evaluate_case(job: Job) -> CaseResult:
+    """Measure one case; what is wrong with its files becomes its failure."""
+    truth: LabelMap | None = None
+    grid: Header | None = None
+    try:
+        grid = read_header(job.truth)
+        truth = _read_label_map(grid, job, "truth")
+        if job.prediction is None:
+            return CaseResult(job.id, job.group, measure_case(truth, None, job.labels, grid.affine), NO_PREDICTION)
+        header = read_header(job.prediction)
+        if len(header.shape) > 3:
+            raise DataError(
+                "the prediction is not one label map",
+                found=f"shape {header.shape}",
+                expected="three axes; of regions that overlap, a file for each mask",
+            )
+        difference = grid_difference(grid, header)
+        if difference is not None:
+            raise DataError("the prediction is not on the grid of the truth", found=difference)
+        prediction = _read_label_map(header, job, "prediction")
+    except (SegpipeError, MemoryError) as error:
+        measures = without_prediction(truth, job.labels, None if grid is None else grid.affine, "failed")
+        return CaseResult(job.id, job.group, measures, _reason(error, job))
+    calibrations: dict[int, Calibration] = {}
+    remark = None
+    try:
+        if job.probabilities is not None:
+            calibrations = _read_calibrations(job.probabilities, truth, grid, job)
+    except (SegpipeError, MemoryError) as error:
+        remark = _reason(error, job)
+    measures = measure_case(truth, prediction, job.labels, grid.affine, job.tolerance_mm, calibrations)
+    trials = try_rules(truth, prediction, job.labels, grid.affine) if job.rules else []
+    return CaseResult(job.id, job.group, measures, trials=trials, remark=remark)
+
+
+def _read_label_map(header: Header, job: Job, role: str) -> LabelMap:
+    """Return the voxels of a label map (X, Y, Z), whose values must all be known.
+
+    Raises:
+        DataError: not one volume, fractional values, or values that the manifest does not name.
+    """
+    require_3d(header)
+    values = read_volume(header)
+    with np.errstate(invalid="ignore"):
+        labels = values.astype(np.uint8)
+    if not np.array_equal(labels, values):
+        numbers: NDArray[Any] = values.astype(np.float64)
+        if not np.array_equal(numbers, np.rint(numbers)):  # NaN differs from itself
+            raise DataError(f"the {role} has values that are not whole numbers")
+        unknown = f"{numbers.min():.0f} to {numbers.max():.0f}"
+    else:
+        unknown = ", ".join(map(str, sorted(set(np.unique(labels).tolist()) - {0, *job.labels})[:8]))
+    if unknown:
+        known = ", ".join(map(str, [0, *job.labels]))
+        raise DataError(f"the {role} has values that the manifest does not name", found=unknown, expected=known)
+    return labels
+
+
+def _read_calibrations(path: Path, truth: LabelMap, grid: Header, job: Job) -> dict[int, Calibration]:
+    """Return the calibration of every label's probabilities.
+
+    Args:
+        path: a file (X, Y, Z, C): a channel for every label value with background (softmax), or without (sigmoid).
+        truth: label map (X, Y, Z).
+        grid: of the truth.
+        job: names the labels.
+
+    Raises:
+        UsageError: no permission to read it.
+        DataError: unreadable, on another grid, another number of channels, or values that are no probabilities.
+    """
+    header = read_header(path)
+    spatial = header.shape[:3]
+    difference = grid_difference(grid, replace(header, shape=spatial))
+    if len(header.shape) > 4:
+        difference = f"shape {header.shape}"
+    if difference is not None:
+        raise DataError("the probabilities are not on the grid of the truth", found=difference)
+    channels = np.moveaxis(read_volume(header).reshape(*spatial, -1), -1, 0)
+    try:
+        return calibrate_labels(truth, channels, job.labels)
+    except ValueError as error:
+        raise DataError("the probabilities cannot be used", found=str(error)) from error
+
+
+def _reason(error: Exception, job: Job) -> str:
+    """Return an error in one line and without a path: reports carry the case's id alone."""
+    if not isinstance(error, SegpipeError):
+        return "not enough memory"
+    text = error.message
+    if error.path is not None and error.path == str(job.truth):
+        text = f"truth: {text}"
+    if error.found is not None:
+        text += f": found {error.found}"
+    if error.expected is not None:
+        text += f", expected {error.expected}"
+    for path in filter(None, (job.truth, job.prediction, job.probabilities)):
+        text = text.replace(str(path), job.id).replace(path.name, job.id)
+    return text

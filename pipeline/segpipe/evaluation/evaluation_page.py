@@ -1,8 +1,6 @@
-"""Which cases to look at, and their volumes brought to one orientation to be drawn.
+"""The pictures of an evaluation and report.html, the page that holds them and stands alone.
 
-The pictures of one evaluation: Dice bars, the worst cases, animations, learning curves.
-
-report.html: one evaluation on one page that stands alone.
+Dice bars, the worst cases, animations and learning curves are drawn first; the page embeds what was drawn.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, Job
 from segpipe.evaluation.measure import DEFINITIONS
-from segpipe.evaluation.metrics_files import TABLE_COLUMNS, table_rows
-from segpipe.evaluation.statistics import Summary, case_value
+from segpipe.evaluation.summary import TABLE_COLUMNS, Summary, case_value
 from segpipe.reporting import (
     Panel,
     Picture,
@@ -39,71 +36,26 @@ from segpipe.reporting import (
     write_page,
 )
 
-
-def worst_cases(results: Sequence[CaseResult], number: int) -> list[CaseResult]:
-    """The measured cases of lowest mean Dice, the worst first; one that failed has no prediction to look at."""
-    scores = {result.id: case_value(result, "dice") for result in results if result.failure is None}
-    ranked = sorted((score, id) for id, score in scores.items() if score is not None)
-    by_id = {result.id: result for result in results}
-    return [by_id[id] for _, id in ranked[:number]]
-
-
-def read_panel(case: Case, data: Path, predictions: Path, labels: Mapping[int, str], caption: str) -> Panel:
-    """A case's image, truth and prediction, with axes towards the patient's right, front and head.
-
-    Of several channels the first is taken. All three are turned in the same way, by the truth's affine, so that they
-    cannot come apart.
-
-    Args:
-        case: with a label.
-        data: folder that the case's paths start from.
-        predictions: folder of predictions.
-        labels: value to name, without background.
-        caption: what to write beside the case's id.
-
-    Raises:
-        UsageError: the image is not there.
-        DataError: there is no prediction, a file cannot be read, or their grids differ.
-    """
-    path = find_segmentation(predictions, case.id)
-    if case.label is None or path is None:
-        raise DataError("there is no prediction to draw", case_id=case.id)
-    truth, prediction, image = (read_header(file) for file in (data / case.label, path, data / case.images[0]))
-    for what, header in (("prediction", prediction), ("image", replace(image, shape=image.shape[:3]))):
-        difference = grid_difference(truth, header)
-        if difference is not None:
-            raise DataError(f"the {what} is not on the grid of the truth", found=difference, case_id=case.id)
-    turned = [_turned(_first_channel(header), truth) for header in (image, truth, prediction)]
-    return Panel(case.id, caption, turned[0], turned[1], turned[2], _turned_spacing(truth), labels)
-
-
-def _first_channel(header: Header) -> NDArray[np.generic]:
-    values = read_volume(header)
-    return values.reshape(*values.shape[:3], -1)[..., 0]
-
-
-def _turned(volume: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
-    """The volume with each axis towards right, front or head, whichever of the header's affine is nearest."""
-    from nibabel.orientations import apply_orientation, io_orientation
-
-    turned: NDArray[np.generic] = apply_orientation(volume, io_orientation(header.affine))
-    return turned
-
-
-def _turned_spacing(header: Header) -> tuple[float, float, float]:
-    from nibabel.orientations import io_orientation
-
-    axes = io_orientation(header.affine)[:, 0].astype(int)  # where each stored axis goes
-    x, y, z = (header.spacing_mm[int(stored)] for stored in np.argsort(axes))
-    return x, y, z
-
-
 BARS, LABEL_BARS, GALLERY, CURVES = "dice.png", "dice_labels.png", "gallery.png", "curves.png"
 ALL = (BARS, LABEL_BARS, GALLERY, CURVES)
+PAGE = "report.html"
+WORDS = {
+    BARS: ("Dice of each case", "Dice of each case as bars, from the worst to the best"),
+    LABEL_BARS: ("Dice of each case, label by label", "Dice of each case as bars, a panel for each label"),
+    GALLERY: (
+        "The worst cases, in three planes through the place of worst disagreement",
+        "slices of the worst cases with the outlines of truth and prediction",
+    ),
+    CURVES: ("Losses and validation Dice while it was trained", "learning curves"),
+}
+ORIENTATION = (
+    "Red and thin: the outline of the prediction. Green and thick: that of the truth. The patient's right is on the "
+    "left (R, L: right, left; A, P: front, back; S, I: head, feet)."
+)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FigureOptions:
     """What to draw besides the bars.
 
     Attributes:
@@ -130,8 +82,30 @@ class Figures:
     notes: list[str] = field(default_factory=list)
 
 
+def figure_options(jobs: Sequence[Job], worst: int, gifs: Sequence[str], run: Path | None) -> FigureOptions:
+    """Judge what is to be drawn before the work begins.
+
+    Raises:
+        UsageError: a case to animate is not evaluated, or the run has no history.
+    """
+    known = {job.id for job in jobs}
+    for id in gifs:
+        if id not in known:
+            raise UsageError(
+                f"--gif {id}: no such case is evaluated",
+                expected=", ".join(sorted(known)[:8]),
+                hint="name a labelled case of this split by its id",
+            )
+    return FigureOptions(worst, tuple(dict.fromkeys(gifs)), [] if run is None else read_history(run))
+
+
 def draw_figures(
-    folder: Path, results: Sequence[CaseResult], manifest: Manifest, data: Path, predictions: Path, wanted: Wanted
+    folder: Path,
+    results: Sequence[CaseResult],
+    manifest: Manifest,
+    data: Path,
+    predictions: Path,
+    options: FigureOptions,
 ) -> Figures:
     """Draw into the folder, in place of the pictures that an older evaluation left there.
 
@@ -145,17 +119,17 @@ def draw_figures(
     figures = Figures()
     _draw_bars(folder, results, figures)
     scans = _Scans(manifest, data, predictions)
-    panels = scans.panels(worst_cases(results, wanted.worst))
+    panels = scans.panels(worst_cases(results, options.worst))
     first = next(panels, None)
     if first is not None:
         draw_gallery(chain([first], panels), folder / GALLERY)
         figures.files.append(GALLERY)
-    chosen = [result for id in wanted.gifs for result in results if result.id == id]
+    chosen = [result for id in options.gifs for result in results if result.id == id]
     for panel in scans.panels(chosen):
         write_gif(panel, folder / f"{panel.case_id}.gif")
         figures.files.append(f"{panel.case_id}.gif")
-    if wanted.history:
-        draw_learning_curves({manifest.name: wanted.history}, folder / CURVES)
+    if options.history:
+        draw_learning_curves({manifest.name: options.history}, folder / CURVES)
         figures.files.append(CURVES)
     if manifest.n_channels > 1 and scans.drawn:
         figures.notes.append(f"of {manifest.n_channels} channels the first is drawn: {manifest.channels[0]}")
@@ -164,7 +138,7 @@ def draw_figures(
 
 
 def _draw_bars(folder: Path, results: Sequence[CaseResult], figures: Figures) -> None:
-    by_label = scores_by_label(results)
+    by_label = _scores_by_label(results)
     several = len(by_label) > 1
     title = "mean of labels" if several else next(iter(by_label), "")
     draw_dice_bars({result.id: case_value(result, "dice") for result in results}, folder / BARS, title)
@@ -172,6 +146,23 @@ def _draw_bars(folder: Path, results: Sequence[CaseResult], figures: Figures) ->
     if several:
         write_bytes(folder / LABEL_BARS, dice_bars(by_label))
         figures.files.append(LABEL_BARS)
+
+
+def _scores_by_label(results: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
+    """Return label name to case id to Dice."""
+    table: dict[str, dict[str, float | None]] = {}
+    for result in results:
+        for measure in result.measures:
+            table.setdefault(measure.name, {})[result.id] = measure.dice
+    return table
+
+
+def worst_cases(results: Sequence[CaseResult], number: int) -> list[CaseResult]:
+    """Return the measured cases of lowest mean Dice, the worst first; a failed one has no prediction to look at."""
+    scores = {result.id: case_value(result, "dice") for result in results if result.failure is None}
+    ranked = sorted((score, id) for id, score in scores.items() if score is not None)
+    by_id = {result.id: result for result in results}
+    return [by_id[id] for _, id in ranked[:number]]
 
 
 class _Scans:
@@ -198,53 +189,61 @@ class _Scans:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line; neither a path nor a name of a file stands in it."""
+    """Return an error in one line; neither a path nor a name of a file stands in it."""
     if not isinstance(error, SegpipeError):
         return "not enough memory"
-    what = "the image is not there" if isinstance(error, UsageError) else error.message
-    return f"{what}, found {error.found}" if error.found is not None else what
+    message = "the image is not there" if isinstance(error, UsageError) else error.message
+    return f"{message}, found {error.found}" if error.found is not None else message
 
 
-def wanted_figures(jobs: Sequence[Job], worst: int, gifs: Sequence[str], run: Path | None) -> Wanted:
-    """What is asked for, judged before the work begins.
+def read_panel(case: Case, data: Path, predictions: Path, labels: Mapping[int, str], caption: str) -> Panel:
+    """Return a case's image, truth and prediction, with axes towards the patient's right, front and head.
+
+    Of several channels the first is taken. All three are turned in the same way, by the truth's affine, so that they
+    cannot come apart.
+
+    Args:
+        case: with a label.
+        data: folder that the case's paths start from.
+        predictions: folder of predictions.
+        labels: value to name, without background.
+        caption: what to write beside the case's id.
 
     Raises:
-        UsageError: a case to animate is not evaluated, or the run has no history.
+        UsageError: the image is not there.
+        DataError: there is no prediction, a file cannot be read, or their grids differ.
     """
-    known = {job.id for job in jobs}
-    for id in gifs:
-        if id not in known:
-            raise UsageError(
-                f"--gif {id}: no such case is evaluated",
-                expected=", ".join(sorted(known)[:8]),
-                hint="name a labelled case of this split by its id",
-            )
-    return Wanted(worst, tuple(dict.fromkeys(gifs)), [] if run is None else read_history(run))
+    path = find_segmentation(predictions, case.id)
+    if case.label is None or path is None:
+        raise DataError("there is no prediction to draw", case_id=case.id)
+    truth, prediction, image = (read_header(file) for file in (data / case.label, path, data / case.images[0]))
+    for role, header in (("prediction", prediction), ("image", replace(image, shape=image.shape[:3]))):
+        difference = grid_difference(truth, header)
+        if difference is not None:
+            raise DataError(f"the {role} is not on the grid of the truth", found=difference, case_id=case.id)
+    turned = [_turned(_first_channel(header), truth) for header in (image, truth, prediction)]
+    return Panel(case.id, caption, turned[0], turned[1], turned[2], _turned_spacing(truth), labels)
 
 
-def scores_by_label(results: Sequence[CaseResult]) -> dict[str, dict[str, float | None]]:
-    """Label name to case id to Dice."""
-    table: dict[str, dict[str, float | None]] = {}
-    for result in results:
-        for measure in result.measures:
-            table.setdefault(measure.name, {})[result.id] = measure.dice
-    return table
+def _first_channel(header: Header) -> NDArray[np.generic]:
+    values = read_volume(header)
+    return values.reshape(*values.shape[:3], -1)[..., 0]
 
 
-PAGE = "report.html"
-WORDS = {
-    BARS: ("Dice of each case", "Dice of each case as bars, from the worst to the best"),
-    LABEL_BARS: ("Dice of each case, label by label", "Dice of each case as bars, a panel for each label"),
-    GALLERY: (
-        "The worst cases, in three planes through the place of worst disagreement",
-        "slices of the worst cases with the outlines of truth and prediction",
-    ),
-    CURVES: ("Losses and validation Dice while it was trained", "learning curves"),
-}
-ORIENTATION = (
-    "Red and thin: the outline of the prediction. Green and thick: that of the truth. The patient's right is on the "
-    "left (R, L: right, left; A, P: front, back; S, I: head, feet)."
-)
+def _turned(volume: NDArray[np.generic], header: Header) -> NDArray[np.generic]:
+    """Return the volume with each axis towards right, front or head, whichever of the header's affine is nearest."""
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    turned: NDArray[np.generic] = apply_orientation(volume, io_orientation(header.affine))
+    return turned
+
+
+def _turned_spacing(header: Header) -> tuple[float, float, float]:
+    from nibabel.orientations import io_orientation
+
+    axes = io_orientation(header.affine)[:, 0].astype(int)  # where each stored axis goes
+    x, y, z = (header.spacing_mm[int(stored)] for stored in np.argsort(axes))
+    return x, y, z
 
 
 def write_evaluation_page(
@@ -255,7 +254,7 @@ def write_evaluation_page(
     Raises:
         UsageError: it cannot be written.
     """
-    rows = table_rows(summary)
+    rows = summary.rows()
     measures = dict.fromkeys(row[1] for row in rows)
     failed = [[result.id, result.failure] for result in results if result.failure is not None]
     sections = [

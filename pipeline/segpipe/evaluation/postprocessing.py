@@ -1,17 +1,110 @@
-"""Which clean-up rule helps which label, judged on validation cases alone."""
+"""Clean-up rules for labels: what each candidate does to a case, and which one helps a label beyond doubt.
+
+`try_rules` measures one case in a worker process; `choose_rules` judges all of them, on validation cases alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.data import Case, Manifest
 from segpipe.errors import RefusedError
-from segpipe.evaluation.case_evaluation import CANDIDATES, CaseResult
+from segpipe.evaluation.measure import dice, volume_ml
 from segpipe.evaluation.statistics import Estimate, bootstrap_mean
-from segpipe.inference import LabelRule
+from segpipe.inference import LabelRule, cleanup_transforms
+
+MIN_VOLUMES_ML = (0.01, 0.05, 0.2, 1.0, 5.0, 20.0)
+"""From specks to a small organ; most labels gain from none of them."""
+
+CANDIDATES = tuple(
+    LabelRule(keep_largest, volume) for volume in (None, *MIN_VOLUMES_ML) for keep_largest in (False, True)
+)[1:]
+"""Simple rules first: of two that do equally well, the earlier is chosen."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Dice of one label of a case as predicted, and after each of `CANDIDATES`; 1 where both masks are empty."""
+
+    label: int
+    before: float
+    after: tuple[float, ...]
+
+
+def try_rules(
+    truth: NDArray[np.integer[Any]],
+    prediction: NDArray[np.integer[Any]],
+    labels: Mapping[int, str],
+    affine: NDArray[np.float64],
+) -> list[Trial]:
+    """Return the Dice of every label with every candidate rule.
+
+    A label that is empty in both counts 1 here, so that removing what is not in truth is a gain.
+    """
+    voxel_ml = volume_ml([True], affine)
+    trials = []
+    for value in labels:
+        true, predicted = truth == value, prediction == value
+        before = _dice(true, predicted)
+        sizes_ml = _component_sizes(predicted) * voxel_ml
+        after = tuple(
+            _dice(true, apply_rule(rule, predicted, affine)) if _changes(rule, sizes_ml, voxel_ml) else before
+            for rule in CANDIDATES
+        )
+        trials.append(Trial(value, before, after))
+    return trials
+
+
+def _component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return np.bincount(components.ravel())[1:]
+
+
+def _changes(rule: LabelRule, sizes_ml: NDArray[np.floating[Any]], voxel_ml: float) -> bool:
+    """Tell whether a rule could remove anything; most labels are one component, and need no transform."""
+    least = None if rule.min_volume_ml is None else rule.min_volume_ml + 2 * voxel_ml  # more than rounding
+    return (rule.keep_largest and len(sizes_ml) > 1) or (least is not None and bool((sizes_ml < least).any()))
+
+
+def apply_rule(rule: LabelRule, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return a mask, not empty, after the very transforms that a bundle would apply."""
+    import torch
+    from monai.data import MetaTensor
+
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]  # and background around it, without which all is kept
+    image = torch.from_numpy(np.pad(mask[box], 1)[None].astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-image renames an argument that MONAI passes
+        item = _transforms(rule)({"pred": MetaTensor(image, affine=torch.from_numpy(affine))})
+    cleaned = np.zeros_like(mask)
+    cleaned[box] = item["pred"][0, 1:-1, 1:-1, 1:-1].numpy() > 0
+    return cleaned
+
+
+@lru_cache(maxsize=len(CANDIDATES))
+def _transforms(rule: LabelRule) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.bundle import ConfigParser
+
+        steps = cleanup_transforms({1: rule}, n_labels=2)
+        parser = ConfigParser({"cleanup": {"_target_": "Compose", "transforms": steps}})
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] = parser.get_parsed_content("cleanup")
+    return transforms
+
+
+def _dice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:
+    score = dice(truth, prediction)
+    return 1.0 if score is None else score
 
 
 @dataclass(frozen=True)
@@ -26,7 +119,7 @@ class Choice:
 
 
 def refuse_test_cases(manifest: Manifest, cases: Sequence[Case]) -> None:
-    """Nothing is chosen on test cases.
+    """Refuse to choose anything on test cases.
 
     Raises:
         RefusedError: one of the cases is a test case.
@@ -40,31 +133,40 @@ def refuse_test_cases(manifest: Manifest, cases: Sequence[Case]) -> None:
 
 
 def choose_rules(
-    results: Sequence[CaseResult], labels: Mapping[int, str], n_bootstrap: int = 2000, seed: int = 0
+    trials: Sequence[Sequence[Trial]],
+    groups: Sequence[str],
+    labels: Mapping[int, str],
+    n_bootstrap: int = 2000,
+    seed: int = 0,
 ) -> list[Choice]:
-    """The rule with the largest gain in mean Dice for each label, where it is a gain beyond doubt.
+    """Return, for each label, the rule with the largest gain in mean Dice, where it is a gain beyond doubt.
 
     The gain of a case is its Dice after less its Dice before; a rule may be chosen only where the lower end of
-    the gain's 95 % bootstrap interval over patients is above 0. Failed cases say nothing about a rule.
+    the gain's 95 % bootstrap interval over patients is above 0.
+
+    Args:
+        trials: of each measured case, one a label in the order of ``labels``; failed cases say nothing about a rule.
+        groups: patient of each of these cases.
+        labels: value to name, without background.
+        n_bootstrap: number of draws.
+        seed: of the draws.
     """
-    measured = [result for result in results if result.trials]
-    groups = [result.group for result in measured]
     choices = []
     for position, (value, name) in enumerate(labels.items()):
-        trials = [result.trials[position] for result in measured]
+        of_cases = [of_labels[position] for of_labels in trials]
         gains = tuple(
-            bootstrap_mean([trial.after[index] - trial.before for trial in trials], groups, n_bootstrap, seed)
+            bootstrap_mean([trial.after[index] - trial.before for trial in of_cases], groups, n_bootstrap, seed)
             for index in range(len(CANDIDATES))
         )
         best = max(range(len(CANDIDATES)), key=lambda index: _certain_gain(gains[index]))
         rule = CANDIDATES[best] if _certain_gain(gains[best]) > 0 else None
-        before = sum(trial.before for trial in trials) / len(trials) if trials else 0.0
+        before = sum(trial.before for trial in of_cases) / len(of_cases) if of_cases else 0.0
         choices.append(Choice(value, name, rule, before, gains))
     return choices
 
 
 def rules_document(choices: Sequence[Choice], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``postprocessing.json``: rules of the labels that gain, and the evidence for all."""
+    """Return ``postprocessing.json``: rules of the labels that gain, and the evidence for all."""
     return {
         "schema_version": SCHEMA_VERSION,
         "rules": {str(choice.label): asdict(choice.rule) for choice in choices if choice.rule},
@@ -88,5 +190,5 @@ def rules_document(choices: Sequence[Choice], settings: Mapping[str, Any]) -> di
 
 
 def _certain_gain(gain: Estimate) -> float:
-    """Mean gain, or 0 where chance could have made it; rounded, so that equals are equal."""
+    """Return the mean gain, or 0 where chance could have made it; rounded, so that equals are equal."""
     return round(gain.mean, 9) if gain.mean is not None and gain.low is not None and gain.low > 0 else 0.0

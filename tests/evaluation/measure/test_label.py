@@ -12,7 +12,7 @@ import pytest
 from segpipe.evaluation import measure
 from segpipe.evaluation.measure.case_measures import MEASURES, LabelMeasure
 from segpipe.evaluation.measure.probabilities import calibrate_labels
-from segpipe.evaluation.statistics import BY_LABEL, OVERALL
+from segpipe.evaluation.summary import BY_LABEL, OVERALL
 
 DOCS = Path(__file__).parents[3] / "docs"
 LABELS = {1: "a", 2: "b"}

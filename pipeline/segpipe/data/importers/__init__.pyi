@@ -5,7 +5,6 @@ from .dicom_import import read_dicom as read_dicom
 from .found import FoundDataset as FoundDataset
 from .found import LabelRules as LabelRules
 from .found import label_rules as label_rules
-from .found import some_of as some_of
 from .layouts import read_folders as read_folders
 from .slice_stacks import Found as Found
 from .slice_stacks import find_stacks as find_stacks

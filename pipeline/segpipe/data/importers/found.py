@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import some_of
 from segpipe.errors import DataError, UsageError
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,6 @@ class FoundDataset:
     labels: dict[str, str]
     modality: dict[str, str]
     about: dict[str, Any] = field(default_factory=dict)
-
-
-def some_of(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:

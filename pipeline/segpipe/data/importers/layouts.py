@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.common.console import some_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import find_nifti, read_header, read_volume
 from segpipe.data.importers.found import (
@@ -35,7 +36,6 @@ from segpipe.data.importers.found import (
     channel_names,
     label_names,
     require_files,
-    some_of,
 )
 from segpipe.data.manifest import nifti_stem
 from segpipe.errors import DataError, UsageError

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segpipe.data.importers.found import some_of
+from segpipe.common.console import some_of
 from segpipe.errors import DataError, UsageError
 
 ENDINGS = (".tif", ".tiff", ".png")

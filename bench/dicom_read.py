@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from segpipe.dicom.volume import load, write_volume
+from segpipe.dicom.conversion import write_volume
+from segpipe.dicom.volume import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "dicom"))
 from encode import encode

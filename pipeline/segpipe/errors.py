@@ -101,9 +101,22 @@ class UsageError(SegpipeError):
 
 
 class DataError(SegpipeError):
-    """A file whose content cannot be used: unreadable, wrong geometry, wrong labels."""
+    """A file whose content cannot be used: unreadable, wrong geometry, wrong labels.
+
+    Args:
+        message: as of every error.
+        reason: the word for it where a DICOM series is refused, e.g. ``truncated``; None elsewhere.
+        parts: as of every error.
+    """
 
     exit_code = BAD_DATA
+
+    def __init__(self, message: str, *, reason: str | None = None, **parts: Any) -> None:
+        super().__init__(message, **parts)
+        self.reason = reason
+
+    def __reduce__(self) -> Any:
+        return *super().__reduce__(), {"reason": self.reason}
 
 
 class SomeCasesFailed(SegpipeError):  # noqa: N818 - it is the outcome of a batch, not a fault

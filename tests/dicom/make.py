@@ -68,6 +68,14 @@ def series(grid: Grid = Grid(), modality: str = "CT", seed: int = 0, **attribute
     return images
 
 
+def tilted() -> list[Dataset]:
+    """A series whose slices are shifted against each other, as by a tilted gantry."""
+    images = series(Grid(slices=8))
+    for number, image in enumerate(images):
+        image.ImagePositionPatient[1] = float(image.ImagePositionPatient[1]) + number
+    return images
+
+
 def blank(modality: str, sop_class: str, study: str, uid: str, reference: str) -> Dataset:
     """An image without pixels and geometry."""
     image = Dataset()

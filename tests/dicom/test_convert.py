@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, write
+from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, tilted, write
 
 from segpipe.cli.app import run
 from segpipe.dicom.volume import load
@@ -20,13 +20,6 @@ from segpipe.dicom.volume import load
 def convert(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
     code = run(["convert", *map(str, words), "--json"])
     return code, json.loads(capsys.readouterr().out)
-
-
-def tilted() -> list:
-    images = series(Grid(slices=8))
-    for number, image in enumerate(images):
-        image.ImagePositionPatient[1] = float(image.ImagePositionPatient[1]) + number
-    return images
 
 
 @pytest.mark.parametrize("orientation", [SAGITTAL, OBLIQUE])

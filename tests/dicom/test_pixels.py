@@ -13,11 +13,11 @@ from make import enhanced, series
 from pydicom import Dataset, dcmread
 
 from oracles import program
-from segpipe.dicom.codecs import PixelsError
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.pixels import frame_values, open_pixels
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.walk import walk
+from segpipe.errors import DataError
 
 RNG = np.random.default_rng(3)
 
@@ -98,7 +98,7 @@ def test_frames_of_a_compressed_multi_frame_file(tmp_path: Path) -> None:
         file = open_pixels(encode(image, syntax, tmp_path / f"{syntax}.dcm"))
         for number, frame in enumerate(values):
             np.testing.assert_array_equal(file.stored(number), frame, err_msg=syntax)
-        with pytest.raises(PixelsError, match="frame is missing"):
+        with pytest.raises(DataError, match="frame is missing"):
             file.stored(len(values))
 
 
@@ -133,7 +133,7 @@ def test_pixels_that_were_cut_are_refused(syntax: str, tmp_path: Path) -> None:
     values = RNG.integers(0, 4095, (40, 30)).astype("u2")
     path = encode(image_of(values, 12), syntax, tmp_path / "a.dcm")
     cut(path, "native" if syntax == "explicit" else syntax)
-    with pytest.raises(PixelsError) as caught:
+    with pytest.raises(DataError) as caught:
         open_pixels(path).stored()
     assert caught.value.reason == "truncated" and caught.value.path == str(path)
 
@@ -152,7 +152,7 @@ def test_what_is_no_grey_image(change: dict[str, Any], reason: str, tmp_path: Pa
     for name, value in change.items():
         setattr(image, name, value)
     image.save_as(tmp_path / "a.dcm", enforce_file_format=False)
-    with pytest.raises(PixelsError) as caught:
+    with pytest.raises(DataError) as caught:
         open_pixels(tmp_path / "a.dcm").stored()
     assert caught.value.reason == reason
 
@@ -162,7 +162,7 @@ def test_a_syntax_that_nothing_here_decodes(tmp_path: Path) -> None:
     image = dcmread(path)
     image.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG2
     image.save_as(path)
-    with pytest.raises(PixelsError) as caught:
+    with pytest.raises(DataError) as caught:
         open_pixels(path).stored()
     assert caught.value.reason == "transfer_syntax"
 
@@ -170,14 +170,14 @@ def test_a_syntax_that_nothing_here_decodes(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_or_no_dicom(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"no dicom at all")
     for name in ("a", "b"):
-        with pytest.raises(PixelsError):
+        with pytest.raises(DataError):
             open_pixels(tmp_path / name)
 
 
 def test_the_error_crosses_processes(tmp_path: Path) -> None:
     import pickle
 
-    error = PixelsError("wrong", path=tmp_path, reason="color", hint="look")
+    error = DataError("wrong", path=tmp_path, reason="color", hint="look")
     again = pickle.loads(pickle.dumps(error))
     assert (again.reason, again.message, again.path, again.hint) == ("color", "wrong", str(tmp_path), "look")
 
@@ -234,5 +234,5 @@ def test_run_lengths_against_a_plain_reading_of_the_standard(signed: bool, tmp_p
     dataset = dcmread(tmp_path / "a.dcm")
     dataset.PixelData = dataset.PixelData[:90] + b"\x80" * (len(dataset.PixelData) - 98) + dataset.PixelData[-8:]
     dataset.save_as(tmp_path / "b.dcm")
-    with pytest.raises(PixelsError):
+    with pytest.raises(DataError):
         open_pixels(tmp_path / "b.dcm").stored()

@@ -13,8 +13,9 @@ from make import AXIAL, CORONAL, FLIPPED, MARKER, OBLIQUE, SAGITTAL, Grid, plant
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged, Orientationd
 
+from segpipe.dicom.conversion import write_volume
 from segpipe.dicom.monai_reader import DicomReader
-from segpipe.dicom.volume import load, write_volume
+from segpipe.dicom.volume import load
 from segpipe.errors import DataError, UsageError
 
 NAME = "segpipe.dicom.monai_reader.DicomReader"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from make import enhanced, series
 from pydicom import Dataset, dcmread
 
-from segpipe.dicom.codecs import PixelsError
 from segpipe.dicom.pixels import FrameValues, frame_values, is_inverted, notes_on, open_pixels, rescale
+from segpipe.errors import DataError
 
 
 def carried_out(frame: FrameValues) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_a_slope_that_cannot_be_used(slope: str, tmp_path: Path) -> None:
     if not slope:  # an empty one is as good as none
         assert rescale(open_pixels(saved(image, tmp_path))) == (1, 0)
         return
-    with pytest.raises(PixelsError) as caught:
+    with pytest.raises(DataError) as caught:
         rescale(open_pixels(saved(image, tmp_path)))
     assert caught.value.reason == "missing_tag"
 

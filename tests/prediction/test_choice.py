@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dicom import make
-from segpipe.dicom.model import as_plain, from_plain
+from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.errors import DataError, UsageError
 from segpipe.prediction.series_filter import Rules, choose_series, find_work, make_rules
@@ -115,6 +115,6 @@ def test_broken_headers_do_not_give_two_series_one_id(tmp_path: Path) -> None:
 
 def test_a_series_survives_being_handed_to_another_process(folder: Path) -> None:
     for series in scan(folder).series:
-        again = from_plain(json.loads(json.dumps(as_plain(series))))
-        assert as_plain(again) == as_plain(series) and "description" not in as_plain(series)
+        again = Series.from_dict(json.loads(json.dumps(series.as_dict())))
+        assert again.as_dict() == series.as_dict() and "description" not in series.as_dict()
         assert again.frames == series.frames and again.files == series.files

@@ -146,9 +146,9 @@ def _openvino() -> Facts:
 
 
 def _dicom() -> Facts:
-    from segpipe.dicom import decodable
+    from segpipe.dicom import available_codecs
 
-    return {"codecs": decodable()}
+    return {"codecs": available_codecs()}
 
 
 def _isolation() -> Facts:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.dicom.model import Reason
 from segpipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,19 +38,7 @@ END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
 PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 
 
-class PixelsError(DataError):
-    """Pixel data that cannot be read; `reason` is one of those for which a series is refused."""
-
-    def __init__(self, message: str, *, reason: Reason = "truncated", **parts: Any) -> None:
-        super().__init__(message, **parts)
-        self.reason: Reason = reason
-
-    def __reduce__(self) -> Any:
-        build, arguments = super().__reduce__()
-        return build, arguments, {"reason": self.reason}
-
-
-def decodable() -> dict[str, bool]:
+def available_codecs() -> dict[str, bool]:
     """Whether the library that decodes each kind of compression is here and can be imported."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
@@ -75,14 +62,14 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
     """Stored values of a frame, (rows, columns), without the bits beyond BitsStored.
 
     Raises:
-        PixelsError: a transfer syntax that is not decoded here.
+        DataError: a transfer syntax that is not decoded here.
         Exception: what a codec raises of a frame that is not whole.
     """
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
     if transfer_syntax not in DECODED:
-        raise PixelsError(
+        raise DataError(
             "the transfer syntax is not decoded here",
             found=transfer_syntax,
             reason="transfer_syntax",

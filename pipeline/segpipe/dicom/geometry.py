@@ -23,6 +23,7 @@ LOAD_STEP = 0.01  # or this part of the distance between slices
 NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series are sheared by 0.07 degrees
 NOTE_STEP = 0.1  # but never more than this part of the distance between slices along the normal
 SAME_PLACE_MM = 0.05
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # and back
 
 
 @dataclass(frozen=True)

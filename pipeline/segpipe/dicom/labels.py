@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from segpipe.dicom.codecs import decode_frame
 from segpipe.dicom.frames import FrameHeader, frames_of
-from segpipe.dicom.model import PassedOver, Series
+from segpipe.dicom.geometry import LPS_TO_RAS
+from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError, SegpipeError
 
@@ -90,7 +91,7 @@ def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | Non
     if series.affine_ras is None or series.shape is None:
         raise DataError("the series is no volume that could have labels", case_id=series.case_id)
     regions = {number: name for number, name in regions_of(dataset).items() if names is None or name in names}
-    to_index = np.linalg.inv(np.diag([-1.0, -1.0, 1.0, 1.0]) @ series.affine_ras)
+    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras)
     masks = {}
     for item in dataset.get("ROIContourSequence") or []:
         name = regions.get(int(item.ReferencedROINumber))
@@ -159,7 +160,6 @@ def _slice_of(points: Points, series: Series) -> int:
 
 
 OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def segments_of(dataset: Dataset) -> dict[int, str]:
@@ -219,7 +219,7 @@ def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -
     place[:3, 0] = np.multiply(frame.orientation[:3], frame.spacing[1])
     place[:3, 1] = np.multiply(frame.orientation[3:], frame.spacing[0])
     place[:3, 2], place[3, 2] = frame.position, 1
-    to_index = np.linalg.inv(RAS_TO_LPS @ series.affine_ras) @ place
+    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras) @ place
     index = to_index[:3] @ np.stack([columns, rows, np.ones_like(rows)])
     nearest = np.rint(index).astype(np.intp)
     off = float(np.abs(index - nearest).max())
@@ -249,7 +249,6 @@ def _is_permutation(axes: NDArray[np.float64]) -> bool:
 Kind = Literal["SEG", "RTSTRUCT"]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter a labelmap
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-LABEL_CLASSES = ("Segmentation Storage", "Label Map Segmentation Storage", "RT Structure Set Storage")
 
 
 @dataclass(frozen=True)
@@ -271,11 +270,6 @@ class LabelFile:
     series_uid: str
     frame_of_reference_uid: str
     instances: frozenset[str] = frozenset()
-
-
-def may_hold_labels(file: PassedOver) -> bool:
-    """Whether a scan passed over a file because it is a SEG or an RTSTRUCT."""
-    return file.file_class == "non_image" and file.detail in LABEL_CLASSES
 
 
 def open_labels(path: str | Path) -> LabelFile:

@@ -1,10 +1,8 @@
-"""What a scan of a DICOM tree finds, as plain values.
+"""What is found in a tree of DICOM files, and what is read from it, as plain values.
 
 Axes: a volume's array is (C, R, S), columns, rows and slices, so that voxel ``(i, j, k)`` is column ``i``, row ``j`` of
 the slice ``k``. Slices are sorted by their position along the normal (row direction x column direction), rising.
 `Series.affine_ras` takes such an index to RAS mm, as NIfTI does; positions of frames are in LPS mm, as in DICOM.
-
-A judged series as plain values, to be handed to another process, and back.
 """
 
 from __future__ import annotations
@@ -89,6 +87,9 @@ class Frame:
     pixels: PixelStorage | None = field(default=None, repr=False, compare=False)
 
 
+LABEL_CLASSES = ("Segmentation Storage", "Label Map Segmentation Storage", "RT Structure Set Storage")
+
+
 @dataclass(frozen=True)
 class PassedOver:
     """A file that is no slice of a series, and why (its class, and the SOP class's name for a non-image)."""
@@ -96,6 +97,11 @@ class PassedOver:
     path: Path
     file_class: FileClass
     detail: str = ""
+
+    @property
+    def is_label_file(self) -> bool:
+        """Whether it was passed over because it is a SEG or an RTSTRUCT."""
+        return self.file_class == "non_image" and self.detail in LABEL_CLASSES
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +144,42 @@ class Series:
     frame_of_reference_uid: str = ""
     description: str = field(default="", repr=False)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the series as values that JSON can hold, to hand it to another process.
+
+        Left out is what nobody needs to read the voxels: `description` and `Frame.pixels`.
+        """
+        number_of = {path: number for number, path in enumerate(self.files)}
+        values = {member.name: getattr(self, member.name) for member in fields(self) if member.name != "description"}
+        frames = [
+            [
+                number_of[frame.path],
+                frame.number,
+                frame.sop_instance_uid,
+                frame.position_mm,
+                frame.orientation,
+                frame.pixel_spacing_mm,
+            ]
+            for frame in self.frames
+        ]
+        affine = None if self.affine_ras is None else self.affine_ras.tolist()
+        return {**values, "files": [str(path) for path in self.files], "frames": frames, "affine_ras": affine}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Series:
+        """Return the series that `as_dict` made the values of."""
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        files = plain["files"] = tuple(Path(name) for name in values["files"])
+        plain["frames"] = tuple(
+            Frame(files[number], frame, uid, tuple(position), tuple(orientation), tuple(spacing))
+            for number, frame, uid, position, orientation, spacing in values["frames"]
+        )
+        if values["affine_ras"] is not None:
+            plain["affine_ras"] = np.array(values["affine_ras"], float)
+        return cls(**plain)
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -150,12 +192,12 @@ class Scan:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A series' voxels.
+    """The voxels of a series.
 
     Attributes:
         series: where they come from.
         array: (C, R, S) values after rescale; int16 where that is exact, else float32.
-        affine_ras: (4, 4) index to RAS mm; differs from the series' after a repair.
+        affine_ras: (4, 4) index to mm, RAS+; differs from the series' after a repair.
         notes: of the series and of the reading.
         repaired: what was resampled away on request, ``tilt`` or ``spacing``; empty where voxels are as scanned.
     """
@@ -163,8 +205,13 @@ class Volume:
     series: Series
     array: NDArray[np.generic]
     affine_ras: NDArray[np.float64]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
+
+    @property
+    def modality(self) -> str:
+        """Modality of the series, e.g. ``CT``."""
+        return self.series.modality
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -173,43 +220,4 @@ class Volume:
         return float(columns), float(rows), float(slices)
 
 
-TUPLES = ("shape", "spacing_mm", "notes")
-
-
-def as_plain(series: Series) -> dict[str, Any]:
-    """Values that JSON can hold; `Series.description` is left out, since nobody needs it to read the voxels."""
-    plain = {each.name: getattr(series, each.name) for each in fields(series) if each.name != "description"}
-    numbers = {path: index for index, path in enumerate(series.files)}
-    return {
-        **plain,
-        "files": [str(path) for path in series.files],
-        "frames": [_frame_as_plain(frame, numbers) for frame in series.frames],
-        "affine_ras": None if series.affine_ras is None else series.affine_ras.tolist(),
-    }
-
-
-def from_plain(plain: Mapping[str, Any]) -> Series:
-    """The series again."""
-    values = dict(plain)
-    files = tuple(Path(name) for name in values.pop("files"))
-    frames = tuple(_frame(part, files) for part in values.pop("frames"))
-    affine = values.pop("affine_ras")
-    for name in TUPLES:
-        values[name] = None if values[name] is None else tuple(values[name])
-    return Series(files=files, frames=frames, affine_ras=None if affine is None else np.array(affine, float), **values)
-
-
-def _frame_as_plain(frame: Frame, numbers: Mapping[Path, int]) -> list[Any]:
-    return [
-        numbers[frame.path],
-        frame.number,
-        frame.sop_instance_uid,
-        frame.position_mm,
-        frame.orientation,
-        frame.pixel_spacing_mm,
-    ]
-
-
-def _frame(part: list[Any], files: tuple[Path, ...]) -> Frame:
-    index, number, uid, position, orientation, spacing = part
-    return Frame(files[index], number, uid, tuple(position), tuple(orientation), tuple(spacing))
+as_plain, from_plain = Series.as_dict, Series.from_dict

@@ -10,9 +10,9 @@ import numpy as np
 from monai.data.image_reader import ImageReader
 from monai.utils.enums import MetaKeys, SpaceKeys
 
-from segpipe.dicom.model import Series, Volume
-from segpipe.dicom.scanning import scan
-from segpipe.dicom.volume import as_repairs, can_repair, load_series, refusal
+from segpipe.dicom.model import Volume
+from segpipe.dicom.repair import check_repairs
+from segpipe.dicom.volume import read_dicom
 from segpipe.errors import DataError, UsageError
 
 FileName = str | Path
@@ -45,7 +45,7 @@ class DicomReader(ImageReader):
                 "DicomReader has no such option", found=", ".join(sorted(options)), expected="series_uid, repair"
             )
         self.series_uid = series_uid
-        self.repairs = as_repairs(repair)
+        self.repairs = check_repairs(repair)
 
     def verify_suffix(self, filename: Sequence[FileName] | FileName) -> bool:
         """Whether these are folders or DICOM files."""
@@ -74,10 +74,10 @@ class DicomReader(ImageReader):
             DataError: there is no series or several, it is refused, or the volumes are not on one grid.
         """
         volumes: list[Volume] = []
-        for one in img:
-            if isinstance(one, Exception):
-                raise one
-            volumes.append(one)
+        for volume in img:
+            if isinstance(volume, Exception):
+                raise volume
+            volumes.append(volume)
         first = volumes[0]
         for volume in volumes[1:]:
             _require_same_grid(volume, first)
@@ -93,29 +93,9 @@ class DicomReader(ImageReader):
 
     def _read(self, path: Path) -> Volume | Exception:
         try:
-            return load_series(self._find(path), repair=self.repairs)
+            return read_dicom(path, series=self.series_uid, repair=self.repairs)
         except Exception as error:  # noqa: BLE001 - LoadImage would take any for a reason to try other readers
             return error
-
-    def _find(self, path: Path) -> Series:
-        """The one series of a folder, or the one that a file belongs to."""
-        found = scan(path if path.is_dir() else path.parent).series
-        if not path.is_dir():
-            found = tuple(series for series in found if path.absolute() in {file.absolute() for file in series.files})
-        if self.series_uid:
-            found = tuple(series for series in found if self.series_uid in (series.series_uid, series.case_id))
-        usable = [series for series in found if series.state == "loaded" or can_repair(series, self.repairs)]
-        if len(usable) == 1:
-            return usable[0]
-        if len(found) == 1:
-            raise refusal(found[0])
-        raise DataError(
-            "not one DICOM series",
-            path=path,
-            found=f"{len(usable)} volumes, {len(found) - len(usable)} refused series",
-            expected="one series that makes a volume",
-            hint="`segpipe scan` lists them; name one by series_uid",
-        )
 
 
 def _looks_like_dicom(path: Path) -> bool:

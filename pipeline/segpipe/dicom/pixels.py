@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.dicom.codecs import PixelsError, decode_frame
+from segpipe.dicom.codecs import decode_frame
 from segpipe.dicom.model import Element, PixelStorage
 from segpipe.dicom.pixel_storage import version_of
 from segpipe.dicom.privacy import kind_of
+from segpipe.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -102,17 +103,17 @@ class PixelFile:
         """Stored values of a frame, (rows, columns): bits beyond BitsStored (overlays, junk) are not part of them.
 
         Raises:
-            PixelsError: the frame is not there, is cut short or cannot be decoded.
+            DataError: the frame is not there, is cut short or cannot be decoded.
         """
         header = self.header
         if number >= header.n_frames:
-            raise PixelsError("a frame is missing", path=self.path, found=f"{header.n_frames} frames")
+            raise DataError("a frame is missing", reason="truncated", path=self.path, found=f"{header.n_frames} frames")
         try:
             if header.native is not None:
                 values = self._native(header.native, number)
             else:
                 values = decode_frame(self._whole(), header.transfer_syntax, number)
-        except PixelsError as error:
+        except DataError as error:
             error.path = str(self.path)
             raise
         except Exception as error:  # noqa: BLE001 - codecs raise what they like
@@ -155,7 +156,7 @@ def open_pixels(path: Path, known: PixelStorage | None = None) -> PixelFile:
         known: what a scan found of it. While the file is the same, its header is not read again.
 
     Raises:
-        PixelsError: the file is cut short, has no pixel data, or is no grey image.
+        DataError: the file is cut short, has no pixel data, or is no grey image.
     """
     if known and known.meaning and (data := _value(path, known)) is not None:
         return PixelFile(path, _usable(path, _header(known.meaning, known.transfer_syntax)), data)
@@ -200,7 +201,7 @@ def _read(path: Path) -> PixelFile:
         if not any(name in dataset for name in PIXELS):
             raise _undecodable(path, "no pixel data")
         return PixelFile(path, _usable(path, PixelHeader(dataset, syntax)))
-    except PixelsError:
+    except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - pydicom raises what it likes
         raise _undecodable(path, kind_of(error)) from None
@@ -216,7 +217,7 @@ def _usable(path: Path, header: PixelHeader) -> PixelHeader:
     if empty:
         raise _undecodable(path, "no pixel data")
     if channels != 1 or header.dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise PixelsError(
+        raise DataError(
             "pixels are colours",
             path=path,
             expected="one grey value a pixel",
@@ -232,9 +233,10 @@ def _guessed_syntax(dataset: Dataset) -> str:
     return IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN
 
 
-def _undecodable(path: Path, found: str) -> PixelsError:
-    return PixelsError(
+def _undecodable(path: Path, found: str) -> DataError:
+    return DataError(
         "pixel data is cut short or cannot be decoded",
+        reason="truncated",
         path=path,
         found=found,
         expected="complete pixel data of every frame",
@@ -293,7 +295,7 @@ def frame_values(file: PixelFile, number: int = 0) -> FrameValues:
     """The values of a frame.
 
     Raises:
-        PixelsError: the frame cannot be decoded, or its rescale cannot be used.
+        DataError: the frame cannot be decoded, or its rescale cannot be used.
     """
     rules = file.header.rules
     if number not in rules:
@@ -330,7 +332,7 @@ def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
     """Slope and intercept of a frame: its own, else those shared by all frames, else those of the file.
 
     Raises:
-        PixelsError: a slope of 0, or numbers that are none.
+        DataError: a slope of 0, or numbers that are none.
     """
     slope = intercept = None
     for group in _groups(file, number):
@@ -341,7 +343,7 @@ def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
     except (TypeError, ValueError):
         found = (0.0, 0.0)
     if not np.isfinite(found).all() or found[0] == 0:
-        raise PixelsError(
+        raise DataError(
             "RescaleSlope or RescaleIntercept cannot be used",
             path=file.path,
             reason="missing_tag",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
-from segpipe.dicom.geometry import judge
+from segpipe.dicom.geometry import LPS_TO_RAS, judge
 from segpipe.dicom.grouping import groups_of
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, PassedOver, Scan, Series
@@ -22,7 +22,6 @@ from segpipe.dicom.walk import walk
 
 FILES_A_JOB = 64
 FILES_WORTH_A_WORKER = 3000  # headers: below, starting a process takes longer than what it would share
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Progress = Callable[[int, int], object]
 

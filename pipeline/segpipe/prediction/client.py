@@ -243,9 +243,7 @@ def _as_error(answer: dict[str, Any]) -> SegpipeError:
     kind = kind if isinstance(kind, type) and issubclass(kind, SegpipeError) else SegpipeError
     parts = dict(answer["error"])
     if answer.get("reason"):
-        from segpipe.dicom import PixelsError
-
-        return PixelsError(parts.pop("message"), reason=answer["reason"], **parts)
+        return errors.DataError(parts.pop("message"), reason=answer["reason"], **parts)
     error: SegpipeError = kind(parts.pop("message"), **parts)
     return error
 

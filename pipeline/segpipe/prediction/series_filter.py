@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from segpipe.errors import DataError, UsageError
 from segpipe.prediction.cases import Refusal, WorkItem, find_cases, is_manifest, is_nifti, require_unique
 
 if TYPE_CHECKING:
-    from segpipe.dicom import Progress, Scan, Series
+    from segpipe.dicom import Scan, Series
 
 
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
@@ -114,7 +114,7 @@ def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def choose_series(
-    roots: Sequence[Path], rules: Rules, out: Path | None = None, progress: Progress | None = None
+    roots: Sequence[Path], rules: Rules, out: Path | None = None, progress: Callable[[int, int], object] | None = None
 ) -> Chosen:
     """Scan for series and judge them by the rules.
 
@@ -218,7 +218,7 @@ def find_work(
     split: str | None = None,
     fold: int | None = None,
     data: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Chosen:
     """Find the cases; options as in `find_cases` and `choose_series`.
 

@@ -23,7 +23,6 @@ from segpipe.dicom import (
     LabelFile,
     Series,
     load_series,
-    may_hold_labels,
     open_labels,
     patient_pseudonym,
     read_labels,
@@ -93,7 +92,7 @@ def find_labelled(
     tree = DicomTree(root)
     wanted = [series for series in found.series if not modalities or series.modality in modalities]
     files: dict[str, list[LabelFile]] = defaultdict(list)
-    for path in [passed.path for passed in found.passed_over if may_hold_labels(passed)]:
+    for path in [passed.path for passed in found.passed_over if passed.is_label_file]:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         try:
             labels = open_labels(path)

@@ -1,0 +1,169 @@
+"""DICOM series as NIfTI files whose headers say where the voxels lie, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segpipe.common.files import write_text
+from segpipe.common.nifti import FORMS_TOLERANCE_MM, corners_apart_mm, write_nifti_whole
+from segpipe.common.result_folder import MAPPING, read_lines
+from segpipe.dicom.model import Scan, Series, Volume
+from segpipe.dicom.repair import can_repair, check_repairs
+from segpipe.dicom.scanning import scan
+from segpipe.dicom.volume import load_series
+from segpipe.errors import DataError, UsageError
+
+SCANNER = 1  # code of sform and qform: coordinates of the scanner
+
+
+@dataclass(frozen=True)
+class ConvertedSeries:
+    """What became of a series: ``written``, ``kept`` (its file was there already) or ``refused`` with a reason."""
+
+    case_id: str
+    series_uid: str
+    modality: str
+    state: str
+    reason: str | None = None
+    detail: str = ""
+    file: str | None = None
+    shape: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    dtype: str | None = None
+    repaired: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def convert_folder(
+    source: Path,
+    out: Path,
+    *,
+    series: Sequence[str] = (),
+    repair: str | Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
+) -> tuple[list[ConvertedSeries], int]:
+    """Write every series of a folder that makes a volume as ``OUT/CASE_ID.nii.gz``.
+
+    Args:
+        source: a folder, with all below it.
+        out: to write to; ``mapping.jsonl`` there names the series of each case id, for its owner alone.
+        series: only these SeriesInstanceUIDs and case ids.
+        repair: ``tilt``, ``spacing`` or both, as of `load_series`.
+        overwrite: write again what is there already.
+        progress: called with the stage, and how much of it is done, of how much.
+
+    Returns:
+        What became of each series, and the number of files that are no slices.
+
+    Raises:
+        UsageError: no such folder, repair or series, or a file cannot be written.
+        DataError: there is no series.
+    """
+    repairs = check_repairs(repair)
+    found = scan(source, progress=lambda done, total: progress("reading headers", done, total))
+    chosen = _choose(found, series)
+    converted = []
+    for number, member in enumerate(chosen):
+        progress("converting", number, len(chosen))
+        converted.append(_convert(member, found.root, out, repairs, overwrite))
+    made = [member for member, result in zip(chosen, converted, strict=True) if result.state != "refused"]
+    if made:
+        write_mapping(out, made)
+    return converted, len(found.passed_over)
+
+
+def _choose(found: Scan, wanted: Sequence[str]) -> list[Series]:
+    if not found.series:
+        raise DataError(
+            "there is no DICOM series",
+            path=found.root,
+            found=f"{len(found.passed_over)} other files",
+            hint="`segpipe scan` lists them",
+        )
+    for name in wanted:
+        if not any(name in (series.series_uid, series.case_id) for series in found.series):
+            raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
+    return [series for series in found.series if not wanted or {series.series_uid, series.case_id} & set(wanted)]
+
+
+def _convert(series: Series, root: Path, out: Path, repairs: tuple[str, ...], overwrite: bool) -> ConvertedSeries:
+    refused = ConvertedSeries(
+        series.case_id,
+        series.series_uid,
+        series.modality,
+        "refused",
+        reason=series.reason,
+        detail=series.detail,
+        notes=series.notes,
+    )
+    if series.state == "refused" and not can_repair(series, repairs):
+        return refused
+    path = out / f"{series.case_id}.nii.gz"
+    if path.is_file() and not overwrite:
+        return replace(refused, state="kept", reason=None, detail="", file=path.name)
+    try:
+        volume = load_series(series, repair=repairs)
+    except DataError as error:
+        return replace(refused, reason=error.reason or series.reason, detail=_sentence(error, root))
+    write_volume(volume, path)
+    return replace(
+        refused,
+        state="written",
+        reason=None,
+        detail="",
+        file=path.name,
+        shape=volume.array.shape,
+        spacing_mm=tuple(round(edge, 6) for edge in volume.spacing_mm),
+        dtype=str(volume.array.dtype),
+        repaired=volume.repaired,
+        notes=volume.notes,
+    )
+
+
+def _sentence(error: DataError, root: Path) -> str:
+    """Return an error as one sentence, with the file as the scan names it."""
+    file = Path(error.path) if error.path else None
+    named = f"{file.relative_to(root) if file.is_relative_to(root) else file.name}: " if file else ""
+    found = f"; found {error.found}" if error.found else ""
+    return f"{named}{error.message}{found}. {error.hint or ''}".strip()
+
+
+def write_volume(volume: Volume, path: Path) -> None:
+    """Write a volume as ``.nii.gz``, whole or not at all.
+
+    Sform and qform both place the voxels in mm. A qform cannot say a shear: where it would move a corner by more than
+    0.1 mm there is none. The header has no text, except ``repaired: tilt`` or the like in ``descrip``.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    import nibabel as nib
+
+    image = nib.Nifti1Image(volume.array, volume.affine_ras)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.affine_ras, code=SCANNER)
+    image.set_qform(volume.affine_ras, code=SCANNER)
+    if corners_apart_mm(image.get_qform(), volume.affine_ras, volume.array.shape) > FORMS_TOLERANCE_MM:
+        image.set_qform(None, code=0)
+    if volume.repaired:
+        image.header["descrip"] = f"repaired: {', '.join(volume.repaired)}"
+    write_nifti_whole(image, path)
+
+
+def write_mapping(folder: Path, series: Iterable[Series]) -> None:
+    """Add to the owner-only ``mapping.jsonl`` which series and files a case id stands for.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    path = folder / MAPPING
+    known = {line["id"]: line for line in read_lines(path) if isinstance(line, dict) and "id" in line}
+    for member in series:
+        paths = [str(file) for file in member.files]
+        known[member.case_id] = {"id": member.case_id, "paths": paths, "series_uid": member.series_uid}
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in known.values()]
+    write_text(path, "".join(lines).encode(errors="backslashreplace").decode(), mode=0o600)

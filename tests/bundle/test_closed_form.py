@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle.open import Bundle, deviations, open_bundle
+from segpipe.bundle.open import Bundle, open_bundle, unsupported_features
 from tiny_bundle import write_bundle
 
 Keys = tuple[str | int, ...]
@@ -22,7 +22,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_our_own_configs_are_of_the_closed_form(plain: dict[str, Any], bundle: Bundle) -> None:
-    assert list(deviations(plain)) == [] and list(deviations(bundle.inference)) == []
+    assert list(unsupported_features(plain)) == [] and list(unsupported_features(bundle.inference)) == []
 
 
 STEPS = ("postprocessing", "transforms")
@@ -57,7 +57,7 @@ def test_each_deviation_is_named(plain: dict[str, Any], place: Keys, value: Any,
     for key in place[:-1]:
         owner = owner[key]
     owner[place[-1]] = value
-    found = list(deviations(config))
+    found = list(unsupported_features(config))
     assert found and all(reason in words or "one model" in words for words in found)
 
 

@@ -21,10 +21,10 @@ from segpipe.inference import sliding_window as windows
 from segpipe.inference.engine import StreamingEngine
 from segpipe.inference.memory import GIB, Probe, available, block_voxels, estimate_memory, input_size, plan
 from segpipe.inference.prepare import prepare
+from segpipe.inference.recipe import parse_bytes
 from segpipe.inference.sliding_window import HALO, WindowGrid, Windowing, stream_blocks
 from segpipe.inference.source import read_source
 from segpipe.inference.transforms import Preprocessing
-from segpipe.prediction.options import parse_bytes
 
 STEPS = [
     {"_target_": "LoadImaged", "keys": "image"},

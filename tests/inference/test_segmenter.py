@@ -17,7 +17,8 @@ from segpipe.common.nifti import Header, read_header
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.activations import ExtraOutputs
 from segpipe.inference.output import describe, write_labels
-from segpipe.inference.segmenter import Recipe, Segmenter
+from segpipe.inference.recipe import ModelOptions, Recipe
+from segpipe.inference.segmenter import Segmenter
 from segpipe.inference.source import read_source
 from tiny_bundle import DETERMINISTIC, THRESHOLD, write_bundle, write_scan
 
@@ -53,7 +54,7 @@ def recipe(bundle: Path, typed: bool, channels: int = 1, **changes: Any) -> Reci
         "channels": channels,
         "labels": {0: "background", 1: "a", 2: "b"},
         "preprocessing": inference["deterministic_transforms"] if typed else None,
-        "device": "cpu",
+        "options": ModelOptions(device="cpu", runtime="torch"),
     }
     return Recipe(**{**plain, **changes})
 
@@ -165,7 +166,7 @@ def test_what_cannot_be_loaded_is_said(unet: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="weights cannot be read"):
         Segmenter(recipe(unet, typed=True, weights=str(tmp_path / "gone")))
     with pytest.raises(UsageError, match="device"):
-        Segmenter(recipe(unet, typed=True, device="cuda:7"))
+        Segmenter(recipe(unet, typed=True, options=ModelOptions(device="cuda:7")))
     config = recipe(unet, typed=True).inference
     with pytest.raises(DataError, match="no 'inferer'"):
         Segmenter(recipe(unet, True, inference={k: v for k, v in config.items() if k != "inferer"}))

@@ -20,8 +20,8 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, MeanEn
 from segpipe.cli.app import run
 from segpipe.common.result_folder import PROBABILITIES, RESULT, SEGMENTATION, SUMMARY_JSON
 from segpipe.errors import OK, REFUSED, USAGE, UsageError
+from segpipe.inference.recipe import parse_mirror
 from segpipe.inference.transforms import Preprocessing
-from segpipe.prediction.options import parse_mirror
 from tiny_bundle import DETERMINISTIC, write_bundle, write_scan
 
 pytestmark = pytest.mark.usefixtures("one_worker")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from segpipe.bundle.references import is_plain, resolve
 from segpipe.bundle.vet import NotReadableError, check_sums, fingerprint, hash_files, read_document
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import Preprocessing, UnsupportedTransform
+from segpipe.inference import BundleFiles, ModelOptions, Preprocessing, Recipe, UnsupportedTransform
 
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
 _EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
@@ -147,6 +147,38 @@ class Bundle:
     def facts(self) -> dict[str, str | None]:
         """How results name it."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256, "signed_by": self.signed_by}
+
+    def recipe(self, options: ModelOptions, ensemble: Sequence[Bundle] = ()) -> Recipe:
+        """Return what a segmenter of this bundle, and of further ones whose scores are averaged, is made from."""
+        windowing: dict[str, Any] = {
+            "roi_size": self.roi_size,
+            "overlap": self.overlap,
+            "batch": self.sw_batch_size,
+            "mode": self.window_mode,
+            "activation": self.activation,
+        }
+        typed = None if self.unsupported else self.preprocessing
+        return Recipe(
+            **self._files(),
+            channels=max(1, len(self.channels)),
+            labels=self.labels,
+            preprocessing=typed.to_config() if typed else None,
+            windowing=None if self.unsupported else windowing,
+            cleanup=self.cleanup,
+            regions=self.regions,
+            options=options,
+            ensemble=tuple(BundleFiles(**bundle._files()) for bundle in ensemble),
+        )
+
+    def _files(self) -> dict[str, Any]:
+        return {
+            "root": str(self.root.absolute()),
+            "inference": self.inference,
+            "metadata": self.metadata,
+            "weights": str(self.weights.absolute()),
+            "sha256": self.sha256,
+            "config_file": self.config_file.relative_to(self.root).as_posix(),
+        }
 
 
 def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = None) -> Bundle:

@@ -107,34 +107,22 @@ def command(
     Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
     """
     from segpipe.bundle import bundle_folder, open_bundle
-    from segpipe.prediction import (
-        Options,
-        find_work,
-        make_rules,
-        parse_bytes,
-        parse_formats,
-        parse_mirror,
-        parse_runtime,
-        parse_words,
-    )
+    from segpipe.inference import ModelOptions, parse_bytes, split_words
+    from segpipe.prediction import Options, find_work, make_rules, parse_formats
 
     console = Console("predict", as_json=json)
     options = Options(
-        device,
-        threads,
+        ModelOptions.parse(device=device, runtime=runtime, threads=threads, mirror=mirror, max_memory=max_memory),
         timeout,
         retries,
         overwrite,
-        max_memory=None if max_memory is None else parse_bytes(max_memory),
-        max_case_memory=None if max_case_memory is None else parse_bytes(max_case_memory),
+        max_case_memory=parse_bytes(max_case_memory),
         probabilities=probabilities,
         formats=parse_formats(formats or []),
-        runtime=parse_runtime(runtime),
         allow=tuple(allow or ()),
         run_unvetted_code=run_unvetted_code,
-        probabilities_of=parse_words(probabilities_of or []),
+        probabilities_of=split_words(probabilities_of or []),
         entropy=entropy,
-        mirror=parse_mirror(mirror),
     )
     with ExitStack() as folders:
         opened, *others = [

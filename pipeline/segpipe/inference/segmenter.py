@@ -39,56 +39,11 @@ from segpipe.inference.engine import StreamingEngine
 from segpipe.inference.monai_evaluator import MonaiEvaluator, device_of, load, parsed, stop_saving
 from segpipe.inference.output import as_labels
 from segpipe.inference.prefetch import Prefetcher, Read
+from segpipe.inference.recipe import AXES, Recipe
 from segpipe.inference.runtimes import ChosenRuntime, Model, choose_average, flips_along, mirrored, torch_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import CaseInput, Preview, Source, preview_of, read_headers, read_source
 from segpipe.inference.transforms import Preprocessing
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a segmenter is made from, as plain values.
-
-    Attributes:
-        root: the bundle's folder.
-        inference: its inference config, not evaluated.
-        metadata: its metadata, which on the stock route the config may refer to.
-        weights: path of the state dict.
-        channels: number of image channels.
-        labels: label value to name.
-        preprocessing: the transforms of the closed list; None takes the stock route.
-        device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads; None takes torch's choice, and at most the cores that this process may use.
-        windowing: the fields of `Windowing`; None takes the engine of MONAI.
-        cleanup: MONAI transforms of the label map, for the streaming engine.
-        max_memory: bytes that the process may take; None for what the machine has.
-        runtime: ``auto``, ``torch`` or ``openvino``.
-        regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.
-        mirror: spatial axes (0 to 2) of the network's grid along which windows are mirrored as well.
-        ensemble: further models, each ``root``, ``inference`` and ``weights``; scores are averaged.
-    """
-
-    root: str
-    inference: dict[str, Any]
-    weights: str
-    channels: int
-    labels: dict[int, str]
-    preprocessing: list[dict[str, Any]] | None
-    device: str = "auto"
-    threads: int | None = None
-    windowing: dict[str, Any] | None = None
-    cleanup: tuple[dict[str, Any], ...] = ()
-    max_memory: int | None = None
-    runtime: str = "torch"
-    metadata: dict[str, Any] = field(default_factory=dict)
-    regions: int = 0
-    mirror: tuple[int, ...] = ()
-    ensemble: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def route(self) -> str:
-        """``typed`` or ``stock``."""
-        return "stock" if self.preprocessing is None else "typed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +76,9 @@ class Segmenter:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.prefetcher = Prefetcher(recipe.channels, recipe.max_memory)
-        self.device = device_of(recipe.device)
-        torch.set_num_threads(recipe.threads or min(torch.get_num_threads(), usable_cores()))
+        self.prefetcher = Prefetcher(recipe.channels, recipe.options.max_memory)
+        self.device = device_of(recipe.options.device)
+        torch.set_num_threads(recipe.options.threads or min(torch.get_num_threads(), usable_cores()))
         self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
         self.engine_reasons = self._why_monai()
         self.engine = "monai" if self.engine_reasons else "streaming"
@@ -154,7 +109,7 @@ class Segmenter:
                 self.runtime.run,
                 self.device,
                 recipe.channels,
-                recipe.max_memory,
+                recipe.options.max_memory,
                 parsed(parser, "cleanup") if recipe.cleanup else None,
             )
 
@@ -168,7 +123,8 @@ class Segmenter:
         """The label map of one case.
 
         Args:
-            case: one file per channel, or one file with all of them, or a DICOM series (not on the stock route).
+            case: one file per channel, or one file with all of them; or a DICOM series, or images that were read and
+                judged (neither on the stock route).
             extra_outputs: files to write probabilities and entropy to.
             key: by which ``prefetcher`` knows the case, where it was read before its turn.
 
@@ -205,7 +161,8 @@ class Segmenter:
             forecast = self._streaming.estimate_memory(read.headers, read.source.array.nbytes)
         else:
             headers = read_headers(case, self.recipe.channels)
-            forecast = self._streaming.estimate_memory(headers)
+            loaded = case.array.nbytes if isinstance(case, Source) else 0
+            forecast = self._streaming.estimate_memory(headers, loaded)
             source = read_source(case, self.recipe.channels, headers)
             read = Read(headers, source, preview_of(source))
         self.prefetcher.begin(forecast.peak)
@@ -227,9 +184,9 @@ class Segmenter:
             return as_labels(self._postprocessing(item)["pred"], source.header, self.recipe.regions)
 
     def _choose(self, network: torch.nn.Module) -> ChosenRuntime:
-        recipe, wanted = self.recipe, self.recipe.runtime
-        if self.engine == "monai":  # its inferer is case the network itself
-            if recipe.mirror or recipe.ensemble:
+        recipe, options, wanted = self.recipe, self.recipe.options, self.recipe.options.runtime
+        if self.engine == "monai":  # its inferer is given the network itself
+            if options.mirror or recipe.ensemble:
                 raise UsageError(
                     "this bundle's scores cannot be averaged",
                     found="; ".join(self.engine_reasons),
@@ -239,13 +196,14 @@ class Segmenter:
             return ChosenRuntime("torch", torch_runtime(network), why)
         models = [Model(network, recipe.weights, json.dumps(recipe.inference, sort_keys=True, default=str))]
         for member in recipe.ensemble:
-            parser = self._parser(member["root"], copy.deepcopy(member["inference"]))
-            network = load(parsed(parser, "network_def"), member["weights"], self.device)
-            text = json.dumps(member["inference"], sort_keys=True, default=str)
-            models.append(Model(network, member["weights"], text))
+            parser = self._parser(member.root, copy.deepcopy(member.inference))
+            network = load(parsed(parser, "network_def"), member.weights, self.device)
+            text = json.dumps(member.inference, sort_keys=True, default=str)
+            models.append(Model(network, member.weights, text))
         shape = (recipe.channels, *(recipe.windowing or {})["roi_size"])
         chosen = choose_average(wanted, models, self.device, shape, torch.get_num_threads())
-        return replace(chosen, run=mirrored(chosen.run, flips_along(recipe.mirror)))
+        flips = flips_along([AXES.index(axis) for axis in options.mirror])
+        return replace(chosen, run=mirrored(chosen.run, flips))
 
     def _why_monai(self) -> tuple[str, ...]:
         if self._typed is None:
@@ -258,8 +216,8 @@ class Segmenter:
 
 def _paths_of(case: CaseInput) -> list[str] | str:
     """What MONAI reads a case from."""
-    if isinstance(case, Series):
-        raise SegpipeError("the stock route was case a DICOM series", hint="write it as NIfTI first")
+    if isinstance(case, (Series, Source)):
+        raise SegpipeError("the stock route was given no files", hint="write the images as NIfTI first")
     paths = [str(path) for path in case]
     return paths if len(paths) > 1 else paths[0]
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 
-CaseInput = Sequence[str | Path] | Series  # a case: its NIfTI files, or a judged DICOM series
-
-
 @dataclass(eq=False)
 class Source:
     """The images of one case.
@@ -59,12 +56,16 @@ class Source:
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
 
+# a case: its NIfTI files, a judged DICOM series, or images that were read and judged
+CaseInput = Sequence[str | Path] | Series | Source
+
+
 def read_source(given: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
     """Read and judge the images of one case.
 
     Args:
         given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or
-            a series.
+            a series, or what was read before.
         channels: how many channels the bundle expects.
         headers: what `read_headers` gave, where it was asked before.
 
@@ -74,9 +75,11 @@ def read_source(given: CaseInput, channels: int, headers: list[Header] | None = 
             be read.
     """
     headers = headers or read_headers(given, channels)
+    if isinstance(given, Source):
+        return given
     if isinstance(given, Series):
         values = load_series(given).array
-        _judge(values, headers[0].path)
+        judge_voxels(values, headers[0].path)
         return Source(headers[0], values[None])
     arrays = [_read_judged(header) for header in headers]
     if len(arrays) == 1:
@@ -93,6 +96,8 @@ def read_headers(given: CaseInput, channels: int) -> list[Header]:
         UsageError: no such file.
         DataError: unreadable, not a volume, a wrong number of channels, or channels on different grids.
     """
+    if isinstance(given, Source):
+        return [given.header]
     if isinstance(given, Series):
         return [_header_of(given, channels)]
     paths = given
@@ -105,6 +110,16 @@ def read_headers(given: CaseInput, channels: int) -> list[Header]:
             expected=f"{channels} files a case",
         )
     headers = [read_header(path) for path in paths]
+    require_channels(headers, channels)
+    return headers
+
+
+def require_channels(headers: Sequence[Header], channels: int) -> None:
+    """Judge the grids of a case's images together.
+
+    Raises:
+        DataError: not a volume, a wrong number of channels, or channels on different grids.
+    """
     first = headers[0]
     stacked = len(headers) == 1 and channels > 1 and len(first.shape) == 4
     found = first.shape[3] if stacked else len(headers)
@@ -127,7 +142,6 @@ def read_headers(given: CaseInput, channels: int) -> list[Header]:
                 found=difference,
                 hint="resample the channels of a case to one grid first",
             )
-    return headers
 
 
 def _header_of(series: Series, channels: int) -> Header:
@@ -143,11 +157,16 @@ def _header_of(series: Series, channels: int) -> Header:
 
 def _read_judged(header: Header) -> NDArray[Any]:
     values = read_voxels(header)
-    _judge(values, header.path)
+    judge_voxels(values, header.path)
     return values
 
 
-def _judge(values: NDArray[Any], path: Path) -> None:
+def judge_voxels(values: NDArray[Any], path: Path) -> None:
+    """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in.
+
+    Raises:
+        DataError: voxels that are not finite, or a channel that is constant.
+    """
     for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
         least, most = channel.min(), channel.max()  # NaN if there is one
         if not (np.isfinite(least) and np.isfinite(most)):

@@ -2,11 +2,7 @@ from .batch import predict_cases as predict_cases
 from .client import WorkerDiedError as WorkerDiedError
 from .options import Options as Options
 from .options import Outcome as Outcome
-from .options import parse_bytes as parse_bytes
 from .options import parse_formats as parse_formats
-from .options import parse_mirror as parse_mirror
-from .options import parse_runtime as parse_runtime
-from .options import parse_words as parse_words
 from .series_filter import Chosen as Chosen
 from .series_filter import find_work as find_work
 from .series_filter import make_rules as make_rules

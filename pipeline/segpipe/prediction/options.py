@@ -9,7 +9,6 @@ What lies beside a label map where it was asked for: probabilities of all classe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,31 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.common.result_folder import ENTROPY, PROBABILITIES, probability_name
 from segpipe.errors import RefusedError, UsageError
+from segpipe.inference import ModelOptions
 from segpipe.prediction.cases import WorkItem
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
 
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of an amount such as ``4G``, ``1500M`` or ``2.5GiB``, in powers of 1024.
-
-    Raises:
-        UsageError: it is no amount above 0.
-    """
-    match = AMOUNT.fullmatch(text.strip())
-    amount = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if amount <= 0:
-        raise UsageError("not an amount of memory", found=text, expected="a number with K, M, G or T, e.g. 4G")
-    return amount
-
-
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")
-RUNTIMES = ("auto", "torch", "openvino")
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 
 
@@ -71,39 +53,31 @@ class Options:
     """How a batch is run.
 
     Attributes:
-        device: ``auto``, ``cpu`` or ``cuda:N``.
-        threads: CPU threads of the worker; None takes the cores that it may use.
+        model: how the model is run.
         timeout_s: seconds for one case; None for no limit.
         retries: how often a case is tried again after the worker died of it.
         overwrite: compute finished cases again, and take over a folder of another bundle.
-        max_memory: bytes that the worker may plan with; None for what the machine has.
         max_case_memory: bytes at which the worker is ended; None for no limit.
         probabilities: write the probabilities of all classes beside the labels.
         allow: names that a bundle may use beside the list of admitted ones.
         run_unvetted_code: run a bundle that did not pass the static checks.
         formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
-        runtime: of `RUNTIMES`.
         probabilities_of: write the probabilities of these labels alone, by name or value.
         entropy: write the entropy of the probabilities.
-        mirror: axes of the network's grid (x, y, z) along which windows are mirrored as well.
         ensemble: further bundles whose scores are averaged with those of the first.
     """
 
-    device: str = "auto"
-    threads: int | None = None
+    model: ModelOptions = field(default_factory=ModelOptions)
     timeout_s: float | None = None
     retries: int = 1
     overwrite: bool = False
-    max_memory: int | None = None
     max_case_memory: int | None = None
     probabilities: bool = False
     allow: tuple[str, ...] = ()
     run_unvetted_code: bool = False
     formats: tuple[str, ...] | None = None
-    runtime: str = "auto"
     probabilities_of: tuple[str, ...] = ()
     entropy: bool = False
-    mirror: tuple[str, ...] = ()
     ensemble: tuple[Bundle, ...] = ()
 
     def formats_of(self, item: WorkItem) -> tuple[str, ...]:
@@ -122,38 +96,6 @@ def parse_formats(given: Sequence[str]) -> tuple[str, ...] | None:
     if odd is not None or (given and not names):
         raise UsageError("no such format", found=odd or ", ".join(given), expected=", ".join(FORMATS))
     return tuple(dict.fromkeys(names)) or None
-
-
-def parse_words(given: Sequence[str]) -> tuple[str, ...]:
-    """What options with commas, or repeated, name, each once."""
-    return tuple(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
-
-
-def parse_runtime(name: str) -> str:
-    """The runtime of the option.
-
-    Raises:
-        UsageError: no such runtime.
-    """
-    if name not in RUNTIMES:
-        raise UsageError("no such runtime", found=name, expected=", ".join(RUNTIMES))
-    return name
-
-
-AXES = ("x", "y", "z")
-
-
-def parse_mirror(text: str | None) -> tuple[str, ...]:
-    """Axes of the network's grid such as ``x,y``, or ``all``; in order, each once.
-
-    Raises:
-        UsageError: something else.
-    """
-    words = [word.strip().lower() for word in (text or "").split(",") if word.strip()]
-    odd = next((word for word in words if word not in (*AXES, "all")), None)
-    if odd is not None or (text is not None and not words):
-        raise UsageError("no such axis to mirror", found=odd or text, expected="x, y, z or all")
-    return tuple(axis for axis in AXES if axis in words or "all" in words)
 
 
 def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:
@@ -193,7 +135,7 @@ def _agreeing(bundle: Bundle) -> tuple[Any, ...]:
 
 def about_model(options: Options) -> dict[str, Any]:
     """What ``result.json`` says of the model beside its first bundle."""
-    return {"ensemble": [each.facts for each in options.ensemble], "mirror": list(options.mirror)}
+    return {"ensemble": [each.facts for each in options.ensemble], "mirror": list(options.model.mirror)}
 
 
 def extra_output_files(bundle: Bundle, options: Options) -> dict[str, Any]:

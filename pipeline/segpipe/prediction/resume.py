@@ -75,7 +75,7 @@ def refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
             "the folder holds results with another ensemble, or otherwise mirrored",
             path=out,
             found=f"{len(before['ensemble'])} further bundles, mirrored: {','.join(before['mirror']) or 'no'}",
-            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.mirror) or 'no'}",
+            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.model.mirror) or 'no'}",
             hint="choose another folder, or give --overwrite",
         )
 

@@ -130,10 +130,12 @@ def _load(recipe: dict[str, Any]) -> tuple[Segmenter, dict[str, Any]]:
     import torch
 
     from segpipe import __version__
-    from segpipe.inference import Recipe, Segmenter
+    from segpipe.inference import BundleFiles, ModelOptions, Recipe, Segmenter
 
     labels = {int(value): name for value, name in recipe.pop("labels").items()}
-    segmenter = Segmenter(Recipe(labels=labels, **recipe))
+    model = ModelOptions(**recipe.pop("options"))
+    ensemble = tuple(BundleFiles(**files) for files in recipe.pop("ensemble"))
+    segmenter = Segmenter(Recipe(labels=labels, options=model, ensemble=ensemble, **recipe))
     versions = {"segpipe": __version__, "python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in (monai, torch, numpy, nibabel)}
     about = {

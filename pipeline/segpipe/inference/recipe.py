@@ -1,0 +1,152 @@
+"""What a segmenter is made from: a bundle's documents and the options of its model, as plain values, without torch.
+
+An option of the model is one field of `ModelOptions` and one of `ModelKeywords`; `Segmenter` reads it from its recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from segpipe.errors import UsageError
+
+RUNTIMES = ("auto", "torch", "openvino")
+AXES = ("x", "y", "z")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Options of a model as a user gives them.
+
+    Attributes:
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda:N``.
+        runtime: ``auto``, ``torch`` or ``openvino``.
+        threads: CPU threads; None takes the cores that may be used.
+        mirror: axes of the network's grid along which windows are mirrored as well: ``x,y``, ``("x", "y")``, ``all``.
+        max_memory: memory that a case may take, in bytes or as ``4G``; None for what is free.
+    """
+
+    device: str
+    runtime: str
+    threads: int | None
+    mirror: str | Sequence[str] | None
+    max_memory: int | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a model is run; attributes as of `ModelKeywords`, ``mirror`` in the order of the axes, memory in bytes."""
+
+    device: str = "auto"
+    runtime: str = "auto"
+    threads: int | None = None
+    mirror: tuple[str, ...] = ()
+    max_memory: int | None = None
+
+    @classmethod
+    def parse(
+        cls, mirror: str | Sequence[str] | None = None, max_memory: int | str | None = None, **options: Any
+    ) -> ModelOptions:
+        """Judge the options as a user gives them.
+
+        Raises:
+            UsageError: no such runtime or axis, or no amount of memory.
+        """
+        return cls(mirror=parse_mirror(mirror), max_memory=parse_bytes(max_memory), **options)
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise UsageError("no such runtime", found=self.runtime, expected=", ".join(RUNTIMES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFiles:
+    """What of a bundle is vetted, then executed.
+
+    Attributes:
+        root: the folder.
+        inference: its inference config, not evaluated.
+        weights: path of the state dict.
+        metadata: its metadata, which on the stock route the config may refer to.
+        config_file: where the inference config lies below the folder.
+        sha256: names the content that was opened; a bundle of other content is not vetted.
+    """
+
+    root: str
+    inference: dict[str, Any]
+    weights: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    config_file: str = "configs/inference.json"
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(BundleFiles):
+    """What a segmenter is made from.
+
+    Attributes:
+        channels: number of image channels.
+        labels: label value to name.
+        preprocessing: the transforms of the closed list; None takes the stock route.
+        windowing: the fields of `Windowing`; None takes the engine of MONAI.
+        cleanup: MONAI transforms of the label map, for the streaming engine.
+        regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.
+        options: how the model is run.
+        ensemble: further bundles whose scores are averaged with those of this one.
+    """
+
+    channels: int
+    labels: dict[int, str]
+    preprocessing: list[dict[str, Any]] | None
+    windowing: dict[str, Any] | None = None
+    cleanup: tuple[dict[str, Any], ...] = ()
+    regions: int = 0
+    options: ModelOptions = field(default_factory=ModelOptions)
+    ensemble: tuple[BundleFiles, ...] = ()
+
+    @property
+    def bundles(self) -> tuple[BundleFiles, ...]:
+        """All bundles that the recipe executes."""
+        return self, *self.ensemble
+
+    @property
+    def route(self) -> str:
+        """``typed`` or ``stock``."""
+        return "stock" if self.preprocessing is None else "typed"
+
+
+def split_words(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return what a text with commas, or several, name, each once."""
+    texts = [given] if isinstance(given, str) else given or ()
+    return tuple(dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip()))
+
+
+def parse_mirror(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return axes such as ``x,y``, or ``all``, in order, each once.
+
+    Raises:
+        UsageError: something else.
+    """
+    words = [word.lower() for word in split_words(given)]
+    wrong = next((word for word in words if word not in (*AXES, "all")), None)
+    if wrong is not None or (isinstance(given, str) and not words):
+        raise UsageError("no such axis to mirror", found=wrong or given, expected="x, y, z or all")
+    return tuple(axis for axis in AXES if axis in words or "all" in words)
+
+
+def parse_bytes(amount: int | str | None) -> int | None:
+    """Return the bytes of an amount such as ``4G``, ``1500M`` or ``2.5GiB``, in powers of 1024; None for None.
+
+    Raises:
+        UsageError: it is no amount above 0.
+    """
+    if amount is None:
+        return None
+    match = AMOUNT.fullmatch(str(amount).strip())
+    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    if size <= 0:
+        raise UsageError("not an amount of memory", found=amount, expected="a number with K, M, G or T, e.g. 4G")
+    return size

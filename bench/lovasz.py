@@ -9,8 +9,8 @@ import time
 import torch
 from torch import Tensor
 
-from segpipe.components.losses.compound import DiceCELoss
-from segpipe.components.losses.lovasz import LovaszSoftmax
+from segpipe.components.losses import DiceCELoss
+from segpipe.components.lovasz import LovaszSoftmax
 
 REPEATS = 3
 LIMIT = 8.0  # what a plain sort costs

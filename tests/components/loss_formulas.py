@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from segpipe.components.losses.compound import ComboLoss, DiceCELoss, DiceFocalLoss, FocalLoss
-from segpipe.components.losses.regions import DiceLoss, GeneralisedDiceLoss, JaccardLoss
+from segpipe.components.losses import (
+    ComboLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    GeneralisedDiceLoss,
+    JaccardLoss,
+)
 
 KINDS = ["random", "empty", "full", "one voxel", "perfect", "inverted"]
 SMOOTH = 1e-5

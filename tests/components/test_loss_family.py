@@ -14,16 +14,20 @@ from scipy import ndimage
 
 from segpipe import components
 from segpipe.components.handlers import LossSchedule
-from segpipe.components.losses.compound import (
+from segpipe.components.losses import (
     ComboLoss,
     DeepSupervision,
     DiceCELoss,
     DiceFocalLoss,
+    DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralisedDiceLoss,
     HausdorffLoss,
+    JaccardLoss,
+    TverskyLoss,
 )
-from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax
-from segpipe.components.losses.regions import DiceLoss, FocalTverskyLoss, GeneralisedDiceLoss, JaccardLoss, TverskyLoss
+from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.errors import DataError, UsageError
 from segpipe.training.compose.fragments import configs_folder
 

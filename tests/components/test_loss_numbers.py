@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segpipe.components.losses.regions import DiceLoss
+from segpipe.components.losses import DiceLoss
 
 SIX = 5e-7
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from monai.losses import DiceCELoss as MonaiDiceCE
 from monai.losses import TverskyLoss as MonaiTversky
 
-from segpipe.components.losses.compound import DeepSupervision, DiceCELoss
-from segpipe.components.losses.regions import FocalTverskyLoss, TverskyLoss
+from segpipe.components.losses import DeepSupervision, DiceCELoss, FocalTverskyLoss, TverskyLoss
 from segpipe.errors import DataError, UsageError
 
 LOSSES = [DiceCELoss, TverskyLoss, FocalTverskyLoss]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax, lovasz_weights
+from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax, lovasz_weights
 
 
 def extension(errors: np.ndarray, truth: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import BasicUNetPlusPlus
 from torch import nn
 
-from segpipe.components.losses.compound import DeepSupervision, DiceCELoss
+from segpipe.components.losses import DeepSupervision, DiceCELoss
 from segpipe.components.networks import UNetPlusPlus
 from segpipe.training.compose.config_checks import padded_patch
 from segpipe.training.compose.fragments import known_fragments, read_fragment

@@ -181,7 +181,7 @@ def _seconds_of_step(network: Any, shape: Sequence[int], out_channels: int) -> f
     """A step of AdamW on noise, with Dice plus cross entropy over all heads, on the CPU."""
     import torch
 
-    from segpipe.components.losses.compound import DeepSupervision, DiceCELoss
+    from segpipe.components.losses import DeepSupervision, DiceCELoss
 
     loss = DeepSupervision(DiceCELoss(activation="softmax" if out_channels > 1 else "sigmoid"))
     optimizer = torch.optim.AdamW(network.train().parameters())

@@ -6,16 +6,20 @@ Everything here is constructed from a MONAI config, so arguments are plain value
 from segpipe.components.checkpoint import RunCheckpoint
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
-from segpipe.components.losses.compound import (
+from segpipe.components.losses import (
     ComboLoss,
     DeepSupervision,
     DiceCELoss,
     DiceFocalLoss,
+    DiceLoss,
     FocalLoss,
+    FocalTverskyLoss,
+    GeneralisedDiceLoss,
     HausdorffLoss,
+    JaccardLoss,
+    TverskyLoss,
 )
-from segpipe.components.losses.lovasz import LovaszHinge, LovaszSoftmax
-from segpipe.components.losses.regions import DiceLoss, FocalTverskyLoss, GeneralisedDiceLoss, JaccardLoss, TverskyLoss
+from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.metrics.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from segpipe.components.networks import UNetPlusPlus
 from segpipe.components.run_log import RunLog

@@ -1,0 +1,231 @@
+"""The adapter that every loss stands behind, MONAI's and ours: logits in, one number out, by one set of options.
+
+Activation, one-hot, ignored voxels, float32, class weights and means are applied here and nowhere else, and the
+network's output and the truth are checked before the first step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segpipe.errors import DataError, UsageError
+
+ACTIVATED = ("Sigmoid", "Softmax", "LogSoftmax")
+PASSING = ("ToCopy", "Alias", "Clone", "Select", "Slice", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Permute")
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Options that the losses share; each loss takes those that have a meaning for it.
+
+    Attributes:
+        activation: ``softmax`` (classes exclude each other) or ``sigmoid`` (one yes or no per channel).
+        include_background: whether channel 0 counts; only with ``softmax`` may it be left out.
+        batch: pool the voxels of the batch before dividing, instead of a value per sample.
+        class_weights: one weight per channel, background too (though it may not count); from 0.
+        ignore_index: truth value of the voxels that do not count, whatever is predicted there.
+        smooth: added above and below a fraction of sums over voxels, in voxels.
+
+    Raises:
+        UsageError: an activation that is not known, or weights or smoothing that cannot be used.
+    """
+
+    activation: str = "softmax"
+    include_background: bool = False
+    batch: bool = False
+    class_weights: Sequence[float] | None = None
+    ignore_index: int | None = None
+    smooth: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("softmax", "sigmoid"):
+            raise UsageError("unknown activation of a loss", found=self.activation, expected="softmax or sigmoid")
+        if self.smooth <= 0:
+            raise UsageError("smoothing of a loss", found=self.smooth, expected="above 0")
+        weights = self.class_weights
+        if weights is not None and (min(weights, default=0) < 0 or not any(weights[self.first_channel :])):
+            raise UsageError(
+                "class_weights of a loss",
+                found=weights,
+                expected="one per channel, from 0, and above 0 for a channel that counts",
+            )
+
+    @property
+    def first_channel(self) -> int:
+        """Return the first channel that counts: 1 where the background is left out."""
+        return 0 if self.include_background or self.activation == "sigmoid" else 1
+
+
+class SegmentationLoss(nn.Module, ABC):
+    """Base of a loss of logits (B, C, X, Y, Z), computed in float32 (float64 stays); a loss defines `compare`.
+
+    With ``softmax`` the truth is (B, 1, X, Y, Z) with whole label values below C; with ``sigmoid`` it is
+    (B, C, X, Y, Z) with 0 or 1. Two dimensions (B, C, X, Y) work the same. Every loss is a scalar.
+
+    Args:
+        options: as of `LossOptions`.
+
+    Raises:
+        TypeError: an option that has no meaning for this loss.
+        UsageError: one that cannot be used.
+    """
+
+    defaults: ClassVar[LossOptions] = LossOptions()
+    without: ClassVar[tuple[str, ...]] = ()  # options that have no meaning for the loss
+
+    def __init_subclass__(cls) -> None:
+        """Spell the shared options out in the signature, by which configs are checked."""
+        own = [part for part in inspect.signature(cls.__init__).parameters.values() if part.name != "options"][1:]
+        shared = [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(cls.defaults, option.name))
+            for option in fields(LossOptions)
+            if option.name not in cls.without
+        ]
+        cls.__signature__ = inspect.Signature([*own, *shared])
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        for name in options:
+            if name in self.without:
+                raise TypeError(f"{name} has no meaning for {type(self).__name__}")
+        self.options = replace(self.defaults, **options)
+        self._checked = False
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Return the loss, a scalar.
+
+        Raises:
+            UsageError: shapes do not fit each other or the activation, or the network's output is activated already.
+            DataError: a truth value that is no class.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.as_subclass(Tensor)
+            truth = torch.as_tensor(truth).as_subclass(Tensor)
+            if not self._checked:  # once: the data was checked case by case, this guards the pairing
+                check_output(logits, self.options)
+                check_truth(truth, logits, self.options)
+                self._checked = True
+            if logits.dtype != torch.float64:
+                logits = logits.float()  # half precision sums overflow at 65504 voxels
+            return self.compare(logits, *self._encode(truth, logits))
+
+    @abstractmethod
+    def compare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the loss of logits against a 0 or 1 target of the same shape and dtype.
+
+        Args:
+            logits: (B, C, X, Y, Z).
+            target: same shape, 0 where ignored.
+            mask: 1 where a voxel counts, (B, 1 or C, X, Y, Z); None where all do.
+        """
+
+    def probabilities(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        """Activate the logits of the channels that count; 0 where ignored."""
+        activated = logits.softmax(1) if self.options.activation == "softmax" else logits.sigmoid()
+        return self.counted(activated if mask is None else activated * mask)
+
+    def counted(self, channels: Tensor) -> Tensor:
+        """Return the channels that count."""
+        return channels[:, self.options.first_channel :]
+
+    def class_mean(self, values: Tensor) -> Tensor:
+        """Return the mean of (B or 1, counted channels), weighed by class."""
+        if self.options.class_weights is None:
+            return values.mean()
+        weights = self.counted(values.new_tensor([self.options.class_weights]))
+        return (values * weights).sum(1).mean() / weights.sum()
+
+    def voxel_mean(self, values: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean of (B, 1 or C, X, Y, Z) over what counts, weighed by the class of each voxel or channel."""
+        weights = mask
+        if self.options.class_weights is not None:
+            by_class = values.new_tensor(self.options.class_weights).view(1, -1, *[1] * (values.ndim - 2))
+            if self.options.activation == "softmax":
+                by_class = (target * by_class).sum(1, keepdim=True)
+            weights = by_class if mask is None else by_class * mask
+        if weights is None:
+            return values.mean()
+        weights = weights.expand_as(values)
+        return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+    def _encode(self, truth: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the target of the logits' shape, and the mask of what counts."""
+        ignored = self.options.ignore_index
+        mask = None if ignored is None else (truth != ignored).to(logits.dtype)
+        if self.options.activation == "sigmoid":
+            target = truth.to(logits.dtype)
+        else:
+            labels = truth.long() if ignored is None else truth.long().where(truth != ignored, 0)
+            target = functional.one_hot(labels[:, 0], logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        return (target if mask is None else target * mask), mask
+
+
+def check_output(logits: Tensor, options: LossOptions) -> None:
+    """Refuse an output (B, C, X, Y, Z) that a loss of logits has no meaning for.
+
+    Raises:
+        UsageError: no spatial axis, one channel under softmax, weights of another count, or an output that
+            went through a softmax or sigmoid already.
+    """
+    if logits.ndim < 3:
+        raise UsageError("the network's output has no voxels", found=tuple(logits.shape), expected="(B, C, X, Y, Z)")
+    channels, exclusive = logits.shape[1], options.activation == "softmax"
+    if exclusive and channels < 2:
+        raise UsageError(
+            "softmax over one channel is always 1", hint="use sigmoid, or one channel per label and background"
+        )
+    if options.class_weights is not None and len(options.class_weights) != channels:
+        raise UsageError("class_weights must be one per channel", found=len(options.class_weights), expected=channels)
+    if _ends_in_activation(logits) or (exclusive and _sums_to_one(logits)):
+        raise UsageError(
+            "the network's output is activated already, the loss takes logits",
+            hint="take the softmax or sigmoid out of the network: the loss applies it",
+        )
+
+
+def check_truth(truth: Tensor, logits: Tensor, options: LossOptions) -> None:
+    """Refuse a truth that does not fit the logits.
+
+    Raises:
+        UsageError: its shape.
+        DataError: a value that is neither a class nor ignored.
+    """
+    channels, exclusive = logits.shape[1], options.activation == "softmax"
+    expected = (logits.shape[0], 1 if exclusive else channels, *logits.shape[2:])
+    if tuple(truth.shape) != expected:
+        raise UsageError("the truth does not fit the logits", found=tuple(truth.shape), expected=expected)
+    limit, ignored = channels if exclusive else 2, options.ignore_index
+    values = torch.unique(truth).double()
+    known = set(range(limit)) | (set() if ignored is None else {ignored})
+    if not bool(torch.isin(values, values.new_tensor(sorted(known))).all()):
+        raise DataError(
+            "truth values that are no class",
+            found=values[:12].tolist(),
+            expected=f"0 to {limit - 1}" + ("" if ignored is None else f", or {ignored} (ignored)"),
+        )
+
+
+def _ends_in_activation(output: Tensor) -> bool:
+    """Return whether the graph of the output ends in an activation; casts and views are looked through."""
+    node = output.grad_fn
+    while node is not None:
+        name = node.name().removesuffix("0").removesuffix("Backward")
+        if name in ACTIVATED:
+            return True
+        if name not in PASSING:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+def _sums_to_one(output: Tensor) -> bool:
+    values = output.detach().float()
+    return bool((values >= 0).all()) and bool((values.sum(1) - 1).abs().max() < 1e-2)

@@ -230,7 +230,7 @@ def _send(root: Path) -> list[tuple[str, Any]]:
     write(segmentations, root / "results" / "dcm-0", "seg")
     words = ("send", root / "results", "--to", FullArchive.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.dicom.open_archive", FullArchive)
+        patch.setattr("segpipe.dicom.send.open_archive", FullArchive)
         found = [("send", printed(*words, code=4)), ("send", printed(*words))]
     return [*found, *(("sent", json.loads(line)) for line in (root / "results" / "sent.jsonl").open())]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from make import series, write
 
-from segpipe.dicom.scanning import scan
-from segpipe.dicom.walk import walk
+from segpipe.dicom.scanning import scan, walk
 from segpipe.errors import UsageError
 
 

@@ -16,7 +16,7 @@ from oracles import program
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.pixels import frame_values, open_pixels
 from segpipe.dicom.privacy import no_header_text
-from segpipe.dicom.walk import walk
+from segpipe.dicom.scanning import walk
 from segpipe.errors import DataError
 
 RNG = np.random.default_rng(3)

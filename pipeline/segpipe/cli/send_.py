@@ -1,4 +1,4 @@
-"""segpipe send."""
+"""``segpipe send``: results go to a PACS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
-    from segpipe.dicom import ResultFile, Sending
+    from segpipe.dicom import Delivery
 
 
 def command(
@@ -43,49 +43,56 @@ def command(
 
     Example: segpipe send results --to ARCHIVE@pacs.example.org:104 --calling SEGPIPE
     """
-    from segpipe.dicom import find_results, open_archive, send_results
+    from segpipe.dicom import send_results
 
     console = Console("send", as_json=json)
-    files, others = find_results(folder)
-    archive = open_archive(to, files, calling=calling, ca=ca, verify=not no_verify_tls)
     if no_verify_tls:
         console.note("segpipe send: the server's certificate is not checked")
     with console.progress() as bar:
-        task = bar.add_task("send", total=len(files))
-        outcomes = send_results(
+        task = bar.add_task("send", total=None)
+        delivery = send_results(
             folder,
-            files,
-            archive,
+            to,
+            calling=calling,
+            ca=ca,
+            verify=not no_verify_tls,
             again=again,
             retries=retries,
-            on_sending=lambda outcome: bar.update(task, advance=1, description=outcome.file.case_id),
+            progress=lambda sending, total: bar.update(task, total=total, advance=1, description=sending.file.case_id),
         )
-    return _report(console, archive.name, outcomes, others)
-
-
-def _report(console: Console, to: str, outcomes: list[Sending], others: int) -> int:
-    counts = {kind: sum(each.status == kind for each in outcomes) for kind in ("sent", "skipped", "failed")}
-    rows = [
-        [each.file.case_id, each.file.kind, each.status, each.attempts, each.reason]
-        for each in outcomes
-        if each.status != "skipped"
-    ]
-    if rows:
-        console.table(f"to {to}", ["case", "kind", "outcome", "tries", "reason"], rows)
-    console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    if others:
-        console.say(f"{others} other DICOM files were passed over")
-    console.document(to=to, counts=counts, passed_over=others, files=[_as_dict(each, each.file) for each in outcomes])
+    counts = _report(console, delivery)
     return SOME_FAILED if counts["failed"] else OK
 
 
-def _as_dict(outcome: Sending, file: ResultFile) -> dict[str, object]:
-    return {
-        "case_id": file.case_id,
-        "file": file.name,
-        "kind": file.kind,
-        "sop_instance_uid": file.sop_instance_uid,
-        "status": outcome.status,
-        "attempts": outcome.attempts,
-        "reason": outcome.reason,
+def _report(console: Console, delivery: Delivery) -> dict[str, int]:
+    counts = {
+        status: sum(sending.status == status for sending in delivery.files) for status in ("sent", "skipped", "failed")
     }
+    rows = [
+        [sending.file.case_id, sending.file.kind, sending.status, sending.attempts, sending.reason]
+        for sending in delivery.files
+        if sending.status != "skipped"
+    ]
+    if rows:
+        console.table(f"to {delivery.archive}", ["case", "kind", "outcome", "tries", "reason"], rows)
+    console.say(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if delivery.passed_over:
+        console.say(f"{delivery.passed_over} other DICOM files were passed over")
+    console.document(
+        to=delivery.archive,
+        counts=counts,
+        passed_over=delivery.passed_over,
+        files=[
+            {
+                "case_id": sending.file.case_id,
+                "file": sending.file.name,
+                "kind": sending.file.kind,
+                "sop_instance_uid": sending.file.sop_instance_uid,
+                "status": sending.status,
+                "attempts": sending.attempts,
+                "reason": sending.reason,
+            }
+            for sending in delivery.files
+        ],
+    )
+    return counts

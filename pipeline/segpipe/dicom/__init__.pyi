@@ -5,7 +5,6 @@ from .conversion import ConvertedSeries as ConvertedSeries
 from .conversion import convert_folder as convert_folder
 from .conversion import write_mapping as write_mapping
 from .conversion import write_volume as write_volume
-from .headers import has_dicom as has_dicom
 from .labels import LabelFile as LabelFile
 from .labels import open_labels as open_labels
 from .labels import read_labels as read_labels
@@ -16,12 +15,10 @@ from .model import as_plain as as_plain
 from .model import from_plain as from_plain
 from .monai_reader import DicomReader as DicomReader
 from .privacy import patient_pseudonym as patient_pseudonym
+from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
-from .send import ResultFile as ResultFile
-from .send import Sending as Sending
-from .send import find_results as find_results
+from .send import Delivery as Delivery
 from .send import send_results as send_results
-from .transport import open_archive as open_archive
 from .volume import load as load
 from .volume import load_series as load_series
 from .volume import read_dicom as read_dicom

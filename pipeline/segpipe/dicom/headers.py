@@ -16,7 +16,6 @@ from segpipe.dicom.frames import FrameHeader, frames_of, numbers, private_value,
 from segpipe.dicom.model import PassedOver, PixelStorage, Reason
 from segpipe.dicom.pixel_storage import find_pixels
 from segpipe.dicom.privacy import kind_of
-from segpipe.dicom.walk import walk
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -83,15 +82,6 @@ def read_header(path: Path) -> Header | PassedOver:
             return _read(path, stream)
     except OSError as error:
         return PassedOver(path, "unreadable", f"the file cannot be read ({kind_of(error)})")
-
-
-def has_dicom(root: Path) -> bool:
-    """Whether there is an image or another DICOM file below a folder; reads until it finds the first."""
-    for path in walk([root])[1]:
-        found = read_header(path)
-        if isinstance(found, Header) or found.file_class == "non_image":
-            return True
-    return False
 
 
 def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:

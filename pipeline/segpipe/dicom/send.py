@@ -1,4 +1,4 @@
-"""Sending a folder's DICOM results to an archive, each file once, with a record of what arrived."""
+"""Send the DICOM results of a folder to an archive, each file once, with a record of what arrived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from segpipe.common.files import append_line, sha256_of
 from segpipe.common.result_folder import PARTIAL, read_lines
 from segpipe.dicom.privacy import no_header_text
-from segpipe.dicom.transport import Archive, DicomFile, NotStoredError
+from segpipe.dicom.transport import Archive, DicomFile, NotStoredError, open_archive
 from segpipe.errors import DataError, UsageError
 
 SENT = "sent.jsonl"
@@ -44,7 +44,14 @@ class ResultFile(DicomFile):
 
 @dataclass(frozen=True)
 class Sending:
-    """How it ended with one file: ``sent``, ``skipped`` (the archive has it from before) or ``failed``."""
+    """How it ended with one file.
+
+    Attributes:
+        file: which.
+        status: ``sent``, ``skipped`` (the archive has it from before) or ``failed``.
+        attempts: how often it was tried.
+        reason: why it failed, without header text.
+    """
 
     file: ResultFile
     status: str
@@ -52,13 +59,73 @@ class Sending:
     reason: str | None = None
 
 
-def find_results(folder: Path) -> tuple[list[ResultFile], int]:
-    """DICOM results of a folder, sorted by name, and how many other DICOM files were passed over.
+@dataclass(frozen=True)
+class Delivery:
+    """What became of a folder's results.
+
+    Attributes:
+        archive: where to, without credentials.
+        files: each result, sorted by name.
+        passed_over: number of other DICOM files.
+    """
+
+    archive: str
+    files: tuple[Sending, ...]
+    passed_over: int
+
+
+def send_results(
+    folder: Path,
+    to: str,
+    *,
+    calling: str = "SEGPIPE",
+    ca: Path | None = None,
+    verify: bool = True,
+    again: bool = False,
+    retries: int = 3,
+    progress: Callable[[Sending, int], object] = lambda sending, total: None,
+) -> Delivery:
+    """Send a folder's SEG, RTSTRUCT and SR, and write down in its ``sent.jsonl`` what became of each.
+
+    Args:
+        folder: the result folder.
+        to: ``https://HOST/dicom-web`` (STOW-RS) or ``AET@HOST:PORT`` (C-STORE).
+        calling: our AE title, for C-STORE.
+        ca: certificates to trust instead of the system's.
+        verify: check the server's certificate.
+        again: send what was sent there before, too.
+        retries: further tries of a file where the trouble may pass, after 1, 2, 4 ... seconds.
+        progress: called with what became of a file, and the number of all files.
 
     Raises:
-        UsageError: there is no such folder.
-        DataError: it has no result that could be sent.
+        UsageError: no such folder, a destination that cannot be read, or ``sent.jsonl`` cannot be written.
+        DataError: the folder has no result that could be sent.
+        RefusedError: a password or token would travel in clear text.
     """
+    files, passed_over = _find_results(folder)
+    archive = open_archive(to, files, calling=calling, ca=ca, verify=verify)
+    before = _sent_before(folder, archive.name)
+    sendings: list[Sending] = []
+    unreachable: str | None = None
+    try:
+        for file in files:
+            if (file.sop_instance_uid, file.sha256) in before and not again:
+                sending = Sending(file, "skipped")
+            elif unreachable:
+                sending = Sending(file, "failed", 0, f"not tried: {unreachable}")
+            else:
+                sending, gave_up = _send(file, archive, retries)
+                unreachable = sending.reason if gave_up else None
+                _record(folder, archive.name, sending)
+            sendings.append(sending)
+            progress(sending, len(files))
+    finally:
+        archive.close()
+    return Delivery(archive.name, tuple(sendings), passed_over)
+
+
+def _find_results(folder: Path) -> tuple[list[ResultFile], int]:
+    """Return the results of a folder, sorted by name, and how many other DICOM files there are."""
     if not folder.is_dir():
         raise UsageError("no such result folder", path=folder, hint="check the path")
     files, others = [], 0
@@ -104,50 +171,8 @@ def _read(path: Path, folder: Path) -> ResultFile | None:
     )
 
 
-def send_results(
-    folder: Path,
-    files: list[ResultFile],
-    archive: Archive,
-    *,
-    again: bool = False,
-    retries: int = 3,
-    on_sending: Callable[[Sending], None] = lambda _: None,
-) -> list[Sending]:
-    """Send files, and write down in ``sent.jsonl`` of the folder what became of each.
-
-    Args:
-        folder: the result folder.
-        files: of `find_results`.
-        archive: where to; closed at the end.
-        again: send what was sent there before, too.
-        retries: further tries of a file where the trouble may pass, after 1, 2, 4 ... seconds.
-        on_sending: called with each outcome.
-
-    Raises:
-        UsageError: ``sent.jsonl`` cannot be written.
-    """
-    before = _sent_before(folder, archive.name)
-    outcomes: list[Sending] = []
-    unreachable: str | None = None
-    try:
-        for file in files:
-            if (file.sop_instance_uid, file.sha256) in before and not again:
-                outcome = Sending(file, "skipped")
-            elif unreachable:
-                outcome = Sending(file, "failed", 0, f"not tried: {unreachable}")
-            else:
-                outcome, gave_up = _send(file, archive, retries)
-                unreachable = outcome.reason if gave_up else None
-                _record(folder, archive.name, outcome)
-            outcomes.append(outcome)
-            on_sending(outcome)
-    finally:
-        archive.close()
-    return outcomes
-
-
 def _send(file: ResultFile, archive: Archive, retries: int) -> tuple[Sending, bool]:
-    """One file, and whether there is no use in trying others."""
+    """Send one file; return what became of it, and whether there is no use in trying others."""
     attempt = 0
     while True:
         attempt += 1
@@ -161,23 +186,23 @@ def _send(file: ResultFile, archive: Archive, retries: int) -> tuple[Sending, bo
         return Sending(file, "sent", attempt), False
 
 
-def _record(folder: Path, to: str, outcome: Sending) -> None:
+def _record(folder: Path, to: str, sending: Sending) -> None:
     line: dict[str, Any] = {
         "time": round(time(), 3),
         "to": to,
-        "status": outcome.status,
-        "case_id": outcome.file.case_id,
-        "file": outcome.file.name,
-        "kind": outcome.file.kind,
-        "sop_instance_uid": outcome.file.sop_instance_uid,
-        "sha256": outcome.file.sha256,
-        "attempts": outcome.attempts,
+        "status": sending.status,
+        "case_id": sending.file.case_id,
+        "file": sending.file.name,
+        "kind": sending.file.kind,
+        "sop_instance_uid": sending.file.sop_instance_uid,
+        "sha256": sending.file.sha256,
+        "attempts": sending.attempts,
     }
-    append_line(folder / SENT, line | ({"reason": outcome.reason} if outcome.reason else {}))
+    append_line(folder / SENT, line | ({"reason": sending.reason} if sending.reason else {}))
 
 
 def _sent_before(folder: Path, to: str) -> set[tuple[str, str]]:
-    """Instance and content of what this archive confirmed."""
+    """Return instance and content of what this archive confirmed."""
     return {
         (str(line.get("sop_instance_uid")), str(line.get("sha256")))
         for line in read_lines(folder / SENT)

@@ -270,8 +270,8 @@ def _compare(root: Path) -> list[tuple[str, Any]]:
     )
     lost = {("predict", "tversky"): Ended(1, {"error": {"message": "lost", "exit_code": 1}})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: FakeSubprocesses(lost))
-        patch.setattr("segpipe.studies.compare.comparison_page.draw_all", lambda *_: [])
+        patch.setattr("segpipe.studies.comparison_run.Subprocesses", lambda: FakeSubprocesses(lost))
+        patch.setattr("segpipe.studies.comparison_page.draw_figures", lambda *_: [])
         first = printed(*words, code=4)
         lost.clear()
         return [("compare", each) for each in (first, printed(*words))]

@@ -47,7 +47,7 @@ class FakeSubprocesses:
     def stop(self) -> None:
         self.stopped = True
 
-    def run(self, words: Sequence[str], on_line: Listener) -> Ended:
+    def run(self, words: Sequence[str], on_line: Listener = print) -> Ended:
         if self.stopped:
             raise KeyboardInterrupt
         self.ran.append(list(words))

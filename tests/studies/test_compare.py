@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 
 from segpipe.cli.app import run
 from segpipe.common.subprocesses import Ended
-from segpipe.studies.compare.pictures import draw_all
-from segpipe.studies.compare.variants import epochs_for_minutes, epochs_for_steps, validation_interval
+from segpipe.studies.comparison_figures import draw_figures
+from segpipe.studies.variants import epochs_for_minutes, epochs_for_steps, validation_interval
 from tiny_compare import FakeSubprocesses
 from tiny_data import write_data
 
@@ -41,8 +41,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSubprocesses:
     children = FakeSubprocesses(shift={"+dice/": 3, "+tversky/": 1})
-    monkeypatch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: children)
-    monkeypatch.setattr("segpipe.studies.compare.comparison_page.draw_all", lambda *_: [])
+    monkeypatch.setattr("segpipe.studies.comparison_run.Subprocesses", lambda: children)
+    monkeypatch.setattr("segpipe.studies.comparison_page.draw_figures", lambda *_: [])
     return children
 
 
@@ -69,7 +69,7 @@ def state(out: Path) -> Any:
 
 def test_the_whole_comparison(manifest, tmp_path, fake, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr("segpipe.studies.compare.comparison_page.draw_all", draw_all)
+    monkeypatch.setattr("segpipe.studies.comparison_page.draw_figures", draw_figures)
     assert run(words(manifest, out, "--steps", "7", "--gif", "case_2")) == 0
     shown = capsys.readouterr()
     assert "tversky: mean Dice" in shown.out and "epoch" not in shown.out

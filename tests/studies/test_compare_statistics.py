@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from segpipe.studies.compare.comparison_results import compare, estimate, holm, in_words, mean_by_case, signed_rank_p
+from segpipe.studies.comparison_results import compare, estimate, holm, in_words, mean_by_case, signed_rank_p
 
 
 def test_holm_by_hand() -> None:

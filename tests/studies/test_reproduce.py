@@ -15,7 +15,7 @@ from segpipe.bundle.tensors import tensors_sha256
 from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of, write_json
-from segpipe.studies.reproduce import Difference, compare_validation, compare_weights, differences
+from segpipe.studies.reproduction import Difference, compare_validation, compare_weights, differences
 from tiny_data import train_arguments, write_data
 
 ELSEWHERE = {"torch": "1.0.0"}

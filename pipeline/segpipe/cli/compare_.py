@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.cli.train_ import Data, Override, Threads, Workers
 from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from segpipe.data import Manifest
-    from segpipe.studies import Place, Row, Settings, State
+    from segpipe.studies import Row
 
-
-HEAD = ("schema_version", "command")
 Task = Annotated[str, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")]
 
 
@@ -54,7 +52,7 @@ def command(
         bool, typer.Option("--redraw", help="Run nothing: the report of what is finished, even while others run.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Train variants under the same data, folds, seeds and budget, and report which works best.
 
@@ -65,7 +63,7 @@ def command(
     Example: segpipe compare manifest.json --task task.yaml --network unet,unetpp --loss dice_ce --steps 400 --out
     comparison
     """
-    from segpipe.studies import Settings, listed
+    from segpipe.studies import Settings, compare_variants, listed
 
     if (steps is None) == (minutes is None):
         raise UsageError("a budget is needed: --steps or --minutes, one of them")
@@ -89,68 +87,22 @@ def command(
     )
     if not (settings.networks and settings.losses):
         raise UsageError("at least one --network and one --loss are needed")
-    return _compare(
-        Console("compare", as_json=json), settings, manifest, data, out, gif or [], None if redraw else jobs
-    )
+    console = Console("compare", as_json=json)
+    rows, document = compare_variants(manifest, settings, out, console, data, gif or (), jobs, redraw)
+    return _report(console, rows, document, out)
 
 
-def _compare(
-    console: Console,
-    settings: Settings,
-    manifest: Path,
-    data: Path | None,
-    out: Path,
-    gifs: list[str],
-    jobs: int | None,
-) -> int:
-    """Run with so many jobs, or, with None, only report."""
-    from segpipe.common.files import sha256_of
-    from segpipe.data import data_root, load_manifest
-    from segpipe.studies import Place, check_gifs, locked, open_state, write_outcome
-
-    dataset = load_manifest(manifest)
-    check_gifs(gifs, dataset)
-    place = Place(manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
-    record = {"dataset": dataset.name, "manifest_sha256": sha256_of(manifest), **settings.record()}
-    state = open_state(out, record)
-    if jobs is None:
-        if not state.variants:
-            raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
-        rows = write_outcome(state, settings, dataset, place, gifs)
-    else:
-        with locked(out):
-            _run(console, state, settings, dataset, place, jobs)
-            rows = write_outcome(state, settings, dataset, place, gifs)
-            state.write()
-    return _tell(console, state, rows, out)
-
-
-def _run(console: Console, state: State, settings: Settings, dataset: Manifest, place: Place, jobs: int) -> None:
-    from segpipe.common.subprocesses import Subprocesses
-    from segpipe.studies import Progress, prepare, run_all
-
-    children = Subprocesses()
-    with console.progress() as bar:
-        progress = Progress(console, bar)
-        prepare(state, settings, dataset, place, progress, children.run)
-        try:
-            run_all(state, settings, place, progress, jobs, children.run, children.stop)
-        except KeyboardInterrupt:
-            console.note("interrupted; the same command goes on from here")
-            raise
-
-
-def _tell(console: Console, state: State, rows: list[Row], out: Path) -> int:
+def _report(console: Console, rows: list[Row], document: dict[str, Any], out: Path) -> int:
     from segpipe.studies import COLUMNS, main_table, sentences
 
-    settings, results = state.document["settings"], state.document["results"]
+    settings, results = document["settings"], document["results"]
     console.table(f"{settings['dataset']}, {settings['split']} cases", COLUMNS, main_table(rows))
     for text in sentences(rows):
         console.say(text)
     console.say(f"report: {out / 'report.html'}\nall runs: tensorboard --logdir {out / 'tensorboard'}")
     for failure in results["failures"]:
         console.note(f"failed: {failure['run']}: {failure['reason']}")
-    console.document(**{name: value for name, value in state.document.items() if name not in HEAD})
+    console.document(**{name: value for name, value in document.items() if name not in ("schema_version", "command")})
     some_failed = results["failures"] or any(row["failed_cases"] for row in results["rows"])
     return SOME_FAILED if some_failed else OK
 

@@ -9,8 +9,8 @@ from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import read_panel
 from segpipe.reporting import Panel, comparison, dice_bars, gallery, gif, learning_curves, read_history, write_bytes
-from segpipe.studies.compare.comparison_results import Measured, Row, best_row
-from segpipe.studies.compare.runner import Place
+from segpipe.studies.comparison_results import Measured, Row, best_row
+from segpipe.studies.comparison_state import Study
 
 FIGURES = "figures"
 WORST = 4
@@ -33,23 +33,23 @@ class Figure:
     caption: str
 
 
-def draw_all(rows: Sequence[Row], manifest: Manifest, place: Place, gifs: Sequence[str]) -> list[Figure]:
+def draw_figures(rows: Sequence[Row], study: Study, gifs: Sequence[str]) -> list[Figure]:
     """Draw every figure that the finished runs allow; those of an older start go.
 
     Args:
-        rows: from `segpipe.studies.compare.comparison_results.gather`.
-        manifest, place: where the scans are.
+        rows: of `gather`.
+        study: where the scans and the runs are.
         gifs: ids of cases to animate; by default the worst and the median case of the best variant.
 
     Raises:
         UsageError: the folder cannot be written to.
     """
-    for old in (place.out / FIGURES).glob("*"):
+    for old in (study.out / FIGURES).glob("*"):
         old.unlink()
-    best = best_row(list(rows))
+    best = best_row(rows)
     if best is None:
         return []
-    artist = _Artist(manifest, place)
+    artist = _Artist(study)
     scored = [row for row in rows if row.dice]
     artist.overview(scored)
     artist.curves(scored)
@@ -62,22 +62,21 @@ def draw_all(rows: Sequence[Row], manifest: Manifest, place: Place, gifs: Sequen
         f"the {min(WORST, len(worst))} cases of lowest Dice of the variant with the highest mean",
     )
     if len(scored) > 1:
-        each = [(row, min(row.dice, key=lambda case: row.dice[case])) for row in scored]
-        artist.gallery("worst_of_each.png", "Worst case of every variant", each, "one row for each variant")
+        chosen = [(row, min(row.dice, key=lambda case: row.dice[case])) for row in scored]
+        artist.gallery("worst_of_each.png", "Worst case of every variant", chosen, "one row for each variant")
     for case in dict.fromkeys(gifs or (worst[0], worst[len(worst) // 2])):
         artist.animation(best, case)
     return artist.figures
 
 
 class _Artist:
-    def __init__(self, manifest: Manifest, place: Place) -> None:
-        self.manifest = manifest
-        self.cases = {case.id: case for case in manifest.cases()}
-        self.place = place
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.cases = {case.id: case for case in study.dataset.cases()}
         self.figures: list[Figure] = []
 
     def add(self, content: bytes, figure: Figure) -> None:
-        write_bytes(self.place.out / FIGURES / figure.file, content)
+        write_bytes(self.study.out / FIGURES / figure.file, content)
         self.figures.append(figure)
 
     def overview(self, rows: Sequence[Row]) -> None:
@@ -93,11 +92,10 @@ class _Artist:
         )
 
     def curves(self, rows: Sequence[Row]) -> None:
-        histories = {row.name: read_history(self.place.cell(row.runs[0].cell) / "run") for row in rows}
-        several = any(len(row.runs) > 1 for row in rows)
+        histories = {row.name: read_history(self.study.folder(row.runs[0].cell) / "run") for row in rows}
         words = "training loss, validation loss and validation Dice over the epochs"
         caption = "Losses are in their own units: compare the shapes, not the heights, of different losses."
-        if several:
+        if any(len(row.runs) > 1 for row in rows):
             caption += " Of each variant its first run; TensorBoard holds all."
         self.add(learning_curves(histories), Figure("curves.png", "Learning curves", words, caption))
 
@@ -119,15 +117,15 @@ class _Artist:
             self.add(gif(panel), Figure(f"{case}.gif", f"{case}, {panel.caption}", words, "From the feet to the head."))
 
     def panels(self, chosen: Iterable[tuple[Row, str]]) -> Iterator[Panel]:
-        """The cases that can be drawn, each by its worst run; a case without a prediction cannot."""
+        """Yield the cases that can be drawn, each by its worst run; a case without a prediction cannot."""
         for row, case in chosen:
             run = _worst_run(row, case)
             if run is None:
                 continue
             caption = f"{row.name}, Dice {run.dice[case]:.3f}"
-            predictions = self.place.cell(run.cell) / "predictions"
+            predictions = self.study.folder(run.cell) / "predictions"
             try:
-                yield read_panel(self.cases[case], self.place.data, predictions, self.manifest.foreground, caption)
+                yield read_panel(self.cases[case], self.study.data, predictions, self.study.dataset.foreground, caption)
             except (DataError, UsageError):
                 continue  # its Dice of 0 stands in the table, and why in the run's metrics.json
 

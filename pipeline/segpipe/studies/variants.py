@@ -1,6 +1,6 @@
-"""What is compared: variants (a network with a loss), and the cells that each is run in (fold and seed).
+"""What is compared: variants (a network with a loss), the cells that each is run in (fold and seed), and their budget.
 
-A budget of steps or minutes as whole epochs, since a run's learning rate falls from its first epoch to its last.
+A budget of steps or minutes becomes whole epochs, since a run's learning rate falls from its first epoch to its last.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from segpipe.errors import UsageError
 from segpipe.training import read_fragment
 
+VALIDATIONS = 10  # a run is validated about so often, and always at its end
 OWN_OPTIONS = {"fold": "--folds", "seed": "--seeds", "max_epochs": "--steps or --minutes"}
 
 
@@ -29,7 +30,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As it is shown, and as its folders are called."""
+        """Return the name that is shown, and that its folders bear."""
         return f"{fragment_name(self.network)}+{fragment_name(self.loss)}"
 
 
@@ -43,12 +44,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its folder below ``runs``, and its name in the state."""
+        """Return its folder below ``runs``, which is its name in the state."""
         return f"{self.variant.name}/{self.place}"
 
     @property
     def place(self) -> str:
-        """Which of its variant's runs it is."""
+        """Return which of its variant's runs it is."""
         return f"fold{self.fold}-seed{self.seed}"
 
 
@@ -78,12 +79,12 @@ class Settings:
     split: str = "validation"
     steps: int | None = None
     minutes: float | None = None
-    overrides: tuple[str, ...] = field(default=())
+    overrides: tuple[str, ...] = ()
     threads: int | None = None
     workers: int | None = None
 
     def variants(self) -> list[Variant]:
-        """All of them, the reference first."""
+        """Return all of them, the reference first."""
         if self.one_at_a_time:
             pairs = [(self.networks[0], loss) for loss in self.losses]
             pairs += [(network, self.losses[0]) for network in self.networks[1:]]
@@ -92,11 +93,11 @@ class Settings:
         return [Variant(network, loss) for network, loss in pairs]
 
     def cells(self) -> list[Cell]:
-        """All runs; every variant's first before any variant's second."""
+        """Return all runs; every variant's first before any variant's second."""
         return [Cell(variant, fold, seed) for fold in self.folds for seed in self.seeds for variant in self.variants()]
 
     def fragments(self, variant: Variant) -> dict[str, str]:
-        """Kind to fragment."""
+        """Return kind to fragment."""
         return {
             "task": self.task,
             "network": variant.network,
@@ -106,7 +107,7 @@ class Settings:
         }
 
     def record(self) -> dict[str, Any]:
-        """As plain values without a path: a fragment of the user's own is named by its file and its content."""
+        """Return plain values without a path: a fragment of the user's own is named by its file and its content."""
         values = asdict(self)
         for name, kind in (("networks", "network"), ("losses", "loss")):
             values[name] = [_recorded(kind, fragment) for fragment in values[name]]
@@ -132,18 +133,18 @@ def check_sense(settings: Settings) -> None:
 
 
 def fragment_name(fragment: str) -> str:
-    """A fragment's name: that of a shipped one, or a file's without its ending."""
+    """Return a fragment's name: that of a shipped one, or a file's without its ending."""
     stem = Path(fragment).stem if is_path(fragment) else fragment
     return re.sub(r"[^A-Za-z0-9._-]", "_", stem)
 
 
 def is_path(fragment: str) -> bool:
-    """Whether it names a file and not a shipped fragment."""
+    """Return whether it names a file and not a shipped fragment."""
     return "/" in fragment or fragment.endswith((".yaml", ".yml", ".json"))
 
 
 def listed(words: Sequence[str]) -> tuple[str, ...]:
-    """Values that were given by repeating an option, with commas, or both; each once."""
+    """Return values that were given by repeating an option, with commas, or both; each once."""
     return tuple(dict.fromkeys(part.strip() for word in words for part in word.split(",") if part.strip()))
 
 
@@ -154,16 +155,13 @@ def _recorded(kind: str, fragment: str) -> str:
     return f"{Path(fragment).name} (sha256 {hashlib.sha256(content.encode()).hexdigest()[:12]})"
 
 
-VALIDATIONS = 10  # a run is validated about so often, and always at its end
-
-
 def epochs_for_steps(steps: int, steps_per_epoch: int) -> int:
-    """The number of epochs that comes nearest to the steps, at least one."""
+    """Return the number of epochs that comes nearest to the steps, at least one."""
     return max(1, math.floor(steps / steps_per_epoch + 0.5))
 
 
 def epochs_for_minutes(minutes: float, seconds_of_training: float, seconds_of_validation: float) -> int:
-    """The epochs that fit into the minutes with their validations, at least one.
+    """Return the epochs that fit into the minutes with their validations, at least one.
 
     Args:
         minutes: the budget.
@@ -178,5 +176,5 @@ def epochs_for_minutes(minutes: float, seconds_of_training: float, seconds_of_va
 
 
 def validation_interval(epochs: int) -> int:
-    """The largest divisor of the epochs with at least ten validations, or 1: so the last epoch is validated."""
+    """Return the largest divisor of the epochs with at least ten validations, or 1: so the last epoch is validated."""
     return next(step for step in range(max(1, epochs // VALIDATIONS), 0, -1) if epochs % step == 0)

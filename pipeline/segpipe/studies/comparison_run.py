@@ -1,0 +1,363 @@
+"""All variants under the same data, folds, seeds and budget: tried first, then run cell by cell.
+
+A cell is trained, exported, predicted and evaluated by the functions of those names, each in a process of its own.
+What is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.console import Console
+from segpipe.common.files import cannot_write, read_json
+from segpipe.common.subprocesses import Ended, Listener, Subprocesses
+from segpipe.data import data_root, load_manifest
+from segpipe.errors import OK, SOME_FAILED, SegpipeError, UsageError
+from segpipe.reporting import read_history
+from segpipe.studies.comparison_figures import check_gifs
+from segpipe.studies.comparison_page import write_outcome
+from segpipe.studies.comparison_results import Row
+from segpipe.studies.comparison_state import State, Study, locked, open_state
+from segpipe.studies.variants import (
+    Cell,
+    Settings,
+    Variant,
+    check_sense,
+    epochs_for_minutes,
+    epochs_for_steps,
+    fragment_name,
+    validation_interval,
+)
+from segpipe.training import Composed, compose_config
+
+EPOCH = re.compile(r"epoch (\d+)/(\d+)")
+
+
+def compare_variants(
+    manifest: Path,
+    settings: Settings,
+    out: Path,
+    console: Console,
+    data: Path | None = None,
+    gifs: Sequence[str] = (),
+    jobs: int = 1,
+    redraw: bool = False,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Run what is not finished and write the report; the same call goes on where it stopped.
+
+    Args:
+        manifest: of the data set, with folds.
+        settings: what is compared.
+        out: folder of the comparison.
+        console: shows how far it is.
+        data: folder that the manifest's paths start from; default: its own.
+        gifs: ids of cases to animate; by default the worst and the median case of the best variant.
+        jobs: cells at the same time.
+        redraw: run nothing, and report what is finished.
+
+    Returns:
+        A row for each variant, the reference first, and the content of compare.json.
+
+    Raises:
+        UsageError: the settings do not go together, or a variant cannot be trained; nothing is written then.
+        KeyboardInterrupt: after what ran has been stopped.
+    """
+    dataset = load_manifest(manifest)
+    check_gifs(gifs, dataset)
+    study = Study(settings, dataset, manifest.resolve(), data_root(manifest, data).resolve(), out.resolve())
+    state = open_state(study)
+    if redraw:
+        if not state.variants:
+            raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
+        return write_outcome(study, state, gifs), state.document
+    with locked(out):
+        processes = Subprocesses()
+        with console.progress() as bar:
+            progress = Progress(console, bar)
+            _prepare(study, state, progress, processes)
+            try:
+                _run_cells(study, state, progress, processes, jobs)
+            except KeyboardInterrupt:
+                console.note("interrupted; the same command goes on from here")
+                raise
+        rows = write_outcome(study, state, gifs)
+        state.write()
+    return rows, state.document
+
+
+def _prepare(study: Study, state: State, progress: Progress, processes: Subprocesses) -> None:
+    """Try every variant, and record its epochs; nothing is written before all have passed.
+
+    Raises:
+        UsageError: one cannot be trained; the message names it.
+    """
+    if state.variants:
+        return
+    settings = study.settings
+    composed = _checked(study)
+    variants = {}
+    for variant in settings.variants():
+        progress.say(f"checking {variant.name}")
+        words = _train_words(study, variant, settings.folds[0], settings.seeds[0], 1)
+        ended = processes.run([*words, "--dry-run"])
+        if ended.code != OK:
+            hint = ended.error.get("hint", "nothing was started")
+            refused = UsageError(f"{variant.name} cannot be trained", found=ended.reason, hint=hint)
+            refused.exit_code = ended.code if ended.code > 0 else refused.exit_code
+            raise refused
+        config, facts = composed[variant.name].config, ended.document["dry_run"]
+        steps = {  # of an epoch, by fold; the last batch may be smaller
+            str(fold): -(-len(study.dataset.select("training", fold)) // config["batch_size"])
+            for fold in settings.folds
+        }
+        variants[variant.name] = {
+            "network": fragment_name(variant.network),
+            "loss": fragment_name(variant.loss),
+            "parameters": facts["parameters"],
+            "patch_size": config["patch_size"],
+            "steps_per_epoch": steps,
+            "first_step_seconds": facts["seconds_per_step"],
+            "notes": composed[variant.name].notes,
+            "epochs": {fold: _epochs(study, int(fold), count, facts) for fold, count in steps.items()},
+        }
+    state.variants.update(variants)
+    state.write()
+
+
+def _checked(study: Study) -> dict[str, Composed]:
+    """Return each variant's composed config, after all that can be refused without starting a process."""
+    settings = study.settings
+    check_sense(settings)
+    for fold in settings.folds:
+        study.dataset.select("validation", fold)
+    if settings.split == "test" and not any(case.label for case in study.dataset.test):
+        raise UsageError("the manifest has no labelled test case", hint="compare on --split validation")
+    composed = {}
+    for variant in settings.variants():
+        try:
+            values = {"fold": (settings.folds[0], "--folds")}
+            composed[variant.name] = compose_config(settings.fragments(variant), settings.overrides, values)
+        except UsageError as error:
+            error.message = f"{variant.name}: {error.message}"
+            raise
+    return composed
+
+
+def _epochs(study: Study, fold: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> int:
+    """Return the epochs that the budget gives a run, by what the dry run measured."""
+    if study.settings.steps is not None:
+        return epochs_for_steps(study.settings.steps, steps_per_epoch)
+    validation = len(study.dataset.select("validation", fold)) * facts["seconds_per_validation_case"]
+    return epochs_for_minutes(study.settings.minutes or 0, steps_per_epoch * facts["seconds_per_step"], validation)
+
+
+def _run_cells(study: Study, state: State, progress: Progress, processes: Subprocesses, jobs: int) -> None:
+    """Run every cell that is not finished; one that fails is recorded and the others go on."""
+    cells = [cell for cell in study.settings.cells() if not state.finished(cell)]
+    progress.begin(cells, state)
+
+    def work(cell: Cell) -> None:
+        facts = _run_cell(cell, study, state, processes, lambda line: progress.hear(cell, line))
+        state.end(cell, facts)
+        progress.end(cell, facts)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = {pool.submit(work, cell) for cell in cells}
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
+
+
+class _CellFailed(Exception):  # noqa: N818 - it is the outcome of a cell, not a fault
+    """A cell that cannot be finished, and why."""
+
+
+def _run_cell(cell: Cell, study: Study, state: State, processes: Subprocesses, on_line: Listener) -> dict[str, Any]:
+    """Do what is left to do of a cell; return how it ended, and the facts of its run."""
+    memory = state.cells.get(cell.key, {}).get("peak_memory_mb")
+    epochs = state.variants[cell.variant.name]["epochs"][str(cell.fold)]
+    try:
+        memory = _train(cell, study, epochs, processes, on_line) or memory
+        state.end(cell, {"status": "trained", "peak_memory_mb": memory})
+        failed_cases = _measure(cell, study, processes)
+    except _CellFailed as failure:
+        return {"status": "failed", "reason": str(failure), "peak_memory_mb": memory}
+    record = read_json(study.folder(cell) / "run" / "run.json", "run record")
+    history = read_history(study.folder(cell) / "run")
+    trained = [float(row["train_seconds"]) for row in history if row.get("train_seconds")]
+    return {
+        "status": "finished",
+        "epochs": record["epochs"],
+        "best": record.get("best"),
+        "seconds": round(sum(session.get("seconds", 0) for session in record["sessions"]), 1),
+        "epoch_seconds": round(statistics.median(trained), 3) if trained else None,
+        "peak_memory_mb": memory,
+        "failed_cases": failed_cases,
+    }
+
+
+def _train(cell: Cell, study: Study, epochs: int, processes: Subprocesses, on_line: Listener) -> float | None:
+    """Train, or go on where an earlier start was stopped.
+
+    Returns:
+        The peak memory in 10^6 bytes; None where nothing was left to do.
+    """
+    run = study.folder(cell) / "run"
+    if _is_finished(run):
+        return None
+    _show_in_tensorboard(cell, study)
+    if (run / "run.json").is_file():
+        words = ["train", "--resume", str(run), "--data", str(study.data), "--json"]
+    else:
+        words = [*_train_words(study, cell.variant, cell.fold, cell.seed, epochs), "--out", str(run)]
+    memory = _done("training", processes.run(words, on_line)).peak_memory_mb
+    return None if memory is None else round(memory, 1)
+
+
+def _measure(cell: Cell, study: Study, processes: Subprocesses) -> int:
+    """Export, predict and evaluate what was trained; return how many cases failed."""
+    folder, settings = study.folder(cell), study.settings
+    which = ["--split", settings.split]
+    if settings.split == "validation":
+        which += ["--fold", str(cell.fold)]
+    data = ["--data", str(study.data), "--json"]
+    bundle, predictions, metrics = (str(folder / name) for name in ("bundle", "predictions", "metrics"))
+    if not (folder / "bundle").exists():
+        _done("export", processes.run(["export", str(folder / "run"), bundle, "--json"]))
+    if not (folder / "metrics" / "metrics.json").exists():
+        threads = ["--threads", str(settings.threads)] if settings.threads else []
+        words = ["predict", bundle, str(study.manifest), predictions, *which, *threads, *data]
+        _done("prediction", processes.run(words), OK, SOME_FAILED)
+        words = ["evaluate", str(study.manifest), predictions, "--out", metrics, *which, *data]
+        _done("evaluation", processes.run(words), OK, SOME_FAILED)
+    cases = read_json(folder / "metrics" / "metrics.json", "evaluation")["cases"]
+    return sum(case["failure"] is not None for case in cases)
+
+
+def _train_words(study: Study, variant: Variant, fold: int, seed: int, epochs: int) -> list[str]:
+    settings = study.settings
+    words = ["train", str(study.manifest), "--data", str(study.data)]
+    for kind, fragment in settings.fragments(variant).items():
+        words += [f"--{kind}", fragment]
+    words += ["--fold", str(fold), "--seed", str(seed), "--epochs", str(epochs)]
+    for option, value in (("--threads", settings.threads), ("--workers", settings.workers)):
+        words += [option, str(value)] if value is not None else []
+    if not any(override.startswith("val_interval=") for override in settings.overrides):
+        words += ["--set", f"val_interval={validation_interval(epochs)}"]
+    for override in settings.overrides:
+        words += ["--set", override]
+    return [*words, "--json"]
+
+
+def _done(what: str, ended: Ended, *accepted: int) -> Ended:
+    if ended.code not in (accepted or (OK,)):
+        raise _CellFailed(f"{what}: {ended.reason}")
+    return ended
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return bool(read_json(run / "run.json", "run record")["status"] == "finished")
+    except SegpipeError:
+        return False
+
+
+def _show_in_tensorboard(cell: Cell, study: Study) -> None:
+    """Link to the run's own files, relative so that the folder can be moved."""
+    link = study.out / "tensorboard" / cell.variant.name / cell.place
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            shutil.rmtree(link)
+        target = os.path.relpath(study.folder(cell) / "run" / "tensorboard", link.parent)
+        link.symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        raise cannot_write(link, error) from error
+
+
+class Progress:
+    """Shows what runs and how much time is left: a bar on a terminal, rare lines in a log.
+
+    The work of a cell is first guessed from the dry run's step; what the finished epochs took corrects the guess.
+
+    Args:
+        console: where lines go.
+        bar: a rich progress bar, disabled where there is no terminal.
+    """
+
+    def __init__(self, console: Console, bar: Any) -> None:
+        self.console = console
+        self.bar = bar
+        self._lock = threading.Lock()
+        self._work: dict[str, float] = {}
+        self._share: dict[str, float] = {}
+        self._began = 0.0
+        self._task: Any = None
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if sys.stderr.isatty():
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            self.console.note(text)
+
+    def begin(self, cells: Sequence[Cell], state: State) -> None:
+        """Take the cells that are to be run."""
+        for cell in cells:
+            facts, fold = state.variants[cell.variant.name], str(cell.fold)
+            steps = facts["epochs"][fold] * facts["steps_per_epoch"][fold]
+            self._work[cell.key] = steps * max(facts["first_step_seconds"], 1e-3)
+        self._began = time.monotonic()
+        self._task = self.bar.add_task("comparing", total=max(1, len(cells)))
+
+    def hear(self, cell: Cell, line: str) -> None:
+        """Take a line of a cell's training."""
+        match = EPOCH.match(line)
+        if not match:
+            return
+        epoch, epochs = map(int, match.groups())
+        with self._lock:
+            self._share[cell.key] = epoch / epochs
+        self.bar.update(self._task, description=f"{cell.key}, epoch {epoch}/{epochs}, {self._left()} left")
+
+    def end(self, cell: Cell, facts: dict[str, Any]) -> None:
+        """Take the end of a cell."""
+        with self._lock:
+            self._share[cell.key] = 1.0
+            done = sum(share == 1 for share in self._share.values())
+        if facts["status"] == "failed":
+            outcome = f"failed: {facts['reason']}"
+        else:
+            best = facts.get("best") or {}
+            outcome = f"validation Dice {best.get('val_mean_dice', 0):.4f}, {facts['seconds'] / 60:.1f} minutes"
+        self.bar.advance(self._task)
+        self.say(f"{cell.key}: {outcome} ({done} of {len(self._work)} runs, {self._left()} left)")
+
+    def _left(self) -> str:
+        """Return the time left as hours, minutes and seconds."""
+        with self._lock:
+            done = sum(self._work[key] * share for key, share in self._share.items())
+            rest = sum(self._work.values()) - done
+        if not done:
+            return "unknown time"
+        seconds = round((time.monotonic() - self._began) * rest / done)
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d}"

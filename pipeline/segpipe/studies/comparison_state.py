@@ -1,0 +1,141 @@
+"""A comparison's folder, and ``compare.json`` in it: what was asked for, what is done, what came of it; never half.
+
+OUT/compare.json                     settings, variants, cells, results
+OUT/runs/<variant>/<cell>/run        what `train` left
+                         /bundle, /predictions, /metrics   what `export`, `predict` and `evaluate` left
+OUT/tensorboard/<variant>/<cell>     the run's, for ``tensorboard --logdir OUT/tensorboard``
+"""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.console import SCHEMA_VERSION
+from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
+from segpipe.data import Manifest
+from segpipe.errors import DataError, UsageError
+from segpipe.studies.variants import Cell, Settings
+
+STATE = "compare.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and where everything is.
+
+    Attributes:
+        settings: what is asked for.
+        dataset: the data set.
+        manifest: its path.
+        data: folder that its paths start from.
+        out: folder of the comparison.
+    """
+
+    settings: Settings
+    dataset: Manifest
+    manifest: Path
+    data: Path
+    out: Path
+
+    def folder(self, cell: Cell) -> Path:
+        """Return the folder of a cell."""
+        return self.out / "runs" / cell.variant.name / cell.place
+
+    def record(self) -> dict[str, Any]:
+        """Return the plain values that two starts in one folder must share."""
+        data = {"dataset": self.dataset.name, "manifest_sha256": sha256_of(self.manifest)}
+        return {**data, **self.settings.record()}
+
+
+class State:
+    """The document, written anew whenever something is done.
+
+    Args:
+        out: folder of the comparison.
+        document: as it was read, or as a new one begins.
+    """
+
+    def __init__(self, out: Path, document: dict[str, Any]) -> None:
+        self.out = out
+        self.document = document
+        self.variants: dict[str, Any] = document["variants"]  # by name: epochs by fold, parameters, first timings
+        self.cells: dict[str, Any] = document["cells"]  # by key: how each ended; what never did is not there
+        self._lock = threading.Lock()
+
+    def finished(self, cell: Cell) -> bool:
+        """Return whether a cell has nothing left to do."""
+        return bool(self.cells.get(cell.key, {}).get("status") == "finished")
+
+    def end(self, cell: Cell, facts: dict[str, Any]) -> None:
+        """Record how a cell ended."""
+        with self._lock:
+            self.cells[cell.key] = facts
+            self.write()
+
+    def write(self) -> None:
+        """Bring the document to disk."""
+        write_json(self.out / STATE, self.document)
+
+
+def open_state(study: Study) -> State:
+    """Read the state of the study's folder, or begin one that is not written yet.
+
+    Raises:
+        UsageError: the folder was begun with other settings, which are named, or holds something else.
+        DataError: the state cannot be read.
+    """
+    out, settings = study.out, study.record()
+    path = out / STATE
+    if not path.exists():
+        if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise UsageError(
+                "the folder holds something that is not of a comparison", path=out, hint="name an empty one"
+            )
+        head = {"schema_version": SCHEMA_VERSION, "command": "compare"}
+        return State(out, {**head, "settings": settings, "variants": {}, "cells": {}, "results": None})
+    document = read_json(path, "comparison")
+    if not isinstance(document, dict) or not {"settings", "variants", "cells"} <= set(document):
+        raise DataError("this is not the state of a comparison", path=path, hint="name another --out")
+    recorded = document["settings"]
+    differing = [name for name in settings if recorded.get(name) != settings[name]]
+    if differing:
+        raise UsageError(
+            "the folder was begun with other settings",
+            path=out,
+            found="; ".join(f"{name}: {_short(settings[name])}" for name in differing),
+            expected="; ".join(f"{name}: {_short(recorded.get(name))}" for name in differing),
+            hint="give the same settings to go on, or another --out",
+        )
+    return State(out, document)
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second comparison out of the folder.
+
+    Raises:
+        UsageError: one works there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stream = (out / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                "another comparison works in this folder", path=out, hint="wait for it, or choose another --out"
+            ) from error
+        yield

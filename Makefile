@@ -21,6 +21,8 @@ demo: .venv/.ready  ## The whole way on generated scans, into demo_out/ (at most
 
 lint: .venv/.ready  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
+	$(BIN)/ruff check . --target-version py312 --ignore UP
+	$(BIN)/ruff check . --target-version py313 --ignore UP
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

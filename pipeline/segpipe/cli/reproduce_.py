@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, RunUnvetted
-from segpipe.common.console import SCHEMA_VERSION, Console
-from segpipe.errors import OK
+from segpipe.cli.shared_options import Allow, AsJson, RunUnvetted
+from segpipe.common.console import Console, quiet_libraries
+from segpipe.errors import OK, REFUSED
 
-if TYPE_CHECKING:
-    from segpipe.studies import Difference, Outcome, Recorded
+HEAD = ("schema_version", "command")  # of every document, which the console adds itself
 
 
 def command(
@@ -26,7 +25,7 @@ def command(
     ] = False,
     allow: Allow = None,
     run_unvetted_code: RunUnvetted = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Train a bundle's weights again from its own record, and say whether they are the same.
 
@@ -37,100 +36,48 @@ def command(
 
     Example: segpipe reproduce bundles/hippocampus_mri --data Task04_Hippocampus --out runs/again
     """
-    from segpipe.common.console import quiet_libraries
-
     console = Console("reproduce", as_json=json)
     quiet_libraries()
     from segpipe.bundle import TrustPolicy, bundle_folder, require_vetted
-    from segpipe.studies import read_recorded
+    from segpipe.studies import check_record, read_recorded, report_head, reproduce
 
     with bundle_folder(bundle) as root:
         require_vetted(root, TrustPolicy(tuple(allow or ()), run_unvetted_code))
         recorded = read_recorded(root, changed_too=run_unvetted_code)
-        checked, differing = _check(console, recorded, data)
+        with console.progress() as bar:
+            task = bar.add_task("checking the data", total=None)
+            checked = check_record(recorded, data, lambda total: bar.update(task, total=total, advance=1))
+        for note in checked.notes:
+            console.note(note)
         if dry_run:
-            same = checked["files"] - checked["without_hash"]
-            console.say(f"{same} of {checked['files']} files are as recorded, nothing was trained")
-            console.document(**_head(recorded, checked, differing))
+            files = checked.data["files"]
+            same = files - checked.data["without_hash"]
+            console.say(f"{same} of {files} files are as recorded, nothing was trained")
+            console.document(**report_head(recorded, checked))
             return OK
         out = out or Path(f"{bundle.resolve().stem}-reproduced")
-        return _train(console, recorded, checked, out, data)
-
-
-def _check(console: Console, recorded: Recorded, data: Path) -> tuple[dict[str, int], list[Difference] | None]:
-    """Data and environment against the record, with a note of what is not as it was."""
-    from segpipe.common.processes import usable_cores
-    from segpipe.common.provenance import environment
-    from segpipe.data import data_root
-    from segpipe.studies import check_data, differences, trained_on
-
-    cases = trained_on(recorded.manifest, recorded.config["fold"])
-    with console.progress() as bar:
-        task = bar.add_task("checking the data", total=len(cases))
-        checked = check_data(cases, data_root(recorded.manifest_file, data), lambda: bar.advance(task))
-    if checked["without_hash"]:
-        console.note(f"{checked['without_hash']} of {checked['files']} files have no recorded hash: taken as they are")
-    if not recorded.finished:
-        console.note("the recorded training did not finish: this one goes on to its end")
-    if usable_cores() < recorded.config["threads"]:
-        console.note(f"recorded with {recorded.config['threads']} threads, which is more than the cores here")
-    differing = differences(recorded.environment, environment(), recorded.on_gpu)
-    if differing is None:
-        console.note("the bundle does not record where it was trained: a difference could not be explained")
-    for each in differing or []:
-        console.note(f"{each.what}: recorded {each.recorded}, here {each.here}")
-    if differing:
-        console.note("so the weights may differ")
-    return checked, differing
-
-
-def _train(console: Console, recorded: Recorded, checked: dict[str, int], out: Path, data: Path) -> int:
-    from segpipe.bundle import read_state
-    from segpipe.common.files import write_json
-    from segpipe.studies import REPORT, differences, judge, train_again
-
-    try:
-        record = train_again(recorded, out, data)
-    except KeyboardInterrupt:
-        console.note("interrupted; the same command goes on from here")
-        raise
-    differing = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
-    outcome = judge(recorded, read_state(out / "best.pt"), record.get("best"), differing)
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "command": console.command,
-        **_head(recorded, checked, differing),
-        "seconds": round(sum(session["seconds"] for session in record["sessions"]), 1),
-        "weights": outcome.weights,
-        "validation": outcome.validation,
-        "verdict": outcome.verdict,
-        "reproduced": outcome.reproduced,
-    }
-    write_json(out / REPORT, report)
-    _tell(console, outcome, differing)
+        try:
+            report = reproduce(recorded, checked, out, data)
+        except KeyboardInterrupt:
+            console.note("interrupted; the same command goes on from here")
+            raise
+    _show(console, report)
     console.say(f"run folder: {out}")
-    console.document(run=str(out), **report)
-    return outcome.exit_code
+    console.document(run=str(out), **{name: value for name, value in report.items() if name not in HEAD})
+    return OK if report["reproduced"] else REFUSED
 
 
-def _head(recorded: Recorded, checked: dict[str, int], differing: list[Difference] | None) -> dict[str, Any]:
-    return {
-        "bundle": recorded.bundle,
-        "training": {name: recorded.config[name] for name in ("seed", "fold", "threads", "num_workers", "max_epochs")},
-        "data": checked,
-        "environment": {"recorded": differing is not None, "differences": [each.as_dict() for each in differing or []]},
-    }
+def _show(console: Console, report: dict[str, Any]) -> None:
+    from segpipe.studies import VERDICTS
 
-
-def _tell(console: Console, outcome: Outcome, differing: list[Difference] | None) -> None:
-    weights, validation = outcome.weights, outcome.validation
+    weights, validation = report["weights"], report["validation"]
     sides = ("recorded", "here")
     best = [validation[side] or {} for side in sides]
     rows = [
         ("weights (sha256)", *(weights["sha256"][side][:16] for side in sides)),
-        ("best validation Dice", *(f"{each['val_mean_dice']:.4f}" if each else None for each in best)),
-        ("in epoch", *(each.get("epoch") for each in best)),
-        *((each.what, each.recorded, each.here) for each in differing or []),
+        ("best validation Dice", *(f"{epoch['val_mean_dice']:.4f}" if epoch else None for epoch in best)),
+        ("in epoch", *(epoch.get("epoch") for epoch in best)),
+        *((part["what"], part["recorded"], part["here"]) for part in report["environment"]["differences"]),
     ]
     console.table("Reproduction", ["what", *sides], rows)
     if not weights["identical"]:
@@ -145,4 +92,4 @@ def _tell(console: Console, outcome: Outcome, differing: list[Difference] | None
             f"seed-to-seed spread of {spread['n']} runs: mean {spread['mean']:.4f}, standard deviation "
             f"{spread['sd']:.4f}, range {spread['min']:.4f} to {spread['max']:.4f}"
         )
-    console.say(outcome.words)
+    console.say(VERDICTS[report["verdict"]])

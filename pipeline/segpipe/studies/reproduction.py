@@ -1,31 +1,41 @@
-"""What a bundle records of its training, as data.
+"""A bundle's training once more, from its own record: is the data the same, is the machine, are the weights?
 
-The data set against the hashes that a bundle's manifest holds.
-
-What differs here from where a bundle was trained, as far as it can change a bit.
-
-Weights and validation Dice of a training against the recorded ones, and what that shows.
-
-The recorded training once more, in an ordinary run folder.
+`read_recorded` takes the record out of a bundle as data, `check_record` compares data and machine with it, and
+`reproduce` trains in an ordinary run folder and judges what came of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from segpipe.bundle import MANIFEST, PROVENANCE, TRAIN, State, open_bundle, read_state, tensors_sha256
-from segpipe.common.files import read_json, sha256_of
-from segpipe.data import Case, Manifest, load_manifest
-from segpipe.errors import OK, REFUSED, DataError, RefusedError, UsageError
+from segpipe.common.console import SCHEMA_VERSION
+from segpipe.common.files import read_json, sha256_of, write_json
+from segpipe.common.processes import usable_cores
+from segpipe.common.provenance import environment
+from segpipe.data import Case, Manifest, data_root, load_manifest
+from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.training import Composed, check_components, check_network, require_same, resume, start
 
-NUMBERS = ("fold", "seed", "threads", "num_workers", "max_epochs")
+NUMBERS = ("seed", "fold", "threads", "num_workers", "max_epochs")
 NEEDED = ("run_dir", "manifest", "dataset_dir", *NUMBERS)
 OF_A_RUN = {"run_dir": "@bundle_root", "manifest": "$@bundle_root + '/manifest.json'", "resume": False}
+MOST_NAMED = 10
+REPORT = "reproduction.json"
+WIDTH = 2.0  # standard deviations to either side of the mean over seeds
+Verdict = Literal["bit-identical", "within the spread", "outside the spread", "spread unknown", "not bit-identical"]
+VERDICTS: dict[Verdict, str] = {
+    "bit-identical": "reproduced: bit-identical weights",
+    "within the spread": "reproduced in another environment: other weights, and a validation Dice within the "
+    "seed-to-seed spread",
+    "outside the spread": "not reproduced: other weights, and a validation Dice outside the seed-to-seed spread",
+    "spread unknown": "not shown: other weights, and the bundle records no seed-to-seed spread to judge by",
+    "not bit-identical": "not reproduced: the environment is the recorded one, and the weights are others",
+}
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,11 @@ class Recorded:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it was trained on a GPU."""
+        """Return whether it was trained on a GPU."""
         return "cuda" in str(self.config.get("device"))
 
     def at(self, out: Path, data: Path) -> Composed:
-        """The config of the training, with a run folder and a data folder of this machine."""
+        """Return the config of the training, with a run folder and a data folder of this machine."""
         places = {"bundle_root": str(out.resolve()), "dataset_dir": str(data.resolve())}
         config = {**self.config, **OF_A_RUN, **places}
         origin = f"bundle {self.bundle['name']} {self.bundle['version']}"
@@ -115,7 +125,7 @@ def _read_config(root: Path) -> dict[str, Any]:
 
 
 def _read_provenance(root: Path, config: dict[str, Any], weights: State) -> dict[str, Any]:
-    """What ``provenance.json`` adds, empty where there is none, after a look whether it is of this bundle."""
+    """Return what ``provenance.json`` adds, empty where there is none; one of another bundle is refused."""
     path = root / PROVENANCE
     if not path.is_file():
         return {}
@@ -146,28 +156,61 @@ def _read_provenance(root: Path, config: dict[str, Any], weights: State) -> dict
     return found
 
 
-MOST_NAMED = 10
+@dataclass(frozen=True)
+class Difference:
+    """What is not as it was recorded; None where it is not there, or was not recorded."""
+
+    what: str
+    recorded: str | None
+    here: str | None
 
 
-def trained_on(manifest: Manifest, fold: int) -> list[Case]:
-    """The cases that a training reads: those that it learns from, then those that it is validated on."""
-    return [*manifest.select("training", fold), *manifest.select("validation", fold)]
+@dataclass(frozen=True)
+class Checked:
+    """Data and machine beside the record.
+
+    Attributes:
+        data: number of ``cases`` and ``files``, and how many files are ``without_hash``.
+        differences: between the environments; None where the bundle records none.
+        notes: what a user should know before the training, in sentences.
+    """
+
+    data: dict[str, int]
+    differences: list[Difference] | None
+    notes: list[str]
 
 
-def check_data(cases: list[Case], root: Path, advance: Callable[[], object] = lambda: None) -> dict[str, int]:
-    """Compare each file with the hash that it had when the weights were trained.
+def check_record(recorded: Recorded, data: Path, advance: Callable[[int], object] = lambda total: None) -> Checked:
+    """Compare the data set and this machine with the record.
 
     Args:
-        cases: of the bundle's manifest.
-        root: folder that its paths start from.
-        advance: called once a case.
-
-    Returns:
-        Number of ``cases`` and ``files``, and how many files are ``without_hash``, so that nothing shows a change.
+        recorded: of the bundle.
+        data: folder of the data set.
+        advance: called with the number of all cases, once a case.
 
     Raises:
         DataError: files are missing or were changed; it names them.
     """
+    fold = recorded.config["fold"]
+    cases = [*recorded.manifest.select("training", fold), *recorded.manifest.select("validation", fold)]
+    files = check_data(cases, data_root(recorded.manifest_file, data), lambda: advance(len(cases)))
+    found = differences(recorded.environment, environment(), recorded.on_gpu)
+    notes, threads = [], recorded.config["threads"]
+    if files["without_hash"]:
+        notes.append(f"{files['without_hash']} of {files['files']} files have no recorded hash: taken as they are")
+    if not recorded.finished:
+        notes.append("the recorded training did not finish: this one goes on to its end")
+    if usable_cores() < threads:
+        notes.append(f"recorded with {threads} threads, which is more than the cores here")
+    if found is None:
+        notes.append("the bundle does not record where it was trained: a difference could not be explained")
+    notes += [f"{part.what}: recorded {part.recorded}, here {part.here}" for part in found or []]
+    notes += ["so the weights may differ"] if found else []
+    return Checked(files, found, notes)
+
+
+def check_data(cases: list[Case], root: Path, advance: Callable[[], object]) -> dict[str, int]:
+    """Compare each file below ``root`` with the hash that it had when the weights were trained."""
     faults, files, without = [], 0, 0
     for case in cases:
         for path in case.paths:
@@ -191,34 +234,19 @@ def check_data(cases: list[Case], root: Path, advance: Callable[[], object] = la
     return {"cases": len(cases), "files": files, "without_hash": without}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as it was recorded; None: it is not there, or was not recorded."""
-
-    what: str
-    recorded: str | None
-    here: str | None
-
-    def as_dict(self) -> dict[str, str | None]:
-        """Plain values."""
-        return asdict(self)
-
-
 def differences(
     recorded: Mapping[str, Any] | None, here: Mapping[str, Any], on_gpu: bool = False
 ) -> list[Difference] | None:
-    """What differs between two environments of `segpipe.common.provenance`; None where nothing is recorded.
+    """Return what differs between two environments of `segpipe.common.provenance`; None where nothing is recorded.
 
     Versions, revision, system, processor and its vector instructions count, and the GPUs of a training on one. Cores
     and memory do not: the number of threads is that of the config.
     """
     if recorded is None:
         return None
-    one, other = _flat(recorded, on_gpu), _flat(here, on_gpu)
+    then, now = _flat(recorded, on_gpu), _flat(here, on_gpu)
     return [
-        Difference(what, one.get(what), other.get(what))
-        for what in {**one, **other}
-        if one.get(what) != other.get(what)
+        Difference(what, then.get(what), now.get(what)) for what in {**then, **now} if then.get(what) != now.get(what)
     ]
 
 
@@ -235,74 +263,71 @@ def _flat(environment: Mapping[str, Any], on_gpu: bool) -> dict[str, str]:
     return {what: str(value) for what, value in values.items() if value is not None}
 
 
-REPORT = "reproduction.json"
-WIDTH = 2.0  # standard deviations to either side of the mean over seeds
-Verdict = Literal["bit-identical", "within the spread", "outside the spread", "spread unknown", "not bit-identical"]
-MEANING: dict[Verdict, str] = {
-    "bit-identical": "reproduced: bit-identical weights",
-    "within the spread": "reproduced in another environment: other weights, and a validation Dice within the "
-    "seed-to-seed spread",
-    "outside the spread": "not reproduced: other weights, and a validation Dice outside the seed-to-seed spread",
-    "spread unknown": "not shown: other weights, and the bundle records no seed-to-seed spread to judge by",
-    "not bit-identical": "not reproduced: the environment is the recorded one, and the weights are others",
-}
+def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> dict[str, Any]:
+    """Train with the recorded config, seed, threads and workers, judge the weights, and write ``reproduction.json``.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a training.
-
-    Attributes:
-        weights: ``identical``, ``tensors``, ``differing`` tensors, ``max_abs_difference`` (None where they cannot be
-            subtracted), and the hash of each side's tensors.
-        validation: best validation Dice ``recorded`` and ``here`` with their epochs, their ``difference``, the
-            ``spread`` over seeds and whether it is ``within_spread`` (None: unknown).
-        verdict: what that shows.
-    """
-
-    weights: dict[str, Any]
-    validation: dict[str, Any]
-    verdict: Verdict
-
-    @property
-    def words(self) -> str:
-        """The verdict in a sentence."""
-        return MEANING[self.verdict]
-
-    @property
-    def reproduced(self) -> bool:
-        """Whether the record held."""
-        return self.verdict in ("bit-identical", "within the spread")
-
-    @property
-    def exit_code(self) -> int:
-        """Of the command."""
-        return OK if self.reproduced else REFUSED
-
-
-def judge(
-    recorded: Recorded, ours: State, best: Mapping[str, Any] | None, differing: list[Difference] | None
-) -> Outcome:
-    """Compare what was trained here with what the bundle records.
+    A run that is there goes on, a finished one is kept.
 
     Args:
         recorded: of the bundle.
-        ours: the weights that were trained here.
-        best: best epoch here and its validation Dice.
-        differing: what differs in the environment; None where the bundle records none.
+        checked: of `check_record`.
+        out: run folder.
+        data: folder of the data set.
+
+    Returns:
+        The report, as docs/schemas has it, but for the folder.
+
+    Raises:
+        UsageError: the folder holds another run, or the config needs what this version does not have.
+        KeyboardInterrupt: the same call goes on from there.
     """
-    weights = compare_weights(recorded.weights, ours)
-    validation = compare_validation(recorded.best, best, recorded.spread)
-    return Outcome(weights, validation, _verdict(weights["identical"], validation["within_spread"], differing))
+    record = _train(recorded, out, data)
+    found = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
+    weights = compare_weights(recorded.weights, read_state(out / "best.pt"))
+    validation = compare_validation(recorded.best, record.get("best"), recorded.spread)
+    verdict = _verdict(weights["identical"], validation["within_spread"], found)
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "command": "reproduce",
+        **report_head(recorded, replace(checked, differences=found)),
+        "seconds": round(sum(session["seconds"] for session in record["sessions"]), 1),
+        "weights": weights,
+        "validation": validation,
+        "verdict": verdict,
+        "reproduced": verdict in ("bit-identical", "within the spread"),
+    }
+    write_json(out / REPORT, report)
+    return report
+
+
+def report_head(recorded: Recorded, checked: Checked) -> dict[str, Any]:
+    """Return the part of the report that is known before the training."""
+    found = checked.differences
+    return {
+        "bundle": recorded.bundle,
+        "training": {name: recorded.config[name] for name in NUMBERS},
+        "data": checked.data,
+        "environment": {"recorded": found is not None, "differences": [asdict(part) for part in found or []]},
+    }
+
+
+def _train(recorded: Recorded, out: Path, data: Path) -> dict[str, Any]:
+    composed = recorded.at(out, data)
+    if (out / "run.json").exists():
+        require_same(out, composed.config, recorded.manifest_file)
+        return resume(out, data)
+    check_components(composed.config)
+    check_network(composed.config)
+    return start(composed, recorded.manifest_file, out)
 
 
 def compare_weights(recorded: State, here: State) -> dict[str, Any]:
-    """How far two state dicts are apart; ``max_abs_difference`` is None where names, types or shapes differ."""
+    """Return how far two state dicts are apart; ``max_abs_difference`` is None where names, types or shapes differ."""
     import torch
 
     hashes = {"recorded": tensors_sha256(recorded), "here": tensors_sha256(here)}
     names = sorted({*recorded, *here})
-    unequal = [name for name in names if _one(recorded, name) != _one(here, name)]
+    unequal = [name for name in names if _hash(recorded, name) != _hash(here, name)]
     apart: float | None = 0.0
     if any(_form(recorded, name) != _form(here, name) for name in unequal):
         apart = None
@@ -322,7 +347,7 @@ def compare_weights(recorded: State, here: State) -> dict[str, Any]:
 def compare_validation(
     recorded: Mapping[str, Any] | None, here: Mapping[str, Any] | None, spread: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The best validation Dice of both sides, and whether that of this side lies within the spread over seeds.
+    """Return the best validation Dice of both sides, and whether the one here lies within the spread over seeds.
 
     Within: at most `WIDTH` sample standard deviations from the mean over seeds, or between their least and largest.
     """
@@ -351,32 +376,9 @@ def _verdict(identical: bool, within: bool | None, differing: list[Difference] |
     return "within the spread" if within else "outside the spread"
 
 
-def _one(state: State, name: str) -> str | None:
+def _hash(state: State, name: str) -> str | None:
     return tensors_sha256({name: state[name]}) if name in state else None
 
 
 def _form(state: State, name: str) -> tuple[Any, ...] | None:
     return (state[name].dtype, tuple(state[name].shape)) if name in state else None
-
-
-def train_again(recorded: Recorded, out: Path, data: Path) -> dict[str, Any]:
-    """Train with the recorded config, seed, threads and workers; a run that is there goes on, a finished one is kept.
-
-    Args:
-        recorded: of the bundle.
-        out: run folder.
-        data: folder of the data set.
-
-    Returns:
-        The run record.
-
-    Raises:
-        UsageError: the folder holds another run, or the config needs what this version does not have.
-    """
-    composed = recorded.at(out, data)
-    if (out / "run.json").exists():
-        require_same(out, composed.config, recorded.manifest_file)
-        return resume(out, data)
-    check_components(composed.config)
-    check_network(composed.config)
-    return start(composed, recorded.manifest_file, out)

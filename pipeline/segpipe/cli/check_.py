@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from segpipe.common.console import SCHEMA_VERSION, Console
-from segpipe.errors import BAD_DATA, OK, UsageError
-
-if TYPE_CHECKING:
-    from segpipe.data import Finding
+from segpipe.errors import BAD_DATA, OK
 
 
 def command(
@@ -43,13 +40,16 @@ def command(
     Example: segpipe check dicom
     """
     from segpipe.common.files import write_json
+    from segpipe.data import check_dataset
 
     console = Console("check", as_json=json)
-    if manifest.is_dir() and not (manifest / "manifest.json").is_file():
-        facts = _dicom(console, manifest, data, workers)
-    else:
-        path = manifest / "manifest.json" if manifest.is_dir() else manifest
-        facts = _manifest(console, path, data, workers)
+    with console.progress() as bar:
+        task = bar.add_task("reading", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        facts = check_dataset(manifest, data=data, workers=workers, progress=progress).document()
     if report is not None:
         write_json(report, {"schema_version": SCHEMA_VERSION, "command": "check", **facts})
     if facts["findings"]:
@@ -63,40 +63,3 @@ def command(
         console.say("`segpipe scan` names the files of what is refused")
     console.document(**facts)
     return BAD_DATA if facts["errors"] else OK
-
-
-def _manifest(console: Console, path: Path, data: Path | None, workers: int | None) -> dict[str, Any]:
-    from segpipe.data import check_manifest, data_root, load_manifest
-
-    loaded = load_manifest(path)
-    n_cases = len(loaded.cases())
-    with console.progress() as bar:
-        task = bar.add_task("reading", total=n_cases)
-        root = data_root(path, data)
-        findings = check_manifest(loaded, root, workers, lambda: bar.advance(task))
-    return _facts(loaded.name, n_cases, findings)
-
-
-def _dicom(console: Console, folder: Path, data: Path | None, workers: int | None) -> dict[str, Any]:
-    from segpipe.data import check_dicom
-
-    if data is not None:
-        raise UsageError("--data belongs to a manifest", hint="name the folder of DICOM files alone")
-    with console.progress() as bar:
-        task = bar.add_task("reading", total=None)
-        tree = check_dicom(folder, workers, lambda done, total: bar.update(task, completed=done, total=total))
-    return {**_facts("dicom", tree.series, tree.findings), "passed_over": tree.passed_over}
-
-
-def _facts(name: str, n_cases: int, findings: list[Finding]) -> dict[str, Any]:
-    from collections import Counter
-
-    errors = sum(finding.severity == "error" for finding in findings)
-    return {
-        "name": name,
-        "cases": n_cases,
-        "errors": errors,
-        "warnings": len(findings) - errors,
-        "kinds": dict(Counter(finding.kind for finding in findings)),
-        "findings": [finding.as_dict() for finding in findings],
-    }

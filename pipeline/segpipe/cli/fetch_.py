@@ -30,8 +30,7 @@ def command(
 
     Example: segpipe fetch msd_task04_hippocampus data --from Task04_Hippocampus.tar
     """
-    from segpipe.common.files import write_text
-    from segpipe.data import fetch_dataset, shipped_manifest
+    from segpipe.data import fetch_dataset
 
     console = Console("fetch", as_json=json)
     with console.progress() as bar:
@@ -41,9 +40,7 @@ def command(
             bar.update(task, completed=done // MEGABYTE, total=total and -(-total // MEGABYTE))
 
         folder = fetch_dataset(name, destination, local, report)
-    shipped, manifest = shipped_manifest(name), folder / "manifest.json"
-    if shipped is not None and not manifest.exists():
-        write_text(manifest, shipped.read_text(encoding="utf-8"))
+    manifest = folder / "manifest.json"
     if manifest.exists():
         console.say(f"{folder} is complete; next: segpipe check {manifest}")
     else:

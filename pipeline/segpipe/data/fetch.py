@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segpipe.common.console import some_of
-from segpipe.common.files import cannot_write, digest_of, sha256_of
+from segpipe.common.files import cannot_write, digest_of, sha256_of, write_text
 from segpipe.data.importers import find_dataset
-from segpipe.data.manifest import Manifest, load_manifest
+from segpipe.data.manifest import Manifest, load_manifest, shipped_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 
 BLOCK = 1 << 18
@@ -53,21 +53,16 @@ def find_source(name: str) -> Source:
     return Source(task, DecathlonDataset.resource[task], DecathlonDataset.md5[task])
 
 
-def shipped_manifest(name: str) -> Path | None:
-    """The manifest that comes with this package for a public data set, where there is one."""
-    here = Path(__file__).resolve().parents[1]
-    places = [folder / "data_manifests" / f"{name}.json" for folder in (here, here.parents[1])]
-    return next((path for path in places if path.is_file()), None)
-
-
-def fetch_dataset(name: str, destination: Path, local: Path | None, report: Progress) -> Path:
-    """Get a public data set into ``destination`` and return its folder.
+def fetch_dataset(
+    name: str, destination: str | Path, local: str | Path | None = None, progress: Progress = lambda done, total: None
+) -> Path:
+    """Get a public data set and return its folder, with manifest.json in it where one comes with this package.
 
     Args:
         name: e.g. ``msd_task04_hippocampus``.
         destination: folder to put the data set's folder into.
         local: a folder or an archive that is there already; nothing is downloaded then.
-        report: called with bytes done and in all (None where not known).
+        progress: called with bytes done and in all (None where not known).
 
     Raises:
         UsageError: no such data set, no network, no such folder or archive, no place to write to.
@@ -75,12 +70,21 @@ def fetch_dataset(name: str, destination: Path, local: Path | None, report: Prog
         RefusedError: an archive with links or with paths that lead out of it.
     """
     source = find_source(name)
-    final = destination / source.folder
-    if final.exists():
-        compare_files(final, name)
-        return final
+    folder = Path(destination) / source.folder
+    if folder.exists():
+        compare_files(folder, name)
+    else:
+        _fetch(source, name, folder, None if local is None else Path(local), progress)
+    shipped, manifest = shipped_manifest(name), folder / "manifest.json"
+    if shipped is not None and not manifest.exists():
+        write_text(manifest, shipped.read_text(encoding="utf-8"))
+    return folder
+
+
+def _fetch(source: Source, name: str, final: Path, local: Path | None, progress: Progress) -> None:
     if local is not None and not local.exists():
         raise UsageError("no such folder or archive", path=local, hint="check the path given to --from")
+    destination = final.parent
     temporary = destination / f".{source.folder}.partial"
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,7 @@ def fetch_dataset(name: str, destination: Path, local: Path | None, report: Prog
         if local is not None and local.is_dir():
             shutil.copytree(_data_folder(local, source), temporary, ignore=shutil.ignore_patterns(".*"))
         else:
-            archive = local or download(source.url, destination / Path(source.url).name, source.md5, report)
+            archive = local or download(source.url, destination / Path(source.url).name, source.md5, progress)
             if local is not None and shipped_manifest(name) is None:
                 require_md5(archive, source.md5)  # where files have listed hashes, those decide
             unpack(archive, temporary)
@@ -101,10 +105,9 @@ def fetch_dataset(name: str, destination: Path, local: Path | None, report: Prog
         raise cannot_write(destination, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return final
 
 
-def download(url: str, target: Path, md5: str, report: Progress = lambda done, total: None) -> Path:
+def download(url: str, target: Path, md5: str, progress: Progress = lambda done, total: None) -> Path:
     """Download a file; what an earlier attempt left in ``TARGET.partial`` is continued.
 
     Raises:
@@ -119,7 +122,7 @@ def download(url: str, target: Path, md5: str, report: Progress = lambda done, t
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            _receive(response, partial, start if response.status == 206 else 0, url, report)
+            _receive(response, partial, start if response.status == 206 else 0, url, progress)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:  # 416: nothing is left to be sent
             raise UsageError("the server refuses the download", path=url, found=error, hint=OFFLINE) from error
@@ -213,7 +216,7 @@ def _data_folder(folder: Path, source: Source) -> Path:
     raise DataError("there is no dataset.json", path=folder, expected=f"{source.folder}/dataset.json")
 
 
-def _receive(response: http.client.HTTPResponse, partial: Path, start: int, url: str, report: Progress) -> None:
+def _receive(response: http.client.HTTPResponse, partial: Path, start: int, url: str, progress: Progress) -> None:
     length = response.headers.get("Content-Length")
     total = start + int(length) if length and length.isdecimal() else None
     done = start
@@ -224,7 +227,7 @@ def _receive(response: http.client.HTTPResponse, partial: Path, start: int, url:
             except OSError as error:
                 raise cannot_write(partial, error) from error
             done += len(block)
-            report(done, total)
+            progress(done, total)
     if total is not None and done < total:
         raise _broken(url, f"{done} of {total} bytes")
 

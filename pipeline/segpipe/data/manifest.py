@@ -270,6 +270,13 @@ def data_root(manifest_path: str | Path, data: str | Path | None = None) -> Path
     return root
 
 
+def shipped_manifest(name: str) -> Path | None:
+    """Return the manifest that comes with this package for a public data set, where there is one."""
+    here = Path(__file__).resolve().parents[1]
+    places = [folder / "data_manifests" / f"{name}.json" for folder in (here, here.parents[1])]
+    return next((path for path in places if path.is_file()), None)
+
+
 def nifti_stem(path: str | Path) -> str:
     """File name without ``.nii`` or ``.nii.gz``."""
     name = Path(path).name

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.data.importers.found import patient_rule
+from segpipe.data.importers.to_manifest import patient_rule
 from segpipe.errors import DataError, UsageError
 
 

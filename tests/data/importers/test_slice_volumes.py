@@ -14,8 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - its usual name
 
 from segpipe.cli.app import run
 from segpipe.common.files import read_yaml
-from segpipe.data.fetch import shipped_manifest
-from segpipe.data.manifest import load_manifest
+from segpipe.data.manifest import load_manifest, shipped_manifest
 from segpipe.errors import BAD_DATA, OK, USAGE
 from segpipe.training.compose.fragments import configs_folder
 from tiny_slices import write_image, write_lgg

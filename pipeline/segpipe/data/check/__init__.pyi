@@ -1,3 +1,3 @@
 from .case_check import Finding as Finding
-from .dataset_check import check_dicom as check_dicom
-from .dataset_check import check_manifest as check_manifest
+from .dataset_check import CheckReport as CheckReport
+from .dataset_check import check_dataset as check_dataset

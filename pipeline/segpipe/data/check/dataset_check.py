@@ -1,8 +1,6 @@
-"""What only shows when cases are compared: copies, torn patients, outliers.
+"""Check a data set: each case by itself, then what shows when cases are compared: copies, torn patients, outliers.
 
-A tree of DICOM files checked as it is: the scan's judgement of every series, then its voxels.
-
-Read every file of a data set and say what is wrong with it, before hours of training do.
+Of a folder of DICOM files the scan judges every series, and the voxels of those that are volumes are read.
 """
 
 from __future__ import annotations
@@ -13,28 +11,148 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.processes import over_cases, workers_to_read
 from segpipe.data.check.case_check import CaseFacts, Finding, examine, in_words, judge_image, pass_over
-from segpipe.data.manifest import Case, Manifest
+from segpipe.data.manifest import Case, Manifest, open_manifest
 from segpipe.data.splits import find_leaks
 from segpipe.dicom import Series, load_series, scan
 from segpipe.errors import DataError, SegpipeError, UsageError
 
 SPACING_FACTOR = 3.0
 AXES = ("left-right", "front-back", "head-foot")
+AIR_HU = -500  # every CT of a person has darker voxels around or within
+LOWEST_HU = -1100  # below, values are padding: air is -1000, and 12 bits end at -1024
+PADDING_SHARE = 0.001
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is wrong with a data set.
+
+    Attributes:
+        name: of the data set; ``dicom`` for a folder of DICOM files.
+        cases: number of cases, or of series.
+        findings: in the order of the cases, errors before warnings within a case.
+        passed_over: of a DICOM folder, how many files of each class are no images.
+    """
+
+    name: str
+    cases: int
+    findings: list[Finding]
+    passed_over: dict[str, int] | None = None
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that are errors; the rest are warnings."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``segpipe check --json`` prints, as plain values."""
+        return {
+            "name": self.name,
+            "cases": self.cases,
+            "errors": self.errors,
+            "warnings": len(self.findings) - self.errors,
+            "kinds": dict(Counter(finding.kind for finding in self.findings)),
+            "findings": [finding.as_dict() for finding in self.findings],
+            **({} if self.passed_over is None else {"passed_over": self.passed_over}),
+        }
+
+
+def check_dataset(
+    source: str | Path | Manifest,
+    *,
+    data: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> CheckReport:
+    """Read every file of a data set and report what is wrong with it, as ``segpipe check`` does.
+
+    Args:
+        source: a manifest, the folder that holds it, or a folder of DICOM files.
+        data: folder that the manifest's paths start from, where it is not the manifest's own.
+        workers: processes that read; None takes what the files are worth.
+        progress: called with what is done and what there is.
+
+    Raises:
+        UsageError: nothing there, or ``data`` with a DICOM folder.
+        DataError: the manifest cannot be used or has no cases, or there is no series among DICOM files.
+    """
+    if not isinstance(source, Manifest):
+        source = Path(source)
+        if source.is_dir() and not (source / "manifest.json").is_file():
+            if data is not None:
+                raise UsageError("--data belongs to a manifest", hint="name the folder of DICOM files alone")
+            return check_dicom(source, workers, progress)
+        source = source / "manifest.json" if source.is_dir() else source
+    manifest, root = open_manifest(source, data)
+    return CheckReport(manifest.name, len(manifest.cases()), check_manifest(manifest, root, workers, progress))
+
+
+def check_manifest(
+    manifest: Manifest, root: Path, workers: int | None = None, progress: Progress = lambda done, total: None
+) -> list[Finding]:
+    """Return everything that is wrong, in the order of the manifest's cases, errors before warnings within a case.
+
+    Args:
+        manifest: what should be there.
+        root: data folder.
+        workers: processes that read; None takes what the files are worth.
+        progress: called with the number of cases read and of all.
+
+    Raises:
+        DataError: the manifest has no cases.
+        UsageError: not one of the files is below ``root``.
+    """
+    cases = manifest.cases()
+    if not cases:
+        raise DataError("the manifest has no cases", expected="at least one")
+    files = [root / path for case in cases for path in case.paths]
+    if not any(file.is_file() for file in files):
+        raise UsageError(
+            "none of the manifest's files is in the data folder",
+            path=root,
+            expected=cases[0].paths[0],
+            hint="name the folder that the manifest's paths start from with --data",
+        )
+    read = partial(examine, root=root, labels=frozenset(map(int, manifest.labels)), n_channels=manifest.n_channels)
+    facts = over_cases(read, cases, workers or workers_to_read(files), _died, _counter(progress, len(cases)))
+    findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
+    position = {case.id: index for index, case in enumerate(cases)}
+    return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
+
+
+def _died(case: Case) -> CaseFacts:
+    facts = CaseFacts(case.id)
+    facts.add("unreadable_file", "the process that read the case died", "files that fit into memory")
+    return facts
+
+
+def _counter(progress: Progress, total: int) -> Callable[[object], None]:
+    done = 0
+
+    def count(_item: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    return count
 
 
 def compare(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
-    """All findings that concern more than one case."""
+    """Return all findings that concern more than one case."""
     return [*find_copies(facts), *_leaks(manifest), *_spacings(facts), *_orientations(facts)]
 
 
 def find_copies(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """The same voxels under several ids."""
+    """Find the same voxels under several ids."""
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
     for case in facts:
         for part, digest in case.digests.items():
@@ -84,23 +202,7 @@ def _orientations(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
             yield Finding(case.case_id, "outlying_orientation", case.orientation, expected, "image")
 
 
-AIR_HU = -500  # every CT of a person has darker voxels around or within
-LOWEST_HU = -1100  # below, values are padding: air is -1000, and 12 bits end at -1024
-PADDING_SHARE = 0.001
-
-
-@dataclass(frozen=True)
-class CheckedTree:
-    """What is wrong in a tree, over how many series, and how many files of each class are no images."""
-
-    series: int
-    findings: list[Finding]
-    passed_over: dict[str, int]
-
-
-def check_dicom(
-    root: Path, workers: int | None = None, progress: Callable[[int, int], object] = lambda done, total: None
-) -> CheckedTree:
+def check_dicom(root: Path, workers: int | None = None, progress: Progress = lambda done, total: None) -> CheckReport:
     """Judge every series below a folder and read the voxels of those that are volumes.
 
     Args:
@@ -122,19 +224,12 @@ def check_dicom(
             expected="a manifest, or a folder of DICOM files",
             hint="make a manifest with `segpipe import`",
         )
-    done = 0
-
-    def count(series: Series) -> None:
-        nonlocal done
-        done += 1
-        progress(done, len(found.series))
-
     workers = workers or workers_to_read(path for series in found.series for path in series.files)
-    facts = over_cases(examine_series, found.series, workers, _series_died, count)
+    facts = over_cases(examine_series, found.series, workers, _series_died, _counter(progress, len(found.series)))
     findings = [finding for case in facts for finding in case.findings] + list(find_copies(facts))
     position = {case.case_id: index for index, case in enumerate(facts)}
     findings.sort(key=lambda finding: (position[finding.case_id], finding.severity))
-    return CheckedTree(len(facts), findings, dict(Counter(passed.file_class for passed in found.passed_over)))
+    return CheckReport("dicom", len(facts), findings, dict(Counter(passed.file_class for passed in found.passed_over)))
 
 
 def examine_series(series: Series) -> CaseFacts:
@@ -175,43 +270,4 @@ def _judge_hounsfield(facts: CaseFacts, values: NDArray[np.generic], lowest: flo
 def _series_died(series: Series) -> CaseFacts:
     facts = CaseFacts(series.case_id)
     facts.add("unreadable_file", "the process that read the series died", "files that fit into memory")
-    return facts
-
-
-def check_manifest(
-    manifest: Manifest, root: Path, workers: int | None = None, advance: Callable[[], None] = lambda: None
-) -> list[Finding]:
-    """Everything that is wrong, in the order of the manifest's cases, errors before warnings within a case.
-
-    Args:
-        manifest: what should be there.
-        root: data folder.
-        workers: processes that read; None takes what the files are worth.
-        advance: called once for every case that was read.
-
-    Raises:
-        DataError: the manifest has no cases.
-        UsageError: not one of the files is below ``root``.
-    """
-    cases = manifest.cases()
-    if not cases:
-        raise DataError("the manifest has no cases", expected="at least one")
-    files = [root / path for case in cases for path in case.paths]
-    if not any(file.is_file() for file in files):
-        raise UsageError(
-            "none of the manifest's files is in the data folder",
-            path=root,
-            expected=cases[0].paths[0],
-            hint="name the folder that the manifest's paths start from with --data",
-        )
-    read = partial(examine, root=root, labels=frozenset(map(int, manifest.labels)), n_channels=manifest.n_channels)
-    facts = over_cases(read, cases, workers or workers_to_read(files), _died, lambda case: advance())
-    findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
-    position = {case.id: index for index, case in enumerate(cases)}
-    return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
-
-
-def _died(case: Case) -> CaseFacts:
-    facts = CaseFacts(case.id)
-    facts.add("unreadable_file", "the process that read the case died", "files that fit into memory")
     return facts

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from segpipe.common.files import require_writable, sha256_of, write_json, write_text
 from segpipe.common.processes import over_cases, workers_to_read
-from segpipe.data.importers.found import FoundCase, FoundDataset, LabelRules, digest_of_sources, refusal
+from segpipe.data.importers.label_rules import LabelRules
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
 from segpipe.dicom import (
     LabelFile,
     Series,
@@ -42,7 +43,7 @@ class LabelledSeries:
 
 
 @dataclass
-class DicomTree:
+class LabelledTree:
     """The series of a tree by whether labels refer to them.
 
     Attributes:
@@ -50,7 +51,7 @@ class DicomTree:
         labelled: loaded or refused.
         unlabelled: loaded or refused.
         faults: label files that belong to none, or to several, by their path below the root, with the reason.
-        elsewhere: number of label files that belong to series of a modality that is not wanted.
+        elsewhere: number of label files that belong to series of a modality that is not options.
     """
 
     root: Path
@@ -66,7 +67,7 @@ class DicomTree:
 
 def find_labelled(
     root: Path, modalities: Collection[str] = (), progress: Callable[[int, int], object] | None = None
-) -> DicomTree:
+) -> LabelledTree:
     """Scan a tree and match labels to series.
 
     A file belongs to the series whose images it names; where none of these is in the tree, to the series whose UID it
@@ -89,7 +90,7 @@ def find_labelled(
             found=f"{len(found.passed_over)} other files",
             hint="`segpipe scan` lists them",
         )
-    tree = DicomTree(root)
+    tree = LabelledTree(root)
     wanted = [series for series in found.series if not modalities or series.modality in modalities]
     files: dict[str, list[LabelFile]] = defaultdict(list)
     for path in [passed.path for passed in found.passed_over if passed.is_label_file]:
@@ -141,7 +142,7 @@ MODALITIES = {"MR": "MRI"}  # where the manifest's word is not DICOM's
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LabelOptions:
     """What the user wants of the labels.
 
     Attributes:
@@ -167,7 +168,7 @@ class Job:
         series: loadable.
         labels: label files, each with its regions to take and their values.
         names: value to name, in the order in which overlaps are decided.
-        overlap: see `Wanted`.
+        overlap: see `LabelOptions`.
         root: the tree, to name files by.
         folder: where to write.
     """
@@ -189,9 +190,9 @@ class Converted:
     fault: str = ""
 
 
-def read_dicom(
-    tree: DicomTree, root: Path, folder: Path, wanted: Wanted, advance: Callable[[], None] = lambda: None
-) -> tuple[FoundDataset, dict[str, str], dict[str, tuple[str, ...]]]:
+def convert_series(
+    tree: LabelledTree, root: Path, folder: Path, options: LabelOptions, advance: Callable[[], None] = lambda: None
+) -> tuple[SourceDataset, dict[str, str], dict[str, tuple[str, ...]]]:
     """Convert every labelled series and describe the data set that they are then.
 
     Args:
@@ -209,23 +210,23 @@ def read_dicom(
         DataError: series or label files that cannot be used, each with the reason, or no series that can.
     """
     faults = {**tree.faults, **_refused(each.series for each in tree.labelled)}
-    faults |= _label_faults([each for each in tree.labelled if each.series.case_id not in faults], wanted)
+    faults |= _label_faults([each for each in tree.labelled if each.series.case_id not in faults], options)
     chosen = [(each.series, each.labels) for each in tree.labelled if each.series.case_id not in faults]
-    if wanted.unlabelled:
+    if options.unlabelled:
         chosen += [(series, ()) for series in tree.unlabelled if series.state == "loaded"]
-    jobs = [_job(series, files, tree.root, folder, wanted) for series, files in chosen]
-    if not jobs or (faults and not wanted.skip_bad):
+    jobs = [_job(series, files, tree.root, folder, options) for series, files in chosen]
+    if not jobs or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(jobs))
     require_writable(folder)
     workers = workers_to_read(path for job in jobs for path in job.series.files)
     done = over_cases(convert, jobs, workers, lost=_lost, on_done=lambda job: advance())
     faults |= {each.id: each.fault for each in done if each.fault}
     kept = [job for job, each in zip(jobs, done, strict=True) if not each.fault]
-    if not any(job.labels for job in kept) or (faults and not wanted.skip_bad):
+    if not any(job.labels for job in kept) or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(kept))
-    found = _described(kept, root, folder, wanted.rules)
+    found = _described(kept, root, folder, options.rules)
     write_mapping(folder, [job.series for job in kept])
-    if wanted.unlabelled:
+    if options.unlabelled:
         faults |= _refused(tree.unlabelled)
     return found, faults, {each.id: each.notes for each in done if each.notes and not each.fault}
 
@@ -234,19 +235,19 @@ def _refused(series: Iterable[Series]) -> dict[str, str]:
     return {one.case_id: f"{one.reason}: {one.detail}" for one in series if one.state == "refused"}
 
 
-def _label_faults(labelled: Sequence[LabelledSeries], wanted: Wanted) -> dict[str, str]:
+def _label_faults(labelled: Sequence[LabelledSeries], options: LabelOptions) -> dict[str, str]:
     """Series whose labels leave a doubt that names alone can tell."""
     faults = {}
     for each in labelled:
-        values = [value for file in each.labels for value in set(_values(file, wanted.rules).values())]
+        values = [value for file in each.labels for value in set(_values(file, options.rules).values())]
         twice = sorted({value for value in values if values.count(value) > 1})
-        missing = [name for value, name in wanted.rules.names.items() if value not in values]
+        missing = [name for value, name in options.rules.names.items() if value not in values]
         if not values:
             faults[each.series.case_id] = "none of its labels fits a --label"
         elif twice:
-            name = wanted.rules.names[twice[0]]
+            name = options.rules.names[twice[0]]
             faults[each.series.case_id] = f"{len(each.labels)} label files, of which several have {name!r}; keep one"
-        elif missing and not wanted.allow_missing:
+        elif missing and not options.allow_missing:
             faults[each.series.case_id] = (
                 f"no {' and no '.join(map(repr, missing))}; where that means that there is none: --allow-missing"
             )
@@ -258,12 +259,12 @@ def _values(file: LabelFile, rules: LabelRules) -> dict[str, int]:
     return {name: value for name in file.names if (value := rules.value_of(name))}
 
 
-def _job(series: Series, files: Iterable[LabelFile], root: Path, folder: Path, wanted: Wanted) -> Job:
-    of_file = [(file.path, _values(file, wanted.rules)) for file in files]
-    order = dict.fromkeys(value for _, value in wanted.rules.patterns if value)
-    names = {value: wanted.rules.names[value] for value in order}
+def _job(series: Series, files: Iterable[LabelFile], root: Path, folder: Path, options: LabelOptions) -> Job:
+    of_file = [(file.path, _values(file, options.rules)) for file in files]
+    order = dict.fromkeys(value for _, value in options.rules.patterns if value)
+    names = {value: options.rules.names[value] for value in order}
     labels = tuple((path, values) for path, values in of_file if values)
-    return Job(series, labels, names, wanted.overlap, root, folder)
+    return Job(series, labels, names, options.overlap, root, folder)
 
 
 def _lost(job: Job) -> Converted:
@@ -323,19 +324,19 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     return labels
 
 
-def _described(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> FoundDataset:
+def _described(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> SourceDataset:
     key = _key(folder)
     below = folder.relative_to(root)
 
-    def case(job: Job) -> FoundCase:
+    def case(job: Job) -> SourceCase:
         file = f"{job.series.case_id}.nii.gz"
         label = (below / "labels" / file).as_posix() if job.labels else None
         patient = patient_pseudonym(job.series.files[0], key)
-        return FoundCase(job.series.case_id, [(below / "images" / file).as_posix()], label, patient)
+        return SourceCase(job.series.case_id, [(below / "images" / file).as_posix()], label, patient)
 
     modalities = sorted({job.series.modality for job in jobs})
     modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"
-    return FoundDataset(
+    return SourceDataset(
         root=root,
         training=[case(job) for job in jobs if job.labels],
         test=[case(job) for job in jobs if not job.labels],

@@ -29,10 +29,10 @@ import numpy as np
 from segpipe.common.console import some_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import find_nifti, read_header, read_volume
-from segpipe.data.importers.found import (
+from segpipe.data.importers.source_dataset import (
     CHANNEL_SUFFIX,
-    FoundCase,
-    FoundDataset,
+    SourceCase,
+    SourceDataset,
     channel_names,
     label_names,
     require_files,
@@ -41,7 +41,7 @@ from segpipe.data.manifest import nifti_stem
 from segpipe.errors import DataError, UsageError
 
 
-def read_decathlon(source: Path) -> FoundDataset:
+def read_decathlon(source: Path) -> SourceDataset:
     """Read a Decathlon ``dataset.json``, or the folder that holds it.
 
     Raises:
@@ -60,7 +60,7 @@ def read_decathlon(source: Path) -> FoundDataset:
     training = [_case(entry, "training", path) for entry in listed[0] or []]
     test = [_case(entry, "test", path) for entry in listed[1] or []]
     require_files(path.parent, [*training, *test], path)
-    return FoundDataset(
+    return SourceDataset(
         root=path.parent,
         training=training,
         test=test,
@@ -81,7 +81,7 @@ def descriptive_fields(document: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in said.items() if value}
 
 
-def _case(entry: Any, section: str, path: Path) -> FoundCase:
+def _case(entry: Any, section: str, path: Path) -> SourceCase:
     parts = {"image": entry} if isinstance(entry, str) else entry
     images = parts.get("image") if isinstance(parts, dict) else None
     images = [images] if isinstance(images, str) else images
@@ -96,7 +96,9 @@ def _case(entry: Any, section: str, path: Path) -> FoundCase:
         )
     patient = parts.get("patient_id")
     images = [_clean(image) for image in images or []]
-    return FoundCase(nifti_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None)
+    return SourceCase(
+        nifti_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None
+    )
 
 
 def _clean(path: str) -> str:
@@ -106,7 +108,7 @@ def _clean(path: str) -> str:
 ENDINGS = (".nii.gz", ".nii")
 
 
-def read_nnunet(source: Path) -> FoundDataset:
+def read_nnunet(source: Path) -> SourceDataset:
     """Read an nnU-Net raw folder, or its ``dataset.json``.
 
     Raises:
@@ -136,7 +138,7 @@ def read_nnunet(source: Path) -> FoundDataset:
         raise DataError(
             f"{len(unlabelled)} training cases have no label", path=root / "labelsTr", found=some_of(unlabelled)
         )
-    return FoundDataset(
+    return SourceDataset(
         root=root,
         training=training,
         test=_cases(root, "Ts", ending, len(modality)),
@@ -173,7 +175,7 @@ def _channel_files(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
     return channels
 
 
-def _cases(root: Path, part: str, ending: str, n_channels: int) -> list[FoundCase]:
+def _cases(root: Path, part: str, ending: str, n_channels: int) -> list[SourceCase]:
     folder = root / f"images{part}"
     if part == "Tr" and not folder.is_dir():
         raise UsageError("no such folder", path=folder, hint="name the folder that holds imagesTr and labelsTr")
@@ -189,7 +191,7 @@ def _cases(root: Path, part: str, ending: str, n_channels: int) -> list[FoundCas
             )
         images = [files[channel].relative_to(root).as_posix() for channel in expected]
         label = root / f"labels{part}" / f"{case}{ending}"
-        cases.append(FoundCase(case, images, label.relative_to(root).as_posix() if label.is_file() else None))
+        cases.append(SourceCase(case, images, label.relative_to(root).as_posix() if label.is_file() else None))
     return cases
 
 
@@ -199,7 +201,7 @@ def read_folders(
     label_names: Sequence[str] = (),
     modality: Sequence[str] = (),
     advance: Callable[[], None] = lambda: None,
-) -> FoundDataset:
+) -> SourceDataset:
     """Match two folders.
 
     Args:
@@ -223,7 +225,7 @@ def read_folders(
     label_files = _named(labels)
     groups = _group(_named(images), label_files, images)
     cases = [
-        FoundCase(
+        SourceCase(
             key.replace("/", "_"),
             [path.relative_to(root).as_posix() for path in paths],
             label_files[key].relative_to(root).as_posix(),
@@ -236,7 +238,7 @@ def read_folders(
     names = list(label_names) or _names_from_values([root / case.label for case in cases if case.label], advance)
     n_channels = max(len(modality), len(cases[0].images))
     words = list(modality) or ["unknown"] * n_channels
-    return FoundDataset(
+    return SourceDataset(
         root=root,
         training=cases,
         test=[],
@@ -281,7 +283,7 @@ def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> di
     return groups
 
 
-def _require_equal_channels(cases: Sequence[FoundCase], folder: Path) -> None:
+def _require_equal_channels(cases: Sequence[SourceCase], folder: Path) -> None:
     of_case = {case.id: _channels(case) for case in cases}
     expected = max(of_case.values(), key=len)
     other = [f"{case} has {', '.join(found)}" for case, found in of_case.items() if found != expected]
@@ -294,7 +296,7 @@ def _require_equal_channels(cases: Sequence[FoundCase], folder: Path) -> None:
         )
 
 
-def _channels(case: FoundCase) -> tuple[str, ...]:
+def _channels(case: SourceCase) -> tuple[str, ...]:
     """The endings that tell the channels; an image that is called as its label is the first."""
     label = nifti_stem(str(case.label))
     stems = [nifti_stem(path) for path in case.images]

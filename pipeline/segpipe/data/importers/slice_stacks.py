@@ -39,7 +39,7 @@ class Stack:
 
 
 @dataclass
-class Found:
+class SliceStacks:
     """All stacks of a tree, those that cannot be one with the reason, and what is no slice at all."""
 
     stacks: list[Stack] = field(default_factory=list)
@@ -71,7 +71,7 @@ def looks_like_slices(root: Path) -> bool:
     )
 
 
-def find_stacks(root: Path, images: str | None = None, masks: str | None = None) -> Found:
+def find_stacks(root: Path, images: str | None = None, masks: str | None = None) -> SliceStacks:
     """Sort the files of a tree into stacks.
 
     Args:
@@ -97,7 +97,7 @@ def find_stacks(root: Path, images: str | None = None, masks: str | None = None)
             expected="CASE/CASE_1.tif beside CASE/CASE_1_mask.tif, and so on",
             hint="another layout is told by --slices '{patient}/{slice}.png' --masks '{patient}/{slice}_mask.png'",
         )
-    found = Found(faults=dict(named.misplaced), passed_over=named.passed_over)
+    found = SliceStacks(faults=dict(named.misplaced), passed_over=named.passed_over)
     for case in sorted(named.slices.keys() | named.masks.keys()):
         slices, masks_of = named.slices[case], named.masks[case]
         fault = _fault(root, slices, masks_of)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from segpipe.common.files import write_json
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.processes import over_cases, workers_to_read
-from segpipe.data.importers.found import FoundCase, FoundDataset, digest_of_sources, refusal
-from segpipe.data.importers.slice_stacks import Found, Stack
+from segpipe.data.importers.slice_stacks import SliceStacks, Stack
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
 from segpipe.errors import DataError
 
 ALIGNED = 2  # sform code: coordinates are not the scanner's
@@ -57,8 +57,8 @@ class Converted:
     fault: str = ""
 
 
-def read_slices(
-    found: Found,
+def convert_stacks(
+    found: SliceStacks,
     root: Path,
     folder: Path,
     *,
@@ -67,7 +67,7 @@ def read_slices(
     skip_bad: bool = False,
     assumed: bool = True,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[FoundDataset, dict[str, str]]:
+) -> tuple[SourceDataset, dict[str, str]]:
     """Convert every stack and describe the data set that they are then.
 
     Args:
@@ -101,7 +101,7 @@ def read_slices(
         raise refusal("volumes", faults, len(kept))
     below = folder.relative_to(root)
     cases = [
-        FoundCase(
+        SourceCase(
             stack.id,
             [(below / "images" / f"{stack.id}.nii.gz").as_posix()],
             (below / "labels" / f"{stack.id}.nii.gz").as_posix(),
@@ -116,7 +116,7 @@ def read_slices(
     labels = list(label_names) or ["label_1"]
     about = {"description": f"Volumes stacked from 2D slices. Spacing {words} mm: {told}. {ORIENTATION}"}
     return (
-        FoundDataset(
+        SourceDataset(
             root=root,
             training=cases,
             test=[],

@@ -1,35 +1,28 @@
-"""Foreign layouts become a manifest: find the cases, tell the patients apart, hash what was seen."""
+"""Make a manifest of a data set in a foreign layout: detect the layout, tell the patients apart, hash what was seen.
+
+How patients follow from case ids, where the data set does not say who a case is of:
+
+    none            nothing is known: every case stands for itself
+    pairs           cases 2k-1 and 2k are of one patient: number n in the id gives patient (n + 1) // 2
+    regex:PATTERN   the one group of the pattern, searched for in the id, is the patient
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
-from segpipe.data.importers.found import FoundCase, FoundDataset, patient_rule
-from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_folders, read_nnunet
-from segpipe.data.importers.slice_stacks import find_stacks, looks_like_slices
-from segpipe.data.importers.slice_volumes import read_slices
+from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
+from segpipe.data.importers.slice_stacks import looks_like_slices
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
 from segpipe.data.manifest import CASE_ID, Manifest, parse_manifest
 from segpipe.errors import DataError, UsageError
 
 Layout = Literal["decathlon", "nnunet", "folders", "slices", "dicom"]
-
-__all__ = [
-    "FoundCase",
-    "FoundDataset",
-    "Layout",
-    "add_hashes",
-    "detect_layout",
-    "find_dataset",
-    "find_stacks",
-    "patient_rule",
-    "read_folders",
-    "read_slices",
-    "to_manifest",
-]
 
 
 def detect_layout(source: Path) -> Layout:
@@ -55,7 +48,7 @@ def detect_layout(source: Path) -> Layout:
     )
 
 
-def find_dataset(source: Path, layout: str | None = None) -> FoundDataset:
+def find_dataset(source: Path, layout: str | None = None) -> SourceDataset:
     """Read a Decathlon or nnU-Net data set; the layout is detected where it is not named.
 
     Raises:
@@ -63,7 +56,7 @@ def find_dataset(source: Path, layout: str | None = None) -> FoundDataset:
         DataError: what is there cannot be used.
     """
     layout = layout or detect_layout(source)
-    readers: dict[str, Callable[[Path], FoundDataset]] = {"decathlon": read_decathlon, "nnunet": read_nnunet}
+    readers: dict[str, Callable[[Path], SourceDataset]] = {"decathlon": read_decathlon, "nnunet": read_nnunet}
     if layout not in readers:
         hint = "name the two folders with --images DIR --labels DIR" if layout == "folders" else None
         raise UsageError(f"cannot read layout {layout!r} here", expected=", ".join(get_args(Layout)), hint=hint)
@@ -71,7 +64,7 @@ def find_dataset(source: Path, layout: str | None = None) -> FoundDataset:
 
 
 def to_manifest(
-    found: FoundDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
+    found: SourceDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
 ) -> Manifest:
     """Make a manifest of what was found.
 
@@ -87,7 +80,7 @@ def to_manifest(
     """
     patient_of = patient_rule(rule)
 
-    def plain(case: FoundCase) -> dict[str, Any]:
+    def plain(case: SourceCase) -> dict[str, Any]:
         patient = case.patient_id or patient_of(case.id)
         if pseudonymise:
             name = "case-" + _digest(case.images[0])
@@ -135,11 +128,63 @@ def add_hashes(manifest: Manifest, root: Path, advance: Callable[[], None] = lam
             advance()
 
 
+PatientOf = Callable[[str], str | None]
+
+
+def patient_rule(rule: str) -> PatientOf:
+    """The function from case id to patient id that a rule stands for.
+
+    Raises:
+        UsageError: no such rule, or a pattern that is not one with exactly one group.
+    """
+    if rule == "none":
+        return lambda _case_id: None
+    if rule == "pairs":
+        return _pair
+    if rule.startswith("regex:"):
+        return _matcher(rule.removeprefix("regex:"))
+    raise UsageError("no such patient rule", found=rule, expected="pairs, regex:PATTERN or none")
+
+
+def _pair(case_id: str) -> str:
+    numbers = re.findall(r"\d+", case_id)
+    if len(numbers) != 1 or int(numbers[0]) < 1:
+        raise DataError(
+            "the patient rule `pairs` cannot be applied",
+            case_id=case_id,
+            found=f"numbers {numbers}",
+            expected="exactly one number of at least 1 in the id",
+            hint="use --patient-rule regex:PATTERN or none",
+        )
+    return f"P{(int(numbers[0]) + 1) // 2:03d}"
+
+
+def _matcher(pattern: str) -> PatientOf:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError("the patient rule's pattern cannot be read", found=f"{pattern!r}: {error}") from error
+    if compiled.groups != 1:
+        raise UsageError(
+            "the patient rule's pattern needs exactly one group",
+            found=f"{pattern!r} with {compiled.groups}",
+            expected=r"e.g. regex:^(sub-\d+)_",
+        )
+
+    def match(case_id: str) -> str:
+        found = compiled.search(case_id)
+        if found is None or not found.group(1):
+            raise DataError("the patient rule does not match the id", case_id=case_id, expected=pattern)
+        return found.group(1)
+
+    return match
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _require_unique(found: FoundDataset) -> None:
+def _require_unique(found: SourceDataset) -> None:
     seen: dict[str, Sequence[str]] = {}
     for case in [*found.training, *found.test]:
         if case.id in seen:

@@ -1,0 +1,367 @@
+"""Import a data set: read its layout, convert what is not NIfTI, and write the manifest.
+
+The readers of each layout describe what they find as a `SourceDataset`; `to_manifest` makes a manifest of that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
+from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
+from segpipe.data.importers.layouts import read_folders
+from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
+from segpipe.data.importers.slice_volumes import convert_stacks
+from segpipe.data.importers.source_dataset import SourceDataset
+from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
+from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
+from segpipe.errors import DataError, UsageError
+
+DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
+
+Progress = Callable[[str, int, int | None], object]
+"""Called with the stage, what is done, and of how much (None where that is not known)."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A data set that was imported.
+
+    Attributes:
+        manifest: its cases, labels and channels.
+        path: the manifest's file.
+        root: the folder that the manifest's paths start from.
+        notes: what was assumed, left out or passed over.
+    """
+
+    manifest: Manifest
+    path: Path
+    root: Path
+    notes: list[str] = field(default_factory=list)
+
+
+class LabelsNotChosenError(UsageError):
+    """DICOM labels have several names, and no rule says which are wanted; ``names`` counts them, for eyes alone."""
+
+    names: Counter[str]
+
+
+def import_dataset(
+    source: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    layout: str | None = None,
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    label_names: Sequence[str] = (),
+    modality: Sequence[str] = (),
+    slices: str | None = None,
+    masks: str | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+    converted: str | Path | None = None,
+    skip_bad: bool = False,
+    label_rules: Sequence[str] = (),
+    overlap: str = "refuse",
+    allow_missing: bool = False,
+    unlabelled: str = "skip",
+    name: str | None = None,
+    licence: str | None = None,
+    origin: str | None = None,
+    patient_rule: str = "none",
+    hashes: bool = True,
+    pseudonymise: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Imported:
+    """Build the manifest of a data set, as ``segpipe import`` does.
+
+    Args:
+        source: folder of the data set, or its dataset.json; None with ``images`` and ``labels``.
+        output: manifest to write; None: manifest.json in the data.
+        layout: ``decathlon``, ``nnunet``, ``folders``, ``slices`` or ``dicom``; None detects it.
+        images, labels: two folders of NIfTI files, matched by name.
+        label_names: name of label 1, then of 2, ... (two folders, slices).
+        modality: one word a channel; of DICOM series, only those of these modalities.
+        slices, masks: patterns of TIFF or PNG slices and of their masks; see `find_stacks`.
+        spacing_mm: of a voxel along columns, rows and slices (slices); None assumes 1 mm.
+        converted: folder for NIfTI files made of slices or DICOM; None: ``SOURCE_nifti``, or a folder beside output.
+        skip_bad: leave out volumes that cannot be used (slices, DICOM).
+        label_rules: which DICOM regions or segments are a label: ``PATTERN=VALUE:NAME``.
+        overlap: DICOM voxels in two labels: ``refuse``, or keep the ``first`` or ``last`` rule's.
+        allow_missing: a DICOM case without one of the labels has it nowhere.
+        unlabelled: DICOM series without labels: ``skip``, or ``include`` as test cases.
+        name, licence, origin: descriptive fields of the manifest.
+        patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
+        hashes: record the SHA-256 of every file.
+        pseudonymise: replace case and patient ids by hashes.
+        overwrite: replace a manifest that is there, with its split.
+        progress: called with stage, done and total.
+        note: called with each of the notes at once.
+
+    Raises:
+        UsageError: options that do not go together, no such place, a manifest that is there already.
+        LabelsNotChosenError: DICOM labels of several names and no rule.
+        DataError: what is there cannot be used.
+    """
+    source = None if source is None else Path(source)
+    output = None if output is None else Path(output)
+    layout = _choose_layout(source, layout, images, labels, slices, masks)
+    if layout not in ("slices", "dicom") and (converted or skip_bad):
+        raise UsageError("--converted and --skip-bad go with slices and DICOM")
+    if layout != "slices" and spacing_mm:
+        raise UsageError("--spacing goes with slices")
+    if layout != "dicom" and (label_rules or allow_missing or (overlap, unlabelled) != ("refuse", "skip")):
+        raise UsageError("--label, --show-names, --overlap, --allow-missing and --unlabelled go with DICOM")
+    if unlabelled not in ("skip", "include"):
+        raise UsageError(f"no such way with series without labels: {unlabelled!r}", expected="skip or include")
+    notes: list[str] = []
+
+    def tell(text: str) -> None:
+        notes.append(text)
+        note(text)
+
+    if source is not None and layout == "dicom":
+        tree = _find_series(source, modality, progress)
+        rules = _choose_labels(tree, label_rules, label_names, tell)
+        place = _place(source, output, converted)
+        path = _require_new(place.manifest, overwrite)
+        if overlap not in ("refuse", "first", "last"):
+            raise UsageError(f"no way {overlap!r} to go about overlaps", expected="refuse, first or last")
+        options = LabelOptions(rules, overlap, allow_missing, unlabelled == "include", skip_bad)  # type: ignore[arg-type]
+        dataset = _convert_dicom(tree, place, options, progress, tell)
+    elif source is not None and layout == "slices":
+        stacks = find_stacks(source, slices, masks)
+        place = _place(source, output, converted)
+        path = _require_new(place.manifest, overwrite)
+        dataset = _with_modality(
+            _convert_slices(stacks, place, spacing_mm, label_names, skip_bad, progress, tell), modality
+        )
+    else:
+        dataset = _read_nifti(source, layout, images, labels, label_names, modality, progress)
+        path = _require_new(output or dataset.root / "manifest.json", overwrite)
+    about = {"name": name, "licence": licence, "source": origin}
+    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, about=about)
+    if hashes:
+        total = sum(len(case.paths) for case in manifest.cases())
+        add_hashes(manifest, dataset.root, _counter(progress, "hashing", total))
+    save_manifest(manifest, path)
+    return Imported(manifest, path, dataset.root, notes)
+
+
+def dicom_label_names(
+    source: str | Path,
+    *,
+    layout: str | None = None,
+    modality: Sequence[str] = (),
+    progress: Progress = lambda stage, done, total: None,
+) -> Counter[str]:
+    """Return the names of the regions and segments below a folder, and in how many label files each is.
+
+    They are free text that somebody typed: for the eyes of who asked, and for nothing else.
+
+    Raises:
+        UsageError: another layout than DICOM.
+        DataError: no DICOM series.
+    """
+    if (layout or detect_layout(Path(source))) != "dicom":
+        raise UsageError("--label, --show-names, --overlap, --allow-missing and --unlabelled go with DICOM")
+    return _find_series(Path(source), modality, progress).names()
+
+
+def _choose_layout(source: Path | None, layout: str | None, images: Any, labels: Any, slices: Any, masks: Any) -> Any:
+    """Return the layout that is named, else the one that the options mean, else the one that is found."""
+    if slices is not None or masks is not None:
+        if source is None or layout not in (None, "slices"):
+            raise UsageError("--slices and --masks go with the folder of the slices, without another layout")
+        return "slices"
+    if source is None or layout is not None or images is not None or labels is not None:
+        if source is None and layout in ("slices", "dicom"):
+            raise UsageError(f"which folder holds the {layout}?", expected="segpipe import FOLDER")
+        return layout
+    return detect_layout(source)
+
+
+def _counter(progress: Progress, stage: str, total: int | None) -> Callable[[], None]:
+    """Return what is called once for every item of a stage that is done."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(stage, done, total)
+
+    return advance
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the results go: the manifest, the NIfTI files, and the folder that the manifest's paths start from."""
+
+    manifest: Path
+    folder: Path
+    root: Path
+
+
+def _place(source: Path, output: Path | None, converted: str | Path | None) -> _Place:
+    """NIfTI files lie in ``converted``, else beside the manifest, else beside the source with the manifest in it."""
+    if converted:
+        folder = Path(converted)
+    elif output is not None:
+        folder = output.parent / f"{output.stem}_nifti"
+    else:
+        folder = source.resolve().with_name(f"{source.resolve().name}_nifti")
+    manifest = output or folder / "manifest.json"
+    folder, parent = folder.resolve(), manifest.resolve().parent
+    return _Place(manifest, folder, parent if folder.is_relative_to(parent) else folder)
+
+
+def _require_new(path: Path, overwrite: bool) -> Path:
+    if path.exists() and not overwrite:
+        raise UsageError(
+            "there is a manifest already",
+            path=path,
+            hint="choose another file with -o, or replace it and its split with --overwrite",
+        )
+    return path
+
+
+def _find_series(source: Path, modality: Sequence[str], progress: Progress) -> LabelledTree:
+    words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
+    return find_labelled(source, words, lambda done, total: progress("reading headers", done, total))
+
+
+def _choose_labels(
+    tree: LabelledTree, words: Sequence[str], label_names: Sequence[str], tell: Callable[[str], None]
+) -> LabelRules:
+    """Return the user's rules; where everything that is labelled has one name, it needs none.
+
+    Raises:
+        LabelsNotChosenError: several names and no rule.
+        UsageError: a rule that fits none.
+        DataError: there are no labels.
+    """
+    names = tree.names()
+    if not names:
+        faults = "".join(f"; {file}: {fault}" for file, fault in tree.faults.items())
+        raise DataError(
+            "no DICOM SEG or RTSTRUCT labels these series",
+            path=tree.root,
+            found=f"{len(tree.labelled) + len(tree.unlabelled)} series{faults}",
+            expected="series and the labels that refer to them, in one tree",
+        )
+    if words:
+        rules = parse_label_rules(words)
+        unused = rules.unused(names)
+        if unused:
+            raise UsageError(
+                "no region or segment has such a name", found=", ".join(unused), hint="--show-names lists the names"
+            )
+        left_out = [name for name in names if rules.value_of(name) is None]
+        if left_out:
+            tell(f"left out: {len(left_out)} names that fit no --label (--show-names lists all)")
+        return rules
+    if len({name.casefold() for name in names}) == 1 and len(label_names) <= 1:
+        return LabelRules(((next(iter(names)), 1),), {1: label_names[0] if label_names else "label_1"})
+    error = LabelsNotChosenError(
+        "which regions or segments are wanted?",
+        found=f"{len(names)} different names",
+        expected="--label 'PATTERN=VALUE:NAME', e.g. --label 'GTV*=1:tumour' --label 'node*=2:lymph node'",
+        hint="--show-names lists them on this terminal: free text that somebody typed, kept nowhere",
+    )
+    error.names = names
+    raise error
+
+
+def _convert_dicom(
+    tree: LabelledTree, place: _Place, options: LabelOptions, progress: Progress, tell: Callable[[str], None]
+) -> SourceDataset:
+    total = len(tree.labelled) + (len(tree.unlabelled) if options.unlabelled else 0)
+    advance = _counter(progress, "converting", total)
+    dataset, left_out, notes = convert_series(tree, place.root, place.folder, options, advance)
+    for case, words in notes.items():
+        tell(f"{case}: {'; '.join(words)}")
+    for case, fault in left_out.items():
+        tell(f"left out: {case}: {fault}")
+    if "mixed" in dataset.modality.values():
+        tell("the series are of several modalities: --modality CT (or MRI, PT, ...) takes those of one")
+    if tree.unlabelled and not options.unlabelled:
+        tell(f"passed over: {len(tree.unlabelled)} series without labels")
+    if tree.elsewhere:
+        tell(f"passed over: {tree.elsewhere} label files of other modalities")
+    return dataset
+
+
+def _convert_slices(
+    stacks: SliceStacks,
+    place: _Place,
+    spacing_mm: tuple[float, float, float] | None,
+    label_names: Sequence[str],
+    skip_bad: bool,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> SourceDataset:
+    if spacing_mm is not None and not all(0 < edge < 1000 for edge in spacing_mm):
+        raise UsageError("no such spacing", found=spacing_mm, expected="three lengths in mm above 0")
+    dataset, left_out = convert_stacks(
+        stacks,
+        place.root,
+        place.folder,
+        spacing_mm=spacing_mm or (1.0, 1.0, 1.0),
+        label_names=label_names,
+        skip_bad=skip_bad,
+        assumed=spacing_mm is None,
+        advance=_counter(progress, "converting", len(stacks.stacks)),
+    )
+    tell(dataset.about["description"])
+    for case, fault in left_out.items():
+        tell(f"left out: {case}: {fault}")
+    if stacks.passed_over:
+        tell(f"passed over: {len(stacks.passed_over)} images, e.g. {stacks.passed_over[0]}")
+    return _as_listed(dataset, stacks, label_names)
+
+
+def _as_listed(dataset: SourceDataset, stacks: SliceStacks, label_names: Sequence[str]) -> SourceDataset:
+    """Add what the manifest that comes with the package says of the LGG data set, where it is that."""
+    path = shipped_manifest("lgg_mri") if stacks.is_lgg else None
+    if path is None:
+        return dataset
+    listed = load_manifest(path)
+    known = {field: getattr(listed, field) for field in ("name", "reference", "source", "licence")}
+    return replace(
+        dataset,
+        about={**dataset.about, **known},
+        labels=dataset.labels if label_names else listed.labels,
+        modality=listed.modality if len(dataset.modality) == listed.n_channels else dataset.modality,
+    )
+
+
+def _read_nifti(
+    source: Path | None,
+    layout: str | None,
+    images: str | Path | None,
+    labels: str | Path | None,
+    label_names: Sequence[str],
+    modality: Sequence[str],
+    progress: Progress,
+) -> SourceDataset:
+    if images is not None or labels is not None:
+        if images is None or labels is None or source is not None or layout not in (None, "folders"):
+            raise UsageError("--images and --labels go together, without another source or layout")
+        advance = _counter(progress, "reading labels", None)
+        return read_folders(Path(images), Path(labels), label_names, modality, advance)
+    if source is None:
+        raise UsageError("what is to be imported?", expected="a data set, or --images DIR --labels DIR")
+    if label_names:
+        raise UsageError("--label-name goes with --images and --labels", hint="the dataset.json names the labels")
+    return _with_modality(find_dataset(source, layout), modality)
+
+
+def _with_modality(dataset: SourceDataset, modality: Sequence[str]) -> SourceDataset:
+    if not modality:
+        return dataset
+    return replace(dataset, modality={str(index): word for index, word in enumerate(modality)})

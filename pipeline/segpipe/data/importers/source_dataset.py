@@ -1,0 +1,128 @@
+"""The form in which every reader describes the data set that it found, and how readers complain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.console import some_of
+from segpipe.errors import DataError, UsageError
+
+CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """One case as it lies on disk; paths are POSIX and relative to the data root."""
+
+    id: str
+    images: list[str]
+    label: str | None = None
+    patient_id: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """What a reader found below ``root``; ``about`` holds the manifest's descriptive fields."""
+
+    root: Path
+    training: list[SourceCase]
+    test: list[SourceCase]
+    labels: dict[str, str]
+    modality: dict[str, str]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
+    """Hash of what a converted file depends on: names, sizes and times of its sources, and settings as plain values.
+
+    Raises:
+        UsageError: a source that cannot be read.
+    """
+    try:
+        seen = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    except OSError as error:
+        raise UsageError("a file cannot be read", path=error.filename, found=error.strerror) from error
+    return hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()
+
+
+def refusal(what: str, faults: Mapping[str, str], usable: int) -> DataError:
+    """The error that names everything that cannot be used, with the reason."""
+    return DataError(
+        f"{len(faults)} {what} cannot be used, {usable} can",
+        found="; ".join(f"{id}: {fault}" for id, fault in sorted(faults.items())),
+        hint="mend them, or leave them out with --skip-bad" if usable else "mend them",
+    )
+
+
+def require_files(root: Path, cases: Iterable[SourceCase], source: Path) -> None:
+    """Refuse a list of cases that names files which are not there.
+
+    Raises:
+        DataError: naming the missing files.
+    """
+    paths = [path for case in cases for path in [*case.images, *([case.label] if case.label else [])]]
+    missing = [path for path in paths if not (root / path).is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} files are missing",
+            path=source,
+            found=some_of(missing),
+            expected=f"below {root}",
+            hint="complete the data, or take these cases out of the list",
+        )
+
+
+def label_names(document: Any, source: Path) -> dict[str, str]:
+    """Label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
+
+    Raises:
+        DataError: not a mapping, regions (several values for one name), an ignore label, or no whole numbers.
+    """
+    if not isinstance(document, dict) or not document:
+        raise DataError("the data set names no labels", path=source, found=repr(document), expected="an object")
+    names: dict[str, str] = {}
+    for key, entry in document.items():
+        if isinstance(entry, (list, tuple)):
+            raise DataError(
+                f"label {key!r} is a region of several values",
+                path=source,
+                found=repr(entry),
+                expected="one whole number a label",
+                hint="regions are not supported: write label maps with one value a structure",
+            )
+        value, name = (key, str(entry)) if str(key).isdecimal() else (entry, str(key))
+        if name.lower() == "ignore":
+            raise DataError(
+                "an ignore label is not supported",
+                path=source,
+                found=f"{key!r}: {entry!r}",
+                hint="take the voxels that are not annotated out of the data set",
+            )
+        if not re.fullmatch("[0-9]{1,3}", str(value)):
+            raise DataError(
+                f"label {name[:80]!r} has no whole number", path=source, found=repr(value)[:80], expected="0 to 255"
+            )
+        if str(int(value)) in names:
+            raise DataError(f"label value {value} has two names", path=source, found=f"{name!r}")
+        names[str(int(value))] = "background" if int(value) == 0 else name
+    names.setdefault("0", "background")
+    return names
+
+
+def channel_names(document: Any, source: Path) -> dict[str, str]:
+    """Channel index to modality, from an object or a list.
+
+    Raises:
+        DataError: neither, or empty.
+    """
+    if isinstance(document, list):
+        document = {str(index): name for index, name in enumerate(document)}
+    if not isinstance(document, dict) or not document:
+        raise DataError("the data set names no image channels", path=source, found=repr(document))
+    return {str(index): str(name) for index, name in document.items()}

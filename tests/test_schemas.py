@@ -280,9 +280,9 @@ def _compare(root: Path) -> list[tuple[str, Any]]:
 def _demo(root: Path) -> list[tuple[str, Any]]:
     from segpipe.cli import demo
 
-    fake, real = FakeCommands(root / "demo"), demo.walk
+    fake, real = FakeCommands(root / "demo"), demo.run_steps
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "walk", lambda made, of, _, to: real(made, of, fake.run, to, fake.run_other))
+        patch.setattr(demo, "run_steps", lambda *given: real(*given[:3], fake.run, fake.run_python))
         patch.setattr(demo, "write_demo_page", lambda *_: None)
         patch.setattr("segpipe.cli.demo_.QUICK_COARSENESS", 4.0)
         return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]

@@ -35,7 +35,7 @@ class FakeCommands:
             (self.out / "evaluation" / "metrics.json").write_text(json.dumps(metrics(manifest)))
         return 0
 
-    def run_other(self, words: list[str]) -> None:
+    def run_python(self, words: list[str]) -> None:
         self.ran.append(words)
         (self.out / "stock").mkdir()
         for folder in (self.out / "predictions").iterdir():

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import SegpipeError
 
 CASES, EPOCHS = 24, 30
 QUICK_CASES, QUICK_EPOCHS, QUICK_COARSENESS = 10, 15, 2.0
+MOST_THREADS = 4  # the demo's volumes keep no more busy
 LEAST_AGREEMENT = 0.9999  # of voxels; rounding may turn a few where two labels score alike
 
 
@@ -28,7 +30,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove what an older demo made in the folder.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Go the whole way once: generated scans, a trained network, a bundle, and a page about it.
 
@@ -39,7 +41,8 @@ def command(
     Example: segpipe demo my_demo
     """
     from segpipe.cli.app import run
-    from segpipe.cli.demo import Settings, cores, demo_manifest, prepare, read_outcome, walk, write_demo_page
+    from segpipe.cli.demo import Settings, demo_manifest, prepare, read_outcome, run_python, run_steps, write_demo_page
+    from segpipe.common.processes import usable_cores
 
     console = Console("demo", as_json=json)
     settings = Settings(
@@ -47,12 +50,12 @@ def command(
         cases=(QUICK_CASES if quick else CASES) if cases is None else cases,
         epochs=(QUICK_EPOCHS if quick else EPOCHS) if epochs is None else epochs,
         seed=seed,
-        threads=cores(),
+        threads=min(MOST_THREADS, usable_cores()),
         coarseness=QUICK_COARSENESS if quick else 1.0,
     )
     manifest = demo_manifest(settings.cases, settings.seed)  # refuses before anything is written
     prepare(out, overwrite)
-    steps = walk(settings, manifest, run, console)
+    steps = run_steps(settings, manifest, console, run, run_python)
     outcome = read_outcome(out, manifest)
     write_demo_page(out / "index.html", settings, outcome, steps)
 

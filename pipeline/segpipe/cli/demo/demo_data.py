@@ -23,7 +23,7 @@ ORIENTATIONS = ("RAS", "LPS", "LAS", "ASR")
 
 
 def demo_manifest(cases: int = CASES, seed: int = 0) -> Manifest:
-    """The manifest of the generated dataset: a quarter of the cases for test, the others in four folds.
+    """Return the manifest of the generated dataset: a quarter of the cases for test, the others in four folds.
 
     Raises:
         UsageError: fewer than eight cases.
@@ -73,7 +73,7 @@ def write_data(
 
 
 def generate(case: Case, seed: int, coarseness: float = 1.0) -> Phantom:
-    """One case: the patient's anatomy on a scan's grid, both drawn from the seed and the ids."""
+    """Generate one case: the patient's anatomy on a scan's grid, both drawn from the seed and the ids."""
     rng = np.random.default_rng(_seed(seed, f"grid {case.id}"))
     in_plane, thickness = rng.uniform(1.0, 1.3), rng.uniform(2.0, 3.0)
     spacing_mm = np.round(np.array([in_plane, in_plane, thickness]) * coarseness, 2)
@@ -90,7 +90,7 @@ def generate(case: Case, seed: int, coarseness: float = 1.0) -> Phantom:
 
 
 def _patients(n_cases: int) -> list[int]:
-    """Patient number of each case: every third patient was scanned twice."""
+    """Return the patient number of each case: every third patient was scanned twice."""
     patients: list[int] = []
     number = 1
     while len(patients) < n_cases:
@@ -110,5 +110,5 @@ def _case(number: int, patient: int, section: str) -> dict[str, str]:
 
 
 def _seed(seed: int, name: str) -> int:
-    """A number of its own for every name; the same on every machine."""
+    """Return a number of its own for every name; the same on every machine."""
     return zlib.crc32(f"{seed} {name}".encode())

@@ -1,7 +1,4 @@
-"""What came of the demo, read back from the files that the steps left.
-
-The demo's page: pictures, figures, commands.
-"""
+"""The demo's page: figures read back from the files that the steps left, pictures, and the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segpipe.cli.demo.steps import Settings, Step
+from segpipe.cli.demo.demo_steps import Settings, Step
 from segpipe.common.files import read_json
 from segpipe.common.result_folder import find_segmentation
 from segpipe.data import Case, Manifest
@@ -24,6 +21,7 @@ from segpipe.evaluation import dice, read_panel
 from segpipe.reporting import Picture, Section, Table, dice_bars, gallery, learning_curves, write_page
 
 COMMON_GRID = (48, 48, 32)
+MEASURES = {"dice": "Dice", "nsd": "surface Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ class Outcome:
 
     @property
     def mean_dice(self) -> float | None:
-        """Mean over the test cases of the mean over labels."""
+        """Return the mean over the test cases of the mean over labels."""
         mean: float | None = self.metrics["summary"]["overall"]["metrics"]["dice"]["mean"]
         return mean
 
     @property
     def case_dice(self) -> dict[str, dict[str, float | None]]:
-        """Label name to case id to Dice."""
+        """Return label name to case id to Dice."""
         table: dict[str, dict[str, float | None]] = {name: {} for name in self.manifest.foreground.values()}
         for case in self.metrics["cases"]:
             for label in case["labels"]:
@@ -78,7 +76,7 @@ def read_outcome(out: Path, manifest: Manifest) -> Outcome:
 
 
 def agreement(ours: Path, theirs: Path, cases: list[Case]) -> float:
-    """Share of equal voxels in two folders of label maps.
+    """Return the share of equal voxels in two folders of label maps.
 
     Raises:
         DataError: a case is missing in one, or its grids differ.
@@ -88,16 +86,16 @@ def agreement(ours: Path, theirs: Path, cases: list[Case]) -> float:
         paths = [find_segmentation(folder, case.id) for folder in (ours, theirs)]
         if paths[0] is None or paths[1] is None:
             raise DataError("a label map is missing", case_id=case.id)
-        one, other = (nib.load(path) for path in paths)  # type: ignore[attr-defined, unused-ignore]
-        if one.shape != other.shape or not np.allclose(one.affine, other.affine, atol=1e-4):
+        mine, stock = (nib.load(path) for path in paths)  # type: ignore[attr-defined, unused-ignore]
+        if mine.shape != stock.shape or not np.allclose(mine.affine, stock.affine, atol=1e-4):
             raise DataError("our label map and stock MONAI's are on different grids", case_id=case.id)
-        equal += int((np.asarray(one.dataobj) == np.asarray(other.dataobj)).sum())
-        total += int(np.prod(one.shape))
+        equal += int((np.asarray(mine.dataobj) == np.asarray(stock.dataobj)).sum())
+        total += int(np.prod(mine.shape))
     return equal / total
 
 
 def guess_dice(root: Path, manifest: Manifest) -> float:
-    """Mean test Dice of laying the training cases' most frequent label map over every test case.
+    """Return the mean test Dice of laying the training cases' most frequent label map over every test case.
 
     It needs no image, so it is what a network has to beat to have learnt to look.
     """
@@ -111,13 +109,13 @@ def guess_dice(root: Path, manifest: Manifest) -> float:
     for case in manifest.test:
         truth = canonical(root / str(case.label))
         guess = _resize(frequent, truth.shape)
-        found = [dice(truth == value, guess == value) for value in manifest.foreground]
-        scores.append(np.mean([value for value in found if value is not None]))
+        by_label = [dice(truth == value, guess == value) for value in manifest.foreground]
+        scores.append(np.mean([score for score in by_label if score is not None]))
     return float(np.mean(scores))
 
 
 def canonical(path: Path) -> NDArray[Any]:
-    """Voxels of a file with its axes turned towards right, front and head."""
+    """Return the voxels of a file with its axes turned towards right, front and head."""
     turned = nib.as_closest_canonical(nib.load(path))  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
     return np.asarray(turned.dataobj)
 
@@ -126,9 +124,6 @@ def _resize(labelmap: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     factors = [new / old for new, old in zip(shape, labelmap.shape, strict=True)]
     resized: NDArray[Any] = ndimage.zoom(labelmap, factors, order=0)
     return resized
-
-
-MEASURES = {"dice": "Dice", "nsd": "surface Dice", "hd95_mm": "HD95 (mm)", "assd_mm": "ASSD (mm)"}
 
 
 def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: list[Step]) -> None:
@@ -180,7 +175,7 @@ def write_demo_page(path: Path, settings: Settings, outcome: Outcome, steps: lis
 
 
 def _pictures(out: Path, outcome: Outcome) -> Picture:
-    """Best, middle and worst test case by mean Dice."""
+    """Draw the best, middle and worst test case by mean Dice."""
     scores = {case["id"]: case["mean_dice"] for case in outcome.metrics["cases"]}
     ranked = sorted(outcome.manifest.test, key=lambda case: scores.get(case.id) or 0.0, reverse=True)
     places = sorted({0, len(ranked) // 2, len(ranked) - 1})
@@ -195,12 +190,11 @@ def _pictures(out: Path, outcome: Outcome) -> Picture:
 
 def _metrics_table(outcome: Outcome) -> Table:
     summary = outcome.metrics["summary"]
-    parts = [*summary["labels"].values(), {"name": "mean of labels", **summary["overall"]}]
     rows: list[list[Any]] = []
-    for part in parts:
-        means = [part["metrics"][name]["mean"] for name in MEASURES]
-        interval = part["metrics"]["dice"]
-        rows.append([part["name"], *means, f"{_figure(interval['low'])} to {_figure(interval['high'])}"])
+    for group in [*summary["labels"].values(), {"name": "mean of labels", **summary["overall"]}]:
+        means = [group["metrics"][name]["mean"] for name in MEASURES]
+        interval = group["metrics"]["dice"]
+        rows.append([group["name"], *means, f"{_figure(interval['low'])} to {_figure(interval['high'])}"])
     return Table(["label", *MEASURES.values(), "95 % interval of Dice"], rows, "Means over the test cases")
 
 

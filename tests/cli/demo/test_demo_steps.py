@@ -9,7 +9,7 @@ import pytest
 
 from segpipe.cli.demo.demo_data import demo_manifest, write_data
 from segpipe.cli.demo.demo_page import agreement, guess_dice, read_outcome, write_demo_page
-from segpipe.cli.demo.steps import MADE, Settings, commands, prepare, walk
+from segpipe.cli.demo.demo_steps import MADE, Settings, commands, prepare, run_steps
 from segpipe.common.console import Console
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.data import phantom
@@ -25,7 +25,7 @@ def test_the_whole_walk_prints_every_command_and_writes_the_page(tmp_path, capsy
     out = tmp_path / "secret place"
     fake = FakeCommands(out)
     prepare(out, overwrite=False)
-    steps = walk(settings(out), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
+    steps = run_steps(settings(out), demo_manifest(8), Console("demo"), fake.run, fake.run_python)
 
     verbs = ["check", "plan", "train", "export", "predict", "evaluate", "export"]
     assert [words[0] for words in fake.ran] == [*verbs, "python"]
@@ -52,7 +52,7 @@ def test_with_json_standard_output_stays_clean(tmp_path, capsys) -> None:
         return fake.run(words)
 
     prepare(tmp_path / "out", overwrite=False)
-    walk(settings(tmp_path / "out"), demo_manifest(8), chatty, Console("demo", as_json=True), fake.run_other)
+    run_steps(settings(tmp_path / "out"), demo_manifest(8), Console("demo", as_json=True), chatty, fake.run_python)
     captured = capsys.readouterr()
     assert captured.out == "" and "a table" in captured.err
 
@@ -62,7 +62,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, verb: str, code
     fake = FakeCommands(tmp_path / "out", verb, code)
     prepare(tmp_path / "out", overwrite=False)
     with pytest.raises(SegpipeError, match=f"stopped at `segpipe {verb}`") as caught:
-        walk(settings(tmp_path / "out"), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
+        run_steps(settings(tmp_path / "out"), demo_manifest(8), Console("demo"), fake.run, fake.run_python)
     assert caught.value.exit_code == code
     assert fake.ran[-1][0] == verb
 
@@ -71,7 +71,7 @@ def test_an_interrupted_step_interrupts_the_demo(tmp_path) -> None:
     fake = FakeCommands(tmp_path / "out", "train", 130)
     prepare(tmp_path / "out", overwrite=False)
     with pytest.raises(KeyboardInterrupt):
-        walk(settings(tmp_path / "out"), demo_manifest(8), fake.run, Console("demo"), fake.run_other)
+        run_steps(settings(tmp_path / "out"), demo_manifest(8), Console("demo"), fake.run, fake.run_python)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path) -> None:

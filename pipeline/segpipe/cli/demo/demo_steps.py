@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +16,19 @@ from pathlib import Path
 from segpipe.cli.demo.demo_data import write_data
 from segpipe.common.console import Console
 from segpipe.common.files import cannot_write, write_json
-from segpipe.common.processes import usable_cores
 from segpipe.data import Manifest
 from segpipe.errors import INTERRUPTED, OK, SegpipeError, UsageError
 
-Runner = Callable[[list[str]], int]
-
 MARKER = "demo.json"
 MADE = (
-    "data",
-    "task.yaml",
-    "task.fingerprint.json",
-    "run",
-    "bundle",
-    "predictions",
-    "evaluation",
-    "stock",
-    "index.html",
-    MARKER,
+    *("data", "task.yaml", "task.fingerprint.json", "run", "bundle", "predictions", "evaluation", "stock"),
+    *("index.html", MARKER),
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo is asked for.
+    """What is asked for.
 
     Attributes:
         out: folder of everything that it makes.
@@ -65,69 +55,24 @@ class Step:
     seconds: float
 
 
-def commands(settings: Settings, out: str) -> list[list[str]]:
-    """Every command in its order; the last one is stock MONAI's, the others are ours."""
-    manifest, threads = f"{out}/data/manifest.json", str(settings.threads)
-    export = ["segpipe", "export", f"{out}/run", f"{out}/bundle", "--name", "demo"]
-    return [
-        ["segpipe", "check", manifest],
-        ["segpipe", "plan", manifest, "-o", f"{out}/task.yaml"],
-        [
-            "segpipe",
-            "train",
-            manifest,
-            "--task",
-            f"{out}/task.yaml",
-            "--network",
-            "unet",
-            "--loss",
-            "dice_ce",
-            "--augment",
-            "light",
-            "--runtime",
-            "cpu",
-            "--fold",
-            "0",
-            "--epochs",
-            str(settings.epochs),
-            "--seed",
-            str(settings.seed),
-            "--threads",
-            threads,
-            "--set",
-            "batch_size=2",
-            "--out",
-            f"{out}/run",
-        ],
-        export,
-        [
-            "segpipe",
-            "predict",
-            f"{out}/bundle",
-            manifest,
-            f"{out}/predictions",
-            "--split",
-            "test",
-            "--threads",
-            threads,
-        ],
-        ["segpipe", "evaluate", manifest, f"{out}/predictions", "--out", f"{out}/evaluation", "--split", "test"],
-        [*export, "--evaluation", f"{out}/evaluation", "--overwrite"],  # its card now states the figures
-        [
-            "python",
-            "-m",
-            "monai.bundle",
-            "run",
-            "--config_file",
-            f"{out}/bundle/configs/inference.json",
-            "--bundle_root",
-            f"{out}/bundle",
-            "--dataset_dir",
-            f"{out}/data/imagesTs",
-            "--output_dir",
-            f"{out}/stock",
-        ],
-    ]
+COMMANDS = """
+segpipe check OUT/data/manifest.json
+segpipe plan OUT/data/manifest.json -o OUT/task.yaml
+segpipe train OUT/data/manifest.json --task OUT/task.yaml --network unet --loss dice_ce --augment light --runtime cpu \
+--fold 0 --epochs {settings.epochs} --seed {settings.seed} --threads {settings.threads} --set batch_size=2 --out OUT/run
+segpipe export OUT/run OUT/bundle --name demo
+segpipe predict OUT/bundle OUT/data/manifest.json OUT/predictions --split test --threads {settings.threads}
+segpipe evaluate OUT/data/manifest.json OUT/predictions --out OUT/evaluation --split test
+segpipe export OUT/run OUT/bundle --name demo --evaluation OUT/evaluation --overwrite
+python -m monai.bundle run --config_file OUT/bundle/configs/inference.json --bundle_root OUT/bundle \
+--dataset_dir OUT/data/imagesTs --output_dir OUT/stock
+"""  # the second export puts the figures on the bundle's card
+
+
+def commands(settings: Settings, out: str = "OUT") -> list[list[str]]:
+    """Return the words of every command in its order; the last one is stock MONAI's, the others are ours."""
+    lines = COMMANDS.format(settings=settings).strip().splitlines()
+    return [[re.sub(r"^OUT(?=/)", lambda _: out, word) for word in line.split()] for line in lines]
 
 
 def prepare(out: Path, overwrite: bool) -> None:
@@ -154,21 +99,21 @@ def prepare(out: Path, overwrite: bool) -> None:
         raise cannot_write(out, error) from error
 
 
-def walk(
+def run_steps(
     settings: Settings,
     manifest: Manifest,
-    run: Runner,
     console: Console,
-    run_other: Callable[[list[str]], None] | None = None,
+    run: Callable[[list[str]], int],
+    run_python: Callable[[list[str]], None],
 ) -> list[Step]:
-    """Generate the data, then run every command.
+    """Generate the data, then print and run every command.
 
     Args:
         settings: what is asked for; the folder is prepared already.
         manifest: of the cases to generate.
-        run: runs the words after ``segpipe`` and returns the exit code.
         console: where the commands are printed.
-        run_other: runs any other command; by default a process of this Python.
+        run: runs the words after ``segpipe`` and returns the exit code.
+        run_python: runs ``python ...``, as `run_python` does.
 
     Returns:
         The steps with their times.
@@ -176,16 +121,14 @@ def walk(
     Raises:
         SegpipeError: a command failed; it carries that command's exit code.
     """
-    out = settings.out
     began = time.monotonic()
     with console.progress() as progress:
         bar = progress.add_task("generating", total=len(manifest.cases()))
-        write_data(out / "data", manifest, settings.seed, settings.coarseness, lambda _: progress.advance(bar))
+        write_data(settings.out / "data", manifest, settings.seed, settings.coarseness, lambda _: progress.advance(bar))
     console.say(f"{len(manifest.cases())} cases generated in {time.monotonic() - began:.0f} s")
 
     steps = []
-    shown = commands(settings, "OUT")
-    for words, repeatable in zip(commands(settings, str(out)), shown, strict=True):
+    for words, repeatable in zip(commands(settings, str(settings.out)), commands(settings), strict=True):
         console.say(f"\n$ {shlex.join(words)}")
         began = time.monotonic()
         if words[0] == "segpipe":
@@ -198,17 +141,12 @@ def walk(
                 error.exit_code = code
                 raise error
         else:
-            (run_other or _run_python)(words)
+            run_python(words)
         steps.append(Step(shlex.join(repeatable), time.monotonic() - began))
     return steps
 
 
-def cores() -> int:
-    """CPU cores that this process may use, at most four: the demo's volumes keep no more busy."""
-    return min(4, usable_cores())
-
-
-def _run_python(words: Sequence[str]) -> None:
+def run_python(words: list[str]) -> None:
     """Run ``python ...`` as a process; its many lines are shown only when it fails.
 
     Raises:

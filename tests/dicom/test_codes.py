@@ -7,7 +7,7 @@ import csv
 import pytest
 from pydicom.sr._concepts_dict import concepts
 
-from segpipe.dicom.codes import CATEGORIES, TABLE, as_metadata, label_infos
+from segpipe.dicom.codes import CATEGORIES, TABLE, codes_metadata, label_infos
 from segpipe.errors import DataError
 
 SIDED = [
@@ -163,7 +163,7 @@ def test_the_metadata_wins_and_can_be_written_from_the_table() -> None:
     assert notes == []
     assert (infos[1].type.value, infos[1].colour_rgb) == ("X-1", (1, 2, 3))
     assert infos[2].colour_rgb == (9, 9, 9) and infos[2].modifier is not None
-    assert label_infos(labels, {"codes": as_metadata(infos)})[0] == infos
+    assert label_infos(labels, {"codes": codes_metadata(infos)})[0] == infos
 
 
 @pytest.mark.parametrize(

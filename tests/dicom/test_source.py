@@ -14,7 +14,7 @@ from pydicom import dcmread
 
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.write.seg import write_seg
-from segpipe.dicom.write.sources import can_carry
+from segpipe.dicom.write.sources import obstacles
 from segpipe.errors import DataError
 
 
@@ -34,7 +34,7 @@ def test_what_the_source_lacks_is_empty_and_the_source_untouched(tmp_path: Path)
     )
     series = write_series(tmp_path / "in", remove=remove)
     before = [hashlib.sha256(path.read_bytes()).digest() for path in series.files]
-    assert can_carry(series) == []
+    assert obstacles(series) == []
     write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
     written = dcmread(tmp_path / "seg.dcm")
     for keyword in remove[:-2]:
@@ -87,7 +87,7 @@ def test_odd_values_of_the_source_do_not_stop_it(
 )
 def test_a_source_that_cannot_carry_it(tmp_path: Path, keyword: str, words: str) -> None:
     series = write_series(tmp_path / "in", remove=(keyword,))
-    (reason,) = can_carry(series)
+    (reason,) = obstacles(series)
     assert words in reason and keyword in reason
     with pytest.raises(DataError, match="DICOM cannot be written") as caught:
         write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
@@ -102,7 +102,7 @@ def test_one_slice_of_another_study(tmp_path: Path) -> None:
     series = replace(scan(tmp_path / "in").series[0], state="loaded")
     paths = sorted((tmp_path / "in").iterdir())
     frames = tuple(replace(series.frames[0], path=path) for path in paths)
-    assert can_carry(replace(series, frames=frames)) == ["its slices differ in StudyInstanceUID"]
+    assert obstacles(replace(series, frames=frames)) == ["its slices differ in StudyInstanceUID"]
 
 
 def test_a_refused_series_carries_nothing(tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_a_refused_series_carries_nothing(tmp_path: Path) -> None:
     make.write(images, tmp_path / "in")
     (series,) = scan(tmp_path / "in").series
     assert series.state == "refused"
-    assert "refused (gap)" in can_carry(series)[0]
+    assert "refused (gap)" in obstacles(series)[0]
 
 
 def test_a_slice_that_has_gone(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in")
     series.files[3].unlink()
-    assert can_carry(series) == ["a slice cannot be read again"]
+    assert obstacles(series) == ["a slice cannot be read again"]
     with pytest.raises(DataError, match="cannot be read again"):
         write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
 

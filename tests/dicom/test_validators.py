@@ -25,7 +25,7 @@ from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.write.rtstruct import write_rtstruct
 from segpipe.dicom.write.seg import write_seg
-from segpipe.dicom.write.sources import can_carry
+from segpipe.dicom.write.sources import obstacles
 from segpipe.dicom.write.structured_report import write_sr
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_real_series(tmp_path: Path) -> None:
     carried: set[str] = set()
     for folder in sorted((Path(os.environ["SEGPIPE_DATA"]) / "dicom").iterdir()):
         for series in scan(folder).series[:1]:
-            reasons = can_carry(series)
+            reasons = obstacles(series)
             if folder.name.startswith("05"):
                 assert any("no frame of reference" in reason for reason in reasons)
             if reasons or series.case_id in carried:

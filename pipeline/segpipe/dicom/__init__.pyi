@@ -1,5 +1,5 @@
 from .codecs import available_codecs as available_codecs
-from .codes import as_metadata as as_metadata
+from .codes import codes_metadata as codes_metadata
 from .codes import label_infos as label_infos
 from .conversion import ConvertedSeries as ConvertedSeries
 from .conversion import convert_folder as convert_folder

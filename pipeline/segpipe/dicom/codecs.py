@@ -39,7 +39,7 @@ PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 
 
 def available_codecs() -> dict[str, bool]:
-    """Whether the library that decodes each kind of compression is here and can be imported."""
+    """Say for each kind of compression whether the library that decodes it can be imported."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -53,13 +53,13 @@ def available_codecs() -> dict[str, bool]:
 
 
 def is_lossy(dataset: Dataset, transfer_syntax: str) -> bool:
-    """Whether values were lost in this compression or an earlier one."""
-    said = dataset.get("LossyImageCompression")
-    return said == "01" or transfer_syntax in LOSSY or (transfer_syntax == JPEG_2000_LOSSY and said != "00")
+    """Return whether values were lost in this compression or an earlier one (PS3.3 C.7.6.1.1.5)."""
+    lossy = dataset.get("LossyImageCompression")
+    return lossy == "01" or transfer_syntax in LOSSY or (transfer_syntax == JPEG_2000_LOSSY and lossy != "00")
 
 
 def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray[np.generic]:
-    """Stored values of a frame, (rows, columns), without the bits beyond BitsStored.
+    """Return the stored values of a frame, (rows, columns), without the bits beyond BitsStored.
 
     Raises:
         DataError: a transfer syntax that is not decoded here.
@@ -91,7 +91,7 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
 
 
 def _encoded(dataset: Dataset, number: int) -> bytes:
-    """The codestream of a frame."""
+    """Return the codestream of a frame."""
     from pydicom.encaps import get_frame
 
     offsets = None
@@ -102,7 +102,7 @@ def _encoded(dataset: Dataset, number: int) -> bytes:
 
 
 def _run_lengths(dataset: Dataset, frame: bytes) -> NDArray[np.generic]:
-    """RLE (PS3.5 G): a segment for each byte of a value, the highest first; Pillow knows its code from TIFF."""
+    """Decode RLE (PS3.5 G): a segment for each byte of a value, the highest first; Pillow knows its code from TIFF."""
     from PIL import Image
 
     rows, columns, bytes_each = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated) // 8
@@ -136,15 +136,15 @@ def _by_gdcm(dataset: Dataset, transfer_syntax: str, frame: bytes) -> NDArray[np
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(transfer_syntax)))
     image.SetPixelFormat(gdcm.PixelFormat(1, allocated, stored, stored - 1, signed))
-    buffer, said = _listening(image.GetBuffer)
-    if DAMAGED.search(said):
+    buffer, words = _with_stderr(image.GetBuffer)
+    if DAMAGED.search(words):
         raise ValueError("the codestream is damaged")
     data = buffer.encode("utf-8", "surrogateescape")  # its bytes come as a str
     return _as_stored(dataset, np.frombuffer(data, np.uint8))
 
 
 def _as_stored(dataset: Dataset, data: NDArray[np.uint8]) -> NDArray[np.generic]:
-    """The bytes of a frame as its values, without the bits beyond BitsStored."""
+    """Return the bytes of a frame as its values, without the bits beyond BitsStored."""
     allocated, signed = int(dataset.BitsAllocated), dataset.get("PixelRepresentation", 0)
     dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
     values = data.reshape(-1).view(dtype).reshape(int(dataset.Rows), int(dataset.Columns))
@@ -156,22 +156,22 @@ _Result = TypeVar("_Result")
 _one_at_a_time = threading.Lock()
 
 
-def _listening(call: Callable[[], _Result]) -> tuple[_Result, bytes]:
-    """What a C library returns, and what it wrote to standard error meanwhile.
+def _with_stderr(call: Callable[[], _Result]) -> tuple[_Result, bytes]:
+    """Return what a C library returns, and what it wrote to standard error meanwhile.
 
     libjpeg fills up the rest of a damaged image and says so there alone. The call holds the interpreter's lock, so
     no other thread writes meanwhile.
     """
-    with _one_at_a_time, tempfile.TemporaryFile() as heard:
+    with _one_at_a_time, tempfile.TemporaryFile() as written:
         terminal = os.dup(2)
-        os.dup2(heard.fileno(), 2)
+        os.dup2(written.fileno(), 2)
         try:
             result = call()
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-        heard.seek(0)
-        return result, heard.read()
+        written.seek(0)
+        return result, written.read()
 
 
 def _gdcm() -> Any:

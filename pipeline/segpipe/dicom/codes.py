@@ -92,7 +92,7 @@ class _Entry:
 def label_infos(
     labels: Mapping[int, str], metadata: Mapping[str, Any] | None = None
 ) -> tuple[list[LabelInfo], list[str]]:
-    """Codes and colours of a bundle's labels.
+    """Find the codes and colours of a bundle's labels.
 
     Args:
         labels: label value to name; 0 is background and passed over.
@@ -126,8 +126,8 @@ def label_infos(
     return infos, notes
 
 
-def as_metadata(infos: list[LabelInfo]) -> dict[str, Any]:
-    """``codes`` for a bundle's metadata, of the labels whose meaning is known."""
+def codes_metadata(infos: list[LabelInfo]) -> dict[str, Any]:
+    """Return the ``codes`` of a bundle's metadata for the labels whose meaning is known."""
     return {info.name: _as_dict(info) for info in infos if info.stated}
 
 
@@ -138,7 +138,7 @@ def _as_dict(info: LabelInfo) -> dict[str, Any]:
 
 
 def _stated(found: LabelInfo, given: Any) -> LabelInfo:
-    """What the metadata says of a label; what it leaves out stays as found by name."""
+    """Replace what was found by name with what the metadata says of a label."""
     try:
         terms: dict[str, Any] = {
             key: _term(given[key]) for key in ("category", "type", "modifier", "region") if key in given
@@ -184,7 +184,7 @@ def _by_name(value: int, name: str, context: str) -> LabelInfo:
 
 
 def _lesion_of(words: list[str]) -> tuple[_Entry | None, Term | None]:
-    """A lesion within an organ: ``liver tumour``, ``colon cancer primaries``."""
+    """Find a lesion and the organ that it lies in: ``liver tumour``, ``colon cancer primaries``."""
     for cut in range(1, len(words)):
         organ, lesion = _find(words[:cut]), _find(words[cut:]) or _find(words[cut : cut + 1])
         if organ and lesion and lesion.category == "abnormal" and organ.category != "abnormal":
@@ -213,6 +213,6 @@ def _table() -> dict[str, _Entry]:
 
 
 def _distinct(value: int) -> RGB:
-    """A colour unlike its neighbours': hues a golden angle apart."""
+    """Return a colour unlike its neighbours': hues are a golden angle apart."""
     red, green, blue = colorsys.hsv_to_rgb(value * 0.618034 % 1, 0.6, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)

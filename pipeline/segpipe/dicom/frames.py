@@ -1,11 +1,8 @@
-"""Single values of a header, read so that a broken one is an absent one.
+"""The attributes of a header, and of each of its frames: where it lies, and what tells it from others at its place.
 
-pydicom converts values when they are asked for, and raises whatever a broken one leads it to.
-
-Where each frame of an image lies, and what tells it from others at the same place.
-
-A classic image has it all at the top of its header; an enhanced one in its functional groups, shared ones first and
-then each frame's own (PS3.3 C.7.6.16), either of which may be absent.
+A classic image has all attributes at the top of its header; an enhanced one in its functional groups, shared ones and
+each frame's own (PS3.3 C.7.6.16), either of which may be absent. pydicom converts values when they are asked for, and
+raises whatever a broken one leads it to: here a broken value is an absent one.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ BLOCKS = range(0x10, 0x20)  # where private creators are, in practice
 
 
 def text(dataset: Dataset, name: str) -> str:
-    """A value as text, several joined by backslashes; empty where it is absent or cannot be read."""
+    """Return a value as text, several joined by backslashes; empty where it is absent or cannot be read."""
     tag, vr = _tag(name)
     if tag not in dataset.keys():  # noqa: SIM118 - a data set's own `in` is ten times slower, and most are absent
         return ""
@@ -48,7 +45,7 @@ def text(dataset: Dataset, name: str) -> str:
 
 
 def numbers(value: Any) -> tuple[float, ...]:
-    """Finite numbers of a value of any form; empty where one of them is none."""
+    """Return the finite numbers of a value of any form; empty where one of them is none."""
     if value is None or isinstance(value, bytes):
         return ()
     parts = value.split("\\") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
@@ -60,19 +57,19 @@ def numbers(value: Any) -> tuple[float, ...]:
 
 
 def whole_number(dataset: Dataset, name: str) -> int | None:
-    """A whole number, or None."""
+    """Return a value as a whole number, or None."""
     found = numbers(text(dataset, name))
     return int(found[0]) if found else None
 
 
 def items(dataset: Dataset, name: str) -> list[Dataset]:
-    """The items of a sequence; none where it is absent or cannot be read."""
+    """Return the items of a sequence; none where it is absent or cannot be read."""
     value = _get(dataset, _tag(name)[0])
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else []
 
 
 def private_value(dataset: Dataset, group: int, creator: str, element: int) -> Any:
-    """A private value, or None."""
+    """Return a private value (PS3.5 7.8.1), or None."""
     present = dataset.keys()
     for block in BLOCKS:
         place = group << 16 | block
@@ -167,7 +164,7 @@ class FrameHeader:
 
 
 def frames_of(dataset: Dataset) -> tuple[FrameHeader, ...]:
-    """Every frame of an image, in the order of the file."""
+    """Read the attributes of every frame of an image, in the order of the file."""
     shared = items(dataset, "SharedFunctionalGroupsSequence")[:1]
     own = items(dataset, "PerFrameFunctionalGroupsSequence")
     count = whole_number(dataset, "NumberOfFrames") or 1
@@ -219,7 +216,7 @@ def _frame(
 
 
 def _value(levels: list[Dataset], sequence: str, tag: str) -> str:
-    """The text of a tag in the first item of a sequence of the nearest level that has it."""
+    """Return the text of a tag in the first item of a sequence of the nearest level that has it."""
     for level in levels:
         for item in items(level, sequence)[:1]:
             if value := text(item, tag):
@@ -254,14 +251,14 @@ def _private_b_value(dataset: Dataset) -> float | None:
 
 
 def _free_dimensions(dataset: Dataset) -> tuple[int, ...]:
-    """Axes of DimensionIndexValues that are no place: neither stack, nor place in it, nor position."""
+    """Return the axes of DimensionIndexValues that are neither stack, nor place in it, nor position."""
     places = {0x00209056, 0x00209057, 0x00200032, 0x00209113}
     pointers = [item.get("DimensionIndexPointer") for item in items(dataset, "DimensionIndexSequence")]
     return tuple(axis for axis, pointer in enumerate(pointers) if pointer is not None and pointer not in places)
 
 
 def _perpendicular(orientation: tuple[float, ...]) -> Six | None:
-    """Two directions of length 1 at right angles, within what three decimals of a header lose; else None."""
+    """Return directions of length 1 at right angles, within what three decimals of a header lose; else None."""
     if len(orientation) != 6:
         return None
     a, b, c, d, e, f = orientation

@@ -60,11 +60,11 @@ class Stack:
         return np.asarray(self.positions @ self.axes[2])
 
     def take(self, order: NDArray[np.intp]) -> Stack:
-        """These slices in this order."""
+        """Return these slices in this order."""
         return Stack(self.positions[order], self.orientations[order], self.spacings[order], self.rows, self.columns)
 
     def corners(self) -> Array:
-        """(N, 4, 3) centres of the corner pixels, mm, LPS."""
+        """Return (N, 4, 3) the centres of the corner pixels, mm, LPS (PS3.3 equation C.7.6.2.1-1)."""
         right = self.orientations[:, :3] * self.spacings[:, 1:] * (self.columns - 1)
         down = self.orientations[:, 3:] * self.spacings[:, :1] * (self.rows - 1)
         start = self.positions
@@ -91,7 +91,7 @@ class Verdict:
 
 
 def levels(heights: Array) -> NDArray[np.intp]:
-    """(N,) which place along the normal each slice is at, from 0; slices within 0.05 mm share one."""
+    """Return (N,) the level along the normal that each slice is at, from 0; slices within 0.05 mm share one."""
     order = np.argsort(heights, kind="stable")
     steps = np.diff(heights[order])
     if not len(steps):
@@ -102,7 +102,7 @@ def levels(heights: Array) -> NDArray[np.intp]:
     return found
 
 
-def judge(stack: Stack, name: Callable[[int], str]) -> Verdict:
+def judge_geometry(stack: Stack, name: Callable[[int], str]) -> Verdict:
     """Find the best regular lattice and say whether the slices lie on it.
 
     Args:
@@ -130,9 +130,9 @@ def judge(stack: Stack, name: Callable[[int], str]) -> Verdict:
             notes.append("2 slices: nothing can show whether one between them is missing")
         return Verdict(order, affine_lps=along.affine(slices), notes=tuple(notes))
     if along.through > through_limit:
-        reason, detail = _uneven(slices, named, through_limit)
+        reason, detail = _gap_or_variable(slices, named, through_limit)
     else:
-        reason, detail = _leaning(slices, along, named, plane_limit)
+        reason, detail = _tilt_or_shift(slices, along, named, plane_limit)
     return Verdict(order, reason, detail)
 
 
@@ -183,7 +183,7 @@ class _Fit:
         )
 
     def affine(self, slices: Stack) -> Array:
-        """(4, 4) index to LPS mm, with the header's own directions."""
+        """Return (4, 4) index to LPS mm, with the header's own directions."""
         affine = np.eye(4)
         mean = slices.orientations.mean(axis=0)
         rows_mm, columns_mm = slices.spacings.mean(axis=0)
@@ -194,8 +194,8 @@ class _Fit:
         return affine
 
 
-def _uneven(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
-    """Slices that are not equally far from each other: some are missing, or the distance varies."""
+def _gap_or_variable(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
+    """Say what is wrong with slices at unequal distances: some are missing, or the distance varies."""
     steps = np.diff(slices.heights)
     turned = _Fit.of(slices).turned
     if turned > limit:
@@ -226,13 +226,13 @@ def _uneven(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Re
 
 
 def _sparser(holes: NDArray[np.intp], steps: int) -> bool:
-    """Whether wider steps are a part of the volume taken more sparsely, and not slices that are missing."""
+    """Return whether wider steps are a part of the volume taken more sparsely, and not missing slices."""
     in_a_row = len(holes) >= 3 and int(holes[-1] - holes[0]) == len(holes) - 1
     return len(holes) > max(1, steps / 2) or (in_a_row and (holes[0] == 0 or holes[-1] == steps - 1))
 
 
-def _leaning(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
-    """Slices whose distance is even, but that do not lie straight above each other."""
+def _tilt_or_shift(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
+    """Say what is wrong with slices at even distances that do not lie straight above each other."""
     row, column, normal = slices.axes
     if fit.within <= limit:
         lean = fit.step - (fit.step @ normal) * normal

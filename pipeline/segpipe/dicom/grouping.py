@@ -1,12 +1,7 @@
-"""Slices of one series that differ in matrix or orientation: a volume and some scouts, or no volume at all.
+"""Group the slices of a tree so that each group should be one volume, or is refused.
 
-Scouts are often unmarked: one to three slices in other planes. They are set aside, refused on their own, only where
-the rest is a whole regular volume of at least three times as many slices and no stray slice lies where a slice of
-that volume would be. Everything else is refused whole: the larger part of a mixed series is never taken for all of it.
-
-Positions that repeat: which values of the header split the slices into whole volumes, one for each position?
-
-From the headers of a whole tree to groups of slices that should each be one volume.
+A series is split by what its headers say (modality, frame of reference, stack), then by matrix and orientation, then
+where positions repeat. The larger part of a mixed series is never taken for all of it.
 """
 
 from __future__ import annotations
@@ -21,20 +16,114 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.dicom.frames import FrameHeader
-from segpipe.dicom.geometry import Array, judge, levels
+from segpipe.dicom.geometry import Array, judge_geometry, levels
 from segpipe.dicom.headers import Header
 from segpipe.dicom.model import Reason
 from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, pixel_digest, slice_name, stack_of
 
+ORDER_OF_PROBLEMS: tuple[Reason, ...] = ("mosaic", "color", "transfer_syntax", "truncated", "missing_tag")
 MOST_STRAYS = 3
 SLICES_A_STRAY = 3
 SAME_DIRECTION = 1e-3  # of a component: 0.4 mm across 400 mm, which the judgement in mm then sees
 SAME_SPACING = 1e-3  # relative
+MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
+Levels = NDArray[np.intp]
 
 
-def one_grid(group: Group, name: Name) -> list[Group]:
-    """A group whose slices share matrix, spacing and orientation, and its strays; or the whole group refused."""
-    parts = sorted(_parts(group.slices), key=len, reverse=True)
+def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
+    """Group the images of a tree by study and series, wherever their files lie; scouts are groups of their own.
+
+    Some writers give each slice a study of its own: where a series has one image in each of several studies it is one
+    series all the same. Otherwise equal series of different studies stay apart.
+    """
+    studies: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
+    for header in headers:
+        studies[header.series_uid][header.study_uid].append(header)
+    found = []
+    for _, by_study in sorted(studies.items()):
+        if all(len({header.sop_instance_uid for header in members}) == 1 for members in by_study.values()):
+            members = [header for part in by_study.values() for header in part]
+            notes = (f"its slices name {len(by_study)} studies",) if len(by_study) > 1 else ()
+            found += _group_series(members, "", notes, name)
+        else:
+            for study, members in sorted(by_study.items()):
+                found += _group_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
+    return found
+
+
+def _group_series(members: Sequence[Header], split: str, notes: tuple[str, ...], name: Name) -> list[Group]:
+    scouts = [header for header in members if header.scout]
+    others = [header for header in members if not header.scout]
+    if not scouts or not others:
+        return _split(members, Group(_slices(members), split, notes=notes), name)
+    note = f"{len(scouts)} scout image(s) of the series are a group of their own"
+    return [
+        *_split(others, Group(_slices(others), split, notes=(*notes, note)), name),
+        *_split(scouts, Group(_slices(scouts), f"{split} scout".strip(), notes=notes), name),
+    ]
+
+
+def _slices(members: Iterable[Header]) -> tuple[Slice, ...]:
+    nowhere = FrameHeader(0, None, None, None)
+    return tuple(Slice(header, frame) for header in members for frame in header.frames or (nowhere,))
+
+
+def _split(members: Sequence[Header], group: Group, name: Name) -> list[Group]:
+    """Refuse for problems of single files, drop copies, then split."""
+    for reason in ORDER_OF_PROBLEMS:
+        bad = [(header, header.problem) for header in members if header.problem and header.problem.reason == reason]
+        if bad:
+            header, problem = bad[0]
+            return [group.refused(reason, problem.words(name(header.path), len(bad), len(members)))]
+    kept, copies, conflict = drop_duplicates(members, name)
+    if conflict:
+        return [group.refused("duplicate_conflict", conflict)]
+    lacking = [header for header in kept.values() if not header.frame_of_reference_uid]
+    if 0 < len(lacking) < len(kept):
+        words = "no FrameOfReferenceUID, expected one as in other slices of the series. Export the series again."
+        return [group.refused("missing_tag", f"{name(lacking[0].path)}: {words}")]
+    group = replace(group, slices=tuple(part for part in group.slices if part.header.path in kept))
+    return [
+        _with_copies(final, copies, name)
+        for volume in _split_by_stack(group)
+        for grid in split_by_grid(volume, name)
+        for final in split_repeated_positions(grid, name)
+    ]
+
+
+def _with_copies(group: Group, copies: dict[Path, list[Path]], name: Name) -> Group:
+    dropped = [copy for path in {part.header.path for part in group.slices} for copy in copies.get(path, ())]
+    if not dropped:
+        return group
+    note = f"{len(dropped)} file(s) dropped as exact copies, e.g. {name(min(dropped))}"
+    return replace(group, copies=(*group.copies, *dropped), notes=(*group.notes, note))
+
+
+def _split_by_stack(group: Group) -> list[Group]:
+    """Split by modality, frame of reference, and stack of a multi-frame image."""
+    parts: dict[tuple[str, str, str], list[Slice]] = defaultdict(list)
+    for part in group.slices:
+        parts[part.header.modality, part.header.frame_of_reference_uid, part.frame.stack].append(part)
+    if len(parts) == 1 or len(parts) == len(group.slices):  # a stack for every slice says nothing
+        return [group]
+    return [
+        group.part(
+            slices,
+            " ".join(key),
+            f"volume {number} of {len(parts)} of its series, by modality, frame of reference and stack",
+        )
+        for number, (key, slices) in enumerate(sorted(parts.items()), start=1)
+    ]
+
+
+def split_by_grid(group: Group, name: Name) -> list[Group]:
+    """Return a group whose slices share matrix, spacing and orientation, and its scouts; or the whole group refused.
+
+    Scouts are often unmarked: one to three slices in other planes. They are set aside, refused on their own, only where
+    the rest is a whole regular volume of at least three times as many slices and no stray slice lies where a slice of
+    that volume would be.
+    """
+    parts = sorted(_grids(group.slices), key=len, reverse=True)
     if len(parts) == 1:
         return [group]
     main, strays = parts[0], parts[1:]
@@ -42,8 +131,8 @@ def one_grid(group: Group, name: Name) -> list[Group]:
     turned = [stray for stray in strays if _direction_differs(main[0], stray[0])]
     few = count <= MOST_STRAYS and len(main) >= SLICES_A_STRAY * count
     if len(turned) == len(strays) and few:
-        affine = judge(stack_of(main), str).affine_lps
-        if affine is not None and not any(_belongs(part, affine, main) for stray in strays for part in stray):
+        affine = judge_geometry(stack_of(main), str).affine_lps
+        if affine is not None and not any(_is_of_volume(part, affine, main) for stray in strays for part in stray):
             note = f"{count} slice(s) of the series lie in another plane: taken for scouts, refused on their own"
             return [
                 group.part(main, "", note),
@@ -53,13 +142,17 @@ def one_grid(group: Group, name: Name) -> list[Group]:
     return [_mixed(group, main, other, bool(turned), name)]
 
 
-def _parts(slices: Sequence[Slice]) -> list[list[Slice]]:
+def _grids(slices: Sequence[Slice]) -> list[list[Slice]]:
     alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
     for part in slices:
         alike[part.header.rows, part.header.columns, part.frame.spacing, part.frame.orientation].append(part)
     parts: list[list[Slice]] = []
     for exact in sorted(alike.values(), key=len, reverse=True):
-        near = (part for part in parts if not (_matrix(part[0], exact[0]) or _direction_differs(part[0], exact[0])))
+        near = (
+            part
+            for part in parts
+            if not (_matrix_difference(part[0], exact[0]) or _direction_differs(part[0], exact[0]))
+        )
         if (same := next(near, None)) is not None:
             same += exact
         else:
@@ -67,23 +160,23 @@ def _parts(slices: Sequence[Slice]) -> list[list[Slice]]:
     return parts
 
 
-def _matrix(one: Slice, other: Slice) -> str:
-    """How two slices differ in matrix or spacing; empty where they do not."""
-    first, second = ((part.header.columns, part.header.rows) for part in (one, other))
-    if first != second:
-        return "{} x {} pixels, expected {} x {}".format(*second, *first)
-    spacings = np.array([one.frame.spacing, other.frame.spacing], dtype=np.float64)
+def _matrix_difference(first: Slice, second: Slice) -> str:
+    """Say how two slices differ in matrix or spacing; empty where they do not."""
+    expected, matrix = ((part.header.columns, part.header.rows) for part in (first, second))
+    if expected != matrix:
+        return "{} x {} pixels, expected {} x {}".format(*matrix, *expected)
+    spacings = np.array([first.frame.spacing, second.frame.spacing], dtype=np.float64)
     if np.allclose(spacings[0], spacings[1], rtol=SAME_SPACING, atol=0):
         return ""
     return "pixels of {3:.4f} x {2:.4f} mm, expected {1:.4f} x {0:.4f} mm".format(*spacings.ravel())
 
 
-def _direction_differs(one: Slice, other: Slice) -> bool:
-    return not np.allclose(one.frame.orientation, other.frame.orientation, rtol=0, atol=SAME_DIRECTION)  # type: ignore[arg-type]
+def _direction_differs(first: Slice, second: Slice) -> bool:
+    return not np.allclose(first.frame.orientation, second.frame.orientation, rtol=0, atol=SAME_DIRECTION)  # type: ignore[arg-type]
 
 
-def _belongs(stray: Slice, affine: Array, main: Sequence[Slice]) -> bool:
-    """Whether a slice lies where one of the volume's would: its first pixel at one, or its centre at the next one."""
+def _is_of_volume(stray: Slice, affine: Array, main: Sequence[Slice]) -> bool:
+    """Return whether a slice lies where one of the volume's would: its first pixel, or its centre at the next."""
     to_index = np.linalg.inv(affine)
     corners = stack_of([stray]).corners()[0]
     size = np.array([main[0].header.columns, main[0].header.rows])
@@ -109,7 +202,9 @@ def _mixed(group: Group, main: list[Slice], other: Slice, turned: bool, name: Na
     advice = f"({len(main)} of {len(group.slices)} slices are like {slice_name(main[0], name)}). "
     advice += "Put the slices of each kind into a folder of their own with UIDs of their own, or export them again."
     if not turned:
-        return group.refused("mixed_matrix", f"{slice_name(other, name)}: {_matrix(main[0], other)} {advice}")
+        return group.refused(
+            "mixed_matrix", f"{slice_name(other, name)}: {_matrix_difference(main[0], other)} {advice}"
+        )
     axes = [np.array(part.frame.orientation, dtype=np.float64) for part in (main[0], other)]
     normals = [np.cross(axis[:3], axis[3:]) for axis in axes]
     cosine = float(normals[0] @ normals[1] / np.linalg.norm(normals[0]) / np.linalg.norm(normals[1]))
@@ -122,12 +217,8 @@ def _mixed(group: Group, main: list[Slice], other: Slice, turned: bool, name: Na
     return group.refused("mixed_orientation", f"{slice_name(other, name)}: {words} {advice}")
 
 
-Places = NDArray[np.intp]
-MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
-
-
 @dataclass(frozen=True)
-class Part:
+class _Volume:
     """One volume's slices: indices, what tells it from the others, and whether all positions are in it."""
 
     indices: tuple[int, ...]
@@ -135,18 +226,18 @@ class Part:
     complete: bool
 
 
-def by_repeats(group: Group, name: Name) -> list[Group]:
-    """Where positions repeat: as many volumes as the header tells apart, or a refusal."""
+def split_repeated_positions(group: Group, name: Name) -> list[Group]:
+    """Return as many volumes as the header tells apart where positions repeat, or a refusal."""
     if group.reason is not None or len(group.slices) < 2:
         return [group]
     places = levels(stack_of(group.slices).heights)
     if int(places.max()) + 1 == len(places):
         return [group]
     frames = [part.frame for part in group.slices]
-    parts = split_repeats(frames, places)
-    if not parts and (lean := _without_equal(group, places, name)) is not None:
-        return by_repeats(lean, name)
-    parts = parts or split_repeats(frames, places, incomplete=True)
+    parts = _split_frames(frames, places)
+    if not parts and (fewer := _without_repeated_images(group, places, name)) is not None:
+        return split_repeated_positions(fewer, name)
+    parts = parts or _split_frames(frames, places, incomplete=True)
     if not parts:
         return [group.refused("repeated_positions", _repeated(group, places, name))]
     found = []
@@ -163,8 +254,8 @@ def by_repeats(group: Group, name: Name) -> list[Group]:
     return found
 
 
-def _without_equal(group: Group, places: Places, name: Name) -> Group | None:
-    """Without images that repeat another's pixels at its place under another UID; None where there is none."""
+def _without_repeated_images(group: Group, places: Levels, name: Name) -> Group | None:
+    """Drop images that repeat another's pixels at its place under another UID; None where there is none."""
     counts = np.bincount(places)
     seen: set[Hashable] = set()
     slices, dropped = [], []
@@ -184,7 +275,7 @@ def _without_equal(group: Group, places: Places, name: Name) -> Group | None:
     return replace(group.part(slices, "", note), copies=(*group.copies, *dropped))
 
 
-def _repeated(group: Group, places: Places, name: Name) -> str:
+def _repeated(group: Group, places: Levels, name: Name) -> str:
     counts = np.bincount(places)
     first, second = (group.slices[i] for i in np.flatnonzero(places == int(np.argmax(counts > 1)))[:2])
     return (
@@ -194,7 +285,7 @@ def _repeated(group: Group, places: Places, name: Name) -> str:
     )
 
 
-def split_repeats(frames: Sequence[FrameHeader], places: Places, incomplete: bool = False) -> list[Part]:
+def _split_frames(frames: Sequence[FrameHeader], places: Levels, incomplete: bool = False) -> list[_Volume]:
     """Split so that no part has a position twice.
 
     Values that name a volume (echo, b-value, temporal position, ...) are tried one by one, then together, and then
@@ -217,13 +308,13 @@ def split_repeats(frames: Sequence[FrameHeader], places: Places, incomplete: boo
         whole = [len(group) == wanted for group in groups]
         if all(whole) or (incomplete and any(whole)):
             return [
-                Part(tuple(group), f"{by}, {number} of {len(groups)}", complete)
+                _Volume(tuple(group), f"{by}, {number} of {len(groups)}", complete)
                 for number, (group, complete) in enumerate(zip(groups, whole, strict=True), start=1)
             ]
     return []
 
 
-def _splits(frames: Sequence[FrameHeader], places: Places) -> Iterator[tuple[str, list[list[int]]]]:
+def _splits(frames: Sequence[FrameHeader], places: Levels) -> Iterator[tuple[str, list[list[int]]]]:
     names = list(dict.fromkeys(name for frame in frames for name in frame.keys))
     most = int(np.bincount(places).max())  # a value that differs from slice to slice tells no volumes apart
     names = [name for name in names if 1 < len({frame.keys.get(name) for frame in frames}) <= most]
@@ -248,13 +339,13 @@ def _by_values(frames: Sequence[FrameHeader], names: Sequence[str]) -> list[list
 
 
 def _sortable(key: Hashable) -> list[tuple[str, float, str]]:
-    """Numbers by size, the rest as text."""
+    """Return a key that sorts numbers by size, the rest as text."""
     parts = key if isinstance(key, tuple) else (key,)
     return [("", float(part), "") if isinstance(part, float) else ("text", 0.0, str(part)) for part in parts]
 
 
-def _by_rank(frames: Sequence[FrameHeader], places: Places, group: list[int], time: str) -> list[list[int]]:
-    """The first of each position, the second, ...; nothing where their times overlap."""
+def _by_rank(frames: Sequence[FrameHeader], places: Levels, group: list[int], time: str) -> list[list[int]]:
+    """Return the first of each position, the second, ...; nothing where their times overlap."""
     at: dict[int, list[int]] = defaultdict(list)
     for index in group:
         at[int(places[index])].append(index)
@@ -267,92 +358,3 @@ def _by_rank(frames: Sequence[FrameHeader], places: Places, group: list[int], ti
         if max(values[i] for i in earlier) >= min(values[i] for i in later):
             return []
     return ranks
-
-
-ORDER_OF_PROBLEMS: tuple[Reason, ...] = ("mosaic", "color", "transfer_syntax", "truncated", "missing_tag")
-
-
-def groups_of(headers: Iterable[Header], name: Name) -> list[Group]:
-    """Group the images of a tree by study and series, wherever their files lie; scouts are groups of their own.
-
-    Some writers give each slice a study of its own: where a series has one image in each of several studies it is one
-    series all the same. Otherwise equal series of different studies stay apart.
-    """
-    studies: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
-    for header in headers:
-        studies[header.series_uid][header.study_uid].append(header)
-    found = []
-    for _, by_study in sorted(studies.items()):
-        if all(len({header.sop_instance_uid for header in one}) == 1 for one in by_study.values()):
-            members = [header for one in by_study.values() for header in one]
-            notes = (f"its slices name {len(by_study)} studies",) if len(by_study) > 1 else ()
-            found += _of_series(members, "", notes, name)
-        else:
-            for study, members in sorted(by_study.items()):
-                found += _of_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
-    return found
-
-
-def _of_series(members: Sequence[Header], split: str, notes: tuple[str, ...], name: Name) -> list[Group]:
-    scouts = [header for header in members if header.scout]
-    others = [header for header in members if not header.scout]
-    if not scouts or not others:
-        return _of_kind(members, Group(_slices(members), split, notes=notes), name)
-    note = f"{len(scouts)} scout image(s) of the series are a group of their own"
-    return [
-        *_of_kind(others, Group(_slices(others), split, notes=(*notes, note)), name),
-        *_of_kind(scouts, Group(_slices(scouts), f"{split} scout".strip(), notes=notes), name),
-    ]
-
-
-def _slices(members: Iterable[Header]) -> tuple[Slice, ...]:
-    nowhere = FrameHeader(0, None, None, None)
-    return tuple(Slice(header, frame) for header in members for frame in header.frames or (nowhere,))
-
-
-def _of_kind(members: Sequence[Header], group: Group, name: Name) -> list[Group]:
-    """Problems of single files first, then copies, then what splits a series."""
-    for reason in ORDER_OF_PROBLEMS:
-        bad = [(header, header.problem) for header in members if header.problem and header.problem.reason == reason]
-        if bad:
-            header, problem = bad[0]
-            return [group.refused(reason, problem.words(name(header.path), len(bad), len(members)))]
-    kept, copies, conflict = drop_duplicates(members, name)
-    if conflict:
-        return [group.refused("duplicate_conflict", conflict)]
-    lacking = [header for header in kept.values() if not header.frame_of_reference_uid]
-    if 0 < len(lacking) < len(kept):
-        words = "no FrameOfReferenceUID, expected one as in other slices of the series. Export the series again."
-        return [group.refused("missing_tag", f"{name(lacking[0].path)}: {words}")]
-    group = replace(group, slices=tuple(part for part in group.slices if part.header.path in kept))
-    return [
-        _with_copies(final, copies, name)
-        for volume in _by_stack(group)
-        for grid in one_grid(volume, name)
-        for final in by_repeats(grid, name)
-    ]
-
-
-def _with_copies(group: Group, copies: dict[Path, list[Path]], name: Name) -> Group:
-    dropped = [copy for path in {part.header.path for part in group.slices} for copy in copies.get(path, ())]
-    if not dropped:
-        return group
-    note = f"{len(dropped)} file(s) dropped as exact copies, e.g. {name(min(dropped))}"
-    return replace(group, copies=(*group.copies, *dropped), notes=(*group.notes, note))
-
-
-def _by_stack(group: Group) -> list[Group]:
-    """Modalities, frames of reference, and stacks of a multi-frame image are volumes of their own."""
-    parts: dict[tuple[str, str, str], list[Slice]] = defaultdict(list)
-    for part in group.slices:
-        parts[part.header.modality, part.header.frame_of_reference_uid, part.frame.stack].append(part)
-    if len(parts) == 1 or len(parts) == len(group.slices):  # a stack for every slice says nothing
-        return [group]
-    return [
-        group.part(
-            slices,
-            " ".join(key),
-            f"volume {number} of {len(parts)} of its series, by modality, frame of reference and stack",
-        )
-        for number, (key, slices) in enumerate(sorted(parts.items()), start=1)
-    ]

@@ -43,7 +43,7 @@ class Problem:
     hint: str
 
     def words(self, file: str, bad: int, of: int) -> str:
-        """What a person should read about ``bad`` of ``of`` files, of which ``file`` is the first."""
+        """Return what a person should read about ``bad`` of ``of`` files, of which ``file`` is the first."""
         return f"{file}: found {self.found}, expected {self.expected} ({bad} of {of} files). Advice: {self.hint}."
 
 
@@ -111,7 +111,7 @@ def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:
 
 
 def _begins_like_dicom(start: bytes) -> bool:
-    """Without preamble and magic: the first element is of group 0002 or 0008, in either byte order."""
+    """Return whether a file without preamble starts with an element of group 0002 or 0008, in either byte order."""
     if len(start) < 8 or start[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         return False
     if re.fullmatch(rb"[A-Z]{2}", start[4:6]):
@@ -120,7 +120,7 @@ def _begins_like_dicom(start: bytes) -> bool:
 
 
 def sop_class_of(dataset: FileDataset) -> UID:
-    """SOPClassUID, or what the file's meta information has in its place; empty where there is neither."""
+    """Return SOPClassUID, or what the file's meta information has in its place; empty where there is neither."""
     meta = getattr(dataset, "file_meta", None)
     return UID(text(dataset, "SOPClassUID") or (text(meta, "MediaStorageSOPClassUID") if meta else ""))
 
@@ -181,7 +181,7 @@ def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) 
 def _problem(
     dataset: FileDataset, image_type: tuple[str, ...], pixels: PixelStorage, frames: tuple[FrameHeader, ...]
 ) -> Problem | None:
-    """The first thing that keeps a file out of any volume, in the order in which it matters."""
+    """Return the first thing that keeps a file out of any volume, in the order in which it matters."""
     if "MOSAIC" in image_type or mosaic_tiles(dataset) > 1:
         return Problem(
             "mosaic",
@@ -233,7 +233,7 @@ def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Probl
 
 
 def mosaic_tiles(dataset: FileDataset) -> int:
-    """How many slices a vendor says to have tiled into one image; 0 where none says so.
+    """Return how many slices a vendor says to have tiled into one image; 0 where none says so.
 
     Siemens: private ``(0019,xx0A)`` or the CSA header's NumberOfImagesInMosaic; UIH: private ``(0065,xx50)``.
     """

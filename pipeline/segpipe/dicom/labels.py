@@ -1,10 +1,4 @@
-"""Which instances a SEG or an RTSTRUCT refers to, wherever in it they are named (PS3.3 C.12.4, C.7.6.16, C.8.8.5).
-
-Masks of an RTSTRUCT's closed planar contours on the grid of a series (PS3.3 C.8.8.5, C.8.8.6).
-
-Masks of a DICOM SEG on the grid of a series (PS3.3 A.51, C.8.20).
-
-Labels that came as DICOM, SEG or RTSTRUCT, on the grid of their series.
+"""Read labels that came as DICOM SEG or RTSTRUCT: what they refer to, and their masks on the grid of a series.
 
 Names of segments and regions are free text that somebody typed: they are returned to the caller, and never logged,
 shown in errors or written.
@@ -33,7 +27,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 
-WAYS = (
+REFERENCE_SEQUENCES = (
     "ReferencedSeriesSequence",
     "StudiesContainingOtherReferencedInstancesSequence",
     "ReferencedInstanceSequence",
@@ -51,7 +45,7 @@ WAYS = (
 
 
 def referenced_instances(dataset: Dataset) -> frozenset[str]:
-    """SOP instance UIDs of the images that labels were drawn on or made from."""
+    """Return SOP instance UIDs of the images that labels refer to (PS3.3 C.12.4, C.7.6.16, C.8.8.5)."""
     return frozenset(_walk(dataset))
 
 
@@ -59,8 +53,8 @@ def _walk(dataset: Dataset) -> Iterator[str]:
     uid = dataset.get("ReferencedSOPInstanceUID")
     if uid:
         yield str(uid)
-    for way in WAYS:
-        for item in dataset.get(way) or []:
+    for keyword in REFERENCE_SEQUENCES:
+        for item in dataset.get(keyword) or []:
             yield from _walk(item)
 
 
@@ -71,7 +65,7 @@ OFF_SLICE = 0.25  # of the distance between slices
 
 
 def regions_of(dataset: Dataset) -> dict[int, str]:
-    """ROI number to name, of those with closed contours; a name that is there twice is followed by its number."""
+    """Return ROI number to name, of those with closed contours; the number follows a name that is there twice."""
     drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or [] if _closed(item)}
     names = {
         int(item.ROINumber): str(item.get("ROIName") or "").strip()
@@ -83,7 +77,7 @@ def regions_of(dataset: Dataset) -> dict[int, str]:
 
 
 def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
-    """Masks (C, R, S) by ROI name: voxels whose centre is inside an odd number of the slice's contours.
+    """Fill an RTSTRUCT's closed planar contours (PS3.3 C.8.8.6) on the grid of a series.
 
     Raises:
         DataError: a contour that lies between slices, across them or beside the series.
@@ -110,7 +104,7 @@ def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | Non
 
 
 def fill(polygons: Iterable[Points], shape: tuple[int, int]) -> Mask:
-    """Pixels whose centre lies inside an odd number of polygons (even-odd rule, holes by a contour of their own).
+    """Find the pixels whose centre lies inside an odd number of polygons (even-odd rule).
 
     Args:
         polygons: (N, 2) corners in pixels, column then row; the last is joined to the first.
@@ -139,7 +133,7 @@ def _closed(item: Dataset) -> list[Dataset]:
 
 
 def _slice_of(points: Points, series: Series) -> int:
-    """Number of the slice that a contour lies in."""
+    """Return the number of the slice that a contour lies in."""
     number = int(np.rint(points[:, 2].mean()))
     off = float(np.abs(points[:, 2] - number).max())
     if off > OFF_SLICE:
@@ -163,7 +157,7 @@ OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
 
 
 def segments_of(dataset: Dataset) -> dict[int, str]:
-    """Segment number to label; a label that is there twice is followed by its number."""
+    """Return segment number to label; the number follows a label that is there twice."""
     labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
     labels.pop(0, None)  # background of a labelmap
     seen = list(labels.values())
@@ -171,7 +165,7 @@ def segments_of(dataset: Dataset) -> dict[int, str]:
 
 
 def seg_masks(dataset: Dataset, transfer_syntax: str, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
-    """Masks (C, R, S) by segment label; of a FRACTIONAL segmentation where at least half of the maximum is reached.
+    """Put the segments of a SEG (PS3.3 A.51, C.8.20) on the grid of a series.
 
     Raises:
         DataError: a frame that is not on the series' grid.
@@ -241,7 +235,7 @@ def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -
 
 
 def _is_permutation(axes: NDArray[np.float64]) -> bool:
-    """Whether two steps on the frame are each one step along another axis of the series."""
+    """Return whether two steps on the frame are each one step along another axis of the series."""
     steps = np.abs(np.rint(axes))
     return bool((steps.sum(axis=0) == 1).all() and steps.sum(axis=1).max() == 1)
 
@@ -253,7 +247,7 @@ STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a SEG or an RTSTRUCT is about.
+    """What a SEG or an RTSTRUCT labels.
 
     Attributes:
         path: the file.
@@ -284,7 +278,7 @@ def open_labels(path: str | Path) -> LabelFile:
 
 
 def read_labels(path: str | Path, series: Series, names: Collection[str] | None = None) -> dict[str, Mask]:
-    """Masks on the grid of a loadable series.
+    """Read masks on the grid of a loadable series.
 
     Args:
         path: SEG (binary, fractional: at least half of the maximum, labelmap) or RTSTRUCT.
@@ -300,10 +294,10 @@ def read_labels(path: str | Path, series: Series, names: Collection[str] | None 
     path = Path(path)
     with no_header_text():
         dataset = _read(path, pixels=True)
-        about = _described(path, dataset)
-        _require_same_frame(about, series)
+        labels = _described(path, dataset)
+        _require_same_frame(labels, series)
         try:
-            if about.kind == "RTSTRUCT":
+            if labels.kind == "RTSTRUCT":
                 return contour_masks(dataset, series, names)
             return seg_masks(dataset, str(dataset.file_meta.TransferSyntaxUID), series, names)
         except SegpipeError as error:
@@ -342,7 +336,7 @@ def _described(path: Path, dataset: Dataset) -> LabelFile:
 
 
 def _reference(dataset: Dataset) -> tuple[str, str]:
-    """Series and frame of reference of an RTSTRUCT."""
+    """Return the series and the frame of reference of an RTSTRUCT."""
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame.get("RTReferencedStudySequence") or []:
             for series in study.get("RTReferencedSeriesSequence") or []:
@@ -352,16 +346,16 @@ def _reference(dataset: Dataset) -> tuple[str, str]:
     return "", ""
 
 
-def _require_same_frame(about: LabelFile, series: Series) -> None:
-    ours, theirs = series.frame_of_reference_uid, about.frame_of_reference_uid
+def _require_same_frame(labels: LabelFile, series: Series) -> None:
+    ours, theirs = series.frame_of_reference_uid, labels.frame_of_reference_uid
     if ours and theirs:
         same = ours == theirs
     else:
-        same = about.series_uid == series.series_uid
+        same = labels.series_uid == series.series_uid
     if not same:
         raise DataError(
             "the labels are of another frame of reference than the series",
-            path=about.path,
+            path=labels.path,
             case_id=series.case_id,
             hint="choose the series that they were drawn on",
         )

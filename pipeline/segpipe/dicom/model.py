@@ -49,7 +49,7 @@ class PixelStorage:
         missing: what was found where pixels are missing; empty where all are there.
         expected: what should have been there.
         decodable: by the libraries installed here.
-        meaning: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
+        attributes: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
             has to be read again for that.
         version: size and time of change of the file.
     """
@@ -60,7 +60,7 @@ class PixelStorage:
     missing: str = ""
     expected: str = ""
     decodable: bool = True
-    meaning: tuple[Element, ...] = ()
+    attributes: tuple[Element, ...] = ()
     version: tuple[int, int] = (0, 0)
 
 

@@ -48,12 +48,12 @@ class DicomReader(ImageReader):
         self.repairs = check_repairs(repair)
 
     def verify_suffix(self, filename: Sequence[FileName] | FileName) -> bool:
-        """Whether these are folders or DICOM files."""
+        """Return whether these are folders or DICOM files."""
         names = [filename] if isinstance(filename, str | Path) else list(filename)
         return all(Path(name).is_dir() or _looks_like_dicom(Path(name)) for name in names)
 
     def read(self, data: Sequence[FileName] | FileName, **kwargs: Any) -> list[Volume | Exception]:
-        """One volume, or what was wrong, for each of the folders.
+        """Read one volume, or what was wrong, for each of the folders.
 
         Raises:
             UsageError: a file that is not DICOM, so that `LoadImage` goes on to the reader that is for it.
@@ -65,7 +65,7 @@ class DicomReader(ImageReader):
         return [self._read(path) for path in paths]
 
     def get_data(self, img: list[Volume | Exception]) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-        """Array and metadata; several volumes on one grid become channels, in their order.
+        """Return array and metadata; several volumes on one grid become channels, in their order.
 
         Returns:
             (C, R, S), or (channels, C, R, S); and the affine, its space, the shape and where the channels are.

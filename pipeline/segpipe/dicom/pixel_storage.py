@@ -23,7 +23,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_FAMILIES = "1.2.840.10008.1.2.4."
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 UNDEFINED = 0xFFFFFFFF
-MEANING = tuple(  # all that a grey image of one frame needs besides its pixels
+PIXEL_ATTRIBUTES = tuple(  # all that a grey image of one frame needs besides its pixels
     tag_for_keyword(name) or 0
     for name in (
         "Modality",
@@ -44,7 +44,7 @@ MEANING = tuple(  # all that a grey image of one frame needs besides its pixels
         "LossyImageCompression",
     )
 )
-MORE_MEANING = tuple(  # with one of these, it needs the whole header
+WHOLE_HEADER_ATTRIBUTES = tuple(  # with one of these, it needs the whole header
     tag_for_keyword(name) or 0
     for name in (
         "PerFrameFunctionalGroupsSequence",
@@ -59,7 +59,7 @@ MORE_MEANING = tuple(  # with one of these, it needs the whole header
 
 
 def version_of(stream: BinaryIO) -> tuple[int, int]:
-    """Size and time of change of an open file: whether it is still the one that was scanned."""
+    """Return size and time of change of an open file, which tell whether it is still the one that was scanned."""
     status = os.fstat(stream.fileno())
     return status.st_size, status.st_mtime_ns
 
@@ -88,19 +88,19 @@ def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     else:
         missing = f"{min(length, there)} bytes of pixels" if min(length, there) < need else ""
     usual = tag == PIXEL_TAGS[0] and (length < 0) == (syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE))
-    meaning = _meaning(dataset) if usual and frames == 1 and not missing else ()
-    return PixelStorage(syntax, offset, length, missing, expected, decodable, meaning, version)
+    attributes = _attributes(dataset) if usual and frames == 1 and not missing else ()
+    return PixelStorage(syntax, offset, length, missing, expected, decodable, attributes, version)
 
 
-def _meaning(dataset: FileDataset) -> tuple[Element, ...]:
+def _attributes(dataset: FileDataset) -> tuple[Element, ...]:
     present = dataset.keys()
-    if any(tag in present for tag in MORE_MEANING):
+    if any(tag in present for tag in WHOLE_HEADER_ATTRIBUTES):
         return ()
-    found = [dataset.get_item(tag) for tag in MEANING if tag in present]
+    found = [dataset.get_item(tag) for tag in PIXEL_ATTRIBUTES if tag in present]
     raw = [
-        (int(one.tag), one.VR, one.value)
-        for one in found
-        if isinstance(one, RawDataElement) and isinstance(one.value, bytes) and one.is_little_endian
+        (int(element.tag), element.VR, element.value)
+        for element in found
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.is_little_endian
     ]
     return tuple(raw) if len(raw) == len(found) else ()
 
@@ -111,7 +111,7 @@ def _guessed_syntax(dataset: FileDataset) -> str:
 
 
 def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[tuple[int, int], int, int] | None:
-    """Tag, offset and length of the element that the reading stopped at, or None where that is no pixel element."""
+    """Return tag, offset and length of the element that the reading stopped at; None where it has no pixels."""
     implicit, little = dataset.original_encoding
     order = "<" if little else ">"
     head = stream.read(12)
@@ -138,7 +138,7 @@ def _fragments(stream: BinaryIO, size: int, syntax: str) -> tuple[int, bool]:
 
 
 def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
-    """Whether the last fragment of a kind of JPEG, which ends at ``end``, holds the end of its stream."""
+    """Return whether the last fragment of a kind of JPEG, which ends at ``end``, holds the end of its stream."""
     if not syntax.startswith(JPEG_FAMILIES):
         return True
     stream.seek(max(end - 16, 0))

@@ -1,6 +1,6 @@
-"""Stored values of a DICOM file's frames, exactly as they were encoded (PS3.5 section 8, PS3.3 C.7.6.3).
+"""Frames of a DICOM file: stored values as they were encoded (PS3.5 section 8), and what they stand for.
 
-What stored values stand for: rescale, padding and MONOCHROME1 (PS3.3 C.11.1, C.7.5.1.1.2, C.7.6.3.1.2).
+Stored values become measured ones by rescale, padding and MONOCHROME1 (PS3.3 C.11.1, C.7.5.1.1.2, C.7.6.3.1.2).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class PixelFile:
         return self.header.dataset
 
     def stored(self, number: int = 0) -> NDArray[Any]:
-        """Stored values of a frame, (rows, columns): bits beyond BitsStored (overlays, junk) are not part of them.
+        """Return stored values of a frame, (rows, columns), without bits beyond BitsStored (overlays, junk).
 
         Raises:
             DataError: the frame is not there, is cut short or cannot be decoded.
@@ -123,7 +123,7 @@ class PixelFile:
         return values
 
     def _native(self, dtype: np.dtype[Any], number: int) -> NDArray[Any]:
-        """A frame of whole bytes that is not compressed, little endian."""
+        """Return a frame of whole bytes that is not compressed, little endian."""
         header = self.header
         size = header.shape[0] * header.shape[1]
         data = self.dataset.PixelData if self.data is None else self.data
@@ -138,7 +138,7 @@ class PixelFile:
         return (values << above) >> unused if unused else values
 
     def _whole(self) -> Dataset:
-        """Header and pixels, as decoders ask for them."""
+        """Return header and pixels, as decoders ask for them."""
         from pydicom import DataElement, Dataset
 
         if self.data is None:
@@ -158,13 +158,13 @@ def open_pixels(path: Path, known: PixelStorage | None = None) -> PixelFile:
     Raises:
         DataError: the file is cut short, has no pixel data, or is no grey image.
     """
-    if known and known.meaning and (data := _value(path, known)) is not None:
-        return PixelFile(path, _usable(path, _header(known.meaning, known.transfer_syntax)), data)
+    if known and known.attributes and (data := _value(path, known)) is not None:
+        return PixelFile(path, _usable(path, _header(known.attributes, known.transfer_syntax)), data)
     return _read(path)
 
 
 def _value(path: Path, known: PixelStorage) -> bytes | None:
-    """The value of PixelData where the scan found it; None where the file is another one by now."""
+    """Read the value of PixelData where the scan found it; None where the file is another one by now."""
     try:
         with path.open("rb", buffering=0) as stream:
             if version_of(stream) != known.version:
@@ -176,7 +176,7 @@ def _value(path: Path, known: PixelStorage) -> bytes | None:
 
 
 @lru_cache(maxsize=16)
-def _header(meaning: tuple[Element, ...], transfer_syntax: str) -> PixelHeader:
+def _header(attributes: tuple[Element, ...], transfer_syntax: str) -> PixelHeader:
     from pydicom import Dataset
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import BaseTag
@@ -185,7 +185,7 @@ def _header(meaning: tuple[Element, ...], transfer_syntax: str) -> PixelHeader:
         Dataset(
             {
                 BaseTag(tag): RawDataElement(BaseTag(tag), vr, len(value), value, 0, vr is None, True)
-                for tag, vr, value in meaning
+                for tag, vr, value in attributes
             }
         ),
         transfer_syntax,
@@ -208,7 +208,7 @@ def _read(path: Path) -> PixelFile:
 
 
 def _usable(path: Path, header: PixelHeader) -> PixelHeader:
-    """The header, where it is one of a grey image."""
+    """Return the header of a grey image; refuse any other."""
     try:
         empty = min(header.shape) <= 0
         channels = int(header.dataset.get("SamplesPerPixel") or 1)
@@ -228,7 +228,7 @@ def _usable(path: Path, header: PixelHeader) -> PixelHeader:
 
 
 def _guessed_syntax(dataset: Dataset) -> str:
-    """The transfer syntax of a file without a header of its own, as pydicom found it to be."""
+    """Return the transfer syntax of a file without meta information, as pydicom found it to be."""
     implicit, little = dataset.original_encoding
     return IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN
 
@@ -268,7 +268,7 @@ class FrameValues:
         return self.stored.dtype.kind in "iu" and self.slope.is_integer() and self.intercept.is_integer()
 
     def ends(self) -> tuple[float, float] | None:
-        """Smallest and largest value that is not padding; None where all is padding. Exact where it is whole."""
+        """Return smallest and largest value that is not padding; None where all is padding. Exact where it is whole."""
         measured = self.stored
         if self.padding is not None:
             if self.padding.all():
@@ -292,7 +292,7 @@ class FrameValues:
 
 
 def frame_values(file: PixelFile, number: int = 0) -> FrameValues:
-    """The values of a frame.
+    """Read the values of a frame.
 
     Raises:
         DataError: the frame cannot be decoded, or its rescale cannot be used.
@@ -329,7 +329,7 @@ def _rule(file: PixelFile, number: int) -> _Rule:
 
 
 def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
-    """Slope and intercept of a frame: its own, else those shared by all frames, else those of the file.
+    """Return slope and intercept of a frame: its own, else those shared by all frames, else those of the file.
 
     Raises:
         DataError: a slope of 0, or numbers that are none.
@@ -354,7 +354,7 @@ def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
 
 
 def is_inverted(file: PixelFile) -> bool:
-    """Whether stored values are mirrored within BitsStored, so that bright stays bright.
+    """Return whether stored values are mirrored within BitsStored, so that bright stays bright.
 
     MONOCHROME1 says that the smallest value is *shown* white. Where values have a unit (CT, PET, RescaleType HU) it is
     a matter of display alone, and they are left as the rescale formula has them.
@@ -366,7 +366,7 @@ def is_inverted(file: PixelFile) -> bool:
 
 
 def notes_on(file: PixelFile) -> tuple[str, ...]:
-    """What a user of the values should know (the scan has said whether they were compressed with loss)."""
+    """Return what a user of the values should know (the scan has a note on lossy compression)."""
     found = []
     if file.dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         what = "mirrored, so that bright stays bright" if is_inverted(file) else "left, as they have a unit"
@@ -377,7 +377,7 @@ def notes_on(file: PixelFile) -> tuple[str, ...]:
 
 
 def _groups(file: PixelFile, number: int) -> Iterator[Dataset]:
-    """Where a frame's attributes may stand, the most specific place first."""
+    """Yield where a frame's attributes may stand, the most specific place first."""
     per_frame = file.dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = file.dataset.get("SharedFunctionalGroupsSequence") or []
     for place in (*per_frame[number : number + 1], *shared):
@@ -387,7 +387,7 @@ def _groups(file: PixelFile, number: int) -> Iterator[Dataset]:
 
 
 def _padding(file: PixelFile) -> tuple[float, float] | None:
-    """Smallest and largest stored value of padding: PixelPaddingValue and PixelPaddingRangeLimit."""
+    """Return smallest and largest stored value of padding: PixelPaddingValue and PixelPaddingRangeLimit."""
     prefix = "" if file.header.bits else "Float"
     names = (f"{prefix}PixelPaddingValue", f"{prefix}PixelPaddingRangeLimit")
     first, last = (file.dataset.get(name) for name in names)
@@ -401,13 +401,13 @@ def _padding(file: PixelFile) -> tuple[float, float] | None:
 
 
 def _between(stored: NDArray[Any], low: float, high: float) -> NDArray[np.bool_] | None:
-    """Where stored values lie from low to high, both included; None where none does."""
+    """Return where stored values lie from low to high, both included; None where none does."""
     found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
     return found if found.any() else None
 
 
 def _as_stored(file: PixelFile, value: Any) -> float:
-    """A padding value, also one written with the wrong sign (US for signed pixels), as pixels are stored."""
+    """Return a padding value, even one of the wrong sign (US for signed pixels), as pixels are stored."""
     if not file.header.bits:
         return float(value)
     allocated = int(file.dataset.BitsAllocated)

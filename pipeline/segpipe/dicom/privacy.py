@@ -2,9 +2,8 @@
 
 pydicom and highdicom put values into their warnings (``Invalid value for VR DA: '<value>'``, ``The string "<name>" is
 unlikely to represent the intended person name``) and into their exceptions. Whatever reads or writes a header does so
-within `no_header_text`, and speaks of an exception by `kind_of` alone.
-
-Who a file is of, said by a pseudonym that only the holder of a key could trace.
+within `no_header_text`, and speaks of an exception by `kind_of` alone. Who a file is of is said by a pseudonym that
+only the holder of a key could trace.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def no_header_text() -> Iterator[None]:
 
 
 def kind_of(error: BaseException) -> str:
-    """What kind of error it was, without its words, which may quote a header."""
+    """Return what kind of error it was, without its words, which may quote a header."""
     return type(error).__name__
 
 
@@ -54,7 +53,7 @@ TAGS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 
 
 def patient_pseudonym(path: Path, key: bytes) -> str:
-    """``patient-`` and 12 hex digits: HMAC-SHA256 of PatientID and its issuer under the key.
+    """Return ``patient-`` and 12 hex digits: HMAC-SHA256 of PatientID and its issuer under the key.
 
     Hospital numbers are so few that a hash without a key is reversed by hashing them all. A header without PatientID
     stands for the patient of its study, so that the series of one study stay together at least.

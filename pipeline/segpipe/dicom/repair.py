@@ -133,7 +133,7 @@ def _stack_of(series: Series) -> _Stack:
 
 
 def _faults(series: Series, stack: _Stack) -> set[str]:
-    """Which repairs the stack needs, by the tolerances within which a series is loaded.
+    """Return which repairs the stack needs, by the tolerances within which a series is loaded.
 
     Raises:
         DataError: slices at one place, or shifted otherwise than along a line.
@@ -162,7 +162,7 @@ def _faults(series: Series, stack: _Stack) -> set[str]:
 def _resample(
     array: NDArray[np.generic], stack: _Stack, low: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> NDArray[np.float32]:
-    """Values on a regular grid of this shape from the first slice to the last; NaN where no slice covers."""
+    """Return values on a regular grid from the first slice to the last; NaN where no slice covers."""
     from scipy.ndimage import affine_transform
 
     values = np.empty(shape[::-1], np.float32).transpose(2, 1, 0)

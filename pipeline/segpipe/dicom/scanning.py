@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
-from segpipe.dicom.geometry import LPS_TO_RAS, judge
-from segpipe.dicom.grouping import groups_of
+from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
+from segpipe.dicom.grouping import group_slices
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, PassedOver, Scan, Series
 from segpipe.dicom.privacy import no_header_text
-from segpipe.dicom.slices import Group, Slice, incomplete, slice_name, stack_of
+from segpipe.dicom.slices import Group, Slice, notes_on_missing_slices, slice_name, stack_of
 from segpipe.errors import UsageError
 
 FILES_A_JOB = 64
@@ -26,7 +26,7 @@ FILES_WORTH_A_WORKER = 3000  # headers: below, starting a process takes longer t
 
 
 def scan(
-    root: Path | Sequence[Path],
+    root: str | Path | Sequence[str | Path],
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
     name: Callable[[Path], str] | None = None,
@@ -45,26 +45,26 @@ def scan(
     Raises:
         UsageError: a root does not exist.
     """
-    roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(one) for one in root]
-    base, files, odd = walk(roots)
+    roots = [Path(root)] if isinstance(root, str | os.PathLike) else [Path(path) for path in root]
+    base, files, no_files = walk(roots)
 
     def below(path: Path) -> str:
         return os.path.relpath(path, base)
 
     name = name or below
     read = _read_all(files, workers, progress or (lambda done, total: None))
-    headers = [one for one in read if isinstance(one, Header)]
-    passed_over = [*odd, *(one for one in read if isinstance(one, PassedOver))]
+    headers = [header for header in read if isinstance(header, Header)]
+    passed_over = [*no_files, *(file for file in read if isinstance(file, PassedOver))]
     with no_header_text():
-        series = [_judged(group, name) for group in groups_of(headers, name)]
-    unreadable = Counter(one.path.parent for one in passed_over if one.file_class == "unreadable")
-    series = [_beside_unreadable(one, unreadable) for one in series]
-    series.sort(key=lambda one: (one.study_uid, one.series_uid, one.files))
-    return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda one: one.path)))
+        series = [_judged(group, name) for group in group_slices(headers, name)]
+    unreadable = Counter(file.path.parent for file in passed_over if file.file_class == "unreadable")
+    series = [_note_unreadable(member, unreadable) for member in series]
+    series.sort(key=lambda member: (member.study_uid, member.series_uid, member.files))
+    return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda file: file.path)))
 
 
 def has_dicom(root: Path) -> bool:
-    """Whether there is an image or another DICOM file below a folder; reads until it finds the first."""
+    """Return whether there is an image or another DICOM file below a folder; reads until it finds the first."""
     for path in walk([root])[1]:
         found = read_header(path)
         if isinstance(found, Header) or found.file_class == "non_image":
@@ -129,7 +129,7 @@ def _walk_folder(
 
 
 def _kind(path: Path) -> str:
-    """Empty for a regular file, ``link`` for a link to one, else what it is."""
+    """Return nothing for a regular file, ``link`` for a link to one, else what it is."""
     try:
         mode = path.lstat().st_mode
         linked = stat.S_ISLNK(mode)
@@ -155,7 +155,7 @@ def _read_all(
         progress(done, len(files))
 
     results = over_cases(_read_some, jobs, max(1, most) if workers is None else workers, _lost, count)
-    return [one for some in results for one in some]
+    return [header for job in results for header in job]
 
 
 def _read_some(paths: Sequence[Path]) -> list[Header | PassedOver]:
@@ -187,7 +187,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
     )
     if group.reason is not None:
         return series
-    verdict = judge(stack_of(group.slices), lambda index: slice_name(group.slices[index], name))
+    verdict = judge_geometry(stack_of(group.slices), lambda index: slice_name(group.slices[index], name))
     series = replace(
         series,
         frames=tuple(_frame(group.slices[index]) for index in verdict.order),
@@ -203,7 +203,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         state="loaded",
         spacing_mm=(columns, rows, slices),
         affine_ras=LPS_TO_RAS @ verdict.affine_lps,
-        notes=(*notes, *verdict.notes, *incomplete(group)),
+        notes=(*notes, *verdict.notes, *notes_on_missing_slices(group)),
     )
 
 
@@ -213,8 +213,8 @@ def _frame(part: Slice) -> Frame:
     return Frame(path, part.frame.number, uid, position, orientation, spacing, pixels)
 
 
-def _beside_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:
-    """With a note where a file that cannot be read lies in a folder of a volume: it may be one of its slices."""
+def _note_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:
+    """Add a note where a file that cannot be read lies in a folder of a volume: it may be one of its slices."""
     count = sum(unreadable.get(folder, 0) for folder in {path.parent for path in series.files})
     if not count or series.state != "loaded":
         return series

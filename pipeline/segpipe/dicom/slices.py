@@ -1,9 +1,4 @@
-"""Slices and groups of them, on the way from headers to volumes.
-
-Copies of one image: equal ones are dropped, conflicting ones are named.
-
-Slices missing at an end of a volume, which no geometry shows: what the header's counts say.
-"""
+"""Slices and groups of them, on the way from headers to volumes: copies among them, and slices that may be missing."""
 
 from __future__ import annotations
 
@@ -53,17 +48,17 @@ class Group:
     copies: tuple[Path, ...] = ()
 
     def refused(self, reason: Reason, detail: str) -> Group:
-        """The same slices, refused."""
+        """Return the same slices, refused."""
         return replace(self, reason=reason, detail=detail)
 
     def part(self, slices: Sequence[Slice], split: str, *notes: str) -> Group:
-        """Some of its slices as a group of their own."""
+        """Return some of its slices as a group of their own."""
         words = " ".join(part for part in (self.split, split) if part)
         return replace(self, slices=tuple(slices), split=words, notes=(*self.notes, *notes))
 
 
 def stack_of(slices: Sequence[Slice]) -> Stack:
-    """The geometry of slices of one matrix."""
+    """Return the geometry of slices of one matrix."""
     first = slices[0].header
     return Stack(
         np.array([part.frame.position for part in slices], dtype=np.float64),
@@ -75,7 +70,7 @@ def stack_of(slices: Sequence[Slice]) -> Stack:
 
 
 def slice_name(part: Slice, name: Name) -> str:
-    """A slice as a person should read it."""
+    """Return a slice's name as a person should read it."""
     one_of_many = f" (frame {part.frame.number + 1})" if len(part.header.frames) > 1 else ""
     return name(part.header.path) + one_of_many
 
@@ -115,30 +110,31 @@ def _difference(first: Header, second: Header) -> str:
 
 
 def same_pixels(first: Header, second: Header) -> bool:
-    """Whether two images have the same values: their stored bytes, or decoded ones where they are packed otherwise."""
+    """Compare the values of two images: stored bytes, or decoded ones where they are packed otherwise."""
     if (first.rows, first.columns, first.value_tags) != (second.rows, second.columns, second.value_tags):
         return False
     if first.pixels.transfer_syntax == second.pixels.transfer_syntax != DEFLATED:
         return pixel_digest(first) == pixel_digest(second)
     try:
         with no_header_text():
-            one, other = (pydicom.dcmread(header.path, force=True).pixel_array for header in (first, second))
+            pixels, others = (pydicom.dcmread(header.path, force=True).pixel_array for header in (first, second))
     except Exception:  # noqa: BLE001 - what cannot be compared is not the same
         return False
-    return one.shape == other.shape and bool((one == other).all())
+    return pixels.shape == others.shape and bool((pixels == others).all())
 
 
 def pixel_digest(header: Header) -> bytes:
-    """SHA-256 of a file's stored pixels, packed as they are."""
+    """Return SHA-256 of a file's stored pixels, packed as they are."""
     with header.path.open("rb") as stream:
         stream.seek(header.pixels.offset)
         return hashlib.sha256(stream.read(header.pixels.length)).digest()
 
 
-def incomplete(group: Group) -> list[str]:
-    """Notes on InstanceNumber, ImagesInAcquisition and NumberOfSlices that do not agree with the slices found.
+def notes_on_missing_slices(group: Group) -> list[str]:
+    """Compare InstanceNumber, ImagesInAcquisition and NumberOfSlices with the slices that were found.
 
-    None of them is reliable enough to refuse a volume; volumes split from a series number their slices anyhow.
+    No geometry shows a slice that is missing at an end. None of the numbers is reliable
+    enough to refuse a volume; volumes split from a series number their slices anyhow.
     """
     headers = [part.header for part in group.slices]
     if group.split or any(len(header.frames) > 1 for header in headers):

@@ -64,7 +64,7 @@ class Archive(Protocol):
 def open_archive(
     to: str, files: Iterable[DicomFile], *, calling: str = "SEGPIPE", ca: Path | None = None, verify: bool = True
 ) -> Archive:
-    """The archive that a destination names.
+    """Return the archive that a destination names.
 
     Args:
         to: ``https://HOST/dicom-web`` or ``AET@HOST:PORT``.
@@ -135,7 +135,7 @@ class Stow:
 
 
 def _credentials(in_clear: bool) -> Any:
-    """What the environment says, for `requests`; None leaves it to ~/.netrc."""
+    """Return what the environment says, for `requests`; None leaves it to ~/.netrc."""
     token, user, password = (os.environ.get(name) for name in (TOKEN, USER, PASSWORD))
     if in_clear and (token or user):
         raise RefusedError("credentials would be sent in clear text", expected="an address with https://")
@@ -150,7 +150,7 @@ def _credentials(in_clear: bool) -> Any:
 
 
 def _confirm(answer: Any, uid: str) -> None:
-    """Stored is what the answer names as stored (PS3.18 section I.2)."""
+    """Raise unless the answer names the instance as stored (PS3.18 section I.2)."""
     stored, failed = _uids_of(answer)
     if answer.status_code in (200, 202) and uid in stored and uid not in failed:
         return
@@ -165,7 +165,7 @@ def _confirm(answer: Any, uid: str) -> None:
 
 
 def _uids_of(answer: Any) -> tuple[set[str], dict[str, int]]:
-    """Instances of an answer that were stored, and those that were not with the reason's code."""
+    """Return the instances that were stored, and those that were not with the reason's code."""
     try:
         document = answer.json()
         stored = {item["00081155"]["Value"][0] for item in document.get("00081199", {}).get("Value", [])}
@@ -233,7 +233,7 @@ class CStore:
 
 
 def _contexts(files: Iterable[DicomFile]) -> set[tuple[str, tuple[str, ...]]]:
-    """Kinds of objects with the transfer syntaxes to offer; what is not compressed may travel implicit as well."""
+    """Return SOP classes with the transfer syntaxes to offer; what is not compressed may travel implicit as well."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     plain = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))

@@ -194,7 +194,7 @@ class _Reading:
 
 
 def _read(series: Series, files: dict[Path, list[tuple[int, Frame]]], dtype: type[np.generic]) -> _Reading:
-    """One file after the other: no codec lets go of the interpreter's lock, so threads would only wait for it."""
+    """Read one file after the other: no codec lets go of the interpreter's lock, so threads would only wait for it."""
     reading: _Reading | None = None
     seen: PixelHeader | None = None
     for path, slots in files.items():

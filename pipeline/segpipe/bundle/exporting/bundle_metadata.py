@@ -16,7 +16,7 @@ from segpipe.bundle.exporting.card_results import OVERALL
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.references import resolve
 from segpipe.data import Manifest
-from segpipe.dicom import as_metadata, label_infos
+from segpipe.dicom import codes_metadata, label_infos
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule
 
@@ -134,7 +134,7 @@ def _codes(manifest: Manifest, labelling: Labelling) -> dict[str, Any]:
         )
     labels = {int(value): name for value, name in manifest.labels.items()}
     infos, _ = label_infos(labels, {"name": labelling.name, "codes": labelling.codes})
-    return as_metadata(infos)
+    return codes_metadata(infos)
 
 
 def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from segpipe.dicom.codes import LabelInfo
 from segpipe.dicom.model import Series
 from segpipe.dicom.write.rtstruct import write_rtstruct
 from segpipe.dicom.write.seg import write_seg
-from segpipe.dicom.write.sources import can_carry
+from segpipe.dicom.write.sources import obstacles
 from segpipe.dicom.write.stored_object import LABELMAP, RTSTRUCT, SEG, SR, AlgorithmInfo
 from segpipe.dicom.write.structured_report import write_sr
 from segpipe.errors import SegpipeError, UsageError
@@ -47,7 +47,7 @@ def write_dicom(
     Raises:
         UsageError: a file cannot be written, or the disk is full.
     """
-    reasons = can_carry(series)
+    reasons = obstacles(series)
     if reasons:
         return {}, dict.fromkeys(formats, "; ".join(reasons))
     seg = folder / SEG

@@ -1,10 +1,9 @@
-"""Contours of a mask's pixels along their edges, holes joined by a channel of no width (a keyhole).
+"""DICOM RT Structure Set (PS3.3 section A.19) of a label map: contours along pixel edges on each slice's own plane.
 
 A polygon through pixel edges has exactly the area of its pixels, and every reader that asks whether a pixel's centre
 lies inside gets the mask back. DICOM knows no holes: PS3.3 section C.8.8.6.3 joins an inner contour to the outer one by
-a channel, which every reader understands, whether it unites the contours of a plane or counts them even and odd.
-
-DICOM RT Structure Set (PS3.3 section A.19) of a label map: contours on each slice's own plane.
+a channel of no width (a keyhole), which every reader understands, whether it unites the contours of a plane or counts
+them even and odd.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ EDGES = (  # direction of walking, the neighbour that is outside, the corner whe
 
 
 def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Closed polygons around a mask's pixels, one for each part that hangs together by edges.
+    """Trace closed polygons around a mask's pixels, one for each part that hangs together by edges.
 
     Args:
         mask: (C, R).
@@ -78,7 +77,7 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
 
 
 def _loops(mask: NDArray[np.bool_]) -> list[list[Point]]:
-    """Boundaries as closed walks over pixel corners, the mask on the right; each starts at its least corner.
+    """Trace boundaries as closed walks over pixel corners, the mask on the right; each starts at its least corner.
 
     Outlines go from (1, 0) to (0, 1), holes the other way. Where pixels touch at a corner only, the walk turns right,
     so that they stay apart. The least corner that is left over never is such a one, so a walk ends where it began.
@@ -104,7 +103,7 @@ def _loops(mask: NDArray[np.bool_]) -> list[list[Point]]:
 
 
 def _edges(mask: NDArray[np.bool_]) -> dict[Point, list[Point]]:
-    """Every edge between mask and not mask: the corner where it starts to the directions that lead on."""
+    """Return every edge between mask and not mask: the corner where it starts to the directions that lead on."""
     padded = np.pad(mask, 1)
     ways: dict[Point, list[Point]] = {}
     for direction, (di, dj), start in EDGES:
@@ -115,7 +114,7 @@ def _edges(mask: NDArray[np.bool_]) -> dict[Point, list[Point]]:
 
 
 def _left_of(point: Point, corners: set[Point]) -> Point:
-    """The next boundary corner to the left of a hole's least corner; between them lies mask on both sides."""
+    """Find the next boundary corner to the left of a hole's least corner; between them lies mask on both sides."""
     i, j = point[0] - 1, point[1]
     while (i, j) not in corners:
         i -= 1
@@ -123,14 +122,14 @@ def _left_of(point: Point, corners: set[Point]) -> Point:
 
 
 def _area(loop: list[Point]) -> float:
-    """Signed (shoelace formula); positive for an outline."""
+    """Return the signed area (shoelace formula); positive for an outline."""
     points = np.array(loop)
     following = np.roll(points, -1, axis=0)
     return float((points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]).sum()) / 2
 
 
 def _corners(loop: list[Point]) -> list[Point]:
-    """The walk without the points that lie on a straight way.
+    """Drop the points of a walk that lie on a straight way.
 
     It ends at the least corner, so that what closes it runs along i: some readers forget a closing side, which there
     bounds nothing from left or right.
@@ -158,10 +157,10 @@ def write_rtstruct(
     """Write a label map as DICOM RTSTRUCT.
 
     Contours run along pixel edges, so that area and volume are kept and a reader that asks for pixel centres gets the
-    mask back. A hole is joined to its outline by a keyhole; see `segpipe.dicom.write.rtstruct`.
+    mask back. A hole is joined to its outline by a keyhole.
 
     Args:
-        series: the source; `segpipe.dicom.write.sources.can_carry` has no objection.
+        series: the source; one that `obstacles` has nothing against.
         labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background.
         infos: every label that may occur; each becomes a region of interest, numbered by its label value. One that
             does not occur has no contours.
@@ -196,7 +195,7 @@ def write_rtstruct(
 
 
 def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:
-    """Patient, study, series, equipment and frame of reference."""
+    """Build patient, study, series, equipment and frame of reference."""
     from highdicom.base import SOPClass
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -235,7 +234,7 @@ def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: Al
 
 
 def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algorithm: AlgorithmInfo) -> None:
-    """Label, date and what the contours refer to: frame of reference, study, series and every slice."""
+    """Add label, date and what the contours refer to: frame of reference, study, series and every slice."""
     now = datetime.now()
     dataset.StructureSetLabel = "AUTOMATIC"
     dataset.StructureSetName = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
@@ -253,7 +252,7 @@ def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algori
 
 
 def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None:
-    """One region of interest, as yet without contours."""
+    """Add one region of interest, as yet without contours."""
     region, contour, observation = _items(3)
     region.ROINumber = contour.ReferencedROINumber = info.value
     observation.ObservationNumber = observation.ReferencedROINumber = info.value
@@ -274,7 +273,7 @@ def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None
 
 
 def _contours(series: Series, images: list[Any], part: NDArray[np.bool_], first: tuple[int, ...]) -> Iterator[Any]:
-    """Items of a ContourSequence, plane by plane, of the part of a mask that starts at the voxel ``first``."""
+    """Yield items of a ContourSequence, plane by plane, for the part of a mask that starts at the voxel ``first``."""
     number = 0
     for k in range(part.shape[2]):
         frame, image = series.frames[first[2] + k], images[first[2] + k]
@@ -291,7 +290,7 @@ def _contours(series: Series, images: list[Any], part: NDArray[np.bool_], first:
 
 
 def _to_mm(corners: NDArray[np.int64], frame: Frame) -> NDArray[np.float64]:
-    """Pixel corners to LPS mm by PS3.3 equation C.7.6.2.1-1; a corner lies half a pixel before its pixel's centre."""
+    """Map pixel corners to LPS mm by PS3.3 equation C.7.6.2.1-1; a corner lies half a pixel before the centre."""
     row_direction, column_direction = np.array(frame.orientation).reshape(2, 3)
     between_rows, between_columns = frame.pixel_spacing_mm
     i, j = (corners - 0.5).T[..., None]
@@ -299,7 +298,7 @@ def _to_mm(corners: NDArray[np.int64], frame: Frame) -> NDArray[np.float64]:
 
 
 def _decimals(keyword: str, values: NDArray[np.float64]) -> Any:
-    """A DS element. Its million values are valid as they are made, so the library need not look at each."""
+    """Build a DS element. Its million values are valid as they are made, so the library need not look at each."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.dataelem import DataElement
 

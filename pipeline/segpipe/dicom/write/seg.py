@@ -59,7 +59,7 @@ def write_seg(
     """Write a label map as DICOM SEG.
 
     Args:
-        series: the source; `segpipe.dicom.write.sources.can_carry` has no objection.
+        series: the source; one that `obstacles` has nothing against.
         labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background.
         infos: every label that may occur, present or not; each becomes a segment.
         path: the file.
@@ -147,7 +147,7 @@ def _segmentation(
 
 
 def _source_images(sources: Sources) -> Iterator[Any]:
-    """The headers as the library wants them: one orientation and spacing for all, planes in the sorted order."""
+    """Yield the headers as the library wants them: one orientation and spacing for all, planes in the sorted order."""
     import highdicom as hd
 
     series = sources.series
@@ -249,7 +249,7 @@ def _verify(content: bytes, sources: Sources, planes: NDArray[np.integer]) -> No
 
 
 def _stored_frames(written: Any) -> Iterator[NDArray[np.integer]]:
-    """(R, C) of every frame, one at a time; bits are packed from the lowest on and across frames (PS3.5 8.1.1)."""
+    """Yield (R, C) of every frame; bits are packed from the lowest on and across frames (PS3.5 8.1.1)."""
     if written.BitsAllocated > 1:
         from pydicom.pixels import iter_pixels
 

@@ -73,13 +73,13 @@ class Sources:
         return self.headers[0]
 
     def reference(self, frame: Frame) -> tuple[str, str, int | None]:
-        """SOP class, SOP instance and, within a file of several, frame number from 1."""
+        """Return SOP class, SOP instance and, within a file of several, frame number from 1."""
         number = frame.number + 1 if self.multi_frame else None
         return str(self.first.SOPClassUID), frame.sop_instance_uid, number
 
 
-def can_carry(series: Series) -> list[str]:
-    """Why nothing can be derived from a series in DICOM; empty where all is well. Speaks of no header text."""
+def obstacles(series: Series) -> list[str]:
+    """Say why nothing can be derived from a series in DICOM, without header text; empty where all is well."""
     try:
         with no_header_text():
             return _refused(series) or _lacks(_read(series, specific_tags=list(NEEDED)))
@@ -88,10 +88,10 @@ def can_carry(series: Series) -> list[str]:
 
 
 def read_sources(series: Series, deidentified: bool = False) -> Sources:
-    """Headers of a series, ready to derive from.
+    """Read the headers of a series, ready to derive from.
 
     Args:
-        series: loaded, and `can_carry` has no objection.
+        series: loaded, and `obstacles` has nothing against it.
         deidentified: without free text, names of staff and of institutions; patient and study stay, to file the result.
 
     Raises:
@@ -129,7 +129,7 @@ def _lacks(headers: Sequence[Any]) -> list[str]:
 
 
 def _read(series: Series, **options: Any) -> list[Any]:
-    """The header of each file of the frames, in their order."""
+    """Read the header of each file of the frames, in their order."""
     from pydicom import dcmread
 
     try:
@@ -151,7 +151,7 @@ def _known_classes() -> set[str]:
 
 
 def _complete(header: Any, deidentified: bool) -> Any:
-    """The header with every element readable, type 2 present, and no free text where none is wanted."""
+    """Return the header with every element readable, type 2 present, and no free text where none is wanted."""
     from pydicom.valuerep import DA, TM
 
     for tag in list(header.keys()):

@@ -49,7 +49,7 @@ class AlgorithmInfo:
 
 
 def uid_of(*parts: object) -> str:
-    """A UID that is the same for the same content (DICOM PS3.5 annex B.2: ``2.25.`` and 128 bits).
+    """Return a UID that is the same for the same content (PS3.5 annex B.2: ``2.25.`` and 128 bits).
 
     Writing one result twice gives one instance, so that sending it twice leaves no double in an archive.
     """
@@ -65,7 +65,7 @@ def content_uid(
     algorithm: AlgorithmInfo,
     *more: object,
 ) -> str:
-    """SOPInstanceUID of a result: by source, voxels, meaning of the labels, algorithm, and what else is given."""
+    """Return the SOPInstanceUID of a result: by source, voxels, meaning of the labels, algorithm, and the rest."""
     voxels = hashlib.sha256(np.ascontiguousarray(labels.transpose(2, 1, 0)).tobytes()).hexdigest()
     slices = [(frame.sop_instance_uid, frame.number) for frame in series.frames]
     meaning = [asdict(info) for info in infos]
@@ -73,12 +73,12 @@ def content_uid(
 
 
 def series_uid(kind: str, series: Series, algorithm: AlgorithmInfo) -> str:
-    """SeriesInstanceUID of the results of one kind, of one source and one bundle."""
+    """Return the SeriesInstanceUID of the results of one kind, of one source and one bundle."""
     return uid_of("series", kind, series.series_uid, series.case_id, algorithm)
 
 
 def description(algorithm: AlgorithmInfo, what: str) -> str:
-    """SeriesDescription."""
+    """Return the SeriesDescription of a result."""
     return f"{what} by {algorithm.name} {algorithm.version}"[:LONG_STRING]
 
 
@@ -107,14 +107,14 @@ def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[La
 
 
 def use_utf8(dataset: Any, texts: Sequence[str]) -> None:
-    """Where a label's name is not ASCII, all text of the source's header is turned to UTF-8, and said to be."""
+    """Turn all text of a source's header to UTF-8, and say so in it, where a label's name is not ASCII."""
     if not all(text.isascii() for text in texts):
         dataset.decode()
         dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
 def code_item(term: Term) -> Any:
-    """An item of a code sequence."""
+    """Return an item of a code sequence."""
     from pydicom.dataset import Dataset
 
     item = Dataset()
@@ -123,21 +123,21 @@ def code_item(term: Term) -> Any:
 
 
 def as_code(term: Term) -> Any:
-    """A term as highdicom takes it."""
+    """Return a term as highdicom takes it."""
     from pydicom.sr.coding import Code
 
     return Code(term.value, term.scheme, term.meaning)
 
 
 def encoded(dataset: Any) -> bytes:
-    """A dataset as a DICOM file."""
+    """Return a dataset as a DICOM file."""
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
 def build(series: Series, make: Callable[[], bytes]) -> bytes:
-    """What ``make`` gives; where a library fails, an error without its words, which may quote the header.
+    """Return what ``make`` gives; where a library fails, raise without its words, which may quote the header.
 
     Raises:
         DataError: a library could not derive from the series.

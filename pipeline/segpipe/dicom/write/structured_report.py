@@ -49,7 +49,7 @@ def write_sr(
 
     Args:
         series: the source.
-        seg: DICOM SEG that `segpipe.dicom.write.seg.write_seg` wrote for it: what was measured.
+        seg: DICOM SEG that `write_seg` wrote for it: what was measured.
         volumes_ml: label name to volume in mL; a label that was not found has 0.
         infos: the labels.
         path: the file.
@@ -110,7 +110,7 @@ def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, al
 
 
 def _context(algorithm: AlgorithmInfo) -> Any:
-    """Who observed: a device, named by the bundle."""
+    """Say who observed: a device, named by the bundle."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -136,7 +136,7 @@ def _segment_of(info: LabelInfo, segmentation: Any, series: Series) -> Any:
 
 
 def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Series, algorithm: AlgorithmInfo) -> Any:
-    """TID 1411: one segment and its volume."""
+    """Build TID 1411: one segment and its volume."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -160,7 +160,7 @@ def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Seri
 
 
 def _sites(info: LabelInfo) -> Any:
-    """Where it lies: the organ of a lesion, or the organ itself with its side."""
+    """Say where it lies: the organ of a lesion, or the organ itself with its side."""
     import highdicom as hd
 
     place = info.region or (info.type if info.is_anatomy else None)

@@ -21,11 +21,12 @@ from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
 from segpipe.inference import engine as streaming
+from segpipe.inference.openvino import Model
 from segpipe.inference.output import write_labels
 from segpipe.inference.runtimes import choose_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import read_headers, read_source
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.transforms import Preprocessing, build_step
 
 Work = Callable[[], dict[str, Any]]
 
@@ -84,7 +85,7 @@ def _only_image(step: dict[str, Any]) -> dict[str, Any]:
 
 def _stock(task: dict[str, Any]) -> Work:
     folder, network = Path(task["folder"]), _network(task)
-    pre = Compose(_preprocessing().build())
+    pre = Compose([build_step(step) for step in _preprocessing().steps])
     save = SaveImaged(
         "pred",
         output_dir=folder / "stock",
@@ -120,9 +121,8 @@ def _ours(task: dict[str, Any]) -> Work:
     state = folder / "state.pt"
     torch.save(network.state_dict(), state)
     shape = (1, *task["roi"])
-    chosen = choose_runtime(
-        task["side"], network, torch.device("cpu"), str(state), str(task["classes"]), shape, task["threads"]
-    )
+    model = Model(network, str(state), str(task["classes"]))
+    chosen = choose_runtime(task["side"], model, torch.device("cpu"), shape, task["threads"])
     serial = task.get("serial", False)
     windowing = Windowing(
         tuple(task["roi"]), task["overlap"], task["batch"], "gaussian", "softmax", overlapped=not serial
@@ -145,10 +145,10 @@ def _ours(task: dict[str, Any]) -> Work:
     def go() -> dict[str, Any]:
         seconds: dict[str, float] = {}
         begun = time.process_time()
-        engine.estimate_memory(read_headers([path], 1))
+        engine.fit_memory(read_headers([path], 1))
         probe = time.process_time() - begun
         source = read_source([path], 1)
-        labels = engine.segment(source, seconds)
+        labels, _ = engine.segment(source, seconds)
         write_labels(out, labels, source.header)
         return {
             "stages": seconds,

@@ -25,7 +25,7 @@ from segpipe.cli.app import run as segpipe
 from segpipe.common.files import sha256_of
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.transforms import Preprocessing, build_step
 
 ROOT = Path(__file__).resolve().parents[2]
 CT = [
@@ -261,7 +261,9 @@ def test_the_search_knows_what_the_network_will_see(codes: str, tmp_path: Path) 
 
     found = find(Wish(preprocessing, (12, 16, 12), 1, voxels=100), network)
     write_nifti(tmp_path / "image.nii.gz", found.voxels[0], found.affine)
-    made = np.asarray(Compose(preprocessing.build())({"image": str(tmp_path / "image.nii.gz")})["image"])
+    made = np.asarray(
+        Compose([build_step(step) for step in preprocessing.steps])({"image": str(tmp_path / "image.nii.gz")})["image"]
+    )
     assert made.shape == (1, 15, 16, 12)
     assert np.allclose(made[:, :12], seen[0][0], atol=0.02)  # apart from whole numbers in the file
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.references import is_plain, resolve
 from segpipe.errors import DataError, RefusedError, UsageError
+from segpipe.inference.transforms import Spacing, SpatialPad
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def test_everything_is_read_as_data(bundle: Bundle) -> None:
     assert bundle.name == "tiny_mri" and bundle.version == "0.1.0"
     assert bundle.labels == {0: "background", 1: "left | part", 2: "right part"}
     assert bundle.channels == ["MRI"]
-    assert bundle.preprocessing is not None and bundle.preprocessing.pad is not None
-    assert bundle.preprocessing.pad.spatial_size == (16, 16, 16)
+    pad = bundle.preprocessing and bundle.preprocessing.find(SpatialPad)
+    assert pad and pad.spatial_size == (16, 16, 16)
     assert bundle.activation == "softmax" and bundle.cleanup == ()
     assert (bundle.roi_size, bundle.overlap, bundle.window_mode) == ((16, 16, 16), 0.5, "gaussian")
     assert bundle.network_def is not None and bundle.network_def["out_channels"] == 3
@@ -139,8 +140,8 @@ def foreign(folder: Path, **change: Any) -> Path:
 def test_a_foreign_bundle_opens_and_says_why_it_runs_stock(tmp_path: Path) -> None:
     opened = open_bundle(foreign(tmp_path / "zoo"))
     assert opened.intact is None and opened.name == "zoo" and opened.labels == {}
-    assert opened.preprocessing is not None and opened.preprocessing.spacing is not None
-    assert opened.preprocessing.spacing.pixdim == (1.5, 1.5, 2.0)
+    spacing = opened.preprocessing and opened.preprocessing.find(Spacing)
+    assert spacing and spacing.pixdim == (1.5, 1.5, 2.0)
     assert opened.roi_size == (96, 96, 96)
     assert opened.unsupported == ("postprocessing: not activation, Invertd, discretisation, saving",)
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from segpipe.inference.openvino_runtime import (
+from segpipe.inference.openvino import (
     MARK,
     TOLERANCE,
-    Identity,
+    Model,
     NotConvertedError,
     cache_folder,
     is_whole,
@@ -39,17 +39,17 @@ def module() -> torch.nn.Module:
 
 
 @pytest.fixture
-def identity(module: torch.nn.Module, tmp_path: Path) -> Identity:
+def model(module: torch.nn.Module, tmp_path: Path) -> Model:
     torch.save(module.state_dict(), tmp_path / "model.pt")
-    return Identity(str(tmp_path / "model.pt"), "{}", SHAPE)
+    return Model(module, str(tmp_path / "model.pt"), "{}")
 
 
 def refuse(*_: Any, **__: Any) -> None:
     raise RuntimeError("this operation is not known\nand a long story")
 
 
-def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module, identity: Identity) -> None:
-    runtime = openvino_runtime(torch_runtime(module), module, identity, 1)
+def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module, model: Model) -> None:
+    runtime = openvino_runtime(torch_runtime(module), model, SHAPE, 1)
     for count in (3, 1, 2):
         windows = torch.randn(count, *SHAPE)
         with torch.inference_mode():
@@ -61,47 +61,47 @@ def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module
 
 
 def test_a_conversion_is_made_once(
-    module: torch.nn.Module, identity: Identity, cache: Path, monkeypatch: pytest.MonkeyPatch
+    module: torch.nn.Module, model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = torch_runtime(module)
-    first = openvino_runtime(network, module, identity, 1)
+    first = openvino_runtime(network, model, SHAPE, 1)
     (folder,) = cache.iterdir()
     mark = json.loads((folder / MARK).read_text())
     assert set(mark["sha256"]) == {"model.xml", "model.bin"}
     assert 0 <= mark["difference"] <= mark["tolerance"] == TOLERANCE
     monkeypatch.setattr(openvino, "convert_model", refuse)
     windows = torch.randn(1, *SHAPE)
-    assert torch.equal(openvino_runtime(network, module, identity, 1)(windows), first(windows))
-    other = Identity(identity.weights, '{"activation": "other"}', SHAPE)
+    assert torch.equal(openvino_runtime(network, model, SHAPE, 1)(windows), first(windows))
+    other = Model(module, model.weights, '{"activation": "other"}')
     with pytest.raises(NotConvertedError, match=r"RuntimeError: this operation is not known"):
-        openvino_runtime(network, module, other, 1)
+        openvino_runtime(network, other, SHAPE, 1)
     assert list(cache.iterdir()) == [folder]
 
 
-def test_a_damaged_conversion_is_made_again(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
+def test_a_damaged_conversion_is_made_again(module: torch.nn.Module, model: Model, cache: Path) -> None:
     network = torch_runtime(module)
-    openvino_runtime(network, module, identity, 1)
+    openvino_runtime(network, model, SHAPE, 1)
     (folder,) = cache.iterdir()
     whole = (folder / "model.bin").read_bytes()
     (folder / "model.bin").write_bytes(whole[:-100])
-    openvino_runtime(network, module, identity, 1)
+    openvino_runtime(network, model, SHAPE, 1)
     assert (folder / "model.bin").read_bytes() == whole
     assert list(cache.iterdir()) == [folder]
 
 
-def test_scores_that_differ_are_not_taken(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
+def test_scores_that_differ_are_not_taken(module: torch.nn.Module, model: Model, cache: Path) -> None:
     def shifted(windows: torch.Tensor) -> torch.Tensor:
         return module(windows) + 1e-3
 
     with pytest.raises(NotConvertedError, match="differ"):
-        openvino_runtime(shifted, module, identity, 1)
+        openvino_runtime(shifted, model, SHAPE, 1)
     with pytest.raises(NotConvertedError, match="differ"):
-        openvino_runtime(lambda windows: module(windows) * torch.nan, module, identity, 1)
+        openvino_runtime(lambda windows: module(windows) * torch.nan, model, SHAPE, 1)
     assert not cache.exists()
 
 
 def test_a_conversion_that_fails_half_way_leaves_nothing(
-    module: torch.nn.Module, identity: Identity, cache: Path, monkeypatch: pytest.MonkeyPatch
+    module: torch.nn.Module, model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(_: Any, path: Path, **__: Any) -> None:
         path.write_text("<net")
@@ -112,34 +112,34 @@ def test_a_conversion_that_fails_half_way_leaves_nothing(
         expected = module(windows)
     with monkeypatch.context() as patch:
         patch.setattr(openvino, "save_model", half)
-        found = openvino_runtime(torch_runtime(module), module, identity, 1)(windows)
+        found = openvino_runtime(torch_runtime(module), model, SHAPE, 1)(windows)
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
     assert list(cache.iterdir()) == []
     left = [cache / ".partial-of-a-killed-process", cache / ".partial-under-way"]
     for folder in left:
         folder.mkdir()
     os.utime(left[0], (0, 0))
-    openvino_runtime(torch_runtime(module), module, identity, 1)
+    openvino_runtime(torch_runtime(module), model, SHAPE, 1)
     (folder,) = set(cache.iterdir()) - {left[1]}
     assert is_whole(folder)
 
 
-def test_a_mark_that_cannot_be_read_is_no_conversion(module: torch.nn.Module, identity: Identity, cache: Path) -> None:
-    openvino_runtime(torch_runtime(module), module, identity, 1)
+def test_a_mark_that_cannot_be_read_is_no_conversion(module: torch.nn.Module, model: Model, cache: Path) -> None:
+    openvino_runtime(torch_runtime(module), model, SHAPE, 1)
     (folder,) = cache.iterdir()
     for text in ("", "{", "[]", '{"sha256": {"model.bin": "00"}}', '{"sha256": {"gone.bin": "00"}}'):
         (folder / MARK).write_text(text)
         assert not is_whole(folder)
-    openvino_runtime(torch_runtime(module), module, identity, 1)
+    openvino_runtime(torch_runtime(module), model, SHAPE, 1)
     assert is_whole(folder) and list(cache.iterdir()) == [folder]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(
-    module: torch.nn.Module, identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: torch.nn.Module, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "file"))
-    assert openvino_runtime(torch_runtime(module), module, identity, 1)(torch.zeros(1, *SHAPE)).shape[1] == 3
+    assert openvino_runtime(torch_runtime(module), model, SHAPE, 1)(torch.zeros(1, *SHAPE)).shape[1] == 3
 
 
 def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

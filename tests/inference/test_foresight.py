@@ -1,4 +1,4 @@
-"""A case's memory is foreseen from its header: the window batch is chosen for it, and what cannot fit is refused."""
+"""A case's memory is estimated from its header: the window batch is chosen for it, and what cannot fit is refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from segpipe.common.nifti import Header
 from segpipe.errors import RefusedError, UsageError
-from segpipe.inference import memory as foresight
+from segpipe.inference import memory
 from segpipe.inference import sliding_window as windows
 from segpipe.inference.engine import StreamingEngine
-from segpipe.inference.memory import GIB, Probe, available, block_voxels, estimate_memory, input_size, plan
-from segpipe.inference.prepare import prepare
+from segpipe.inference.memory import GIB, Probe, available, estimate_memory, plan
+from segpipe.inference.prepare import network_shape, prepare
 from segpipe.inference.recipe import parse_bytes
-from segpipe.inference.sliding_window import HALO, WindowGrid, Windowing, stream_blocks
+from segpipe.inference.sliding_window import BORDER, WindowGrid, Windowing, stream_blocks
 from segpipe.inference.source import read_source
 from segpipe.inference.transforms import Preprocessing
 
@@ -37,7 +37,7 @@ STEPS = [
 
 
 def resident() -> int:
-    """Bytes that this process holds now, which a forecast counts as well."""
+    """Bytes that this process holds now, which an estimate counts as well."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -59,25 +59,25 @@ def ct(slices: int) -> Header:
 def test_the_open_blocks_are_those_that_are_open(size: Any, roi: Any, overlap: float, order: Any, strips: int) -> None:
     grid, most = replace(WindowGrid.place(size, roi, [overlap] * 3, tuple(order)), strips=strips), 0
 
-    class Watched(windows._Sums):
+    class Watched(windows._OpenBlocks):
         def finish(self, *arguments: Any) -> Any:
             nonlocal most
             most = max(most, sum(counts.numel() for _, counts in self._open.values()))
             yield from super().finish(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "_Sums", Watched)
-        blocks = stream_blocks(torch.zeros(1, 1, *size), grid, torch.ones(roi), lambda x, _: x, halo=HALO)
+        patch.setattr(windows, "_OpenBlocks", Watched)
+        blocks = stream_blocks(torch.zeros(1, 1, *size), grid, torch.ones(roi), lambda x, _: x, border=BORDER)
         largest = max(block.scores.numel() for block in blocks)
-    assert block_voxels(grid) == (largest, most)
+    assert grid.block_voxels() == (largest, most)
 
 
-def test_the_input_is_as_large_as_foreseen(tmp_path: Path) -> None:
+def test_the_input_is_as_large_as_estimated(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 9, (30, 50, 70), np.int16), CT)
     nib.save(image, tmp_path / "a.nii")
     source = read_source([tmp_path / "a.nii"], 1)
     config = Preprocessing.parse(STEPS)
-    assert input_size(source.header, config) == tuple(prepare(source, config)[0].shape[1:])
+    assert network_shape(source.header, config) == tuple(prepare(source, config)[0].shape[1:])
 
 
 def test_memory_grows_little_with_the_slices() -> None:
@@ -98,9 +98,9 @@ def test_the_window_batch_is_chosen_for_the_memory() -> None:
     ]
     assert need == sorted(need)
     for limit, expected in ((need[2] + GIB // 2, 4), (need[0] + GIB // 2, 1)):
-        chosen, forecast = plan([ct(60)], config, windowing, probe, limit)
+        chosen, estimate = plan([ct(60)], config, windowing, probe, limit)
         assert chosen.batch == expected
-        assert forecast.peak <= limit
+        assert estimate.peak <= limit
     with pytest.raises(RefusedError) as caught:
         plan([ct(60)], config, windowing, probe, GIB // 2)
     assert "GiB" in str(caught.value.found)
@@ -109,7 +109,7 @@ def test_the_window_batch_is_chosen_for_the_memory() -> None:
 
 def test_what_is_free_is_the_limit_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() > 0
-    monkeypatch.setattr(foresight, "available", lambda: 10)
+    monkeypatch.setattr(memory, "available", lambda: 10)
     with pytest.raises(RefusedError, match="more memory") as caught:
         plan([ct(20)], Preprocessing.parse(STEPS[:4]), Windowing((16, 16, 16)), Probe(2, 10), None)
     assert "free here" in str(caught.value.expected)
@@ -142,5 +142,5 @@ def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
             Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1), torch.device("cpu")
         )
         engine.probe = Probe(2, 1)
-        engine.estimate_memory([ct(20)])
+        engine.fit_memory([ct(20)])
         assert engine._fitting.batch == batch

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segpipe.errors import DataError
-from segpipe.inference.monai_evaluator import load
+from segpipe.inference.runtimes import load_weights
 
 
 def weights(path: Path, **changed: torch.Tensor) -> str:
@@ -20,7 +20,7 @@ def test_weights_are_loaded_as_they_are_and_from_under_the_key_that_zoo_bundles_
     path = weights(tmp_path / "model.pt", bias=torch.tensor([3.0, 4.0]))
     torch.save({"model": torch.load(path, weights_only=True)}, tmp_path / "nested.pt")
     for each in (path, str(tmp_path / "nested.pt")):
-        network = load(torch.nn.Conv3d(1, 2, 1), each, torch.device("cpu"))
+        network = load_weights(torch.nn.Conv3d(1, 2, 1), each, torch.device("cpu"))
         assert network.state_dict()["bias"].tolist() == [3.0, 4.0] and not network.training
 
 
@@ -28,12 +28,12 @@ def test_weights_are_loaded_as_they_are_and_from_under_the_key_that_zoo_bundles_
 def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
     path = weights(tmp_path / "model.pt", bias=torch.tensor([0.0, value]))
     with pytest.raises(DataError, match="not finite") as caught:
-        load(torch.nn.Conv3d(1, 2, 1), path, torch.device("cpu"))
+        load_weights(torch.nn.Conv3d(1, 2, 1), path, torch.device("cpu"))
     assert "bias" in str(caught.value.found)
 
 
 def test_weights_of_another_network_and_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not fit"):
-        load(torch.nn.Conv3d(1, 3, 1), weights(tmp_path / "model.pt"), torch.device("cpu"))
+        load_weights(torch.nn.Conv3d(1, 3, 1), weights(tmp_path / "model.pt"), torch.device("cpu"))
     with pytest.raises(DataError, match="cannot be read"):
-        load(torch.nn.Conv3d(1, 2, 1), str(tmp_path / "none.pt"), torch.device("cpu"))
+        load_weights(torch.nn.Conv3d(1, 2, 1), str(tmp_path / "none.pt"), torch.device("cpu"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.inference.runtimes import OneDnn
+from segpipe.inference.onednn import OneDnn
 
 CONVOLUTIONS = {
     "plain": (nn.Conv3d(3, 5, 3, padding=1), (1, 3, 7, 9, 8)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from segpipe.inference.engine import work_aside
+from segpipe.inference.engine import pipelined
 
 
 def test_one_is_worked_on_while_the_next_is_made() -> None:
@@ -30,12 +30,12 @@ def test_one_is_worked_on_while_the_next_is_made() -> None:
         assert torch.is_inference_mode_enabled()
         worked.append(number)
 
-    waited, seconds = work_aside(items(), work)
+    waited, seconds = pipelined(items(), work)
     assert made == worked == [0, 1, 2, 3, 4]
     assert most <= 2 + 1  # one at work, one waiting to be handed over, one being made at the most
     assert waited >= 0
     assert seconds >= 0
-    assert work_aside([], worked.append)[1] == 0
+    assert pipelined([], worked.append)[1] == 0
 
 
 def test_errors_of_either_side_come_through() -> None:
@@ -44,11 +44,11 @@ def test_errors_of_either_side_come_through() -> None:
             raise KeyError(number)
 
     with pytest.raises(KeyError):
-        work_aside(range(9), work)
+        pipelined(range(9), work)
 
     def items() -> Iterator[int]:
         yield 0
         raise OSError
 
     with pytest.raises(OSError):
-        work_aside(items(), work)
+        pipelined(items(), work)

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.inference.transforms import CLOSED_LIST, Preprocessing, UnsupportedTransform
+from segpipe.inference.transforms import (
+    CLOSED_LIST,
+    CropForeground,
+    DivisiblePad,
+    Orientation,
+    Preprocessing,
+    Spacing,
+    SpatialPad,
+    UnsupportedTransform,
+    build_step,
+)
 
 KEYS = ["image", "label"]
 USUAL = [
@@ -49,14 +59,16 @@ USUAL = [
 
 def test_fields_are_typed() -> None:
     parsed = Preprocessing.parse(USUAL)
-    assert parsed.orientation is not None and parsed.orientation.axcodes == "RAS"
-    assert parsed.spacing is not None and parsed.spacing.pixdim == (1.0, 1.5, 2.0)
-    assert parsed.crop is not None and parsed.crop.source_key == "image"
-    assert parsed.pad is not None and parsed.pad.spatial_size == (16, 16, 16)
-    assert parsed.divisible is not None and parsed.divisible.k == 8
+    orientation, spacing, crop = parsed.find(Orientation), parsed.find(Spacing), parsed.find(CropForeground)
+    assert orientation and orientation.axcodes == "RAS"
+    assert spacing and spacing.pixdim == (1.0, 1.5, 2.0)
+    assert crop and crop.source_key == "image"
+    pad, divisible = parsed.find(SpatialPad), parsed.find(DivisiblePad)
+    assert pad and pad.spatial_size == (16, 16, 16)
+    assert divisible and divisible.k == 8
     assert [step.name for step in parsed.intensity] == ["NormalizeIntensityd", "ScaleIntensityRanged"]
-    assert parsed.load is not None and parsed.channel_first is not None and parsed.ensure_type is not None
-    assert Preprocessing.parse(USUAL[:1]).spacing is None
+    assert all(parsed.find(kind) for kind in CLOSED_LIST)
+    assert Preprocessing.parse(USUAL[:1]).find(Spacing) is None
 
 
 def test_round_trip_is_exact() -> None:
@@ -121,7 +133,7 @@ def test_builds_the_stock_transforms() -> None:
 
     from monai import transforms
 
-    built = Preprocessing.parse(USUAL).build()
+    built = [build_step(step) for step in Preprocessing.parse(USUAL).steps]
     assert [type(one).__name__ for one in built] == [
         str(one["_target_"]).removeprefix("monai.transforms.") for one in USUAL
     ]

@@ -21,14 +21,13 @@ from scipy.special import entr
 
 from segpipe.common.nifti import Header
 from segpipe.errors import DataError
-from segpipe.inference.activations import Kept
 from segpipe.inference.engine import segment_source
-from segpipe.inference.output import describe
+from segpipe.inference.output import ProbabilityMaps, describe
 from segpipe.inference.prepare import prepare
 from segpipe.inference.runtimes import average, mirrored, torch_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import Source, read_source
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.transforms import Preprocessing, build_step
 
 CPU = torch.device("cpu")
 TIE = 1e-5
@@ -122,7 +121,7 @@ def write_images(folder: Path, affine: np.ndarray, shape: tuple[int, ...], chann
 
 def stock(paths: list[str], config: Steps, windowing: Windowing, network: Any) -> tuple[np.ndarray, torch.Tensor, Any]:
     """Labels (X, Y, Z), probabilities (K, X, Y, Z) and the network's input, all by MONAI."""
-    before = Compose(Preprocessing.parse(config).build())
+    before = Compose([build_step(step) for step in Preprocessing.parse(config).steps])
     item = before({"image": paths if len(paths) > 1 else paths[0]})
     batch = list_data_collate([item])
     inferer = SlidingWindowInferer(windowing.roi_size, windowing.batch, windowing.overlap, windowing.mode)
@@ -159,11 +158,11 @@ def compare(paths: list[str], config: Steps, windowing: Windowing, network: Any)
         last = np.full(expected.shape, np.nan, np.float32)
         entropy = np.zeros(expected.shape, np.float32)
         also = [
-            segment_source(read_source(paths, channels), typed, windowing, network, CPU, {}, kept)
-            for kept in (
-                Kept(windowing.activation, dict(enumerate(whole))),
-                Kept(windowing.activation, {len(whole) - 1: last}),
-                Kept(windowing.activation, {}, entropy),
+            segment_source(read_source(paths, channels), typed, windowing, network, CPU, {}, maps)
+            for maps in (
+                ProbabilityMaps(windowing.activation, dict(enumerate(whole))),
+                ProbabilityMaps(windowing.activation, {len(whole) - 1: last}),
+                ProbabilityMaps(windowing.activation, {}, entropy),
             )
         ]
     np.testing.assert_allclose(whole, probabilities, atol=TIE)
@@ -245,7 +244,7 @@ def test_a_volume_of_one_voxel_across(axis: int) -> None:
     voxels = gaussian_filter(np.random.default_rng(0).normal(size=shape), 1).astype(np.float32)
     header = Header(Path("thin"), tuple(shape), np.diag([1.0, 2.0, 3.0, 1.0]), (1.0, 2.0, 3.0), "float32")
     config = steps(MIDDLES["turned only"])[2:-1]
-    before = Compose(Preprocessing.parse(config).build())
+    before = Compose([build_step(step) for step in Preprocessing.parse(config).steps])
     network, windowing = Blurred(1, 3, False), Windowing((6, 6, 6), 0.5, 2, "gaussian")
     with torch.inference_mode():
         item = before({"image": Source(header, voxels[None]).tensor()})
@@ -266,14 +265,16 @@ def test_the_source_is_what_monai_reads(tmp_path: Path) -> None:
         for ending in (".nii", ".nii.gz"):
             path = tmp_path / f"{name}{ending}"
             nib.save(image, path)
-            expected = Compose(Preprocessing.parse(first).build())({"image": str(path)})["image"]
+            expected = Compose([build_step(step) for step in Preprocessing.parse(first).steps])({"image": str(path)})[
+                "image"
+            ]
             source = read_source([path], channels)
             got = source.tensor()
             assert torch.equal(got.as_tensor(), expected.as_tensor())
             assert torch.equal(got.affine, expected.affine)
             assert got.meta["space"] == expected.meta["space"]
     files = write_images(tmp_path, AFFINES["sheared"], (5, 6, 7), 2, 0)
-    expected = Compose(Preprocessing.parse(first).build())({"image": files})["image"]
+    expected = Compose([build_step(step) for step in Preprocessing.parse(first).steps])({"image": files})["image"]
     assert torch.equal(read_source(files, 2).tensor().as_tensor(), expected.as_tensor())
     assert read_source(files, 2).array.dtype == np.int16
 
@@ -284,13 +285,13 @@ def test_few_cells_of_a_smooth_network_are_interpolated(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, AFFINES["plain"], (40, 40, 20), 1, 0)
     made: list[Any] = []
 
-    class Kept(streaming.Restorer):
+    class Watched(streaming.Restorer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "Restorer", Kept)
+        patch.setattr(streaming, "Restorer", Watched)
         config = Preprocessing.parse(steps(MIDDLES["spaced only"]))
         segment_source(
             read_source([path], 1),
@@ -307,9 +308,9 @@ def test_ensembles_and_mirrored_windows_are_means() -> None:
     one, other = Blurred(1, 3, False, 1), Blurred(1, 3, False, 2)
     windows = torch.randn(2, 1, 6, 7, 8)
     assert torch.allclose(average([one, other])(windows), (one(windows) + other(windows)) / 2, atol=1e-6)
-    turned = [one(windows), one(windows.flip([2])).flip([2]), one(windows.flip([3, 4])).flip([3, 4])]
-    got = mirrored(one, [(), (0,), (1, 2)])(windows)
-    assert torch.allclose(got, sum(turned) / 3, atol=1e-6)
+    turned = [one(windows.flip(dims)).flip(dims) for dims in ([], [2], [3], [2, 3])]
+    got = mirrored(one, (0, 1))(windows)
+    assert torch.allclose(got, sum(turned) / 4, atol=1e-6)
     assert torch.equal(torch_runtime(lambda x: [one(x)])(windows), one(windows))  # type: ignore[arg-type]
 
 

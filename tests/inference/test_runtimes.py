@@ -9,18 +9,9 @@ import pytest
 import torch
 
 from segpipe.errors import UsageError
-from segpipe.inference import openvino_runtime as converted
 from segpipe.inference import runtimes
-from segpipe.inference.runtimes import (
-    ChosenRuntime,
-    Model,
-    average,
-    choose_average,
-    choose_runtime,
-    flips_along,
-    mirrored,
-    torch_runtime,
-)
+from segpipe.inference.openvino import Model, NotConvertedError
+from segpipe.inference.runtimes import ChosenRuntime, average, choose_average, choose_runtime, mirrored, torch_runtime
 
 SHAPE = (1, 4, 4, 4)
 CPU = torch.device("cpu")
@@ -33,7 +24,7 @@ def module() -> torch.nn.Module:
 
 
 def chosen(wanted: str, module: torch.nn.Module, device: torch.device = CPU) -> ChosenRuntime:
-    return choose_runtime(wanted, module, device, "model.pt", "{}", SHAPE)
+    return choose_runtime(wanted, Model(module, "model.pt", "{}"), device, SHAPE)
 
 
 def test_several_networks_are_averaged() -> None:
@@ -45,16 +36,24 @@ def test_several_networks_are_averaged() -> None:
 def test_mirrored_windows_are_turned_back(module: torch.nn.Module) -> None:
     windows, network = torch.randn(2, *SHAPE), torch_runtime(module)
     with torch.no_grad():
-        found = mirrored(network, [(), (0, 2)])(windows)
-        expected = (network(windows) + network(windows.flip([2, 4])).flip([2, 4])) / 2
+        found = mirrored(network, (0, 2))(windows)
+        expected = sum(network(windows.flip(dims)).flip(dims) for dims in ([], [2], [4], [2, 4])) / 4
         torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(mirrored(lambda x: x)(windows), windows)
+        torch.testing.assert_close(mirrored(lambda x: x, (0, 1, 2))(windows), windows)
 
 
 def test_mirrors_are_combined() -> None:
-    assert flips_along(()) == [()]
-    assert flips_along((0, 2)) == [(), (0,), (2,), (0, 2)]
-    assert len(set(flips_along((0, 1, 2)))) == 8
+    windows = torch.randn(1, *SHAPE)
+
+    def watched(window: torch.Tensor) -> torch.Tensor:
+        seen.append(window)
+        return window
+
+    for axes, count in (((), 1), ((0, 2), 4), ((0, 1, 2), 8)):
+        seen: list[torch.Tensor] = []
+        mirrored(watched, axes)(windows)
+        assert len(seen) == len({window.numpy().tobytes() for window in seen}) == count
+        assert torch.equal(seen[0], windows)
 
 
 def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +64,7 @@ def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkey
         plain = choose_average("torch", models, CPU, SHAPE)
         torch.testing.assert_close(plain.run(windows), expected)
         each = {"a.pt": ChosenRuntime("openvino", lambda x: x - 1), "b.pt": ChosenRuntime("openvino", lambda x: x + 3)}
-        monkeypatch.setattr(runtimes, "choose_runtime", lambda *arguments: each[arguments[3]])
+        monkeypatch.setattr(runtimes, "choose_runtime", lambda *arguments: each[arguments[1].weights])
         both = choose_average("auto", models, CPU, SHAPE)
         assert both.name == "openvino" and both.reasons == ()
         torch.testing.assert_close(both.run(windows), windows + 1)
@@ -88,9 +87,9 @@ def test_a_conversion_that_fails_falls_back_with_the_reason(
     module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise converted.NotConvertedError("its scores differ")
+        raise NotConvertedError("its scores differ")
 
-    monkeypatch.setattr(converted, "openvino_runtime", refuse)
+    monkeypatch.setattr(runtimes, "openvino_runtime", refuse)
     monkeypatch.setattr(runtimes, "WORTH_CONVERTING", 0)
     for wanted in ("auto", "openvino"):
         fallback = chosen(wanted, module)

@@ -15,8 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from segpipe.common.nifti import Header, read_header
 from segpipe.errors import DataError, UsageError
-from segpipe.inference.activations import ExtraOutputs
-from segpipe.inference.output import describe, write_labels
+from segpipe.inference.output import ExtraOutputs, describe, write_labels
 from segpipe.inference.recipe import ModelOptions, Recipe
 from segpipe.inference.segmenter import Segmenter
 from segpipe.inference.source import read_source

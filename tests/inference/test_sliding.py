@@ -180,19 +180,19 @@ def test_windows_lie_where_monai_puts_them(sizes: list[tuple[int, int]], overlap
 @settings(max_examples=40)
 @given(
     order=st.permutations([0, 1, 2]),
-    halo=st.integers(0, 2),
+    border=st.integers(0, 2),
     overlap=st.sampled_from([0, 0.25, 0.5, 0.7]),
     strips=st.integers(1, 3),
 )
 def test_blocks_cover_the_volume_once_whatever_the_order(
-    order: list[int], halo: int, overlap: float, strips: int
+    order: list[int], border: int, overlap: float, strips: int
 ) -> None:
     volume = torch.randn(1, 1, 9, 11, 7)
     grid = replace(WindowGrid.place((9, 11, 7), (4, 5, 8), [overlap] * 3, tuple(order)), strips=strips)
     seen = torch.zeros(grid.padded)
     whole = torch.nn.functional.pad(volume, [n for pad in reversed(grid.pad) for n in pad])[0]
-    for block in stream_blocks(volume, grid, torch.rand(4, 5, 8) + 0.1, lambda x, _: x, batch=3, halo=halo):
-        inner = [slice(halo if axis in grid.block_axes else 0, None) for axis in range(3)]
+    for block in stream_blocks(volume, grid, torch.rand(4, 5, 8) + 0.1, lambda x, _: x, batch=3, border=border):
+        inner = [slice(border if axis in grid.block_axes else 0, None) for axis in range(3)]
         scores = block.scores[(slice(None), *inner)]
         place = tuple(slice(s, s + n) for s, n in zip(block.start, scores.shape[1:], strict=True))
         seen[place] += 1

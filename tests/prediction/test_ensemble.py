@@ -21,7 +21,7 @@ from segpipe.cli.app import run
 from segpipe.common.result_folder import PROBABILITIES, RESULT, SEGMENTATION, SUMMARY_JSON
 from segpipe.errors import OK, REFUSED, USAGE, UsageError
 from segpipe.inference.recipe import parse_mirror
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.transforms import Preprocessing, build_step
 from tiny_bundle import DETERMINISTIC, write_bundle, write_scan
 
 pytestmark = pytest.mark.usefixtures("one_worker")
@@ -67,7 +67,7 @@ class Turned(torch.nn.Module):
 
 def by_monai(scan: Path, seeds: list[int], axes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities: mean of scores, softmax, Invertd, argmax."""
-    before = Compose(Preprocessing.parse(STEPS).build())
+    before = Compose([build_step(step) for step in Preprocessing.parse(STEPS).steps])
     batch = list_data_collate([before({"image": str(scan)})])
     inferer, keys = SlidingWindowInferer((16, 16, 16), 2, 0.5, "gaussian"), []
     flips = [some for count in range(len(axes) + 1) for some in itertools.combinations(axes, count)]

@@ -100,11 +100,11 @@ class FastPrediction:
 
     def _one(self, paths: list[Path], out: Path) -> None:
         channels = self._engine.channels = _channels(paths)
-        self._engine.estimate_memory(read_headers(paths, channels))
+        self._engine.fit_memory(read_headers(paths, channels))
         source = read_source(paths, channels)
         with torch.inference_mode():
-            labels = self._engine.segment(source, {})
-            write_labels(out, labels, source.header, self._engine.regions)
+            labels, regions = self._engine.segment(source, {})
+            write_labels(out, labels, source.header, regions)
 
 
 def _stock_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a case will take, told from its header before its voxels are read.
+"""An estimate of the memory that a case will take, made from its headers before its voxels are read.
 
 What is counted: the process as it is, the source's voxels, the network's input, the labels, the blocks of scores
 that are open at one time, and what the network takes for one batch of windows, which is measured once.
@@ -7,7 +7,6 @@ that are open at one time, and what the network takes for one batch of windows, 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ import torch
 
 from segpipe.common.nifti import PLAIN_TYPES, Header
 from segpipe.errors import RefusedError
-from segpipe.inference.prepare import turned_and_spaced
-from segpipe.inference.sliding_window import HALO, Runtime, WindowGrid, Windowing
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.prepare import network_shape
+from segpipe.inference.sliding_window import Runtime, Windowing
+from segpipe.inference.transforms import CropForeground, Preprocessing, SpatialPad
 
 MOST_STRIPS = 4
 SLACK = 1.1  # for what is not counted: fragments of the heap, small arrays
-VOXEL_BYTES = 40  # of one source voxel in the block that is being restored: its label, cell and place
+VOXEL_BYTES = 40  # of a source voxel in the block that is being restored: its label, cell and place
 GIB = 2**30
 
 
@@ -81,7 +80,7 @@ def plan(
     limit: int | None,
     held: int = 0,
 ) -> tuple[Windowing, MemoryEstimate]:
-    """The fastest way to compute a case with which it fits.
+    """Return the fastest windows with which a case fits, and what it then takes.
 
     Args:
         headers: of the case's files.
@@ -95,13 +94,13 @@ def plan(
         RefusedError: not even one window at a time fits; with the numbers.
     """
     allowed = allowed_bytes(limit)
-    for chosen in _smaller(windowing):
-        forecast = estimate_memory(headers, preprocessing, chosen, probe, held)
-        if forecast.peak <= allowed:
-            return chosen, forecast
+    for candidate in _smaller(windowing):
+        estimate = estimate_memory(headers, preprocessing, candidate, probe, held)
+        if estimate.peak <= allowed:
+            return candidate, estimate
     raise RefusedError(
         "the case needs more memory than it may take",
-        found=f"about {forecast.peak / GIB:.2f} GiB, for {probe.classes} classes on "
+        found=f"about {estimate.peak / GIB:.2f} GiB, for {probe.classes} classes on "
         f"{' x '.join(str(size) for size in headers[0].shape[:3])} voxels",
         expected=f"at most {allowed / GIB:.2f} GiB ({'--max-memory' if limit == allowed else 'free here'})",
         hint="use a machine with more memory, or cut the image to what is of interest",
@@ -109,7 +108,7 @@ def plan(
 
 
 def _smaller(windowing: Windowing) -> Iterator[Windowing]:
-    """Ways to compute the same with less and less memory: one thing after the other, fewer windows, then in strips."""
+    """Yield windows with less and less memory: one thing after the other, fewer at a time, then in strips."""
     batch = windowing.batch
     yield windowing
     windowing = replace(windowing, overlapped=False)
@@ -124,14 +123,15 @@ def _smaller(windowing: Windowing) -> Iterator[Windowing]:
 def estimate_memory(
     headers: Sequence[Header], preprocessing: Preprocessing, windowing: Windowing, probe: Probe, held: int = 0
 ) -> MemoryEstimate:
-    """What a case will take; where a crop depends on the voxels, as if nothing were cut."""
+    """Estimate what a case will take; where a crop depends on the voxels, as if nothing were cut."""
     shape, channels = headers[0].shape[:3], sum(math.prod(header.shape[3:]) for header in headers)
-    size = input_size(headers[0], preprocessing)
+    size = network_shape(headers[0], preprocessing)
     grid = windowing.grid(size)
-    kept = source_bytes(headers)
-    image = math.prod(size) * channels * 4 * (2 if preprocessing.crop or preprocessing.pad else 1)
+    voxels = source_bytes(headers)
+    copies = 2 if preprocessing.find(CropForeground) or preprocessing.find(SpatialPad) else 1
+    image = math.prod(size) * channels * 4 * copies
     padded = math.prod(grid.padded) * channels * 4 if grid.padded != tuple(size) else 0
-    block, open_blocks = block_voxels(grid)
+    block, open_blocks = grid.block_voxels()
     scores = 4 * probe.classes * (open_blocks + 2 * math.prod(grid.padded) // grid.padded[grid.block_axes[0]])
     restored = VOXEL_BYTES * math.prod(shape) * block // math.prod(grid.padded)
     base = (_resident("VmRSS") or psutil.Process().memory_info().rss) - held
@@ -141,59 +141,22 @@ def estimate_memory(
     else:
         working = max(restored, windows)
     computing = image + padded + math.prod(shape) + scores + working
-    return MemoryEstimate(int(base + SLACK * (kept + image)), int(base + SLACK * computing))
+    return MemoryEstimate(int(base + SLACK * (voxels + image)), int(base + SLACK * computing))
 
 
 def source_bytes(headers: Sequence[Header]) -> int:
-    """What a case's voxels take while they are read; several files are stacked."""
+    """Return what a case's voxels take while they are read; several files are stacked."""
     voxels = sum(math.prod(header.shape) * _bytes_a_voxel(header) for header in headers)
     return voxels * (2 if len(headers) > 1 else 1)
 
 
-def input_size(header: Header, preprocessing: Preprocessing) -> tuple[int, int, int]:
-    """Voxels of the network's input, from the header alone: nothing cut, everything padded."""
-    way, _ = turned_and_spaced(header, preprocessing)
-    size = np.asarray(way.resampled_shape)
-    if preprocessing.pad is not None:
-        size = np.maximum(size, preprocessing.pad.spatial_size)
-    if preprocessing.divisible is not None:
-        step = np.maximum(1, np.broadcast_to(preprocessing.divisible.k, 3))
-        size = -(-size // step) * step
-    x, y, z = (int(n) for n in size)
-    return x, y, z
-
-
-def block_voxels(grid: WindowGrid) -> tuple[int, int]:
-    """Voxels of the largest block, and of all that are open at one time, halos included."""
-    rest = math.prod(grid.padded[axis] for axis in range(3) if axis not in grid.block_axes)
-    slow, fast = (grid.blocks(axis) for axis in grid.block_axes)
-    sizes = {
-        (i, j): rest * (slow[i][1] - slow[i][0] + HALO) * (fast[j][1] - fast[j][0] + HALO)
-        for i, j in itertools.product(range(len(slow)), range(len(fast)))
-    }
-    opened: set[tuple[int, int]] = set()
-    most = 0
-    for strip in grid.strip_edges():
-        for place in dict.fromkeys(tuple(place[axis] for axis in grid.block_axes) for place in grid.positions(strip)):
-            touched, finished = (
-                [which(axis, start) for axis, start in zip(grid.block_axes, place, strict=True)]
-                for which in (grid.touched, grid.finished)
-            )
-            for blocks in itertools.product(*touched):
-                if strip[0] <= blocks[1][1] < strip[1]:
-                    opened.add((blocks[0][0], blocks[1][0]))
-            most = max(most, sum(sizes[key] for key in opened))
-            opened -= {(one[0], other[0]) for one, other in itertools.product(*finished)}
-    return max(sizes.values()), most
-
-
 def allowed_bytes(limit: int | None) -> int:
-    """Bytes that this process may take, by a limit and by what there is."""
+    """Return the bytes that this process may take, by a limit and by what there is."""
     return available() if limit is None else min(limit, available())
 
 
 def available() -> int:
-    """Bytes that this process may take: what it has, and what is free on the machine and in its control group."""
+    """Return the bytes that this process has, and those that are free on the machine and in its control group."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
@@ -207,7 +170,7 @@ def _bytes_a_voxel(header: Header) -> int:
 
 
 def _peak_since_now() -> int | None:
-    """Start to measure the peak of the process anew (Linux); what it has now, or None."""
+    """Start to measure the peak of the process anew (Linux), and return what it has now, or None."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -3,8 +3,6 @@
 Only where cases come from and where results go is changed: the data of the evaluator's loader, `device`,
 `dataset_dir` and `output_dir`, and what saves images. All else is the config's own: imports, macros, references,
 initialisation, weights, handlers, inferer and post-processing.
-
-A bundle's parts as objects: device, components of its config, network with weights.
 """
 
 from __future__ import annotations
@@ -26,14 +24,14 @@ from monai.bundle.utils import merge_kv
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, LoadImaged
 
-from segpipe.errors import DataError, SegpipeError, UsageError, first_cause
+from segpipe.errors import DataError, SegpipeError
+from segpipe.inference.runtimes import root_cause, short_name, without_savers
 
 STOCK = "python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE"
 _RUN = re.compile(r"\$\s*@(\w+(?:(?:#|::)\w+)*)\.run\(\)\s*")
 _REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
 _DATASETS = ("Dataset", "CacheDataset", "PersistentDataset", "SmartCacheDataset", "LMDBDataset")
 _LOADERS = ("DataLoader", "ThreadDataLoader")
-_SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
 
 
 class MonaiEvaluator:
@@ -62,18 +60,18 @@ class MonaiEvaluator:
         self._config["bundle_root"] = root
         self._config.update({name: value for name, value in overrides.items() if name in self._config})
         parser = ConfigParser(self._config)
-        with _told("parsed"):
+        with _config_errors("parsed"):
             parser.resolve_macro_and_relative_ids()
         self._config = parser.get()
         self._before, self._evaluator_id = _what_runs(self._config)
         _take_over_data(self._config, self._evaluator_id)
-        stop_saving(self._config)
+        self._config = without_savers(self._config)
         self._evaluator: Any = None
         self._build()
 
     def _build(self) -> None:
         parser = ConfigParser(copy.deepcopy(self._config))
-        with _told("built"):
+        with _config_errors("built"):
             parser.parse()
             for name in self._before:
                 parser.get_parsed_content(name)
@@ -90,11 +88,11 @@ class MonaiEvaluator:
 
     @property
     def network(self) -> Any:
-        """What the evaluator calls, None where that is several."""
+        """The network that the evaluator calls, None where that is several."""
         return getattr(self._evaluator, "network", None)
 
     def network_with_weights(self) -> Any:
-        """The same after what the evaluator does at the start of a run, such as to load the weights."""
+        """Return it after what the evaluator does at the start of a run, such as to load the weights."""
         self._evaluator.fire_event(Events.STARTED)
         return self.network
 
@@ -105,7 +103,7 @@ class MonaiEvaluator:
         self._output = engine.state.output
 
     def predict(self, image: str | list[str], seconds: dict[str, float]) -> Any:
-        """What the bundle makes of one case, a tensor (C, X, Y, Z).
+        """Return what the bundle makes of one case, a tensor (C, X, Y, Z).
 
         Args:
             image: the file, or one file a channel.
@@ -134,16 +132,16 @@ class MonaiEvaluator:
 
 
 def _as_read(inference: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as MONAI reads it from its file: keys ``a::b`` and ``+a`` taken apart, metadata beside it."""
+    """Return the config as MONAI reads it from its file: keys ``a::b`` and ``+a`` taken apart, metadata beside it."""
     parser = ConfigParser(config={})
-    with _told("read"):
+    with _config_errors("read"):
         for key, value in copy.deepcopy(dict(inference)).items():
             merge_kv(parser, key, value)
     return {**parser.get(), ConfigParser.meta_key: copy.deepcopy(dict(metadata))}
 
 
 def _what_runs(config: dict[str, Any]) -> tuple[list[str], str]:
-    """Ids that are evaluated first, and that of the evaluator that is run last."""
+    """Return ids that are evaluated first, and that of the evaluator that is run last."""
     run = config.get("run")
     steps = run if isinstance(run, list) else [run]
     match = _RUN.fullmatch(steps[-1]) if steps and isinstance(steps[-1], str) else None
@@ -172,42 +170,27 @@ def _replace(component: dict[str, Any], by: dict[str, Any]) -> None:
 
 
 def _component(config: dict[str, Any], owner: str, name: str, known: tuple[str, ...]) -> str:
-    """The id of a component's argument that is a component of a known class itself."""
+    """Return the id of a component's argument that is a component of a known class itself."""
     id = _follow(config, f"{owner}::{name}")
     found = _at(config, id)
-    if not isinstance(found, dict) or _short(found) not in known:
+    if not isinstance(found, dict) or short_name(found) not in known:
         shown = str(found.get("_target_")) if isinstance(found, dict) else repr(found)
         raise _not_case_by_case(f"{owner}::{name} is not one of {', '.join(known)}", shown)
     return id
 
 
 def _image_key(transform: Any) -> str:
-    """The first key that the first `LoadImaged` reads, ``image`` where there is none to be seen."""
-    for each in getattr(transform, "transforms", [transform]):
-        if isinstance(each, LoadImaged):
-            return str(each.keys[0])
-        if isinstance(each, Compose):
-            return _image_key(each)
+    """Return the first key that the first `LoadImaged` reads, ``image`` where there is none to be seen."""
+    for step in getattr(transform, "transforms", [transform]):
+        if isinstance(step, LoadImaged):
+            return str(step.keys[0])
+        if isinstance(step, Compose):
+            return _image_key(step)
     return "image"
 
 
-def stop_saving(config: dict[str, Any]) -> None:
-    """Switch off what writes images: results are written elsewhere, whole."""
-    for each in _dicts(config):
-        if _short(each) in _SAVERS:
-            each["_disabled_"] = True
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    """Each mapping within a value."""
-    if isinstance(value, dict):
-        yield value
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _dicts(each)
-
-
 def _follow(config: dict[str, Any], id: str) -> str:
-    """The id at the end of a chain of whole references."""
+    """Return the id at the end of a chain of whole references."""
     seen: set[str] = set()
     while id not in seen:
         seen.add(id)
@@ -230,12 +213,6 @@ def _at(config: dict[str, Any], id: str) -> Any:
     return value
 
 
-def _short(component: Mapping[str, Any]) -> str:
-    """The name of a component of MONAI or torch, empty for others."""
-    target = str(component.get("_target_", ""))
-    return target.rsplit(".", 1)[-1] if "." not in target or target.startswith(("monai.", "torch.")) else ""
-
-
 def _not_case_by_case(why: str, found: str) -> DataError:
     return DataError(
         f"the bundle cannot be run case by case: {why}", found=found[:200], hint=f"run it as a whole: {STOCK}"
@@ -243,7 +220,7 @@ def _not_case_by_case(why: str, found: str) -> DataError:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _config_errors(what: str) -> Iterator[None]:
     try:
         yield
     except SegpipeError:
@@ -254,74 +231,3 @@ def _told(what: str) -> Iterator[None]:
             found=root_cause(error),
             hint=f"see whether it runs as a whole: {STOCK}",
         ) from error
-
-
-def root_cause(error: BaseException) -> str:
-    """What an error began with, in one line."""
-    error = first_cause(error)
-    if isinstance(error, SegpipeError):
-        return error.message
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]
-
-
-def device_of(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda:N`` names.
-
-    Raises:
-        UsageError: it cannot be used.
-    """
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise UsageError(
-            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
-        ) from error
-    return device
-
-
-def parsed(parser: ConfigParser, id: str) -> Any:
-    """What MONAI makes of an id of a bundle's config; a list of transforms is composed.
-
-    Raises:
-        DataError: there is no such id, or it cannot be built.
-    """
-    if id not in parser.config:
-        raise DataError(
-            f"the bundle's inference config has no {id!r}",
-            found=sorted(parser.config),
-            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
-        )
-    try:
-        value = parser.get_parsed_content(id)
-    except Exception as error:
-        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
-    return Compose(value) if isinstance(value, list) else value
-
-
-def load(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
-    """A network with a bundle's weights, in evaluation mode.
-
-    Raises:
-        DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
-    """
-    try:
-        state = torch.load(weights, map_location=device, weights_only=True)
-        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
-    except OSError as error:
-        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
-    except Exception as error:
-        raise DataError("the bundle's weights do not fit its network", path=weights, found=root_cause(error)) from error
-    broken = next((name for name, each in network.state_dict().items() if not each.isfinite().all()), None)
-    if broken is not None:
-        raise DataError(
-            "the bundle's weights are not finite",
-            path=weights,
-            found=f"NaN or infinity in {broken}",
-            hint="its training went wrong; get other weights",
-        )
-    module: torch.nn.Module = network.to(device).eval()
-    return module

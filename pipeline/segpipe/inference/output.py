@@ -1,19 +1,51 @@
-"""A label map on disk and in numbers."""
+"""What leaves the engine: a label map on disk and in numbers, a preview of the case, and extra outputs."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.nifti import FORMS_TOLERANCE_MM, GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
 from segpipe.errors import DataError
+from segpipe.inference.source import Source
+
+if TYPE_CHECKING:
+    import torch
+
+    from segpipe.inference.sliding_window import Activation
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+SAMPLES = 1_000_000  # voxels, enough for percentiles
+MOST_PIXELS = 256  # along a side of the slice that is shown
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map on its source's grid.
+
+    Attributes:
+        labels: (X, Y, Z).
+        grid: the source's.
+        preview: of the source.
+        seconds: that each stage took.
+        regions: how many bits of a voxel say in which regions, which may overlap, it lies; 0 for one label a voxel.
+    """
+
+    labels: NDArray[np.uint8]
+    grid: Header
+    preview: Preview
+    seconds: dict[str, float] = field(default_factory=dict)
+    regions: int = 0
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:
@@ -41,7 +73,7 @@ def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header, regi
 def filled_file(
     path: str | Path, shape: tuple[int, ...], grid: Header, dtype: type[np.generic] = np.float32
 ) -> Iterator[NDArray[Any]]:
-    """An array (X, Y, Z) or (X, Y, Z, C) of zeros to fill; at the end of the block it is written as an image.
+    """Give an array (X, Y, Z) or (X, Y, Z, C) of zeros to fill; at the end of the block it is written as an image.
 
     It lies in a file beside the image meanwhile, not in memory.
 
@@ -68,13 +100,14 @@ def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=code)
     image.set_qform(grid.qform if grid.qform_code else grid.affine, code=grid.qform_code or code)
-    if not grid.qform_code and grid_moved(image.get_qform(), grid):  # a shear, which a qform cannot say
+    moved_mm = 0.0 if grid.qform_code else corners_apart_mm(image.get_qform(), grid.affine, grid.shape)
+    if not moved_mm <= GEOMETRY_TOLERANCE_MM:  # a shear, which a qform cannot say
         image.set_qform(None, code=0)
     return image
 
 
 def as_labels(prediction: Any, grid: Header, regions: int = 0) -> NDArray[np.uint8]:
-    """The label map (X, Y, Z) that MONAI's transforms give as a tensor (1, X, Y, Z).
+    """Return the label map (X, Y, Z) that MONAI's transforms give as a tensor (1, X, Y, Z).
 
     With ``regions`` the tensor has a mask for each (regions, X, Y, Z), and bits of a voxel say in which it lies.
 
@@ -106,15 +139,10 @@ def as_labels(prediction: Any, grid: Header, regions: int = 0) -> NDArray[np.uin
     return labels
 
 
-def grid_moved(affine: NDArray[np.float64], grid: Header) -> bool:
-    """Whether an affine places a corner of the grid elsewhere, by more than the tolerance of geometry."""
-    return not corners_apart_mm(affine, grid.affine, grid.shape) <= GEOMETRY_TOLERANCE_MM
-
-
 def describe(
     labels: NDArray[np.uint8], affine: NDArray[np.float64], names: Mapping[int, str], regions: int = 0
 ) -> dict[str, Any]:
-    """Volumes and flags of a label map.
+    """Return volumes and flags of a label map.
 
     Args:
         labels: (X, Y, Z).
@@ -128,8 +156,8 @@ def describe(
     """
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
     faces = [np.take(labels, index, axis) for axis in range(3) for index in (0, -1)]
-    counts = by_label(_counts(labels), regions)
-    border = by_label(np.bincount(np.concatenate([face.ravel() for face in faces]), minlength=256), regions)
+    counts = _by_label(_counts(labels), regions)
+    border = _by_label(np.bincount(np.concatenate([face.ravel() for face in faces]), minlength=256), regions)
     known = {value: name for value, name in sorted(names.items()) if value != 0}
     known |= {int(value): f"label {value}" for value in np.flatnonzero(counts) if value and value not in known}
     return {
@@ -142,8 +170,8 @@ def describe(
     }
 
 
-def by_label(counts: NDArray[np.int64], regions: int) -> NDArray[np.int64]:
-    """Voxels of each label: of how often each byte occurs, the bytes whose bit says that a region is there.
+def _by_label(counts: NDArray[np.int64], regions: int) -> NDArray[np.int64]:
+    """Return the voxels of each label, from how often each byte occurs: a region is in the bytes with its bit.
 
     Args:
         counts: (256,).
@@ -158,8 +186,192 @@ def by_label(counts: NDArray[np.int64], regions: int) -> NDArray[np.int64]:
 
 
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each of the 256 values, plane by plane: `numpy.bincount` takes eight bytes a voxel."""
+    """Count voxels of each of the 256 values, plane by plane: `numpy.bincount` takes eight bytes a voxel."""
     counts = np.zeros(256, np.int64)
     for plane in np.moveaxis(labels, -1, 0):
         counts += np.bincount(plane.ravel(order="K"), minlength=256)
     return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What is kept of an image once its voxels are let go: enough to show a slice and to compare its values.
+
+    Attributes:
+        intensity: of each channel, the values at `PERCENTILES` of all voxels.
+        grey: first channel, uint8 from black to white; all slices along ``normal``, within them every n-th pixel.
+        steps: that n, for each axis.
+        normal: axis across the slices: along which voxels are longest, of equals the one nearest to head and foot.
+    """
+
+    intensity: list[list[float]]
+    grey: NDArray[np.uint8]
+    steps: tuple[int, int, int]
+    normal: int
+
+
+def preview_of(source: Source) -> Preview:
+    """Return the preview of a case, before its voxels are let go."""
+    intensity = [_percentiles(channel) for channel in source.array]
+    normal = _normal(source.header)
+    x, y, z = (
+        1 if axis == normal else math.ceil(size / MOST_PIXELS) for axis, size in enumerate(source.header.shape[:3])
+    )
+    seen = source.array[0, ::x, ::y, ::z]
+    low, high = intensity[0][0], intensity[0][-1]
+    grey = np.empty(seen.shape, np.uint8)
+    for index in range(seen.shape[2]):  # a plane at a time, as it lies in most files: what is computed on is larger
+        plane = (seen[..., index].astype(np.float32) - low) * (255 / (high - low or 1.0))
+        grey[..., index] = np.clip(plane, 0, 255).astype(np.uint8)
+    return Preview(intensity, grey, (x, y, z), normal)
+
+
+def save_slice(path: str | Path, preview: Preview, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:
+    """Write the slice with most labelled voxels (without labels the middle one) as ``.npz``.
+
+    Its arrays are ``image`` and ``labels``, (X, Y, Z) with one voxel along the normal and axes towards right, front and
+    head; ``spacing_mm`` and ``normal`` of these axes; ``index`` and ``count`` of the slice in the image; ``regions``
+    is 0, or how many bits of ``labels`` are regions.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    others = tuple(axis for axis in range(3) if axis != preview.normal)
+    areas = np.count_nonzero(labels, axis=others)
+    index = int(areas.argmax()) if areas.any() else labels.shape[preview.normal] // 2
+    cut: list[slice] = [slice(None, None, step) for step in preview.steps]
+    cut[preview.normal] = slice(index, index + 1)
+    thin: list[slice] = [slice(None)] * 3
+    thin[preview.normal] = slice(index, index + 1)
+    ways = io_orientation(grid.affine)
+    pixel_mm = [edge * step for edge, step in zip(grid.spacing_mm, preview.steps, strict=True)]
+    with Path(path).open("wb") as stream:
+        np.savez(
+            stream,
+            image=apply_orientation(preview.grey[tuple(thin)], ways),
+            labels=apply_orientation(labels[tuple(cut)], ways),
+            spacing_mm=along_ras(pixel_mm, grid),
+            normal=int(ways[preview.normal, 0]),
+            index=index,
+            count=labels.shape[preview.normal],
+            regions=regions,
+        )
+
+
+def along_ras(edges: Sequence[float], grid: Header) -> list[float]:
+    """Return lengths along a grid's axes in the order of the axes of RAS that these are nearest to."""
+    from nibabel.orientations import io_orientation
+
+    targets = io_orientation(grid.affine)[:, 0].astype(int)
+    return [float(edges[int(axis)]) for axis in np.argsort(targets)]
+
+
+def _percentiles(channel: NDArray[Any]) -> list[float]:
+    step = math.ceil((channel.size / SAMPLES) ** (1 / 3))
+    values = channel[::step, ::step, ::step]
+    return [float(f"{value:.6g}") for value in np.percentile(values, PERCENTILES)]
+
+
+def _normal(header: Header) -> int:
+    longest = max(header.spacing_mm)
+    candidates = [axis for axis, edge in enumerate(header.spacing_mm) if edge > 0.99 * longest]
+    upward: Sequence[float] = np.abs(header.affine[2, :3]) / np.asarray(header.spacing_mm)
+    return max(candidates, key=lambda axis: upward[axis])
+
+
+@dataclass(frozen=True)
+class ExtraOutputs:
+    """Files that are written beside a label map, all of float32 probabilities or of what is made of them.
+
+    Attributes:
+        probabilities: of all channels of the scores, (X, Y, Z, K).
+        single: by channel, a file of its probabilities alone, (X, Y, Z); instead of ``probabilities``.
+        entropy: of the probabilities of all channels, (X, Y, Z).
+    """
+
+    probabilities: str | None = None
+    single: Mapping[int, str] = field(default_factory=dict)
+    entropy: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all of them."""
+        return tuple(name for name in (self.probabilities, *self.single.values(), self.entropy) if name)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityMaps:
+    """Arrays on a source's grid that are filled block by block.
+
+    The entropy is Shannon's (1948, Bell System Technical Journal 27, section 6) in nats, of the classes of a softmax:
+    the sum of -p ln p; or of the independent decisions of a sigmoid: that and the sum of -(1 - p) ln(1 - p).
+
+    Attributes:
+        activation: how scores became probabilities.
+        probabilities: by channel, (X, Y, Z) float32.
+        entropy: (X, Y, Z) float32, 0 to begin with; None where it is not asked for.
+    """
+
+    activation: Activation
+    probabilities: Mapping[int, Array]
+    entropy: Array | None = None
+
+    def viewed(self, view: Callable[[Array], Array]) -> ProbabilityMaps:
+        """Return the same arrays with their axes otherwise."""
+        views = {channel: view(array) for channel, array in self.probabilities.items()}
+        return ProbabilityMaps(self.activation, views, None if self.entropy is None else view(self.entropy))
+
+    def needs(self, channel: int) -> bool:
+        """Say whether the probabilities of a channel are asked for, or enter what is."""
+        return self.entropy is not None or channel in self.probabilities
+
+    def needs_all(self, channels: int) -> bool:
+        """Say whether all of so many channels are needed."""
+        return all(self.needs(channel) for channel in range(channels))
+
+    def put(self, channel: int, box: tuple[slice, ...], values: torch.Tensor, own: Any = ...) -> None:
+        """Store the restored probabilities of one channel; each voxel comes once.
+
+        Args:
+            channel: of the scores.
+            box: the voxels that they are of.
+            values: as many as the box, or ``own`` in it, has.
+            own: mask of those voxels of the box that are meant.
+        """
+        import torch
+
+        if channel in self.probabilities:
+            self.probabilities[channel][box][own] = values.numpy()
+        if self.entropy is not None:
+            values = values.clamp(max=1.0)  # interpolation may leave it by rounding
+            part = torch.special.entr(values)
+            part = part if self.activation == "softmax" else part + torch.special.entr(1 - values)
+            self.entropy[box][own] += part.numpy()
+
+
+@contextmanager
+def probability_maps(
+    extra_outputs: ExtraOutputs, activation: Activation, channels: int, grid: Header
+) -> Iterator[ProbabilityMaps | None]:
+    """Give the arrays of extra outputs, which become files at the end of the block; None where there are none.
+
+    Raises:
+        OSError: a file cannot be written, or the disk is full.
+    """
+    if not extra_outputs.files:
+        yield None
+        return
+    shape = grid.shape[:3]
+    with ExitStack() as files:
+        probabilities: dict[int, Array] = {}
+        if extra_outputs.probabilities:
+            whole = files.enter_context(filled_file(extra_outputs.probabilities, (*shape, channels), grid))
+            probabilities = {channel: whole[..., channel] for channel in range(channels)}
+        for channel, path in extra_outputs.single.items():
+            probabilities[channel] = files.enter_context(filled_file(path, shape, grid))
+        entropy = None
+        if extra_outputs.entropy:
+            entropy = files.enter_context(filled_file(extra_outputs.entropy, shape, grid))
+        yield ProbabilityMaps(activation, probabilities, entropy)

@@ -1,15 +1,18 @@
 """Labels on the source's grid, from scores on the network's, with scores interpolated only where they can decide.
 
-Between eight corners of one winner, interpolation with weights that are not negative cannot make another one win. So
-only the cells at boundaries are interpolated, and the labels are those of the stock path: activation, MONAI's
-`Invertd` (linear), then argmax or threshold. What the network did not see (outside a crop) has scores of 0 there,
-and no winner.
+A voxel of the source lies in a trilinear cell of eight voxels of the network's grid. Between eight corners of one
+argmax, interpolation with weights that are not negative cannot make another class win. So only the cells at boundaries
+are interpolated, and the labels are those of the stock path: activation, MONAI's `Invertd` (linear), then argmax or
+threshold. What the network did not see (outside a crop) has scores of 0 there, and no argmax.
+
+Each cell lies within one block of scores and its border, the last planes of the blocks before it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,35 +20,25 @@ import torch
 from numpy.typing import NDArray
 
 from segpipe.errors import DataError
-from segpipe.inference.activations import Activation, Best, Kept, activate, marks, winners_of
-from segpipe.inference.interpolation import (
-    Cells,
-    Ends,
-    Table,
-    between,
-    blended,
-    chosen,
-    corner_label,
-    merged,
-    parallel_tables,
-    places_of,
-)
-from segpipe.inference.prepare import GridTransform
-from segpipe.inference.sliding_window import HALO, Block, BlockBorders, WindowGrid
+from segpipe.inference.output import ProbabilityMaps
+from segpipe.inference.prepare import AxisTable, GridTransform, interpolate, parallel_tables, places_of
+from segpipe.inference.sliding_window import BORDER, Activation, Block, WindowGrid
 
 MOST_CLASSES, MOST_REGIONS = 256, 8  # what a byte holds as one label, or as a bit each
+THRESHOLD = 0.5
 DENSE = 0.2  # share of undecided voxels above which it is faster to interpolate all
 CHUNK = 1 << 22  # values that are held at a time
+ACTIVATED = 1 << 20  # scores that are activated at a time
 
 
 class Restorer:
     """Makes a label map on the source's grid of blocks of scores, in the order in which they are finished.
 
     Args:
-        way: how the source's grid and the network's belong together.
+        transform: how the source's grid and the network's belong together.
         grid: where the windows of the network's grid lie.
         activation: ``softmax`` over the classes, or ``sigmoid`` of one or of several that may overlap.
-        kept: arrays on the source's grid that are filled as well, or None.
+        maps: arrays on the source's grid that are filled as well, or None.
 
     Attributes:
         labels: (X, Y, Z) uint8 on the source's grid; 0 where the network did not look. Under a sigmoid bit c says
@@ -53,158 +46,153 @@ class Restorer:
         undecided: how many voxels were interpolated.
     """
 
-    def __init__(self, way: GridTransform, grid: WindowGrid, activation: Activation, kept: Kept | None = None) -> None:
-        self.way, self.grid, self.activation = way, grid, activation
-        self.labels = np.zeros(way.source_shape, np.uint8, order="F")
+    def __init__(
+        self, transform: GridTransform, grid: WindowGrid, activation: Activation, maps: ProbabilityMaps | None = None
+    ) -> None:
+        self.transform, self.grid, self.activation = transform, grid, activation
+        self.labels = np.zeros(transform.source_shape, np.uint8, order="F")
         self.undecided = 0
-        self._turned = way.turned(self.labels)
+        self._turned = transform.turned(self.labels)
         self._order = sorted(range(3), key=lambda axis: -abs(self._turned.strides[axis]))  # as it lies in memory
-        self._kept = None if kept is None else kept.viewed(way.turned)
-        self._laid = self._kept and self._kept.viewed(lambda array: array.transpose(self._order))
-        self._shift = [offset - before for offset, (before, _) in zip(way.offset, grid.pad, strict=True)]
-        self._seen = way.seen
-        self._matrix = np.eye(4) if way.backward is None else way.backward
-        if way.backward is None:
-            sizes = way.turned_shape
-            self._tables: Sequence[Table] | None = [Table.of(np.arange(size, dtype=float)) for size in sizes]
+        self._ordered = self._turned.transpose(self._order)
+        self._maps = None if maps is None else maps.viewed(transform.turned)
+        self._ordered_maps = self._maps and self._maps.viewed(lambda array: array.transpose(self._order))
+        self._shift = [offset - before for offset, (before, _) in zip(transform.offset, grid.pad, strict=True)]
+        self._matrix = np.eye(4) if transform.to_resampled is None else transform.to_resampled
+        if transform.to_resampled is None:
+            sizes = transform.turned_shape
+            self._tables: list[AxisTable] | None = [AxisTable.of(np.arange(size, dtype=float)) for size in sizes]
         else:
-            self._tables = parallel_tables(way.backward, way.turned_shape, way.resampled_shape)
-        self._halos = BlockBorders(grid)
+            self._tables = parallel_tables(self._matrix, transform.turned_shape, transform.resampled_shape)
+        self._borders = _BlockBorders(grid)
 
     def take(self, block: Block) -> None:
-        """Restore the voxels whose cells end in a block."""
-        classes = len(block.scores)
-        if classes > (MOST_CLASSES if self.activation == "softmax" else MOST_REGIONS):
+        """Restore the voxels whose cells end in a block.
+
+        Raises:
+            DataError: there are more labels than a byte holds.
+        """
+        if len(block.scores) > (MOST_CLASSES if self.activation == "softmax" else MOST_REGIONS):
             raise DataError(
                 "the bundle has too many labels",
-                found=f"{self.activation} over {classes} channels",
+                found=f"{self.activation} over {len(block.scores)} channels",
                 expected=f"softmax over at most {MOST_CLASSES} channels, or sigmoid over {MOST_REGIONS}",
             )
-        activate(self._halos.inner(block), self.activation)
-        self._halos.fill(block)
-        winners = winners_of(block.scores, self.activation).numpy()
+        scores = self._borders.without(block)
+        for plane in scores.split(max(1, ACTIVATED * scores.shape[1] // max(1, scores.numel())), 1):
+            plane.copy_(torch.softmax(plane, 0) if self.activation == "softmax" else torch.sigmoid(plane))
+        self._borders.fill(block)
+        best = argmax(block.scores, self.activation).numpy()
         if self._tables is None:
-            self._restore_tilted(block, winners)
+            self._restore_tilted(block, best)
         else:
-            self._restore_parallel(block, winners, self._tables)
+            self._restore_parallel(block, best, self._tables)
 
-    def _first(self, block: Block, axis: int) -> int:
-        """The resampled voxel that is the block's first, its halo included."""
-        return block.start[axis] + self._shift[axis] - (HALO if axis in self.grid.block_axes else 0)
-
-    def _owned(self, block: Block, axis: int) -> tuple[float, float]:
-        """From which resampled voxel, and up to which, cells end in a block."""
-        first = self._first(block, axis)
-        halo = HALO if axis in self.grid.block_axes else 0
-        end = first + block.scores.shape[axis + 1]
-        is_first, is_last = block.start[axis] == 0, end - self._shift[axis] >= self.grid.padded[axis]
-        return -np.inf if is_first else first + halo, np.inf if is_last else end
-
-    def _ends(self, block: Block, axis: int, voxels: NDArray[np.int64], share: NDArray[np.float64]) -> Ends:
-        low, high = self._seen[axis]
-        seen = (voxels >= low) & (voxels < high)
-        index = np.clip(voxels - self._first(block, axis), 0, block.scores.shape[axis + 1] - 1)
-        return Ends(index, np.where(seen, share, 0).astype(np.float32), seen)
-
-    def _restore_parallel(self, block: Block, winners: NDArray[Any], tables: Sequence[Table]) -> None:
-        box, ends = [], []
+    def _restore_parallel(self, block: Block, best: NDArray[Any], tables: Sequence[AxisTable]) -> None:
+        """Restore a box of voxels: each axis has a table of its own, and corners are compared axis after axis."""
+        box, cells = [], []
         for axis, table in enumerate(tables):
             first, end = self._owned(block, axis)
             part = slice(int(np.searchsorted(table.high, first)), int(np.searchsorted(table.high, end)))
             if part.start >= part.stop:
                 return
             box.append(part)
-            share = table.weight[part]
-            ends.append(
-                (self._ends(block, axis, table.low[part], 1 - share), self._ends(block, axis, table.high[part], share))
-            )
-        none, undecided = marks(block.scores, self.activation)
-        decided = np.ascontiguousarray(winners.transpose(self._order))
+            cells.append(self._corners(block, axis, table[part]))
+        none, undecided = _marks(len(block.scores), self.activation)
+        decided = np.ascontiguousarray(best.transpose(self._order))
         for place in (2, 1, 0):  # the last is the largest, and there whole planes are copied
-            low, high = ends[self._order[place]]
-            decided = merged(decided, place, low, high, none, undecided)
+            low, high = cells[self._order[place]]
+            at_low = low.labels(decided, place, none)
+            if not np.array_equal(low.index, high.index) or not np.array_equal(low.seen, high.seen):
+                np.putmask(at_low, at_low != high.labels(decided, place, none), undecided)
+            decided = at_low
         open_voxels = np.nonzero(decided == undecided)
         decided[decided == none] = 0
         self.undecided += len(open_voxels[0])
-        if len(open_voxels[0]) > DENSE * decided.size or (self._kept and self._kept.needs_all(len(block.scores))):
-            self._blend(block.scores, ends, box, decide=True)
+        if len(open_voxels[0]) > DENSE * decided.size or (self._maps and self._maps.needs_all(len(block.scores))):
+            self._restore_box(block.scores, cells, box, decide=True)
             return
-        for part in parts(len(open_voxels[0]), len(block.scores)):
+        for part in _parts(len(open_voxels[0]), len(block.scores)):
             picked = tuple(voxels[part] for voxels in open_voxels)
             places = [picked[self._order.index(axis)] for axis in range(3)]
-            cells = [[chosen(end, place) for end in pair] for pair, place in zip(ends, places, strict=True)]
-            decided[picked] = winners_of(between(block.scores, cells), self.activation).numpy()
-        self._turned.transpose(self._order)[tuple(box[axis] for axis in self._order)] = decided
-        if self._kept is not None:
-            self._blend(block.scores, ends, box, decide=False)
+            values = _interpolated(block.scores, cells, places)
+            decided[picked] = argmax(values, self.activation).numpy()
+        self._ordered[tuple(box[axis] for axis in self._order)] = decided
+        if self._maps is not None:
+            self._restore_box(block.scores, cells, box, decide=False)
 
-    def _blend(self, scores: torch.Tensor, ends: Cells, box: Sequence[slice], decide: bool) -> None:
-        """Interpolate all voxels of a box, class after class: to decide where most are open, or what is kept."""
-        tables, (slow, *others) = [ends[axis] for axis in self._order], [box[axis] for axis in self._order]
+    def _restore_box(self, scores: torch.Tensor, cells: Cells, box: Sequence[slice], decide: bool) -> None:
+        """Interpolate all voxels of a box, class after class: to decide where most are open, or for the maps."""
+        tables, (slow, *others) = [cells[axis] for axis in self._order], [box[axis] for axis in self._order]
         rows = max(1, CHUNK // math.prod(part.stop - part.start for part in others))
+        maps = self._ordered_maps
         for first in range(slow.start, slow.stop, rows):
             place = (slice(first, min(first + rows, slow.stop)), *others)
-            own = slice(first - slow.start, place[0].stop - slow.start)
-            cells = [[chosen(end, own) for end in tables[0]], *tables[1:]]
-            best = Best(self.activation)
+            part = slice(first - slow.start, place[0].stop - slow.start)
+            corners = [[end[part] for end in tables[0]], *tables[1:]]
+            best = _RunningArgmax(self.activation)
             for label, volume in enumerate(scores):
-                if not decide and not (self._laid and self._laid.needs(label)):
+                if not decide and not (maps and maps.needs(label)):
                     continue
-                values = blended(volume.permute(self._order), cells)
-                if self._laid is not None:
-                    self._laid.put(label, place, values)
+                values = _blended(volume.permute(self._order), corners)
+                if maps is not None:
+                    maps.put(label, place, values)
                 if decide:
-                    best.meet(label, values)
+                    best.add(label, values)
             if decide:
-                self._turned.transpose(self._order)[place] = best.labels.numpy()
+                self._ordered[place] = best.labels.numpy()
 
-    def _restore_tilted(self, block: Block, winners: NDArray[Any]) -> None:
+    def _restore_tilted(self, block: Block, best: NDArray[Any]) -> None:
+        """Restore voxels with a cell of their own each, a few planes at a time."""
         box = self._box_around(block)
         rows = max(1, CHUNK // 4 // max(1, (box[1].stop - box[1].start) * (box[2].stop - box[2].start)))
         for first in range(box[0].start, box[0].stop, rows):
             part = (slice(first, min(first + rows, box[0].stop)), *box[1:])
-            tables = [Table.of(place) for place in places_of(self._matrix, part, self.way.resampled_shape)]
+            places = places_of(self._matrix, part, self.transform.resampled_shape)
+            tables = [AxisTable.of(place) for place in places]
             own = np.ones(tables[0].low.shape, bool)
             for axis in self.grid.block_axes:
                 start, end = self._owned(block, axis)
                 own &= (tables[axis].high >= start) & (tables[axis].high < end)
-            ends = [
-                (
-                    self._ends(block, axis, table.low[own], 1 - table.weight[own]),
-                    self._ends(block, axis, table.high[own], table.weight[own]),
-                )
-                for axis, table in enumerate(tables)
-            ]
-            self._turned[part][own] = self._decide(block.scores, winners, ends, part, own)
+            cells = [self._corners(block, axis, table[own]) for axis, table in enumerate(tables)]
+            self._turned[part][own] = self._decide(block.scores, best, cells, part, own)
 
     def _decide(
-        self, scores: torch.Tensor, winners: NDArray[Any], ends: Cells, box: tuple[slice, ...], own: NDArray[np.bool_]
+        self, scores: torch.Tensor, best: NDArray[Any], cells: Cells, box: tuple[slice, ...], own: NDArray[np.bool_]
     ) -> NDArray[Any]:
-        """Labels of the chosen voxels of a box, each with a cell of its own."""
-        none, undecided = marks(scores, self.activation)
-        decided = corner_label(winners, ends, (0, 0, 0), none)
-        for corner in list(np.ndindex(2, 2, 2))[1:]:
-            np.putmask(decided, decided != corner_label(winners, ends, corner, none), undecided)
+        """Return the labels of the voxels ``own`` of a box."""
+        none, undecided = _marks(len(scores), self.activation)
+
+        def labels_at(sides: tuple[int, ...]) -> NDArray[Any]:
+            x, y, z = (pair[side] for pair, side in zip(cells, sides, strict=True))
+            labels = best[x.index, y.index, z.index]
+            labels[~(x.seen & y.seen & z.seen)] = none
+            return labels
+
+        first, *others = np.ndindex(2, 2, 2)
+        decided = labels_at(first)
+        for sides in others:
+            np.putmask(decided, decided != labels_at(sides), undecided)
         open_voxels = np.flatnonzero(decided == undecided)
         self.undecided += len(open_voxels)
         decided[decided == none] = 0
-        if self._kept is not None:
+        if self._maps is not None:
             open_voxels = np.arange(len(decided))
-            kept = torch.empty((len(scores), len(decided)))
-        for part in parts(len(open_voxels), len(scores)):
-            which = open_voxels[part]
-            values = between(scores, [[chosen(end, which) for end in pair] for pair in ends])
-            decided[which] = winners_of(values, self.activation).numpy()
-            if self._kept is not None:
-                kept[:, torch.from_numpy(which)] = values
-        if self._kept is not None:
-            for channel, values in enumerate(kept):
-                self._kept.put(channel, box, values, own)
+            probabilities = torch.empty((len(scores), len(decided)))
+        for part in _parts(len(open_voxels), len(scores)):
+            voxels = open_voxels[part]
+            values = _interpolated(scores, cells, [voxels] * 3)
+            decided[voxels] = argmax(values, self.activation).numpy()
+            if self._maps is not None:
+                probabilities[:, torch.from_numpy(voxels)] = values
+        if self._maps is not None:
+            for channel, values in enumerate(probabilities):
+                self._maps.put(channel, box, values, own)
         return decided
 
     def _box_around(self, block: Block) -> tuple[slice, slice, slice]:
-        """Turned voxels among which are all whose cells end in the block, by interval arithmetic."""
-        limits = [(0.0, size - 1.0) for size in self.way.turned_shape]
+        """Return turned voxels among which are all whose cells end in the block, by interval arithmetic."""
+        limits = [(0.0, size - 1.0) for size in self.transform.turned_shape]
         for _ in range(2):
             for axis in self.grid.block_axes:
                 start, end = self._owned(block, axis)
@@ -217,11 +205,153 @@ class Restorer:
                     high = (end - row[3] - sum(pair[0] for pair in rest)) / row[along]
                     low, high = min(low, high), max(low, high)
                     limits[along] = (max(limits[along][0], low - 1), min(limits[along][1], high + 1))
-        parts = [slice(int(np.floor(low)), max(int(np.floor(low)), int(np.ceil(high)) + 1)) for low, high in limits]
-        return parts[0], parts[1], parts[2]
+        firsts = [int(np.floor(low)) for low, _ in limits]
+        x, y, z = (slice(f, max(f, int(np.ceil(high)) + 1)) for f, (_, high) in zip(firsts, limits, strict=True))
+        return x, y, z
+
+    def _first(self, block: Block, axis: int) -> int:
+        """Return the resampled voxel that is the block's first, its border included."""
+        return block.start[axis] + self._shift[axis] - (BORDER if axis in self.grid.block_axes else 0)
+
+    def _owned(self, block: Block, axis: int) -> tuple[float, float]:
+        """Return from which resampled voxel, and up to which, cells end in a block."""
+        first = self._first(block, axis)
+        border = BORDER if axis in self.grid.block_axes else 0
+        end = first + block.scores.shape[axis + 1]
+        is_first, is_last = block.start[axis] == 0, end - self._shift[axis] >= self.grid.padded[axis]
+        return -np.inf if is_first else first + border, np.inf if is_last else end
+
+    def _corners(self, block: Block, axis: int, table: AxisTable) -> tuple[Corner, Corner]:
+        """Return both ends of cells along an axis, as places within a block."""
+        first, most = self._first(block, axis), block.scores.shape[axis + 1] - 1
+        start, end = self.transform.crop[axis]
+
+        def corner(voxels: NDArray[np.int64], share: NDArray[np.float64]) -> Corner:
+            seen = (voxels >= start) & (voxels < end)
+            return Corner(np.clip(voxels - first, 0, most), np.where(seen, share, 0).astype(np.float32), seen)
+
+        return corner(table.low, 1 - table.weight), corner(table.high, table.weight)
 
 
-def parts(count: int, classes: int) -> list[slice]:
-    """Voxels whose scores are interpolated together."""
+@dataclass(frozen=True)
+class Corner:
+    """An end of trilinear cells along an axis: places within a block, shares, and what the network saw."""
+
+    index: NDArray[np.int64]
+    share: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+
+    def __getitem__(self, part: Any) -> Corner:
+        """Return the corners of some of the cells."""
+        return Corner(self.index[part], self.share[part], self.seen[part])
+
+    def labels(self, labels: NDArray[Any], axis: int, none: int) -> NDArray[Any]:
+        """Return the labels of these places along an axis, ``none`` where the network did not look."""
+        picked = np.take(labels, self.index, axis)
+        if not self.seen.all():
+            np.moveaxis(picked, axis, 0)[~self.seen] = none
+        return picked
+
+
+Cells = Sequence[Sequence[Corner]]  # per axis the low and the high corner
+
+
+def _interpolated(scores: torch.Tensor, cells: Cells, voxels: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+    """Return scores (K, n) of n cells, per axis those at ``voxels``."""
+    return interpolate(
+        scores,
+        [
+            [(torch.from_numpy(corner.index[which]), torch.from_numpy(corner.share[which])) for corner in pair]
+            for pair, which in zip(cells, voxels, strict=True)
+        ],
+    )
+
+
+def _blended(volume: torch.Tensor, cells: Cells) -> torch.Tensor:
+    """Return values of one class on a box whose cells are a table an axis."""
+    for axis, (low, high) in reversed(list(enumerate(cells))):
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        value = volume.index_select(axis, torch.from_numpy(low.index))
+        value *= torch.from_numpy(low.share).reshape(shape)
+        if high.share.any():
+            at_high = volume.index_select(axis, torch.from_numpy(high.index))
+            value.addcmul_(at_high, torch.from_numpy(high.share).reshape(shape))
+        volume = value
+    return volume
+
+
+def _parts(count: int, classes: int) -> list[slice]:
+    """Return the voxels whose scores are interpolated together."""
     size = max(1, CHUNK // max(1, classes))
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _marks(channels: int, activation: Activation) -> tuple[int, int]:
+    """Return values for "not seen by the network" and for "undecided", beside the labels."""
+    return (0, 1 << channels) if activation == "sigmoid" else (channels, channels + 1)
+
+
+def argmax(scores: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Return labels of scores (K, ...): the first of the highest, or a bit for each that reaches the threshold."""
+    _, undecided = _marks(len(scores), activation)
+    best = _RunningArgmax(activation, torch.uint8 if undecided < 256 else torch.int16)
+    for label, values in enumerate(scores):
+        best.add(label, values)
+    return best.labels
+
+
+class _RunningArgmax:
+    """The argmax so far, class by class."""
+
+    def __init__(self, activation: Activation, dtype: torch.dtype = torch.uint8) -> None:
+        self.activation, self.dtype = activation, dtype
+        self.labels = self.score = torch.empty(0)
+
+    def add(self, label: int, values: torch.Tensor) -> None:
+        """Compare the next class."""
+        if self.activation == "sigmoid":
+            region = (values >= THRESHOLD).to(self.dtype) << label
+            self.labels = self.labels.bitwise_or_(region) if label else region
+        elif label == 0:
+            self.score, self.labels = values.clone(), torch.zeros(values.shape, dtype=self.dtype)
+        else:
+            self.labels.masked_fill_(values > self.score, label)
+            torch.maximum(self.score, values, out=self.score)
+
+
+class _BlockBorders:
+    """The last planes of finished blocks, which the next ones need."""
+
+    def __init__(self, grid: WindowGrid) -> None:
+        self.slow, self.fast = (axis + 1 for axis in grid.block_axes)
+        self.width = grid.padded[grid.block_axes[1]]
+        self._starts = grid.starts[grid.block_axes[0]]
+        self._planes: dict[int, torch.Tensor] = {}  # before a row of blocks, by where it begins
+        self._edges: dict[int, torch.Tensor] = {}  # beside the next block of a row, by where the row begins
+
+    def without(self, block: Block) -> torch.Tensor:
+        """Return the scores without their border."""
+        scores = block.scores
+        for axis in (self.slow, self.fast):
+            scores = scores.narrow(axis, BORDER, scores.shape[axis] - BORDER)
+        return scores
+
+    def fill(self, block: Block) -> None:
+        """Write the border of a block, and keep what its successors need; before the first block it is 0."""
+        scores, row, first = block.scores, block.start[self.slow - 1], block.start[self.fast - 1]
+        length, after = scores.shape[self.fast], row + scores.shape[self.slow] - BORDER
+        together = max(start for start in self._starts if start <= row)  # rows that are finished in turns
+        self._planes = {start: plane for start, plane in self._planes.items() if start >= together}
+        if row in self._planes:
+            scores.narrow(self.slow, 0, BORDER).copy_(self._planes[row].narrow(self.fast, first, length))
+        if first > 0:
+            scores.narrow(self.fast, 0, BORDER).copy_(self._edges.pop(row))
+        if after not in self._planes:
+            shape = list(scores.shape)
+            shape[self.slow], shape[self.fast] = BORDER, self.width + BORDER
+            self._planes[after] = scores.new_zeros(shape)
+        last = scores.narrow(self.slow, scores.shape[self.slow] - BORDER, BORDER)
+        last = last.narrow(self.fast, BORDER, length - BORDER)
+        self._planes[after].narrow(self.fast, first + BORDER, length - BORDER).copy_(last)
+        if first + length - BORDER < self.width:
+            self._edges[row] = scores.narrow(self.fast, length - BORDER, BORDER).clone()

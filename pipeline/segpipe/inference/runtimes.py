@@ -1,12 +1,8 @@
-"""PyTorch's 3D convolutions of single windows on the CPU, in the time that oneDNN needs for them.
+"""From a bundle's config to what computes the scores of windows: its network with weights, by PyTorch or OpenVINO.
 
-PyTorch chooses by batch and size, and leaves a single window of few channels to a path several times as slow. Of
-transposed convolutions oneDNN gives the channels last, and PyTorch spends longer on turning them than on computing.
-
-What computes the scores of windows: one network, several, or one on mirrored windows.
-
-All are `Runtime`s: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z). Averages are of scores before activation, as
-`MeanEnsembled` in front of `Activationsd` has them; they are summed in place.
+What computes scores is a `Runtime`: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z). Averages, of several networks or
+of mirrored windows, are of scores before activation, as `MeanEnsembled` in front of `Activationsd` has them; they are
+summed in place.
 """
 
 from __future__ import annotations
@@ -14,83 +10,116 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from torch.utils.flop_counter import FlopCounterMode
 
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, SegpipeError, UsageError, first_cause
+from segpipe.inference.onednn import OneDnn
+from segpipe.inference.openvino import Model, NotConvertedError, openvino_runtime
 from segpipe.inference.sliding_window import Runtime
 
-ONEDNN_ANYWAY = 20480  # batch x channels x X x Y above which PyTorch takes oneDNN by itself (use_mkldnn)
-
-
-class OneDnn(TorchFunctionMode):
-    """Within it, float32 convolutions on the CPU go to oneDNN: the same sums, added in another order."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """One call of a function of torch; as the modules of `torch.nn` call a convolution, all are positional."""
-        if func in _OURS and not kwargs and len(args) == _OURS[func][1] and _is_plain(args[0]):
-            return _OURS[func][0](*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_plain(windows: torch.Tensor) -> bool:
-    batched = windows.device.type == "cpu" and windows.dtype == torch.float32 and windows.dim() == 5
-    return batched and torch.backends.mkldnn.is_available()
-
-
-def _convolution(
-    windows: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> torch.Tensor:
-    if not all(isinstance(each, tuple) and len(each) == 3 for each in (stride, padding, dilation)):
-        return F.conv3d(windows, weight, bias, stride, padding, dilation, groups)
-    return torch.mkldnn_convolution(windows, weight, bias, padding, stride, dilation, groups)
-
-
-def _transposed(
-    windows: torch.Tensor,
-    weight: torch.Tensor,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    extra: Any,
-    groups: int,
-    dilation: Any,
-) -> torch.Tensor:
-    if windows.shape[:4].numel() <= ONEDNN_ANYWAY:
-        return F.conv_transpose3d(windows, weight, bias, stride, padding, extra, groups, dilation)
-    last = windows.contiguous(memory_format=torch.channels_last_3d)
-    return _channels_first(F.conv_transpose3d(last, weight, bias, stride, padding, extra, groups, dilation))
-
-
-def _channels_first(windows: torch.Tensor) -> torch.Tensor:
-    """The same as `contiguous`, as the transposition of a matrix, which PyTorch does in blocks."""
-    if windows.is_contiguous():
-        return windows
-    turned = torch.empty(windows.shape)
-    for one, into in zip(windows, turned, strict=True):
-        into.flatten(1).copy_(one.permute(1, 2, 3, 0).flatten(0, 2).t())
-    return turned
-
-
-_OURS: dict[Callable[..., Any], tuple[Callable[..., torch.Tensor], int]] = {
-    F.conv3d: (_convolution, 7),
-    F.conv_transpose3d: (_transposed, 8),
-}
-
-
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
+SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda:N`` names.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise UsageError(
+            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
+        ) from error
+    return device
+
+
+def without_savers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config in which what writes images is switched off: results are written elsewhere, whole."""
+    changed = copy.deepcopy(dict(config))
+    for component in _mappings(changed):
+        if short_name(component) in SAVERS:
+            component["_disabled_"] = True
+    return changed
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield each mapping within a value."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(part)
+
+
+def short_name(component: Mapping[str, Any]) -> str:
+    """Return the name of a component of MONAI or torch, empty for others."""
+    target = str(component.get("_target_", ""))
+    return target.rsplit(".", 1)[-1] if "." not in target or target.startswith(("monai.", "torch.")) else ""
+
+
+def parsed(parser: ConfigParser, id: str) -> Any:
+    """Return what MONAI makes of an id of a bundle's config; a list of transforms is composed.
+
+    Raises:
+        DataError: there is no such id, or it cannot be built.
+    """
+    if id not in parser.config:
+        raise DataError(
+            f"the bundle's inference config has no {id!r}",
+            found=sorted(parser.config),
+            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
+        )
+    try:
+        value = parser.get_parsed_content(id)
+    except Exception as error:
+        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
+    return Compose(value) if isinstance(value, list) else value
+
+
+def load_weights(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
+    """Return a network with a bundle's weights, in evaluation mode.
+
+    Raises:
+        DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
+    """
+    try:
+        state = torch.load(weights, map_location=device, weights_only=True)
+        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
+    except OSError as error:
+        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
+    except Exception as error:
+        raise DataError("the bundle's weights do not fit its network", path=weights, found=root_cause(error)) from error
+    broken = next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise DataError(
+            "the bundle's weights are not finite",
+            path=weights,
+            found=f"NaN or infinity in {broken}",
+            hint="its training went wrong; get other weights",
+        )
+    module: torch.nn.Module = network.to(device).eval()
+    return module
+
+
+def root_cause(error: BaseException) -> str:
+    """Say in one line what an error began with."""
+    error = first_cause(error)
+    if isinstance(error, SegpipeError):
+        return error.message
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]
 
 
 @dataclass(frozen=True)
@@ -108,52 +137,35 @@ class ChosenRuntime:
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A network in evaluation mode, with the path of its state dict and its config's text: they name its conversion."""
-
-    module: torch.nn.Module
-    weights: str
-    config: str
-
-
 def choose_average(
     wanted: str, models: Sequence[Model], device: torch.device, shape: tuple[int, ...], threads: int | None = None
 ) -> ChosenRuntime:
-    """One runtime for all models, whose scores are averaged; arguments as in `choose_runtime`."""
+    """Choose one runtime for all models, whose scores are averaged; arguments as in `choose_runtime`."""
     runtimes = []
     for model in models:
-        one = choose_runtime(wanted, model.module, device, model.weights, model.config, shape, threads)
-        if one.name == "torch":
-            every = [torch_runtime(each.module) for each in models]
-            return ChosenRuntime("torch", average(every), one.reasons)
-        runtimes.append(one.run)
+        chosen = choose_runtime(wanted, model, device, shape, threads)
+        if chosen.name == "torch":
+            return ChosenRuntime("torch", average([torch_runtime(each.module) for each in models]), chosen.reasons)
+        runtimes.append(chosen.run)
     return ChosenRuntime("openvino", average(runtimes))
 
 
 def choose_runtime(
-    wanted: str,
-    module: torch.nn.Module,
-    device: torch.device,
-    weights: str,
-    config: str,
-    shape: tuple[int, ...],
-    threads: int | None = None,
+    wanted: str, model: Model, device: torch.device, shape: tuple[int, ...], threads: int | None = None
 ) -> ChosenRuntime:
-    """OpenVINO where it can compute the network, and PyTorch otherwise.
+    """Choose OpenVINO where it can compute the network, and PyTorch otherwise.
 
     Args:
         wanted: ``auto``, ``torch`` or ``openvino``; ``auto`` leaves small networks to PyTorch.
-        module: the network, in evaluation mode.
+        model: the network, and what names its conversion in the cache.
         device: where it is.
-        weights, config: path of the state dict and the config's text, which name a conversion in the cache.
         shape: (C, X, Y, Z) of a window.
         threads: CPU threads; None takes the cores that this process may use.
 
     Raises:
         UsageError: OpenVINO was asked for by name and is not installed, or not for this device.
     """
-    network = torch_runtime(module)
+    network = torch_runtime(model.module)
     if wanted == "torch":
         return ChosenRuntime("torch", network)
     missing = importlib.util.find_spec("openvino") is None
@@ -166,19 +178,16 @@ def choose_runtime(
         )
     if missing or device.type != "cpu":
         return ChosenRuntime("torch", network, (f"openvino {'is not installed' if missing else 'is for the CPU'}",))
-    if wanted == "auto" and _operations(module, shape) < WORTH_CONVERTING:
+    if wanted == "auto" and _operations(model.module, shape) < WORTH_CONVERTING:
         return ChosenRuntime("torch", network, ("the network is too small to be worth a conversion",))
-    from segpipe.inference.openvino_runtime import Identity, NotConvertedError, openvino_runtime
-
     try:
-        runtime = openvino_runtime(network, module, Identity(weights, config, shape), threads)
+        return ChosenRuntime("openvino", openvino_runtime(network, model, shape, threads))
     except NotConvertedError as error:
         return ChosenRuntime("torch", network, (f"openvino was not used: {error}",))
-    return ChosenRuntime("openvino", runtime)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
-    """Floating-point operations of one window, from shapes alone; many where that cannot be told."""
+    """Count floating-point operations of one window, from shapes alone; infinite where that cannot be told."""
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
@@ -189,7 +198,7 @@ def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
 
 
 def torch_runtime(network: torch.nn.Module) -> Runtime:
-    """A network of torch; of several outputs in a list the only one, as MONAI's inferer takes it."""
+    """Return a network of torch as a runtime; of a list of one output that one, as MONAI's inferer takes it."""
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         with OneDnn():
@@ -201,7 +210,7 @@ def torch_runtime(network: torch.nn.Module) -> Runtime:
 
 
 def average(runtimes: Sequence[Runtime]) -> Runtime:
-    """The mean of the scores of several networks, for example of folds."""
+    """Return the mean of the scores of several networks, for example of folds."""
     if len(runtimes) == 1:
         return runtimes[0]
 
@@ -215,21 +224,16 @@ def average(runtimes: Sequence[Runtime]) -> Runtime:
     return run
 
 
-def mirrored(runtime: Runtime, flips: Sequence[Sequence[int]] = ((), (0,), (1,), (2,))) -> Runtime:
-    """The mean of a network's scores over mirrored windows, turned back (test-time augmentation).
+def mirrored(runtime: Runtime, axes: Sequence[int]) -> Runtime:
+    """Return the mean of a network's scores over windows mirrored along some axes or none (test-time augmentation).
 
     Args:
-        runtime: the network.
-        flips: for each pass the spatial axes (0 to 2) that are mirrored.
+        runtime: the network; it is called 2 to the power of their number times, the plain window first.
+        axes: spatial axes (0 to 2).
     """
 
-    def flipped(axes: Sequence[int]) -> Runtime:
-        dims = [axis + 2 for axis in axes]
+    def flipped(dims: Sequence[int]) -> Runtime:
         return lambda windows: runtime(windows.flip(dims)).flip(dims)
 
-    return average([flipped(axes) if axes else runtime for axes in flips])
-
-
-def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All ways to mirror along some axes or none, the plain one first: 2 to the power of their number."""
-    return [some for count in range(len(axes) + 1) for some in itertools.combinations(axes, count)]
+    flips = [some for count in range(1, len(axes) + 1) for some in itertools.combinations(axes, count)]
+    return average([runtime, *(flipped([axis + 2 for axis in flip]) for flip in flips)])

@@ -14,50 +14,41 @@ Two engines carry them out, and a case gets the labels that `python -m monai.bun
 
 from __future__ import annotations
 
-import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose
-from numpy.typing import NDArray
 
-from segpipe.common.nifti import Header
 from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.inference.activations import ExtraOutputs
 from segpipe.inference.engine import StreamingEngine
-from segpipe.inference.monai_evaluator import MonaiEvaluator, device_of, load, parsed, stop_saving
-from segpipe.inference.output import as_labels
-from segpipe.inference.prefetch import Prefetcher, Read
+from segpipe.inference.monai_evaluator import MonaiEvaluator
+from segpipe.inference.openvino import Model
+from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
+from segpipe.inference.prefetch import Prefetcher, ReadCase, read_case
 from segpipe.inference.recipe import AXES, Recipe
-from segpipe.inference.runtimes import ChosenRuntime, Model, choose_average, flips_along, mirrored, torch_runtime
+from segpipe.inference.runtimes import (
+    ChosenRuntime,
+    choose_average,
+    device_of,
+    load_weights,
+    mirrored,
+    parsed,
+    torch_runtime,
+    without_savers,
+)
 from segpipe.inference.sliding_window import Windowing
-from segpipe.inference.source import CaseInput, Preview, Source, preview_of, read_headers, read_source
+from segpipe.inference.source import CaseInput, Source, read_headers
 from segpipe.inference.transforms import Preprocessing
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMap:
-    """A label map (X, Y, Z) on its source's grid, a look at the source, and the seconds that each stage took.
-
-    With ``regions`` bits of a voxel say in which of so many regions, which may overlap, it lies.
-    """
-
-    labels: NDArray[np.uint8]
-    grid: Header
-    preview: Preview
-    seconds: dict[str, float] = field(default_factory=dict)
-    regions: int = 0
 
 
 class Segmenter:
@@ -75,52 +66,45 @@ class Segmenter:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.prefetcher = Prefetcher(recipe.channels, recipe.options.max_memory)
-        self.device = device_of(recipe.options.device)
-        torch.set_num_threads(recipe.options.threads or min(torch.get_num_threads(), usable_cores()))
-        self._typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
-        self.engine_reasons = self._why_monai()
+        self.recipe, options = recipe, recipe.options
+        self.device = device_of(options.device)
+        torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
+        self.prefetcher = Prefetcher(recipe.channels, options.max_memory)
+        typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
+        self.engine_reasons = _why_not_streaming(typed, recipe.windowing)
         self.engine = "monai" if self.engine_reasons else "streaming"
-        if self._typed is None:
+        self._stock: MonaiEvaluator | None = None
+        if typed is None:
             self._stock = MonaiEvaluator(recipe.root, recipe.inference, recipe.metadata, self.device)
-            self.runtime = self._choose(self._stock.network)
-        else:
-            self._build(recipe, self._typed)
-
-    def _build(self, recipe: Recipe, typed: Preprocessing) -> None:
-        config = copy.deepcopy(recipe.inference)
-        stop_saving(config)
-        parser = self._parser(recipe.root, config)
+            self.runtime = self._monai_runtime(self._stock.network)
+            return
+        parser = self._parser(recipe.root, recipe.inference)
         # as an object, so that Invertd refers to the very same
-        parser["preprocessing"] = Compose(typed.build(after_reading=True))
-        network = load(parsed(parser, "network_def"), recipe.weights, self.device)
-        self.runtime = self._choose(network)
+        parser["preprocessing"] = Compose(list(typed.build().values()))
+        parser["cleanup"] = list(recipe.cleanup)
+        network = load_weights(parsed(parser, "network_def"), recipe.weights, self.device)
         if self.engine == "monai":
-            self._preprocessing = parsed(parser, "preprocessing")
-            self._postprocessing = parsed(parser, "postprocessing")
-            self._inferer = parsed(parser, "inferer")
-            self._network = network
-        else:
-            parser["cleanup"] = list(recipe.cleanup)
-            self._streaming = StreamingEngine(
-                typed,
-                Windowing(**recipe.windowing or {}),
-                self.runtime.run,
-                self.device,
-                recipe.channels,
-                recipe.options.max_memory,
-                parsed(parser, "cleanup") if recipe.cleanup else None,
+            self.runtime = self._monai_runtime(network)
+            self._network, self._inferer = network, parsed(parser, "inferer")
+            self._preprocessing, self._postprocessing = (
+                parsed(parser, "preprocessing"),
+                parsed(parser, "postprocessing"),
             )
-
-    def _parser(self, root: str, config: dict[str, Any]) -> ConfigParser:
-        parser = ConfigParser(config=config)
-        parser["bundle_root"] = root
-        parser["device"] = str(self.device)
-        return parser
+            return
+        windowing = Windowing(**recipe.windowing or {})
+        self.runtime = self._streaming_runtime(network, windowing)
+        self._streaming = StreamingEngine(
+            typed,
+            windowing,
+            self.runtime.run,
+            self.device,
+            recipe.channels,
+            options.max_memory,
+            parsed(parser, "cleanup") if recipe.cleanup else None,
+        )
 
     def segment(self, case: CaseInput, extra_outputs: ExtraOutputs | None = None, key: str | None = None) -> LabelMap:
-        """The label map of one case.
+        """Return the label map of one case.
 
         Args:
             case: one file per channel, or one file with all of them; or a DICOM series, or images that were read and
@@ -142,80 +126,86 @@ class Segmenter:
                 hint="predict without --probabilities, --probabilities-of and --entropy",
             )
         with _timed(seconds, "check"):
-            source, preview = self._read(case, key)
+            read = self._read(case, key) if self.engine == "streaming" else read_case(case, self.recipe.channels)
+        source, grid, regions = read.source, read.source.header, self.recipe.regions
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels = self._streaming.segment(source, seconds, extra_outputs)
-                regions = self._streaming.regions
+                labels, regions = self._streaming.segment(source, seconds, extra_outputs)
+            elif self._stock is not None:
+                source.release()
+                labels = as_labels(self._stock.predict(_paths_of(case), seconds), grid, regions)
             else:
-                labels, regions = self._as_monai(source, case, seconds), self.recipe.regions
-        return LabelMap(labels, source.header, preview, seconds, regions)
+                labels = as_labels(self._by_monai(source, seconds), grid, regions)
+        return LabelMap(labels, grid, read.preview, seconds, regions)
 
-    def _read(self, case: CaseInput, key: str | None) -> tuple[Source, Preview]:
-        """A case's images, which fit into memory."""
-        if self.engine != "streaming":
-            source = read_source(case, self.recipe.channels)
-            return source, preview_of(source)
+    def _read(self, case: CaseInput, key: str | None) -> ReadCase:
+        """Read a case that fits into memory, unless it was read before, and let the next one be read."""
         read = self.prefetcher.take(key)
-        if read is not None:
-            forecast = self._streaming.estimate_memory(read.headers, read.source.array.nbytes)
-        else:
-            headers = read_headers(case, self.recipe.channels)
-            loaded = case.array.nbytes if isinstance(case, Source) else 0
-            forecast = self._streaming.estimate_memory(headers, loaded)
-            source = read_source(case, self.recipe.channels, headers)
-            read = Read(headers, source, preview_of(source))
-        self.prefetcher.begin(forecast.peak)
-        return read.source, read.preview
+        headers = read.headers if read else read_headers(case, self.recipe.channels)
+        source = read.source if read else case
+        held = source.array.nbytes if isinstance(source, Source) else 0
+        estimate = self._streaming.fit_memory(headers, held)
+        read = read or read_case(case, self.recipe.channels, headers)
+        self.prefetcher.begin(estimate.peak)
+        return read
 
-    def _as_monai(self, source: Source, case: CaseInput, seconds: dict[str, float]) -> NDArray[np.uint8]:
-        if self._typed is None:
-            source.forget()
-            return as_labels(self._stock.predict(_paths_of(case), seconds), source.header, self.recipe.regions)
+    def _by_monai(self, source: Source, seconds: dict[str, float]) -> Any:
         with _timed(seconds, "preprocess"):
             image = source.tensor()
-            source.forget()
+            source.release()
             batch = list_data_collate([self._preprocessing({"image": image})])
         with _timed(seconds, "network"):
             image = batch["image"].to(self.device)
             scores = self._inferer(image, self._network)
         with _timed(seconds, "postprocess"):
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
-            return as_labels(self._postprocessing(item)["pred"], source.header, self.recipe.regions)
+            return self._postprocessing(item)["pred"]
 
-    def _choose(self, network: torch.nn.Module) -> ChosenRuntime:
-        recipe, options, wanted = self.recipe, self.recipe.options, self.recipe.options.runtime
-        if self.engine == "monai":  # its inferer is given the network itself
-            if options.mirror or recipe.ensemble:
-                raise UsageError(
-                    "this bundle's scores cannot be averaged",
-                    found="; ".join(self.engine_reasons),
-                    hint="predict without --mirror and --ensemble",
-                )
-            why = () if wanted == "torch" else ("the bundle's own inferer calls the network",)
-            return ChosenRuntime("torch", torch_runtime(network), why)
-        models = [Model(network, recipe.weights, json.dumps(recipe.inference, sort_keys=True, default=str))]
+    def _monai_runtime(self, network: torch.nn.Module) -> ChosenRuntime:
+        """Return the network itself, which is what an inferer of MONAI is given."""
+        if self.recipe.options.mirror or self.recipe.ensemble:
+            raise UsageError(
+                "this bundle's scores cannot be averaged",
+                found="; ".join(self.engine_reasons),
+                hint="predict without --mirror and --ensemble",
+            )
+        reasons = () if self.recipe.options.runtime == "torch" else ("the bundle's own inferer calls the network",)
+        return ChosenRuntime("torch", torch_runtime(network), reasons)
+
+    def _streaming_runtime(self, network: torch.nn.Module, windowing: Windowing) -> ChosenRuntime:
+        recipe = self.recipe
+        models = [Model(network, recipe.weights, _as_text(recipe.inference))]
         for member in recipe.ensemble:
-            parser = self._parser(member.root, copy.deepcopy(member.inference))
-            network = load(parsed(parser, "network_def"), member.weights, self.device)
-            text = json.dumps(member.inference, sort_keys=True, default=str)
-            models.append(Model(network, member.weights, text))
-        shape = (recipe.channels, *(recipe.windowing or {})["roi_size"])
-        chosen = choose_average(wanted, models, self.device, shape, torch.get_num_threads())
-        flips = flips_along([AXES.index(axis) for axis in options.mirror])
-        return replace(chosen, run=mirrored(chosen.run, flips))
+            parser = self._parser(member.root, member.inference)
+            network = load_weights(parsed(parser, "network_def"), member.weights, self.device)
+            models.append(Model(network, member.weights, _as_text(member.inference)))
+        shape = (recipe.channels, *windowing.roi_size)
+        chosen = choose_average(recipe.options.runtime, models, self.device, shape, torch.get_num_threads())
+        axes = [AXES.index(axis) for axis in recipe.options.mirror]
+        return replace(chosen, run=mirrored(chosen.run, axes))
 
-    def _why_monai(self) -> tuple[str, ...]:
-        if self._typed is None:
-            return ("the transforms are outside the closed list",)
-        if self.recipe.windowing is None:
-            return ("inferer or post-processing is outside the closed form",)
-        reason = self._typed.why_not_streamed()
-        return (reason,) if reason else ()
+    def _parser(self, root: str, config: Mapping[str, Any]) -> ConfigParser:
+        parser = ConfigParser(config=without_savers(config))
+        parser["bundle_root"] = root
+        parser["device"] = str(self.device)
+        return parser
+
+
+def _why_not_streaming(typed: Preprocessing | None, windowing: Mapping[str, Any] | None) -> tuple[str, ...]:
+    if typed is None:
+        return ("the transforms are outside the closed list",)
+    if windowing is None:
+        return ("inferer or post-processing is outside the closed form",)
+    reason = typed.why_not_streamed()
+    return (reason,) if reason else ()
+
+
+def _as_text(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _paths_of(case: CaseInput) -> list[str] | str:
-    """What MONAI reads a case from."""
+    """Return what MONAI reads a case from."""
     if isinstance(case, (Series, Source)):
         raise SegpipeError("the stock route was given no files", hint="write the images as NIfTI first")
     paths = [str(path) for path in case]

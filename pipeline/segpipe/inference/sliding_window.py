@@ -4,8 +4,6 @@ The volume is cut into blocks at the starts of windows along two axes. Windows c
 that begins where a row of windows begins is complete after that row: it is divided by its weights and handed on,
 and its memory is free. Positions, weights and order of summation are those of MONAI's
 `sliding_window_inference`, whose sums over the whole volume this replaces.
-
-The planes between blocks of scores: every cell of eight voxels lies within one block and its halo.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from segpipe.inference.activations import Activation
-
 # (N, C, X, Y, Z) -> scores (N, K, X, Y, Z), which hold until it is called again
 Runtime = Callable[[torch.Tensor], torch.Tensor]
+Activation = Literal["softmax", "sigmoid"]
 Window = list[slice]  # batch, channels, then one slice an axis
 Predict = Callable[[torch.Tensor, list[Window]], torch.Tensor]
 Sizes = tuple[int, ...]
+BORDER = 1  # planes of its predecessors that a block has before it: trilinear cells reach one voxel back
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class WindowGrid:
         return self.order[: min(2, max(1, len(self.size) - 1))]
 
     def positions(self, strip: tuple[int, int] | None = None) -> list[Sizes]:
-        """The start of each window, in order; with a strip, of those that touch it."""
+        """Return the start of each window, in order; with a strip, of those that touch it."""
         starts = list(self.starts)
         if strip is not None:
             axis = self.block_axes[-1]
@@ -86,7 +84,7 @@ class WindowGrid:
         return [tuple(place[index] for index in back) for place in places]
 
     def strip_edges(self) -> list[tuple[int, int]]:
-        """First voxel and end of the strips along the second block axis; they are cut at starts of windows."""
+        """Return first voxel and end of the strips along the second block axis, cut at starts of windows."""
         axis = self.block_axes[-1]
         size = self.padded[axis]
         ideal = [size * part / self.strips for part in range(1, self.strips)]
@@ -94,12 +92,12 @@ class WindowGrid:
         return list(itertools.pairwise([0, *sorted(cuts - {0}), size]))
 
     def blocks(self, axis: int) -> list[tuple[int, int]]:
-        """First voxel and end of the blocks along an axis of `block_axes`: cut where windows begin or end."""
+        """Return first voxel and end of the blocks along an axis of `block_axes`: cut where windows begin or end."""
         ends = {start + self.roi[axis] for start in self.starts[axis]}
         return list(itertools.pairwise(sorted({*self.starts[axis], *ends})))
 
     def touched(self, axis: int, start: int) -> list[tuple[int, int, int]]:
-        """Number, first voxel and end of the blocks along an axis that lie in the windows at ``start``."""
+        """Return number, first voxel and end of the blocks along an axis that lie in the windows at ``start``."""
         end = start + self.roi[axis]
         return [
             (number, first, stop)
@@ -108,9 +106,29 @@ class WindowGrid:
         ]
 
     def finished(self, axis: int, start: int) -> list[tuple[int, int, int]]:
-        """Those of them that no later window touches."""
-        after = next((other for other in self.starts[axis] if other > start), self.padded[axis])
+        """Return those of them that no later window touches."""
+        after = next((later for later in self.starts[axis] if later > start), self.padded[axis])
         return [block for block in self.touched(axis, start) if block[1] < after]
+
+    def block_voxels(self) -> tuple[int, int]:
+        """Return the voxels of the largest block, and of all that are open at one time, borders included."""
+        rest = math.prod(self.padded[axis] for axis in range(3) if axis not in self.block_axes)
+        rows, columns = ([end - first + BORDER for first, end in self.blocks(axis)] for axis in self.block_axes)
+        opened: set[tuple[int, int]] = set()
+        most = 0
+        for strip in self.strip_edges():
+            places = (tuple(start[axis] for axis in self.block_axes) for start in self.positions(strip))
+            for place in dict.fromkeys(places):
+                touched, finished = (
+                    [which(axis, start) for axis, start in zip(self.block_axes, place, strict=True)]
+                    for which in (self.touched, self.finished)
+                )
+                for row, column in itertools.product(*touched):
+                    if strip[0] <= column[1] < strip[1]:
+                        opened.add((row[0], column[0]))
+                most = max(most, sum(rest * rows[row] * columns[column] for row, column in opened))
+                opened -= {(row[0], column[0]) for row, column in itertools.product(*finished)}
+        return rest * max(rows) * max(columns), most
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,7 @@ class Windowing:
     overlapped: bool = True
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
-        """Where windows lie on a volume (X, Y, Z), the longest axis first: so the least scores are open."""
+        """Place windows on a volume (X, Y, Z), the longest axis first: so the least scores are open."""
         order = sorted(range(3), key=lambda axis: -size[axis] / self.roi_size[axis])
         grid = WindowGrid.place(size, self.roi_size, [self.overlap] * 3, tuple(order))
         return replace(grid, strips=self.strips)
@@ -149,7 +167,7 @@ class Block:
     Attributes:
         image: its place in the batch.
         start: first voxel per axis of the padded volume.
-        scores: (K, ...) with ``halo`` more, unwritten voxels before it along the block axes.
+        scores: (K, ...) with ``border`` more, unwritten voxels before it along the block axes.
     """
 
     image: int
@@ -157,11 +175,11 @@ class Block:
     scores: torch.Tensor
 
 
-class _Sums:
-    """Weighted scores, and weights, of the blocks that windows still touch."""
+class _OpenBlocks:
+    """Sums of weighted scores, and of weights, for the blocks that windows still touch."""
 
-    def __init__(self, grid: WindowGrid, weights: torch.Tensor, device: torch.device, halo: int) -> None:
-        self.grid, self.weights, self.device, self.halo = grid, weights, device, halo
+    def __init__(self, grid: WindowGrid, weights: torch.Tensor, device: torch.device, border: int) -> None:
+        self.grid, self.weights, self.device, self.border = grid, weights, device, border
         self._open: dict[Sizes, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, image: int, start: Sizes, scores: torch.Tensor, strip: tuple[int, int]) -> None:
@@ -172,7 +190,7 @@ class _Sums:
             into = [slice(first, first + size) for first, size in zip(start, grid.roi, strict=True)]
             for axis, (_, first, end) in zip(grid.block_axes, blocks, strict=True):
                 within[axis] = slice(first - start[axis], end - start[axis])
-                into[axis] = slice(self.halo, None)
+                into[axis] = slice(self.border, None)
             sums, counts = self._block(image, blocks, len(scores))
             weights = self.weights[tuple(within)]
             for label in range(len(scores)):  # one at a time, which takes no memory
@@ -181,13 +199,13 @@ class _Sums:
             counts[tuple(into)] += weights.to(self.device)
 
     def finish(self, image: int, start: Sizes, strip: tuple[int, int]) -> Iterator[Block]:
-        """The blocks of a strip that no window after this one, the last of its row, touches."""
+        """Yield the blocks of a strip that no window after this one, the last of its row, touches."""
         grid = self.grid
         for blocks in self._in_strip([grid.finished(axis, start[axis]) for axis in grid.block_axes], strip):
             sums, counts = self._open.pop((image, *(number for number, _, _ in blocks)))
             inner, corner = [slice(None)] * len(start), [0] * len(start)
             for axis, (_, first, _) in zip(grid.block_axes, blocks, strict=True):
-                inner[axis], corner[axis] = slice(self.halo, None), first
+                inner[axis], corner[axis] = slice(self.border, None), first
             sums[(slice(None), *inner)] /= counts[tuple(inner)]
             del counts
             yield Block(image, tuple(corner), sums)
@@ -205,7 +223,7 @@ class _Sums:
         if key not in self._open:
             shape = list(self.grid.padded)
             for axis, (_, first, end) in zip(self.grid.block_axes, blocks, strict=True):
-                shape[axis] = end - first + self.halo
+                shape[axis] = end - first + self.border
             kind = {"dtype": self.weights.dtype, "device": self.device}
             self._open[key] = (torch.zeros((classes, *shape), **kind), torch.zeros(shape, **kind))
         return self._open[key]
@@ -219,12 +237,12 @@ def stream_blocks(
     *,
     batch: int = 1,
     device: torch.device | None = None,
-    halo: int = 0,
+    border: int = 0,
     padding_mode: str = "constant",
     cval: float = 0.0,
     progress: Callable[[range], Iterator[int] | range] = lambda numbers: numbers,
 ) -> Iterator[Block]:
-    """Scores of a volume, block by block.
+    """Yield the scores of a volume, block by block.
 
     Args:
         volume: (N, C, *size).
@@ -234,7 +252,7 @@ def stream_blocks(
         predict: windows (M, C, *roi) and their slices to scores (M, K, *roi).
         batch: windows in one call; they may be of two images of the batch.
         device: where scores are kept; by default the volume's.
-        halo: room for so many voxels before each block.
+        border: room for so many voxels before each block.
         padding_mode: of `torch.nn.functional.pad`, for a volume smaller than a window.
         cval: the value of constant padding.
         progress: wraps the range over windows.
@@ -256,60 +274,20 @@ def stream_blocks(
         for start in grid.positions(strip)
     ]
     row = math.prod(len(grid.starts[axis]) for axis in grid.order[len(grid.block_axes) :])
-    sums = _Sums(grid, weights, device or volume.device, halo)
+    sums = _OpenBlocks(grid, weights, device or volume.device, border)
     for first in progress(range(0, len(visits), batch)):
-        chosen = visits[first : first + batch]
+        batched = visits[first : first + batch]
         windows: list[Window] = [
             [slice(image, image + 1), slice(None)] + [slice(s, s + n) for s, n in zip(start, grid.roi, strict=True)]
-            for image, _, start in chosen
+            for image, _, start in batched
         ]
         parts = [volume[tuple(window)] for window in windows]
         data = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(weights.device)
         scores = predict(data, windows)
-        if tuple(scores.shape[2:]) != grid.roi or len(scores) != len(chosen):
+        if tuple(scores.shape[2:]) != grid.roi or len(scores) != len(batched):
             raise ValueError(f"scores of shape {tuple(scores.shape)} for windows of {grid.roi}")
-        for number, ((image, strip, start), one) in enumerate(zip(chosen, scores, strict=True), first + 1):
-            sums.add(image, start, one, strip)
+        for number, ((image, strip, start), window_scores) in enumerate(zip(batched, scores, strict=True), first + 1):
+            sums.add(image, start, window_scores, strip)
             if number % row == 0:
                 yield from sums.finish(image, start, strip)
         del scores, data
-
-
-HALO = 1  # planes before a block along the axes that are cut
-
-
-class BlockBorders:
-    """The last planes of finished blocks, which the next ones need."""
-
-    def __init__(self, grid: WindowGrid) -> None:
-        self.slow, self.fast = (axis + 1 for axis in grid.block_axes)
-        self.width = grid.padded[grid.block_axes[1]]
-        self._starts = grid.starts[grid.block_axes[0]]
-        self._planes: dict[int, torch.Tensor] = {}  # before a row of blocks, by where it begins
-        self._edges: dict[int, torch.Tensor] = {}  # beside the next block of a row, by where the row begins
-
-    def inner(self, block: Block) -> torch.Tensor:
-        """The scores without their halo."""
-        scores = block.scores
-        for axis in (self.slow, self.fast):
-            scores = scores.narrow(axis, HALO, scores.shape[axis] - HALO)
-        return scores
-
-    def fill(self, block: Block) -> None:
-        """Write the halo of a block, and keep what its successors need; before the first block it is 0."""
-        scores, row, first = block.scores, block.start[self.slow - 1], block.start[self.fast - 1]
-        length, after = scores.shape[self.fast], row + scores.shape[self.slow] - HALO
-        together = max(start for start in self._starts if start <= row)  # rows that are finished in turns
-        self._planes = {start: plane for start, plane in self._planes.items() if start >= together}
-        if row in self._planes:
-            scores.narrow(self.slow, 0, HALO).copy_(self._planes[row].narrow(self.fast, first, length))
-        if first > 0:
-            scores.narrow(self.fast, 0, HALO).copy_(self._edges.pop(row))
-        if after not in self._planes:
-            shape = list(scores.shape)
-            shape[self.slow], shape[self.fast] = HALO, self.width + HALO
-            self._planes[after] = scores.new_zeros(shape)
-        last = scores.narrow(self.slow, scores.shape[self.slow] - HALO, HALO).narrow(self.fast, HALO, length - HALO)
-        self._planes[after].narrow(self.fast, first + HALO, length - HALO).copy_(last)
-        if first + length - HALO < self.width:
-            self._edges[row] = scores.narrow(self.fast, length - HALO, HALO).clone()

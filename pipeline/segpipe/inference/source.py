@@ -1,13 +1,10 @@
 """A case's images: read once, judged strictly before anything is computed on them.
 
-The one place where a case enters the worker; another kind of input needs only to give a `Source`.
-
-What is kept of an image once its voxels are let go: enough to show a slice of it and to compare its values.
+The one place where a case enters the engine; another kind of input needs only to give a `Source`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +34,7 @@ class Source:
     array: NDArray[Any]
 
     def tensor(self) -> MetaTensor:
-        """What `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""
+        """Return what `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""
         import torch
         from monai.data import MetaTensor
         from monai.utils import MetaKeys, SpaceKeys
@@ -51,7 +48,7 @@ class Source:
         affine = torch.as_tensor(self.header.affine, dtype=torch.float64)
         return MetaTensor(voxels, affine=affine, meta=meta)
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Let the voxels go: what was made of them is all that is needed from here on."""
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
@@ -60,11 +57,11 @@ class Source:
 CaseInput = Sequence[str | Path] | Series | Source
 
 
-def read_source(given: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
+def read_source(case: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
     """Read and judge the images of one case.
 
     Args:
-        given: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or
+        case: one file per channel, or one file (3D for one channel, 4D with the channels last for several), or
             a series, or what was read before.
         channels: how many channels the bundle expects.
         headers: what `read_headers` gave, where it was asked before.
@@ -74,11 +71,11 @@ def read_source(given: CaseInput, channels: int, headers: list[Header] | None = 
         DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot
             be read.
     """
-    headers = headers or read_headers(given, channels)
-    if isinstance(given, Source):
-        return given
-    if isinstance(given, Series):
-        values = load_series(given).array
+    headers = headers or read_headers(case, channels)
+    if isinstance(case, Source):
+        return case
+    if isinstance(case, Series):
+        values = load_series(case).array
         judge_voxels(values, headers[0].path)
         return Source(headers[0], values[None])
     arrays = [_read_judged(header) for header in headers]
@@ -89,27 +86,26 @@ def read_source(given: CaseInput, channels: int, headers: list[Header] | None = 
     return Source(headers[0], array)
 
 
-def read_headers(given: CaseInput, channels: int) -> list[Header]:
+def read_headers(case: CaseInput, channels: int) -> list[Header]:
     """Judge the headers of one case's images, one a file; a series was judged by the scan.
 
     Raises:
         UsageError: no such file.
         DataError: unreadable, not a volume, a wrong number of channels, or channels on different grids.
     """
-    if isinstance(given, Source):
-        return [given.header]
-    if isinstance(given, Series):
-        return [_header_of(given, channels)]
-    paths = given
-    missing = [index for index, path in enumerate(paths) if not Path(path).is_file()]
-    if missing and len(paths) > 1:
+    if isinstance(case, Source):
+        return [case.header]
+    if isinstance(case, Series):
+        return [_header_of(case, channels)]
+    missing = [index for index, path in enumerate(case) if not Path(path).is_file()]
+    if missing and len(case) > 1:
         raise UsageError(
             "a channel's file is missing",
-            path=paths[missing[0]],
+            path=case[missing[0]],
             found=f"nothing for channel {missing[0]}",
             expected=f"{channels} files a case",
         )
-    headers = [read_header(path) for path in paths]
+    headers = [read_header(path) for path in case]
     require_channels(headers, channels)
     return headers
 
@@ -145,7 +141,7 @@ def require_channels(headers: Sequence[Header], channels: int) -> None:
 
 
 def _header_of(series: Series, channels: int) -> Header:
-    """The grid of a series; its voxels are int16 or float32, which only reading tells, so the larger is counted on."""
+    """Return the grid of a series; only reading tells whether voxels are int16 or float32: the larger is counted on."""
     if channels != 1:
         raise DataError("wrong number of channels", found="one series", expected=channels)
     if series.affine_ras is None or series.shape is None or series.spacing_mm is None:
@@ -179,96 +175,3 @@ def judge_voxels(values: NDArray[Any], path: Path) -> None:
             )
         if least == most:
             raise DataError("the image is constant", path=path, found=f"every voxel is {least}")
-
-
-PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-SAMPLES = 1_000_000  # voxels, enough for percentiles
-MOST_PIXELS = 256  # along a side of the slice that is shown
-
-
-@dataclass(frozen=True, eq=False)
-class Preview:
-    """A look at one case.
-
-    Attributes:
-        intensity: of each channel, the values at `PERCENTILES` of all voxels.
-        grey: first channel, uint8 from black to white; all slices along ``normal``, within them every n-th pixel.
-        steps: that n, for each axis.
-        normal: axis across the slices: along which voxels are longest, of equals the one nearest to head and foot.
-    """
-
-    intensity: list[list[float]]
-    grey: NDArray[np.uint8]
-    steps: tuple[int, int, int]
-    normal: int
-
-
-def preview_of(source: Source) -> Preview:
-    """Look at a case before its voxels are let go."""
-    intensity = [_percentiles(channel) for channel in source.array]
-    normal = _normal(source.header)
-    x, y, z = (
-        1 if axis == normal else math.ceil(size / MOST_PIXELS) for axis, size in enumerate(source.header.shape[:3])
-    )
-    seen = source.array[0, ::x, ::y, ::z]
-    low, high = intensity[0][0], intensity[0][-1]
-    grey = np.empty(seen.shape, np.uint8)
-    for index in range(seen.shape[2]):  # a plane at a time, as it lies in most files: what is computed on is larger
-        plane = (seen[..., index].astype(np.float32) - low) * (255 / (high - low or 1.0))
-        grey[..., index] = np.clip(plane, 0, 255).astype(np.uint8)
-    return Preview(intensity, grey, (x, y, z), normal)
-
-
-def save_slice(path: str | Path, preview: Preview, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:
-    """Write the slice with most labelled voxels (without labels the middle one) as ``.npz``.
-
-    Its arrays are ``image`` and ``labels``, (X, Y, Z) with one voxel along the normal and axes towards right, front and
-    head; ``spacing_mm`` and ``normal`` of these axes; ``index`` and ``count`` of the slice in the image; ``regions``
-    is 0, or how many bits of ``labels`` are regions.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    from nibabel.orientations import apply_orientation, io_orientation
-
-    others = tuple(axis for axis in range(3) if axis != preview.normal)
-    areas = np.count_nonzero(labels, axis=others)
-    index = int(areas.argmax()) if areas.any() else labels.shape[preview.normal] // 2
-    cut: list[slice] = [slice(None, None, step) for step in preview.steps]
-    cut[preview.normal] = slice(index, index + 1)
-    thin: list[slice] = [slice(None)] * 3
-    thin[preview.normal] = slice(index, index + 1)
-    ways = io_orientation(grid.affine)
-    pixel_mm = [edge * step for edge, step in zip(grid.spacing_mm, preview.steps, strict=True)]
-    with Path(path).open("wb") as stream:
-        np.savez(
-            stream,
-            image=apply_orientation(preview.grey[tuple(thin)], ways),
-            labels=apply_orientation(labels[tuple(cut)], ways),
-            spacing_mm=along_ras(pixel_mm, grid),
-            normal=int(ways[preview.normal, 0]),
-            index=index,
-            count=labels.shape[preview.normal],
-            regions=regions,
-        )
-
-
-def along_ras(edges: Sequence[float], grid: Header) -> list[float]:
-    """Lengths along a grid's axes, in the order of the axes of RAS that these are nearest to."""
-    from nibabel.orientations import io_orientation
-
-    targets = io_orientation(grid.affine)[:, 0].astype(int)
-    return [float(edges[int(axis)]) for axis in np.argsort(targets)]
-
-
-def _percentiles(channel: NDArray[Any]) -> list[float]:
-    step = math.ceil((channel.size / SAMPLES) ** (1 / 3))
-    values = channel[::step, ::step, ::step]
-    return [float(f"{value:.6g}") for value in np.percentile(values, PERCENTILES)]
-
-
-def _normal(header: Header) -> int:
-    longest = max(header.spacing_mm)
-    candidates = [axis for axis, edge in enumerate(header.spacing_mm) if edge > 0.99 * longest]
-    upward: Sequence[float] = np.abs(header.affine[2, :3]) / np.asarray(header.spacing_mm)
-    return max(candidates, key=lambda axis: upward[axis])

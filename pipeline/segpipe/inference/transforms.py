@@ -1,12 +1,8 @@
-"""The closed list of deterministic transforms, each as a typed step with the arguments it may have.
+"""Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
 
-A step is plain data: it names a stock MONAI transform and its arguments, imports nothing of MONAI, and gives
-its config back unchanged. An argument that is not a field here is outside the list.
-
-Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
-
-The list is closed, so that an engine without MONAI's transforms knows all that can stand there. What is
-outside the list is named by `UnsupportedTransform`, and runs through MONAI's own transforms.
+The list is closed, so that the streaming engine knows all that can stand there: each step names a stock MONAI
+transform and the arguments that it may have, and gives its config back unchanged. What is outside the list is named by
+`UnsupportedTransform`, and runs through MONAI's own transforms. Importing this module imports neither torch nor MONAI.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ class Step(BaseModel):
     allow_missing_keys: bool = False
 
     def to_config(self) -> dict[str, Any]:
-        """The step as it was written: only what was given, with the spelling of its target."""
+        """Return the step as it was written: only what was given, with the spelling of its target."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -182,7 +178,7 @@ class Preprocessing:
     """The deterministic transforms of a model, in order, each at most once.
 
     Attributes:
-        steps: the transforms; the properties below pick one of them, None where it is absent.
+        steps: the transforms.
     """
 
     steps: tuple[Step, ...]
@@ -209,21 +205,16 @@ class Preprocessing:
         return cls(steps)
 
     def to_config(self) -> list[dict[str, Any]]:
-        """The list that `parse` was given."""
+        """Return the list that `parse` was given."""
         return [step.to_config() for step in self.steps]
 
-    def build(self, after_reading: bool = False) -> list[Any]:
-        """The stock MONAI transforms (imports MONAI), all or those behind reading a file and finding its channels."""
-        return list(self.build_by_kind(after_reading).values())
-
-    def build_by_kind(self, after_reading: bool = True) -> dict[type[Step], Any]:
-        """As `build`, under the class of each step; the readers alone take longer to build than all the rest."""
-        passed_over = (Load, ChannelFirst) if after_reading else ()
-        return {type(step): build_step(step) for step in self.steps if not isinstance(step, passed_over)}
+    def build(self) -> dict[type[Step], Any]:
+        """Return the stock MONAI transforms behind reading and finding the channels, by class (imports MONAI)."""
+        return {type(step): build_step(step) for step in self.steps if not isinstance(step, (Load, ChannelFirst))}
 
     def why_not_streamed(self) -> str | None:
-        """What in the transforms only MONAI's own code does, not the streaming engine; or None."""
-        load, first, spacing = self.load, self.channel_first, self.spacing
+        """Say what in the transforms MONAI's own code alone does, not the streaming engine; None if nothing."""
+        load, first, spacing = self.find(Load), self.find(ChannelFirst), self.find(Spacing)
         if load is None or load.reader == "ITKReader":
             return "LoadImaged: not read by nibabel"
         if first is None and not load.ensure_channel_first:
@@ -235,60 +226,21 @@ class Preprocessing:
                 return "Spacingd: not bilinear with border padding"
             if spacing.dtype != "float64":
                 return "Spacingd.dtype"
-        absent = next((step.name for step in self.steps if "image" not in _keys(step.keys)), None)
-        return f"{absent}: not for the image" if absent else None
+        of_others = next((step.name for step in self.steps if "image" not in _keys(step.keys)), None)
+        return f"{of_others}: not for the image" if of_others else None
 
-    @property
-    def load(self) -> Load | None:
-        """How files are read."""
-        return self._find(Load)
-
-    @property
-    def channel_first(self) -> ChannelFirst | None:
-        """Where the channel axis is found."""
-        return self._find(ChannelFirst)
-
-    @property
-    def orientation(self) -> Orientation | None:
-        """Axis codes of the network's grid."""
-        return self._find(Orientation)
-
-    @property
-    def spacing(self) -> Spacing | None:
-        """Voxel size in mm of the network's grid."""
-        return self._find(Spacing)
-
-    @property
-    def crop(self) -> CropForeground | None:
-        """The box that is kept."""
-        return self._find(CropForeground)
-
-    @property
-    def pad(self) -> SpatialPad | None:
-        """The least size in voxels."""
-        return self._find(SpatialPad)
-
-    @property
-    def divisible(self) -> DivisiblePad | None:
-        """What sizes are a multiple of."""
-        return self._find(DivisiblePad)
+    def find(self, kind: type[S]) -> S | None:
+        """Return the step of this kind, or None where it is absent."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
 
     @property
     def intensity(self) -> tuple[ScaleRange | Normalise, ...]:
-        """The intensity transforms in the order in which they are applied."""
+        """Intensity transforms in the order in which they are applied."""
         return tuple(step for step in self.steps if isinstance(step, (ScaleRange, Normalise)))
-
-    @property
-    def ensure_type(self) -> EnsureType | None:
-        """The final conversion."""
-        return self._find(EnsureType)
-
-    def _find(self, kind: type[S]) -> S | None:
-        return next((step for step in self.steps if isinstance(step, kind)), None)
 
 
 def build_step(step: Step) -> Any:
-    """The stock MONAI transform of one step (imports MONAI)."""
+    """Return the stock MONAI transform of one step (imports MONAI)."""
     from monai import transforms
 
     arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
@@ -300,7 +252,7 @@ def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _of_image(value: str | tuple[str, ...], keys: str | tuple[str, ...]) -> str:
-    """What an argument with a value per key says for the image."""
+    """Return what an argument with a value per key says for the image."""
     if isinstance(value, str):
         return value
     return value[_keys(keys).index("image")] if len(value) > 1 and "image" in _keys(keys) else value[0]

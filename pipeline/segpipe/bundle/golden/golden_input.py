@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.data import make_phantom
-from segpipe.inference import Normalise, Preprocessing, ScaleRange
+from segpipe.inference import (
+    CropForeground,
+    DivisiblePad,
+    Normalise,
+    Orientation,
+    Preprocessing,
+    ScaleRange,
+    Spacing,
+    SpatialPad,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -112,15 +121,16 @@ def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
 
 def grids(wish: Wish) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Voxels of the network's grid, of two windows where they overlap, and of the file's, in the same orientation."""
-    given = wish.preprocessing
+    find = wish.preprocessing.find
     inner = np.array(wish.roi)
     inner[0] += inner[0] // 4
-    if given.pad is not None:
-        inner = np.maximum(inner, given.pad.spatial_size)
-    divisor = np.array(1 if given.divisible is None else given.divisible.k)
+    if pad := find(SpatialPad):
+        inner = np.maximum(inner, pad.spatial_size)
+    divisible = find(DivisiblePad)
+    divisor = np.array(divisible.k if divisible else 1)
     inner = -(-inner // divisor) * divisor
     outer = inner.copy()
-    if given.spacing is not None:
+    if find(Spacing):
         outer[2] = max(2, round(inner[2] / THICKER))
     return _triple(inner), _triple(outer)
 
@@ -203,12 +213,13 @@ def _as_file(
     """Turned over two axes where the model turns it back, on a grid whose corners are those of the network's."""
     import nibabel as nib
 
-    given, outer = wish.preprocessing, np.array(image.shape[1:])
-    spacing = np.ones(3) if given.spacing is None else np.array(given.spacing.pixdim)
-    codes = "RAS" if given.orientation is None else given.orientation.axcodes or "RAS"
+    resampling, orientation = wish.preprocessing.find(Spacing), wish.preprocessing.find(Orientation)
+    outer = np.array(image.shape[1:])
+    spacing = np.array(resampling.pixdim) if resampling else np.ones(3)
+    codes = orientation.axcodes or "RAS" if orientation else "RAS"
     affine = np.zeros((4, 4))
     for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(codes)):
-        turned = -1 if axis < 2 and given.orientation is not None else 1
+        turned = -1 if axis < 2 and orientation else 1
         edge = spacing[axis] * (inner[axis] - 1) / (outer[axis] - 1)
         affine[int(world), axis] = turned * sign * edge
         image = np.flip(image, axis + 1) if turned < 0 else image
@@ -218,7 +229,7 @@ def _as_file(
     if min(high - low) >= 200 and max(abs(low).max(), abs(high).max()) <= 32767:
         image = np.round(image).astype(np.int16)
     image = np.ascontiguousarray(image)
-    if given.crop is not None:  # all of it is foreground if two corners are
+    if wish.preprocessing.find(CropForeground):  # all of it is foreground if two corners are
         for corner in ((0, 0, 0), (-1, -1, -1)):
             image[(0, *corner)] = max(image[(0, *corner)], 1)
     return image, affine.astype(np.float32).astype(np.float64)  # as a header keeps it

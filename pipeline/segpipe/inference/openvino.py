@@ -35,29 +35,29 @@ class NotConvertedError(Exception):
     """Why OpenVINO does not compute this network."""
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a conversion depends on, beside versions and processor.
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, and what its conversion depends on beside its input, versions and processor.
 
     Attributes:
+        module: on the CPU where it is converted, and in evaluation mode.
         weights: path of the state dict.
         config: the network's config as text.
-        shape: (C, X, Y, Z) of a window.
     """
 
+    module: torch.nn.Module
     weights: str
     config: str
-    shape: tuple[int, ...]
 
-    def key(self, core: Any) -> str:
-        """Hex digest that names the folder."""
+    def conversion_key(self, shape: tuple[int, ...], core: Any) -> str:
+        """Return the hex digest that names the folder of the conversion for windows of a shape."""
         import monai
 
         parts = [
             FORMAT,
             sha256_of(self.weights),
             self.config,
-            self.shape,
+            shape,
             _openvino().__version__,
             torch.__version__,
             monai.__version__,
@@ -67,7 +67,7 @@ class Identity:
 
 
 def cache_folder() -> Path:
-    """``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
+    """Return ``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
     own = os.environ.get("SEGPIPE_CACHE")
     if own:
         return Path(own)
@@ -75,46 +75,46 @@ def cache_folder() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "segpipe"
 
 
-def openvino_runtime(network: Runtime, module: torch.nn.Module, identity: Identity, threads: int | None) -> Runtime:
-    """The network as OpenVINO computes it, from the cache or converted now.
+def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None) -> Runtime:
+    """Return the network as OpenVINO computes it, from the cache or converted now.
 
     Args:
         network: what the result is compared with.
-        module: what is converted, on the CPU and in evaluation mode.
-        identity: names the conversion.
+        model: what is converted.
+        shape: (C, X, Y, Z) of a window.
         threads: CPU threads; None takes the cores that this process may use.
 
     Raises:
         NotConvertedError: it cannot be converted, or its scores differ.
     """
     core = _openvino().Core()
-    folder = cache_folder() / "openvino" / identity.key(core)
+    folder = cache_folder() / "openvino" / model.conversion_key(shape, core)
 
-    def compiled(model: Any) -> Runtime:
+    def compiled(converted: Any) -> Runtime:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
-        return _runtime(core.compile_model(model, "CPU", settings))
+        return _runtime(core.compile_model(converted, "CPU", settings))
 
     try:
         if is_whole(folder):
             return compiled(core.read_model(folder / MODEL))
-        model = _convert(module, identity.shape)
-        runtime = compiled(model)
-        difference = _compared(runtime, network, identity.shape)
+        converted = _convert(model.module, shape)
+        runtime = compiled(converted)
+        difference = _compared(runtime, network, shape)
     except NotConvertedError:
         raise
     except Exception as error:  # whatever a converter raises; PyTorch computes all the same
         raise NotConvertedError(f"it cannot be converted ({type(error).__name__}: {_first_words(error)})") from error
-    _keep(model, folder, {"difference": difference, "tolerance": TOLERANCE, "shape": identity.shape})
+    _store(converted, folder, {"difference": difference, "tolerance": TOLERANCE, "shape": shape})
     return runtime
 
 
 def _openvino() -> Any:
-    """The package; it would report its use to a server of its maker, and does without what it reports with."""
+    """Import the package; it would report its use to a server of its maker, and does without what it reports with."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
@@ -124,7 +124,7 @@ def _openvino() -> Any:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache has the files that were put there."""
+    """Say whether a folder of the cache has the files that were put there."""
     try:
         mark = json.loads((folder / MARK).read_text())
         return all(sha256_of(folder / name) == digest for name, digest in mark["sha256"].items())
@@ -144,18 +144,18 @@ def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
 
 
 def _runtime(compiled: Any) -> Runtime:
-    """Its scores lie in the same memory each time: new pages would take a quarter of the time of a small network."""
+    """Reuse memory for the scores: new pages would take a quarter of the time of a small network."""
     request, tensor = compiled.create_infer_request(), _openvino().Tensor
     shape = compiled.output(0).partial_shape
-    kept = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
+    memory = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
 
     def run(windows: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        given = windows.contiguous()
-        if len(kept) < len(given):
-            kept = torch.empty((len(given), *kept.shape[1:]))
-        scores = kept[: len(given)]
-        for window, score in zip(given.split(1), scores.split(1), strict=True):  # several at once take more memory
+        nonlocal memory
+        windows = windows.contiguous()
+        if len(memory) < len(windows):
+            memory = torch.empty((len(windows), *memory.shape[1:]))
+        scores = memory[: len(windows)]
+        for window, score in zip(windows.split(1), scores.split(1), strict=True):  # several at once take more memory
             request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
             request.set_output_tensor(tensor(score.numpy(), shared_memory=True))
             request.infer()
@@ -165,7 +165,7 @@ def _runtime(compiled: Any) -> Runtime:
 
 
 def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float:
-    """The largest difference of scores on two windows, noise and noise on a ramp, as a share of the largest score."""
+    """Return the largest difference of scores on noise and on noise with a ramp, as a share of the largest score."""
     windows = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
     windows[1] += torch.linspace(-2, 2, shape[-1])
     with torch.inference_mode():
@@ -180,22 +180,22 @@ def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float
     return difference
 
 
-def _keep(model: Any, folder: Path, facts: dict[str, Any]) -> None:
+def _store(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Put a conversion into the cache, whole or not at all; where that cannot be written it is made again next time."""
-    made: Path | None = None
+    partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _sweep(folder.parent)
-        made = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-        _openvino().save_model(model, made / MODEL, compress_to_fp16=False)
-        digests = {path.name: sha256_of(path) for path in made.iterdir()}
-        write_json(made / MARK, {**facts, "sha256": digests})
+        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        _openvino().save_model(model, partial / MODEL, compress_to_fp16=False)
+        digests = {path.name: sha256_of(path) for path in partial.iterdir()}
+        write_json(partial / MARK, {**facts, "sha256": digests})
         if folder.exists():  # damaged, or another process was quicker
             shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+        partial.rename(folder)
     except Exception:  # noqa: BLE001 - a cache that cannot be filled costs time, nothing else
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sweep(cache: Path) -> None:

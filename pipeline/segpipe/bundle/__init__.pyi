@@ -1,7 +1,6 @@
 from .exporting import MANIFEST as MANIFEST
 from .exporting import PROVENANCE as PROVENANCE
 from .exporting import TRAIN as TRAIN
-from .exporting import Labelling as Labelling
 from .exporting import export as export
 from .inspection import inspect_bundle as inspect_bundle
 from .open import Bundle as Bundle

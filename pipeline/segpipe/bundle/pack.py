@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.bundle.exporting import NAME, VERSION, WEIGHTS
-from segpipe.bundle.tensors import read_state, safetensors_bytes
+from segpipe.bundle.exporting import NAME, VERSION
+from segpipe.bundle.tensors import WEIGHTS, read_state, safetensors_bytes
 from segpipe.bundle.vet import (
     SIGNATURE,
     SUMS,

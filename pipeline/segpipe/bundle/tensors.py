@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
+WEIGHTS = "models/model.pt"
 State = Mapping[str, "torch.Tensor"]
 
 

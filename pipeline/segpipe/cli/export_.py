@@ -60,14 +60,24 @@ def command(
 
     console = Console("export", as_json=json)
     quiet_libraries()
-    from segpipe.bundle import Labelling, export
-    from segpipe.common.files import read_json
+    from segpipe.bundle import export
 
-    meaning = read_json(codes, "file of codes") if codes else {}
-    labelling = Labelling(
-        name or out.resolve().name, version, licence, authors, tuple(limit or ()), meaning, description
+    bundle = export(
+        run,
+        out,
+        name=name,
+        version=version,
+        licence=licence,
+        authors=authors,
+        description=description,
+        limits=limit or (),
+        codes=codes,
+        evaluation=evaluation,
+        postprocessing=postprocessing,
+        golden=golden or (),
+        unfinished=unfinished,
+        overwrite=overwrite,
     )
-    bundle = export(run, out, labelling, evaluation, postprocessing, overwrite, unfinished, golden or ())
     reason = bundle.metadata["golden"].get("reason")
     if reason:
         console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")

@@ -18,12 +18,14 @@ from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 UNETPP = "segpipe.components.UNetPlusPlus"
 FAST = "segpipe.components.FastPrediction"
 Rules = Mapping[int, LabelRule]
+Config = Mapping[str, Any]
 NIFTI = ["[!.]*.[nN][iI][iI].[gG][zZ]", "[!.]*.[nN][iI][iI]"]  # hidden files are no images, as in `predict`
-IN_QUOTES = re.compile(r"(?<!\+ )['\"](?:/|~|[A-Za-z]:[\\/])")  # an absolute path in an expression, not a join
+ABSOLUTE = re.compile(r"/|~|\\\\|.:[\\/]", re.DOTALL)
+ABSOLUTE_IN_QUOTES = re.compile(r"(?<!\+ )['\"](?:/|~|[A-Za-z]:[\\/])")  # in an expression; not one that is joined
 
 
-def network_definition(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's network as stock MONAI has it, with plain arguments.
+def network_definition(config: Config) -> dict[str, Any]:
+    """Return the run's network as stock MONAI has it, with plain arguments.
 
     Our UNet++ only adds training behaviour; its state dict is that of MONAI's `BasicUNetPlusPlus`.
 
@@ -40,8 +42,7 @@ def network_definition(config: Mapping[str, Any]) -> dict[str, Any]:
             hint="replace expressions in network_def by their values",
         )
     if target == UNETPP:
-        stock = {**network, "_target_": "monai.networks.nets.BasicUNetPlusPlus", "deep_supervision": False}
-        return stock
+        return {**network, "_target_": "monai.networks.nets.BasicUNetPlusPlus", "deep_supervision": False}
     if "." in target and not target.startswith(("monai.", "torch.")):
         raise UsageError(
             "the network of the run cannot run in stock MONAI",
@@ -52,8 +53,8 @@ def network_definition(config: Mapping[str, Any]) -> dict[str, Any]:
     return network
 
 
-def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dict[str, Any]:
-    """A flat config that stock MONAI runs over a folder of NIfTI files.
+def inference_config(config: Config, rules: Rules, files: int) -> dict[str, Any]:
+    """Return a flat config that stock MONAI runs over a folder of NIfTI files.
 
     Args:
         config: a run's resolved config.
@@ -64,34 +65,40 @@ def inference_config(config: Mapping[str, Any], rules: Rules, files: int) -> dic
         UsageError: something in the run has no place in a stock config.
     """
     masks = NIFTI if files == 1 else ["[!.]*_0000.nii.gz"]
-    listing = "p" if files == 1 else f"[{', '.join(f'p[:-12] + {suffix!r}' for suffix in _suffixes(files))}]"
+    suffixes = [f"_{index:04}.nii.gz" for index in range(files)]
+    listing = "p" if files == 1 else f"[{', '.join(f'p[:-12] + {suffix!r}' for suffix in suffixes)}]"
+    save = {
+        "_target_": "SaveImaged",
+        "keys": "pred",
+        "output_dir": "@output_dir",
+        "output_postfix": "seg",
+        "output_ext": ".nii.gz",
+        "output_dtype": "uint8",
+        "resample": False,
+        "separate_folder": False,
+        "print_log": False,
+    }
     return {
         **_head(config),
         "files": {"_target_": "torch.utils.data.datapipes.iter.FileLister", "root": "@dataset_dir", "masks": masks},
         "datalist": f"$[{{'image': {listing}}} for p in sorted(@files)]",
-        "preprocessing": {"_target_": "Compose", "transforms": "@deterministic_transforms"},
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        **_machinery(config),
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [*label_map_transforms(config, rules), _save("pred", "@output_dir")],
-        },
-        "handlers": [_load_weights()],
-        "evaluator": _evaluator(),
-        "initialize": [],
-        "run": ["$@evaluator.run()"],
+        "preprocessing": _compose("@deterministic_transforms"),
+        **_data_to_scores(config),
+        "postprocessing": _compose([*_label_map_transforms(config, rules), save]),
+        "handlers": [LOAD_WEIGHTS],
+        "evaluator": EVALUATOR,
+        **RUN,
     }
 
 
-def fast_config(config: Mapping[str, Any], rules: Rules) -> dict[str, Any] | None:
-    """An overlay of the inference config that runs our engine where this package is installed.
+def fast_config(config: Config, rules: Rules) -> dict[str, Any] | None:
+    """Return an overlay of the inference config that runs our engine where this package is installed.
 
     Given to `monai.bundle run` behind ``inference.json``. None where the transforms do not stream.
     """
-    head = _head(config)
-    if Preprocessing.parse(head["deterministic_transforms"]).why_not_streamed():
+    if Preprocessing.parse(_head(config)["deterministic_transforms"]).why_not_streamed():
         return None
-    windows = {key: value for key, value in _machinery(config)["inferer"].items() if key != "_target_"}
+    windows = {key: value for key, value in _data_to_scores(config)["inferer"].items() if key != "_target_"}
     return {
         "fast": {
             "_target_": FAST,
@@ -109,11 +116,26 @@ def fast_config(config: Mapping[str, Any], rules: Rules) -> dict[str, Any] | Non
     }
 
 
-def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> dict[str, Any]:
-    """A config that measures Dice over a section of ``manifest.json``, on the grid of the files, in stock MONAI.
+def evaluate_config(config: Config, rules: Rules, section: str) -> dict[str, Any]:
+    """Return a config that measures Dice over a section of ``manifest.json``, on the files' grid, in stock MONAI.
 
     The truth is read beside the deterministic transforms, so that no resampling touches it.
     """
+    truth: list[dict[str, Any]] = [
+        {"_target_": "CopyItemsd", "keys": "label", "names": "truth"},
+        {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
+        _compose("@deterministic_transforms"),
+        {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
+        {"_target_": "CopyItemsd", "keys": "truth", "names": "label"},
+    ]
+    one_hot = {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": n_labels(config)}
+    save = {
+        "_target_": "MetricsSaver",
+        "save_dir": "@output_dir",
+        "metrics": "*",
+        "metric_details": ["val_mean_dice"],
+        "summary_ops": "*",
+    }
     return {
         **_head(config),
         "datalist": {
@@ -122,25 +144,9 @@ def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> di
             "data_list_key": section,
             "base_dir": "@dataset_dir",
         },
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "CopyItemsd", "keys": "label", "names": "truth"},
-                {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
-                {"_target_": "Compose", "transforms": "@deterministic_transforms"},
-                {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
-                {"_target_": "CopyItemsd", "keys": "truth", "names": "label"},
-            ],
-        },
-        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
-        **_machinery(config),
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                *label_map_transforms(config, rules),
-                {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": n_labels(config)},
-            ],
-        },
+        "preprocessing": _compose(truth),
+        **_data_to_scores(config),
+        "postprocessing": _compose([*_label_map_transforms(config, rules), one_hot]),
         "key_metric": {
             "val_mean_dice": {
                 "_target_": "MeanDice",
@@ -148,25 +154,14 @@ def evaluate_config(config: Mapping[str, Any], rules: Rules, section: str) -> di
                 "output_transform": {"_target_": "monai.handlers.from_engine", "keys": ["pred", "label"]},
             }
         },
-        "handlers": [
-            _load_weights(),
-            {"_target_": "StatsHandler", "iteration_log": False},
-            {
-                "_target_": "MetricsSaver",
-                "save_dir": "@output_dir",
-                "metrics": "*",
-                "metric_details": ["val_mean_dice"],
-                "summary_ops": "*",
-            },
-        ],
-        "evaluator": {**_evaluator(), "key_val_metric": "@key_metric"},
-        "initialize": [],
-        "run": ["$@evaluator.run()"],
+        "handlers": [LOAD_WEIGHTS, {"_target_": "StatsHandler", "iteration_log": False}, save],
+        "evaluator": {**EVALUATOR, "key_val_metric": "@key_metric"},
+        **RUN,
     }
 
 
-def train_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's config without its own places; what it writes goes beside the caller, never into the bundle.
+def train_config(config: Config) -> dict[str, Any]:
+    """Return the run's config without its own places; what it writes goes beside the caller, never into the bundle.
 
     Raises:
         UsageError: another absolute path stands in it.
@@ -189,29 +184,7 @@ def train_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return exported
 
 
-def label_map_transforms(config: Mapping[str, Any], rules: Rules) -> list[dict[str, Any]]:
-    """From logits on the network's grid to a label map on the file's grid.
-
-    Scores are inverted, never logits: the inverse of a crop pads with 0, and a logit of 0 is not background.
-    """
-    activation = _activation(config)
-    discrete = {"argmax": True} if activation == "softmax" else {"threshold": 0.5}
-    return [
-        {"_target_": "Activationsd", "keys": "pred", activation: True},
-        {
-            "_target_": "Invertd",
-            "keys": "pred",
-            "transform": "@preprocessing",
-            "orig_keys": "image",
-            "nearest_interp": False,
-            "to_tensor": True,
-        },
-        {"_target_": "AsDiscreted", "keys": "pred", **discrete},
-        *cleanup_transforms(rules, n_labels(config)),
-    ]
-
-
-def check_rules(rules: Rules, config: Mapping[str, Any]) -> None:
+def check_rules(rules: Rules, config: Config) -> None:
     """Refuse a rule for a label that the network does not have.
 
     Raises:
@@ -225,12 +198,29 @@ def check_rules(rules: Rules, config: Mapping[str, Any]) -> None:
         )
 
 
-def n_labels(config: Mapping[str, Any]) -> int:
-    """Label values of the map, background included; one sigmoid channel makes two."""
+def n_labels(config: Config) -> int:
+    """Return the number of values of the label map, background included; one sigmoid channel makes two."""
     return max(2, int(resolve(config["out_channels"], config)))
 
 
-def _head(config: Mapping[str, Any]) -> dict[str, Any]:
+LOAD_WEIGHTS = {
+    "_target_": "CheckpointLoader",
+    "load_path": "$@bundle_root + '/models/model.pt'",
+    "load_dict": {"model": "@network"},
+}
+EVALUATOR = {
+    "_target_": "SupervisedEvaluator",
+    "device": "@device",
+    "val_data_loader": "@dataloader",
+    "network": "@network",
+    "inferer": "@inferer",
+    "postprocessing": "@postprocessing",
+    "val_handlers": "@handlers",
+}
+RUN: Config = {"initialize": [], "run": ["$@evaluator.run()"]}
+
+
+def _head(config: Config) -> dict[str, Any]:
     transforms = resolve(config["deterministic_transforms"], config)
     return {
         "bundle_root": ".",
@@ -243,9 +233,9 @@ def _head(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _machinery(config: Mapping[str, Any]) -> dict[str, Any]:
-    """From the data set to scores of windows."""
+def _data_to_scores(config: Config) -> dict[str, Any]:
     return {
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
             "_target_": "SlidingWindowInferer",
@@ -257,41 +247,34 @@ def _machinery(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_weights() -> dict[str, Any]:
-    return {
-        "_target_": "CheckpointLoader",
-        "load_path": "$@bundle_root + '/models/model.pt'",
-        "load_dict": {"model": "@network"},
+def _compose(transforms: str | list[dict[str, Any]]) -> dict[str, Any]:
+    return {"_target_": "Compose", "transforms": transforms}
+
+
+def _label_map_transforms(config: Config, rules: Rules) -> list[dict[str, Any]]:
+    """Return the way from logits on the network's grid to a label map on the file's grid.
+
+    Scores are inverted, never logits: the inverse of a crop pads with 0, and a logit of 0 is not background.
+    """
+    activation = _activation(config)
+    discrete = {"argmax": True} if activation == "softmax" else {"threshold": 0.5}
+    invert = {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": False,
+        "to_tensor": True,
     }
+    return [
+        {"_target_": "Activationsd", "keys": "pred", activation: True},
+        invert,
+        {"_target_": "AsDiscreted", "keys": "pred", **discrete},
+        *cleanup_transforms(rules, n_labels(config)),
+    ]
 
 
-def _evaluator() -> dict[str, Any]:
-    return {
-        "_target_": "SupervisedEvaluator",
-        "device": "@device",
-        "val_data_loader": "@dataloader",
-        "network": "@network",
-        "inferer": "@inferer",
-        "postprocessing": "@postprocessing",
-        "val_handlers": "@handlers",
-    }
-
-
-def _save(key: str, folder: str) -> dict[str, Any]:
-    return {
-        "_target_": "SaveImaged",
-        "keys": key,
-        "output_dir": folder,
-        "output_postfix": "seg",
-        "output_ext": ".nii.gz",
-        "output_dtype": "uint8",
-        "resample": False,
-        "separate_folder": False,
-        "print_log": False,
-    }
-
-
-def _activation(config: Mapping[str, Any]) -> str:
+def _activation(config: Config) -> str:
     activation, n_channels = config.get("activation"), int(resolve(config["out_channels"], config))
     if activation not in ("softmax", "sigmoid") or (n_channels == 1) != (activation == "sigmoid"):
         raise UsageError(
@@ -302,17 +285,13 @@ def _activation(config: Mapping[str, Any]) -> str:
     return str(activation)
 
 
-def _suffixes(files: int) -> list[str]:
-    return [f"_{index:04}.nii.gz" for index in range(files)]
-
-
 def _absolute_path(value: Any) -> str | None:
-    if isinstance(value, Mapping):
-        return next((found for item in value.values() if (found := _absolute_path(item))), None)
-    if isinstance(value, list):
-        return next((found for item in value if (found := _absolute_path(item))), None)
-    if isinstance(value, str) and (value.startswith(("/", "~", "\\\\")) or value[1:3] in (":\\", ":/")):
-        return value
-    if isinstance(value, str) and value.startswith("$") and IN_QUOTES.search(value):
+    """Return the first string of a config, or of a part of it, that is an absolute path or an expression with one."""
+    if isinstance(value, (Mapping, list)):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return next((found for part in parts if (found := _absolute_path(part))), None)
+    if isinstance(value, str) and (
+        ABSOLUTE.match(value) or (value.startswith("$") and ABSOLUTE_IN_QUOTES.search(value))
+    ):
         return value
     return None

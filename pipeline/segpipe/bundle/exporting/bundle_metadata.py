@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from segpipe.bundle.exporting.card_results import OVERALL
+from segpipe.bundle.exporting.card_figures import OVERALL
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.references import resolve
 from segpipe.data import Manifest
@@ -33,21 +33,19 @@ LIST_OUTPUT = (
 
 @dataclass(frozen=True)
 class Labelling:
-    """What whoever exports says of a bundle; ``codes`` by label name, as `segpipe.dicom.codes` reads them.
-
-    An empty ``description`` becomes one of network, labels and channels.
+    """What whoever exports says of a bundle, as the keywords of `segpipe.export`.
 
     Raises:
         UsageError: a name that is no file name, or a version that is not like 1.2.3.
     """
 
     name: str
-    version: str = "0.1.0"
-    licence: str = "Apache-2.0"
-    authors: str = NOT_STATED
-    limits: tuple[str, ...] = ()
-    codes: Mapping[str, Any] = field(default_factory=dict)
-    description: str = ""
+    version: str
+    licence: str
+    authors: str
+    description: str
+    limits: tuple[str, ...]
+    codes: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for what, value, pattern in (("name", self.name, NAME), ("version", self.version, VERSION)):
@@ -63,21 +61,24 @@ def bundle_metadata(
     results: dict[str, Any] | None,
     section: str,
 ) -> dict[str, Any]:
-    """All of ``metadata.json``.
+    """Return all of ``metadata.json``.
 
     Args:
         run: what was trained.
         labelling: name, version and rights.
         network: the exported network's class and arguments.
         rules: post-processing by label value, which needs scikit-image.
-        results: summary of an evaluation, as `segpipe.bundle.exporting.card_results.Evaluation` has it.
+        results: summary of an evaluation, as `segpipe.bundle.exporting.card_figures.Evaluation` has it.
         section: of the manifest, which ``evaluate.json`` measures.
+
+    Raises:
+        UsageError: codes for what is no label.
     """
-    manifest, versions = run.manifest, run.versions
+    manifest, versions, target = run.manifest, run.versions, str(network["_target_"])
     foreground = ", ".join(manifest.foreground.values())
     modality = " and ".join(manifest.channels)
-    best = run.record.get("best") or {}
-    is_list = str(network["_target_"]).endswith("BasicUNetPlusPlus")
+    outputs = _output_channels(run)
+    described = f"A {target.rpartition('.')[2]} that labels {foreground} in 3D {modality} volumes."
     return {
         "schema": SCHEMA,
         "name": labelling.name,
@@ -86,10 +87,9 @@ def bundle_metadata(
         "monai_version": versions["monai"],
         "pytorch_version": versions["torch"].split("+")[0],
         "numpy_version": versions["numpy"],
-        "required_packages_version": _required(versions, bool(rules), str(network["_target_"])),
+        "required_packages_version": _required(versions, bool(rules), target),
         "task": f"Segmentation of {foreground} in {modality}",
-        "description": labelling.description
-        or f"A {_short(network)} that labels {foreground} in 3D {modality} volumes.",
+        "description": labelling.description or described,
         "authors": labelling.authors,
         "copyright": NOT_STATED if labelling.authors == NOT_STATED else f"Copyright (c) {labelling.authors}",
         "license": labelling.licence,
@@ -97,13 +97,13 @@ def bundle_metadata(
         "data_type": "nifti",
         "image_classes": f"{manifest.n_channels} channel(s): {', '.join(manifest.channels)}",
         "label_classes": "; ".join(f"{value} is {name}" for value, name in manifest.labels.items()),
-        "pred_classes": "; ".join(f"channel {i} is {n}" for i, n in _output_channels(run).items()),
+        "pred_classes": "; ".join(f"channel {channel} is {name}" for channel, name in outputs.items()),
         "codes": _codes(manifest, labelling),
-        "eval_metrics": _headline(results, best),
+        "eval_metrics": _headline(results, run.record.get("best") or {}),
         "intended_use": NOT_A_DEVICE,
         "limits": list(labelling.limits),
         "references": [manifest.reference] if manifest.reference else [],
-        "network_data_format": _network_data_format(run),
+        "network_data_format": _network_data_format(run, outputs),
         "results": results,
         "evaluate_section": section,
         "training_data": _training_data(run),
@@ -112,9 +112,9 @@ def bundle_metadata(
             "evaluate.json": [],
             "train.json": [f"segpipe=={versions.get('segpipe', '0')}"],
         },
-        "exceptions": {"verify_net_in_out": LIST_OUTPUT} if is_list else {},
+        "exceptions": {"verify_net_in_out": LIST_OUTPUT} if target.endswith("BasicUNetPlusPlus") else {},
         "postprocessing": {manifest.labels[str(value)]: rule.words() for value, rule in rules.items() if rule},
-        "commands": _commands(labelling.name, results),
+        "commands": _commands(labelling.name, results or {}),
         "provenance": PROVENANCE,
         "run": {
             "network": run.config.get("network_name"),
@@ -125,8 +125,27 @@ def bundle_metadata(
     }
 
 
+def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:
+    """Return what the stock configs need beside MONAI's own requirements."""
+    required = {name: versions[name] for name in ("nibabel", "pytorch-ignite") if name in versions}
+    needed = ["fire"]  # without it, monai.bundle does not start
+    needed += ["scikit-image"] if cleanup else []
+    needed += ["einops"] if network.endswith("SwinUNETR") else []
+    for name in needed:
+        with suppress(PackageNotFoundError):
+            required[name] = version(name)
+    return required
+
+
+def _output_channels(run: Run) -> dict[str, str]:
+    """Return the meaning of the network's output channels; one sigmoid channel is the one label."""
+    if run.config["activation"] == "sigmoid":
+        return {"0": run.manifest.labels["1"]}
+    return dict(run.manifest.labels)
+
+
 def _codes(manifest: Manifest, labelling: Labelling) -> dict[str, Any]:
-    """What each label means in DICOM, of the labels whose meaning is known."""
+    """Return what each label means in DICOM, of the labels whose meaning is known."""
     unknown = sorted(set(labelling.codes) - set(manifest.foreground.values()))
     if unknown:
         raise UsageError(
@@ -137,79 +156,51 @@ def _codes(manifest: Manifest, labelling: Labelling) -> dict[str, Any]:
     return codes_metadata(infos)
 
 
-def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:
-    """What the stock configs need beside MONAI's own requirements."""
-    required = {name: versions[name] for name in ("nibabel", "pytorch-ignite") if name in versions}
-    needed = {
-        "fire": True,  # without it, monai.bundle does not start
-        "scikit-image": cleanup,
-        "einops": network.endswith("SwinUNETR"),
-    }
-    for name in (name for name, is_needed in needed.items() if is_needed):
-        with suppress(PackageNotFoundError):
-            required[name] = version(name)
-    return required
+def _headline(results: Mapping[str, Any] | None, best: Mapping[str, Any]) -> dict[str, float]:
+    results = results or {}
+    measured = (results.get("metrics") or {}).get("dice", {}).get(OVERALL, {})
+    figures = {"val": best.get("val_mean_dice"), results.get("split", "test"): measured.get("value")}
+    return {f"{part}_mean_dice": round(float(value), 4) for part, value in figures.items() if value is not None}
 
 
-def _output_channels(run: Run) -> dict[str, str]:
-    """Meaning of the network's output channels; one sigmoid channel is the one label."""
-    if run.config["activation"] == "sigmoid":
-        return {"0": run.manifest.labels["1"]}
-    return dict(run.manifest.labels)
-
-
-def _network_data_format(run: Run) -> dict[str, Any]:
-    patch = resolve(run.config["patch_size"], run.config)
+def _network_data_format(run: Run, outputs: Mapping[str, str]) -> dict[str, Any]:
     channels = run.manifest.channels
-    is_ct = all(name.upper().startswith("CT") for name in channels)
-    is_mr = all(name.upper().startswith("M") or name.upper()[:2] in ("T1", "T2", "FL") for name in channels)
-    shared = {"type": "image", "spatial_shape": patch, "dtype": "float32", "value_range": [], "is_patch_data": True}
-    outputs = _output_channels(run)
-    return {
-        "inputs": {
-            "image": {
-                **shared,
-                "format": "hounsfield" if is_ct else "magnitude",
-                "modality": "CT" if is_ct else "MR" if is_mr else ", ".join(channels),
-                "num_channels": len(channels),
-                "channel_def": {str(index): name for index, name in enumerate(channels)},
-            }
-        },
-        "outputs": {"pred": {**shared, "format": "labels", "num_channels": len(outputs), "channel_def": outputs}},
+    names = [name.upper() for name in channels]
+    is_ct = all(name.startswith("CT") for name in names)
+    is_mr = all(name.startswith(("M", "T1", "T2", "FL")) for name in names)
+    shape = resolve(run.config["patch_size"], run.config)
+    shared = {"type": "image", "spatial_shape": shape, "dtype": "float32", "value_range": [], "is_patch_data": True}
+    image = {
+        **shared,
+        "format": "hounsfield" if is_ct else "magnitude",
+        "modality": "CT" if is_ct else "MR" if is_mr else ", ".join(channels),
+        "num_channels": len(channels),
+        "channel_def": {str(index): name for index, name in enumerate(channels)},
     }
+    pred = {**shared, "format": "labels", "num_channels": len(outputs), "channel_def": outputs}
+    return {"inputs": {"image": image}, "outputs": {"pred": pred}}
 
 
 def _training_data(run: Run) -> dict[str, Any]:
-    cases = run.record.get("cases") or {}
+    manifest = run.manifest
     return {
-        "name": run.manifest.name,
-        "description": run.manifest.description,
-        "licence": run.manifest.licence,
-        "source": run.manifest.source,
-        "split_rule": run.manifest.split_rule,
-        "patient_rule": run.manifest.patient_rule,
-        "training_cases": len(cases.get("training", [])) or None,
-        "validation_cases": len(cases.get("validation", [])) or None,
-        "test_cases": len(run.manifest.test) or None,
+        "name": manifest.name,
+        "description": manifest.description,
+        "licence": manifest.licence,
+        "source": manifest.source,
+        "split_rule": manifest.split_rule,
+        "patient_rule": manifest.patient_rule,
+        "training_cases": len(run.cases.get("training", [])) or None,
+        "validation_cases": len(run.cases.get("validation", [])) or None,
+        "test_cases": len(manifest.test) or None,
         "seen": run.seen,
     }
 
 
-def _headline(results: dict[str, Any] | None, best: Mapping[str, Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    if best.get("val_mean_dice") is not None:
-        found["val_mean_dice"] = round(float(best["val_mean_dice"]), 4)
-    mean = ((results or {}).get("metrics") or {}).get("dice", {}).get(OVERALL, {})
-    if mean.get("value") is not None:
-        found[f"{(results or {}).get('split', 'test')}_mean_dice"] = round(float(mean["value"]), 4)
-    return found
-
-
-def _commands(name: str, results: Mapping[str, Any] | None) -> dict[str, str]:
-    measured = results or {}
-    fold = "" if measured.get("fold") is None else f" --fold {measured['fold']}"
-    part = f"--split {measured.get('split', 'test')}{fold} --data DATA"
-    nsd = measured.get("tolerance_mm", 1.0)
+def _commands(name: str, results: Mapping[str, Any]) -> dict[str, str]:
+    fold = "" if results.get("fold") is None else f" --fold {results['fold']}"
+    part = f"--split {results.get('split', 'test')}{fold} --data DATA"
+    nsd = results.get("tolerance_mm", 1.0)
     tolerance = "" if nsd == 1.0 else f" --tolerance-mm {nsd:g}"
     manifest = f"{name}/configs/manifest.json"
     stock = f"python -m monai.bundle run --config_file {name}/configs"
@@ -224,7 +215,3 @@ def _commands(name: str, results: Mapping[str, Any] | None) -> dict[str, str]:
         "verify": f"segpipe bundle verify {name}",
         "reproduce": f"segpipe reproduce {name} --data DATA",
     }
-
-
-def _short(network: Mapping[str, Any]) -> str:
-    return str(network["_target_"]).rsplit(".", 1)[-1]

@@ -1,24 +1,14 @@
-"""The parts of a model card that say how to run the model, what goes in and out, and how to check and repeat it.
-
-The model card ``docs/README.md``, for a reader who knows nothing of us.
-"""
+"""The model card ``docs/README.md``, for a reader who knows nothing of us: sections of Markdown in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from segpipe.bundle.exporting.card_results import (
-    EXAMPLE,
-    best_figure,
-    code,
-    facts,
-    picture,
-    results_section,
-    table,
-    training_section,
-)
+from segpipe.bundle.exporting.card_figures import BARS, CURVES, EXAMPLE, OVERALL
 
+Document = Mapping[str, Any]
+WIDTH = 100
 FILES = (
     ("docs/README.md", "this card; its pictures lie beside it"),
     ("configs/inference.json", "images in a folder to label maps, with MONAI alone"),
@@ -32,119 +22,21 @@ FILES = (
     ("provenance.json", "data, split, settings, versions, machine and hashes of the training"),
     ("SHA256SUMS", "hash of every file"),
 )
+METRICS = {  # name, digits
+    "dice": ("Dice", 3),
+    "nsd": ("surface Dice", 3),
+    "hd95_mm": ("HD95 (mm)", 2),
+    "assd_mm": ("surface distance (mm)", 2),
+}
+SPLITS = {
+    "test": "held out of the training",
+    "validation": "validation: they chose the weights, so the figures are a little too good",
+    "training": "the training cases themselves: no measure of quality on new ones",
+}
 
 
-def running_section(metadata: Mapping[str, Any]) -> str:
-    """Installation and the commands for MONAI and for segpipe."""
-    name, commands = metadata["name"], metadata["commands"]
-    packages = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
-    install = " ".join(f"{package}=={version}" for package, version in packages.items())
-    several = metadata["network_data_format"]["inputs"]["image"]["num_channels"] > 1
-    return (
-        f"## How to run\n\nIn the folder that holds this one, which is called `{name}` here. `IMAGES` is a folder of "
-        "NIfTI files, `OUT` one for the label maps, outside the bundle. With MONAI alone (whose "
-        "command line needs the package `fire`):\n\n"
-        f"{code(f'pip install {install}', commands['predict_stock'])}\n\n"
-        f"Each {'case' if several else 'image'} becomes `OUT/<name>{'_0000' if several else ''}_seg.nii.gz`. "
-        "`--device cuda:0` runs on a GPU. An unreadable file ends the run, and an empty folder gives nothing but a "
-        "warning.\n\n"
-        "With segpipe, which goes on after a bad case, resumes, reads DICOM and measures volumes:\n\n"
-        f"{code(commands['predict'])}\n\n"
-        f"Made with PyTorch {metadata['pytorch_version']} and NumPy {metadata['numpy_version']}."
-    )
-
-
-def input_section(metadata: Mapping[str, Any], pictures: Collection[str]) -> str:
-    """Channels, labels with their codes, and how an image is prepared."""
-    formats = metadata["network_data_format"]
-    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
-    channels = table(["channel", "image"], image["channel_def"].items())
-    labels = pred["channel_def"]
-    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
-    codes = {name: _code(entry) for name, entry in metadata["codes"].items()}
-    rows = [(value, name, *([codes.get(name)] if codes else [])) for value, name in labels.items()]
-    columns = ["value", "label", "meaning (SCT is SNOMED CT)"] if codes else ["value", "label"]
-    ending = ", one file a channel, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
-    unit = ", in Hounsfield units" if image["format"] == "hounsfield" else ""
-    size = " x ".join(map(str, image["spatial_shape"]))
-    return (
-        "## Input and output\n\n3D NIfTI volumes of any size, orientation and spacing "
-        f"({image['modality']}{unit}){ending if image['num_channels'] > 1 else ''}:\n\n{channels}\n\n"
-        "Label maps are uint8 NIfTI files on the grid of the input:\n\n"
-        f"{table(columns, rows)}\n\n{_cleanup(metadata)}"
-        "Orientation, spacing and intensity are prepared as `deterministic_transforms` in `configs/inference.json` "
-        f"says: nothing needs to be done before. The network sees windows of {size} voxels, put together with Gaussian "
-        f"weights.{_example(metadata, pictures)}"
-    )
-
-
-def _example(metadata: Mapping[str, Any], pictures: Collection[str]) -> str:
-    """The golden case, and why it is no picture of the model's quality."""
-    if EXAMPLE not in pictures:
-        return ""
-    several = metadata["network_data_format"]["inputs"]["image"]["num_channels"] > 1
-    shown = " Of its channels the first is drawn." if several else ""
-    words = "an image in three planes, and below it the same with the outlines of the labels"
-    caption = (
-        f"The case in `golden/`: input above, output below, the patient's right on the left.{shown} Where the input "
-        f"is from: {metadata['golden']['how']}. It shows the form of input and output, and nothing of the model's "
-        "quality: it is there to see whether the bundle computes on another machine what it did on its author's."
-    )
-    return f"\n\n{picture(EXAMPLE, words, caption)}"
-
-
-def checking_section(metadata: Mapping[str, Any]) -> str:
-    """Whether the folder is intact and does what it did; how to measure and to train again."""
-    commands = metadata["commands"]
-    needs = ", ".join(metadata["config_requirements"]["train.json"])
-    golden = (metadata.get("golden") or {}).get("voxels")
-    replay = " and that it still gives for the case in `golden/` what it gave its author" if golden else ""
-    parts = [
-        "## Check and repeat",
-        "Check that no file was changed, with what every system has:",
-        code(commands["check"]),
-        "With segpipe, before anything of the bundle runs, also that its configs run nothing else than they "
-        f"should{replay}. Hashes show that nothing changed, never who made it:",
-        code(commands["verify"]),
-        "`DATA` is the folder that the paths in `configs/manifest.json` start from. Measure "
-        f"Dice over its {metadata['evaluate_section']} cases with MONAI alone:",
-        code(commands["evaluate_stock"]),
-    ]
-    if metadata.get("results"):
-        parts += ["The whole table of results, with segpipe:", code(commands["predict_again"], commands["evaluate"])]
-    parts += [
-        f"Train again ({f'needs {needs}' if needs else 'MONAI is enough'}):",
-        code(commands["train"]),
-        "Train again with all that `provenance.json` records, and compare with these weights. On the same class of "
-        "processor, with the same versions, they come out the same, bit for bit; elsewhere the difference is told:",
-        code(commands["reproduce"]),
-    ]
-    return "\n\n".join(parts)
-
-
-def files_section(metadata: Mapping[str, Any]) -> str:
-    """What lies where."""
-    absent = set() if "inference_fast.json" in metadata["config_requirements"] else {"configs/inference_fast.json"}
-    if not (metadata.get("golden") or {}).get("voxels"):
-        absent.add("golden/")
-    return "## What is in this folder\n\n" + table(
-        ["file", "what it is"], [(f"`{name}`", words) for name, words in FILES if name not in absent]
-    )
-
-
-def _code(entry: Mapping[str, Any]) -> str | None:
-    """What a label means in DICOM, such as ``Liver (SCT 10200004)``."""
-    terms = [entry[key] for key in ("type", "modifier", "region") if key in entry]
-    return ", ".join(f"{term['meaning']} ({term['scheme']} {term['value']})" for term in terms) or None
-
-
-def _cleanup(metadata: Mapping[str, Any]) -> str:
-    rules = metadata["postprocessing"]
-    return "".join(f"Of {label}, {rule}.\n\n" for label, rule in rules.items())
-
-
-def model_card(metadata: Mapping[str, Any], provenance: Mapping[str, Any], pictures: Collection[str] = ()) -> str:
-    """Markdown: what it is and for whom, results, how to run, input, training, limits, licence, how to check it.
+def model_card(metadata: Document, provenance: Document, pictures: Collection[str] = ()) -> str:
+    """Return Markdown: what it is and for whom, results, how to run, input, training, limits, licence, checks.
 
     Args:
         metadata: ``configs/metadata.json``.
@@ -154,46 +46,39 @@ def model_card(metadata: Mapping[str, Any], provenance: Mapping[str, Any], pictu
     sections = [
         _head(metadata),
         _purpose(),
-        results_section(metadata, pictures),
+        _results(metadata, pictures),
         _limits(metadata),
-        running_section(metadata),
-        input_section(metadata, pictures),
-        training_section(metadata, provenance, pictures),
-        checking_section(metadata),
+        _running(metadata),
+        _input(metadata, pictures),
+        _training(metadata, provenance, pictures),
+        _checking(metadata),
         _licence(metadata),
-        files_section(metadata),
+        _files(metadata),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _head(metadata: Mapping[str, Any]) -> str:
+def _head(metadata: Document) -> str:
     status = metadata["run"].get("status")
     warning = "" if status == "finished" else f"\n\n**The training did not finish ({status or 'not recorded'}).**"
     data, image = metadata["training_data"], metadata["network_data_format"]["inputs"]["image"]
-    channels = ", ".join(image["channel_def"].values())
-    key_facts = facts(
+    data_set = f"{data['name']} ({data['description'].rstrip('.')})" if data["description"] else data["name"]
+    known = facts(
         "in short",
-        [
-            ("reads", f"3D NIfTI volumes: {channels}"),
-            ("gives", f"a label map on the same grid: {metadata['label_classes'].removeprefix('0 is background; ')}"),
-            ("measured", best_figure(metadata) or "not on held-out cases"),
-            ("trained on", f"{data['name']}, {data['training_cases'] or 'an unknown number of'} cases"),
-            ("needs", "Python 3.10 or later and MONAI; no GPU"),
-            ("licence of the weights", metadata["license"].removeprefix("see ")),
-        ],
+        reads=f"3D NIfTI volumes: {', '.join(image['channel_def'].values())}",
+        gives=f"a label map on the same grid: {metadata['label_classes'].removeprefix('0 is background; ')}",
+        measured=_best_figure(metadata) or "not on held-out cases",
+        trained_on=f"{data['name']}, {data['training_cases'] or 'an unknown number of'} cases",
+        needs="Python 3.10 or later and MONAI; no GPU",
+        licence_of_the_weights=metadata["license"].removeprefix("see "),
     )
     return (
-        f"# {metadata['name']} {metadata['version']}\n\n{metadata['description']}{_about(data)}\n\n"
-        f"**{metadata['intended_use']}**{warning}\n\n{key_facts}\n\n"
+        f"# {metadata['name']} {metadata['version']}\n\n{metadata['description']} It was trained on the data set "
+        f"{data_set}.\n\n**{metadata['intended_use']}**{warning}\n\n{known}\n\n"
         "This folder is a [MONAI bundle](https://docs.monai.io/en/stable/bundle_intro.html): a trained network, the "
         "configs that run it, and what is known of it. [MONAI](https://monai.io) alone runs it. The package segpipe, "
         "which wrote it, adds conveniences and checks."
     )
-
-
-def _about(data: Mapping[str, Any]) -> str:
-    what = f"{data['name']} ({data['description'].rstrip('.')})" if data["description"] else data["name"]
-    return f" It was trained on the data set {what}."
 
 
 def _purpose() -> str:
@@ -205,7 +90,73 @@ def _purpose() -> str:
     )
 
 
-def _limits(metadata: Mapping[str, Any]) -> str:
+def _results(metadata: Document, pictures: Collection[str]) -> str:
+    """Figures with intervals, on which data, and each case as a bar."""
+    results, best = metadata.get("results"), metadata["eval_metrics"].get("val_mean_dice")
+    chosen = (
+        ""
+        if best is None
+        else (
+            "The weights are those of the epoch with the best mean Dice over the validation cases, "
+            f"{best:.3f}; as a choice it is a little too good, and no result on new cases."
+        )
+    )
+    if not results:
+        return f"## Results\n\nNot measured on held-out cases. {chosen}".rstrip()
+    rows = [
+        (name, label, _figure(entry, digits), _number(entry["median"], digits), entry["n"])
+        for metric, labels in results["metrics"].items()
+        for name, digits in [METRICS[metric]]
+        for label, entry in labels.items()
+    ]
+    lost = results["missing"] + results["failed"]
+    failed = f"{lost} failed and count as Dice 0" if lost else "None of them failed"
+    parts = [
+        "## Results",
+        f"Measured on {results['cases']} cases of {results['patients']} patients ({_split(metadata)}). "
+        f"{failed}. Means over cases; in brackets {results['interval']}.",
+        table(["measure", "label", "mean", "median", "cases"], rows),
+        "Dice is the overlap of prediction and truth, 1 at best. Surface Dice is the share of both surfaces that lie "
+        f"within {results['tolerance_mm']} mm of each other, 1 at best. HD95 is the 95th percentile of the distances "
+        "between the surfaces, surface distance their mean: 0 at best.",
+    ]
+    if BARS in pictures:
+        words = "Dice of every measured case as a bar, with the mean in red and the median in green"
+        caption = "Each bar is a case, from the worst to the best; mean over its labels. Red: mean, green: median."
+        parts.append(picture(BARS, words, caption))
+    return "\n\n".join([*parts, chosen]).rstrip()
+
+
+def _best_figure(metadata: Document) -> str | None:
+    """The mean Dice with its interval and cases, in a few words; None where nothing was measured."""
+    results = metadata.get("results")
+    if not results:
+        return None
+    entry = results["metrics"].get("dice", {}).get(OVERALL, {})
+    return f"Dice (overlap, 1 at best) {_figure(entry)} on {results['cases']} cases ({_split(metadata, short=True)})"
+
+
+def _split(metadata: Document, short: bool = False) -> str:
+    results = metadata["results"]
+    trained = metadata["run"].get("manifest_sha256")
+    if trained and results["manifest_sha256"] != trained:
+        name = results.get("dataset") or "unnamed"
+        return f"{results['split']} cases of another manifest than that of the training: {name}"
+    words = SPLITS.get(str(results["split"]), str(results["split"]))
+    return words.partition(":")[0] if short else words
+
+
+def _figure(entry: Document, digits: int = 3) -> str:
+    low, high = (_number(entry.get(name), digits) for name in ("low", "high"))
+    bounds = "" if low is None or high is None else f" [{low}, {high}]"
+    return f"{_number(entry.get('value'), digits) or '-'}{bounds}"
+
+
+def _number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _limits(metadata: Document) -> str:
     lines = [
         *metadata["limits"],
         "Scans unlike the training data (other scanner, protocol, field of view, anatomy, disease) were not measured: "
@@ -217,13 +168,201 @@ def _limits(metadata: Mapping[str, Any]) -> str:
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _licence(metadata: Mapping[str, Any]) -> str:
+def _running(metadata: Document) -> str:
+    """Installation and the commands for MONAI and for segpipe."""
+    name, commands = metadata["name"], metadata["commands"]
+    packages = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
+    install = " ".join(f"{package}=={version}" for package, version in packages.items())
+    what, ending = ("case", "_0000") if _has_channels(metadata) else ("image", "")
+    return (
+        f"## How to run\n\nIn the folder that holds this one, which is called `{name}` here. `IMAGES` is a folder of "
+        "NIfTI files, `OUT` one for the label maps, outside the bundle. With MONAI alone (whose "
+        "command line needs the package `fire`):\n\n"
+        f"{code(f'pip install {install}', commands['predict_stock'])}\n\n"
+        f"Each {what} becomes `OUT/<name>{ending}_seg.nii.gz`. "
+        "`--device cuda:0` runs on a GPU. An unreadable file ends the run, and an empty folder gives nothing but a "
+        "warning.\n\n"
+        "With segpipe, which goes on after a bad case, resumes, reads DICOM and measures volumes:\n\n"
+        f"{code(commands['predict'])}\n\n"
+        f"Made with PyTorch {metadata['pytorch_version']} and NumPy {metadata['numpy_version']}."
+    )
+
+
+def _input(metadata: Document, pictures: Collection[str]) -> str:
+    """Channels, labels with their codes, and how an image is prepared."""
+    formats = metadata["network_data_format"]
+    image, labels = formats["inputs"]["image"], formats["outputs"]["pred"]["channel_def"]
+    channels = table(["channel", "image"], image["channel_def"].items())
+    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
+    codes = {name: _code(entry) for name, entry in metadata["codes"].items()}
+    rows = [(value, name, *([codes.get(name)] if codes else [])) for value, name in labels.items()]
+    columns = ["value", "label", *(["meaning (SCT is SNOMED CT)"] if codes else [])]
+    ending = ", one file a channel, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
+    unit = ", in Hounsfield units" if image["format"] == "hounsfield" else ""
+    size = " x ".join(map(str, image["spatial_shape"]))
+    cleanup = "".join(f"Of {label}, {rule}.\n\n" for label, rule in metadata["postprocessing"].items())
+    return (
+        "## Input and output\n\n3D NIfTI volumes of any size, orientation and spacing "
+        f"({image['modality']}{unit}){ending if _has_channels(metadata) else ''}:\n\n{channels}\n\n"
+        f"Label maps are uint8 NIfTI files on the grid of the input:\n\n{table(columns, rows)}\n\n{cleanup}"
+        "Orientation, spacing and intensity are prepared as `deterministic_transforms` in `configs/inference.json` "
+        f"says: nothing needs to be done before. The network sees windows of {size} voxels, put together with Gaussian "
+        f"weights.{_example(metadata, pictures)}"
+    )
+
+
+def _has_channels(metadata: Document) -> bool:
+    return bool(metadata["network_data_format"]["inputs"]["image"]["num_channels"] > 1)
+
+
+def _code(entry: Document) -> str | None:
+    """What a label means in DICOM, such as ``Liver (SCT 10200004)``."""
+    terms = [entry[key] for key in ("type", "modifier", "region") if key in entry]
+    return ", ".join(f"{term['meaning']} ({term['scheme']} {term['value']})" for term in terms) or None
+
+
+def _example(metadata: Document, pictures: Collection[str]) -> str:
+    """The golden case, and why it is no picture of the model's quality."""
+    if EXAMPLE not in pictures:
+        return ""
+    first = " Of its channels the first is drawn." if _has_channels(metadata) else ""
+    words = "an image in three planes, and below it the same with the outlines of the labels"
+    caption = (
+        f"The case in `golden/`: input above, output below, the patient's right on the left.{first} Where the input "
+        f"is from: {metadata['golden']['how']}. It shows the form of input and output, and nothing of the model's "
+        "quality: it is there to see whether the bundle computes on another machine what it did on its author's."
+    )
+    return f"\n\n{picture(EXAMPLE, words, caption)}"
+
+
+def _training(metadata: Document, provenance: Document, pictures: Collection[str]) -> str:
+    """Data, network, cost, curves, and how much another seed changes."""
+    data, run = metadata["training_data"], metadata["run"]
+    hours = provenance["duration_seconds"] / 3600
+    machine = (provenance.get("environment") or {}).get("hardware") or {}
+    place = ", ".join(machine.get("gpus") or []) or machine.get("processor")
+    net = str(provenance["config"]["network_def"]["_target_"]).rpartition(".")[2]
+    cases = {part: data[f"{part}_cases"] for part in ("training", "validation", "test")}
+    known = facts(
+        "the training",
+        data=data["name"],
+        source=data["source"],
+        licence_of_the_data=data["licence"],
+        split=data["split_rule"],
+        rule_for_patients=data["patient_rule"],
+        cases=", ".join(f"{number} {part}" for part, number in cases.items() if number),
+        voxels_seen=_voxels_seen(data),
+        network=f"{net} ({run['network']}), {provenance['weights']['parameters']:,} parameters",
+        loss=run["loss"],
+        epochs=run["epochs"],
+        seed=run["seed"],
+        threads=provenance["threads"],
+        time=f"{hours:.1f} hours on {place}" if hours and place else None,
+    )
+    parts = ["## Training", known]
+    if CURVES in pictures:
+        words = "learning curves: loss and validation Dice over the epochs"
+        caption = (
+            "Loss on the training cases and Dice on the validation cases over the epochs; the dot is the epoch "
+            "whose weights are here."
+        )
+        parts.append(picture(CURVES, words, caption))
+    return "\n\n".join([*parts, _spread(provenance)]).rstrip()
+
+
+def _voxels_seen(data: Document) -> str | None:
+    """Edges of a voxel in the training cases."""
+    seen = data.get("seen")
+    if not seen:
+        return None
+    edges = [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in seen["spacing_ras_mm"]]
+    return f"{' x '.join(edges)} mm"
+
+
+def _spread(provenance: Document) -> str:
+    seeds = provenance.get("seeds")
+    if not seeds or seeds["val_mean_dice"]["sd"] is None:
+        return ""
+    dice = seeds["val_mean_dice"]
+    epochs = {run["epochs"] for run in seeds["runs"] if run["status"] == "finished"}
+    uneven = " The runs did not all have the same number of epochs." if len(epochs) > 1 else ""
+    return (
+        f"The same training with {dice['n']} seeds gave a best validation Dice of {dice['mean']:.3f} on average "
+        f"(standard deviation {dice['sd']:.3f}, from {dice['min']:.3f} to {dice['max']:.3f}): a smaller difference "
+        f"between two models may be chance.{uneven}"
+    )
+
+
+def _checking(metadata: Document) -> str:
+    """Whether the folder is intact and does what it did; how to measure and to train again."""
+    commands = metadata["commands"]
+    needs = ", ".join(metadata["config_requirements"]["train.json"])
+    replay = " and that it still gives for the case in `golden/` what it gave its author"
+    again = code(commands["predict_again"], commands["evaluate"])
+    parts = [
+        "## Check and repeat",
+        "Check that no file was changed, with what every system has:",
+        code(commands["check"]),
+        "With segpipe, before anything of the bundle runs, also that its configs run nothing else than they "
+        f"should{replay if _has_golden(metadata) else ''}. Hashes show that nothing changed, never who made it:",
+        code(commands["verify"]),
+        "`DATA` is the folder that the paths in `configs/manifest.json` start from. Measure "
+        f"Dice over its {metadata['evaluate_section']} cases with MONAI alone:",
+        code(commands["evaluate_stock"]),
+        *(["The whole table of results, with segpipe:", again] if metadata.get("results") else []),
+        f"Train again ({f'needs {needs}' if needs else 'MONAI is enough'}):",
+        code(commands["train"]),
+        "Train again with all that `provenance.json` records, and compare with these weights. On the same class of "
+        "processor, with the same versions, they come out the same, bit for bit; elsewhere the difference is told:",
+        code(commands["reproduce"]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _has_golden(metadata: Document) -> bool:
+    return bool((metadata.get("golden") or {}).get("voxels"))
+
+
+def _licence(metadata: Document) -> str:
     by = "" if metadata["authors"] in (metadata["copyright"], "not stated") else f" Made by {metadata['authors']}."
     data = metadata["training_data"]
-    of_data = f" The training data is not part of this folder; it is that of {data['name']}"
-    of_data += (
-        f", licence {data['licence']} (`docs/data_license.txt`)." if data["licence"] else "; its licence is not stated."
-    )
+    of_data = f", licence {data['licence']} (`docs/data_license.txt`)" if data["licence"] else None
     cite = f" Whoever publishes with it cites: {'; '.join(metadata['references'])}." if metadata["references"] else ""
     weights = metadata["license"].removeprefix("see ")
-    return f"## Licence\n\nWeights and configs: {weights} (`LICENSE`).{by}{of_data}{cite}"
+    return (
+        f"## Licence\n\nWeights and configs: {weights} (`LICENSE`).{by} The training data is not part of this folder; "
+        f"it is that of {data['name']}{of_data or '; its licence is not stated'}.{cite}"
+    )
+
+
+def _files(metadata: Document) -> str:
+    fast = "inference_fast.json" in metadata["config_requirements"]
+    there = {"configs/inference_fast.json": fast, "golden/": _has_golden(metadata)}
+    rows = [(f"`{name}`", words) for name, words in FILES if there.get(name, True)]
+    return "## What is in this folder\n\n" + table(["file", "what it is"], rows)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table; a cell that is None is a dash."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = ["-" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def facts(head: str, **known: Any) -> str:
+    """Return a table of what is known, without what is not; an underscore in a name is a blank."""
+    rows = [(name.replace("_", " "), value) for name, value in known.items() if value not in (None, "", [], {})]
+    return table([head, ""], rows)
+
+
+def code(*commands: str) -> str:
+    """Return a block of commands, one a line; a long one goes on in the next lines, an option each."""
+    lines = [line if len(line) <= WIDTH else line.replace(" --", " \\\n    --") for line in commands]
+    return "\n".join(["```", *lines, "```"])
+
+
+def picture(name: str, words: str, caption: str) -> str:
+    """Return a picture beside the card, and the sentence below it."""
+    return f"![{words}]({name})\n\n*{caption}*"

@@ -1,7 +1,4 @@
-"""``provenance.json``: where a bundle's weights come from, and all that is needed to train them again.
-
-A run folder as data: what was trained, with what, and whether it is still what it was.
-"""
+"""A run folder as data, still what was trained or refused, and ``provenance.json``, with which to train it again."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.exporting.bundle_configs import train_config
-from segpipe.bundle.tensors import State, tensors_sha256
+from segpipe.bundle.tensors import WEIGHTS, State, tensors_sha256
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.provenance import versions as installed_versions
 from segpipe.data import FINGERPRINT, Manifest, load_manifest, read_fingerprint
@@ -20,83 +17,10 @@ from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.evaluation import seen_in_training
 from segpipe.reporting import read_history
 
-PROVENANCE = "provenance.json"
-MANIFEST, TRAIN, WEIGHTS = "configs/manifest.json", "configs/train.json", "models/model.pt"
+PROVENANCE, MANIFEST, TRAIN = "provenance.json", "configs/manifest.json", "configs/train.json"
 SCHEMA_VERSION = 1
-
-
-def provenance(run: Run, state: State, root: Path) -> dict[str, Any]:
-    """All of ``provenance.json``.
-
-    Args:
-        run: what was trained.
-        state: the weights.
-        root: the bundle, with manifest, train config and weights already in it.
-    """
-    record = run.record
-    sessions = record.get("sessions") or []
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": record.get("status"),
-        "manifest": {
-            "name": run.manifest.name,
-            "sha256": record.get("manifest_sha256"),
-            "in_bundle": {"file": MANIFEST, "sha256": sha256_of(root / MANIFEST)},
-            "files_sha256": _files(run.manifest),
-        },
-        "split": _split(run),
-        "config": train_config(run.config),
-        "config_in_bundle": {"file": TRAIN, "sha256": sha256_of(root / TRAIN)},
-        "config_sha256": record.get("config_sha256"),
-        "seed": record.get("seed"),
-        "threads": record.get("threads"),
-        "workers": record.get("num_workers"),
-        "epochs": record.get("epochs"),
-        "best": record.get("best"),
-        "duration_seconds": round(sum(float(session.get("seconds") or 0) for session in sessions), 1),
-        "sessions": [_session(session) for session in sessions],
-        "environment": record.get("environment"),
-        "weights": {
-            "file": WEIGHTS,
-            "sha256": sha256_of(root / WEIGHTS),
-            "tensors_sha256": tensors_sha256(state),
-            "tensors": len(state),
-            "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
-        },
-        "seeds": run.seeds,
-    }
-
-
-def _split(run: Run) -> dict[str, Any]:
-    """Which cases were trained on, validated on and held out."""
-    cases = run.record.get("cases") or {}
-    return {
-        "rule": run.manifest.split_rule,
-        "patients": run.manifest.patient_rule,
-        "fold": run.record.get("fold"),
-        "training": cases.get("training", []),
-        "validation": cases.get("validation", []),
-        "test": [case.id for case in run.manifest.test],
-    }
-
-
-def _files(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of each file of the data set that was hashed when it was seen."""
-    return {path: digest for case in manifest.cases() for path, digest in (case.sha256 or {}).items()}
-
-
-def _session(session: Mapping[str, Any]) -> dict[str, Any]:
-    began = session.get("began")
-    return {
-        "resumed": bool(session.get("resumed")),
-        "began": None if began is None else datetime.fromtimestamp(float(began), UTC).isoformat("T", "seconds"),
-        "seconds": session.get("seconds"),
-        "versions": session.get("versions"),
-    }
-
-
-NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 SEEDS = "seeds.json"
+NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 
 
 @dataclass(frozen=True)
@@ -124,6 +48,11 @@ class Run:
         """Packages that the run was trained with, else those installed here."""
         recorded = (self.record.get("environment") or {}).get("versions") or {}
         return {**installed_versions(), **recorded}
+
+    @property
+    def cases(self) -> Mapping[str, list[str]]:
+        """Ids of the cases that were trained on and validated on."""
+        return self.record.get("cases") or {}
 
 
 def read_run(folder: Path, unfinished: bool = False) -> Run:
@@ -158,49 +87,9 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         config,
         record,
         load_manifest(folder / "manifest.json"),
-        _seen(folder, record),
+        _read_seen(folder, record),
         read_history(folder) if (folder / "history.csv").is_file() else (),
-        read_seeds(folder),
-    )
-
-
-def read_seeds(folder: Path) -> dict[str, Any] | None:
-    """What ``seeds.json`` beside a run says of the runs that differ by their seed; None where it is not one of them.
-
-    Raises:
-        DataError: it is not what `segpipe train --seeds` writes.
-    """
-    path = folder.resolve().parent / SEEDS
-    if not path.is_file():
-        return None
-    document = read_json(path, "seed-to-seed spread")
-    try:
-        runs = [
-            {"seed": int(run["seed"]), "status": run["status"], "epochs": run["epochs"], "best": run["best"]}
-            for run in document["seeds"]
-        ]
-        named = {Path(str(run["folder"])).name for run in document["seeds"]}
-        spread = {key: document["val_mean_dice"][key] for key in ("mean", "sd", "min", "max", "n")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            "not a record of several seeds",
-            path=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="what `segpipe train --seeds` writes",
-        ) from error
-    return {"runs": runs, "val_mean_dice": spread} if folder.resolve().name in named else None
-
-
-def _seen(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Spacing and intensity of the cases that were trained on, where the run has a fingerprint."""
-    fingerprint = read_fingerprint(folder / FINGERPRINT)
-    trained = set((record.get("cases") or {}).get("training", []))
-    cases = [case for case in fingerprint.cases if case.id in trained] if fingerprint else []
-    if not cases:
-        return None
-    return seen_in_training(
-        [case.spacing_ras_mm for case in cases],
-        [[channel.overall.percentiles for channel in case.channels] for case in cases],
+        _read_seeds(folder),
     )
 
 
@@ -222,3 +111,102 @@ def _require_as_trained(folder: Path, record: Mapping[str, Any], unfinished: boo
             expected="finished",
             hint="go on with `segpipe train --resume`, or export what there is with --unfinished",
         )
+
+
+def _read_seen(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read spacing and intensity of the cases that were trained on; None where the run has no fingerprint."""
+    fingerprint = read_fingerprint(folder / FINGERPRINT)
+    trained = set((record.get("cases") or {}).get("training", []))
+    cases = [case for case in fingerprint.cases if case.id in trained] if fingerprint else []
+    if not cases:
+        return None
+    return seen_in_training(
+        [case.spacing_ras_mm for case in cases],
+        [[channel.overall.percentiles for channel in case.channels] for case in cases],
+    )
+
+
+def _read_seeds(folder: Path) -> dict[str, Any] | None:
+    """Read what ``seeds.json`` beside a run says of the runs that differ by their seed; None where it is not of them.
+
+    Raises:
+        DataError: it is not what `segpipe train --seeds` writes.
+    """
+    path = folder.resolve().parent / SEEDS
+    if not path.is_file():
+        return None
+    document = read_json(path, "seed-to-seed spread")
+    try:
+        runs = [
+            {"seed": int(run["seed"]), "status": run["status"], "epochs": run["epochs"], "best": run["best"]}
+            for run in document["seeds"]
+        ]
+        folders = {Path(str(run["folder"])).name for run in document["seeds"]}
+        spread = {key: document["val_mean_dice"][key] for key in ("mean", "sd", "min", "max", "n")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            "not a record of several seeds",
+            path=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="what `segpipe train --seeds` writes",
+        ) from error
+    return {"runs": runs, "val_mean_dice": spread} if folder.resolve().name in folders else None
+
+
+def provenance(run: Run, state: State, root: Path) -> dict[str, Any]:
+    """Return all of ``provenance.json``.
+
+    Args:
+        run: what was trained.
+        state: the weights.
+        root: the bundle, with manifest, train config and weights already in it.
+    """
+    record, manifest = run.record, run.manifest
+    sessions = record.get("sessions") or []
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": record.get("status"),
+        "manifest": {
+            "name": manifest.name,
+            "sha256": record.get("manifest_sha256"),
+            "in_bundle": {"file": MANIFEST, "sha256": sha256_of(root / MANIFEST)},
+            "files_sha256": {path: sha256 for case in manifest.cases() for path, sha256 in (case.sha256 or {}).items()},
+        },
+        "split": {
+            "rule": manifest.split_rule,
+            "patients": manifest.patient_rule,
+            "fold": record.get("fold"),
+            "training": run.cases.get("training", []),
+            "validation": run.cases.get("validation", []),
+            "test": [case.id for case in manifest.test],
+        },
+        "config": train_config(run.config),
+        "config_in_bundle": {"file": TRAIN, "sha256": sha256_of(root / TRAIN)},
+        "config_sha256": record.get("config_sha256"),
+        "seed": record.get("seed"),
+        "threads": record.get("threads"),
+        "workers": record.get("num_workers"),
+        "epochs": record.get("epochs"),
+        "best": record.get("best"),
+        "duration_seconds": round(sum(float(session.get("seconds") or 0) for session in sessions), 1),
+        "sessions": [_session(session) for session in sessions],
+        "environment": record.get("environment"),
+        "weights": {
+            "file": WEIGHTS,
+            "sha256": sha256_of(root / WEIGHTS),
+            "tensors_sha256": tensors_sha256(state),
+            "tensors": len(state),
+            "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+        },
+        "seeds": run.seeds,
+    }
+
+
+def _session(session: Mapping[str, Any]) -> dict[str, Any]:
+    began = session.get("began")
+    return {
+        "resumed": bool(session.get("resumed")),
+        "began": None if began is None else datetime.fromtimestamp(float(began), UTC).isoformat("T", "seconds"),
+        "seconds": session.get("seconds"),
+        "versions": session.get("versions"),
+    }

@@ -1,12 +1,11 @@
-"""From a run folder to a MONAI bundle that stock MONAI runs without this package."""
+"""From a run folder to a MONAI bundle: `export`, which writes all files of the folder in their order."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,15 @@ from segpipe.bundle.exporting.bundle_configs import (
     network_definition,
     train_config,
 )
-from segpipe.bundle.exporting.bundle_metadata import Labelling, bundle_metadata
+from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
 from segpipe.bundle.exporting.card import model_card
-from segpipe.bundle.exporting.card_results import draw_pictures, read_evaluation
-from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, WEIGHTS, Run, provenance, read_run
+from segpipe.bundle.exporting.card_figures import draw_pictures, read_evaluation
+from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance, read_run
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
-from segpipe.bundle.tensors import read_state, require_fits, torch_bytes
+from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_bytes
 from segpipe.bundle.vet import METADATA, write_sums
-from segpipe.common.files import cannot_write, write_json, write_text, write_whole
+from segpipe.common.files import cannot_write, read_json, write_json, write_text, write_whole
 from segpipe.data import Manifest
 from segpipe.errors import UsageError
 from segpipe.inference import read_rules
@@ -66,31 +65,63 @@ format=%(asctime)s %(levelname)s %(message)s
 def export(
     run: str | Path,
     out: str | Path,
-    labelling: Labelling | None = None,
+    *,
+    name: str | None = None,
+    version: str = "0.1.0",
+    licence: str = "Apache-2.0",
+    authors: str = NOT_STATED,
+    description: str = "",
+    limits: Sequence[str] = (),
+    codes: str | Path | Mapping[str, Any] | None = None,
     evaluation: str | Path | None = None,
     postprocessing: str | Path | None = None,
-    overwrite: bool = False,
+    golden: Sequence[str | Path] = (),
     unfinished: bool = False,
-    golden: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle folder, whole or not at all, and open it.
+    """Write the best weights of a run as a bundle folder, whole or not at all, and open it.
+
+    Stock MONAI runs the bundle without this package.
 
     Args:
         run: run folder with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt``.
         out: the bundle's folder.
-        labelling: name (default: that of ``out``), version, licence and authors.
+        name: of the bundle; default: that of its folder.
+        version: of the bundle, such as ``1.2.0``.
+        licence: of the weights: an SPDX name, or a file with its text.
+        authors: who made the model.
+        description: what the model is, in a sentence or two; default: its network, labels and channels.
+        limits: sentences on what the model is not for.
+        codes: label name to its codes and colour in DICOM, or a JSON file of them; default: known by name.
         evaluation: folder of `segpipe evaluate` with ``metrics.json``, for the results in metadata and card.
         postprocessing: rules that `segpipe evaluate --try-postprocessing` chose.
-        overwrite: replace a bundle that is already there.
+        golden: image of the golden case that anyone may be given, once a channel file; default: one is generated.
         unfinished: export a run whose training did not finish; metadata and card say so.
+        overwrite: replace a bundle that is already there.
 
     Raises:
         UsageError: not a run folder, ``out`` is taken, or the run has no place in a stock config.
         DataError: the weights cannot be read or do not fit the network.
         RefusedError: the run did not finish, or its config or manifest is not the one that it was trained with.
+
+    Example:
+        >>> import segpipe
+        >>> bundle = segpipe.export("run", "liver_ct", version="1.0.0", licence="CC-BY-4.0")
+        >>> bundle.name, bundle.version, bundle.intact
+        ('liver_ct', '1.0.0', True)
     """
     run, out = Path(run), Path(out)
-    labelling = labelling or Labelling(name=out.resolve().name)
+    meanings = read_json(codes, "file of codes") if isinstance(codes, (str, Path)) else codes or {}
+    is_file = Path(licence).is_file()
+    labelling = Labelling(
+        name or out.resolve().name,
+        version,
+        "see LICENSE" if is_file else licence,
+        authors,
+        description,
+        tuple(limits),
+        meanings,
+    )
     contents = read_run(run, unfinished)
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
@@ -98,17 +129,15 @@ def export(
     network = network_definition(contents.config)
     state = read_state(run / "best.pt")
     require_fits(state, network, run / "best.pt")
-    licence = licence_text(labelling.licence)
-    if Path(labelling.licence).is_file():
-        labelling = replace(labelling, licence="see LICENSE")
+    text = _licence_text(licence)
     results = None if measured is None else measured.results
     metadata = bundle_metadata(contents, labelling, network, rules, results, _section(contents.manifest))
     with _whole_folder(out, overwrite) as folder:
         files = _write_configs(folder, contents, rules, metadata)
         with write_whole(folder / WEIGHTS) as stream:
             stream.write(torch_bytes(state))
-        labels = {int(value): name for value, name in contents.manifest.labels.items()}
-        metadata["golden"] = write_golden(folder, metadata, labels, files, golden)
+        labels = {int(value): label for value, label in contents.manifest.labels.items()}
+        metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
         record = provenance(contents, state, folder)
         write_json(folder / PROVENANCE, record)
         dice = {} if measured is None else measured.dice
@@ -116,14 +145,14 @@ def export(
         write_text(folder / "docs" / "README.md", model_card(metadata, record, pictures))
         if contents.manifest.licence:
             write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
-        write_text(folder / "LICENSE", licence)
+        write_text(folder / "LICENSE", text)
         write_json(folder / METADATA, metadata)
         write_sums(folder)
     return open_bundle(out)
 
 
 def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> int:
-    """All configs but the metadata, in which it notes what the fast one needs; the number of image files of a case."""
+    """Write all configs but the metadata, note what they need in it, and return the number of image files of a case."""
     files = max((len(case.images) for case in run.manifest.cases()), default=1)
     configs = folder / "configs"
     write_json(configs / "inference.json", inference_config(run.config, rules, files))
@@ -139,29 +168,27 @@ def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any
     return files
 
 
-def licence_text(licence: str) -> str:
-    """Text of a licence: a file's content, our own Apache-2.0 text, or the SPDX name alone."""
+def _licence_text(licence: str) -> str:
+    """Return the text of a licence: a file's content, our own Apache-2.0 text, or the SPDX name alone."""
     if Path(licence).is_file():
         return Path(licence).read_text(encoding="utf-8")
-    if licence != "Apache-2.0":
-        return f"SPDX-License-Identifier: {licence}\n"
-    beside = Path(__file__).resolve().parents[4] / "LICENSE"
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8")
-    with contextlib.suppress(packages.PackageNotFoundError):
-        text = packages.distribution("segpipe").read_text("licenses/LICENSE")
-        if text:
-            return text
-    return f"SPDX-License-Identifier: {licence}\n"
+    text = None
+    if licence == "Apache-2.0":
+        beside = Path(__file__).resolve().parents[4] / "LICENSE"
+        if beside.is_file():
+            return beside.read_text(encoding="utf-8")
+        with contextlib.suppress(packages.PackageNotFoundError):
+            text = packages.distribution("segpipe").read_text("licenses/LICENSE")
+    return text or f"SPDX-License-Identifier: {licence}\n"
 
 
 def _section(manifest: Manifest) -> str:
-    """The section that evaluate.json measures: the test cases where all are labelled, else the training cases."""
+    """Return the section that evaluate.json measures: test cases where all are labelled, else the training cases."""
     return "test" if manifest.test and all(case.label for case in manifest.test) else "training"
 
 
 def _anonymous(manifest: Manifest) -> Manifest:
-    """The manifest with patient ids replaced by numbers: a bundle is passed on, the grouping alone is needed."""
+    """Return the manifest with patient ids replaced by numbers: a bundle is passed on, only the grouping is needed."""
     groups: dict[str, str] = {}
     for case in manifest.cases():
         if case.patient_id is not None:
@@ -185,7 +212,7 @@ def _data_licence(manifest: Manifest) -> str:
 
 @contextlib.contextmanager
 def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary neighbour of ``out`` that takes its place when the block ends well; else what was there stays."""
+    """Yield a temporary neighbour of ``out`` that takes its place when the block ends well; else nothing changes."""
     out = out.resolve()  # so that "." has a name and neighbours
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     is_bundle = (out / "configs" / "metadata.json").is_file()

@@ -14,35 +14,20 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = "reference/schemas.md"
-INTRODUCTION = """# JSON schemas
-
-What the documents of [`--json`](json.md) and the files that commands write hold. Each title links to the schema itself
-(JSON Schema 2020-12), which says more: types of items, formats, what excludes what. Fields in bold are always there.
-"""
 OUTWARD = re.compile(
     r"\]\((?P<up>(?:\.\./)+)(?P<path>(?:data_manifests|bundles)/[^)#\s]+|[A-Z]+(?:\.\w+)?)(?P<anchor>#[^)]*)?\)"
 )
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page of the schemas."""
-    schemas = [file for file in files if file.src_uri.startswith("schemas/")]
-    paths = [Path(str(file.abs_src_path)) for file in schemas] + [ROOT / "data_manifests/manifest.schema.json"]
-    sections = [_section(path) for path in sorted(paths, key=lambda path: path.name)]
-    files.append(File.generated(config, SCHEMAS, content="\n".join([INTRODUCTION, *sections])))
-    files.append(File.generated(config, "schemas/manifest.schema.json", abs_src_path=str(paths[-1])))
-    return files
-
-
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links that lead out of docs/ in the repository lead to a copy in the site."""
+    """Add the tables to the page of the schemas, and let links that lead out of docs/ lead to a copy in the site."""
     here = posixpath.dirname(page.file.src_uri)
+    if page.file.src_uri == SCHEMAS:
+        paths = [*ROOT.glob("docs/schemas/*.json"), ROOT / "data_manifests/manifest.schema.json"]
+        markdown = "\n".join([markdown, "", *map(_section, sorted(paths, key=lambda path: path.name))])
 
     def inside(match: re.Match[str]) -> str:
-        if match["path"].startswith("data_manifests/"):
-            target = f"schemas/{posixpath.basename(match['path'])}"
-        else:
-            target = f"files/{match['path']}"
+        target = f"files/{match['path']}"
         if files.get_file_from_path(target) is None:
             files.append(File.generated(config, target, abs_src_path=str(ROOT / match["path"])))
         return f"]({posixpath.relpath(target, here or '.')})"
@@ -53,12 +38,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _section(path: Path) -> str:
     schema = json.loads(path.read_text(encoding="utf-8"))
     name = path.name.removesuffix(".schema.json")
-    lines = [
-        f"## {name}",
-        "",
-        f"[{schema.get('title', name)}](../schemas/{path.name}). {schema.get('description', '')}",
-        "",
-    ]
+    link = posixpath.relpath(path.relative_to(ROOT).as_posix(), "docs/reference")
+    title = schema.get("title", name)
+    lines = [f"## {name}", "", f"[{title[0].upper()}{title[1:]}]({link}). {schema.get('description', '')}", ""]
     rows = list(_rows(schema, schema, ""))
     rows += [row for choice in schema.get("oneOf", []) for row in _rows(choice, schema, "") if row not in rows]
     if rows:

@@ -1,0 +1,86 @@
+"""Every command on the pages exists: its verb, its options, the number of its arguments; links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import typer
+
+from docs.pages import PAGES, ROOT, Block, blocks, commands
+from segpipe.cli.app import VERBS, app
+
+INLINE = re.compile(r"`segpipe ((?:[a-z]+)(?: [^`]*)?)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+LANGUAGES = {"sh", "python", "text", "json", "yaml", "ini"}
+ROOT_COMMAND: Any = typer.main.get_command(app)
+
+
+def problem(words: list[str]) -> str | None:
+    """What is wrong with a command, or None."""
+    if words[0] in ("--version", "--help"):
+        return None
+    command, rest = ROOT_COMMAND, [word for word in words if word != "OPTIONS"]
+    while hasattr(command, "commands"):
+        if not rest or rest[0] not in command.commands:
+            return f"no such command: {' '.join(words)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    context = command.context_class(command)
+    try:
+        found, extra, _ = command.make_parser(context).parse_args(list(rest))
+    except typer.BadParameter.__mro__[2] as error:
+        return f"{' '.join(words)}: {error}"
+    missing = [
+        param.name
+        for param in command.params
+        if param.required and not found.get(param.name) and not {"--help"} & set(rest)
+    ]
+    return f"{' '.join(words)}: missing {missing}, too many {extra}" if missing or extra else None
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_commands_exist(block: Block) -> None:
+    assert [text for words in commands(block.text) if (text := problem(words))] == []
+
+
+def test_options_in_the_running_text_exist() -> None:
+    wrong = []
+    for page in PAGES:
+        for text in INLINE.findall(page.read_text()):
+            command, words = ROOT_COMMAND, text.split()
+            while hasattr(command, "commands") and words and words[0] in command.commands:
+                command, words = command.commands[words[0]], words[1:]
+            known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+            if command is ROOT_COMMAND and text.split()[0] not in VERBS:
+                wrong.append(f"{page.name}: segpipe {text}")
+            wrong += [
+                f"{page.name}: segpipe {text}: {word}" for word in re.findall(r"--[a-z-]+", text) if word not in known
+            ]
+    assert wrong == []
+
+
+def test_every_block_names_its_language() -> None:
+    found = {language: blocks(language) for language in ("", *LANGUAGES)}
+    assert [str(block) for block in found[""]] == []
+    fences = sum(len(re.findall(r"^ *```\w", page.read_text(), re.MULTILINE)) for page in PAGES)
+    assert fences == sum(map(len, found.values()))
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    dead = []
+    for page in PAGES:
+        for target in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+            path = target.partition("#")[0]
+            if path and ":" not in path and not (page.parent / path).exists():
+                dead.append(f"{page.relative_to(ROOT)}: {target}")
+    assert dead == []
+
+
+def test_pictures_are_small() -> None:
+    large = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "docs").rglob("*.png")
+        if "results" not in path.parts and path.stat().st_size > 150_000
+    ]
+    assert large == []

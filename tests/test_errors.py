@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe import errors
-from segpipe.errors import (
-    DataError,
-    RefusedError,
-    SegpipeError,
-    SomeCasesFailed,
-    UsageError,
-    chain,
-    first_cause,
-    ours_within,
-)
+from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError, chain, first_cause, ours_within
 
-CODES = {SegpipeError: 1, UsageError: 2, DataError: 3, SomeCasesFailed: 4, RefusedError: 5}
+CODES = {SegpipeError: 1, UsageError: 2, DataError: 3, RefusedError: 5}
 PARTS = ("path", "found", "expected", "hint", "case_id")
 words = st.none() | st.text(max_size=20)
 

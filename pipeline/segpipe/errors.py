@@ -3,9 +3,8 @@
 SegpipeError (1, a bug of ours)
  |- UsageError (2): a wrong option, config, path or place to write to
  |- DataError (3): a file whose content cannot be used
- |- SomeCasesFailed (4): the batch ended, some of its cases failed
  |- RefusedError (5): something that is not trusted or not allowed to go on
-Ctrl-C and SIGTERM end with 130.
+A batch some of whose cases failed ends with 4, Ctrl-C and SIGTERM with 130.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class SegpipeError(Exception):
         return _rebuild, (type(self), self.message, self.as_dict(with_path=True))
 
     def as_dict(self, with_path: bool = False) -> dict[str, Any]:
-        """The error as plain values; the path only where the reader is the user's own terminal."""
+        """Return the error as plain values; the path only where the reader is the user's own terminal."""
         parts = {
             "message": self.message,
             "found": self.found,
@@ -74,11 +73,11 @@ class SegpipeError(Exception):
         return {name: value for name, value in parts.items() if value is not None}
 
     def sentence(self, root: Path) -> str:
-        """What was wrong, in one line, with the file named as it lies below ``root``."""
+        """Say what was wrong in one line, with the file named as it lies below ``root``."""
         file = Path(self.path) if self.path else None
         named = f"{file.relative_to(root) if file.is_relative_to(root) else file.name}: " if file else ""
-        more = [f"{name} {value}" for name in ("found", "expected") if (value := getattr(self, name)) is not None]
-        return named + ", ".join([self.message, *more])
+        parts = [f"{name} {value}" for name in ("found", "expected") if (value := getattr(self, name)) is not None]
+        return named + ", ".join([self.message, *parts])
 
     def __str__(self) -> str:
         lines = [self.message]
@@ -119,12 +118,6 @@ class DataError(SegpipeError):
         return *super().__reduce__(), {"reason": self.reason}
 
 
-class SomeCasesFailed(SegpipeError):  # noqa: N818 - it is the outcome of a batch, not a fault
-    """The batch went through; at least one of its cases failed."""
-
-    exit_code = SOME_FAILED
-
-
 class RefusedError(SegpipeError):
     """Something not trusted, or not safe to go on with.
 
@@ -143,23 +136,23 @@ class RefusedError(SegpipeError):
         self.findings = [dict(finding) for finding in findings]
 
     def as_dict(self, with_path: bool = False) -> dict[str, Any]:
-        """As of `SegpipeError`, with the findings."""
-        more = {"findings": self.findings} if with_path and self.findings else {}
-        return {**super().as_dict(with_path), **more}
+        """Return the error as `SegpipeError` does, with the findings."""
+        findings = {"findings": self.findings} if with_path and self.findings else {}
+        return {**super().as_dict(with_path), **findings}
 
     def __str__(self) -> str:
         lines = [super().__str__()]
-        for each in self.findings[: self.most_lines]:
-            where = " ".join(part for part in (each.get("file"), each.get("place")) if part)
-            admits = f" [--allow '{each['name']}']" if each.get("name") else ""
-            lines.append(f"  - {where or 'archive'}: {each.get('text')}: {each.get('reason')}{admits}")
+        for finding in self.findings[: self.most_lines]:
+            where = " ".join(part for part in (finding.get("file"), finding.get("place")) if part)
+            admits = f" [--allow '{finding['name']}']" if finding.get("name") else ""
+            lines.append(f"  - {where or 'archive'}: {finding.get('text')}: {finding.get('reason')}{admits}")
         if len(self.findings) > self.most_lines:
             lines.append(f"  - and {len(self.findings) - self.most_lines} more")
         return "\n".join(lines)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, then what it was raised from or during, each once: a library may raise an error from itself."""
+    """Yield an error, then what it was raised from or during, each once: a library may raise an error from itself."""
     link: BaseException | None = error
     seen: set[int] = set()
     while link is not None and id(link) not in seen:
@@ -169,12 +162,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def ours_within(error: BaseException) -> SegpipeError | None:
-    """The error of ours that a library wrapped in its own, or None."""
+    """Return the error of ours that a library wrapped in its own, or None."""
     return next((link for link in chain(error) if isinstance(link, SegpipeError)), None)
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Where a chain of ``raise ... from ...`` began; the error itself where there is none."""
+    """Return where a chain of ``raise ... from ...`` began; the error itself where there is none."""
     links = list(chain(error))
     for link, cause in itertools.pairwise(links):
         if link.__cause__ is not cause:

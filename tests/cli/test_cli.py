@@ -17,7 +17,7 @@ import pytest
 
 from segpipe import __version__, errors
 from segpipe.cli.app import VERBS, main, run
-from segpipe.errors import DataError, RefusedError, SomeCasesFailed, UsageError
+from segpipe.errors import DataError, RefusedError, UsageError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -195,7 +195,7 @@ def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"segpipe {__version__}\n"
 
 
-@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (DataError, 3), (SomeCasesFailed, 4), (RefusedError, 5)])
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (DataError, 3), (RefusedError, 5)])
 def test_an_error_of_ours_ends_with_its_code(
     error: type[errors.SegpipeError], code: int, split_is: Callable[..., None], capsys: Capture
 ) -> None:

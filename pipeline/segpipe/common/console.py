@@ -47,18 +47,18 @@ class Console:
         self.as_json = as_json
 
     def say(self, text: str = "") -> None:
-        """A line for a person; silent under ``--json``."""
+        """Print a line for a person; silent under ``--json``."""
         if not self.as_json:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A line beside the result (standard error), for a person and a log alike."""
+        """Print a line beside the result (standard error), for a person and a log alike."""
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table for a person; silent under ``--json``. None is shown as a dash."""
+        """Print a table for a person; silent under ``--json``. None is shown as a dash."""
         if self.as_json:
             return
         from rich.console import Console as RichConsole
@@ -79,7 +79,7 @@ class Console:
         sys.stdout.flush()
 
     def document(self, **content: Any) -> None:
-        """The one JSON document of the command; silent without ``--json``."""
+        """Print the one JSON document of the command; silent without ``--json``."""
         if self.as_json:
             head = {"schema_version": SCHEMA_VERSION, "command": self.command}
             sys.stdout.write(_as_text({**head, **content}) + "\n")
@@ -94,7 +94,7 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A rich progress bar with time left on standard error; plain and rare lines when not a terminal."""
+        """Show a rich progress bar with time left on standard error; nothing where that is no terminal."""
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -119,7 +119,7 @@ def some_of(names: Iterable[str]) -> str:
 
 
 def _as_text(document: dict[str, Any]) -> str:
-    """Whole before a byte is printed, so that a refused value leaves room for the error's own document."""
+    """Return the text before a byte is printed, so that a refused value leaves room for the error's own document."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")

@@ -1,4 +1,4 @@
-"""Writing that is whole or absent, and hashing."""
+"""Files: written whole or not at all, read with errors that a user understands, and hashed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from segpipe.errors import DataError, UsageError
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     return digest_of(path, "sha256")
 
 
 def digest_of(path: str | Path, algorithm: str) -> str:
-    """Hex digest of a file's bytes, e.g. ``md5`` where a publisher gives nothing better."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    """Return the hex digest of a file's bytes, e.g. ``md5`` where a publisher gives nothing better."""
     with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 @contextmanager
@@ -54,11 +51,10 @@ def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]
         os.umask(umask)
         Path(name).chmod(mode if mode is not None else 0o666 & ~umask)
         Path(name).replace(path)
-    except OSError as error:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
         raise
 
 
@@ -77,7 +73,7 @@ def require_writable(folder: str | Path) -> None:
 
 
 def cannot_write(path: str | Path, error: OSError) -> UsageError:
-    """The same words wherever an output cannot be written."""
+    """Return the error of an output that cannot be written, in the same words everywhere."""
     return UsageError(
         "cannot write the output",
         path=path,

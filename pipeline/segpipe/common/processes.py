@@ -45,7 +45,7 @@ def leave(code: int) -> NoReturn:
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPU cores that this process may use: by its affinity, and by the time that its control group is given."""
+    """Return the cores that this process may use, by its affinity and by the time that its control group gets."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # no such group, or "max"
         time_us, period_us = (int(word) for word in quota.read_text().split())
@@ -54,7 +54,7 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def workers_to_read(files: Iterable[Path]) -> int:
-    """As many processes as reading these files is worth, at most one a core and four."""
+    """Return as many processes as reading these files is worth, at most one a core and four."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     return max(1, min(MOST_WORKERS, usable_cores(), size // BYTES_WORTH_A_WORKER))
 

@@ -14,7 +14,7 @@ PACKAGES = ("segpipe", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each package that a result depends on."""
+    """Return the version of Python and of each package that a result depends on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout that the package runs from, with ``+changes`` where it is not clean; None elsewhere."""
+    """Return the commit of the checkout that this runs from, ``+changes`` where it is not clean; None elsewhere."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
@@ -38,7 +38,7 @@ def git_revision() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores for this process, memory and GPUs."""
+    """Return processor, cores for this process, memory and GPUs."""
     import psutil
     import torch
 
@@ -53,7 +53,7 @@ def hardware() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, revision, system and hardware."""
+    """Return versions, revision, system and hardware."""
     return {
         "versions": versions(),
         "git_revision": git_revision(),
@@ -70,7 +70,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def processor() -> str:
-    """What the processor is called."""
+    """Return what the processor is called."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

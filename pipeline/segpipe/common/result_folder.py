@@ -68,19 +68,19 @@ class ResultFolder:
                 aside.rename(final)
 
     def final(self, case_id: str) -> Path:
-        """Where a finished case lies."""
+        """Return where a finished case lies."""
         return self.root / case_id
 
     def is_finished(self, case_id: str) -> bool:
-        """Whether the case has its final folder."""
+        """Return whether the case has its final folder."""
         return (self.final(case_id) / RESULT).is_file()
 
     def is_taken(self, case_id: str) -> bool:
-        """Whether something that is no result lies where the case's result would go; it is never replaced."""
+        """Return whether something that is no result lies where the case's result would go; it is never replaced."""
         return os.path.lexists(self.final(case_id)) and not self.is_finished(case_id)
 
     def begin(self, case_id: str) -> Path:
-        """An empty folder to write a case into."""
+        """Make an empty folder to write a case into."""
         folder = self.root / PARTIAL / case_id
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -118,12 +118,12 @@ class ResultFolder:
         append_line(self.root / MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
 
     def events(self) -> list[dict[str, Any]]:
-        """All recorded events; a last line cut short by a crash is passed over."""
+        """Return all recorded events; a last line cut short by a crash is passed over."""
         return read_events(self.root)
 
 
 def read_events(root: str | Path) -> list[dict[str, Any]]:
-    """The events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.
+    """Return the events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.
 
     Raises:
         DataError: a line is JSON, but not an event.
@@ -138,7 +138,7 @@ def read_events(root: str | Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines, none where it is not there.
+    """Yield the values of a file of JSON lines, none where it is not there.
 
     A line that a crash or a full disk cut short is passed over: what it said is visible from the folders.
 
@@ -157,7 +157,7 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def find_segmentation(root: str | Path, case_id: str) -> Path | None:
-    """The label map of a case: in its result folder, or flat as stock MONAI writes it; None where there is none.
+    """Return the label map of a case: in its result folder, or flat as stock MONAI writes it; None where there is none.
 
     Raises:
         UsageError: there are several, and which one is meant cannot be told.
@@ -178,11 +178,11 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
 
 
 def probability_name(value: int) -> str:
-    """File of the probabilities of one label, where only some were asked for."""
+    """Return the file name of one label's probabilities, where only some were asked for."""
     return f"probability_{value}.nii.gz"
 
 
 def find_probabilities(root: str | Path, case_id: str) -> Path | None:
-    """The probabilities that were kept beside a case's label map, if any."""
+    """Return the probabilities that were kept beside a case's label map, if any."""
     path = Path(root) / case_id / PROBABILITIES
     return path if path.is_file() else None

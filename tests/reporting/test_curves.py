@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pictures import near, pixels
 
-from segpipe.reporting.charts import SERIES_COLOURS
-from segpipe.reporting.curves import draw_learning_curves, learning_curves, read_points
+from segpipe.reporting.charts import SERIES_COLOURS, learning_curves, read_points
 
 ROWS = [
     {
@@ -49,7 +48,7 @@ def test_each_run_has_its_colour(tmp_path: Path) -> None:
         f"network_{index}": [{**row, "train_loss": index + 1 / row_index} for row_index, row in enumerate(ROWS, 1)]
         for index in range(7)
     }
-    draw_learning_curves(runs, tmp_path / "curves.png")
+    (tmp_path / "curves.png").write_bytes(learning_curves(runs))
     picture = pixels(tmp_path / "curves.png")
     assert picture.shape[1] == 1080
     assert all(near(picture, colour, 10).sum() > 100 for colour in SERIES_COLOURS)

@@ -7,8 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from segpipe.reporting.case_overlay import colour_of
-from segpipe.reporting.failure_gallery import example
+from segpipe.reporting.case_overlay import colour_of, example_figure
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -29,8 +28,8 @@ def has(picture: np.ndarray, value: int) -> bool:
 
 def test_outlines_stand_in_the_lower_row_alone_and_bytes_repeat() -> None:
     image, labels = volume()
-    content = example(image, labels, (1.0, 1.0, 2.0), {1: "large", 2: "small"})
-    assert content == example(image, labels, (1.0, 1.0, 2.0), {1: "large", 2: "small"})
+    content = example_figure(image, labels, (1.0, 1.0, 2.0), {1: "large", 2: "small"})
+    assert content == example_figure(image, labels, (1.0, 1.0, 2.0), {1: "large", 2: "small"})
     picture = pixels(content)
     middle = (len(picture) - 30) // 2
     coloured = np.ptp(picture, axis=-1) > 60
@@ -42,11 +41,11 @@ def test_a_small_label_has_its_share_in_the_choice_of_planes() -> None:
     image, labels = volume()
     labels[20:23, 30:33, 14:17] = 0
     labels[6:9, 7:9, 5] = 2  # all of it in one axial plane
-    picture = pixels(example(image, labels, (1.0, 1.0, 1.0), {1: "large", 2: "small"}))
+    picture = pixels(example_figure(image, labels, (1.0, 1.0, 1.0), {1: "large", 2: "small"}))
     above_the_names = picture[: len(picture) - 60, : len(picture[0]) // 3]
     assert has(above_the_names, 2)
 
 
 def test_without_labels_or_contrast_it_is_drawn_all_the_same() -> None:
     image = np.zeros((8, 8, 8), np.float32)
-    assert len(pixels(example(image, np.zeros((8, 8, 8), np.uint8), (1.0, 1.0, 1.0), {1: "a"}))) > 300
+    assert len(pixels(example_figure(image, np.zeros((8, 8, 8), np.uint8), (1.0, 1.0, 1.0), {1: "a"}))) > 300

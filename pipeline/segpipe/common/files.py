@@ -82,6 +82,12 @@ def cannot_write(path: str | Path, error: OSError) -> UsageError:
     )
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with write_whole(path) as stream:
+        stream.write(content)
+
+
 def write_text(path: str | Path, text: str, mode: int | None = None) -> None:
     """Write UTF-8 text, whole or not at all."""
     with write_whole(path, mode) as stream:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.files import write_bytes
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume
 from segpipe.common.result_folder import find_segmentation
 from segpipe.data import Case, Manifest
@@ -27,12 +28,10 @@ from segpipe.reporting import (
     Section,
     Table,
     dice_bars,
-    draw_dice_bars,
-    draw_gallery,
-    draw_learning_curves,
+    gallery,
+    gif,
+    learning_curves,
     read_history,
-    write_bytes,
-    write_gif,
     write_page,
 )
 
@@ -122,14 +121,14 @@ def draw_figures(
     panels = scans.panels(worst_cases(results, options.worst))
     first = next(panels, None)
     if first is not None:
-        draw_gallery(chain([first], panels), folder / GALLERY)
+        write_bytes(folder / GALLERY, gallery(chain([first], panels)))
         figures.files.append(GALLERY)
     chosen = [result for id in options.gifs for result in results if result.id == id]
     for panel in scans.panels(chosen):
-        write_gif(panel, folder / f"{panel.case_id}.gif")
+        write_bytes(folder / f"{panel.case_id}.gif", gif(panel))
         figures.files.append(f"{panel.case_id}.gif")
     if options.history:
-        draw_learning_curves({manifest.name: options.history}, folder / CURVES)
+        write_bytes(folder / CURVES, learning_curves({manifest.name: options.history}))
         figures.files.append(CURVES)
     if manifest.n_channels > 1 and scans.drawn:
         figures.notes.append(f"of {manifest.n_channels} channels the first is drawn: {manifest.channels[0]}")
@@ -141,7 +140,8 @@ def _draw_bars(folder: Path, results: Sequence[CaseResult], figures: Figures) ->
     by_label = _scores_by_label(results)
     several = len(by_label) > 1
     title = "mean of labels" if several else next(iter(by_label), "")
-    draw_dice_bars({result.id: case_value(result, "dice") for result in results}, folder / BARS, title)
+    scores = {result.id: case_value(result, "dice") for result in results}
+    write_bytes(folder / BARS, dice_bars({title: scores}))
     figures.files.append(BARS)
     if several:
         write_bytes(folder / LABEL_BARS, dice_bars(by_label))

@@ -76,11 +76,11 @@ def draw_overlay(folder: Path) -> None:
         return
     import numpy as np
 
-    from segpipe.reporting import Shown, overlay
+    from segpipe.reporting import OverlaySlice, overlay
 
     with np.load(path) as kept:
         x, y, z = (float(edge) for edge in kept["spacing_mm"])
-        shown = Shown(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
+        shown = OverlaySlice(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
         picture = overlay(shown)
     with write_whole(folder / OVERLAY) as stream:
         stream.write(picture)

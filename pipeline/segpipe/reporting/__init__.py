@@ -1,4 +1,8 @@
-"""Pictures and pages: draws what it is given and knows nothing of runs, bundles or paths."""
+"""Pictures and pages: every figure is a function from plain values to the bytes of a PNG or GIF.
+
+It draws what it is given and knows nothing of bundles; only here are matplotlib and jinja2 imported. charts draws
+numbers; planes, failure_gallery, animation and case_overlay draw scans; html and cases_page write pages.
+"""
 
 import lazy_loader as _lazy
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from segpipe.reporting.charts import shorten, write_bytes
+from segpipe.reporting.charts import shorten
 from segpipe.reporting.planes import AXIAL, PREDICTION_COLOUR, TRUTH_COLOUR, Panel, grey, outlines, window
 
 GREYS = 32  # few levels make a small file; the eye sees no more on a moving slice
@@ -22,13 +21,8 @@ MOST_FRAMES = 150
 SECONDS, SHORTEST_MS, LONGEST_MS = 8.0, 60, 300
 
 
-def write_gif(panel: Panel, path: Path, max_width_px: int = 320) -> None:
-    """Write the animation; see `gif`."""
-    write_bytes(path, gif(panel, max_width_px))
-
-
 def gif(panel: Panel, max_width_px: int = 320) -> bytes:
-    """One frame an axial slice (of more than 150 slices every second, third, ...), red and green outlines.
+    """Return an animation: a frame an axial slice (of more than 150 every second, third, ...), red and green outlines.
 
     Args:
         panel: the case.
@@ -77,7 +71,7 @@ def _palette() -> list[int]:
 
 
 def _write_words(pen: ImageDraw.ImageDraw, size: tuple[int, int], panel: Panel, index: int) -> None:
-    """Name and slice above, words of the key below, letters of the patient's sides on the slice."""
+    """Write name and slice above, words of the key below, letters of the patient's sides on the slice."""
     width, height = size
     number = f"{index + 1}/{panel.image.shape[2]}"
     font: Any = ImageFont.load_default(12)

@@ -1,16 +1,17 @@
-"""A small picture of one case: a slice of the image with the outline of each label."""
+"""Labels drawn over a scan: the slice that stands beside a case, and three planes as an example of a model's output."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.reporting.planes import PLANES, outlines
+from segpipe.reporting.charts import INK
+from segpipe.reporting.planes import PLANES, Plane, grey, outlines, window
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -31,7 +32,7 @@ COLOURS: tuple[RGB, ...] = (  # Okabe & Ito (2008), bright ones first: they stan
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class OverlaySlice:
     """What is drawn: volumes (X, Y, Z) with one voxel along ``normal`` and axes towards right, front and head (RAS).
 
     Attributes:
@@ -50,22 +51,22 @@ class Shown:
 
 
 def colour_of(value: int) -> RGB:
-    """Colour of a label's outline."""
+    """Return the colour of a label's outline."""
     return COLOURS[(value - 1) % len(COLOURS)]
 
 
-def overlay(shown: Shown, pixels_a_mm: float | None = None) -> bytes:
-    """The slice as PNG in true proportion, the patient's right on the left.
+def overlay(piece: OverlaySlice, pixels_a_mm: float | None = None) -> bytes:
+    """Return the slice as PNG in true proportion, the patient's right on the left.
 
     Args:
-        shown: what is drawn.
+        piece: what is drawn.
         pixels_a_mm: scale; None makes the longer side `SIDE` pixels.
     """
     from PIL import Image, ImageDraw
 
-    plane = next(each for each in PLANES if each.normal == shown.normal)
-    image, labels = (plane.cut(volume, 0) for volume in (shown.image, shown.labels))
-    across, up = plane.pixel_mm(shown.spacing_mm)
+    plane = next(plane for plane in PLANES if plane.normal == piece.normal)
+    image, labels = (plane.cut(volume, 0) for volume in (piece.image, piece.labels))
+    across, up = plane.pixel_mm(piece.spacing_mm)
     width_mm, height_mm = image.shape[1] * across, image.shape[0] * up
     scale = pixels_a_mm or SIDE / max(width_mm, height_mm)
     size = max(8, round(width_mm * scale)), max(8, round(height_mm * scale))
@@ -73,7 +74,7 @@ def overlay(shown: Shown, pixels_a_mm: float | None = None) -> bytes:
     picture = Image.fromarray(np.ascontiguousarray(image[::-1])).resize(large, Image.Resampling.BICUBIC)
     canvas = picture.convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    for value, mask in _masks(labels, shown.regions):
+    for value, mask in _masks(labels, piece.regions):
         for line in outlines(mask, (across, up)):
             _draw(draw, line * (scale * FINE), large[1], colour_of(value))
     buffer = io.BytesIO()
@@ -83,7 +84,7 @@ def overlay(shown: Shown, pixels_a_mm: float | None = None) -> bytes:
 
 
 def legend(names: Mapping[int, str]) -> bytes:
-    """Which colour is which label, as PNG, four in a row."""
+    """Return which colour is which label, as PNG, four in a row."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(28)
@@ -102,7 +103,7 @@ def legend(names: Mapping[int, str]) -> bytes:
 
 
 def _masks(labels: NDArray[Any], regions: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Each label that is there, and where."""
+    """Yield each label that is there, and where."""
     values = range(1, regions + 1) if regions else np.unique(labels[labels != 0]).tolist()
     for value in values:
         mask = labels >> (value - 1) & 1 if regions else labels == value
@@ -111,6 +112,72 @@ def _masks(labels: NDArray[Any], regions: int) -> Iterator[tuple[int, NDArray[np
 
 
 def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) -> None:
-    """A closed line; rows count from the top in a picture, from the bottom in the plane."""
+    """Draw a closed line; rows count from the top in a picture, from the bottom in the plane."""
     points = [(float(x), height - float(y)) for x, y in line]
     draw.line(points, fill=colour, width=3 * FINE, joint="curve")
+
+
+GAP, HEAD, LETTERS = 12, 30, 20  # pixels: between pictures, above a row, height of its words
+
+
+def example_figure(
+    image: NDArray[Any], labels: NDArray[Any], spacing_mm: Sequence[float], names: Mapping[int, str]
+) -> bytes:
+    """Return three planes, each where it shows the largest shares of the labels, as input and with outlines.
+
+    Args:
+        image: (X, Y, Z) with axes towards the patient's right, front and head (RAS), in any unit.
+        labels: label map on the same voxels.
+        spacing_mm: edges of a voxel.
+        names: value to name of each label, without background.
+
+    Returns:
+        A PNG; the planes have one scale, and the patient's right is on the left.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    black_to_white = np.round(255 * grey(image, *window(image))).astype(np.uint8)
+    places = [_most(labels, plane.normal) for plane in PLANES]
+    longest_mm = max(size * mm for size, mm in zip(image.shape, spacing_mm, strict=True))
+    rows = [
+        [
+            _picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm)
+            for plane, index in zip(PLANES, places, strict=True)
+        ]
+        for shown in (np.zeros_like(labels), labels)
+    ]
+    colours = Image.open(io.BytesIO(legend(names)))
+    width = max(sum(picture.width + GAP for picture in rows[0]), colours.width + GAP) + GAP
+    below = max(picture.height for picture in rows[0])
+    canvas = Image.new("RGB", (width, 2 * (HEAD + below + GAP) + colours.height + GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LETTERS)
+    for number, (pictures, word) in enumerate(zip(rows, ("input", "output"), strict=True)):
+        x, y = GAP, number * (HEAD + below + GAP)
+        for picture, plane in zip(pictures, PLANES, strict=True):
+            draw.text((x, y + 3), f"{word}, {plane.name}", fill=INK, font=font)
+            canvas.paste(picture, (x, y + HEAD))
+            x += picture.width + GAP
+    canvas.paste(colours, (GAP, canvas.height - colours.height - GAP))
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _most(labels: NDArray[Any], axis: int) -> int:
+    """Return the plane with the largest sum of the shares of the labels in it; the middle one without labels."""
+    across = tuple({0, 1, 2} - {axis})
+    masks = [labels == value for value in np.unique(labels[labels != 0])]
+    shares = [mask.sum(axis=across) / mask.sum() for mask in masks]
+    return int(np.sum(shares, axis=0).argmax()) if shares else labels.shape[axis] // 2
+
+
+def _picture(
+    plane: Plane, image: NDArray[np.uint8], labels: NDArray[Any], index: int, spacing_mm: Sequence[float], scale: float
+) -> Any:
+    from PIL import Image
+
+    x, y, z = (float(mm) for mm in spacing_mm)
+    cut = [slice(None)] * 3
+    cut[plane.normal] = slice(index, index + 1)
+    shown = OverlaySlice(image[tuple(cut)], labels[tuple(cut)], (x, y, z), plane.normal)
+    return Image.open(io.BytesIO(overlay(shown, scale))).convert("RGB")

@@ -43,18 +43,18 @@ def write_cases_page(
         UsageError: it cannot be written.
     """
     done = [row for row in rows if row.case["state"] == "done"]
-    others = [row.case for row in rows if row.case["state"] != "done"]
+    unfinished = [row.case for row in rows if row.case["state"] != "done"]
     odd = [row for row in done if remarks(row.case)]
     figures = [
         (str(len(done)), "with a result"),
-        (str(len(others)), "without: failed or refused"),
+        (str(len(unfinished)), "without: failed or refused"),
         (str(len(odd)), "to look at: flagged"),
     ]
     sections = [Section("All cases", [notice], figures=figures)]
-    if others:
+    if unfinished:
         table = Table(
             ("case", "state", "reason", "detail"),
-            [(case["id"], case["state"], case["reason"], case["detail"]) for case in others],
+            [(case["id"], case["state"], case["reason"], case["detail"]) for case in unfinished],
         )
         sections.append(Section("Without a result", tables=[table]))
     if done:
@@ -65,7 +65,7 @@ def write_cases_page(
 
 
 def remarks(case: Mapping[str, Any]) -> list[str]:
-    """What is odd about a finished case, in words."""
+    """Return what is odd about a finished case, in words."""
     flags = case.get("flags") or {}
     words = ["empty"] if flags.get("empty") else []
     if flags.get("touches_border"):
@@ -90,8 +90,8 @@ def _volumes(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
     for case in (row.case for row in rows):
         volumes = [(case["volumes_ml"] or {}).get(name) for name in labels.values()]
         cells.append([case["id"], *volumes, case["seconds"], "; ".join(remarks(case))])
-    flags = [case.case["flags"] or {} for case in rows]
-    unknown = any("unknown" in (each.get("far_spacing"), each.get("far_intensity")) for each in flags)
+    flags = [row.case["flags"] or {} for row in rows]
+    unknown = any("unknown" in (flag.get("far_spacing"), flag.get("far_intensity")) for flag in flags)
     words = ["The bundle does not say what spacing or intensity its training data had."] if unknown else []
     return Section("Volumes", words, tables=[Table(columns, cells)])
 

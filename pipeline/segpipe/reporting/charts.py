@@ -1,23 +1,22 @@
-"""What all figures share: paper, ink, the two colours that carry meaning, and how a figure becomes a PNG.
+"""Charts of numbers, each a PNG: Dice per case as bars, variants side by side, learning curves.
 
-Dice per case as bars, with the mean in red and the median in green.
-
-Variants side by side: a point for each case, mean, median and interval.
+The mean is red and solid, the median green and dashed, so that they are told apart without colours too.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.files import write_whole
+from segpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,7 @@ SERIES_STYLES = ("-", "--", "-.", ":")
 
 
 def new_figure(width_in: float, height_in: float, arranged: bool = True) -> Figure:
-    """An empty figure on white; ``arranged`` lets matplotlib find the margins."""
+    """Return an empty figure on white; ``arranged`` lets matplotlib find the margins."""
     from matplotlib.figure import Figure  # without pyplot: no window system, no state shared between figures
 
     figure = Figure(
@@ -48,20 +47,14 @@ def new_figure(width_in: float, height_in: float, arranged: bool = True) -> Figu
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as PNG; equal figures give equal bytes."""
+    """Return the figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a picture, whole or not at all."""
-    with write_whole(path) as stream:
-        stream.write(content)
-
-
 def dress(axis: Axes, grid: str = "y") -> None:
-    """Two spines, faint lines behind the data, quiet numbers."""
+    """Give an axis two spines, faint lines behind the data, quiet numbers."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(GREY)
     axis.grid(axis=grid, color=FAINT, linewidth=0.7)  # type: ignore[arg-type, unused-ignore]
@@ -72,7 +65,7 @@ def dress(axis: Axes, grid: str = "y") -> None:
 
 
 def shorten(text: str, most: int) -> str:
-    """At most so many letters; what is cut is cut from the middle, since ids differ at their ends."""
+    """Return at most so many letters, cut from the middle, since ids differ at their ends."""
     if len(text) <= most:
         return text
     head = (most - 1) // 2
@@ -87,13 +80,8 @@ NAME_PT = 7
 LEFT_IN, GAP_IN, ABOVE_IN, HEIGHT_IN, WORDS_IN = 0.55, 0.15, 0.5, 1.9, 0.5  # margins and height of a panel
 
 
-def draw_dice_bars(scores: Scores, path: Path, title: str) -> None:
-    """Write the bars as PNG; see `dice_bars`."""
-    write_bytes(path, dice_bars({title: scores}))
-
-
 def dice_bars(panels: Mapping[str, Scores]) -> bytes:
-    """Bars sorted from the worst case to the best; a panel for each title, three in a row.
+    """Return bars sorted from the worst case to the best; a panel for each title, three in a row.
 
     Args:
         panels: title to case id to Dice; None and NaN (not defined) are not drawn and not averaged.
@@ -124,7 +112,7 @@ def dice_bars(panels: Mapping[str, Scores]) -> bytes:
 
 
 def _below_in(panels: Mapping[str, Scores], named: int) -> float:
-    """Room below a panel: for the longest name, or for the words in place of names."""
+    """Return the room below a panel: for the longest name, or for the words in place of names."""
     from matplotlib.textpath import TextPath
 
     names = {shorten(case, LETTERS) for scores in panels.values() if len(scores) <= named for case in scores}
@@ -175,17 +163,10 @@ def _lines(axis: Axes, mean: float, middle: float) -> None:
 Intervals = Mapping[str, tuple[float, float]]
 
 
-def draw_comparison(
-    scores: Mapping[str, Sequence[float]], path: Path, intervals: Intervals | None = None, measure: str = "Dice"
-) -> None:
-    """Write the comparison as PNG; see `comparison`."""
-    write_bytes(path, comparison(scores, intervals, measure))
-
-
 def comparison(
     scores: Mapping[str, Sequence[float]], intervals: Intervals | None = None, measure: str = "Dice"
 ) -> bytes:
-    """A row for each variant: the cases as points over a box of their quartiles, mean red, median green.
+    """Return a row for each variant: the cases as points over a box of their quartiles, mean red, median green.
 
     Args:
         scores: variant to the measure of each case; what is not finite is not drawn and not averaged.
@@ -229,7 +210,7 @@ def _draw_row(axis: Axes, row: int, values: NDArray[np.float64], interval: tuple
 
 
 def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Offsets within a row so that near points do not lie on each other; the same for the same values."""
+    """Return offsets within a row so that near points do not lie on each other; the same for the same values."""
     offsets = np.zeros(len(values))
     order = np.argsort(values, kind="stable")
     steps = np.array([0.0, 0.1, -0.1, 0.2, -0.2])
@@ -262,3 +243,109 @@ def _legend(axis: Axes, with_interval: bool) -> None:
         labelcolor=INK,
         edgecolor=GREY,
     )
+
+
+History = Sequence[Mapping[str, Any]]
+Points = list[tuple[float, float]]
+
+CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mean_dice": "validation Dice"}
+FAR_APART = 30  # times, between the last losses of runs: then the axis is logarithmic
+LETTERS_IN_A_ROW = 96  # of the legend
+
+
+def learning_curves(histories: Mapping[str, History]) -> bytes:
+    """Return training loss, validation loss where there is one, and validation Dice over the epochs.
+
+    Args:
+        histories: name of a run to the rows of its history.csv, numbers or text; empty cells and what is not finite
+            are passed over.
+
+    Returns:
+        A PNG. A dot marks the best Dice of each run and the legend tells it. With several runs the axis of Dice
+        begins below the lowest of these, so that they are told apart.
+    """
+    runs = {name: {measure: read_points(history, measure) for measure in CURVES} for name, history in histories.items()}
+    best = {
+        name: max(run["val_mean_dice"], key=lambda point: point[1])
+        for name, run in runs.items()
+        if run["val_mean_dice"]
+    }
+    words = [shorten(name, 48) + (f", best Dice {best[name][1]:.3f}" if name in best else "") for name in runs]
+    columns = min(3, max(1, LETTERS_IN_A_ROW // (6 + max(map(len, words), default=1))))
+    figure = new_figure(PAGE_WIDTH_IN, 2.5 + 0.19 * math.ceil(len(runs) / columns))
+    with_validation = any(run["val_loss"] for run in runs.values())
+    shown = [measure for measure in CURVES if measure != "val_loss" or with_validation]
+    axes = dict(zip(shown, figure.subplots(1, len(shown), sharex=True), strict=True))
+    for index, (name, run) in enumerate(runs.items()):
+        style = {
+            "color": SERIES_COLOURS[index % len(SERIES_COLOURS)],
+            "linestyle": SERIES_STYLES[index // len(SERIES_COLOURS) % len(SERIES_STYLES)],
+        }
+        for measure, axis in axes.items():
+            _draw_curve(axis, run[measure], words[index], style)
+        if name in best:
+            axes["val_mean_dice"].plot(
+                *best[name], "o", color=style["color"], markersize=4.5, markeredgecolor="white", zorder=3
+            )
+    for measure, axis in axes.items():
+        axis.set(xlabel="epoch", ylabel=CURVES[measure])
+        dress(axis)
+        axis.xaxis.get_major_locator().set_params(nbins=6, integer=True)
+    _scale_losses([axes[measure] for measure in shown[:-1]], [run["train_loss"] for run in runs.values()])
+    lowest = min(value for _, value in best.values()) if len(best) > 1 else 0.0
+    axes["val_mean_dice"].set_ylim(max(0.0, math.floor(lowest * 10 - 3) / 10), 1)
+    if runs:
+        handles, names = axes["train_loss"].get_legend_handles_labels()
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
+        )
+    return to_png(figure)
+
+
+def read_history(run: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's history.csv.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = run / "history.csv"
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise UsageError(
+            "the run has no history", path=path, found=error.strerror, hint="name the folder that `segpipe train` wrote"
+        ) from error
+    if not rows:
+        raise UsageError("the run's history is empty", path=path, hint="train at least one epoch")
+    return rows
+
+
+def read_points(history: History, measure: str) -> Points:
+    """Return (epoch, value) of the rows that have a number."""
+    points = []
+    for row in history:
+        try:
+            epoch, value = float(row["epoch"]), float(row[measure])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if math.isfinite(value):
+            points.append((epoch, value))
+    return points
+
+
+def _draw_curve(axis: Axes, points: Points, words: str, style: Mapping[str, Any]) -> None:
+    epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
+    marker = "o" if len(points) == 1 else ""  # a line of one point would not be seen
+    axis.plot(epochs, values, label=words, linewidth=1.3, marker=marker, markersize=4, **style)
+
+
+def _scale_losses(axes: Sequence[Axes], training: Sequence[Points]) -> None:
+    """Give both losses one scale, logarithmic where it would flatten some of the runs."""
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
+    axes[0].autoscale(axis="y")
+    last = [points[-1][1] for points in training if points]
+    every = [value for axis in axes for line in axis.get_lines() for value in line.get_ydata()]
+    if last and min(every) > 0 and max(last) > FAR_APART * min(last):
+        axes[0].set_yscale("log")

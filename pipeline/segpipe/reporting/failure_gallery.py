@@ -1,22 +1,16 @@
-"""The failure gallery: cases in three planes through the place of worst disagreement.
-
-An example of what a model reads and what it gives: three planes of an image, and below them its labels.
-"""
+"""The failure gallery: cases in three planes through the place of worst disagreement, as one PNG."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.reporting.case_overlay import SIDE, Shown, legend, overlay
-from segpipe.reporting.charts import GREY, INK, PAGE_WIDTH_IN, new_figure, shorten, to_png, write_bytes
+from segpipe.reporting.charts import GREY, INK, PAGE_WIDTH_IN, new_figure, shorten, to_png
 from segpipe.reporting.planes import (
     PLANES,
     PREDICTION_COLOUR,
@@ -72,7 +66,7 @@ class _Row:
     labels: Mapping[int, str]
 
     def scale(self) -> float:
-        """Inches per mm, the same in the three planes."""
+        """Return inches per mm, the same in the three planes."""
         room = PAGE_WIDTH_IN - 2 * MARGIN_IN - GAP_IN * (len(self.views) - 1)
         widths, heights = zip(*(view.size_mm for view in self.views), strict=True)
         return min(room / sum(widths), HIGHEST_IN / max(heights))
@@ -81,13 +75,8 @@ class _Row:
         return max(view.size_mm[1] for view in self.views) * self.scale()
 
 
-def draw_gallery(panels: Iterable[Panel], path: Path) -> None:
-    """Write the gallery as PNG; see `gallery`."""
-    write_bytes(path, gallery(panels))
-
-
 def gallery(panels: Iterable[Panel]) -> bytes:
-    """A row for each case: axial, coronal and sagittal through the place of worst disagreement.
+    """Return a row for each case: axial, coronal and sagittal through the place of worst disagreement.
 
     The prediction's outline is red and thin, the truth's green and thick; slices are in true proportion, with the
     patient's right on the left, zoomed to what is labelled, with a scale bar. With several labels their areas are
@@ -145,7 +134,7 @@ def _row(panel: Panel) -> _Row:
 
 
 def _tints(rows: Sequence[_Row]) -> dict[int, str]:
-    """A tint for every label that is seen; none where it is one label only, whose outlines say it all."""
+    """Return a tint for every label that is seen; none where it is one label only, whose outlines say it all."""
     values = sorted({value for row in rows for value in row.values})
     return {value: FILLS[index % len(FILLS)] for index, value in enumerate(values)} if len(values) > 1 else {}
 
@@ -240,7 +229,7 @@ def _draw_view(axis: Axes, view: _View, tints: Mapping[int, str]) -> None:
 
 
 def _scale_bar(axis: Axes, view: _View) -> None:
-    """A white bar of a round length in the lower right corner, at most a quarter as long as the slice."""
+    """Draw a white bar of a round length in the lower right corner, at most a quarter as long as the slice."""
     from matplotlib.patheffects import withStroke
 
     across = view.size_mm[0]
@@ -259,67 +248,3 @@ def _scale_bar(axis: Axes, view: _View) -> None:
         color="white",
         path_effects=[withStroke(linewidth=1.5, foreground="black")],
     )
-
-
-GAP, HEAD, LETTERS = 12, 30, 20  # pixels: between pictures, above a row, height of its words
-
-
-def example(image: NDArray[Any], labels: NDArray[Any], spacing_mm: Sequence[float], names: Mapping[int, str]) -> bytes:
-    """Three planes, each where it shows the largest shares of the labels, as input and with outlines.
-
-    Args:
-        image: (X, Y, Z) with axes towards the patient's right, front and head (RAS), in any unit.
-        labels: label map on the same voxels.
-        spacing_mm: edges of a voxel.
-        names: value to name of each label, without background.
-
-    Returns:
-        A PNG; the planes have one scale, and the patient's right is on the left.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    black_to_white = np.round(255 * grey(image, *window(image))).astype(np.uint8)
-    places = [_most(labels, plane.normal) for plane in PLANES]
-    longest_mm = max(size * mm for size, mm in zip(image.shape, spacing_mm, strict=True))
-    rows = [
-        [
-            _picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm)
-            for plane, index in zip(PLANES, places, strict=True)
-        ]
-        for shown in (np.zeros_like(labels), labels)
-    ]
-    colours = Image.open(io.BytesIO(legend(names)))
-    width = max(sum(picture.width + GAP for picture in rows[0]), colours.width + GAP) + GAP
-    below = max(picture.height for picture in rows[0])
-    canvas = Image.new("RGB", (width, 2 * (HEAD + below + GAP) + colours.height + GAP), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LETTERS)
-    for number, (pictures, word) in enumerate(zip(rows, ("input", "output"), strict=True)):
-        x, y = GAP, number * (HEAD + below + GAP)
-        for picture, plane in zip(pictures, PLANES, strict=True):
-            draw.text((x, y + 3), f"{word}, {plane.name}", fill=INK, font=font)
-            canvas.paste(picture, (x, y + HEAD))
-            x += picture.width + GAP
-    canvas.paste(colours, (GAP, canvas.height - colours.height - GAP))
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _most(labels: NDArray[Any], axis: int) -> int:
-    """Plane with the largest sum of the shares of the labels that lie in it; the middle one without labels."""
-    others = tuple(other for other in range(3) if other != axis)
-    masks = [labels == value for value in np.unique(labels[labels != 0])]
-    shares = [mask.sum(axis=others) / mask.sum() for mask in masks]
-    return int(np.sum(shares, axis=0).argmax()) if shares else labels.shape[axis] // 2
-
-
-def _picture(
-    plane: Plane, image: NDArray[np.uint8], labels: NDArray[Any], index: int, spacing_mm: Sequence[float], scale: float
-) -> Any:
-    from PIL import Image
-
-    x, y, z = (float(mm) for mm in spacing_mm)
-    cut = [slice(None)] * 3
-    cut[plane.normal] = slice(index, index + 1)
-    shown = Shown(image[tuple(cut)], labels[tuple(cut)], (x, y, z), plane.normal)
-    return Image.open(io.BytesIO(overlay(shown, scale))).convert("RGB")

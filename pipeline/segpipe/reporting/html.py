@@ -51,7 +51,7 @@ class Section:
 
 
 def render_page(title: str, sections: Sequence[Section], lead: str = "") -> str:
-    """The page as text. All content is escaped: it may hold case ids, and no paths or names of patients."""
+    """Return the page as text. All content is escaped: it may hold case ids, and no paths or names of patients."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

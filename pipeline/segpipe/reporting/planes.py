@@ -82,11 +82,11 @@ class Plane:
     letters: str
 
     def cut(self, volume: NDArray[Any], index: int) -> NDArray[Any]:
-        """A slice as rows from the bottom up, each from left to right."""
+        """Return a slice as rows from the bottom up, each from left to right."""
         return np.take(volume, index, axis=self.normal).T[:, ::-1]
 
     def pixel_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float]:
-        """Width and height of a pixel."""
+        """Return width and height of a pixel."""
         return float(spacing_mm[self.across]), float(spacing_mm[self.up])
 
 
@@ -95,7 +95,7 @@ PLANES = (AXIAL, Plane("coronal", 1, 0, 2, "RLIS"), Plane("sagittal", 0, 1, 2, "
 
 
 def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[NDArray[np.float64]]:
-    """Closed lines around every label of a plane.
+    """Yield closed lines around every label of a plane.
 
     Args:
         labels: rows from the bottom up.
@@ -118,7 +118,7 @@ def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[ND
 
 
 def window(image: NDArray[Any]) -> tuple[float, float]:
-    """Values to draw black and white: percentiles 0.5 and 99.5 of the finite ones."""
+    """Return the values to draw black and white: percentiles 0.5 and 99.5 of the finite ones."""
     values = image.reshape(-1)
     values = values[:: max(1, values.size // SAMPLES)]
     values = values[np.isfinite(values)]
@@ -129,12 +129,12 @@ def window(image: NDArray[Any]) -> tuple[float, float]:
 
 
 def grey(image: NDArray[Any], low: float, high: float) -> NDArray[np.float64]:
-    """Brightness from 0 to 1; what is not a number is black."""
+    """Return brightness from 0 to 1; what is not a number is black."""
     return np.nan_to_num(np.clip((image.astype(np.float64) - low) / (high - low), 0, 1), nan=0.0)
 
 
 def worst_place(truth: NDArray[Any], prediction: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
-    """Voxel of the worst disagreement: the one farthest, in mm, from any voxel on which the two agree.
+    """Return the voxel of the worst disagreement: the one farthest, in mm, from any voxel on which the two agree.
 
     So a missed lump comes before a long and thin rim. Of equals it is the one whose three planes show most
     disagreement. Where the two agree everywhere: the planes with most of the labels; without labels the middle.
@@ -142,8 +142,8 @@ def worst_place(truth: NDArray[Any], prediction: NDArray[Any], spacing_mm: Seque
     wrong = truth != prediction
     if not wrong.any():
         return _place_of_most((truth != 0).astype(np.int64))
-    found = cc3d.statistics(cc3d.connected_components(wrong, connectivity=6))
-    sizes, boxes = found["voxel_counts"][1:], found["bounding_boxes"][1:]
+    parts = cc3d.statistics(cc3d.connected_components(wrong, connectivity=6))
+    sizes, boxes = parts["voxel_counts"][1:], parts["bounding_boxes"][1:]
     best, place = 0.0, np.unravel_index(int(wrong.argmax()), wrong.shape)
     for part in np.argsort(-sizes.astype(np.int64), kind="stable")[:MOST_PARTS]:
         depth, inner = _deepest(wrong[boxes[part]], spacing_mm)
@@ -154,7 +154,7 @@ def worst_place(truth: NDArray[Any], prediction: NDArray[Any], spacing_mm: Seque
 
 
 def _deepest(wrong: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[float, tuple[int, ...]]:
-    """Depth in mm and place of a part's innermost voxel; of a large part every second, third, ... voxel is tried."""
+    """Return depth in mm and place of a part's innermost voxel; of a large part only every n-th voxel is tried."""
     step = max(1, math.ceil((wrong.size / MOST_VOXELS) ** (1 / 3)))
     tried = wrong[::step, ::step, ::step]
     depth = ndimage.distance_transform_edt(np.pad(tried, 1), sampling=[mm * step for mm in spacing_mm])
@@ -166,24 +166,23 @@ def _deepest(wrong: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[float, t
 
 
 def labelled_box(panel: Panel) -> Box:
-    """The part of the volume worth drawing: what truth or prediction label, with a margin; without labels all of it."""
-    found = ndimage.find_objects(((panel.truth != 0) | (panel.prediction != 0)).view(np.uint8))
-    if not found:
+    """Return the part of the volume worth drawing: what is labelled, with a margin; without labels all of it."""
+    boxes = ndimage.find_objects(((panel.truth != 0) | (panel.prediction != 0)).view(np.uint8))
+    if not boxes:
         x, y, z = (slice(0, size) for size in panel.image.shape)
         return x, y, z
-    sides = [(part.stop - part.start) * mm for part, mm in zip(found[0], panel.spacing_mm, strict=True)]
+    sides = [(part.stop - part.start) * mm for part, mm in zip(boxes[0], panel.spacing_mm, strict=True)]
     margin_mm = max(LEAST_MARGIN_MM, MARGIN * max(sides))
     x, y, z = (
         slice(max(0, part.start - round(margin_mm / mm)), min(size, part.stop + round(margin_mm / mm)))
-        for part, mm, size in zip(found[0], panel.spacing_mm, panel.image.shape, strict=True)
+        for part, mm, size in zip(boxes[0], panel.spacing_mm, panel.image.shape, strict=True)
     )
     return x, y, z
 
 
 def _counts(mask: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Voxels set in each plane along an axis, shaped to be added to the volume."""
-    others = tuple(other for other in range(3) if other != axis)
-    return mask.sum(axis=others, keepdims=True)
+    """Count the voxels set in each plane along an axis, shaped to be added to the volume."""
+    return mask.sum(axis=tuple({0, 1, 2} - {axis}), keepdims=True)
 
 
 def _place_of_most(weights: NDArray[Any]) -> tuple[int, int, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from segpipe.common.files import write_bytes
 from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import read_panel
-from segpipe.reporting import Panel, comparison, dice_bars, gallery, gif, learning_curves, read_history, write_bytes
+from segpipe.reporting import Panel, comparison, dice_bars, gallery, gif, learning_curves, read_history
 from segpipe.studies.comparison_results import Measured, Row, best_row
 from segpipe.studies.comparison_state import Study
 

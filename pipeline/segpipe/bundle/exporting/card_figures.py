@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.golden import IMAGES, LABELS
-from segpipe.common.files import read_json
+from segpipe.common.files import read_json, write_bytes
 from segpipe.errors import DataError
-from segpipe.reporting import dice_bars, example, learning_curves, write_bytes
+from segpipe.reporting import dice_bars, example_figure, learning_curves
 
 METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
 OVERALL = "mean of labels"
@@ -115,7 +115,7 @@ def _draw_golden(root: Path, names: Mapping[int, str]) -> bytes:
     image, spacing_mm = _read_towards_ras(min((root / IMAGES).glob("*.nii*")))
     labels, _ = _read_towards_ras(root / LABELS)
     channels = image.reshape(*image.shape[:3], -1)
-    return example(channels[..., 0], np.asarray(labels), spacing_mm, names)
+    return example_figure(channels[..., 0], np.asarray(labels), spacing_mm, names)
 
 
 def _read_towards_ras(path: Path) -> tuple[Any, Sequence[float]]:

@@ -21,7 +21,7 @@ from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
 from segpipe.prediction.client import WorkerDiedError
 from tiny_compare import FakeSubprocesses
-from tiny_data import train_arguments
+from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
@@ -153,10 +153,9 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
     again = ("reproduce", root / "bundle", "--data", root, "--out", root / "again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.subprocesses.Subprocesses", FakeSubprocesses)
-        seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2)
+        patch.setattr("segpipe.training.seeds.Subprocesses", InThisProcess)
+        seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2, "--epochs", 1)
     return [
-        ("compose", printed("compose", root / "manifest.json", "--task", root / "task.yaml")),
         ("train", printed(*words, "--explain")),
         ("train", printed(*words, "--dry-run")),
         ("train", printed(*words, "--epochs", 1)),

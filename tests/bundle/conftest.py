@@ -23,7 +23,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         from monai.bundle import ConfigParser
 
         from segpipe.bundle.references import resolve
-        from segpipe.training.compose.fragments import compose_config
+        from segpipe.training.fragments import compose_config
 
         folder = tmp_path_factory.mktemp("run")
         parts = {"task": {**TASK, **(task or {})}, "network": {**NETWORK, **(network or {})}}

@@ -9,8 +9,8 @@ import pytest
 from tiny_run import MakeRun
 
 from segpipe.bundle.exporting.write import export
-from segpipe.training.compose.config_checks import padded_patch
-from segpipe.training.compose.fragments import known_fragments, read_fragment
+from segpipe.training.config_checks import padded_patch
+from segpipe.training.fragments import known_fragments, read_fragment
 
 FAST = ("dynunet", "attention_unet")
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in known_fragments("network")]

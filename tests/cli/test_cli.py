@@ -139,7 +139,6 @@ def test_a_mistyped_option_under_json_is_one_document(words: list[str], capsys: 
         ["check", "{}/absent.json"],
         ["split", "{}/absent.json"],
         ["plan", "{}/absent.json"],
-        ["compose", "{}/absent.json", "--task", "task.yaml"],
         ["train", "{}/absent.json", "--task", "task.yaml", "--out", "{}/run"],
         ["export", "{}/absent", "{}/bundle"],
         ["predict", "{}/absent", "{}", "{}/out"],

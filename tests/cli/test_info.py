@@ -11,7 +11,7 @@ import yaml
 
 from segpipe.cli.app import run
 from segpipe.cli.info import Batch, network_facts
-from segpipe.training.compose.fragments import known_fragments, read_fragment
+from segpipe.training.fragments import known_fragments, read_fragment
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Any:

@@ -29,7 +29,7 @@ from segpipe.components.losses import (
 )
 from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.errors import DataError, UsageError
-from segpipe.training.compose.fragments import configs_folder
+from segpipe.training.fragments import configs_folder
 
 FAMILY = [
     ComboLoss,

@@ -9,8 +9,8 @@ from torch import nn
 
 from segpipe.components.losses import DeepSupervision, DiceCELoss
 from segpipe.components.networks import UNetPlusPlus
-from segpipe.training.compose.config_checks import padded_patch
-from segpipe.training.compose.fragments import known_fragments, read_fragment
+from segpipe.training.config_checks import padded_patch
+from segpipe.training.fragments import known_fragments, read_fragment
 from segpipe.training.network_cost import build_network, output_shapes
 
 NETWORKS = known_fragments("network")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.training.compose.fragments import known_fragments
+from segpipe.training.fragments import known_fragments
 from tiny_data import train_arguments
 
 FAST = ("segresnet", "dynunet_res")
@@ -23,7 +23,7 @@ def test_it_composes_and_takes_a_step(
     if name == "unetpp":
         settings[3] = "patch_size=[32,16,12]"
     task = str(tiny_manifest.parent / "task.yaml")
-    assert run(["compose", str(tiny_manifest), "--task", task, *settings]) == 0
+    assert run(["train", str(tiny_manifest), "--task", task, "--explain", *settings]) == 0
     printed = capsys.readouterr()
     config = json.loads(printed.out)["config"]
     assert f"padded to {config['patch_size']}" in printed.err

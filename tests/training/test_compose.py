@@ -10,8 +10,8 @@ import yaml
 
 from segpipe.cli.app import run
 from segpipe.errors import UsageError
-from segpipe.training.compose.config_checks import Settings, check_components
-from segpipe.training.compose.fragments import OWNED, compose_config, configs_folder, known_fragments
+from segpipe.training.config_checks import Settings, check_components
+from segpipe.training.fragments import OWNED, compose_config, configs_folder, known_fragments
 from tiny_data import TASK
 
 NAMES = {"network": "unet", "loss": "dice_ce", "augment": "light", "runtime": "cpu"}
@@ -157,13 +157,19 @@ def test_explain_names_the_origin_of_every_id(fragments) -> None:
     assert made.origins["patch_size"] == "task.yaml"
 
 
-def test_the_command_prints_the_config(tiny_manifest: Path, capsys) -> None:
-    arguments = ["compose", str(tiny_manifest), "--task", str(tiny_manifest.parent / "task.yaml")]
-    assert run(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["loss_name"] == "dice_ce"
-    assert run([*arguments, "--explain"]) == 0
-    assert "network/unet.yaml" in capsys.readouterr().out
+def test_the_command_explains_and_saves_the_config(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["train", str(tiny_manifest), "--task", str(tiny_manifest.parent / "task.yaml"), "--explain"]
+    assert run([*arguments, "--save-config", str(tmp_path / "config.json")]) == 0
+    said = capsys.readouterr().out
+    assert "network/unet.yaml" in said
+    assert f"wrote {tmp_path / 'config.json'}" in said
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["loss_name"] == "dice_ce"
     assert run([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["origins"]["loss"] == "loss/dice_ce.yaml"
+    document = json.loads(capsys.readouterr().out)
+    assert document["origins"]["loss"] == "loss/dice_ce.yaml"
+    assert document["config"] == config
     assert run([*arguments, "--set", "max_epoch=1"]) == 2
     assert "did you mean 'max_epochs'" in capsys.readouterr().err
+    assert run([*arguments[:-1], "--save-config", str(tmp_path / "c.json")]) == 2
+    assert "--explain" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.errors import UsageError
-from segpipe.training.compose.fragments import read_fragment
-from segpipe.training.network_cost import build_network, footprint, output_shapes
+from segpipe.training.fragments import read_fragment
+from segpipe.training.network_cost import build_network, cost_of_step, output_shapes
 
 VOXELS = 2 * 6 * 5 * 4
 SHAPE = (2, 1, 6, 5, 4)
@@ -25,7 +25,7 @@ def config(name: str, **arguments: object) -> dict[str, object]:
 
 
 def test_two_convolutions_by_hand() -> None:
-    found = footprint(two_convolutions(), SHAPE)
+    found = cost_of_step(two_convolutions(), SHAPE)
     parameters = 27 * 4 + 4 + 4 * 3 + 3
     assert found.parameters == parameters
     assert found.weight_bytes == 4 * parameters
@@ -53,11 +53,11 @@ def test_kept_bytes_are_those_of_a_real_forward_pass(name: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = network(torch.randn(shape))
     real = sum(size for size, _ in kept.values())
-    assert len(outputs) and footprint(network, shape).activation_bytes == pytest.approx(real, rel=0.05)
+    assert len(outputs) and cost_of_step(network, shape).activation_bytes == pytest.approx(real, rel=0.05)
 
 
 def test_patches_weigh_alike_and_weights_once() -> None:
-    one, four = (footprint(build_network(config("unet")), (batch, 1, 32, 32, 32)) for batch in (1, 4))
+    one, four = (cost_of_step(build_network(config("unet")), (batch, 1, 32, 32, 32)) for batch in (1, 4))
     assert one.parameters == four.parameters and one.weight_bytes == four.weight_bytes
     assert four.multiply_adds == 4 * one.multiply_adds
     assert four.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=0.01)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from segpipe.cli.app import run
 from segpipe.errors import UsageError
-from segpipe.training.compose.config_checks import check_network, padded_patch
-from segpipe.training.compose.fragments import read_fragment
+from segpipe.training.config_checks import check_network, padded_patch
+from segpipe.training.fragments import read_fragment
 from tiny_data import train_arguments
 
 SIZES = st.tuples(*[st.integers(1, 200)] * 3)
@@ -64,7 +64,7 @@ def test_the_patch_of_another_networks_plan_is_padded_and_it_is_said(
     tiny_manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = tiny_manifest.parent / "task.yaml"
-    assert run(["compose", str(tiny_manifest), "--task", str(task), "--network", "resunet", "--json"]) == 0
+    assert run(["train", str(tiny_manifest), "--task", str(task), "--network", "resunet", "--explain", "--json"]) == 0
     printed = capsys.readouterr()
     document = yaml.safe_load(printed.out)
     assert document["config"]["patch_size"] == [32, 16, 16]

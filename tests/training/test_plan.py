@@ -14,30 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.cli.app import run
-from segpipe.cli.plan_ import _bytes
 from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
 from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing
-from segpipe.training.compose.fragments import OWNED, configs_folder, known_fragments
-from segpipe.training.planning import (
+from segpipe.training.fragments import OWNED, configs_folder, known_fragments
+from segpipe.training.planning import apply_rules, fragment_text, parse_memory
+from segpipe.training.planning_rules import (
     LARGEST_PATCH,
     MEASURED,
     cache_rate,
-    cost_of,
     depth,
     epoch_time,
-    fragment_text,
     intensity,
-    make_plan,
     patch_size,
+    profile_of,
     resampled_shape,
     target_spacing,
 )
 
 GB = 10**9
-UNET = cost_of("unet", 8)
+UNET = profile_of("unet", 8)
 Triple = tuple[float, float, float]
 
 
@@ -149,7 +147,7 @@ def test_too_little_memory_says_how_much_is_needed() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.tuples(*[st.integers(1, 700)] * 3), st.sampled_from(sorted(MEASURED)), st.integers(50_000_000, 50 * GB))
 def test_patches_fit_the_network_and_the_memory(shape: tuple[int, int, int], name: str, memory: int) -> None:
-    cost = cost_of(name, 8)
+    cost = profile_of(name, 8)
     patch = patch_size(shape, cost, memory).value
     assert all(size % cost.divisor == 0 and size >= 2 * cost.divisor for size in patch)
     assert 2 * math.prod(patch) * cost.bytes_per_voxel <= memory
@@ -172,7 +170,7 @@ def test_half_of_the_free_memory_is_left_alone() -> None:
 
 def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None:
     assert set(MEASURED) == set(known_fragments("network"))
-    own = cost_of("my/unet.yaml", 32)
+    own = profile_of("my/unet.yaml", 32)
     assert own.divisor == 32 and not own.measured
     assert own.bytes_per_voxel >= max(needed for needed, _ in MEASURED.values())
     rule = patch_size((35, 50, 36), own, 8 * GB)
@@ -183,7 +181,7 @@ def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None
 @pytest.mark.parametrize("divisor", [0, -8, 8.0, "8", True, None])
 def test_a_divisor_that_divides_nothing(divisor: object) -> None:
     with pytest.raises(UsageError, match="patch_divisor"):
-        cost_of("unet", divisor)
+        profile_of("unet", divisor)
 
 
 @settings(max_examples=50, deadline=None)
@@ -196,8 +194,8 @@ def test_a_divisor_that_divides_nothing(divisor: object) -> None:
 def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality: str) -> None:
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
     fingerprint = dataset(*grids, modality=modality, foreground=inside)
-    plan = make_plan(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
-    assert yaml.safe_load(fragment_text(plan, len(grids))) == plan.task
+    plan = apply_rules(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
+    assert yaml.safe_load(fragment_text(plan)) == plan.task
     assert tuple(plan.task) == OWNED["task"]
     assert plan.task["task_name"] == "made_up_1"
     assert plan.task["labels"] == ["background", "no"]
@@ -210,7 +208,7 @@ def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality
 
 @pytest.mark.parametrize(("text", "expected"), [("8G", 8e9), ("600 M", 6e8), ("1.5gb", 1.5e9), ("2000", 2000)])
 def test_amounts_of_memory(text: str, expected: float) -> None:
-    assert _bytes(text) == expected
+    assert parse_memory(text) == expected
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from segpipe.cli.app import run
-from segpipe.training.run.session import unwrap
+from segpipe.training.session import unwrap
 from tiny_data import train_arguments
 
 

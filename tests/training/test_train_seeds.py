@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +13,14 @@ import torch
 from segpipe.cli.app import run
 from segpipe.common.subprocesses import Ended
 from segpipe.errors import DataError
-from segpipe.training.run.seeds import read_seeds, spread
-from tiny_data import train_arguments
-
-
-class InThisProcess:
-    """Runs the commands here; ``instead`` says how that of a folder ends otherwise."""
-
-    def __init__(self) -> None:
-        self.commands: list[list[str]] = []
-        self.stopped = False
-        self.instead: dict[str, Ended | BaseException] = {}
-
-    def run(self, words: list[str], on_line: Any) -> Ended:
-        self.commands.append(words)
-        instead = self.instead.get(Path(words[2]).name)
-        if isinstance(instead, BaseException):
-            raise instead
-        if instead is not None:
-            return instead
-        out, err = StringIO(), StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
-            code = run(words)
-        for line in err.getvalue().splitlines():
-            on_line(line)
-        return Ended(code, json.loads(out.getvalue()))
-
-    def stop(self) -> None:
-        self.stopped = True
+from segpipe.training.seeds import read_seeds, spread
+from tiny_data import InThisProcess, train_arguments
 
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
     found = InThisProcess()
-    monkeypatch.setattr("segpipe.common.subprocesses.Subprocesses", lambda: found)
+    monkeypatch.setattr("segpipe.training.seeds.Subprocesses", lambda: found)
     return found
 
 
@@ -57,7 +29,7 @@ def three(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Three seeds, the first of which was trained alone before."""
     out = tmp_path_factory.mktemp("seeds") / "of three"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.common.subprocesses.Subprocesses", InThisProcess)
+        patch.setattr("segpipe.training.seeds.Subprocesses", InThisProcess)
         assert run(train_arguments(tiny_manifest, out / "seed5", "--epochs", "2", "--seed", "5")) == 0
         assert run(several(tiny_manifest, out)) == 0
     return out
@@ -113,7 +85,7 @@ def test_finished_runs_are_adopted_and_only_the_record_is_written(
     (out / "seeds.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert run(several(tiny_manifest, out)) == 0
-    assert children.commands == []
+    assert children.folders == []
     assert (out / "seeds.json").read_text() == (three / "seeds.json").read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     said = capsys.readouterr().out
@@ -133,7 +105,7 @@ def test_resuming_keeps_the_finished_goes_on_with_the_stopped_and_starts_the_mis
     shutil.rmtree(out / "seed7")
     kept = (out / "seed5" / "last.pt").stat().st_mtime_ns
     assert run(["train", "--resume", str(out)]) == 0
-    assert [Path(words[2]).name for words in children.commands] == ["seed6", "seed7"]
+    assert children.folders == ["seed6", "seed7"]
     assert (out / "seed5" / "last.pt").stat().st_mtime_ns == kept
     assert [session["resumed"] for session in record(out, 6)["sessions"]] == [False, True]
     ours, whole = weights(out / "seed7"), weights(three / "seed7")
@@ -155,7 +127,7 @@ def test_a_run_of_another_config_or_data_set_is_refused_before_any_training(
     assert "manifest" in capsys.readouterr().err
     assert run(several(tiny_manifest, three / "seed5")) == 2
     assert "single run" in capsys.readouterr().err
-    assert children.commands == []
+    assert children.folders == []
 
 
 def test_a_failure_ends_it_with_its_words_and_its_exit_code(tiny_manifest, tmp_path, children, capsys) -> None:
@@ -165,7 +137,7 @@ def test_a_failure_ends_it_with_its_words_and_its_exit_code(tiny_manifest, tmp_p
     said = capsys.readouterr().err
     assert "seed 5: the image has NaN" in said
     assert "case_1" in said
-    assert len(children.commands) == 1
+    assert len(children.folders) == 1
     children.instead = {"seed5": Ended(-9, {})}
     assert run(several(tiny_manifest, tmp_path / "killed")) == 2
     assert "memory" in capsys.readouterr().err

@@ -27,7 +27,6 @@ VERBS = (
     "fetch",
     "split",
     "plan",
-    "compose",
     "train",
     "export",
     "bundle",

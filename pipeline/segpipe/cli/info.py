@@ -142,10 +142,10 @@ def losses() -> list[dict[str, str]]:
 
 
 def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
-    from segpipe.training import build_network, cost_of, footprint, output_shapes
+    from segpipe.training import build_network, cost_of_step, output_shapes, profile_of
 
     fragment, _ = read_fragment("network", name)
-    divisor = cost_of(name, fragment["patch_divisor"]).divisor
+    divisor = profile_of(name, fragment["patch_divisor"]).divisor
     patch = padded_patch(batch.patch_size, divisor)
     config = {**fragment, "in_channels": batch.in_channels, "out_channels": batch.out_channels}
     shape = (batch.batch_size, batch.in_channels, *patch)
@@ -164,7 +164,7 @@ def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
     except UsageError as error:
         return {**facts, "refused": error.found}
     if shapes is not None:
-        counted = footprint(network, shape)
+        counted = cost_of_step(network, shape)
         facts |= {
             "heads": counted.heads,
             "weights_mb": round(counted.weight_bytes / MEGA, 1),

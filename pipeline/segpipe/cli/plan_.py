@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segpipe.common.console import Console
-from segpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from segpipe.training import Plan
 
 
 def command(
@@ -31,43 +32,32 @@ def command(
 
     Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
     """
-    import psutil
-
-    from segpipe.common.files import write_text
-    from segpipe.common.processes import usable_cores
-    from segpipe.data import beside, data_root, load_manifest, save_fingerprint, take_fingerprint
-    from segpipe.training import cost_of, fragment_text, make_plan, read_fragment
+    from segpipe.data import beside
+    from segpipe.training import plan
 
     console = Console("plan", as_json=json)
-    memory_bytes = _bytes(memory)
-    cost = cost_of(network, read_fragment("network", network)[0]["patch_divisor"])
-    dataset = load_manifest(manifest)
-    root = data_root(manifest, data)
-    if output.exists() and not overwrite:
-        raise UsageError(
-            "the task fragment is there already, and may have been changed by hand",
-            path=output,
-            hint="name another one with -o, or give --overwrite",
-        )
     with console.progress() as progress:
-        bar = progress.add_task("reading", total=len(dataset.training))
-        fingerprint = take_fingerprint(dataset, root, on_case=lambda _id: progress.advance(bar))
-    plan = make_plan(
-        fingerprint, dataset, cost, memory_bytes, free_bytes=psutil.virtual_memory().available, cores=usable_cores()
-    )
-    save_fingerprint(fingerprint, beside(output))
-    write_text(output, fragment_text(plan, len(fingerprint.cases)))
-
-    next_command = _next_command(manifest, data, output, network, plan.settings)
-    if not dataset.folds():
+        bar = progress.add_task("reading", total=None)
+        planned = plan(
+            manifest,
+            network=network,
+            memory=memory,
+            data=data,
+            out=output,
+            overwrite=overwrite,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if planned.has_folds:
+        next_command = _train_command(manifest, data, output, network, planned)
+    else:
         next_command = shlex.join(["segpipe", "split", str(manifest)])
         console.note(
             "the manifest is not split yet, so this plan has seen cases that may be held out later: split it, "
             "then plan again with --overwrite"
         )
-    rules = list(plan.rules.values())
+    rules = list(planned.rules.values())
     console.table(
-        f"Plan for {dataset.name}, {len(fingerprint.cases)} training cases",
+        f"Plan for {planned.dataset}, {len(planned.fingerprint.cases)} training cases",
         ["rule", "value", "why", "source"],
         [(rule.name, _short(rule.value), rule.why, rule.source) for rule in rules],
     )
@@ -76,16 +66,9 @@ def command(
         task=str(output),
         fingerprint=str(beside(output)),
         rules=[vars(rule) for rule in rules],
-        settings=plan.settings,
+        settings=planned.settings,
         next=next_command,
     )
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match or float(match[1]) == 0:
-        raise UsageError("not an amount of memory", found=text, expected="a number and a unit, e.g. 8G or 600M")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _short(value: object) -> str:
@@ -95,9 +78,9 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _next_command(manifest: Path, data: Path | None, task: Path, network: str, settings: dict[str, object]) -> str:
+def _train_command(manifest: Path, data: Path | None, task: Path, network: str, planned: Plan) -> str:
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
     words += ["--network", network, "--loss", "dice_ce", "--fold", "0", "--out", "runs/first"]
-    for name, value in settings.items():
+    for name, value in planned.settings.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join(words)

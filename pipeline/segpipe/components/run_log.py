@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class RunLog:
         self.evaluator = evaluator
         self.loss = loss
         self.progress = progress
+        self._tell: Callable[[str], object] | None = None
         self.history: list[dict[str, float | int | None]] = []
         self._writer: Any = None
         self._losses: list[float] = []
@@ -55,6 +57,10 @@ class RunLog:
         self.evaluator.add_event_handler(Events.STARTED, lambda _: self._val_losses.clear())
         self.evaluator.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._validation_loss)
         self.evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._first_case)
+
+    def report_to(self, progress: Callable[[str], object]) -> None:
+        """Call back with a line for each epoch, instead of writing to standard error."""
+        self._tell = progress
 
     def restore(self, history: list[dict[str, float | int | None]]) -> None:
         """Take over the history of the run that is resumed."""
@@ -123,20 +129,23 @@ class RunLog:
         self._report(engine, row)
 
     def _report(self, engine: Engine, row: dict[str, float | int | None]) -> None:
-        if not self.progress:
+        if not self.progress and self._tell is None:
             return
         dice = row.get("val_mean_dice")
-        if sys.stderr.isatty() and dice is None:
+        if self._has_bar() and dice is None:
             return
         seconds = [float(past["seconds"] or 0) for past in self.history]
         left = (engine.state.max_epochs - engine.state.epoch) * sum(seconds) / len(seconds)
         text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}  loss {row['train_loss']:.4f}"
         if dice is not None:
             text += f"  validation Dice {dice:.4f}"
-        Console("train").note(f"{text}  {_duration(left)} left")
+        (self._tell or Console("train").note)(f"{text}  {_duration(left)} left")
+
+    def _has_bar(self) -> bool:
+        return self.progress and self._tell is None and sys.stderr.isatty()
 
     def _show(self, engine: Engine) -> None:
-        if not (self.progress and sys.stderr.isatty()):
+        if not self._has_bar():
             return
         if self._bar is None:
             from rich.console import Console as RichConsole
@@ -158,7 +167,7 @@ class RunLog:
 
 
 def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """The slice with the most truth, outlines of the truth in green and of the prediction in red.
+    """Draw the slice with the most truth, outlines of the truth in green and of the prediction in red.
 
     Args:
         image, truth, prediction: (X, Y, Z).

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Source:
 
 
 # a case: its NIfTI files, a judged DICOM series, or images that were read and judged
-CaseInput = Sequence[str | Path] | Series | Source
+CaseInput: TypeAlias = Sequence[str | Path] | Series | Source
 
 
 def read_source(case: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""What a network gives and needs, found from shapes alone (PyTorch's meta device): nothing is computed.
+"""What a network gives and needs, counted from shapes alone (PyTorch's meta device): nothing is computed.
 
 So it takes a second for any size, needs no memory, and is the same on every machine.
 """
@@ -25,7 +25,7 @@ ADAM_MOMENTS = 2  # tensors that AdamW keeps beside each weight
 
 
 @dataclass(frozen=True)
-class Footprint:
+class NetworkCost:
     """One training step of a network, without its loss.
 
     Attributes:
@@ -46,7 +46,7 @@ class Footprint:
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a config, on the CPU; the random state is left as it was.
+    """Build the network of a config, on the CPU; the random state is left as it was.
 
     Args:
         config: with ``network_def`` and what it refers to.
@@ -61,14 +61,14 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
             network = parser.get_parsed_content("network_def")  # some networks print their features
     except Exception as error:  # MONAI wraps what a constructor raises
-        raise UsageError("the network cannot be built", found=_said(error)) from error
+        raise UsageError("the network cannot be built", found=_reason(error)) from error
     if not isinstance(network, nn.Module):
         raise UsageError("network_def is no network", found=type(network).__name__, expected="a torch.nn.Module")
     return network
 
 
 def output_shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[int, ...]] | None:
-    """Shapes of the heads that a network gives for a batch, finest first, in the mode that it is in.
+    """Return the shapes of the heads that a network gives for a batch, finest first, in the mode that it is in.
 
     Args:
         network: on the meta device.
@@ -88,14 +88,14 @@ def output_shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[int, .
             return None
         raise UsageError(
             "the network does not take the patch",
-            found=f"{'x'.join(map(str, shape[2:]))} voxels, {shape[1]} channels: {_said(error)}",
+            found=f"{'x'.join(map(str, shape[2:]))} voxels, {shape[1]} channels: {_reason(error)}",
             expected="channels as in network_def, and a patch of which more than one voxel is left at the bottom",
             hint="a larger patch_size, or a patch_divisor that all strides together divide",
         ) from error
     return [tuple(head.shape) for head in _heads(outputs, len(shape))]
 
 
-def footprint(network: nn.Module, shape: Sequence[int]) -> Footprint:
+def cost_of_step(network: nn.Module, shape: Sequence[int]) -> NetworkCost:
     """Count one training step.
 
     Args:
@@ -117,7 +117,7 @@ def footprint(network: nn.Module, shape: Sequence[int]) -> Footprint:
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in owned)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     moments = ADAM_MOMENTS * sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    return Footprint(
+    return NetworkCost(
         parameters=sum(parameter.numel() for parameter in trained),
         weight_bytes=weight_bytes,
         activation_bytes=activation_bytes,
@@ -128,13 +128,13 @@ def footprint(network: nn.Module, shape: Sequence[int]) -> Footprint:
 
 
 def _heads(outputs: Any, n_dims: int) -> list[Tensor]:
-    """The outputs one by one; a tensor with an axis more is a stack of them, as DynUNet gives it."""
+    """Return the outputs one by one; a tensor with an axis more is a stack of them, as DynUNet gives it."""
     if isinstance(outputs, Tensor):
         return list(outputs.unbind(1)) if outputs.ndim == n_dims + 1 else [outputs]
     return list(outputs)
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     words = str(first_cause(error)).strip() or type(error).__name__
     return words.splitlines()[-1][:200]
 
@@ -168,15 +168,15 @@ class _Living(TorchDispatchMode):
         self._now = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and _key(tensor) not in self._sizes:
                 storage = tensor.untyped_storage()
                 self._sizes[_key(tensor)] = storage.nbytes()
                 self._now += storage.nbytes()
                 self.peak = max(self.peak, self._now)
                 weakref.finalize(storage, self._freed, _key(tensor))
-        return made
+        return output
 
     def _freed(self, key: int) -> None:
         self._now -= self._sizes.pop(key)

@@ -1,295 +1,145 @@
-"""The rules of planning, each a small function of the fingerprint: a value, why, and who says so.
+"""From a dataset to the task fragment that suits it: every value with its reason and its source.
 
-They follow nnU-Net: Isensee et al., Nat Methods 18:203-211, 2021, doi:10.1038/s41592-020-01008-z.
-
-From a fingerprint to a task fragment, rule by rule; each rule explains itself and names its source.
-
-What is written is a plain YAML fragment, to be read and changed by hand.
-
-The task fragment as YAML text, with the reason and the source of each value beside it.
+What is written is a plain YAML fragment, to be read and changed by hand. The rules stand in `planning_rules`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import yaml
 
-from segpipe.data import Fingerprint, Manifest
-from segpipe.errors import DataError, UsageError
+from segpipe.common.files import write_text
+from segpipe.common.processes import usable_cores
+from segpipe.data import Fingerprint, Manifest, beside, open_manifest, save_fingerprint, take_fingerprint
+from segpipe.errors import UsageError
+from segpipe.training import planning_rules as rules
+from segpipe.training.fragments import read_fragment
+from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
 
-NNUNET = "nnU-Net, Isensee 2021"
-ANISOTROPY = 3.0  # spacing and size ratio beyond which nnU-Net treats one axis apart
-NONZERO_SHARE = 0.75  # below, a quarter or more of the image is empty frame (nnU-Net's crop rule)
-LARGEST_PATCH = 128**3  # voxels; about what nnU-Net's full-resolution networks see
-MIN_BATCH, MAX_BATCH = 2, 4
-BATCH_SHARE = 0.05  # of all voxels of the dataset in one batch, at most (nnU-Net)
-SMALLEST_FEATURE_MAP = 4  # voxels along an axis at the bottom of the network (nnU-Net)
-FIRST_CHANNELS, MOST_CHANNELS = 16, 320
-CACHE_SHARE = 0.5  # of the memory that is free now
-
-
-@dataclass(frozen=True)
-class NetworkCost:
-    """What a network needs of the machine.
-
-    Attributes:
-        divisor: every axis of the patch must be a multiple of it; the fragment's ``patch_divisor``.
-        bytes_per_voxel: peak memory of a step per voxel of the batch.
-        voxels_per_second: trained voxels per second and core.
-        measured: whether these two are measured, or assumed to be as for a costly network.
-    """
-
-    divisor: int
-    bytes_per_voxel: int
-    voxels_per_second: float
-    measured: bool
-
-
-# By the word of a shipped fragment: bytes a voxel, voxels a second; one training step, DiceCE, float32, CPU.
-MEASURED = {
-    "unet": (500, 5e5),
-    "unet_fine": (1100, 1.7e5),
-    "basic_unet": (1200, 1.4e5),
-    "resunet": (600, 5e5),
-    "unetpp": (1900, 5e4),
-    "attention_unet": (1400, 1.2e5),
-    "unet_resnet18": (1500, 1.2e5),
-    "unet_resnet34": (2300, 1e5),
-    "dynunet": (1300, 1e5),
-    "dynunet_res": (1400, 1e5),
-    "segresnet": (1500, 9e4),
-    "swin_unetr": (3700, 3e4),
+RULE_OF = {
+    "patch_size": "patch_size",
+    "Orientationd": "orientation",
+    "Spacingd": "spacing_mm",
+    "ScaleIntensityRanged": "intensity",
+    "NormalizeIntensityd": "intensity",
 }
-ASSUMED = (4000, 3e4)
-
-
-def cost_of(network: str, divisor: object) -> NetworkCost:
-    """What a network needs, by its word or path and its fragment's ``patch_divisor``.
-
-    Raises:
-        UsageError: the divisor is no positive whole number.
-    """
-    if type(divisor) is not int or divisor < 1:
-        raise UsageError("patch_divisor of the network cannot be used", found=divisor, expected="1, 2, 4, ...")
-    return NetworkCost(divisor, *MEASURED.get(network, ASSUMED), measured=network in MEASURED)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one rule decided, why, and who says so."""
-
-    name: str
-    value: Any
-    why: str
-    source: str
-
-
-def orientation(fingerprint: Fingerprint) -> Rule:
-    """Every image is turned to RAS before anything else."""
-    found = ", ".join(f"{count} {code}" for code, count in fingerprint.summary.orientations.items())
-    return Rule(
-        "orientation",
-        "RAS",
-        f"axes run to the right, front and head whatever the file says (here: {found}); only turned, never resampled",
-        "NIfTI-1 standard; nibabel",
-    )
-
-
-def target_spacing(fingerprint: Fingerprint) -> Rule:
-    """The median spacing per axis; the 10th percentile on a single coarse axis of thin stacks."""
-    spacings = np.array([case.spacing_ras_mm for case in fingerprint.cases])
-    shape = np.median([case.shape_ras for case in fingerprint.cases], axis=0)
-    target = np.median(spacings, axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != worst]
-    finest = float(target[others].max())
-    why = "the median over the training cases, per axis: resamples the fewest of them"
-    if target[worst] > ANISOTROPY * finest and shape[worst] * ANISOTROPY < shape[others].min():
-        target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finest)
-        why = "the median in plane; across the thick slices the 10th percentile, for the finer scans' detail"
-    return Rule("spacing_mm", [round(float(value), 4) for value in target], why, NNUNET)
-
-
-def resampled_shape(fingerprint: Fingerprint, spacing_mm: list[float]) -> tuple[int, int, int]:
-    """Median shape (RAS order) of the cases once they are on the target spacing."""
-    extents = np.array([np.multiply(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases])
-    shapes = extents / np.array(spacing_mm)
-    x, y, z = (max(1, math.ceil(round(float(value), 3))) for value in np.median(shapes, axis=0))
-    return x, y, z
-
-
-def intensity(fingerprint: Fingerprint) -> Rule:
-    """CT: clip and z-score by the dataset's foreground. Anything else: z-score by case and channel.
-
-    Raises:
-        DataError: a CT dataset without foreground, or with a constant one.
-    """
-    if [name.upper() for name in fingerprint.modality] == ["CT"]:
-        inside = fingerprint.summary.foreground[0]
-        if inside is None or inside.std == 0 or inside.percentiles[0] >= inside.percentiles[-1]:
-            raise DataError(
-                "the foreground has no intensities to scale by",
-                found="no foreground" if inside is None else "constant foreground",
-                hint="look at the dataset with `segpipe check`",
-            )
-        low, high = _significant(inside.percentiles[0]), _significant(inside.percentiles[-1])
-        value = {
-            "_target_": "ScaleIntensityRanged",
-            "keys": ["image"],
-            "a_min": low,
-            "a_max": high,
-            "b_min": _significant((low - inside.mean) / inside.std),
-            "b_max": _significant((high - inside.mean) / inside.std),
-            "clip": True,
-            "allow_missing_keys": True,
-        }
-        why = (
-            "CT: HU mean the same in every scan, so all are clipped to the 0.5 and 99.5 percentiles of the "
-            f"labelled voxels and shifted by their mean {inside.mean:.4g}, divided by their "
-            f"deviation {inside.std:.4g}"
-        )
-        return Rule("intensity", value, why, NNUNET)
-    filled = float(np.median([[c.nonzero_fraction for c in case.channels] for case in fingerprint.cases]))
-    nonzero = filled < NONZERO_SHARE
-    value = {
-        "_target_": "NormalizeIntensityd",
-        "keys": ["image"],
-        "nonzero": nonzero,
-        "channel_wise": True,
-        "allow_missing_keys": True,
-    }
-    why = (
-        f"{' + '.join(fingerprint.modality)}: no common scale to go by, so each channel of each case gets "
-        f"mean 0 and deviation 1, over {'its non-zero' if nonzero else 'all'} voxels ({filled:.0%} are not 0)"
-    )
-    return Rule("intensity", value, why, NNUNET)
-
-
-def patch_size(shape: tuple[int, int, int], cost: NetworkCost, memory_bytes: int) -> Rule:
-    """The median image whole if it fits, else the longest axis is shortened until two patches fit.
-
-    Raises:
-        UsageError: the memory does not hold two of the smallest patch.
-    """
-    smallest = 2 * cost.divisor  # instance normalisation needs more than one voxel at the bottom
-    whole = [max(smallest, cost.divisor * math.ceil(size / cost.divisor)) for size in shape]
-    patch = list(whole)
-    budget = min(LARGEST_PATCH, memory_bytes // (MIN_BATCH * cost.bytes_per_voxel))
-    while math.prod(patch) > budget:
-        shrinkable = [axis for axis in range(3) if patch[axis] > smallest]
-        if not shrinkable:
-            raise UsageError(
-                "the memory does not hold a training step",
-                found=f"{memory_bytes / 1e9:.3g} GB",
-                expected=f"at least {MIN_BATCH * cost.bytes_per_voxel * smallest**3 / 1e9:.3g} GB",
-                hint="give more with --memory",
-            )
-        longest = max(shrinkable, key=lambda axis: (patch[axis] / shape[axis], patch[axis]))
-        patch[longest] -= cost.divisor
-    size = "x".join(map(str, shape))
-    why = f"the median image ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
-    if patch != whole:
-        limit = "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{MIN_BATCH} must fit the memory"
-        why += f", with its proportions: {limit}"
-    if not cost.measured:
-        why += f" ({cost.bytes_per_voxel:,} bytes a voxel assumed, not measured for this network)"
-    return Rule("patch_size", patch, f"{why}; multiples of {cost.divisor}, which the network needs", NNUNET)
-
-
-def batch_size(
-    fingerprint: Fingerprint, shape: tuple[int, int, int], patch: list[int], cost: NetworkCost, memory_bytes: int
-) -> Rule:
-    """As many patches as the memory holds, within 2 and 4, and 5 % of the dataset's voxels."""
-    fits = memory_bytes // (math.prod(patch) * cost.bytes_per_voxel)
-    share = int(BATCH_SHARE * math.prod(shape) * fingerprint.summary.cases / math.prod(patch))
-    return Rule(
-        "batch_size",
-        max(MIN_BATCH, min(MAX_BATCH, fits, share)),
-        f"the memory holds {fits:,} patches, 5 % of the dataset are {share:,}; at least {MIN_BATCH}, "
-        f"and at most {MAX_BATCH} because small batches make more steps of an epoch and generalise well",
-        f"{NNUNET}; Masters & Luschi 2018, arXiv:1804.07612",
-    )
-
-
-def depth(patch: list[int], spacing_mm: list[float]) -> Rule:
-    """Halve an axis while at least 4 voxels stay, and its voxels are not twice as long as elsewhere."""
-    size, spacing, strides = list(map(float, patch)), list(spacing_mm), []
-    while long := [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_FEATURE_MAP]:
-        finest = min(spacing[axis] for axis in long)
-        step = [2 if axis in long and spacing[axis] < 2 * finest else 1 for axis in range(3)]
-        strides.append(step)
-        size = [value // by for value, by in zip(size, step, strict=True)]
-        spacing = [value * by for value, by in zip(spacing, step, strict=True)]
-    channels = [min(MOST_CHANNELS, FIRST_CHANNELS * 2**level) for level in range(len(strides) + 1)]
-    return Rule(
-        "depth",
-        {"channels": channels, "strides": strides},
-        f"halved until an axis has fewer than {2 * SMALLEST_FEATURE_MAP} voxels, coarse axes later; a "
-        "suggestion for a network fragment of your own",
-        NNUNET,
-    )
-
-
-def overlap() -> Rule:
-    """Half of each window."""
-    return Rule("overlap", 0.5, "sliding windows overlap by half, since borders are predicted worse", NNUNET)
-
-
-def cache_rate(fingerprint: Fingerprint, shape: tuple[int, int, int], free_bytes: int) -> Rule:
-    """The share of the prepared cases that half of the free memory holds."""
-    each = math.prod(shape) * 4 * (len(fingerprint.modality) + 1)
-    needed = each * fingerprint.summary.cases
-    rate = min(1.0, math.floor(100 * CACHE_SHARE * free_bytes / needed) / 100)
-    return Rule(
-        "cache_rate",
-        rate,
-        f"all cases, prepared as float32 image and label, need {needed / 1e9:.2g} GB; {free_bytes / 1e9:.2g} "
-        "GB are free, and half of it is left alone",
-        "size times 4 bytes; MONAI CacheDataset",
-    )
-
-
-def epoch_time(cases: int, patch: list[int], batch: int, cost: NetworkCost, cores: int) -> Rule:
-    """Training seconds of an epoch, from the network's measured speed; a rough figure."""
-    seconds = cases * math.prod(patch) / (cost.voxels_per_second * cores)
-    return Rule(
-        "epoch_seconds",
-        float(f"{seconds:.2g}"),
-        f"roughly, on CPU without validation: {math.ceil(cases / batch)} steps at "
-        f"{cost.voxels_per_second:,.0f} voxels a second and core, {cores} cores; the first epoch shows the truth",
-        "measured once on a two-core machine" if cost.measured else "assumed: this network was not measured",
-    )
-
-
-def _significant(value: float) -> float:
-    return float(f"{value:.6g}")
+HEAD = """\
+# Task fragment, planned from {cases} training cases with `segpipe plan`. To be read, and changed by hand:
+# the same transforms serve training, validation and inference.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All rules by name; ``task`` is the fragment, ``settings`` the runtime values to train with."""
+    """What `plan` decided.
 
+    Attributes:
+        dataset: name of the dataset.
+        has_folds: whether it is split; if not, the plan has seen cases that may be held out later.
+        rules: by name, each with its value, why, and its source.
+        task: the task fragment, ids of a MONAI config.
+        settings: values of the runtime to train with: ``batch_size``, ``cache_rate`` and ``overlap``.
+        fingerprint: of the training cases, which the rules went by.
+    """
+
+    dataset: str
+    has_folds: bool
     rules: dict[str, Rule]
     task: dict[str, Any]
     settings: dict[str, Any]
+    fingerprint: Fingerprint
+
+    @property
+    def text(self) -> str:
+        """The task fragment as YAML, with reasons and sources as comments."""
+        return fragment_text(self)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the task fragment, and the fingerprint beside it; returns the fingerprint's path.
+
+        Raises:
+            UsageError: the fragment is there already, or cannot be written.
+        """
+        _refuse_existing(path, overwrite)
+        save_fingerprint(self.fingerprint, beside(path))
+        write_text(path, self.text)
+        return beside(path)
 
 
-def make_plan(
-    fingerprint: Fingerprint, manifest: Manifest, cost: NetworkCost, memory_bytes: int, free_bytes: int, cores: int
+def plan(
+    manifest: str | Path | Manifest,
+    *,
+    network: str = "unet",
+    memory: str | int = "8G",
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Plan:
+    """Choose the task fragment that suits a dataset; test cases are never opened.
+
+    >>> import segpipe
+    >>> plan = segpipe.plan("data/manifest.json", network="unet", memory="2G")
+    >>> plan.task["patch_size"], plan.settings["batch_size"]
+    ([24, 24, 16], 2)
+    >>> print(plan.rules["orientation"].source)
+    NIfTI-1 standard; nibabel
+
+    Args:
+        manifest: the dataset, whose training cases are read once each.
+        network: that will be trained: a name of `segpipe info networks`, or the path of a network fragment.
+        memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``.
+        data: folder that the manifest's paths start from, where it is not the manifest's own.
+        out: task fragment to write, as `Plan.save` does; refused before any case is read where it is there.
+        overwrite: replace it.
+        progress: called with the number of cases read and of all.
+
+    Raises:
+        UsageError: no such network, folder or file, too little memory, or a fragment that is there already.
+        DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
+    """
+    memory_bytes = parse_memory(memory)
+    profile = profile_of(network, read_fragment("network", network)[0]["patch_divisor"])
+    dataset, root = open_manifest(manifest, data)
+    if out is not None:
+        _refuse_existing(out, overwrite)
+    read = 0
+
+    def count(_case_id: str) -> None:
+        nonlocal read
+        read += 1
+        if progress is not None:
+            progress(read, len(dataset.training))
+
+    fingerprint = take_fingerprint(dataset, root, on_case=count)
+    free_bytes = psutil.virtual_memory().available
+    made = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
+    if out is not None:
+        made.save(out, overwrite=overwrite)
+    return made
+
+
+def apply_rules(
+    fingerprint: Fingerprint,
+    manifest: Manifest,
+    profile: NetworkProfile,
+    memory_bytes: int,
+    free_bytes: int,
+    cores: int,
 ) -> Plan:
     """Apply every rule.
 
     Args:
         fingerprint: of the manifest's training cases.
         manifest: names of channels and labels.
-        cost: of the network to train (`segpipe.training.planning.cost_of`).
+        profile: of the network to train.
         memory_bytes: what one training step may use.
         free_bytes: memory that is free now, for the cache.
         cores: cores to train on.
@@ -298,26 +148,46 @@ def make_plan(
         UsageError: the memory does not hold the smallest patch.
         DataError: the intensities of the foreground cannot be scaled.
     """
-    spacing = target_spacing(fingerprint)
-    shape = resampled_shape(fingerprint, spacing.value)
-    patch = patch_size(shape, cost, memory_bytes)
-    batch = batch_size(fingerprint, shape, patch.value, cost, memory_bytes)
-    fold = next(iter(manifest.folds()), None)
-    trained = len(manifest.select("training", fold))
-    rules = [
-        orientation(fingerprint),
+    spacing = rules.target_spacing(fingerprint)
+    shape = rules.resampled_shape(fingerprint, spacing.value)
+    patch = rules.patch_size(shape, profile, memory_bytes)
+    batch = rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes)
+    trained = len(manifest.select("training", next(iter(manifest.folds()), None)))
+    applied = [
+        rules.orientation(fingerprint),
         spacing,
-        intensity(fingerprint),
+        rules.intensity(fingerprint),
         patch,
         batch,
-        depth(patch.value, spacing.value),
-        overlap(),
-        cache_rate(fingerprint, shape, free_bytes),
-        epoch_time(trained, patch.value, batch.value, cost, cores),
+        rules.depth(patch.value, spacing.value),
+        rules.overlap(),
+        rules.cache_rate(fingerprint, shape, free_bytes),
+        rules.epoch_time(trained, patch.value, batch.value, profile, cores),
     ]
-    named = {rule.name: rule for rule in rules}
-    settings = {name: named[name].value for name in ("batch_size", "cache_rate", "overlap")}
-    return Plan(named, _task(manifest, named), settings)
+    by_name = {rule.name: rule for rule in applied}
+    settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "overlap")}
+    return Plan(manifest.name, bool(manifest.folds()), by_name, _task(manifest, by_name), settings, fingerprint)
+
+
+def parse_memory(amount: str | int) -> int:
+    """Return the bytes of an amount such as ``8G`` or ``600M``, in units of 1000.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(amount).strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise UsageError("not an amount of memory", found=amount, expected="a number and a unit, e.g. 8G or 600M")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _refuse_existing(path: str | Path, overwrite: bool) -> None:
+    if Path(path).exists() and not overwrite:
+        raise UsageError(
+            "the task fragment is there already, and may have been changed by hand",
+            path=path,
+            hint="name another one with -o, or give --overwrite",
+        )
 
 
 def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
@@ -346,22 +216,9 @@ def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
     }
 
 
-RULE_OF = {
-    "patch_size": "patch_size",
-    "Orientationd": "orientation",
-    "Spacingd": "spacing_mm",
-    "ScaleIntensityRanged": "intensity",
-    "NormalizeIntensityd": "intensity",
-}
-HEAD = """\
-# Task fragment, planned from {cases} training cases with `segpipe plan`. To be read, and changed by hand:
-# the same transforms serve training, validation and inference.
-"""
-
-
-def fragment_text(plan: Plan, cases: int) -> str:
-    """The fragment of a plan; `yaml.safe_load` of it gives ``plan.task``."""
-    parts = [HEAD.format(cases=cases)]
+def fragment_text(plan: Plan) -> str:
+    """Write the fragment with the reasons as comments; `yaml.safe_load` of it gives ``plan.task``."""
+    parts = [HEAD.format(cases=len(plan.fingerprint.cases))]
     for key, value in plan.task.items():
         if key == "deterministic_transforms":
             parts.append(f"\n{key}:\n")

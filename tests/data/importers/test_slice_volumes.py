@@ -16,7 +16,7 @@ from segpipe.cli.app import run
 from segpipe.common.files import read_yaml
 from segpipe.data.manifest import load_manifest, shipped_manifest
 from segpipe.errors import BAD_DATA, OK, USAGE
-from segpipe.training.compose.fragments import configs_folder
+from segpipe.training.fragments import configs_folder
 from tiny_slices import write_image, write_lgg
 
 

@@ -3,7 +3,7 @@
     OUT/seed0, OUT/seed1, ...   ordinary run folders, named by the seed
     OUT/seeds.json              how each stands, and mean and spread of their best validation Dice
 
-Each seed is trained by ``segpipe train --resume`` in a process of its own: the run that it would be alone.
+Each seed is trained by `segpipe.train` in a process of its own: the run that it would be alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import Console
 from segpipe.common.files import read_json, write_json
 from segpipe.common.subprocesses import Ended, Subprocesses
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, DataError, SegpipeError, UsageError
-from segpipe.training.compose import Composed
-from segpipe.training.run.run_folder import prepare, require_same
+from segpipe.training.fragments import Composed
+from segpipe.training.run_folder import prepare, require_same
 
 SEEDS = "seeds.json"
 SCHEMA_VERSION = 1
-Say = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 def train_seeds(
@@ -31,10 +32,9 @@ def train_seeds(
     manifest: Path,
     out: Path,
     count: int,
-    children: Subprocesses,
-    say: Say,
     fingerprint: Path | None = None,
     data: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train with the config's seed and the ones that follow it; a run that is finished is kept as it is.
 
@@ -43,10 +43,9 @@ def train_seeds(
         manifest: of the data set.
         out: folder of the runs.
         count: how many.
-        children: run the trainings.
-        say: told what goes on.
         fingerprint: of the data set, kept in each run; passed over where it is not there.
         data: where a run that goes on finds its data; None where its config says.
+        progress: called with a line for each seed and epoch; None writes them to standard error.
 
     Returns:
         The content of ``seeds.json``.
@@ -58,6 +57,8 @@ def train_seeds(
     """
     if (out / "run.json").exists():
         raise UsageError("the folder holds a single run", path=out, hint="choose another --out for several seeds")
+    progress = progress or Console("train").note
+    children = Subprocesses()
     first = int(composed.config["seed"])
     seeds = range(first, first + count)
     for seed in seeds:
@@ -71,9 +72,9 @@ def train_seeds(
             prepare(_with_seed(composed, folder, seed), manifest, folder, fingerprint)
             _write(out, seeds)
         if read_json(folder / "run.json", "run record")["status"] != "finished":
-            say(f"seed {seed}")
+            progress(f"seed {seed}")
             try:
-                ended = _run(folder, data, children, say)
+                ended = _train(folder, data, children, progress)
             finally:
                 _write(out, seeds)
             if ended.code != OK:
@@ -81,25 +82,25 @@ def train_seeds(
     return _write(out, seeds)
 
 
-def resume_seeds(out: Path, children: Subprocesses, say: Say, data: Path | None = None) -> dict[str, Any]:
+def resume_seeds(out: Path, data: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Go on where `train_seeds` stopped: what is finished is kept, what is not is resumed or begun.
 
     Raises:
         UsageError: nothing was begun there; else as of `train_seeds`.
         DataError: ``seeds.json`` cannot be read.
     """
-    seeds = [each["seed"] for each in read_seeds(out)["seeds"]]
+    seeds = [row["seed"] for row in read_seeds(out)["seeds"]]
     begun = next((folder_of(out, seed) for seed in seeds if (folder_of(out, seed) / "run.json").exists()), None)
     if begun is None:
         raise UsageError("no seed was begun yet", path=out, hint="give the first command again")
     record = read_json(begun / "run.json", "run record")
     config = {**read_json(begun / "config.json", "run config"), "seed": seeds[0]}
     composed = Composed(config, record["origins"])
-    return train_seeds(composed, begun / "manifest.json", out, len(seeds), children, say, begun / FINGERPRINT, data)
+    return train_seeds(composed, begun / "manifest.json", out, len(seeds), begun / FINGERPRINT, data, progress)
 
 
 def read_seeds(out: Path) -> dict[str, Any]:
-    """The content of ``seeds.json``.
+    """Return the content of ``seeds.json``.
 
     Raises:
         UsageError: there is none.
@@ -107,7 +108,7 @@ def read_seeds(out: Path) -> dict[str, Any]:
     """
     document = read_json(out / SEEDS, "record of several seeds")
     try:
-        seeds = [int(each["seed"]) for each in document["seeds"]]
+        seeds = [int(row["seed"]) for row in document["seeds"]]
         whole = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and "val_mean_dice" in document
     except (KeyError, TypeError, ValueError, IndexError):
         whole = False
@@ -117,12 +118,12 @@ def read_seeds(out: Path) -> dict[str, Any]:
 
 
 def folder_of(out: Path, seed: int) -> Path:
-    """The run folder of a seed."""
+    """Return the run folder of a seed."""
     return out / f"seed{seed}"
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, sample standard deviation (of n - 1), smallest and largest; None where there are too few."""
+    """Return mean, sample standard deviation (of n - 1), smallest and largest; None where there are too few."""
     return {
         "mean": statistics.fmean(values) if values else None,
         "sd": statistics.stdev(values) if len(values) > 1 else None,
@@ -137,24 +138,24 @@ def _with_seed(composed: Composed, folder: Path, seed: int) -> Composed:
     return Composed(config, composed.origins, composed.notes)
 
 
-def _run(folder: Path, data: Path | None, children: Subprocesses, say: Say) -> Ended:
+def _train(folder: Path, data: Path | None, children: Subprocesses, progress: Progress) -> Ended:
     """Train in a process; when this one is interrupted, wait until that one has recorded it."""
-    words = ["train", "--resume", str(folder), *(["--data", str(data)] if data else []), "--json"]
+    arguments = {"resume": folder, "data": data}
 
     def hear(line: str) -> None:
         if line.startswith("epoch "):
-            say(f"{folder.name} {line}")
+            progress(f"{folder.name} {line}")
 
     with ThreadPoolExecutor(1) as thread:
         try:
-            return thread.submit(children.run, words, hear).result()
+            return thread.submit(children.call, "segpipe.train", arguments, hear).result()
         except BaseException:
             children.stop()
             raise
 
 
 def _failure(seed: int, ended: Ended) -> SegpipeError:
-    error = ended.document.get("error", {})
+    error = ended.error
     parts = {name: error.get(name) for name in ("path", "found", "expected", "hint", "case_id")}
     failure = SegpipeError(f"seed {seed}: {error.get('message', ended.reason)}", **parts)
     failure.exit_code = ended.code if ended.code > 0 else error.get("exit_code", USAGE)

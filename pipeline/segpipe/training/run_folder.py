@@ -3,51 +3,89 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle import TrustPolicy, require_vetted_sources
 from segpipe.common.console import quiet_libraries
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json, write_text
 from segpipe.common.provenance import environment
 from segpipe.data import FINGERPRINT, data_root, load_manifest
 from segpipe.errors import UsageError
-from segpipe.training.compose import Composed, check_components, check_network, compose_config
+from segpipe.training.config_checks import check_components, check_network
+from segpipe.training.fragments import Composed, compose_config
 
 SCHEMA_VERSION = 1
 PLACES = ("bundle_root", "dataset_dir")  # ids of a config that say where, not what
 
 
-def compose_run(
-    manifest: Path,
-    data: Path | None,
-    out: Path,
-    fragments: Mapping[str, str],
-    overrides: list[str],
-    options: Mapping[str, tuple[Any, str]],
-) -> Composed:
-    """The config of a run on a manifest, checked as far as possible without starting it.
+@dataclass(frozen=True)
+class RunSettings:
+    """What a training is asked for; see `segpipe.train`.
+
+    Attributes:
+        task, network, loss, augment, runtime: fragments, by name or path.
+        fold, seed, epochs, threads, workers: ids of the config; None leaves the value of the fragment.
+        data: data folder, or None for the manifest's own.
+        overrides: ``id=value``.
+    """
+
+    task: str | Path
+    network: str | Path = "unet"
+    loss: str | Path = "dice_ce"
+    augment: str | Path = "light"
+    runtime: str | Path = "cpu"
+    fold: int = 0
+    seed: int = 0
+    epochs: int | None = None
+    threads: int | None = None
+    workers: int | None = None
+    data: str | Path | None = None
+    overrides: Sequence[str] = ()
+
+    @property
+    def fragments(self) -> dict[str, str]:
+        """Kind to name or path."""
+        return {kind: str(getattr(self, kind)) for kind in ("task", "network", "loss", "augment", "runtime")}
+
+    @property
+    def values(self) -> dict[str, tuple[Any, str]]:
+        """Id to value and the option that set it."""
+        values = {
+            "fold": (self.fold, "--fold"),
+            "seed": (self.seed, "--seed"),
+            "max_epochs": (self.epochs, "--epochs"),
+            "threads": (self.threads, "--threads"),
+            "num_workers": (self.workers, "--workers"),
+        }
+        return {name: pair for name, pair in values.items() if pair[0] is not None}
+
+
+def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustPolicy) -> Composed:
+    """Compose the config of a run on a manifest, checked as far as possible without starting it.
 
     Args:
         manifest: path of the manifest.
-        data: data folder, or None for the manifest's own.
         out: run folder.
-        fragments: kind to name or path.
-        overrides: ``id=value``.
-        options: id to value and the option that set it; a None value is left out.
+        settings: what is asked for.
+        policy: for a bundle that manifest or fragments lie in.
 
     Raises:
+        RefusedError: such a bundle did not pass.
         UsageError: see `segpipe.training.compose_config`; or labels and channels that are not the manifest's.
     """
-    chosen = load_manifest(manifest)
+    require_vetted_sources((manifest, *settings.fragments.values()), policy)
+    dataset = load_manifest(manifest)
     values: dict[str, tuple[Any, str]] = {
         "bundle_root": (str(out.resolve()), "--out"),
-        "dataset_dir": (str(data_root(manifest, data).resolve()), "--data"),
-        **{name: pair for name, pair in options.items() if pair[0] is not None},
+        "dataset_dir": (str(data_root(manifest, settings.data).resolve()), "--data"),
+        **settings.values,
     }
-    composed = compose_config(fragments, overrides, values)
+    composed = compose_config(settings.fragments, settings.overrides, values)
     config = composed.config
-    for name, theirs in (("labels", list(chosen.labels.values())), ("channels", chosen.channels)):
+    for name, theirs in (("labels", list(dataset.labels.values())), ("channels", dataset.channels)):
         if config[name] != theirs:
             raise UsageError(
                 f"the {name} of the task are not the manifest's",
@@ -55,8 +93,8 @@ def compose_run(
                 expected=theirs,
                 hint="make the task fragment of this manifest with `segpipe plan`",
             )
-    chosen.select("training", config["fold"])
-    if not chosen.select("validation", config["fold"]):
+    dataset.select("training", config["fold"])
+    if not dataset.select("validation", config["fold"]):
         raise UsageError("the fold has no validation cases", found=f"fold {config['fold']}")
     quiet_libraries()
     check_components(config)
@@ -88,12 +126,12 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
             hint="go on with `segpipe train --resume`, or choose another --out",
         )
     config = composed.config
-    chosen = load_manifest(manifest)
+    dataset = load_manifest(manifest)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
-    write_text(out / "manifest.json", Path(manifest).read_text(encoding="utf-8"))
+    write_text(out / "manifest.json", manifest.read_text(encoding="utf-8"))
     write_json(out / "config.json", config)
     if fingerprint is not None and fingerprint.is_file():
         write_text(out / FINGERPRINT, fingerprint.read_text(encoding="utf-8"))
@@ -102,9 +140,9 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         "status": "running",
         "config_sha256": sha256_of(out / "config.json"),
         "manifest_sha256": sha256_of(out / "manifest.json"),
-        "dataset": chosen.name,
+        "dataset": dataset.name,
         "cases": {
-            split: [case.id for case in chosen.select(split, config["fold"])] for split in ("training", "validation")
+            split: [case.id for case in dataset.select(split, config["fold"])] for split in ("training", "validation")
         },
         **{name: config[name] for name in ("fold", "seed", "threads", "num_workers")},
         "origins": composed.origins,

@@ -1,10 +1,6 @@
-"""The nearest known word, for every refusal.
+"""What MONAI would pass in silence: values, references, targets and arguments of a config, and the patch of a network.
 
-Whether the plain values of a config make sense, alone and together.
-
-Whether references lead somewhere, and targets exist and take their arguments.
-
-The patch that a network takes: padded to it, or refused before anything starts.
+A refusal names the nearest known word.
 """
 
 from __future__ import annotations
@@ -18,12 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from segpipe.errors import UsageError
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint that names the known word most like this one, or None."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else None
 
 
 class Settings(BaseModel):
@@ -58,7 +48,7 @@ class Settings(BaseModel):
 
 
 def check_settings(config: dict[str, Any]) -> None:
-    """Types and ranges.
+    """Refuse values of a wrong type or range.
 
     Raises:
         UsageError: naming the id and the value.
@@ -82,7 +72,7 @@ def check_settings(config: dict[str, Any]) -> None:
 
 
 def check_sense(config: dict[str, Any]) -> None:
-    """Values that must fit each other.
+    """Refuse values that do not fit each other.
 
     Raises:
         UsageError: channels or labels that do not fit the network, or mirroring where labels have sides.
@@ -137,7 +127,7 @@ def check_references(config: dict[str, Any]) -> None:
                     else:
                         known = list(place) if isinstance(place, dict) else []
                         raise UsageError(
-                            f"{where} refers to @{name}, which is not there", found=text, hint=nearest(part, known)
+                            f"{where} refers to @{name}, which is not there", found=text, hint=suggestion(part, known)
                         )
 
 
@@ -158,12 +148,12 @@ def check_components(config: dict[str, Any]) -> None:
             if key not in known and "**" not in known:
                 raise UsageError(
                     f"{where}: {target} takes no argument {key!r}",
-                    hint=nearest(key, [name for name in known if name != "**"]),
+                    hint=suggestion(key, [name for name in known if name != "**"]),
                 )
 
 
 def arguments_of(component: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names that a component's target takes (``**`` for any); empty where there is no target."""
+    """Return the names that a component's target takes (``**`` for any); empty where there is no target."""
     import inspect
     from pydoc import ErrorDuringImport, locate
 
@@ -217,7 +207,7 @@ def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def padded_patch(size: Sequence[int], divisor: int) -> list[int]:
-    """The smallest patch that holds ``size`` and that the network can halve down to 1/``divisor``.
+    """Return the smallest patch that holds ``size`` and that the network can halve down to 1/``divisor``.
 
     Each axis becomes a multiple of ``divisor``. Where one voxel alone would be left at the bottom, which no
     normalisation can work on, the longest axis is doubled.
@@ -263,3 +253,9 @@ def check_network(config: Mapping[str, Any]) -> None:
                 expected="one",
                 hint="deep_supervision false, or for UNet++ segpipe.components.UNetPlusPlus",
             )
+
+
+def suggestion(word: str, known: Iterable[str]) -> str | None:
+    """Return a hint that names the known word most like this one, or None."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else None

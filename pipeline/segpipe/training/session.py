@@ -1,21 +1,18 @@
-"""Why a training ended early, out of what MONAI and Ignite wrap around it.
-
-Run and resume a training. A thin shell over MONAI's ConfigWorkflow.
+"""Run and resume a training, and try one without writing: a thin shell over MONAI's ConfigWorkflow.
 
 The run folder is described in docs/decisions/0001; what runs is its ``config.json``, so
 ``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module.
-
-A dry run: everything built, one step and one validation case, nothing written.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,35 +21,26 @@ from segpipe.common.console import quiet_libraries
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
-from segpipe.training.compose import Composed
-from segpipe.training.run.run_folder import prepare
-
-
-def unwrap(error: BaseException) -> BaseException:
-    """The error of ours, or the disk's, inside those that MONAI and Ignite wrap around it; else the first cause."""
-    ours = ours_within(error)
-    if ours is not None:
-        return ours
-    for link in chain(error):
-        if isinstance(link, OSError) and link.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-            return cannot_write(link.filename or "the run folder", link)
-    return first_cause(error)
-
+from segpipe.training.fragments import Composed
+from segpipe.training.run_folder import prepare
 
 GOING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
+Progress = Callable[[str], object]
 
 
-def start(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
-    """Begin a new run and train to its end; arguments and errors as of `prepare`.
+def start(
+    composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Begin a new run and train to its end; arguments and errors as of `prepare` and `segpipe.train`.
 
     Returns:
         The run record.
     """
     record = prepare(composed, manifest, out, fingerprint)
-    return _session(out, record, resume=False, data=None)
+    return _session(out, record, False, None, progress)
 
 
-def resume(out: Path, data: Path | None = None) -> dict[str, Any]:
+def resume(out: Path, data: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
 
     Raises:
@@ -67,10 +55,12 @@ def resume(out: Path, data: Path | None = None) -> dict[str, Any]:
             path=out / "config.json",
             hint="a changed config is another run: train it with another --out",
         )
-    return _session(out, record, resume=True, data=data)
+    return _session(out, record, True, data, progress)
 
 
-def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None) -> dict[str, Any]:
+def _session(
+    out: Path, record: dict[str, Any], resume: bool, data: Path | None, progress: Progress | None
+) -> dict[str, Any]:
     began = time.time()
     session: dict[str, Any] = {
         "resumed": resume and (out / "last.pt").is_file(),
@@ -80,7 +70,7 @@ def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None)
     with _locked(out):
         record["sessions"].append(session)
         try:
-            _execute(out, resume, data)
+            _execute(out, resume, data, progress)
             record["status"] = "finished"
         except KeyboardInterrupt:
             record["status"] = "interrupted"
@@ -95,7 +85,7 @@ def _session(out: Path, record: dict[str, Any], resume: bool, data: Path | None)
     return record
 
 
-def _execute(out: Path, resume: bool, data: Path | None) -> None:
+def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | None) -> None:
     quiet_libraries()
     from monai.bundle import ConfigWorkflow
 
@@ -107,6 +97,8 @@ def _execute(out: Path, resume: bool, data: Path | None) -> None:
             config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
         )
         workflow.initialize()
+        if progress is not None:
+            workflow.parser.get_parsed_content("train::log").report_to(progress)
         # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
         workflow.parser.get_parsed_content("train::trainer").run()
     except Exception as error:
@@ -114,9 +106,7 @@ def _execute(out: Path, resume: bool, data: Path | None) -> None:
 
 
 def _best(out: Path) -> dict[str, Any]:
-    """The best epoch by the history; nothing before the first validation."""
-    import csv
-
+    """Return the best epoch by the history; nothing before the first validation."""
     path = out / "history.csv"
     if not path.is_file():
         return {}
@@ -194,3 +184,14 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         "seconds_per_validation_case": round(validation_seconds, 3),
         "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
     }
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """Return the error of ours, or the disk's, within what MONAI and Ignite wrap around it; else the first cause."""
+    ours = ours_within(error)
+    if ours is not None:
+        return ours
+    for link in chain(error):
+        if isinstance(link, OSError) and link.errno in (errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            return cannot_write(link.filename or "the run folder", link)
+    return first_cause(error)

@@ -18,13 +18,13 @@ import yaml
 
 from segpipe.common.files import read_yaml
 from segpipe.errors import UsageError
-from segpipe.training.compose.config_checks import (
+from segpipe.training.config_checks import (
     arguments_of,
     check_references,
     check_sense,
     check_settings,
-    nearest,
     padded_patch,
+    suggestion,
 )
 
 OWNED: dict[str, tuple[str, ...]] = {
@@ -71,22 +71,22 @@ class Composed:
 
 
 def configs_folder() -> Path:
-    """The fragments: inside an installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parents[2]
+    """Return the folder of the fragments: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parents[1]
     return next(
         folder for folder in (here / "configs", here.parents[1] / "configs") if (folder / "train.yaml").is_file()
     )
 
 
 def known_fragments(kind: str) -> list[str]:
-    """Names of the shipped fragments of a kind."""
+    """Return the names of the shipped fragments of a kind."""
     return sorted(path.stem for path in (configs_folder() / kind).glob("*.yaml"))
 
 
 def compose_config(
     fragments: Mapping[str, str], overrides: Iterable[str] = (), values: Mapping[str, tuple[Any, str]] | None = None
 ) -> Composed:
-    """Make the config of a training run.
+    """Compose the config of a training run.
 
     Args:
         fragments: kind to name or path; every kind of `OWNED` is needed.
@@ -101,35 +101,35 @@ def compose_config(
             message names the nearest known one.
     """
     skeleton = configs_folder() / "train.yaml"
-    made = Composed(read_yaml(skeleton), {})
-    made.origins = dict.fromkeys(made.config, "train.yaml")
+    composed = Composed(read_yaml(skeleton), {})
+    composed.origins = dict.fromkeys(composed.config, "train.yaml")
     for kind in OWNED:
-        _add_fragment(made, kind, fragments[kind])
+        _add_fragment(composed, kind, fragments[kind])
     for name, (value, option) in (values or {}).items():
-        _set(made, name, value, option)
+        _set(composed, name, value, option)
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise UsageError("an override is written id=value", found=override)
-        _set(made, name.strip(), _parse_value(name, text), "--set")
-    check_settings(made.config)
-    check_sense(made.config)
-    _pad_patch(made)
-    check_references(made.config)
-    return made
+        _set(composed, name.strip(), _parse_value(name, text), "--set")
+    check_settings(composed.config)
+    check_sense(composed.config)
+    _pad_patch(composed)
+    check_references(composed.config)
+    return composed
 
 
-def _pad_patch(made: Composed) -> None:
-    size, divisor = made.config["patch_size"], made.config["patch_divisor"]
+def _pad_patch(composed: Composed) -> None:
+    size, divisor = composed.config["patch_size"], composed.config["patch_divisor"]
     padded = padded_patch(size, divisor)
     if padded != size:
-        made.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{divisor}")
-        made.origins["patch_size"] += f", padded for {made.config['network_name']} to multiples of {divisor}"
-        made.config["patch_size"] = padded
+        composed.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{divisor}")
+        composed.origins["patch_size"] += f", padded for {composed.config['network_name']} to multiples of {divisor}"
+        composed.config["patch_size"] = padded
 
 
 def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
-    """The ids of a fragment, and the name to show for it.
+    """Return the ids of a fragment, and the name to show for it.
 
     Args:
         kind: one of `OWNED`.
@@ -144,12 +144,12 @@ def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
         raise UsageError(f"a {kind} fragment must be a mapping", path=path, found=type(content).__name__)
     for key in content:
         if key not in OWNED[kind]:
-            owner = next((other for other, ids in OWNED.items() if key in ids), None)
+            owner = next((owner for owner, ids in OWNED.items() if key in ids), None)
             raise UsageError(
                 f"id {key!r} is not known in a {kind} fragment",
                 path=path,
                 expected=f"one of {', '.join(OWNED[kind])}",
-                hint=f"it belongs in a {owner} fragment" if owner else nearest(key, OWNED[kind]),
+                hint=f"it belongs in a {owner} fragment" if owner else suggestion(key, OWNED[kind]),
             )
     missing = [key for key in OWNED[kind] if key not in content]
     if missing:
@@ -158,15 +158,15 @@ def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
 
 
 def read_comment(kind: str, name: str) -> str:
-    """What a fragment says of itself: the comment that it begins with, as one line."""
+    """Return what a fragment says of itself: the comment that it begins with, as one line."""
     lines = _find_fragment(kind, name)[0].read_text(encoding="utf-8").splitlines()
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def _add_fragment(made: Composed, kind: str, name: str) -> None:
+def _add_fragment(composed: Composed, kind: str, name: str) -> None:
     content, shown = read_fragment(kind, name)
-    made.config.update(copy.deepcopy(content))
-    made.origins.update(dict.fromkeys(content, shown))
+    composed.config.update(copy.deepcopy(content))
+    composed.origins.update(dict.fromkeys(content, shown))
 
 
 def _find_fragment(kind: str, name: str) -> tuple[Path, str]:
@@ -179,7 +179,9 @@ def _find_fragment(kind: str, name: str) -> tuple[Path, str]:
     if not path.is_file():
         known = known_fragments(kind)
         raise UsageError(
-            f"no {kind} fragment {name!r}", expected=f"one of {', '.join(known)}, or a path", hint=nearest(name, known)
+            f"no {kind} fragment {name!r}",
+            expected=f"one of {', '.join(known)}, or a path",
+            hint=suggestion(name, known),
         )
     return path, f"{kind}/{name}.yaml"
 
@@ -194,9 +196,9 @@ def _parse_value(name: str, text: str) -> Any:
     return value
 
 
-def _set(made: Composed, name: str, value: Any, origin: str) -> None:
+def _set(composed: Composed, name: str, value: Any, origin: str) -> None:
     parts = re.split(r"::|#", name)
-    place: Any = made.config
+    place: Any = composed.config
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         where = "::".join(parts[:depth]) or "the config"
@@ -207,15 +209,15 @@ def _set(made: Composed, name: str, value: Any, origin: str) -> None:
         else:
             known = list(place) + list(arguments_of(place)) if isinstance(place, dict) else range(len(place or ""))
             raise UsageError(
-                f"id {name!r} is not known: {where} has no {part!r}", hint=nearest(part, list(map(str, known)))
+                f"id {name!r} is not known: {where} has no {part!r}", hint=suggestion(part, list(map(str, known)))
             )
         if last:
             place[key] = _like(place.get(key) if isinstance(place, dict) else place[key], value)
         else:
             place = place[key]
-    made.origins[name] = origin
+    composed.origins[name] = origin
 
 
 def _like(old: Any, new: Any) -> Any:
-    """An int is taken for a float where a float stood."""
+    """Take an int for a float where a float stood."""
     return float(new) if isinstance(old, float) and type(new) is int else new

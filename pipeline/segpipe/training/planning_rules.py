@@ -1,0 +1,262 @@
+"""The rules of planning, each a small function of the fingerprint: a value, why, and who says so.
+
+They follow nnU-Net: Isensee et al., Nat Methods 18:203-211, 2021, doi:10.1038/s41592-020-01008-z.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segpipe.data import Fingerprint
+from segpipe.errors import DataError, UsageError
+
+NNUNET = "nnU-Net, Isensee 2021"
+ANISOTROPY = 3.0  # spacing and size ratio beyond which nnU-Net treats one axis apart
+NONZERO_SHARE = 0.75  # below, a quarter or more of the image is empty frame (nnU-Net's crop rule)
+LARGEST_PATCH = 128**3  # voxels; about what nnU-Net's full-resolution networks see
+MIN_BATCH, MAX_BATCH = 2, 4
+BATCH_SHARE = 0.05  # of all voxels of the dataset in one batch, at most (nnU-Net)
+SMALLEST_FEATURE_MAP = 4  # voxels along an axis at the bottom of the network (nnU-Net)
+FIRST_CHANNELS, MOST_CHANNELS = 16, 320
+CACHE_SHARE = 0.5  # of the memory that is free now
+
+
+@dataclass(frozen=True)
+class NetworkProfile:
+    """What training a network needs, by voxel of the patch.
+
+    Attributes:
+        divisor: every axis of the patch must be a multiple of it; the fragment's ``patch_divisor``.
+        bytes_per_voxel: peak memory of a step per voxel of the batch.
+        voxels_per_second: trained voxels per second and core.
+        measured: whether these two are measured, or assumed to be as for a costly network.
+    """
+
+    divisor: int
+    bytes_per_voxel: int
+    voxels_per_second: float
+    measured: bool
+
+
+# By the word of a shipped fragment: bytes a voxel, voxels a second; one training step, DiceCE, float32, CPU.
+MEASURED = {
+    "unet": (500, 5e5),
+    "unet_fine": (1100, 1.7e5),
+    "basic_unet": (1200, 1.4e5),
+    "resunet": (600, 5e5),
+    "unetpp": (1900, 5e4),
+    "attention_unet": (1400, 1.2e5),
+    "unet_resnet18": (1500, 1.2e5),
+    "unet_resnet34": (2300, 1e5),
+    "dynunet": (1300, 1e5),
+    "dynunet_res": (1400, 1e5),
+    "segresnet": (1500, 9e4),
+    "swin_unetr": (3700, 3e4),
+}
+ASSUMED = (4000, 3e4)
+
+
+def profile_of(network: str, divisor: object) -> NetworkProfile:
+    """Return what a network needs, by its word or path and its fragment's ``patch_divisor``.
+
+    Raises:
+        UsageError: the divisor is no positive whole number.
+    """
+    if type(divisor) is not int or divisor < 1:
+        raise UsageError("patch_divisor of the network cannot be used", found=divisor, expected="1, 2, 4, ...")
+    return NetworkProfile(divisor, *MEASURED.get(network, ASSUMED), measured=network in MEASURED)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one rule decided, why, and who says so."""
+
+    name: str
+    value: Any
+    why: str
+    source: str
+
+
+def orientation(fingerprint: Fingerprint) -> Rule:
+    """Turn every image to RAS before anything else."""
+    found = ", ".join(f"{count} {code}" for code, count in fingerprint.summary.orientations.items())
+    return Rule(
+        "orientation",
+        "RAS",
+        f"axes run to the right, front and head whatever the file says (here: {found}); only turned, never resampled",
+        "NIfTI-1 standard; nibabel",
+    )
+
+
+def target_spacing(fingerprint: Fingerprint) -> Rule:
+    """Take the median spacing per axis; the 10th percentile on a single coarse axis of thin stacks."""
+    spacings = np.array([case.spacing_ras_mm for case in fingerprint.cases])
+    shape = np.median([case.shape_ras for case in fingerprint.cases], axis=0)
+    target = np.median(spacings, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    finest = float(target[others].max())
+    why = "the median over the training cases, per axis: resamples the fewest of them"
+    if target[worst] > ANISOTROPY * finest and shape[worst] * ANISOTROPY < shape[others].min():
+        target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finest)
+        why = "the median in plane; across the thick slices the 10th percentile, for the finer scans' detail"
+    return Rule("spacing_mm", [round(float(value), 4) for value in target], why, NNUNET)
+
+
+def resampled_shape(fingerprint: Fingerprint, spacing_mm: list[float]) -> tuple[int, int, int]:
+    """Return the median shape (RAS order) of the cases once they are on the target spacing."""
+    extents = np.array([np.multiply(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases])
+    shapes = extents / np.array(spacing_mm)
+    x, y, z = (max(1, math.ceil(round(float(value), 3))) for value in np.median(shapes, axis=0))
+    return x, y, z
+
+
+def intensity(fingerprint: Fingerprint) -> Rule:
+    """Clip and z-score CT by the dataset's foreground, and z-score anything else by case and channel.
+
+    Raises:
+        DataError: a CT dataset without foreground, or with a constant one.
+    """
+    if [name.upper() for name in fingerprint.modality] == ["CT"]:
+        inside = fingerprint.summary.foreground[0]
+        if inside is None or inside.std == 0 or inside.percentiles[0] >= inside.percentiles[-1]:
+            raise DataError(
+                "the foreground has no intensities to scale by",
+                found="no foreground" if inside is None else "constant foreground",
+                hint="look at the dataset with `segpipe check`",
+            )
+        low, high = _significant(inside.percentiles[0]), _significant(inside.percentiles[-1])
+        value = {
+            "_target_": "ScaleIntensityRanged",
+            "keys": ["image"],
+            "a_min": low,
+            "a_max": high,
+            "b_min": _significant((low - inside.mean) / inside.std),
+            "b_max": _significant((high - inside.mean) / inside.std),
+            "clip": True,
+            "allow_missing_keys": True,
+        }
+        why = (
+            "CT: HU mean the same in every scan, so all are clipped to the 0.5 and 99.5 percentiles of the "
+            f"labelled voxels and shifted by their mean {inside.mean:.4g}, divided by their "
+            f"deviation {inside.std:.4g}"
+        )
+        return Rule("intensity", value, why, NNUNET)
+    filled = float(np.median([[c.nonzero_fraction for c in case.channels] for case in fingerprint.cases]))
+    nonzero = filled < NONZERO_SHARE
+    value = {
+        "_target_": "NormalizeIntensityd",
+        "keys": ["image"],
+        "nonzero": nonzero,
+        "channel_wise": True,
+        "allow_missing_keys": True,
+    }
+    why = (
+        f"{' + '.join(fingerprint.modality)}: no common scale to go by, so each channel of each case gets "
+        f"mean 0 and deviation 1, over {'its non-zero' if nonzero else 'all'} voxels ({filled:.0%} are not 0)"
+    )
+    return Rule("intensity", value, why, NNUNET)
+
+
+def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_bytes: int) -> Rule:
+    """Take the median image whole if it fits, else shorten the longest axis until two patches fit.
+
+    Raises:
+        UsageError: the memory does not hold two of the smallest patch.
+    """
+    smallest = 2 * profile.divisor  # instance normalisation needs more than one voxel at the bottom
+    whole = [max(smallest, profile.divisor * math.ceil(size / profile.divisor)) for size in shape]
+    patch = list(whole)
+    budget = min(LARGEST_PATCH, memory_bytes // (MIN_BATCH * profile.bytes_per_voxel))
+    while math.prod(patch) > budget:
+        shrinkable = [axis for axis in range(3) if patch[axis] > smallest]
+        if not shrinkable:
+            raise UsageError(
+                "the memory does not hold a training step",
+                found=f"{memory_bytes / 1e9:.3g} GB",
+                expected=f"at least {MIN_BATCH * profile.bytes_per_voxel * smallest**3 / 1e9:.3g} GB",
+                hint="give more with --memory",
+            )
+        longest = max(shrinkable, key=lambda axis: (patch[axis] / shape[axis], patch[axis]))
+        patch[longest] -= profile.divisor
+    size = "x".join(map(str, shape))
+    why = f"the median image ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
+    if patch != whole:
+        limit = "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{MIN_BATCH} must fit the memory"
+        why += f", with its proportions: {limit}"
+    if not profile.measured:
+        why += f" ({profile.bytes_per_voxel:,} bytes a voxel assumed, not measured for this network)"
+    return Rule("patch_size", patch, f"{why}; multiples of {profile.divisor}, which the network needs", NNUNET)
+
+
+def batch_size(
+    fingerprint: Fingerprint, shape: tuple[int, int, int], patch: list[int], profile: NetworkProfile, memory_bytes: int
+) -> Rule:
+    """Take as many patches as the memory holds, within 2 and 4, and 5 % of the dataset's voxels."""
+    fits = memory_bytes // (math.prod(patch) * profile.bytes_per_voxel)
+    share = int(BATCH_SHARE * math.prod(shape) * fingerprint.summary.cases / math.prod(patch))
+    return Rule(
+        "batch_size",
+        max(MIN_BATCH, min(MAX_BATCH, fits, share)),
+        f"the memory holds {fits:,} patches, 5 % of the dataset are {share:,}; at least {MIN_BATCH}, "
+        f"and at most {MAX_BATCH} because small batches make more steps of an epoch and generalise well",
+        f"{NNUNET}; Masters & Luschi 2018, arXiv:1804.07612",
+    )
+
+
+def depth(patch: list[int], spacing_mm: list[float]) -> Rule:
+    """Halve an axis while at least 4 voxels stay, and its voxels are not twice as long as elsewhere."""
+    size, spacing, strides = list(map(float, patch)), list(spacing_mm), []
+    while long := [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_FEATURE_MAP]:
+        finest = min(spacing[axis] for axis in long)
+        step = [2 if axis in long and spacing[axis] < 2 * finest else 1 for axis in range(3)]
+        strides.append(step)
+        size = [value // by for value, by in zip(size, step, strict=True)]
+        spacing = [value * by for value, by in zip(spacing, step, strict=True)]
+    channels = [min(MOST_CHANNELS, FIRST_CHANNELS * 2**level) for level in range(len(strides) + 1)]
+    return Rule(
+        "depth",
+        {"channels": channels, "strides": strides},
+        f"halved until an axis has fewer than {2 * SMALLEST_FEATURE_MAP} voxels, coarse axes later; a "
+        "suggestion for a network fragment of your own",
+        NNUNET,
+    )
+
+
+def overlap() -> Rule:
+    """Let windows overlap by half."""
+    return Rule("overlap", 0.5, "sliding windows overlap by half, since borders are predicted worse", NNUNET)
+
+
+def cache_rate(fingerprint: Fingerprint, shape: tuple[int, int, int], free_bytes: int) -> Rule:
+    """Cache the share of the prepared cases that half of the free memory holds."""
+    case_bytes = math.prod(shape) * 4 * (len(fingerprint.modality) + 1)
+    needed = case_bytes * fingerprint.summary.cases
+    rate = min(1.0, math.floor(100 * CACHE_SHARE * free_bytes / needed) / 100)
+    return Rule(
+        "cache_rate",
+        rate,
+        f"all cases, prepared as float32 image and label, need {needed / 1e9:.2g} GB; {free_bytes / 1e9:.2g} "
+        "GB are free, and half of it is left alone",
+        "size times 4 bytes; MONAI CacheDataset",
+    )
+
+
+def epoch_time(cases: int, patch: list[int], batch: int, profile: NetworkProfile, cores: int) -> Rule:
+    """Estimate the training seconds of an epoch from the network's measured speed; a rough figure."""
+    seconds = cases * math.prod(patch) / (profile.voxels_per_second * cores)
+    return Rule(
+        "epoch_seconds",
+        float(f"{seconds:.2g}"),
+        f"roughly, on CPU without validation: {math.ceil(cases / batch)} steps at "
+        f"{profile.voxels_per_second:,.0f} voxels a second and core, {cores} cores; the first epoch shows the truth",
+        "measured once on a two-core machine" if profile.measured else "assumed: this network was not measured",
+    )
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.6g}")

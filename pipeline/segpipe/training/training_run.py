@@ -1,0 +1,195 @@
+"""`segpipe.train`: a run from its settings to its best weights, the same again with several seeds, or a trial of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.bundle import TrustPolicy
+from segpipe.common.console import Console
+from segpipe.data import Manifest, beside, save_manifest
+from segpipe.errors import UsageError
+from segpipe.training.run_folder import RunSettings, compose_run
+from segpipe.training.seeds import SEEDS, resume_seeds, train_seeds
+from segpipe.training.session import dry_run as try_run
+from segpipe.training.session import resume as resume_run
+from segpipe.training.session import start
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How a training ended.
+
+    Attributes:
+        root: the run folder, or the folder of all runs where there are several seeds; None of a dry run.
+        status: ``finished``, or ``dry run``.
+        epochs: that were trained.
+        best_epoch: whose weights are kept; None where none was validated, and of several seeds.
+        val_mean_dice: validation Dice of that epoch; of several seeds the mean of theirs.
+        fold, seed: of the run; of several seeds the first.
+        seconds: of all sessions together.
+        notes: what was adapted, such as a padded patch.
+        trial: what a dry run measured: parameters, shapes, seconds a step, minutes in all.
+        seeds: content of ``seeds.json``, where there are several.
+    """
+
+    root: Path | None
+    status: str
+    epochs: int = 0
+    best_epoch: int | None = None
+    val_mean_dice: float | None = None
+    fold: int | None = None
+    seed: int | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    trial: Mapping[str, Any] | None = None
+    seeds: Mapping[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``segpipe train --json`` prints."""
+        if self.trial is not None:
+            return {"dry_run": dict(self.trial)}
+        if self.seeds is not None:
+            return {"run": str(self.root), **{name: self.seeds[name] for name in ("seeds", "val_mean_dice")}}
+        best = None if self.best_epoch is None else {"epoch": self.best_epoch, "val_mean_dice": self.val_mean_dice}
+        facts = {name: getattr(self, name) for name in ("epochs", "fold", "seed", "seconds")}
+        return {"run": str(self.root), "status": self.status, "best": best, **facts}
+
+
+def train(
+    manifest: str | Path | Manifest | None = None,
+    *,
+    task: str | Path | None = None,
+    out: str | Path | None = None,
+    network: str | Path = "unet",
+    loss: str | Path = "dice_ce",
+    augment: str | Path = "light",
+    runtime: str | Path = "cpu",
+    fold: int = 0,
+    seed: int = 0,
+    epochs: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    data: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    resume: str | Path | None = None,
+    dry_run: bool = False,
+    allow: Sequence[str] = (),
+    run_unvetted_code: bool = False,
+    progress: Callable[[str], object] | None = None,
+) -> TrainingRun:
+    """Train a network and keep everything that repeats it, as ``segpipe train`` does.
+
+    Random states and the number of threads of this process are set. An interrupted run (KeyboardInterrupt) goes on
+    with ``resume=out``, bit for bit as if it had never stopped.
+
+    >>> import segpipe
+    >>> small = ["network_def#channels=[4,8]", "network_def#strides=[2]", "patch_divisor=2"]
+    >>> settings = {"task": "task.yaml", "epochs": 1, "threads": 1, "overrides": small, "progress": len}
+    >>> trial = segpipe.train("data/manifest.json", dry_run=True, **settings).trial
+    >>> trial["batch_shape"][2:]
+    [24, 24, 16]
+    >>> run = segpipe.train("data/manifest.json", out="runs/first", **settings)
+    >>> run.status, run.epochs, (run.root / "best.pt").is_file()
+    ('finished', 1, True)
+
+    Args:
+        manifest: with folds; its cases are read. Needed, as ``task``, unless ``resume`` is given.
+        task: task fragment: the path of one that `segpipe.plan` wrote, or a name of those that are shipped.
+        out: new run folder; not needed for a dry run.
+        network, loss, augment, runtime: fragments, by name or path; see ``segpipe info``.
+        fold: that is validated.
+        seed: of everything random.
+        epochs, threads, workers: None leaves them to the runtime fragment.
+        data: folder that the manifest's paths start from, where it is not the manifest's own.
+        overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
+        seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
+        resume: run folder, or folder of several seeds, to continue; its settings are its own, but for ``data``.
+        dry_run: build everything, run one batch, write nothing.
+        allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
+        progress: called with a line of text for each epoch and note; None writes them to standard error.
+
+    Raises:
+        UsageError: what is asked for does not fit together or is not there, or the run diverged.
+        DataError: a case cannot be used; the error names it.
+        RefusedError: a bundle that manifest or fragments lie in is not trusted.
+    """
+    if resume is not None:
+        if manifest is not None or overrides or epochs is not None or seeds is not None:
+            raise UsageError(
+                "--resume takes its settings from the run", hint="give --resume RUN alone (and --data if it moved)"
+            )
+        root, place = Path(resume), None if data is None else Path(data)
+        if (root / SEEDS).is_file():
+            return _of_seeds(root, resume_seeds(root, place, progress))
+        return _of_record(root, resume_run(root, place, progress))
+    if manifest is None or task is None or (out is None and not dry_run):
+        raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
+    settings = RunSettings(
+        task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides)
+    )
+    policy = TrustPolicy(tuple(allow), run_unvetted_code)
+    if not isinstance(manifest, Manifest):
+        return _train(Path(manifest), out, settings, policy, seeds, dry_run, progress)
+    if data is None:
+        raise UsageError("a manifest in memory does not say where its files are", hint="name their folder as data")
+    with tempfile.TemporaryDirectory() as folder:
+        save_manifest(manifest, Path(folder) / "manifest.json")
+        return _train(Path(folder) / "manifest.json", out, settings, policy, seeds, dry_run, progress)
+
+
+def _train(
+    manifest: Path,
+    out: str | Path | None,
+    settings: RunSettings,
+    policy: TrustPolicy,
+    seeds: int | None,
+    dry_run: bool,
+    progress: Callable[[str], object] | None,
+) -> TrainingRun:
+    root = Path(out or "dry-run")
+    composed = compose_run(manifest, root, settings, policy)
+    notes = tuple(composed.notes)
+    for note in notes:
+        (progress or Console("train").note)(note)
+    if dry_run:
+        return TrainingRun(None, "dry run", notes=notes, trial=try_run(composed, manifest))
+    fingerprint = beside(settings.task)
+    if seeds is not None:
+        place = Path(composed.config["dataset_dir"])
+        return _of_seeds(root, train_seeds(composed, manifest, root, seeds, fingerprint, place, progress), notes)
+    return _of_record(root, start(composed, manifest, root, fingerprint, progress), notes)
+
+
+def _of_record(root: Path, record: Mapping[str, Any], notes: tuple[str, ...] = ()) -> TrainingRun:
+    """Summarise a run by its record, the content of ``run.json``."""
+    best = record.get("best") or {}
+    return TrainingRun(
+        root,
+        record["status"],
+        record.get("epochs", 0),
+        best.get("epoch"),
+        best.get("val_mean_dice"),
+        record.get("fold"),
+        record.get("seed"),
+        round(sum(session.get("seconds", 0) for session in record["sessions"]), 1),
+        notes,
+    )
+
+
+def _of_seeds(root: Path, document: Mapping[str, Any], notes: tuple[str, ...] = ()) -> TrainingRun:
+    """Summarise several runs by the content of ``seeds.json``."""
+    rows = document["seeds"]
+    return TrainingRun(
+        root,
+        "finished",
+        sum(row["epochs"] for row in rows),
+        val_mean_dice=document["val_mean_dice"]["mean"],
+        seed=rows[0]["seed"],
+        notes=notes,
+        seeds=document,
+    )

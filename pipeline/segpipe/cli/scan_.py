@@ -37,13 +37,13 @@ def command(
     with console.progress() as bar:
         task = bar.add_task("headers", total=None)
         found = scan(folder, workers, lambda done, total: bar.update(task, completed=done, total=total))
-    _tell(console, found)
+    counts = _counts(found)
+    _report(console, found, counts)
+    passed_over = [
+        {"file": _name(file.path, found), "class": file.file_class, "detail": file.detail} for file in found.passed_over
+    ]
     console.document(
-        series=[_series(one, found) for one in found.series],
-        passed_over=[
-            {"file": _name(one.path, found), "class": one.file_class, "detail": one.detail} for one in found.passed_over
-        ],
-        counts=_counts(found),
+        series=[_as_dict(series, found) for series in found.series], passed_over=passed_over, counts=counts
     )
     return OK if found.series else BAD_DATA
 
@@ -55,56 +55,43 @@ def _name(path: Path, scan: Scan) -> str:
 
 
 def _counts(scan: Scan) -> dict[str, int]:
-    passed = [one.file_class for one in scan.passed_over]
-    images = {path for one in scan.series for path in one.files}
+    classes = [file.file_class for file in scan.passed_over]
+    images = {path for series in scan.series for path in series.files}
     return {
-        "loaded": sum(one.state == "loaded" for one in scan.series),
-        "refused": sum(one.state == "refused" for one in scan.series),
-        "files": len(images) + len(passed),
+        **{state: sum(series.state == state for series in scan.series) for state in ("loaded", "refused")},
+        "files": len(images) + len(classes),
         "image": len(images),
-        **{name: passed.count(name) for name in ("non_image", "unreadable", "not_dicom")},
+        **{name: classes.count(name) for name in ("non_image", "unreadable", "not_dicom")},
     }
 
 
-def _series(one: Series, scan: Scan) -> dict[str, Any]:
-    return {
-        "case_id": one.case_id,
-        "series_uid": one.series_uid,
-        "study_uid": one.study_uid,
-        "modality": one.modality,
-        "files": [_name(path, scan) for path in one.files],
-        "state": one.state,
-        "reason": one.reason,
-        "detail": one.detail,
-        "shape": None if one.shape is None else list(one.shape),
-        "spacing_mm": None if one.spacing_mm is None else list(one.spacing_mm),
-        "affine_ras": None if one.affine_ras is None else one.affine_ras.tolist(),
-        "notes": list(one.notes),
-    }
+def _as_dict(series: Series, scan: Scan) -> dict[str, Any]:
+    names = ("case_id", "series_uid", "study_uid", "modality", "files", "state", "reason", "detail")
+    names += ("shape", "spacing_mm", "affine_ras", "notes")
+    values = series.as_dict()
+    return {name: values[name] for name in names} | {"files": [_name(path, scan) for path in series.files]}
 
 
-def _tell(console: Console, scan: Scan) -> None:
-    """A tree of studies and series, a table of the series, and one of what was passed over."""
+def _report(console: Console, scan: Scan, counts: dict[str, int]) -> None:
+    """Print a tree of studies and series, a table of the series, and one of what was passed over."""
     from collections import Counter
     from itertools import groupby
 
-    for study, members in groupby(scan.series, key=lambda one: one.study_uid):
+    for study, members in groupby(scan.series, key=lambda series: series.study_uid):
         console.say(f"study {study or '(no UID)'}")
-        for one in members:
-            console.say(
-                f"  series {one.series_uid or '(no UID)'}: {one.case_id} {one.state} {one.reason or ''}".rstrip()
-            )
-            for line in filter(None, (one.detail, *one.notes)):
+        for series in members:
+            state = f"{series.case_id} {series.state} {series.reason or ''}".rstrip()
+            console.say(f"  series {series.series_uid or '(no UID)'}: {state}")
+            for line in filter(None, (series.detail, *series.notes)):
                 console.say(f"    {line}")
     if scan.series:
         columns = ("case", "modality", "files", "shape", "spacing mm", "state", "reason")
-        console.table("series", columns, [_row(one) for one in scan.series])
-    kinds = Counter((one.file_class, one.detail) for one in scan.passed_over)
-    first = {(one.file_class, one.detail): _name(one.path, scan) for one in reversed(scan.passed_over)}
+        console.table("series", columns, [_row(series) for series in scan.series])
+    kinds = Counter((file.file_class, file.detail) for file in scan.passed_over)
+    first = {(file.file_class, file.detail): _name(file.path, scan) for file in reversed(scan.passed_over)}
     if kinds:
         rows = [(kind, detail or None, number, first[kind, detail]) for (kind, detail), number in sorted(kinds.items())]
         console.table("passed over", ("class", "what it is", "files", "e.g."), rows)
-    counts = _counts(scan)
     console.say(
         f"{counts['files']} files: {counts['image']} images, {counts['non_image']} other DICOM, "
         f"{counts['unreadable']} unreadable, {counts['not_dicom']} not DICOM; "
@@ -112,7 +99,7 @@ def _tell(console: Console, scan: Scan) -> None:
     )
 
 
-def _row(one: Series) -> tuple[Any, ...]:
-    shape = one.shape and " x ".join(map(str, one.shape))
-    spacing = one.spacing_mm and " x ".join(f"{edge:.4g}" for edge in one.spacing_mm)
-    return one.case_id, one.modality, len(one.files), shape, spacing, one.state, one.reason
+def _row(series: Series) -> tuple[Any, ...]:
+    shape = series.shape and " x ".join(map(str, series.shape))
+    spacing = series.spacing_mm and " x ".join(f"{edge:.4g}" for edge in series.spacing_mm)
+    return series.case_id, series.modality, len(series.files), shape, spacing, series.state, series.reason

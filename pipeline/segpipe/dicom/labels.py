@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 
+Kind = Literal["SEG", "RTSTRUCT"]
+Points = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter a labelmap
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+OFF_SLICE = 0.25  # of the distance between slices
+OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
 REFERENCE_SEQUENCES = (
     "ReferencedSeriesSequence",
     "StudiesContainingOtherReferencedInstancesSequence",
@@ -44,27 +52,234 @@ REFERENCE_SEQUENCES = (
 )
 
 
-def referenced_instances(dataset: Dataset) -> frozenset[str]:
+@dataclass(frozen=True)
+class LabelFile:
+    """What a SEG or an RTSTRUCT labels.
+
+    Attributes:
+        path: the file.
+        kind: SEG or RTSTRUCT.
+        names: of its segments or regions; free text.
+        series_uid: SeriesInstanceUID that it refers to; empty where it names none.
+        frame_of_reference_uid: in which its positions are; empty where it names none.
+        instances: SOP instance UIDs of the images that it refers to.
+    """
+
+    path: Path
+    kind: Kind
+    names: tuple[str, ...]
+    series_uid: str
+    frame_of_reference_uid: str
+    instances: frozenset[str] = frozenset()
+
+
+def open_labels(path: str | Path) -> LabelFile:
+    """Read what labels there are, without their voxels.
+
+    Raises:
+        DataError: it is neither a SEG nor an RTSTRUCT, or cannot be read.
+    """
+    path = Path(path)
+    with no_header_text():
+        return _described(path, _read(path, pixels=False))
+
+
+def read_labels(path: str | Path, series: Series, names: Collection[str] | None = None) -> dict[str, Mask]:
+    """Read masks on the grid of a loadable series.
+
+    Args:
+        path: SEG (binary, fractional: at least half of the maximum, labelmap) or RTSTRUCT.
+        series: that the labels belong to.
+        names: only these.
+
+    Returns:
+        Masks (C, R, S) by name.
+
+    Raises:
+        DataError: another frame of reference, labels that are not on the grid, or a file that cannot be read.
+    """
+    path = Path(path)
+    with no_header_text():
+        dataset = _read(path, pixels=True)
+        labels = _described(path, dataset)
+        _require_same_frame(labels, series)
+        try:
+            if labels.kind == "RTSTRUCT":
+                return _contour_masks(dataset, series, names)
+            return _seg_masks(dataset, series, names)
+        except SegpipeError as error:
+            error.path = str(path)
+            raise
+        except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
+            raise _unreadable(path, kind_of(error)) from None
+
+
+def _read(path: Path, pixels: bool) -> FileDataset:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unreadable(path, kind_of(error)) from None
+
+
+def _described(path: Path, dataset: Dataset) -> LabelFile:
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    try:
+        if sop_class in SEGMENTATIONS:
+            series_uid = next(
+                (str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []), ""
+            )
+            place = str(dataset.get("FrameOfReferenceUID") or "")
+            names = tuple(_segments_of(dataset).values())
+            return LabelFile(path, "SEG", names, series_uid, place, _referenced_instances(dataset))
+        if sop_class == STRUCTURE_SET:
+            series_uid, place = _reference(dataset)
+            names = tuple(_regions_of(dataset).values())
+            return LabelFile(path, "RTSTRUCT", names, series_uid, place, _referenced_instances(dataset))
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unreadable(path, kind_of(error)) from None
+    raise DataError("neither a DICOM SEG nor an RTSTRUCT", path=path)
+
+
+def _reference(dataset: Dataset) -> tuple[str, str]:
+    """Return the series and the frame of reference of an RTSTRUCT."""
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                return str(series.SeriesInstanceUID), str(frame.get("FrameOfReferenceUID") or "")
+    for region in dataset.get("StructureSetROISequence") or []:
+        return "", str(region.get("ReferencedFrameOfReferenceUID") or "")
+    return "", ""
+
+
+def _require_same_frame(labels: LabelFile, series: Series) -> None:
+    ours, theirs = series.frame_of_reference_uid, labels.frame_of_reference_uid
+    if ours and theirs:
+        same = ours == theirs
+    else:
+        same = labels.series_uid == series.series_uid
+    if not same:
+        raise DataError(
+            "the labels are of another frame of reference than the series",
+            path=labels.path,
+            case_id=series.case_id,
+            hint="choose the series that they were drawn on",
+        )
+
+
+def _unreadable(path: Path, found: str) -> DataError:
+    return DataError(
+        "the labels cannot be read",
+        path=path,
+        found=found,
+        expected="a complete DICOM SEG or RTSTRUCT",
+        hint="export it again from its source",
+    )
+
+
+def _referenced_instances(dataset: Dataset) -> frozenset[str]:
     """Return SOP instance UIDs of the images that labels refer to (PS3.3 C.12.4, C.7.6.16, C.8.8.5)."""
-    return frozenset(_walk(dataset))
+    return frozenset(_references(dataset))
 
 
-def _walk(dataset: Dataset) -> Iterator[str]:
+def _references(dataset: Dataset) -> Iterator[str]:
     uid = dataset.get("ReferencedSOPInstanceUID")
     if uid:
         yield str(uid)
     for keyword in REFERENCE_SEQUENCES:
         for item in dataset.get(keyword) or []:
-            yield from _walk(item)
+            yield from _references(item)
 
 
-Points = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-OFF_SLICE = 0.25  # of the distance between slices
+def _segments_of(dataset: Dataset) -> dict[int, str]:
+    """Return segment number to label; the number follows a label that is there twice."""
+    labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
+    labels.pop(0, None)  # background of a labelmap
+    seen = list(labels.values())
+    return {number: label if seen.count(label) == 1 else f"{label} ({number})" for number, label in labels.items()}
 
 
-def regions_of(dataset: Dataset) -> dict[int, str]:
+def _seg_masks(
+    dataset: Dataset, transfer_syntax: str, series: Series, names: Collection[str] | None
+) -> dict[str, Mask]:
+    """Put the segments of a SEG (PS3.3 A.51, C.8.20) on the grid of a series.
+
+    Raises:
+        DataError: a frame that is not on the series' grid.
+    """
+    segments = {number: label for number, label in _segments_of(dataset).items() if names is None or label in names}
+    masks = {label: np.zeros(_shape(series), bool) for label in segments.values()}
+    kind, transfer_syntax = dataset.SegmentationType, str(dataset.file_meta.TransferSyntaxUID)
+    half = int(dataset.get("MaximumFractionalValue") or 1) / 2
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for frame in frames_of(dataset):
+        own = dataset.PerFrameFunctionalGroupsSequence[frame.number]
+        number = None if kind == "LABELMAP" else _segment_number([own, *shared])
+        if number is not None and number not in segments:
+            continue
+        values: NDArray[Any] = decode_frame(dataset, transfer_syntax, frame.number)
+        if number is None:
+            chosen = {int(value): values == value for value in np.unique(values) if int(value) in segments}
+        else:
+            chosen = {number: values >= half if kind == "FRACTIONAL" else values > 0}
+        for segment, pixels in chosen.items():
+            _put(masks[segments[segment]], pixels, frame, series)
+    return masks
+
+
+def _segment_number(groups: list[Dataset]) -> int:
+    for group in groups:
+        for item in group.get("SegmentIdentificationSequence") or []:
+            return int(item.ReferencedSegmentNumber)
+    raise DataError("a frame of the SEG names no segment")
+
+
+def _shape(series: Series) -> tuple[int, int, int]:
+    if series.shape is None or series.affine_ras is None:
+        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
+    return series.shape
+
+
+def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -> None:
+    """Set the voxels of the series where a frame's pixels are."""
+    rows, columns = np.nonzero(chosen)
+    if not len(rows):
+        return
+    if frame.position is None or frame.orientation is None or frame.spacing is None:
+        raise DataError("a frame of the SEG says not where it lies", case_id=series.case_id)
+    place = np.eye(4)[:, :3]
+    place[:3, 0] = np.multiply(frame.orientation[:3], frame.spacing[1])
+    place[:3, 1] = np.multiply(frame.orientation[3:], frame.spacing[0])
+    place[:3, 2], place[3, 2] = frame.position, 1
+    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras) @ place
+    index = to_index[:3] @ np.stack([columns, rows, np.ones_like(rows)])
+    nearest = np.rint(index).astype(np.intp)
+    off = float(np.abs(index - nearest).max())
+    if off > OFF_GRID_VOXELS or not _is_permutation(to_index[:3, :2]):
+        raise DataError(
+            "the SEG is not on the grid of the series",
+            case_id=series.case_id,
+            found=f"pixels up to {off:.2f} voxels off it",
+            expected=f"at most {OFF_GRID_VOXELS}",
+            hint="resample it to the series with the tool that made it",
+        )
+    if (np.minimum(nearest.T, np.array(mask.shape) - 1 - nearest.T) < 0).any():
+        raise DataError(
+            "the SEG has labels outside of the series",
+            case_id=series.case_id,
+            hint="find the slices that are missing, or the series that it belongs to",
+        )
+    mask[tuple(nearest)] = True
+
+
+def _is_permutation(axes: NDArray[np.float64]) -> bool:
+    """Return whether two steps on the frame are each one step along another axis of the series."""
+    steps = np.abs(np.rint(axes))
+    return bool((steps.sum(axis=0) == 1).all() and steps.sum(axis=1).max() == 1)
+
+
+def _regions_of(dataset: Dataset) -> dict[int, str]:
     """Return ROI number to name, of those with closed contours; the number follows a name that is there twice."""
     drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or [] if _closed(item)}
     names = {
@@ -76,7 +291,7 @@ def regions_of(dataset: Dataset) -> dict[int, str]:
     return {number: name if seen.count(name) == 1 else f"{name} ({number})" for number, name in names.items()}
 
 
-def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
+def _contour_masks(dataset: Dataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
     """Fill an RTSTRUCT's closed planar contours (PS3.3 C.8.8.6) on the grid of a series.
 
     Raises:
@@ -84,7 +299,7 @@ def contour_masks(dataset: Dataset, series: Series, names: Collection[str] | Non
     """
     if series.affine_ras is None or series.shape is None:
         raise DataError("the series is no volume that could have labels", case_id=series.case_id)
-    regions = {number: name for number, name in regions_of(dataset).items() if names is None or name in names}
+    regions = {number: name for number, name in _regions_of(dataset).items() if names is None or name in names}
     to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras)
     masks = {}
     for item in dataset.get("ROIContourSequence") or []:
@@ -151,221 +366,3 @@ def _slice_of(points: Points, series: Series) -> int:
             hint="find the slices that are missing, or the series that it was drawn on",
         )
     return number
-
-
-OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
-
-
-def segments_of(dataset: Dataset) -> dict[int, str]:
-    """Return segment number to label; the number follows a label that is there twice."""
-    labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in dataset.SegmentSequence}
-    labels.pop(0, None)  # background of a labelmap
-    seen = list(labels.values())
-    return {number: label if seen.count(label) == 1 else f"{label} ({number})" for number, label in labels.items()}
-
-
-def seg_masks(dataset: Dataset, transfer_syntax: str, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
-    """Put the segments of a SEG (PS3.3 A.51, C.8.20) on the grid of a series.
-
-    Raises:
-        DataError: a frame that is not on the series' grid.
-    """
-    segments = {number: label for number, label in segments_of(dataset).items() if names is None or label in names}
-    masks = {label: np.zeros(_shape(series), bool) for label in segments.values()}
-    kind = dataset.SegmentationType
-    half = int(dataset.get("MaximumFractionalValue") or 1) / 2
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for frame in frames_of(dataset):
-        own = dataset.PerFrameFunctionalGroupsSequence[frame.number]
-        number = None if kind == "LABELMAP" else _segment_number([own, *shared])
-        if number is not None and number not in segments:
-            continue
-        values: NDArray[Any] = decode_frame(dataset, transfer_syntax, frame.number)
-        found = np.unique(values) if number is None else (number,)
-        for each in found:
-            if int(each) in segments:
-                chosen = values == each if number is None else values >= half if kind == "FRACTIONAL" else values > 0
-                _put(masks[segments[int(each)]], chosen, frame, series)
-    return masks
-
-
-def _segment_number(groups: list[Dataset]) -> int:
-    for group in groups:
-        for item in group.get("SegmentIdentificationSequence") or []:
-            return int(item.ReferencedSegmentNumber)
-    raise DataError("a frame of the SEG names no segment")
-
-
-def _shape(series: Series) -> tuple[int, int, int]:
-    if series.shape is None or series.affine_ras is None:
-        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
-    return series.shape
-
-
-def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -> None:
-    """Set the voxels of the series where a frame's pixels are."""
-    rows, columns = np.nonzero(chosen)
-    if not len(rows):
-        return
-    if frame.position is None or frame.orientation is None or frame.spacing is None:
-        raise DataError("a frame of the SEG says not where it lies", case_id=series.case_id)
-    place = np.eye(4)[:, :3]
-    place[:3, 0] = np.multiply(frame.orientation[:3], frame.spacing[1])
-    place[:3, 1] = np.multiply(frame.orientation[3:], frame.spacing[0])
-    place[:3, 2], place[3, 2] = frame.position, 1
-    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras) @ place
-    index = to_index[:3] @ np.stack([columns, rows, np.ones_like(rows)])
-    nearest = np.rint(index).astype(np.intp)
-    off = float(np.abs(index - nearest).max())
-    if off > OFF_GRID_VOXELS or not _is_permutation(to_index[:3, :2]):
-        raise DataError(
-            "the SEG is not on the grid of the series",
-            case_id=series.case_id,
-            found=f"pixels up to {off:.2f} voxels off it",
-            expected=f"at most {OFF_GRID_VOXELS}",
-            hint="resample it to the series with the tool that made it",
-        )
-    if (np.minimum(nearest.T, np.array(mask.shape) - 1 - nearest.T) < 0).any():
-        raise DataError(
-            "the SEG has labels outside of the series",
-            case_id=series.case_id,
-            hint="find the slices that are missing, or the series that it belongs to",
-        )
-    mask[tuple(nearest)] = True
-
-
-def _is_permutation(axes: NDArray[np.float64]) -> bool:
-    """Return whether two steps on the frame are each one step along another axis of the series."""
-    steps = np.abs(np.rint(axes))
-    return bool((steps.sum(axis=0) == 1).all() and steps.sum(axis=1).max() == 1)
-
-
-Kind = Literal["SEG", "RTSTRUCT"]
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # the latter a labelmap
-STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """What a SEG or an RTSTRUCT labels.
-
-    Attributes:
-        path: the file.
-        kind: SEG or RTSTRUCT.
-        names: of its segments or regions; free text.
-        series_uid: SeriesInstanceUID that it refers to; empty where it names none.
-        frame_of_reference_uid: in which its positions are; empty where it names none.
-        instances: SOP instance UIDs of the images that it refers to.
-    """
-
-    path: Path
-    kind: Kind
-    names: tuple[str, ...]
-    series_uid: str
-    frame_of_reference_uid: str
-    instances: frozenset[str] = frozenset()
-
-
-def open_labels(path: str | Path) -> LabelFile:
-    """Read what labels there are, without their voxels.
-
-    Raises:
-        DataError: it is neither a SEG nor an RTSTRUCT, or cannot be read.
-    """
-    path = Path(path)
-    with no_header_text():
-        return _described(path, _read(path, pixels=False))
-
-
-def read_labels(path: str | Path, series: Series, names: Collection[str] | None = None) -> dict[str, Mask]:
-    """Read masks on the grid of a loadable series.
-
-    Args:
-        path: SEG (binary, fractional: at least half of the maximum, labelmap) or RTSTRUCT.
-        series: that the labels belong to.
-        names: only these.
-
-    Returns:
-        Masks (C, R, S) by name.
-
-    Raises:
-        DataError: another frame of reference, labels that are not on the grid, or a file that cannot be read.
-    """
-    path = Path(path)
-    with no_header_text():
-        dataset = _read(path, pixels=True)
-        labels = _described(path, dataset)
-        _require_same_frame(labels, series)
-        try:
-            if labels.kind == "RTSTRUCT":
-                return contour_masks(dataset, series, names)
-            return seg_masks(dataset, str(dataset.file_meta.TransferSyntaxUID), series, names)
-        except SegpipeError as error:
-            error.path = str(path)
-            raise
-        except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
-            raise _unreadable(path, kind_of(error)) from None
-
-
-def _read(path: Path, pixels: bool) -> FileDataset:
-    import pydicom
-
-    try:
-        return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
-    except Exception as error:  # noqa: BLE001 - as above
-        raise _unreadable(path, kind_of(error)) from None
-
-
-def _described(path: Path, dataset: Dataset) -> LabelFile:
-    sop_class = str(dataset.get("SOPClassUID") or "")
-    try:
-        if sop_class in SEGMENTATIONS:
-            series_uid = next(
-                (str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence") or []), ""
-            )
-            place = str(dataset.get("FrameOfReferenceUID") or "")
-            names = tuple(segments_of(dataset).values())
-            return LabelFile(path, "SEG", names, series_uid, place, referenced_instances(dataset))
-        if sop_class == STRUCTURE_SET:
-            series_uid, place = _reference(dataset)
-            names = tuple(regions_of(dataset).values())
-            return LabelFile(path, "RTSTRUCT", names, series_uid, place, referenced_instances(dataset))
-    except Exception as error:  # noqa: BLE001 - as above
-        raise _unreadable(path, kind_of(error)) from None
-    raise DataError("neither a DICOM SEG nor an RTSTRUCT", path=path)
-
-
-def _reference(dataset: Dataset) -> tuple[str, str]:
-    """Return the series and the frame of reference of an RTSTRUCT."""
-    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        for study in frame.get("RTReferencedStudySequence") or []:
-            for series in study.get("RTReferencedSeriesSequence") or []:
-                return str(series.SeriesInstanceUID), str(frame.get("FrameOfReferenceUID") or "")
-    for region in dataset.get("StructureSetROISequence") or []:
-        return "", str(region.get("ReferencedFrameOfReferenceUID") or "")
-    return "", ""
-
-
-def _require_same_frame(labels: LabelFile, series: Series) -> None:
-    ours, theirs = series.frame_of_reference_uid, labels.frame_of_reference_uid
-    if ours and theirs:
-        same = ours == theirs
-    else:
-        same = labels.series_uid == series.series_uid
-    if not same:
-        raise DataError(
-            "the labels are of another frame of reference than the series",
-            path=labels.path,
-            case_id=series.case_id,
-            hint="choose the series that they were drawn on",
-        )
-
-
-def _unreadable(path: Path, found: str) -> DataError:
-    return DataError(
-        "the labels cannot be read",
-        path=path,
-        found=found,
-        expected="a complete DICOM SEG or RTSTRUCT",
-        hint="export it again from its source",
-    )

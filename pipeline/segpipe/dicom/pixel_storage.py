@@ -66,7 +66,7 @@ def version_of(stream: BinaryIO) -> tuple[int, int]:
 
 def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     """Look at what follows a header read with ``stop_before_pixels`` from ``stream``."""
-    syntax = text(dataset.file_meta, "TransferSyntaxUID") or _guessed_syntax(dataset)
+    syntax = text(dataset.file_meta, "TransferSyntaxUID") or guessed_syntax(dataset)
     decodable = syntax in DECODED
     rows, columns = whole_number(dataset, "Rows") or 0, whole_number(dataset, "Columns") or 0
     frames = whole_number(dataset, "NumberOfFrames") or 1
@@ -105,7 +105,8 @@ def _attributes(dataset: FileDataset) -> tuple[Element, ...]:
     return tuple(raw) if len(raw) == len(found) else ()
 
 
-def _guessed_syntax(dataset: FileDataset) -> str:
+def guessed_syntax(dataset: FileDataset) -> str:
+    """Return the transfer syntax of a file without meta information, as pydicom found it to be."""
     implicit, little = dataset.original_encoding
     return IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segpipe.dicom.codecs import decode_frame
 from segpipe.dicom.model import Element, PixelStorage
-from segpipe.dicom.pixel_storage import version_of
+from segpipe.dicom.pixel_storage import EXPLICIT_LITTLE, IMPLICIT_LITTLE, guessed_syntax, version_of
 from segpipe.dicom.privacy import kind_of
 from segpipe.errors import DataError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 PIXEL_DATA = 0x7FE00010
 
 
@@ -68,7 +67,7 @@ class PixelHeader:
     def native(self) -> np.dtype[Any] | None:
         """Type of the values on disk where they are whole bytes, little endian and not compressed."""
         allocated = int(self.dataset.get("BitsAllocated", 0))
-        if self.transfer_syntax not in (IMPLICIT, EXPLICIT) or allocated not in (8, 16, 32):
+        if self.transfer_syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE) or allocated not in (8, 16, 32):
             return None
         if not self.bits or not 0 < self.bits <= allocated or self.high_bit >= allocated:
             return None
@@ -197,7 +196,7 @@ def _read(path: Path) -> PixelFile:
 
     try:
         dataset = pydicom.dcmread(path, force=True)
-        syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "") or _guessed_syntax(dataset))
+        syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "") or guessed_syntax(dataset))
         if not any(name in dataset for name in PIXELS):
             raise _undecodable(path, "no pixel data")
         return PixelFile(path, _usable(path, PixelHeader(dataset, syntax)))
@@ -225,12 +224,6 @@ def _usable(path: Path, header: PixelHeader) -> PixelHeader:
             hint="colour images are not segmented here",
         )
     return header
-
-
-def _guessed_syntax(dataset: Dataset) -> str:
-    """Return the transfer syntax of a file without meta information, as pydicom found it to be."""
-    implicit, little = dataset.original_encoding
-    return IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN
 
 
 def _undecodable(path: Path, found: str) -> DataError:

@@ -1,4 +1,4 @@
-"""A case's label map in DICOM, beside its NIfTI file."""
+"""Write a case's label map in every DICOM format that is asked for."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def write_dicom(
     if reasons:
         return {}, dict.fromkeys(formats, "; ".join(reasons))
     seg = folder / SEG
-    about: Any = {"algorithm": algorithm, "deidentified": True}
+    origin: Any = {"algorithm": algorithm, "deidentified": True}
     writers: dict[str, tuple[str, Callable[[], None]]] = {
-        "seg": (SEG, partial(write_seg, series, labels, infos, seg, **about)),
-        "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **about)),
-        "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **about)),
-        "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **about)),
+        "seg": (SEG, partial(write_seg, series, labels, infos, seg, **origin)),
+        "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **origin)),
+        "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **origin)),
+        "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **origin)),
     }
     wanted = {*formats, "seg"} if "sr" in formats else set(formats)
     written: dict[str, str] = {}

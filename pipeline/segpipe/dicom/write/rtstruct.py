@@ -23,20 +23,16 @@ from segpipe.dicom.model import Frame, Series
 from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
     LONG_STRING,
-    MANUFACTURER,
     NOT_FOR_DIAGNOSIS,
     RTSTRUCT,
-    SERIES_NUMBERS,
     AlgorithmInfo,
-    build,
     check_labels,
     code_item,
     content_uid,
-    description,
     encoded,
-    series_uid,
-    store,
+    instance_attributes,
     use_utf8,
+    write_derived,
 )
 
 Point = tuple[int, int]
@@ -191,7 +187,7 @@ def write_rtstruct(
                 dataset.ROIContourSequence[-1].ContourSequence = list(_contours(series, images, part, first))
         return encoded(dataset)
 
-    store(path, build(series, make))
+    write_derived(path, series, make)
 
 
 def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:
@@ -203,17 +199,9 @@ def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: Al
     use_utf8(header, [algorithm.name, *(info.name for info in infos)])
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
-        series_instance_uid=series_uid(RTSTRUCT, sources.series, algorithm),
-        series_number=SERIES_NUMBERS[RTSTRUCT],
-        sop_instance_uid=uid,
         sop_class_uid=RT_STRUCTURE_SET,
-        instance_number=1,
         modality="RTSTRUCT",
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name[:LONG_STRING],
-        software_versions=algorithm.software_versions,  # type: ignore[arg-type]  # it means several
-        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
-        series_description=description(algorithm, "Structures"),
+        **instance_attributes(RTSTRUCT, uid, sources.series, algorithm, "Structures"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         patient_id=header.PatientID,
         patient_name=header.PatientName,

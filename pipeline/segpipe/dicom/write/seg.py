@@ -21,22 +21,18 @@ from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
     LABELMAP,
     LONG_STRING,
-    MANUFACTURER,
     NOT_FOR_DIAGNOSIS,
     SEG,
-    SERIES_NUMBERS,
     AlgorithmInfo,
     as_code,
-    build,
     check_labels,
     code_item,
     content_uid,
-    description,
     encoded,
-    series_uid,
-    store,
+    instance_attributes,
     uid_of,
     use_utf8,
+    write_derived,
 )
 from segpipe.errors import SegpipeError
 
@@ -90,7 +86,7 @@ def write_seg(
         _verify(content, sources, planes)
         return content
 
-    store(path, build(series, make))
+    write_derived(path, series, make)
 
 
 def _renumber(labels: NDArray[np.integer], numbers: dict[int, int]) -> NDArray[np.integer]:
@@ -124,19 +120,11 @@ def _segmentation(
         pixel_array=planes,
         segmentation_type=kind.upper(),
         segment_descriptions=[_description(info, numbers[info.value], uid, algorithm) for info in infos],
-        series_instance_uid=series_uid(FILES[kind], sources.series, algorithm),
-        series_number=SERIES_NUMBERS[FILES[kind]],
-        sop_instance_uid=uid,
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name[:LONG_STRING],
-        software_versions=algorithm.software_versions,  # type: ignore[arg-type]  # it means several
-        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
         transfer_syntax_uid=RLELossless if kind == "labelmap" else ExplicitVRLittleEndian,
         omit_empty_frames=omit_empty_frames,
         content_label="SEGMENTATION",
         content_description=NOT_FOR_DIAGNOSIS,
-        series_description=description(algorithm, "Segmentation"),
+        **instance_attributes(FILES[kind], uid, sources.series, algorithm, "Segmentation"),
     )
     segmentation.ContentCreatorName = None  # type 2, which the library leaves out
     organization = uid_of("dimensions", uid)

@@ -1,4 +1,4 @@
-"""What SEG, RTSTRUCT and SR written here have in common: who made them, how they are named, how they are stored."""
+"""What SEG, RTSTRUCT and SR have in common: who made them, how they are named, how they are stored."""
 
 from __future__ import annotations
 
@@ -77,9 +77,19 @@ def series_uid(kind: str, series: Series, algorithm: AlgorithmInfo) -> str:
     return uid_of("series", kind, series.series_uid, series.case_id, algorithm)
 
 
-def description(algorithm: AlgorithmInfo, what: str) -> str:
-    """Return the SeriesDescription of a result."""
-    return f"{what} by {algorithm.name} {algorithm.version}"[:LONG_STRING]
+def instance_attributes(kind: str, uid: str, series: Series, algorithm: AlgorithmInfo, what: str) -> dict[str, Any]:
+    """Return what highdicom's classes take as attributes of series, instance and equipment; ``what`` it is."""
+    return {
+        "series_instance_uid": series_uid(kind, series, algorithm),
+        "series_number": SERIES_NUMBERS[kind],
+        "series_description": f"{what} by {algorithm.name} {algorithm.version}"[:LONG_STRING],
+        "sop_instance_uid": uid,
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": algorithm.name[:LONG_STRING],
+        "software_versions": algorithm.software_versions,
+        "device_serial_number": algorithm.bundle_sha256[:LONG_STRING] or "0",
+    }
 
 
 def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[LabelInfo]) -> None:
@@ -136,30 +146,31 @@ def encoded(dataset: Any) -> bytes:
     return buffer.getvalue()
 
 
-def build(series: Series, make: Callable[[], bytes]) -> bytes:
-    """Return what ``make`` gives; where a library fails, raise without its words, which may quote the header.
+def write_derived(path: str | Path, series: Series, make: Callable[[], bytes]) -> None:
+    """Write what ``make`` gives, whole or not at all.
+
+    Where a library fails, its words, which may quote the header, are left out of the error.
 
     Raises:
         DataError: a library could not derive from the series.
+        UsageError: the file cannot be written.
     """
+    failure = ""
     try:
         with no_header_text():
-            return make()
+            content = make()
     except (SegpipeError, OSError, MemoryError):
         raise
     except Exception as error:
         if os.environ.get("SEGPIPE_DEBUG"):
             raise
-        kind = kind_of(error)
-    raise DataError(  # not within the handler: an error that hangs on this one is reported as its cause
-        "a DICOM result cannot be derived from the header of this series",
-        found=kind,
-        case_id=series.case_id,
-        hint="the NIfTI label map is not affected; SEGPIPE_DEBUG=1 shows what failed",
-    )
-
-
-def store(path: str | Path, content: bytes) -> None:
-    """Write a DICOM file, whole or not at all."""
+        failure = kind_of(error)
+    if failure:  # not within the handler: an error that hangs on this one is reported as its cause
+        raise DataError(
+            "a DICOM result cannot be derived from the header of this series",
+            found=failure,
+            case_id=series.case_id,
+            hint="the NIfTI label map is not affected; SEGPIPE_DEBUG=1 shows what failed",
+        )
     with write_whole(path) as stream:
         stream.write(content)

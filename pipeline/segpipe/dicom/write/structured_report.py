@@ -10,18 +10,14 @@ from segpipe.dicom.codes import LabelInfo, Term
 from segpipe.dicom.model import Series
 from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
-    LONG_STRING,
     MANUFACTURER,
-    SERIES_NUMBERS,
     SR,
     AlgorithmInfo,
     as_code,
-    build,
-    description,
     encoded,
-    series_uid,
-    store,
+    instance_attributes,
     uid_of,
+    write_derived,
 )
 from segpipe.errors import SegpipeError
 
@@ -78,7 +74,7 @@ def write_sr(
         uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified)
         return encoded(_report(sources, segmentation, groups, uid, algorithm))
 
-    store(path, build(series, make))
+    write_derived(path, series, make)
 
 
 def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, algorithm: AlgorithmInfo) -> Any:
@@ -94,15 +90,7 @@ def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, al
     return hd.sr.Comprehensive3DSR(
         evidence=[segmentation, *sources.headers],
         content=report[0],
-        series_instance_uid=series_uid(SR, sources.series, algorithm),
-        series_number=SERIES_NUMBERS[SR],
-        sop_instance_uid=uid,
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=algorithm.name[:LONG_STRING],
-        software_versions=algorithm.software_versions,
-        device_serial_number=algorithm.bundle_sha256[:LONG_STRING] or "0",
-        series_description=description(algorithm, "Volumes"),
+        **instance_attributes(SR, uid, sources.series, algorithm, "Volumes"),
         is_complete=True,
         is_final=False,
         is_verified=False,

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import make
 import numpy as np
 import pytest
 
-from dicom import make
 from segpipe.common.files import write_whole
 from segpipe.dicom.codes import label_infos
 from segpipe.dicom.model import Series

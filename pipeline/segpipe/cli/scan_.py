@@ -13,6 +13,21 @@ from segpipe.errors import BAD_DATA, OK
 if TYPE_CHECKING:
     from segpipe.dicom import Scan, Series
 
+KEYS = [
+    "case_id",
+    "series_uid",
+    "study_uid",
+    "modality",
+    "files",
+    "state",
+    "reason",
+    "detail",
+    "shape",
+    "spacing_mm",
+    "affine_ras",
+    "notes",
+]
+
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) to scan, with all below it.", show_default=False)],
@@ -66,10 +81,8 @@ def _counts(scan: Scan) -> dict[str, int]:
 
 
 def _as_dict(series: Series, scan: Scan) -> dict[str, Any]:
-    names = ("case_id", "series_uid", "study_uid", "modality", "files", "state", "reason", "detail")
-    names += ("shape", "spacing_mm", "affine_ras", "notes")
-    values = series.as_dict()
-    return {name: values[name] for name in names} | {"files": [_name(path, scan) for path in series.files]}
+    values = series.as_dict() | {"files": [_name(path, scan) for path in series.files]}
+    return {name: values[name] for name in KEYS}
 
 
 def _report(console: Console, scan: Scan, counts: dict[str, int]) -> None:

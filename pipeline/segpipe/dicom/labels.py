@@ -200,9 +200,7 @@ def _segments_of(dataset: Dataset) -> dict[int, str]:
     return {number: label if seen.count(label) == 1 else f"{label} ({number})" for number, label in labels.items()}
 
 
-def _seg_masks(
-    dataset: Dataset, transfer_syntax: str, series: Series, names: Collection[str] | None
-) -> dict[str, Mask]:
+def _seg_masks(dataset: FileDataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
     """Put the segments of a SEG (PS3.3 A.51, C.8.20) on the grid of a series.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segpipe.cli.shared_options import AsJson, BundlePath
 from segpipe.common.console import Console
 from segpipe.errors import OK
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pack(
-    bundle: Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)],
+    bundle: BundlePath,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file [default: NAME_vVERSION.zip here].", metavar="FILE.zip")
     ] = None,
@@ -33,7 +34,7 @@ def pack(
         list[str] | None, typer.Option(help="Admit this one name, as `bundle verify` gives it; may be repeated.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Make one zip file of a bundle, with the same bytes for the same content wherever it is made.
 
@@ -69,15 +70,12 @@ def pack(
     return OK
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
-
 def keygen(
     prefix: Annotated[Path, typer.Argument(help="Path of the keys, without a suffix.", metavar="OUT_PREFIX")],
     password: Annotated[
         bool, typer.Option("--password", help="Ask for a password to encrypt the private key with.")
     ] = False,
-    json: Json = False,
+    json: AsJson = False,
 ) -> int:
     """Make a key pair to sign bundles with: OUT_PREFIX.pem, which you keep, and OUT_PREFIX.pub.pem, for everyone.
 
@@ -107,7 +105,7 @@ def sign(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
     key: Annotated[Path, typer.Option(help="Private key to sign with.", metavar="KEY.pem", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace its signature.")] = False,
-    json: Json = False,
+    json: AsJson = False,
 ) -> int:
     """Sign a bundle: write model.sig into it, over all of its other files, in the format of OpenSSF model signing.
 
@@ -136,19 +134,18 @@ group = typer.Typer(
     help="Look into a bundle and check it before anything of it runs.\n\n"
     "Example: segpipe bundle verify liver_ct.zip --json",
 )
-Bundle = Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)]
 Allow = Annotated[list[str] | None, typer.Option(help="Admit this one name, as a finding gives it; may be repeated.")]
 
 
 @group.command("verify")
 def verify(
-    bundle: Bundle,
+    bundle: BundlePath,
     allow: Allow = None,
     key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")] = None,
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
     ] = True,
-    json: Json = False,
+    json: AsJson = False,
 ) -> int:
     """Check a bundle's archive, hashes, metadata, versions, weights and configs, then run it where all of that passed.
 
@@ -180,7 +177,7 @@ def verify(
 
 
 @group.command("inspect")
-def inspect(bundle: Bundle, allow: Allow = None, json: Json = False) -> int:
+def inspect(bundle: BundlePath, allow: Allow = None, json: AsJson = False) -> int:
     """Show what a bundle is and the code that it would run, without executing anything of it.
 
     Its card, inputs, labels, results, licence, size and requirements, and every target and expression of its configs,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson, DataFolder, Readers
 from segpipe.common.console import SCHEMA_VERSION, Console
 from segpipe.errors import BAD_DATA, OK
 
@@ -15,14 +16,10 @@ def command(
     manifest: Annotated[
         Path, typer.Argument(help="Manifest of the data set, or a folder of DICOM files.", show_default=False)
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that the paths start from. [default: the manifest's]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read. [default: what the files are worth, at most 4]")
-    ] = None,
+    data: DataFolder = None,
+    workers: Readers = None,
     report: Annotated[Path | None, typer.Option(help="Write the JSON document to this file too.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Read every file of a data set and report what is wrong with it.
 

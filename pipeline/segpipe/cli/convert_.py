@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import BAD_DATA, OK, SOME_FAILED
 
@@ -29,7 +30,7 @@ def command(
         typer.Option(help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there already.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Write every DICOM series that makes a volume as NIfTI: OUT/CASE_ID.nii.gz.
 

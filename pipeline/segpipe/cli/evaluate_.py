@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segpipe.cli.shared_options import Allow, RunUnvetted
+from segpipe.cli.shared_options import Allow, AsJson, DataFolder, RunUnvetted
 from segpipe.common.console import Console, some_of
 from segpipe.errors import OK, SOME_FAILED
 
@@ -27,7 +27,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for metrics.csv, metrics.json, report.html and figures.")],
     split: Annotated[str, typer.Option(help="Which cases: test, validation, training or all.")] = "test",
     fold: Annotated[int | None, typer.Option(help="The fold, for validation and training.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data folder, where it is not the manifest's own.")] = None,
+    data: DataFolder = None,
     tolerance_mm: Annotated[float, typer.Option(min=0, help="Tolerance of NSD, the surface Dice.")] = 1.0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default what the work is worth, at most 4.")
@@ -47,7 +47,7 @@ def command(
     ] = None,
     allow: Allow = None,
     run_unvetted_code: RunUnvetted = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Measure predictions against the truth, per case and label.
 

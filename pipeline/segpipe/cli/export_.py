@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder that `segpipe train` wrote.", show_default=False)],
@@ -43,7 +45,7 @@ def command(
         bool, typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Write the best weights of a run as a MONAI bundle.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 
 MEGABYTE = 1_000_000
@@ -18,7 +19,7 @@ def command(
     local: Annotated[
         Path | None, typer.Option("--from", help="Folder or archive that is there already; no network is used.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Get a data set of the Medical Segmentation Decathlon, verified.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import UsageError
 
@@ -86,7 +87,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     r"""Build a manifest of a Decathlon or nnU-Net data set, of two folders, of slices, or of DICOM series with labels.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import OK
 
@@ -36,7 +37,7 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Patches of a step.")] = 2,
     time: Annotated[bool, typer.Option("--time", help="Run training steps on this CPU, too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """List the networks with what a training step of each costs, or the losses with what each is for.
 

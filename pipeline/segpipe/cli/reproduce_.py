@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, AsJson, RunUnvetted
+from segpipe.cli.shared_options import Allow, AsJson, BundlePath, RunUnvetted
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.errors import OK, REFUSED
 
@@ -15,7 +15,7 @@ HEAD = ("schema_version", "command")  # of every document, which the console add
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)],
+    bundle: BundlePath,
     data: Annotated[Path, typer.Option(help="Folder of the data set that it was trained on.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="Run folder [default: NAME-reproduced, here]; the same command goes on in it.")

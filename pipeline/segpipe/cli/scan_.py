@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segpipe.cli.shared_options import AsJson, Readers
 from segpipe.common.console import Console
 from segpipe.errors import BAD_DATA, OK
 
@@ -31,10 +32,8 @@ KEYS = [
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Folder (or file) to scan, with all below it.", show_default=False)],
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read. [default: what the files are worth, at most 4]")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    workers: Readers = None,
+    json: AsJson = False,
 ) -> int:
     """Find the volumes in a tree of DICOM files, and say why the rest is none.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
@@ -31,7 +32,7 @@ def command(
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Send what arrived there before, too.")] = False,
     retries: Annotated[int, typer.Option(min=0, help="Further tries where the trouble may pass.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Store DICOM results (SEG, RTSTRUCT, SR) in a PACS.
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+BundlePath = Annotated[Path, typer.Argument(help="Bundle: a folder, or one zip file.", show_default=False)]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder that the manifest's paths start from [default: its own].")
+]
+Readers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that read [default: what the files are worth, at most 4].")
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 
 
@@ -21,7 +22,7 @@ def command(
         Path | None, typer.Option("-o", "--output", help="Manifest to write. [default: the same file]")
     ] = None,
     redraw: Annotated[bool, typer.Option("--redraw", help="Give up the split that the manifest has.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Draw a held-out test set and folds, never tearing a patient apart.
 

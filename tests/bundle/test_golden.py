@@ -18,8 +18,8 @@ from tiny_run import AXES, KEYS, TASK, MakeRun, record_as_trained
 
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.golden.golden_case import LEAST, array_sha256, read_golden
-from segpipe.bundle.golden.golden_input import Wish, find, grids
-from segpipe.bundle.golden.golden_record import POINTS, points
+from segpipe.bundle.golden.golden_input import Goal, grids, search_image
+from segpipe.bundle.golden.golden_recording import POINTS, points
 from segpipe.bundle.open import Bundle
 from segpipe.cli.app import run as segpipe
 from segpipe.common.files import sha256_of
@@ -239,7 +239,7 @@ def test_grids_need_no_padding(roi: tuple[int, int, int], k: int, least: tuple[i
         {"_target_": "SpatialPadd", "keys": "image", "spatial_size": list(least)},
         {"_target_": "DivisiblePadd", "keys": "image", "k": k},
     ]
-    inner, outer = grids(Wish(Preprocessing.parse(steps), roi, 1))
+    inner, outer = grids(Goal(Preprocessing.parse(steps), roi, 1))
     assert all(size >= max(low, window) and size % k == 0 for size, low, window in zip(inner, least, roi, strict=True))
     assert outer[:2] == inner[:2] and 2 <= outer[2] <= max(2, inner[2])
 
@@ -259,7 +259,7 @@ def test_the_search_knows_what_the_network_will_see(codes: str, tmp_path: Path) 
         seen.append(np.asarray(window.detach()))
         return window.repeat(1, 2, 1, 1, 1) * 0 + window.new_tensor([0.0, 1.0]).reshape(1, 2, 1, 1, 1)
 
-    found = find(Wish(preprocessing, (12, 16, 12), 1, voxels=100), network)
+    found = search_image(Goal(preprocessing, (12, 16, 12), 1, voxels=100), network)
     write_nifti(tmp_path / "image.nii.gz", found.voxels[0], found.affine)
     made = np.asarray(
         Compose([build_step(step) for step in preprocessing.steps])({"image": str(tmp_path / "image.nii.gz")})["image"]

@@ -18,8 +18,7 @@ from segpipe.bundle.golden.golden_case import array_sha256
 from segpipe.bundle.open import Bundle
 from segpipe.bundle.replay import isolation
 from segpipe.bundle.replay import parent as replay
-from segpipe.bundle.replay.isolated_process import Limits, Ran, run_isolated
-from segpipe.bundle.replay.parent import Replay, replay_bundle
+from segpipe.bundle.replay.parent import Limits, Ran, Replay, replay_bundle, run_isolated
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run as segpipe

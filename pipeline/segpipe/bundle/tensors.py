@@ -49,24 +49,30 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def require_fits(state: State, network: Mapping[str, Any], path: Path) -> None:
+def load_network(definition: Mapping[str, Any], state: State) -> Any:
+    """Build a network from its class and plain arguments, and load a state dict into it."""
+    from monai.bundle import ConfigParser
+
+    with contextlib.redirect_stdout(io.StringIO()):  # some networks print their features
+        network = ConfigParser({"network_def": dict(definition)}).get_parsed_content("network_def")
+    network.load_state_dict(state)
+    return network
+
+
+def require_fits(state: State, definition: Mapping[str, Any], path: Path) -> None:
     """Build the network and load the state dict into it.
 
     Raises:
         DataError: it cannot be built, or names or shapes differ.
     """
-    from monai.bundle import ConfigParser
-
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # some networks print their features
-            model = ConfigParser({"network_def": dict(network)}).get_parsed_content("network_def")
-        model.load_state_dict(state)
+        load_network(definition, state)
     except Exception as error:  # MONAI wraps what a constructor raises
         raise DataError(
             "the weights do not fit the network",
             path=path,
             found=str(error).strip().splitlines()[-1][:200],
-            expected=f"a state dict of {network['_target_']}",
+            expected=f"a state dict of {definition['_target_']}",
         ) from error
 
 

@@ -5,6 +5,6 @@ from .golden_case import LABELS as LABELS
 from .golden_case import SCORES as SCORES
 from .golden_case import Golden as Golden
 from .golden_case import read_golden as read_golden
-from .golden_record import record as record
-from .golden_record import surroundings as surroundings
-from .golden_writer import write_golden as write_golden
+from .golden_recording import record as record
+from .golden_recording import surroundings as surroundings
+from .golden_recording import write_golden as write_golden

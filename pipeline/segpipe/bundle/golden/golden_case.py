@@ -43,7 +43,7 @@ class Golden:
 
 
 def read_golden(root: Path, promised: bool) -> tuple[Golden | None, list[Finding]]:
-    """The golden case of a bundle, None where it has none, and what in it is not as it should be.
+    """Read the golden case of a bundle, None where it has none, and what in it is not as it should be.
 
     Args:
         root: folder of the bundle.
@@ -64,16 +64,16 @@ def read_golden(root: Path, promised: bool) -> tuple[Golden | None, list[Finding
 
 
 def array_sha256(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's bytes in C order, little-endian."""
+    """Return the SHA-256 of an array's bytes in C order, little-endian."""
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return hashlib.sha256(plain.tobytes()).hexdigest()
 
 
 def _other_inputs(root: Path, document: Any) -> Iterator[Finding]:
-    """Images that are not those of the document; only called where it follows its schema."""
+    """Yield images that are not those of the document."""
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
-        return
-    listed = {f"{GOLDEN}/{each['file']}": each["sha256"] for each in document["inputs"]}
+        return  # the schema speaks of that
+    listed = {f"{GOLDEN}/{image['file']}": image["sha256"] for image in document["inputs"]}
     there = {path.relative_to(root).as_posix() for path in (root / IMAGES).glob("*")}
     for name in sorted(there ^ set(listed)):
         yield Finding(name, "", name, f"it is not both in {IMAGES} and in {DOCUMENT}")

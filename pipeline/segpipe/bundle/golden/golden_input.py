@@ -41,7 +41,7 @@ MR_RANGE = (0.0, 1000.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class FoundImage:
     """An image for a network.
 
     Attributes:
@@ -58,7 +58,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Goal:
     """What to search for.
 
     Attributes:
@@ -80,49 +80,49 @@ class Wish:
     seed: int = 0
 
 
-def find(wish: Wish, network: Callable[[torch.Tensor], Any]) -> Found:
-    """Search for an image; the same wish, network and machine give the same bits.
+def search_image(goal: Goal, network: Callable[[torch.Tensor], Any]) -> FoundImage:
+    """Search for an image; the same goal, network and machine give the same bits.
 
     Args:
-        wish: what to search for.
+        goal: what to search for.
         network: (1, C, X, Y, Z) float32 to logits, in evaluation mode, without gradients of its own.
     """
     import torch
     from torch.nn import functional
 
-    inner, outer = grids(wish)
-    low, high = _ranges(wish)
-    begun = torch.from_numpy(_phantom(wish, outer))
-    field = torch.zeros(1, wish.channels, *(-(-size // COARSE) + 1 for size in outer), requires_grad=True)
-    window = (..., *(slice(0, size) for size in wish.roi))
+    inner, outer = grids(goal)
+    low, high = _ranges(goal)
+    begun = torch.from_numpy(_phantom(goal, outer))
+    field = torch.zeros(1, goal.channels, *(-(-size // COARSE) + 1 for size in outer), requires_grad=True)
+    window = (..., *(slice(0, size) for size in goal.roi))
 
     def look() -> tuple[torch.Tensor, torch.Tensor]:
         grown = functional.interpolate(field, outer, mode="trilinear", align_corners=True)
         image = low + (begun + grown).clamp(0, 1) * (high - low)
         seen = functional.interpolate(image, inner, mode="trilinear", align_corners=True)
-        answer = network(_scaled(seen, wish.preprocessing)[window])
+        answer = network(_scaled(seen, goal.preprocessing)[window])
         logits = answer[0] if isinstance(answer, (list, tuple)) else answer
-        return image, _margins(logits[0].flatten(1), wish.exclusive)
+        return image, _margins(logits[0].flatten(1), goal.exclusive)
 
     with torch.no_grad():  # gradients take much more memory, and often none are needed
         image, margins = look()
     adam, steps = torch.optim.Adam([field], RATE), 0
     most = min(100, max(25, int(WORK // np.prod(inner))))
-    while not (reached := bool((margins > 0).sum(1).min() >= wish.voxels)) and steps < most:
+    while not (reached := bool((margins > 0).sum(1).min() >= goal.voxels)) and steps < most:
         image, margins = look() if steps == 0 else (image, margins)
-        best = margins.topk(min(2 * wish.voxels, margins.shape[1]), dim=1).values
+        best = margins.topk(min(2 * goal.voxels, margins.shape[1]), dim=1).values
         adam.zero_grad()
         functional.softplus(MARGIN - best).mean().backward()
         adam.step()
         steps += 1
         image, margins = look()
-    return Found(*_as_file(image.detach()[0].numpy(), wish, inner), steps, reached)
+    return FoundImage(*_as_file(image.detach()[0].numpy(), goal, inner), steps, reached)
 
 
-def grids(wish: Wish) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Voxels of the network's grid, of two windows where they overlap, and of the file's, in the same orientation."""
-    find = wish.preprocessing.find
-    inner = np.array(wish.roi)
+def grids(goal: Goal) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return the sizes of the network's grid, two windows where they overlap, and of the file's, oriented alike."""
+    find = goal.preprocessing.find
+    inner = np.array(goal.roi)
     inner[0] += inner[0] // 4
     if pad := find(SpatialPad):
         inner = np.maximum(inner, pad.spatial_size)
@@ -140,36 +140,36 @@ def _triple(sizes: NDArray[np.int64]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _ranges(wish: Wish) -> tuple[torch.Tensor, torch.Tensor]:
-    """Darkest and brightest value of a file, (1, C, 1, 1, 1) each."""
+def _ranges(goal: Goal) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the darkest and the brightest value of a file, (1, C, 1, 1, 1) each."""
     import torch
 
-    steps = wish.preprocessing.intensity
+    steps = goal.preprocessing.intensity
     first = steps[0] if steps else None
     if isinstance(first, ScaleRange):
-        pairs: Any = [(first.a_min, first.a_max)] * wish.channels
-    elif len(wish.seen) == wish.channels and all(low < high for low, high in wish.seen):
-        pairs = wish.seen
+        pairs: Any = [(first.a_min, first.a_max)] * goal.channels
+    elif len(goal.seen) == goal.channels and all(low < high for low, high in goal.seen):
+        pairs = goal.seen
     elif isinstance(first, Normalise) and first.subtrahend is not None and first.divisor is not None:
-        middle, width = (np.broadcast_to(each, wish.channels) for each in (first.subtrahend, first.divisor))
+        middle, width = (np.broadcast_to(each, goal.channels) for each in (first.subtrahend, first.divisor))
         pairs = [*zip(middle - 2 * width, middle + 4 * width, strict=True)]
     else:
-        pairs = [MR_RANGE] * wish.channels
+        pairs = [MR_RANGE] * goal.channels
     low, high = torch.tensor(pairs, dtype=torch.float32).T.reshape(2, 1, -1, 1, 1, 1)
     return low, high
 
 
-def _phantom(wish: Wish, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """(1, C, X, Y, Z) in 0 to 1: one patient, scanned once for each channel."""
+def _phantom(goal: Goal, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Draw (1, C, X, Y, Z) in 0 to 1: one patient, scanned once for each channel."""
     scans = [
-        make_phantom(wish.seed + channel, shape, tilt_deg=0, noise=8, patient_seed=wish.seed).image
-        for channel in range(wish.channels)
+        make_phantom(goal.seed + channel, shape, tilt_deg=0, noise=8, patient_seed=goal.seed).image
+        for channel in range(goal.channels)
     ]
     return np.stack([scan.astype(np.float32) / max(1, scan.max()) for scan in scans])[None]
 
 
 def _margins(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    """How far each label's logit (C, voxels) is above the best of the others, or above 0 where each is for itself."""
+    """Return how far each label's logit (C, voxels) is above the best of the others, or above 0 where not exclusive."""
     import torch
 
     if not exclusive:
@@ -179,7 +179,7 @@ def _margins(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
 
 def _scaled(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """The intensity transforms of MONAI, in a form that gradients pass through."""
+    """Apply the intensity transforms of MONAI in a form that gradients pass through."""
     for step in preprocessing.intensity:
         image = _ranged(image, step) if isinstance(step, ScaleRange) else _normalised(image, step)
     return image
@@ -208,12 +208,12 @@ def _normalised(image: torch.Tensor, step: Normalise) -> torch.Tensor:
 
 
 def _as_file(
-    image: NDArray[np.float32], wish: Wish, inner: tuple[int, int, int]
+    image: NDArray[np.float32], goal: Goal, inner: tuple[int, int, int]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Turned over two axes where the model turns it back, on a grid whose corners are those of the network's."""
+    """Turn it over two axes where the model turns it back, on a grid whose corners are those of the network's."""
     import nibabel as nib
 
-    resampling, orientation = wish.preprocessing.find(Spacing), wish.preprocessing.find(Orientation)
+    resampling, orientation = goal.preprocessing.find(Spacing), goal.preprocessing.find(Orientation)
     outer = np.array(image.shape[1:])
     spacing = np.array(resampling.pixdim) if resampling else np.ones(3)
     codes = orientation.axcodes or "RAS" if orientation else "RAS"
@@ -225,11 +225,11 @@ def _as_file(
         image = np.flip(image, axis + 1) if turned < 0 else image
     affine[:3, 3] = -affine[:3, :3] @ ((outer - 1) / 2)
     affine[3, 3] = 1
-    low, high = (each.numpy().ravel() for each in _ranges(wish))
+    low, high = (each.numpy().ravel() for each in _ranges(goal))
     if min(high - low) >= 200 and max(abs(low).max(), abs(high).max()) <= 32767:
         image = np.round(image).astype(np.int16)
     image = np.ascontiguousarray(image)
-    if wish.preprocessing.find(CropForeground):  # all of it is foreground if two corners are
+    if goal.preprocessing.find(CropForeground):  # all of it is foreground if two corners are
         for corner in ((0, 0, 0), (-1, -1, -1)):
             image[(0, *corner)] = max(image[(0, *corner)], 1)
     return image, affine.astype(np.float32).astype(np.float64)  # as a header keeps it

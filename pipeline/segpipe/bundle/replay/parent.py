@@ -1,27 +1,39 @@
-"""The dynamic half of verifying a bundle: in an isolated process it must give what it gave on its author's machine.
+"""The parent of a replay: what the isolated process is given, how long it may take, and whether its answer is right.
 
-The expected label map and scores never reach that process. It hands its own over as files, which are compared here.
+A bundle that passed the static checks must give in an isolated process what it gave on its author's machine. The
+expected label map and scores never reach that process. It hands its own over as files, which are compared here.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segpipe.bundle.golden import GOLDEN, LABELS, SCORES, Golden, read_golden
-from segpipe.bundle.replay.child import LABELS as GIVEN_LABELS
-from segpipe.bundle.replay.child import SCORES as GIVEN_SCORES
-from segpipe.bundle.replay.isolated_process import Limits, Ran, read_array, run_isolated
-from segpipe.bundle.vet import Finding, shown
+from segpipe.bundle.golden import DOCUMENT, GOLDEN, LABELS, SCORES, Golden, read_golden
+from segpipe.bundle.replay import child, isolation
+from segpipe.bundle.tensors import WEIGHTS
+from segpipe.bundle.vet import METADATA, Finding, shown
 
-METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 HEADER = 4096  # bytes of a .npy file beside its values, at most
+LEAST_MEMORY = 4 * 2**30
+MOST_SAID = 2**20  # bytes of its answer
+LAST_WORDS = 300  # characters
+LOG = "log"
 
 
 @dataclass
@@ -65,15 +77,15 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
         limits: of the process; default: 15 minutes, and the memory that is free.
     """
     replay = Replay()
-    said = metadata.get("golden")
-    golden, replay.findings["replay"] = read_golden(root, isinstance(said, Mapping) and "voxels" in said)
-    taken = _network_input(metadata)
-    if replay.findings["replay"] or (golden is None and taken is None):
+    stated = metadata.get("golden")
+    golden, replay.findings["replay"] = read_golden(root, isinstance(stated, Mapping) and "voxels" in stated)
+    network_input = _network_input(metadata)
+    if replay.findings["replay"] or (golden is None and network_input is None):
         return replay
     seed = None if golden is None else golden.document["scores"]["seed"]
     with tempfile.TemporaryDirectory(prefix="segpipe-replay-") as fresh:
         started = time.monotonic()
-        request = {"input": taken, "golden": seed}
+        request = {"input": network_input, "golden": seed}
         ran = run_isolated(root, Path(fresh), request, limits or Limits.of_this_machine())
         replay.isolation, replay.reason = ran.isolation
         if not ran.began:
@@ -81,7 +93,7 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
         elif ran.ended is not None:
             replay.refuse("replay" if golden else "network", "", ran.ended, "it does not come to an end as it should")
         else:
-            if taken is not None:
+            if network_input is not None:
                 _judge_network(replay, ran.answer.get("network", {}), metadata)
             if golden is not None:
                 _judge_golden(replay, golden, ran, Path(fresh) / "out")
@@ -91,21 +103,18 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
 
 
 def _network_input(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Channels and spatial shape of the network's input, None where the metadata does not say."""
+    """Return channels and spatial shape of the network's input, None where the metadata does not say."""
     image = _tensor(metadata, "inputs", "image")
     channels, shape = image.get("num_channels"), image.get("spatial_shape")
-    if not isinstance(channels, int) or not isinstance(shape, list) or not shape:
-        return None
-    if not all(isinstance(size, (int, str)) for size in shape):
-        return None
-    return {"channels": channels, "spatial_shape": shape}
+    sizes = isinstance(shape, list) and shape and all(isinstance(size, (int, str)) for size in shape)
+    return {"channels": channels, "spatial_shape": shape} if isinstance(channels, int) and sizes else None
 
 
 def _tensor(metadata: Mapping[str, Any], side: str, name: str) -> Mapping[str, Any]:
-    found: Any = metadata
+    part: Any = metadata
     for key in ("network_data_format", side, name):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+        part = part.get(key) if isinstance(part, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 def _judge_network(replay: Replay, answer: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -113,8 +122,8 @@ def _judge_network(replay: Replay, answer: Mapping[str, Any], metadata: Mapping[
     if not _is_shape(given) or not _is_shape(taken):
         why = "the network cannot be built with its weights, or does not take what the metadata says"
         return replay.refuse("network", WEIGHTS, answer.get("error", "no answer"), why)
-    said = _tensor(metadata, "outputs", "pred")
-    channels, shape = said.get("num_channels"), said.get("spatial_shape")
+    stated = _tensor(metadata, "outputs", "pred")
+    channels, shape = stated.get("num_channels"), stated.get("spatial_shape")
     wrong_channels = isinstance(channels, int) and channels != given[1]
     whole = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
     if wrong_channels or (whole and shape != given[2:]):
@@ -136,8 +145,8 @@ def _judge_golden(replay: Replay, golden: Golden, ran: Ran, out: Path) -> None:
     if "error" in answer:
         return replay.refuse("replay", GOLDEN, answer["error"], "its inference fails on its golden case")
     try:
-        labels = read_array(out, GIVEN_LABELS, golden.labels.nbytes + HEADER)
-        scores = read_array(out, GIVEN_SCORES, golden.scores.nbytes + HEADER)
+        labels = read_array(out, child.LABELS, golden.labels.nbytes + HEADER)
+        scores = read_array(out, child.SCORES, golden.scores.nbytes + HEADER)
     except ValueError as error:
         return replay.refuse("replay", GOLDEN, error, "its inference gives nothing to compare")
     for file, found, expected in ((LABELS, labels, golden.labels), (SCORES, scores, golden.scores)):
@@ -165,7 +174,7 @@ def _judge_golden(replay: Replay, golden: Golden, ran: Ran, out: Path) -> None:
 
 
 def _elsewhere(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What of versions, hardware and threads is not here as it was there; bits may differ where anything is."""
+    """Return what of versions, hardware and threads differs here; where anything does, bits may differ."""
     parts = [(recorded[key], here[key]) for key in ("versions", "hardware")]
     parts.append(({"threads": recorded["threads"]}, {"threads": here["threads"]}))
     return [
@@ -189,3 +198,156 @@ def _compare(golden: Golden, labels: Any, scores: Any, elsewhere: list[str]) -> 
         "tolerance": tolerance,
         "differs_here": elsewhere,
     }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the process may take."""
+
+    seconds: int = 900
+    memory_bytes: int = LEAST_MEMORY
+
+    @staticmethod
+    def of_this_machine() -> Limits:
+        """15 minutes, and the memory that is free."""
+        import psutil
+
+        return Limits(memory_bytes=max(LEAST_MEMORY, int(psutil.virtual_memory().available)))
+
+
+@dataclass
+class Ran:
+    """What is known of the process when it has ended.
+
+    Attributes:
+        began: what it said before anything of the bundle was loaded; empty where it did not come that far.
+        answer: what it wrote afterwards, which nobody vouches for.
+        ended: why there is no answer; None where there is one.
+    """
+
+    began: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)
+    ended: str | None = None
+
+    @property
+    def isolation(self) -> tuple[str | None, str | None]:
+        """How far it was isolated, and why no further."""
+        if not self.began:
+            return None, None
+        network, files = self.began["network"], self.began["files"]
+        if network is not None:
+            return "none", network
+        return ("no network", files) if files else ("no network, no other files, no programs", None)
+
+
+def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits) -> Ran:
+    """Run `segpipe.bundle.replay.isolation` on a copy of a bundle that lacks what the golden case is expected to give.
+
+    Args:
+        root: the bundle.
+        work: folder of which only this process knows.
+        request: ``input`` and ``golden``, as `segpipe.bundle.replay.child.replay` takes them.
+        limits: of the process.
+    """
+    bundle, out = work / "bundle", work / "out"
+    expected = {root / name for name in (DOCUMENT, LABELS, SCORES)}
+    shutil.copytree(root, bundle, ignore=lambda folder, names: {n for n in names if Path(folder, n) in expected})
+    out.mkdir()
+    request = {
+        **request,
+        "bundle": str(bundle),
+        "work": str(out),
+        "memory_bytes": limits.memory_bytes,
+        "seconds": limits.seconds,
+        "sys_path": _import_path(),
+    }
+    with (out / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-B", isolation.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=out,
+            env=_environment(out),
+            start_new_session=True,
+        )
+    late = False
+    try:
+        said, _ = process.communicate(json.dumps(request).encode(), timeout=limits.seconds)
+    except subprocess.TimeoutExpired:
+        late = True
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
+        if late or process.returncode is None:
+            said, _ = process.communicate()
+    ended = f"no end within {limits.seconds} s" if late else _how_it_ended(process.returncode, out)
+    return _outcome(said, ended, out)
+
+
+def read_array(out: Path, name: str, most_bytes: int) -> NDArray[Any]:
+    """An array that the process wrote.
+
+    Raises:
+        ValueError: it is no plain file of numbers, or larger than it may be.
+    """
+    try:
+        _require_plain(out / name, most_bytes)
+        return np.asarray(np.load(out / name, allow_pickle=False))
+    except Exception as error:  # bytes that nobody vouches for may break numpy anyhow
+        raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def _require_plain(path: Path, most_bytes: int) -> None:
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most_bytes:
+        raise ValueError(f"{path.name} is no plain file of at most {most_bytes} bytes")
+
+
+def _import_path() -> list[str]:
+    """Where this process finds packages, this one first, but for folders in which the user works or lives."""
+    here = Path(isolation.__file__).parents[3]
+    private = (Path.cwd(), Path.home())
+    found = dict.fromkeys(Path(entry).resolve() for entry in sys.path if entry)
+    others = [path for path in found if not any(folder.is_relative_to(path) for folder in private)]
+    return [str(path) for path in dict.fromkeys((here, *others))]
+
+
+def _environment(out: Path) -> dict[str, str]:
+    """Nothing of the user's but where libraries lie; numbers are computed in one way."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    home = {name: str(out) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}
+    nobody = {"USER": "nobody", "LOGNAME": "nobody", "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, **threads, **home, **nobody}
+
+
+def _how_it_ended(code: int, out: Path) -> str | None:
+    if code == 0:
+        return None
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        why = ", as the system ends what takes too much memory" if -code == signal.SIGKILL else ""
+        return f"the process was ended by {names.get(-code, -code)}{why}"
+    with suppress(OSError, ValueError):
+        _require_plain(out / LOG, MOST_SAID)
+        if lines := (out / LOG).read_text(errors="replace").split("\n"):
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            return f"the process ended with code {code}: {last}"[:LAST_WORDS]
+    return f"the process ended with code {code}"
+
+
+def _outcome(said: bytes, ended: str | None, out: Path) -> Ran:
+    ran = Ran(ended=ended)
+    try:
+        ran.began = json.loads(said)
+    except ValueError:
+        return Ran(ended=ended or "the process said nothing")
+    if ended is None:
+        try:
+            _require_plain(out / child.ANSWER, MOST_SAID)
+            answer = json.loads((out / child.ANSWER).read_text())
+            ran.answer = {name: part for name, part in answer.items() if isinstance(part, dict)}
+        except (OSError, ValueError, AttributeError):
+            ran.ended = "the process left no answer that can be read"
+    return ran

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import AsJson
-from segpipe.cli.train_ import Data, Override, Threads, Workers
+from segpipe.cli.shared_options import TASK, AsJson, Augment, DataFolder, Override, Runtime, Threads, Workers
 from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
     from segpipe.studies import Row
 
-Task = Annotated[str, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")]
-
 
 def command(
     manifest: Annotated[Path, typer.Argument(help="Manifest with folds.")],
-    task: Task,
+    task: Annotated[str, TASK],
     out: Annotated[Path, typer.Option(help="Folder for runs and report; the same command goes on in it.")],
     network: Annotated[
         list[str], typer.Option(help="Network fragments: repeated, or with commas; the first is the reference's.")
@@ -38,9 +35,9 @@ def command(
     folds: Annotated[str, typer.Option(help="Folds, e.g. 0,1; every variant is run in each.")] = "0",
     seeds: Annotated[str, typer.Option(help="Seeds, e.g. 0,1; every variant is run with each.")] = "0",
     split: Annotated[str, typer.Option(help="Cases that are measured: validation or test.")] = "validation",
-    augment: Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")] = "light",
-    runtime: Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")] = "cpu",
-    data: Data = None,
+    augment: Augment = "light",
+    runtime: Runtime = "cpu",
+    data: DataFolder = None,
     set_: Override = None,
     threads: Threads = None,
     workers: Workers = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segpipe.cli.shared_options import AsJson, DataFolder
 from segpipe.common.console import Console
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 def command(
     manifest: Annotated[Path, typer.Argument(help="Dataset manifest; its training cases are read.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Task fragment to write.")] = Path("task.yaml"),
-    data: Annotated[Path | None, typer.Option(help="Folder that the manifest's paths start from.")] = None,
+    data: DataFolder = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
     network: Annotated[str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")] = "unet",
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Look at the training cases and write the task fragment that suits them.
 

@@ -29,3 +29,13 @@ RunUnvetted = Annotated[
         "you may on this machine.",
     ),
 ]
+
+TASK = typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
+Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")]
+Runtime = Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override, e.g. --set learning_rate=1e-3 or network_def#channels=[8,16,32]."),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; part of what makes a run repeatable.")]
+Workers = Annotated[int | None, typer.Option(help="Loader processes (num_workers).")]

@@ -7,36 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, RunUnvetted
+from segpipe.cli.shared_options import (
+    TASK,
+    Allow,
+    AsJson,
+    Augment,
+    DataFolder,
+    Override,
+    Runtime,
+    RunUnvetted,
+    Threads,
+    Workers,
+)
 from segpipe.common.console import Console
 from segpipe.errors import OK, UsageError
 
 if TYPE_CHECKING:
     from segpipe.training import Composed, TrainingRun
 
-Data = Annotated[Path | None, typer.Option(help="Data folder; default: the manifest's own folder.")]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override, e.g. --set learning_rate=1e-3 or network_def#channels=[8,16,32]."),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; part of what makes a run repeatable.")]
-Workers = Annotated[int | None, typer.Option(help="Loader processes (num_workers).")]
-
 
 def command(
     manifest: Annotated[Path | None, typer.Argument(help="Manifest with folds.")] = None,
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
-    ] = None,
+    task: Annotated[str | None, TASK] = None,
     network: Annotated[
         str, typer.Option(help="Network fragment: unet, unetpp, dynunet, or a path; see `segpipe info networks`.")
     ] = "unet",
     loss: Annotated[str, typer.Option(help="Loss fragment: dice_ce, tversky, focal_tversky, or a path.")] = "dice_ce",
-    augment: Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")] = "light",
-    runtime: Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")] = "cpu",
+    augment: Augment = "light",
+    runtime: Runtime = "cpu",
     fold: Annotated[int, typer.Option(help="Fold that is validated; made by `segpipe split`.")] = 0,
-    data: Data = None,
+    data: DataFolder = None,
     set_: Override = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (max_epochs).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -58,7 +59,7 @@ def command(
     ] = None,
     allow: Allow = None,
     run_unvetted_code: RunUnvetted = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: AsJson = False,
 ) -> int:
     """Train a network and keep everything that repeats it.
 

@@ -21,9 +21,8 @@ from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
 from segpipe.inference import engine as streaming
-from segpipe.inference.openvino import Model
 from segpipe.inference.output import write_labels
-from segpipe.inference.runtimes import choose_runtime
+from segpipe.inference.runtimes import Model, choose_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import read_headers, read_source
 from segpipe.inference.transforms import Preprocessing, build_step
@@ -122,7 +121,7 @@ def _ours(task: dict[str, Any]) -> Work:
     torch.save(network.state_dict(), state)
     shape = (1, *task["roi"])
     model = Model(network, str(state), str(task["classes"]))
-    chosen = choose_runtime(task["side"], model, torch.device("cpu"), shape, task["threads"])
+    chosen = choose_runtime(task["side"], [model], torch.device("cpu"), shape, task["threads"])
     serial = task.get("serial", False)
     windowing = Windowing(
         tuple(task["roi"]), task["overlap"], task["batch"], "gaussian", "softmax", overlapped=not serial

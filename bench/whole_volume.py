@@ -29,7 +29,7 @@ from _organs import scan, trained, write
 from _page import ratio, write_page
 
 from segpipe.common.processes import usable_cores
-from segpipe.inference.openvino import cache_folder
+from segpipe.inference.runtimes import cache_folder
 
 SPACING = (0.78, 0.78, 1.5)
 HERE = Path(__file__).parent

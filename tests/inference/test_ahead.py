@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segpipe.inference import prefetch as module
-from segpipe.inference.prefetch import Prefetcher
+from segpipe.inference import segmenter as module
+from segpipe.inference.segmenter import Prefetcher
 from tiny_bundle import write_scan
 
 PEAK = 1000

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
-from segpipe.inference.openvino import (
+from segpipe.inference.runtimes import (
     MARK,
     TOLERANCE,
     Model,
@@ -19,8 +19,8 @@ from segpipe.inference.openvino import (
     cache_folder,
     is_whole,
     openvino_runtime,
+    torch_runtime,
 )
-from segpipe.inference.runtimes import torch_runtime
 
 openvino = pytest.importorskip("openvino")
 SHAPE = (1, 16, 16, 16)

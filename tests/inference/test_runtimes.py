@@ -10,8 +10,16 @@ import torch
 
 from segpipe.errors import UsageError
 from segpipe.inference import runtimes
-from segpipe.inference.openvino import Model, NotConvertedError
-from segpipe.inference.runtimes import ChosenRuntime, average, choose_average, choose_runtime, mirrored, torch_runtime
+from segpipe.inference.runtimes import (
+    ChosenRuntime,
+    Model,
+    NotConvertedError,
+    Runtime,
+    average,
+    choose_runtime,
+    mirrored,
+    torch_runtime,
+)
 
 SHAPE = (1, 4, 4, 4)
 CPU = torch.device("cpu")
@@ -24,7 +32,7 @@ def module() -> torch.nn.Module:
 
 
 def chosen(wanted: str, module: torch.nn.Module, device: torch.device = CPU) -> ChosenRuntime:
-    return choose_runtime(wanted, Model(module, "model.pt", "{}"), device, SHAPE)
+    return choose_runtime(wanted, [Model(module, "model.pt", "{}")], device, SHAPE)
 
 
 def test_several_networks_are_averaged() -> None:
@@ -61,16 +69,23 @@ def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkey
     models, windows = [Model(module, "a.pt", "{}"), Model(other, "b.pt", "{}")], torch.randn(2, *SHAPE)
     with torch.no_grad():
         expected = (module(windows) + other(windows)) / 2
-        plain = choose_average("torch", models, CPU, SHAPE)
+        plain = choose_runtime("torch", models, CPU, SHAPE)
         torch.testing.assert_close(plain.run(windows), expected)
-        each = {"a.pt": ChosenRuntime("openvino", lambda x: x - 1), "b.pt": ChosenRuntime("openvino", lambda x: x + 3)}
-        monkeypatch.setattr(runtimes, "choose_runtime", lambda *arguments: each[arguments[1].weights])
-        both = choose_average("auto", models, CPU, SHAPE)
+        converted: dict[str, Runtime] = {"a.pt": lambda x: x - 1, "b.pt": lambda x: x + 3}
+
+        def convert(_network: Runtime, model: Model, *_: Any) -> Runtime:
+            if model.weights not in converted:
+                raise NotConvertedError("its scores differ")
+            return converted[model.weights]
+
+        monkeypatch.setattr(runtimes, "openvino_runtime", convert)
+        monkeypatch.setattr(runtimes, "WORTH_CONVERTING", 0)
+        both = choose_runtime("auto", models, CPU, SHAPE)
         assert both.name == "openvino" and both.reasons == ()
         torch.testing.assert_close(both.run(windows), windows + 1)
-        each["b.pt"] = ChosenRuntime("torch", lambda x: x, ("openvino was not used: its scores differ",))
-        mixed = choose_average("auto", models, CPU, SHAPE)
-        assert mixed.name == "torch" and mixed.reasons == each["b.pt"].reasons
+        del converted["b.pt"]
+        mixed = choose_runtime("auto", models, CPU, SHAPE)
+        assert mixed.name == "torch" and mixed.reasons == ("openvino was not used: its scores differ",)
         torch.testing.assert_close(mixed.run(windows), expected)
 
 

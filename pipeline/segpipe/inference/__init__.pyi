@@ -10,7 +10,6 @@ from .output import along_ras as along_ras
 from .output import describe as describe
 from .output import save_slice as save_slice
 from .output import write_labels as write_labels
-from .prefetch import Prefetcher as Prefetcher
 from .recipe import AXES as AXES
 from .recipe import BundleFiles as BundleFiles
 from .recipe import ModelKeywords as ModelKeywords
@@ -19,6 +18,7 @@ from .recipe import Recipe as Recipe
 from .recipe import parse_bytes as parse_bytes
 from .recipe import split_words as split_words
 from .runtimes import torch_runtime as torch_runtime
+from .segmenter import Prefetcher as Prefetcher
 from .segmenter import Segmenter as Segmenter
 from .sliding_window import Windowing as Windowing
 from .source import CaseInput as CaseInput

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.nifti import Header
 from segpipe.errors import SegpipeError
-from segpipe.inference.memory import MemoryEstimate, Probe, plan
+from segpipe.inference.memory import Probe, plan
 from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, probability_maps
 from segpipe.inference.prepare import prepare
 from segpipe.inference.restore import Restorer
@@ -53,8 +53,8 @@ class StreamingEngine:
     cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     probe: Probe | None = None
 
-    def fit_memory(self, headers: Sequence[Header], held: int = 0) -> MemoryEstimate:
-        """Choose windows with which a case fits into memory, and return what it will take.
+    def fit_memory(self, headers: Sequence[Header], held: int = 0) -> int:
+        """Choose windows with which a case fits into memory, and return the bytes that the process will take at most.
 
         Args:
             headers: of the case's files.
@@ -69,8 +69,8 @@ class StreamingEngine:
         if self.device.type == "cpu":  # more at once take memory and no less time
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
             windowing = replace(windowing, batch=min(windowing.batch, most))
-        self._fitting, estimate = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
-        return estimate
+        self._fitting, peak = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
+        return peak
 
     def segment(
         self, source: Source, seconds: dict[str, float], extra_outputs: ExtraOutputs | None = None

@@ -54,24 +54,6 @@ class Probe:
         return cls(classes, 2 * least if before is None or after is None else max(least, after - before))
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes at the two moments at which a case takes the most.
-
-    Attributes:
-        reading: source and network's input together.
-        computing: network's input, labels, open blocks and a batch of windows.
-    """
-
-    reading: int
-    computing: int
-
-    @property
-    def peak(self) -> int:
-        """The larger of the two."""
-        return max(self.reading, self.computing)
-
-
 def plan(
     headers: Sequence[Header],
     preprocessing: Preprocessing,
@@ -79,8 +61,8 @@ def plan(
     probe: Probe,
     limit: int | None,
     held: int = 0,
-) -> tuple[Windowing, MemoryEstimate]:
-    """Return the fastest windows with which a case fits, and what it then takes.
+) -> tuple[Windowing, int]:
+    """Return the fastest windows with which a case fits, and the bytes that the process then takes at most.
 
     Args:
         headers: of the case's files.
@@ -95,12 +77,12 @@ def plan(
     """
     allowed = allowed_bytes(limit)
     for candidate in _smaller(windowing):
-        estimate = estimate_memory(headers, preprocessing, candidate, probe, held)
-        if estimate.peak <= allowed:
-            return candidate, estimate
+        peak = estimate_memory(headers, preprocessing, candidate, probe, held)
+        if peak <= allowed:
+            return candidate, peak
     raise RefusedError(
         "the case needs more memory than it may take",
-        found=f"about {estimate.peak / GIB:.2f} GiB, for {probe.classes} classes on "
+        found=f"about {peak / GIB:.2f} GiB, for {probe.classes} classes on "
         f"{' x '.join(str(size) for size in headers[0].shape[:3])} voxels",
         expected=f"at most {allowed / GIB:.2f} GiB ({'--max-memory' if limit == allowed else 'free here'})",
         hint="use a machine with more memory, or cut the image to what is of interest",
@@ -122,12 +104,12 @@ def _smaller(windowing: Windowing) -> Iterator[Windowing]:
 
 def estimate_memory(
     headers: Sequence[Header], preprocessing: Preprocessing, windowing: Windowing, probe: Probe, held: int = 0
-) -> MemoryEstimate:
-    """Estimate what a case will take; where a crop depends on the voxels, as if nothing were cut."""
+) -> int:
+    """Estimate the bytes of the process with a case; where a crop depends on the voxels, as if nothing were cut."""
     shape, channels = headers[0].shape[:3], sum(math.prod(header.shape[3:]) for header in headers)
+    voxels = source_bytes(headers)
     size = network_shape(headers[0], preprocessing)
     grid = windowing.grid(size)
-    voxels = source_bytes(headers)
     copies = 2 if preprocessing.find(CropForeground) or preprocessing.find(SpatialPad) else 1
     image = math.prod(size) * channels * 4 * copies
     padded = math.prod(grid.padded) * channels * 4 if grid.padded != tuple(size) else 0
@@ -141,7 +123,7 @@ def estimate_memory(
     else:
         working = max(restored, windows)
     computing = image + padded + math.prod(shape) + scores + working
-    return MemoryEstimate(int(base + SLACK * (voxels + image)), int(base + SLACK * computing))
+    return int(base + SLACK * max(voxels + image, computing))
 
 
 def source_bytes(headers: Sequence[Header]) -> int:

@@ -25,7 +25,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, LoadImaged
 
 from segpipe.errors import DataError, SegpipeError
-from segpipe.inference.runtimes import root_cause, short_name, without_savers
+from segpipe.inference.transforms import root_cause, short_name, without_savers
 
 STOCK = "python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE"
 _RUN = re.compile(r"\$\s*@(\w+(?:(?:#|::)\w+)*)\.run\(\)\s*")

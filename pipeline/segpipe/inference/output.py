@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 
 from segpipe.common.nifti import FORMS_TOLERANCE_MM, GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
 from segpipe.errors import DataError
-from segpipe.inference.source import Source
+from segpipe.inference.source import Preview
 
 if TYPE_CHECKING:
     import torch
 
     from segpipe.inference.sliding_window import Activation
-
-PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-SAMPLES = 1_000_000  # voxels, enough for percentiles
-MOST_PIXELS = 256  # along a side of the slice that is shown
 
 Array = NDArray[np.float32]
 
@@ -193,39 +189,6 @@ def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return counts
 
 
-@dataclass(frozen=True, eq=False)
-class Preview:
-    """What is kept of an image once its voxels are let go: enough to show a slice and to compare its values.
-
-    Attributes:
-        intensity: of each channel, the values at `PERCENTILES` of all voxels.
-        grey: first channel, uint8 from black to white; all slices along ``normal``, within them every n-th pixel.
-        steps: that n, for each axis.
-        normal: axis across the slices: along which voxels are longest, of equals the one nearest to head and foot.
-    """
-
-    intensity: list[list[float]]
-    grey: NDArray[np.uint8]
-    steps: tuple[int, int, int]
-    normal: int
-
-
-def preview_of(source: Source) -> Preview:
-    """Return the preview of a case, before its voxels are let go."""
-    intensity = [_percentiles(channel) for channel in source.array]
-    normal = _normal(source.header)
-    x, y, z = (
-        1 if axis == normal else math.ceil(size / MOST_PIXELS) for axis, size in enumerate(source.header.shape[:3])
-    )
-    seen = source.array[0, ::x, ::y, ::z]
-    low, high = intensity[0][0], intensity[0][-1]
-    grey = np.empty(seen.shape, np.uint8)
-    for index in range(seen.shape[2]):  # a plane at a time, as it lies in most files: what is computed on is larger
-        plane = (seen[..., index].astype(np.float32) - low) * (255 / (high - low or 1.0))
-        grey[..., index] = np.clip(plane, 0, 255).astype(np.uint8)
-    return Preview(intensity, grey, (x, y, z), normal)
-
-
 def save_slice(path: str | Path, preview: Preview, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:
     """Write the slice with most labelled voxels (without labels the middle one) as ``.npz``.
 
@@ -266,19 +229,6 @@ def along_ras(edges: Sequence[float], grid: Header) -> list[float]:
 
     targets = io_orientation(grid.affine)[:, 0].astype(int)
     return [float(edges[int(axis)]) for axis in np.argsort(targets)]
-
-
-def _percentiles(channel: NDArray[Any]) -> list[float]:
-    step = math.ceil((channel.size / SAMPLES) ** (1 / 3))
-    values = channel[::step, ::step, ::step]
-    return [float(f"{value:.6g}") for value in np.percentile(values, PERCENTILES)]
-
-
-def _normal(header: Header) -> int:
-    longest = max(header.spacing_mm)
-    candidates = [axis for axis, edge in enumerate(header.spacing_mm) if edge > 0.99 * longest]
-    upward: Sequence[float] = np.abs(header.affine[2, :3]) / np.asarray(header.spacing_mm)
-    return max(candidates, key=lambda axis: upward[axis])
 
 
 @dataclass(frozen=True)

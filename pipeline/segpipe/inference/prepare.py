@@ -92,8 +92,11 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
     image = _resampled(source, transform)
     source.release()
     image, transform = _cut_and_padded(image, affine, transform, transforms)
-    for step in preprocessing.intensity:
-        image = _scaled(image, step) if isinstance(step, ScaleRange) else _normalised(image, step, transforms)
+    for step in preprocessing.steps:
+        if isinstance(step, ScaleRange):
+            image = _scaled(image, step)
+        elif isinstance(step, Normalise):
+            image = _normalised(image, step, transforms)
     return image, transform
 
 
@@ -190,11 +193,12 @@ def resample(volume: torch.Tensor, matrix: Matrix, shape: tuple[int, ...], flips
     for channel, first in itertools.product(range(len(volume)), range(0, shape[0], rows)):
         part = slice(first, first + rows)
         value = volume[channel]
-        for axis, table in enumerate([tables[0][part], *tables[1:]]):
-            weight = torch.from_numpy(table.weight).reshape([-1 if a == axis else 1 for a in range(3)])
-            low = value.index_select(axis, torch.from_numpy(table.low)).double()
+        for axis, table in enumerate(tables):
+            picked = part if axis == 0 else slice(None)
+            weight = torch.from_numpy(table.weight[picked]).reshape([-1 if a == axis else 1 for a in range(3)])
+            low = value.index_select(axis, torch.from_numpy(table.low[picked])).double()
             if weight.any():
-                high = value.index_select(axis, torch.from_numpy(table.high)).double()
+                high = value.index_select(axis, torch.from_numpy(table.high[picked])).double()
                 low.mul_(1 - weight).add_(high.mul_(weight))
             value = low
         result[channel, part] = value
@@ -280,10 +284,6 @@ class AxisTable:
         weight = coordinates - low
         first = low.astype(np.int64)
         return cls(first, first + (weight > 0), weight)
-
-    def __getitem__(self, part: Any) -> AxisTable:
-        """Return the table of some of the voxels."""
-        return AxisTable(self.low[part], self.high[part], self.weight[part])
 
     def flipped(self, size: int) -> AxisTable:
         """Return the table with voxels counted from the other end of an axis."""

@@ -97,7 +97,7 @@ class Restorer:
             if part.start >= part.stop:
                 return
             box.append(part)
-            cells.append(self._corners(block, axis, table[part]))
+            cells.append(self._corners(block, axis, table, part))
         none, undecided = _marks(len(block.scores), self.activation)
         decided = np.ascontiguousarray(best.transpose(self._order))
         for place in (2, 1, 0):  # the last is the largest, and there whole planes are copied
@@ -154,7 +154,7 @@ class Restorer:
             for axis in self.grid.block_axes:
                 start, end = self._owned(block, axis)
                 own &= (tables[axis].high >= start) & (tables[axis].high < end)
-            cells = [self._corners(block, axis, table[own]) for axis, table in enumerate(tables)]
+            cells = [self._corners(block, axis, table, own) for axis, table in enumerate(tables)]
             self._turned[part][own] = self._decide(block.scores, best, cells, part, own)
 
     def _decide(
@@ -221,8 +221,8 @@ class Restorer:
         is_first, is_last = block.start[axis] == 0, end - self._shift[axis] >= self.grid.padded[axis]
         return -np.inf if is_first else first + border, np.inf if is_last else end
 
-    def _corners(self, block: Block, axis: int, table: AxisTable) -> tuple[Corner, Corner]:
-        """Return both ends of cells along an axis, as places within a block."""
+    def _corners(self, block: Block, axis: int, table: AxisTable, part: Any) -> tuple[Corner, Corner]:
+        """Return both ends of some cells along an axis, as places within a block."""
         first, most = self._first(block, axis), block.scores.shape[axis + 1] - 1
         start, end = self.transform.crop[axis]
 
@@ -230,7 +230,7 @@ class Restorer:
             seen = (voxels >= start) & (voxels < end)
             return Corner(np.clip(voxels - first, 0, most), np.where(seen, share, 0).astype(np.float32), seen)
 
-        return corner(table.low, 1 - table.weight), corner(table.high, table.weight)
+        return corner(table.low[part], 1 - table.weight[part]), corner(table.high[part], table.weight[part])
 
 
 @dataclass(frozen=True)

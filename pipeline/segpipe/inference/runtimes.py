@@ -1,91 +1,97 @@
-"""From a bundle's config to what computes the scores of windows: its network with weights, by PyTorch or OpenVINO.
+"""What computes the scores of windows: a network with a bundle's weights, by PyTorch or by OpenVINO.
 
 What computes scores is a `Runtime`: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z). Averages, of several networks or
 of mirrored windows, are of scores before activation, as `MeanEnsembled` in front of `Activationsd` has them; they are
 summed in place.
+
+OpenVINO's conversion of a network is made once and kept outside the bundle. It is compared with PyTorch when it is
+made, on windows that were not used for tracing, and never used where they differ by more than `TOLERANCE`. All is
+float32: OpenVINO would take bfloat16 on processors that have it.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
-from monai.transforms import Compose
 from torch.utils.flop_counter import FlopCounterMode
 
-from segpipe.errors import DataError, SegpipeError, UsageError, first_cause
+from segpipe.common.files import sha256_of, write_json
+from segpipe.common.processes import usable_cores
+from segpipe.errors import DataError, UsageError
 from segpipe.inference.onednn import OneDnn
-from segpipe.inference.openvino import Model, NotConvertedError, openvino_runtime
+from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
+from segpipe.inference.transforms import bundle_parser, parsed, root_cause
 
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
-SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
+TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
+FORMAT = 1  # of the folder
+MODEL, MARK, UNFINISHED = "model.xml", "converted.json", ".partial-"
+ABANDONED_S = 3600  # no network takes that long to be written
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda:N`` names.
+class NotConvertedError(Exception):
+    """Why OpenVINO does not compute this network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, and what its conversion depends on beside its input, versions and processor.
+
+    Attributes:
+        module: on the CPU where it is converted, and in evaluation mode.
+        weights: path of the state dict.
+        config: the network's config as text.
+    """
+
+    module: torch.nn.Module
+    weights: str
+    config: str
+
+    def conversion_key(self, shape: tuple[int, ...], core: Any) -> str:
+        """Return the hex digest that names the folder of the conversion for windows of a shape."""
+        import monai
+
+        parts = [
+            FORMAT,
+            sha256_of(self.weights),
+            self.config,
+            shape,
+            _openvino().__version__,
+            torch.__version__,
+            monai.__version__,
+            core.get_property("CPU", "FULL_DEVICE_NAME"),
+        ]
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+def load_models(bundles: Iterable[BundleFiles], device: torch.device) -> list[Model]:
+    """Return the networks of bundles with their weights, in evaluation mode.
 
     Raises:
-        UsageError: it cannot be used.
+        DataError: a network cannot be built, or has no weights that fit.
     """
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise UsageError(
-            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
-        ) from error
-    return device
-
-
-def without_savers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config in which what writes images is switched off: results are written elsewhere, whole."""
-    changed = copy.deepcopy(dict(config))
-    for component in _mappings(changed):
-        if short_name(component) in SAVERS:
-            component["_disabled_"] = True
-    return changed
-
-
-def _mappings(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield each mapping within a value."""
-    if isinstance(value, dict):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _mappings(part)
-
-
-def short_name(component: Mapping[str, Any]) -> str:
-    """Return the name of a component of MONAI or torch, empty for others."""
-    target = str(component.get("_target_", ""))
-    return target.rsplit(".", 1)[-1] if "." not in target or target.startswith(("monai.", "torch.")) else ""
-
-
-def parsed(parser: ConfigParser, id: str) -> Any:
-    """Return what MONAI makes of an id of a bundle's config; a list of transforms is composed.
-
-    Raises:
-        DataError: there is no such id, or it cannot be built.
-    """
-    if id not in parser.config:
-        raise DataError(
-            f"the bundle's inference config has no {id!r}",
-            found=sorted(parser.config),
-            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
-        )
-    try:
-        value = parser.get_parsed_content(id)
-    except Exception as error:
-        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
-    return Compose(value) if isinstance(value, list) else value
+    models = []
+    for bundle in bundles:
+        network = parsed(bundle_parser(bundle.root, bundle.inference, str(device)), "network_def")
+        text = json.dumps(bundle.inference, sort_keys=True, default=str)
+        models.append(Model(load_weights(network, bundle.weights, device), bundle.weights, text))
+    return models
 
 
 def load_weights(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
@@ -113,15 +119,6 @@ def load_weights(network: Any, weights: str, device: torch.device) -> torch.nn.M
     return module
 
 
-def root_cause(error: BaseException) -> str:
-    """Say in one line what an error began with."""
-    error = first_cause(error)
-    if isinstance(error, SegpipeError):
-        return error.message
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]
-
-
 @dataclass(frozen=True)
 class ChosenRuntime:
     """What computes the scores.
@@ -137,37 +134,27 @@ class ChosenRuntime:
     reasons: tuple[str, ...] = ()
 
 
-def choose_average(
-    wanted: str, models: Sequence[Model], device: torch.device, shape: tuple[int, ...], threads: int | None = None
-) -> ChosenRuntime:
-    """Choose one runtime for all models, whose scores are averaged; arguments as in `choose_runtime`."""
-    runtimes = []
-    for model in models:
-        chosen = choose_runtime(wanted, model, device, shape, threads)
-        if chosen.name == "torch":
-            return ChosenRuntime("torch", average([torch_runtime(each.module) for each in models]), chosen.reasons)
-        runtimes.append(chosen.run)
-    return ChosenRuntime("openvino", average(runtimes))
-
-
 def choose_runtime(
-    wanted: str, model: Model, device: torch.device, shape: tuple[int, ...], threads: int | None = None
+    wanted: str,
+    models: Sequence[Model],
+    device: torch.device,
+    shape: tuple[int, ...],
+    threads: int | None = None,
+    mirror: Sequence[int] = (),
 ) -> ChosenRuntime:
-    """Choose OpenVINO where it can compute the network, and PyTorch otherwise.
+    """Choose OpenVINO where it can compute all networks, and PyTorch otherwise.
 
     Args:
         wanted: ``auto``, ``torch`` or ``openvino``; ``auto`` leaves small networks to PyTorch.
-        model: the network, and what names its conversion in the cache.
-        device: where it is.
+        models: networks, whose scores are averaged, and what names their conversions in the cache.
+        device: where they are.
         shape: (C, X, Y, Z) of a window.
         threads: CPU threads; None takes the cores that this process may use.
+        mirror: spatial axes (0 to 2) along which windows are mirrored as well.
 
     Raises:
         UsageError: OpenVINO was asked for by name and is not installed, or not for this device.
     """
-    network = torch_runtime(model.module)
-    if wanted == "torch":
-        return ChosenRuntime("torch", network)
     missing = importlib.util.find_spec("openvino") is None
     if wanted == "openvino" and (missing or device.type != "cpu"):
         raise UsageError(
@@ -176,14 +163,20 @@ def choose_runtime(
             expected="a CPU, and the package openvino",
             hint="pip install 'segpipe[openvino]'" if missing else "--device cpu, or --runtime torch",
         )
-    if missing or device.type != "cpu":
-        return ChosenRuntime("torch", network, (f"openvino {'is not installed' if missing else 'is for the CPU'}",))
-    if wanted == "auto" and _operations(model.module, shape) < WORTH_CONVERTING:
-        return ChosenRuntime("torch", network, ("the network is too small to be worth a conversion",))
-    try:
-        return ChosenRuntime("openvino", openvino_runtime(network, model, shape, threads))
-    except NotConvertedError as error:
-        return ChosenRuntime("torch", network, (f"openvino was not used: {error}",))
+    networks = [torch_runtime(model.module) for model in models]
+    reasons: tuple[str, ...] = ()
+    if wanted != "torch" and (missing or device.type != "cpu"):
+        reasons = (f"openvino {'is not installed' if missing else 'is for the CPU'}",)
+    elif wanted == "auto" and min(_operations(model.module, shape) for model in models) < WORTH_CONVERTING:
+        reasons = ("the network is too small to be worth a conversion",)
+    elif wanted != "torch":
+        try:
+            pairs = zip(networks, models, strict=True)
+            converted = [openvino_runtime(network, model, shape, threads) for network, model in pairs]
+            return ChosenRuntime("openvino", mirrored(average(converted), mirror))
+        except NotConvertedError as error:
+            reasons = (f"openvino was not used: {error}",)
+    return ChosenRuntime("torch", mirrored(average(networks), mirror), reasons)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
@@ -237,3 +230,147 @@ def mirrored(runtime: Runtime, axes: Sequence[int]) -> Runtime:
 
     flips = [some for count in range(1, len(axes) + 1) for some in itertools.combinations(axes, count)]
     return average([runtime, *(flipped([axis + 2 for axis in flip]) for flip in flips)])
+
+
+def cache_folder() -> Path:
+    """Return ``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
+    own = os.environ.get("SEGPIPE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "segpipe"
+
+
+def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None) -> Runtime:
+    """Return the network as OpenVINO computes it, from the cache or converted now.
+
+    Args:
+        network: what the result is compared with.
+        model: what is converted.
+        shape: (C, X, Y, Z) of a window.
+        threads: CPU threads; None takes the cores that this process may use.
+
+    Raises:
+        NotConvertedError: it cannot be converted, or its scores differ.
+    """
+    core = _openvino().Core()
+    folder = cache_folder() / "openvino" / model.conversion_key(shape, core)
+
+    def compiled(converted: Any) -> Runtime:
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+        }
+        return _runtime(core.compile_model(converted, "CPU", settings))
+
+    try:
+        if is_whole(folder):
+            return compiled(core.read_model(folder / MODEL))
+        converted = _convert(model.module, shape)
+        runtime = compiled(converted)
+        difference = _compared(runtime, network, shape)
+    except NotConvertedError:
+        raise
+    except Exception as error:  # whatever a converter raises; PyTorch computes all the same
+        raise NotConvertedError(f"it cannot be converted ({type(error).__name__}: {_first_words(error)})") from error
+    _store(converted, folder, {"difference": difference, "tolerance": TOLERANCE, "shape": shape})
+    return runtime
+
+
+def _openvino() -> Any:
+    """Import the package; it would report its use to a server of its maker, and does without what it reports with."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise NotConvertedError(f"openvino cannot be imported ({error})") from error
+    return openvino
+
+
+def is_whole(folder: Path) -> bool:
+    """Say whether a folder of the cache has the files that were put there."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+        return all(sha256_of(folder / name) == digest for name, digest in mark["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
+    noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the tracer's: sizes become constants, and the size is constant
+        model = _openvino().convert_model(module, example_input=noise)
+    model.reshape([-1, *shape])  # any number of windows
+    if len(model.outputs) != 1:
+        raise NotConvertedError(f"it has {len(model.outputs)} outputs")
+    return model
+
+
+def _runtime(compiled: Any) -> Runtime:
+    """Reuse memory for the scores: new pages would take a quarter of the time of a small network."""
+    request, tensor = compiled.create_infer_request(), _openvino().Tensor
+    shape = compiled.output(0).partial_shape
+    memory = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
+
+    def run(windows: torch.Tensor) -> torch.Tensor:
+        nonlocal memory
+        windows = windows.contiguous()
+        if len(memory) < len(windows):
+            memory = torch.empty((len(windows), *memory.shape[1:]))
+        scores = memory[: len(windows)]
+        for window, score in zip(windows.split(1), scores.split(1), strict=True):  # several at once take more memory
+            request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
+            request.set_output_tensor(tensor(score.numpy(), shared_memory=True))
+            request.infer()
+        return scores
+
+    return run
+
+
+def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float:
+    """Return the largest difference of scores on noise and on noise with a ramp, as a share of the largest score."""
+    windows = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
+    windows[1] += torch.linspace(-2, 2, shape[-1])
+    with torch.inference_mode():
+        expected, found = network(windows), runtime(windows)
+    if found.shape != expected.shape:
+        raise NotConvertedError(f"its scores have shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not difference <= TOLERANCE:
+        raise NotConvertedError(
+            f"its scores differ from PyTorch's by {difference:.2g} of the largest, more than {TOLERANCE:g}"
+        )
+    return difference
+
+
+def _store(model: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Put a conversion into the cache, whole or not at all; where that cannot be written it is made again next time."""
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sweep(folder.parent)
+        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+        _openvino().save_model(model, partial / MODEL, compress_to_fp16=False)
+        digests = {path.name: sha256_of(path) for path in partial.iterdir()}
+        write_json(partial / MARK, {**facts, "sha256": digests})
+        if folder.exists():  # damaged, or another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception:  # noqa: BLE001 - a cache that cannot be filled costs time, nothing else
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what a killed process left behind."""
+    for left in cache.glob(f"{UNFINISHED}*"):
+        if time.time() - left.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _first_words(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200]

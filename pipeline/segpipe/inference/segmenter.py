@@ -14,15 +14,13 @@ Two engines carry them out, and a case gets the labels that `python -m monai.bun
 
 from __future__ import annotations
 
-import json
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from monai.data import decollate_batch
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose
@@ -31,24 +29,14 @@ from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference.engine import StreamingEngine
+from segpipe.inference.memory import SLACK, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
-from segpipe.inference.openvino import Model
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
-from segpipe.inference.prefetch import Prefetcher, ReadCase, read_case
 from segpipe.inference.recipe import AXES, Recipe
-from segpipe.inference.runtimes import (
-    ChosenRuntime,
-    choose_average,
-    device_of,
-    load_weights,
-    mirrored,
-    parsed,
-    torch_runtime,
-    without_savers,
-)
+from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, load_weights, torch_runtime
 from segpipe.inference.sliding_window import Windowing
-from segpipe.inference.source import CaseInput, Source, read_headers
-from segpipe.inference.transforms import Preprocessing
+from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
+from segpipe.inference.transforms import Preprocessing, bundle_parser, parsed
 
 
 class Segmenter:
@@ -71,36 +59,34 @@ class Segmenter:
         torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
         self.prefetcher = Prefetcher(recipe.channels, options.max_memory)
         typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
-        self.engine_reasons = _why_not_streaming(typed, recipe.windowing)
-        self.engine = "monai" if self.engine_reasons else "streaming"
-        self._stock: MonaiEvaluator | None = None
+        self.engine_reasons: tuple[str, ...] = ()
         if typed is None:
-            self._stock = MonaiEvaluator(recipe.root, recipe.inference, recipe.metadata, self.device)
-            self.runtime = self._monai_runtime(self._stock.network)
+            self.engine_reasons = ("the transforms are outside the closed list",)
+        elif recipe.windowing is None:
+            self.engine_reasons = ("inferer or post-processing is outside the closed form",)
+        elif reason := typed.why_not_streamed():
+            self.engine_reasons = (reason,)
+        self.engine = "monai" if self.engine_reasons else "streaming"
+        if typed is None or recipe.windowing is None or self.engine_reasons:
+            self.runtime = self._use_monai(typed)
             return
-        parser = self._parser(recipe.root, recipe.inference)
-        # as an object, so that Invertd refers to the very same
-        parser["preprocessing"] = Compose(list(typed.build().values()))
-        parser["cleanup"] = list(recipe.cleanup)
-        network = load_weights(parsed(parser, "network_def"), recipe.weights, self.device)
-        if self.engine == "monai":
-            self.runtime = self._monai_runtime(network)
-            self._network, self._inferer = network, parsed(parser, "inferer")
-            self._preprocessing, self._postprocessing = (
-                parsed(parser, "preprocessing"),
-                parsed(parser, "postprocessing"),
-            )
-            return
-        windowing = Windowing(**recipe.windowing or {})
-        self.runtime = self._streaming_runtime(network, windowing)
-        self._streaming = StreamingEngine(
-            typed,
-            windowing,
-            self.runtime.run,
+        windowing = Windowing(**recipe.windowing)
+        cleanup = None
+        if recipe.cleanup:
+            parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
+            parser["cleanup"] = list(recipe.cleanup)
+            cleanup = parsed(parser, "cleanup")
+        models = load_models(recipe.bundles, self.device)
+        self.runtime = choose_runtime(
+            options.runtime,
+            models,
             self.device,
-            recipe.channels,
-            options.max_memory,
-            parsed(parser, "cleanup") if recipe.cleanup else None,
+            (recipe.channels, *windowing.roi_size),
+            torch.get_num_threads(),
+            [AXES.index(axis) for axis in options.mirror],
+        )
+        self._streaming = StreamingEngine(
+            typed, windowing, self.runtime.run, self.device, recipe.channels, options.max_memory, cleanup
         )
 
     def segment(self, case: CaseInput, extra_outputs: ExtraOutputs | None = None, key: str | None = None) -> LabelMap:
@@ -131,9 +117,9 @@ class Segmenter:
         with torch.inference_mode():
             if self.engine == "streaming":
                 labels, regions = self._streaming.segment(source, seconds, extra_outputs)
-            elif self._stock is not None:
+            elif self.recipe.route == "stock":
                 source.release()
-                labels = as_labels(self._stock.predict(_paths_of(case), seconds), grid, regions)
+                labels = as_labels(self._evaluator.predict(_paths_of(case), seconds), grid, regions)
             else:
                 labels = as_labels(self._by_monai(source, seconds), grid, regions)
         return LabelMap(labels, grid, read.preview, seconds, regions)
@@ -144,9 +130,9 @@ class Segmenter:
         headers = read.headers if read else read_headers(case, self.recipe.channels)
         source = read.source if read else case
         held = source.array.nbytes if isinstance(source, Source) else 0
-        estimate = self._streaming.fit_memory(headers, held)
+        peak = self._streaming.fit_memory(headers, held)
         read = read or read_case(case, self.recipe.channels, headers)
-        self.prefetcher.begin(estimate.peak)
+        self.prefetcher.begin(peak)
         return read
 
     def _by_monai(self, source: Source, seconds: dict[str, float]) -> Any:
@@ -161,47 +147,27 @@ class Segmenter:
             item = decollate_batch({**batch, "image": image, "pred": scores})[0]
             return self._postprocessing(item)["pred"]
 
-    def _monai_runtime(self, network: torch.nn.Module) -> ChosenRuntime:
-        """Return the network itself, which is what an inferer of MONAI is given."""
-        if self.recipe.options.mirror or self.recipe.ensemble:
+    def _use_monai(self, typed: Preprocessing | None) -> ChosenRuntime:
+        """Build the bundle's own evaluator, or its inferer and post-processing, which call the network themselves."""
+        recipe = self.recipe
+        reasons = () if recipe.options.runtime == "torch" else ("the bundle's own inferer calls the network",)
+        if recipe.options.mirror or recipe.ensemble:
             raise UsageError(
                 "this bundle's scores cannot be averaged",
                 found="; ".join(self.engine_reasons),
                 hint="predict without --mirror and --ensemble",
             )
-        reasons = () if self.recipe.options.runtime == "torch" else ("the bundle's own inferer calls the network",)
-        return ChosenRuntime("torch", torch_runtime(network), reasons)
-
-    def _streaming_runtime(self, network: torch.nn.Module, windowing: Windowing) -> ChosenRuntime:
-        recipe = self.recipe
-        models = [Model(network, recipe.weights, _as_text(recipe.inference))]
-        for member in recipe.ensemble:
-            parser = self._parser(member.root, member.inference)
-            network = load_weights(parsed(parser, "network_def"), member.weights, self.device)
-            models.append(Model(network, member.weights, _as_text(member.inference)))
-        shape = (recipe.channels, *windowing.roi_size)
-        chosen = choose_average(recipe.options.runtime, models, self.device, shape, torch.get_num_threads())
-        axes = [AXES.index(axis) for axis in recipe.options.mirror]
-        return replace(chosen, run=mirrored(chosen.run, axes))
-
-    def _parser(self, root: str, config: Mapping[str, Any]) -> ConfigParser:
-        parser = ConfigParser(config=without_savers(config))
-        parser["bundle_root"] = root
-        parser["device"] = str(self.device)
-        return parser
-
-
-def _why_not_streaming(typed: Preprocessing | None, windowing: Mapping[str, Any] | None) -> tuple[str, ...]:
-    if typed is None:
-        return ("the transforms are outside the closed list",)
-    if windowing is None:
-        return ("inferer or post-processing is outside the closed form",)
-    reason = typed.why_not_streamed()
-    return (reason,) if reason else ()
-
-
-def _as_text(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True, default=str)
+        if typed is None:
+            self._evaluator = MonaiEvaluator(recipe.root, recipe.inference, recipe.metadata, self.device)
+            return ChosenRuntime("torch", torch_runtime(self._evaluator.network), reasons)
+        parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
+        # as an object, so that Invertd refers to the very same
+        parser["preprocessing"] = Compose(list(typed.build().values()))
+        self._network = load_weights(parsed(parser, "network_def"), recipe.weights, self.device)
+        self._preprocessing = parsed(parser, "preprocessing")
+        self._postprocessing = parsed(parser, "postprocessing")
+        self._inferer = parsed(parser, "inferer")
+        return ChosenRuntime("torch", torch_runtime(self._network), reasons)
 
 
 def _paths_of(case: CaseInput) -> list[str] | str:
@@ -217,3 +183,75 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda:N`` names.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise UsageError(
+            "this device cannot be used", found=name, expected="auto, cpu or cuda:N", hint="try --device cpu"
+        ) from error
+    return device
+
+
+class Prefetcher:
+    """At most one case that was read before its turn.
+
+    One thread computes cases, another one calls `read`. A case that cannot be read, or that does not fit beside the
+    one that is computed, is left to its own turn, and so is what there is to say of it.
+
+    Args:
+        channels: of the images.
+        max_memory: bytes that the process may take; None for what the machine has.
+    """
+
+    def __init__(self, channels: int, max_memory: int | None) -> None:
+        self._channels, self._max_memory = channels, max_memory
+        self._peak = 0
+        self._was_read = threading.Event()
+        self._waiting: tuple[str, ReadCase] | None = None
+
+    def expect(self) -> None:
+        """Note that a case was asked for; the one behind it waits until that one was read."""
+        self._was_read.clear()
+
+    def begin(self, peak: int) -> None:
+        """Note that the case that is computed now was read, and the bytes that the process will take with it."""
+        self._peak = peak
+        self._was_read.set()
+
+    def end(self) -> None:
+        """Note that the case that was asked for has ended, well or not."""
+        self.begin(0)
+
+    def read(self, key: str, case: Callable[[], CaseInput], most_bytes: int | None) -> None:
+        """Read a case beside the one that is computed, if both fit.
+
+        Args:
+            key: names the case.
+            case: returns its files or its series.
+            most_bytes: at which the process is ended; None for no limit.
+        """
+        self._was_read.wait()
+        allowed = min(allowed_bytes(limit) for limit in (self._max_memory, most_bytes))
+        try:
+            images = case()
+            headers = read_headers(images, self._channels)
+            if self._peak + SLACK * source_bytes(headers) <= allowed:
+                self._waiting = key, read_case(images, self._channels, headers)
+        except Exception:  # noqa: BLE001 - it is read again when its turn comes, and fails then
+            self._waiting = None
+
+    def take(self, key: str | None) -> ReadCase | None:
+        """Return the case of this name, if it was read; any other is let go."""
+        waiting, self._waiting = self._waiting, None
+        return waiting[1] if waiting is not None and waiting[0] == key else None

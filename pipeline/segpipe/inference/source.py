@@ -5,6 +5,7 @@ The one place where a case enters the engine; another kind of input needs only t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from segpipe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+SAMPLES = 1_000_000  # voxels, enough for percentiles
+MOST_PIXELS = 256  # along a side of the slice that is shown
 
 
 @dataclass(eq=False)
@@ -55,6 +60,22 @@ class Source:
 
 # a case: its NIfTI files, a judged DICOM series, or images that were read and judged
 CaseInput: TypeAlias = Sequence[str | Path] | Series | Source
+
+
+@dataclass(frozen=True, eq=False)
+class ReadCase:
+    """A case's images, judged: their headers, their voxels and a preview."""
+
+    headers: list[Header]
+    source: Source
+    preview: Preview
+
+
+def read_case(case: CaseInput, channels: int, headers: list[Header] | None = None) -> ReadCase:
+    """Read and judge the images of one case; arguments and errors as in `read_source`."""
+    headers = headers or read_headers(case, channels)
+    source = read_source(case, channels, headers)
+    return ReadCase(headers, source, preview_of(source))
 
 
 def read_source(case: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
@@ -175,3 +196,49 @@ def judge_voxels(values: NDArray[Any], path: Path) -> None:
             )
         if least == most:
             raise DataError("the image is constant", path=path, found=f"every voxel is {least}")
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What is kept of an image once its voxels are let go: enough to show a slice and to compare its values.
+
+    Attributes:
+        intensity: of each channel, the values at `PERCENTILES` of all voxels.
+        grey: first channel, uint8 from black to white; all slices along ``normal``, within them every n-th pixel.
+        steps: that n, for each axis.
+        normal: axis across the slices: along which voxels are longest, of equals the one nearest to head and foot.
+    """
+
+    intensity: list[list[float]]
+    grey: NDArray[np.uint8]
+    steps: tuple[int, int, int]
+    normal: int
+
+
+def preview_of(source: Source) -> Preview:
+    """Return the preview of a case, before its voxels are let go."""
+    intensity = [_percentiles(channel) for channel in source.array]
+    normal = _normal(source.header)
+    x, y, z = (
+        1 if axis == normal else math.ceil(size / MOST_PIXELS) for axis, size in enumerate(source.header.shape[:3])
+    )
+    seen = source.array[0, ::x, ::y, ::z]
+    low, high = intensity[0][0], intensity[0][-1]
+    grey = np.empty(seen.shape, np.uint8)
+    for index in range(seen.shape[2]):  # a plane at a time, as it lies in most files: what is computed on is larger
+        plane = (seen[..., index].astype(np.float32) - low) * (255 / (high - low or 1.0))
+        grey[..., index] = np.clip(plane, 0, 255).astype(np.uint8)
+    return Preview(intensity, grey, (x, y, z), normal)
+
+
+def _percentiles(channel: NDArray[Any]) -> list[float]:
+    step = math.ceil((channel.size / SAMPLES) ** (1 / 3))
+    values = channel[::step, ::step, ::step]
+    return [float(f"{value:.6g}") for value in np.percentile(values, PERCENTILES)]
+
+
+def _normal(header: Header) -> int:
+    longest = max(header.spacing_mm)
+    candidates = [axis for axis, edge in enumerate(header.spacing_mm) if edge > 0.99 * longest]
+    upward: Sequence[float] = np.abs(header.affine[2, :3]) / np.asarray(header.spacing_mm)
+    return max(candidates, key=lambda axis: upward[axis])

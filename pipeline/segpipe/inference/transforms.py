@@ -1,20 +1,25 @@
-"""Deterministic transforms as data: one typed `Preprocessing` for training, validation and inference.
+"""A bundle's inference config: its deterministic transforms as typed data, and its parts as MONAI's objects.
 
-The list is closed, so that the streaming engine knows all that can stand there: each step names a stock MONAI
-transform and the arguments that it may have, and gives its config back unchanged. What is outside the list is named by
-`UnsupportedTransform`, and runs through MONAI's own transforms. Importing this module imports neither torch nor MONAI.
+`Preprocessing` is one list of transforms for training, validation and inference. It is closed, so that the streaming
+engine knows all that can stand there: each step names a stock MONAI transform and the arguments that it may have, and
+gives its config back unchanged. What is outside is named by `UnsupportedTransform`, and runs through MONAI's own
+transforms. Importing this module imports neither torch nor MONAI.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, SegpipeError, UsageError, first_cause
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 Interpolation = Literal["bilinear", "nearest"]
 Padding = Literal["constant", "edge", "reflect"]
@@ -149,6 +154,7 @@ PREFIX = "monai.transforms."
 _BY_NAME = {kind.name: kind for kind in CLOSED_LIST}
 _PLACE = {kind: place for place, kind in enumerate(CLOSED_LIST)}
 _PLACE[Normalise] = _PLACE[ScaleRange]  # the two may stand in either order
+SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
 S = TypeVar("S", bound=Step)
 
 
@@ -274,3 +280,66 @@ def _parse_step(transform: object) -> Step:
         raise UnsupportedTransform(argument, why) from error
     except (TypeError, ValueError) as error:
         raise UnsupportedTransform(name, f"not plain data: {error}") from error
+
+
+def bundle_parser(root: str, config: Mapping[str, Any], device: str) -> ConfigParser:
+    """Return MONAI's parser of a bundle's inference config, which saves nothing."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(config=without_savers(config))
+    parser["bundle_root"] = root
+    parser["device"] = device
+    return parser
+
+
+def parsed(parser: ConfigParser, id: str) -> Any:
+    """Return what MONAI makes of an id of a bundle's config; a list of transforms is composed.
+
+    Raises:
+        DataError: there is no such id, or it cannot be built.
+    """
+    if id not in parser.config:
+        raise DataError(
+            f"the bundle's inference config has no {id!r}",
+            found=sorted(parser.config),
+            hint="it cannot be run case by case; run it with `python -m monai.bundle run`",
+        )
+    from monai.transforms import Compose
+
+    try:
+        value = parser.get_parsed_content(id)
+    except Exception as error:
+        raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
+    return Compose(value) if isinstance(value, list) else value
+
+
+def without_savers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config in which what writes images is switched off: results are written elsewhere, whole."""
+    changed = copy.deepcopy(dict(config))
+    for component in _mappings(changed):
+        if short_name(component) in SAVERS:
+            component["_disabled_"] = True
+    return changed
+
+
+def _mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield each mapping within a value."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _mappings(part)
+
+
+def short_name(component: Mapping[str, Any]) -> str:
+    """Return the name of a component of MONAI or torch, empty for others."""
+    target = str(component.get("_target_", ""))
+    return target.rsplit(".", 1)[-1] if "." not in target or target.startswith(("monai.", "torch.")) else ""
+
+
+def root_cause(error: BaseException) -> str:
+    """Say in one line what an error began with."""
+    error = first_cause(error)
+    if isinstance(error, SegpipeError):
+        return error.message
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(words[:2])}"[:300]

@@ -12,16 +12,15 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import get_frame
+from pydicom.uid import UID
 
 from segpipe.errors import DataError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
 
 NATIVE = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
 RLE = "1.2.840.10008.1.2.5"
@@ -41,7 +40,6 @@ PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 def available_codecs() -> dict[str, bool]:
     """Say for each kind of compression whether the library that decodes it can be imported."""
     from pydicom.pixels import get_decoder
-    from pydicom.uid import UID
 
     kinds = {"RLE": RLE, "JPEG baseline": JPEG_8_BIT, "JPEG-LS": JPEG_LS, "JPEG 2000": JPEG_2000}
     found = {kind: PLUGIN[syntax] in get_decoder(UID(syntax)).available_plugins for kind, syntax in kinds.items()}
@@ -66,7 +64,6 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
         Exception: what a codec raises of a frame that is not whole.
     """
     from pydicom.pixels import get_decoder
-    from pydicom.uid import UID
 
     if transfer_syntax not in DECODED:
         raise DataError(
@@ -92,8 +89,6 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
 
 def _encoded(dataset: Dataset, number: int) -> bytes:
     """Return the codestream of a frame."""
-    from pydicom.encaps import get_frame
-
     offsets = None
     if dataset.get("ExtendedOffsetTable"):
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)

@@ -11,15 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
 
 ASCII = frozenset(["CS", "DA", "DS", "DT", "IS", "TM", "UI"])  # no character set changes them
 BLOCKS = range(0x10, 0x20)  # where private creators are, in practice

@@ -6,9 +6,10 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import pydicom
+from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
 from segpipe.dicom.codecs import is_lossy
@@ -16,10 +17,6 @@ from segpipe.dicom.frames import FrameHeader, frames_of, numbers, private_value,
 from segpipe.dicom.model import PassedOver, PixelStorage, Reason
 from segpipe.dicom.pixel_storage import find_pixels
 from segpipe.dicom.privacy import kind_of
-
-if TYPE_CHECKING:
-    from pydicom.dataset import FileDataset
-
 
 DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
 SERIES_UID = 0x0020000E

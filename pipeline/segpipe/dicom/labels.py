@@ -10,10 +10,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.dataset import FileDataset
 
 from segpipe.dicom.codecs import decode_frame
 from segpipe.dicom.frames import FrameHeader, frames_of
@@ -21,11 +24,6 @@ from segpipe.dicom.geometry import LPS_TO_RAS
 from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError, SegpipeError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-    from pydicom.dataset import FileDataset
-
 
 Kind = Literal["SEG", "RTSTRUCT"]
 Points = NDArray[np.float64]
@@ -115,8 +113,6 @@ def read_labels(path: str | Path, series: Series, names: Collection[str] | None 
 
 
 def _read(path: Path, pixels: bool) -> FileDataset:
-    import pydicom
-
     try:
         return pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
     except Exception as error:  # noqa: BLE001 - as above

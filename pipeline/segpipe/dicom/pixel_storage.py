@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset
 
 from segpipe.dicom.codecs import DECODED, END_OF_STREAM, PADDING
 from segpipe.dicom.frames import text, whole_number
 from segpipe.dicom.model import Element, PixelStorage
-
-if TYPE_CHECKING:
-    from pydicom.dataset import FileDataset
-
 
 IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 DEFLATED = "1.2.840.10008.1.2.1.99"

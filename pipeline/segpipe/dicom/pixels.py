@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
+from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 
 from segpipe.dicom.codecs import decode_frame
 from segpipe.dicom.model import Element, PixelStorage
 from segpipe.dicom.pixel_storage import EXPLICIT_LITTLE, IMPLICIT_LITTLE, guessed_syntax, version_of
 from segpipe.dicom.privacy import kind_of
 from segpipe.errors import DataError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PIXEL_DATA = 0x7FE00010
@@ -126,11 +126,10 @@ class PixelFile:
         header = self.header
         size = header.shape[0] * header.shape[1]
         data = self.dataset.PixelData if self.data is None else self.data
-        start = number * size * dtype.itemsize
-        if len(data) < start + size * dtype.itemsize:
-            raise _undecodable(
-                self.path, f"{len(data)} bytes of pixels, {header.n_frames * size * dtype.itemsize} expected"
-            )
+        step = size * dtype.itemsize
+        start = number * step
+        if len(data) < start + step:
+            raise _undecodable(self.path, f"{len(data)} bytes of pixels, {header.n_frames * step} expected")
         values = np.frombuffer(data, dtype, size, start).reshape(header.shape)
         allocated = 8 * dtype.itemsize
         above, unused = allocated - 1 - header.high_bit, allocated - header.bits
@@ -138,8 +137,6 @@ class PixelFile:
 
     def _whole(self) -> Dataset:
         """Return header and pixels, as decoders ask for them."""
-        from pydicom import DataElement, Dataset
-
         if self.data is None:
             return self.dataset
         whole = Dataset(dict(self.dataset.items()))
@@ -176,24 +173,13 @@ def _value(path: Path, known: PixelStorage) -> bytes | None:
 
 @lru_cache(maxsize=16)
 def _header(attributes: tuple[Element, ...], transfer_syntax: str) -> PixelHeader:
-    from pydicom import Dataset
-    from pydicom.dataelem import RawDataElement
-    from pydicom.tag import BaseTag
-
-    return PixelHeader(
-        Dataset(
-            {
-                BaseTag(tag): RawDataElement(BaseTag(tag), vr, len(value), value, 0, vr is None, True)
-                for tag, vr, value in attributes
-            }
-        ),
-        transfer_syntax,
+    elements = (
+        RawDataElement(BaseTag(tag), vr, len(value), value, 0, vr is None, True) for tag, vr, value in attributes
     )
+    return PixelHeader(Dataset({element.tag: element for element in elements}), transfer_syntax)
 
 
 def _read(path: Path) -> PixelFile:
-    import pydicom
-
     try:
         dataset = pydicom.dcmread(path, force=True)
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "") or guessed_syntax(dataset))
@@ -295,7 +281,11 @@ def frame_values(file: PixelFile, number: int = 0) -> FrameValues:
         rules[number] = _rule(file, number)
     rule: _Rule = rules[number]
     stored = file.stored(number)
-    padding = _between(stored, *rule.padding) if rule.padding else None
+    padding = None
+    if rule.padding:
+        low, high = rule.padding
+        mask = stored == low if low == high else (stored >= low) & (stored <= high)
+        padding = mask if mask.any() else None
     if rule.mirrored:
         stored = ~stored if file.header.signed else ((1 << file.header.bits) - 1) - stored
     if rule.slope is None:
@@ -391,12 +381,6 @@ def _padding(file: PixelFile) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return low, high
-
-
-def _between(stored: NDArray[Any], low: float, high: float) -> NDArray[np.bool_] | None:
-    """Return where stored values lie from low to high, both included; None where none does."""
-    found: NDArray[np.bool_] = stored == low if low == high else (stored >= low) & (stored <= high)
-    return found if found.any() else None
 
 
 def _as_stored(file: PixelFile, value: Any) -> float:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pydicom
+
 from segpipe.dicom.frames import text
 from segpipe.errors import DataError
 
@@ -61,8 +63,6 @@ def patient_pseudonym(path: Path, key: bytes) -> str:
     Raises:
         DataError: the file cannot be read any more.
     """
-    import pydicom
-
     with no_header_text():
         try:
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))

@@ -8,6 +8,9 @@ from pathlib import Path
 from time import sleep, time
 from typing import Any
 
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
 from segpipe.common.files import append_line, sha256_of
 from segpipe.common.result_folder import PARTIAL, read_lines
 from segpipe.dicom.privacy import no_header_text
@@ -145,9 +148,6 @@ def _find_results(folder: Path) -> tuple[list[ResultFile], int]:
 
 
 def _read(path: Path, folder: Path) -> ResultFile | None:
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
     try:
         with no_header_text():
             header = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import RefusedError, UsageError
 
@@ -197,8 +200,6 @@ class CStore:
         self._association: Any = None
 
     def store(self, file: DicomFile) -> None:
-        from pydicom import dcmread
-
         with no_header_text(), _reading(file):
             association = self._open()
             try:
@@ -234,8 +235,6 @@ class CStore:
 
 def _contexts(files: Iterable[DicomFile]) -> set[tuple[str, tuple[str, ...]]]:
     """Return SOP classes with the transfer syntaxes to offer; what is not compressed may travel implicit as well."""
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
     plain = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
     return {
         (file.sop_class_uid, plain if file.transfer_syntax_uid in plain else (file.transfer_syntax_uid,))

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from highdicom.base import SOPClass
 from numpy.typing import NDArray
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 from scipy.ndimage import find_objects
 
 from segpipe.dicom.codes import LabelInfo
@@ -192,9 +197,6 @@ def write_rtstruct(
 
 def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:
     """Build patient, study, series, equipment and frame of reference."""
-    from highdicom.base import SOPClass
-    from pydicom.uid import ExplicitVRLittleEndian
-
     header = sources.first
     use_utf8(header, [algorithm.name, *(info.name for info in infos)])
     dataset = SOPClass(
@@ -228,7 +230,7 @@ def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algori
     dataset.StructureSetName = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
     dataset.StructureSetDescription = NOT_FOR_DIAGNOSIS
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    reference, study, series = _items(3)
+    reference, study, series = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = sources.first.SeriesInstanceUID
     series.ContourImageSequence = images
     study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = STUDY, dataset.StudyInstanceUID
@@ -241,7 +243,7 @@ def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algori
 
 def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None:
     """Add one region of interest, as yet without contours."""
-    region, contour, observation = _items(3)
+    region, contour, observation = Dataset(), Dataset(), Dataset()
     region.ROINumber = contour.ReferencedROINumber = info.value
     observation.ObservationNumber = observation.ReferencedROINumber = info.value
     region.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
@@ -268,7 +270,7 @@ def _contours(series: Series, images: list[Any], part: NDArray[np.bool_], first:
         for polygon in contours(part[:, :, k]):
             points = _to_mm(polygon + first[:2], frame)
             number += 1
-            (item,) = _items(1)
+            item = Dataset()
             item.ContourNumber = number
             item.ContourImageSequence = [image]
             item.ContourGeometricType = "CLOSED_PLANAR"
@@ -287,23 +289,14 @@ def _to_mm(corners: NDArray[np.int64], frame: Frame) -> NDArray[np.float64]:
 
 def _decimals(keyword: str, values: NDArray[np.float64]) -> Any:
     """Build a DS element. Its million values are valid as they are made, so the library need not look at each."""
-    from pydicom.datadict import tag_for_keyword
-    from pydicom.dataelem import DataElement
-
     texts = [f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in values.ravel().tolist()]
     joined = "\\".join("0" if text == "-0" else text for text in texts)
     return DataElement(tag_for_keyword(keyword) or 0, "DS", joined, already_converted=True)
 
 
 def _image(sources: Sources, frame: Frame) -> Any:
-    (item,) = _items(1)
+    item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID, number = sources.reference(frame)
     if number is not None:
         item.ReferencedFrameNumber = number
     return item
-
-
-def _items(count: int) -> list[Any]:
-    from pydicom.dataset import Dataset
-
-    return [Dataset() for _ in range(count)]

@@ -12,8 +12,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels import iter_pixels
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from segpipe.dicom.codes import LabelInfo
 from segpipe.dicom.model import Series
@@ -109,9 +115,6 @@ def _segmentation(
     kind: Kind,
     omit_empty_frames: bool,
 ) -> Any:
-    import highdicom as hd
-    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
-
     images = list(_source_images(sources))
     for image in images:
         use_utf8(image, [algorithm.name, *(info.name for info in infos)])
@@ -136,8 +139,6 @@ def _segmentation(
 
 def _source_images(sources: Sources) -> Iterator[Any]:
     """Yield the headers as the library wants them: one orientation and spacing for all, planes in the sorted order."""
-    import highdicom as hd
-
     series = sources.series
     first, spacing = series.frames[0], series.spacing_mm or (1.0, 1.0, 1.0)
     if not sources.multi_frame:
@@ -148,8 +149,6 @@ def _source_images(sources: Sources) -> Iterator[Any]:
             header.SpacingBetweenSlices = f"{spacing[2]:.10g}"
             yield header
         return
-    from pydicom.dataset import Dataset
-
     header, shared = sources.first, Dataset()
     shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(first.pixel_spacing_mm, spacing[2], spacing[2])
     shared.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", first.orientation)
@@ -164,9 +163,6 @@ def _source_images(sources: Sources) -> Iterator[Any]:
 
 
 def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInfo) -> Any:
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
     segment = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=info.name[:LONG_STRING],
@@ -193,8 +189,6 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
 
 def _refer_to_frames(segmentation: Any, sources: Sources) -> None:
     """Name the true file and frame: the library was shown the sorted frames, as if they were all of one file."""
-    from pydicom.dataset import Dataset
-
     frames = sources.series.frames
     for item in segmentation.PerFrameFunctionalGroupsSequence:
         for derivation in item.DerivationImageSequence:
@@ -214,8 +208,6 @@ def _refer_to_frames(segmentation: Any, sources: Sources) -> None:
 
 def _verify(content: bytes, sources: Sources, planes: NDArray[np.integer]) -> None:
     """Read the file as any other reader would, by position and segment number, and compare every voxel."""
-    from pydicom import dcmread
-
     written = dcmread(BytesIO(content))
     positions = np.array([frame.position_mm for frame in sources.series.frames])
     missing = planes != 0
@@ -239,8 +231,6 @@ def _verify(content: bytes, sources: Sources, planes: NDArray[np.integer]) -> No
 def _stored_frames(written: Any) -> Iterator[NDArray[np.integer]]:
     """Yield (R, C) of every frame; bits are packed from the lowest on and across frames (PS3.5 8.1.1)."""
     if written.BitsAllocated > 1:
-        from pydicom.pixels import iter_pixels
-
         yield from iter_pixels(written)
         return
     packed = np.frombuffer(written.PixelData, np.uint8)

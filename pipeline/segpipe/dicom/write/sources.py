@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from highdicom.base import get_sop_class_iod_map
+from pydicom import dcmread
+from pydicom.valuerep import DA, TM
+
 from segpipe.dicom.model import Frame, Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError
@@ -130,8 +134,6 @@ def _lacks(headers: Sequence[Any]) -> list[str]:
 
 def _read(series: Series, **options: Any) -> list[Any]:
     """Read the header of each file of the frames, in their order."""
-    from pydicom import dcmread
-
     try:
         paths = dict.fromkeys(frame.path for frame in series.frames)
         return [dcmread(path, stop_before_pixels=True, force=True, **options) for path in paths]
@@ -145,15 +147,11 @@ def _read(series: Series, **options: Any) -> list[Any]:
 
 
 def _known_classes() -> set[str]:
-    from highdicom.base import get_sop_class_iod_map
-
     return set(get_sop_class_iod_map())
 
 
 def _complete(header: Any, deidentified: bool) -> Any:
     """Return the header with every element readable, type 2 present, and no free text where none is wanted."""
-    from pydicom.valuerep import DA, TM
-
     for tag in list(header.keys()):
         try:
             _touch(header[tag])

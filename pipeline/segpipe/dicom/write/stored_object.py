@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from segpipe import __version__
 from segpipe.common.files import write_whole
@@ -125,8 +127,6 @@ def use_utf8(dataset: Any, texts: Sequence[str]) -> None:
 
 def code_item(term: Term) -> Any:
     """Return an item of a code sequence."""
-    from pydicom.dataset import Dataset
-
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = term.value, term.scheme, term.meaning
     return item
@@ -134,8 +134,6 @@ def code_item(term: Term) -> Any:
 
 def as_code(term: Term) -> Any:
     """Return a term as highdicom takes it."""
-    from pydicom.sr.coding import Code
-
     return Code(term.value, term.scheme, term.meaning)
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
+from pydicom import dcmread
+from pydicom.sr.codedict import codes
+
 from segpipe.dicom.codes import LabelInfo, Term
 from segpipe.dicom.model import Series
 from segpipe.dicom.write.sources import Sources, read_sources
@@ -63,8 +67,6 @@ def write_sr(
         raise SegpipeError("a label has no volume for the structured report", case_id=series.case_id)
 
     def make() -> bytes:
-        from pydicom import dcmread
-
         sources = read_sources(series, deidentified)
         segmentation = dcmread(seg, stop_before_pixels=True)
         groups = [
@@ -78,9 +80,6 @@ def write_sr(
 
 
 def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, algorithm: AlgorithmInfo) -> Any:
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
     report = hd.sr.MeasurementReport(
         observation_context=_context(algorithm),
         procedure_reported=as_code(PROCEDURES.get(sources.series.modality, ANY_PROCEDURE)),
@@ -99,9 +98,6 @@ def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, al
 
 def _context(algorithm: AlgorithmInfo) -> Any:
     """Say who observed: a device, named by the bundle."""
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=uid_of("device", algorithm),
         name=algorithm.name,
@@ -125,9 +121,6 @@ def _segment_of(info: LabelInfo, segmentation: Any, series: Series) -> Any:
 
 def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Series, algorithm: AlgorithmInfo) -> Any:
     """Build TID 1411: one segment and its volume."""
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
     segment = _segment_of(info, segmentation, series)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=info.name),
@@ -149,8 +142,6 @@ def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Seri
 
 def _sites(info: LabelInfo) -> Any:
     """Say where it lies: the organ of a lesion, or the organ itself with its side."""
-    import highdicom as hd
-
     place = info.region or (info.type if info.is_anatomy else None)
     if place is None:
         return None

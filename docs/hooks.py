@@ -41,10 +41,11 @@ def _section(path: Path) -> str:
     link = posixpath.relpath(path.relative_to(ROOT).as_posix(), "docs/reference")
     title = schema.get("title", name)
     lines = [f"## {name}", "", f"[{title[0].upper()}{title[1:]}]({link}). {schema.get('description', '')}", ""]
-    rows = list(_rows(schema, schema, ""))
-    rows += [row for choice in schema.get("oneOf", []) for row in _rows(choice, schema, "") if row not in rows]
+    rows = {row.partition(" | ")[0].strip("|* "): row for row in _rows(schema, schema, "")}
+    for choice in schema.get("oneOf", []):
+        rows |= {row.partition(" | ")[0].strip("|* "): row for row in _rows(choice, schema, "")} | rows
     if rows:
-        lines += ["| field | type | |", "|---|---|---|", *dict.fromkeys(rows), ""]
+        lines += ["| field | type | |", "|---|---|---|", *rows.values(), ""]
     return "\n".join(lines)
 
 

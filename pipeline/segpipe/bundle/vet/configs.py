@@ -1,6 +1,7 @@
 """Static vetting of configs: every target, expression, import and macro, with its place, and nothing of it executed.
 
-``logging.conf`` in a closed form: `logging.config.fileConfig` evaluates it, and it may open files and sockets.
+Of ``logging.conf`` a small subset is admitted: `logging.config.fileConfig` evaluates it, and it may open files and
+sockets.
 """
 
 from __future__ import annotations
@@ -33,15 +34,14 @@ class _Entry:
 
 
 def vet_config(document: Any, file: str, names: Names) -> Iterator[Use]:
-    """What a config would run, each with what speaks against it; arguments and macros only where something does."""
+    """Yield what a config would run, with what speaks against it; arguments and macros only where something does."""
     for entry in _entries(document):
-        use = _vet(entry, file, names)
-        if use is not None:
+        if use := _vet(entry, file, names):
             yield use
 
 
 def vet_metadata(document: Any, file: str) -> Iterator[Use]:
-    """What in metadata MONAI would run: there may be nothing, as it becomes part of each config."""
+    """Yield what in metadata MONAI would run: there may be nothing, as it becomes part of each config."""
     for entry in _entries(document):
         if entry.key == "_target_":
             yield _use(file, entry, "target", [("metadata with a target", None)])
@@ -50,16 +50,15 @@ def vet_metadata(document: Any, file: str) -> Iterator[Use]:
 
 
 def imports_of(document: Any) -> Iterator[tuple[str, str]]:
-    """Each name that the imports of a config add to its expressions, with what it stands for."""
+    """Yield each name that the imports of a config add to its expressions, with what it stands for."""
     for entry in _entries(document):
         text = entry.value
-        found = imported(text) if isinstance(text, str) and text.startswith("$") else None
-        if found is not None:
+        if isinstance(text, str) and text.startswith("$") and (found := imported(text)):
             yield found
 
 
 def _entries(value: Any, path: KeyPath = (), merged: bool = False) -> Iterator[_Entry]:
-    """Each value of a document. MONAI takes keys ``a#b`` of the top level apart, and merges mappings at ``+a``."""
+    """Yield each value of a document. MONAI takes keys ``a#b`` of the top level apart, merges mappings at ``+a``."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     beside = value if isinstance(value, dict) else {}
     for key, item in items:
@@ -106,8 +105,8 @@ def _target(entry: _Entry, file: str, names: Names) -> Use:
 
 
 def _admitted(key: str, value: Any, names: Names) -> bool:
-    several = value if isinstance(value, list) else [value]
-    return all(is_admitted_argument(key, each) or _allowed(key, each, names) for each in several)
+    values = value if isinstance(value, list) else [value]
+    return all(is_admitted_argument(key, item) or _allowed(key, item, names) for item in values)
 
 
 def _allowed(key: str, value: Any, names: Names) -> bool:
@@ -136,7 +135,7 @@ _WORDS = re.compile(r"[\w ,.-]*", re.ASCII)
 
 
 def vet_logging(path: Path, file: str) -> Iterator[Finding]:
-    """What in an INI file for `fileConfig` is more than handlers that write to standard output or standard error."""
+    """Yield what in an INI file for `fileConfig` is more than handlers that write to standard output or error."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(path.read_text(encoding="utf-8"))
@@ -154,14 +153,14 @@ def vet_logging(path: Path, file: str) -> Iterator[Finding]:
         for key, value in parser.items(section):
             if key not in known:
                 why = f"{key} is not one of {', '.join(sorted(known))}"
-            elif not _is_closed(kind, key, value):
+            elif not _is_in_subset(kind, key, value):
                 why = "only StreamHandler to sys.stdout or sys.stderr, and plain words, are admitted"
             else:
                 continue
             yield Finding(file, f"{section}::{key}", f"{key}={shown(value)}", why)
 
 
-def _is_closed(kind: str, key: str, value: str) -> bool:
+def _is_in_subset(kind: str, key: str, value: str) -> bool:
     if key in ("format", "datefmt"):  # taken as they are, never evaluated
         return True
     return (_VALUES.get((kind, key)) or _WORDS).fullmatch(value) is not None

@@ -23,33 +23,15 @@ _PLAIN = re.compile(r"\w+", re.ASCII)
 _LONGEST = 10_000
 Problem = tuple[str, str | None]  # why, and the name that --allow may admit
 
-_HARMLESS = (
-    ast.Expression,
-    ast.Constant,
-    ast.List,
-    ast.Tuple,
-    ast.Dict,
-    ast.Set,
-    ast.Starred,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.BoolOp,
-    ast.Compare,
-    ast.IfExp,
-    ast.Subscript,
-    ast.Slice,
-    ast.FormattedValue,
-    ast.JoinedStr,
-    ast.operator,
-    ast.unaryop,
-    ast.boolop,
-    ast.cmpop,
-    ast.expr_context,
-)
+_HARMLESS_NODES = """
+    Expression Constant List Tuple Dict Set Starred BinOp UnaryOp BoolOp Compare IfExp Subscript Slice FormattedValue
+    JoinedStr operator unaryop boolop cmpop expr_context
+"""
+_HARMLESS = tuple(getattr(ast, name) for name in _HARMLESS_NODES.split())
 
 
 def vet_expression(text: str, path: Sequence[str], names: Names) -> tuple[list[str], list[Problem]]:
-    """The names that an expression uses, and what in it is not admitted.
+    """Return the names that an expression uses, and what in it is not admitted.
 
     Args:
         text: the config's string, from its ``$`` on.
@@ -63,10 +45,9 @@ def vet_expression(text: str, path: Sequence[str], names: Names) -> tuple[list[s
     if has_relative_ids(text) and not is_plain_path(path):
         return [], [("a relative id below keys that would become part of the expression", None)]
     source = _as_evaluated(text, path)
-    statements = [_parsed(each, "exec") for each in (text[1:], source)]
-    found = [s.body for s in statements if s and s.body and isinstance(s.body[0], (ast.Import, ast.ImportFrom))]
-    if found:
-        return _vet_import(found[0], names)
+    for statements in (_statements(text[1:]), _statements(source)):
+        if statements and isinstance(statements[0], (ast.Import, ast.ImportFrom)):
+            return _vet_import(statements, names)
     tree = _parsed(source, "eval")
     if tree is None:
         return [], [("it cannot be parsed", None)]
@@ -79,23 +60,24 @@ def vet_expression(text: str, path: Sequence[str], names: Names) -> tuple[list[s
 
 
 def imported(text: str) -> tuple[str, str] | None:
-    """The name that a ``$import`` adds to all expressions of the config, and what it stands for; None for others."""
-    tree = _parsed(text[1:], "exec") if "import" in text else None
-    statement = tree.body[0] if tree and tree.body else None
-    if not isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return None
-    alias = statement.names[0]
+    """Return the name that a ``$import`` adds to all expressions, and what it stands for; None for other strings."""
+    statements = _statements(text[1:]) if "import" in text else []
+    return _alias(statements[0]) if statements and isinstance(statements[0], (ast.Import, ast.ImportFrom)) else None
+
+
+def _alias(statement: ast.Import | ast.ImportFrom) -> tuple[str, str]:
     module = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
+    alias = statement.names[0]
     return alias.asname or alias.name, module + alias.name
 
 
 def has_relative_ids(text: str) -> bool:
-    """Whether MONAI would put the keys above this string into it."""
+    """Return whether MONAI would put the keys above this string into it."""
     return _RELATIVE.search(text.replace("#", "::")) is not None
 
 
 def is_plain_path(path: Sequence[str]) -> bool:
-    """Whether the keys of a path are letters, digits and underscores alone."""
+    """Return whether the keys of a path are letters, digits and underscores alone."""
     return all(_PLAIN.fullmatch(key) for key in path)
 
 
@@ -116,15 +98,18 @@ def _parsed(source: str, mode: str) -> Any:
         return None
 
 
-def _vet_import(body: list[ast.stmt], names: Names) -> tuple[list[str], list[Problem]]:
-    statement = body[0]
-    if not isinstance(statement, (ast.Import, ast.ImportFrom)) or len(body) > 1 or len(statement.names) > 1:
+def _statements(source: str) -> list[ast.stmt]:
+    tree = _parsed(source, "exec")
+    return tree.body if tree else []
+
+
+def _vet_import(statements: list[ast.stmt], names: Names) -> tuple[list[str], list[Problem]]:
+    statement = statements[0]
+    if not isinstance(statement, (ast.Import, ast.ImportFrom)) or len(statements) > 1 or len(statement.names) > 1:
         return [], [("an import of several things, of which MONAI would take the first", None)]
     if isinstance(statement, ast.ImportFrom) and (statement.level or not statement.module):
         return [], [("a relative import", None)]
-    module = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
-    alias = statement.names[0]
-    name, known_as = module + alias.name, alias.asname or alias.name
+    known_as, name = _alias(statement)
     taken = hasattr(builtins, known_as) or GLOBALS.get(known_as, name) != name
     if taken or "__" in name + known_as:
         return [name], [(f"it would change the meaning of {known_as}", None)]
@@ -160,10 +145,8 @@ class _Vetter:
             self._refuse("the references as a whole")
 
     def _attribute(self, node: ast.Attribute) -> None:
-        dotted = self._as_dotted(node)
-        if dotted is not None:
-            self._dotted(dotted)
-            return
+        if (dotted := self._as_dotted(node)) is not None:
+            return self._dotted(dotted)
         if "__" in node.attr or not (node.attr in METHODS | ATTRIBUTES or self.names.allows(f".{node.attr}")):
             self._refuse(f".{node.attr} is not a listed method", None if "__" in node.attr else f".{node.attr}")
         self.visit(node.value)
@@ -177,8 +160,7 @@ class _Vetter:
 
     def _dotted(self, text: str) -> None:
         if "__" in text:
-            self._refuse(f"{text}: names with two underscores reach into Python itself")
-            return
+            return self._refuse(f"{text}: names with two underscores reach into Python itself")
         resolved = self.names.dotted(text)
         self.used.append(resolved.name)
         if resolved.only_by_keyword:

@@ -1,8 +1,8 @@
-"""Weights and arrays looked at as bytes: what a pickle would call is read from its opcodes; nothing is unpickled.
+"""The files of a bundle looked at as bytes, and nothing unpickled, imported or followed.
 
-What each file of a bundle is: a document, weights, data, or code that could be imported or run.
-
-A bundle as a folder or as one zip file: only plain files, within bounds, and unpacked into a fresh folder.
+- Its form, a folder or one zip file: only plain files, within bounds, unpacked into a fresh folder.
+- What each file is: a document, weights, data, or code that could be imported or run.
+- Weights and arrays: what a pickle would call is read from its opcodes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,26 @@ from typing import BinaryIO
 from segpipe.bundle.vet.finding import Finding, shown
 from segpipe.errors import UsageError
 
+MOST_FILES = 10_000
+LARGEST = 8 * 2**30
+HIGHEST_RATIO = 100  # unpacked by packed size; deflate itself ends near 1000
+SMALL = 2**20  # whatever its ratio
+METADATA = "configs/metadata.json"
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+_UNREADABLE = (*_BAD_ZIP, OSError)
+_NOT_UNPACKED = (*_BAD_ZIP, ValueError, FileExistsError, IsADirectoryError, NotADirectoryError)
+DOCUMENTS = (".json", ".yaml", ".yml")
+LOGGING = (".conf", ".ini", ".cfg")
+TORCH = (".pt", ".pth", ".ckpt", ".bin")
+_DATA = ".md .txt .rst .csv .tsv .cff .png .jpg .jpeg .gif .nii .gz .nrrd .mha .dcm .onnx .safetensors .sig .pem .pub"
+_PLAIN_NAMES = "license licence notice readme changelog authors sha256sums .gitignore .gitattributes"
+_NEVER = {
+    "compiled Python, which nobody can read": ".pyc .pyo",
+    "a program library": ".so .pyd .dll .dylib",
+    "a pickle, which is code": ".pkl .pickle .joblib .dill",
+    "packed Python": ".egg .whl .pyz",
+    "an archive in the archive": ".zip .tar .7z",
+}
 _TYPES = "Bool Byte Char Short Int Long Half BFloat16 Float Double ComplexFloat ComplexDouble"
 TENSORS = frozenset(
     [
@@ -48,162 +69,9 @@ _OPCODES = frozenset(_NEEDED.split())
 LARGEST_PICKLE = 2**28
 
 
-def vet_torch_file(path: Path, file: str) -> Iterator[Finding]:
-    """What keeps a file of `torch.save` from being a zip of plain tensors."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield from _vet_torch_zip(archive, file)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        why = "not the zip format of torch.save: an older one is a bare pickle. Save it again with a current torch"
-        yield Finding(file, "", shown(str(error)), why)
-
-
-def _vet_torch_zip(archive: zipfile.ZipFile, file: str) -> Iterator[Finding]:
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    for name in sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else ():
-        yield Finding(file, name, name, "stands twice in the archive, so that two readers may see two files")
-    if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
-        yield Finding(file, "", file, "a compressed or encrypted member, which torch.save never writes")
-        return
-    if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in names):
-        yield Finding(file, "", file, "TorchScript, which is code and not plain tensors", file)
-        return
-    pickles = [member for member in members if not _is_storage(member.filename)]
-    if not pickles:
-        yield Finding(file, "", file, "no data.pkl in it, so no state dict")
-    for member in pickles:
-        if member.file_size > LARGEST_PICKLE:
-            yield Finding(file, member.filename, f"{member.file_size} bytes", "too large to be looked through")
-        else:
-            yield from vet_pickle(archive.read(member), file, member.filename)
-
-
-def _is_storage(name: str) -> bool:
-    parts = name.split("/")
-    plain = ("version", "byteorder", ".format_version", ".storage_alignment", "serialization_id")
-    return parts[-1] in plain or (len(parts) > 2 and parts[-2] == "data" and parts[-1].isdigit())
-
-
-def vet_pickle(content: bytes, file: str, place: str) -> Iterator[Finding]:
-    """What a pickle has beyond plain values and tensors, with the byte where it stands."""
-    try:
-        for opcode, argument, position in pickletools.genops(content):
-            at = f"{place}: byte {position}"
-            if opcode.name in ("GLOBAL", "INST") and argument not in TENSORS:
-                named = str(argument).replace(" ", ".")
-                yield Finding(file, at, named, f"a pickle that would call {named} when it is loaded")
-            elif opcode.name not in _OPCODES:
-                yield Finding(file, at, opcode.name, "an opcode that a state dict of plain tensors does not need")
-    except Exception as error:  # noqa: BLE001 - bytes that nobody vouches for may break the parser anyhow
-        yield Finding(file, place, shown(str(error)), "not a pickle that can be looked through")
-
-
-def vet_array(stream: BinaryIO, file: str, place: str = "") -> Iterator[Finding]:
-    """Whether a ``.npy`` holds pickled objects, from its header (numpy's format specification, NEP 1)."""
-    head = stream.read(8)
-    size = {1: "<H", 2: "<I", 3: "<I"}.get(head[6] if len(head) == 8 else 0)
-    try:
-        if not head.startswith(b"\x93NUMPY") or size is None:
-            raise ValueError("no header of numpy")
-        (length,) = struct.unpack(size, stream.read(struct.calcsize(size)))
-        header = ast.literal_eval(stream.read(min(length, 10_000)).decode("utf-8" if head[6] == 3 else "latin-1"))
-        kind = header["descr"]
-    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, RecursionError, MemoryError) as error:
-        yield Finding(file, place, shown(str(error)), "not an array that can be looked through")
-        return
-    if "O" in repr(kind):
-        yield Finding(file, place, repr(kind), "an array of pickled objects: loading it would run what they name")
-
-
-def vet_arrays(path: Path, file: str) -> Iterator[Finding]:
-    """The same for ``.npz``, an archive of such files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as stream:
-                    yield from vet_array(stream, file, member.filename)  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        yield Finding(file, "", shown(str(error)), "not an archive that can be looked through")
-
-
-DOCUMENTS = (".json", ".yaml", ".yml")
-LOGGING = (".conf", ".ini", ".cfg")
-TORCH = (".pt", ".pth", ".ckpt", ".bin")
-_DATA = ".md .txt .rst .csv .tsv .cff .png .jpg .jpeg .gif .nii .gz .nrrd .mha .dcm .onnx .safetensors .sig .pem .pub"
-_PLAIN_NAMES = "license licence notice readme changelog authors sha256sums .gitignore .gitattributes"
-_NEVER = {
-    "compiled Python, which nobody can read": ".pyc .pyo",
-    "a program library": ".so .pyd .dll .dylib",
-    "a pickle, which is code": ".pkl .pickle .joblib .dill",
-    "packed Python": ".egg .whl .pyz",
-    "an archive in the archive": ".zip .tar .7z",
-}
-
-
-def vet_contents(root: Path) -> Iterator[Finding]:
-    """Weights that are more than tensors, arrays of objects, code, and files of no known kind."""
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            yield from _vet_file(path, path.relative_to(root).as_posix())
-
-
-def _vet_file(path: Path, file: str) -> Iterator[Finding]:
-    suffix = path.suffix.lower()
-    if suffix in TORCH:
-        yield from vet_torch_file(path, file)
-    elif suffix == ".npy":
-        with path.open("rb") as stream:
-            yield from vet_array(stream, file)
-    elif suffix == ".npz":
-        yield from vet_arrays(path, file)
-    elif why := next((why for why, suffixes in _NEVER.items() if suffix in suffixes.split()), None):
-        yield Finding(file, "", path.name, why)
-    elif suffix == ".py":
-        shadowed = _shadowed(file)
-        if shadowed:
-            yield Finding(file, "", path.name, f"it would be imported in the place of the installed {shadowed}")
-        else:
-            yield Finding(file, "", path.name, "code of the bundle's own, which its targets or imports would run", file)
-    elif suffix == ".ts":
-        yield Finding(file, "", path.name, "TorchScript, which is code and not plain tensors", file)
-    elif suffix not in (*_DATA.split(), *DOCUMENTS, *LOGGING) and path.name.lower() not in _PLAIN_NAMES.split():
-        yield Finding(file, "", path.name, "a file of no known kind", file)
-
-
-def _shadowed(file: str) -> str | None:
-    """The installed or standard module that a file of the bundle would come before, as its root is searched early."""
-    parts = file.removesuffix(".py").removesuffix(".PY").split("/")
-    if parts[0] == "scripts" or (len(parts) > 1 and parts[0] in ("configs", "docs", "models")):
-        return None
-    if parts[0] in sys.stdlib_module_names or parts[0] in ("sitecustomize", "usercustomize"):
-        return parts[0]
-    elsewhere = [entry for entry in sys.path if entry and Path(entry).name in ("site-packages", "dist-packages")]
-    found = importlib.machinery.PathFinder.find_spec(parts[0], elsewhere)
-    return parts[0] if found or parts[0] == "segpipe" else None
-
-
-MOST_FILES = 10_000
-LARGEST = 8 * 2**30
-HIGHEST_RATIO = 100  # unpacked by packed size; deflate itself ends near 1000
-SMALL = 2**20  # whatever its ratio
-METADATA = "configs/metadata.json"
-_BLOCK = 1 << 20
-_BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    FileExistsError,
-    NotADirectoryError,
-)
-
-
 @contextmanager
 def unpacked(path: str | Path) -> Iterator[tuple[Path | None, list[Finding]]]:
-    """A bundle's folder while the block runs, and what speaks against its form; no folder where anything does.
+    """Yield a bundle's folder, None where anything speaks against its form, and what does.
 
     Raises:
         UsageError: neither a bundle folder nor a zip file with one.
@@ -222,7 +90,7 @@ def unpacked(path: str | Path) -> Iterator[tuple[Path | None, list[Finding]]]:
 
 
 def _root(folder: Path, shown_as: Path) -> Path:
-    """The bundle itself, which a zip file may hold as its one folder."""
+    """Return the bundle itself, which a zip file may hold as its one folder."""
     below = list(folder.iterdir())
     for root in (folder, *(below if len(below) == 1 and folder != shown_as else [])):
         if (root / METADATA).is_file():
@@ -231,7 +99,7 @@ def _root(folder: Path, shown_as: Path) -> Path:
 
 
 def vet_folder(root: Path) -> Iterator[Finding]:
-    """Links, special files, and names that are not safe everywhere, without following anything."""
+    """Yield links, special files, and names that are not safe everywhere, without following anything."""
     seen: dict[str, str] = {}
     for count, (name, mode) in enumerate(_entries(root)):
         if count >= MOST_FILES:
@@ -273,9 +141,9 @@ def _unpack(path: Path, fresh: Path) -> list[Finding]:
         with zipfile.ZipFile(path) as archive:
             findings = list(_vet_members(archive.infolist(), path.stat().st_size))
             if not findings:
-                _extract(archive, fresh)
+                archive.extractall(fresh)  # none is longer than it was said to be, or its CRC is wrong
             return findings
-    except _BROKEN as error:
+    except _NOT_UNPACKED as error:
         return [Finding(path.name, "", shown(str(error)), "an archive that cannot be unpacked as it says")]
 
 
@@ -301,18 +169,121 @@ def _vet_members(members: list[zipfile.ZipInfo], packed: int) -> Iterator[Findin
             yield Finding(name, "", f"{member.file_size} bytes in {member.compress_size}", why)
 
 
-def _extract(archive: zipfile.ZipFile, fresh: Path) -> None:
-    """Write the members, none over another, and none longer than it was said to be."""
-    for member in archive.infolist():
-        target = fresh / member.filename
-        if member.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        left = member.file_size
-        with archive.open(member) as source, target.open("xb") as stream:
-            while block := source.read(min(_BLOCK, left + 1)):
-                left -= len(block)
-                if left < 0:
-                    raise ValueError(f"{member.filename} is longer than the archive says")
-                stream.write(block)
+def vet_contents(root: Path) -> Iterator[Finding]:
+    """Yield weights that are more than tensors, arrays of objects, code, and files of no known kind."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            yield from _vet_file(path, path.relative_to(root).as_posix())
+
+
+def _vet_file(path: Path, file: str) -> Iterator[Finding]:
+    suffix = path.suffix.lower()
+    if suffix in TORCH:
+        yield from vet_torch_file(path, file)
+    elif suffix == ".npy":
+        with path.open("rb") as stream:
+            yield from vet_array(stream, file)
+    elif suffix == ".npz":
+        yield from vet_arrays(path, file)
+    elif why := next((why for why, suffixes in _NEVER.items() if suffix in suffixes.split()), None):
+        yield Finding(file, "", path.name, why)
+    elif suffix == ".py":
+        if shadowed := _shadowed(file):
+            yield Finding(file, "", path.name, f"it would be imported in the place of the installed {shadowed}")
+        else:
+            yield Finding(file, "", path.name, "code of the bundle's own, which its targets or imports would run", file)
+    elif suffix == ".ts":
+        yield Finding(file, "", path.name, "TorchScript, which is code and not plain tensors", file)
+    elif suffix not in (*_DATA.split(), *DOCUMENTS, *LOGGING) and path.name.lower() not in _PLAIN_NAMES.split():
+        yield Finding(file, "", path.name, "a file of no known kind", file)
+
+
+def _shadowed(file: str) -> str | None:
+    """Return the installed or standard module that a file would come before, as the bundle's root is searched early."""
+    parts = file.removesuffix(".py").removesuffix(".PY").split("/")
+    if parts[0] == "scripts" or (len(parts) > 1 and parts[0] in ("configs", "docs", "models")):
+        return None
+    if parts[0] in sys.stdlib_module_names or parts[0] in ("sitecustomize", "usercustomize"):
+        return parts[0]
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).name in ("site-packages", "dist-packages")]
+    found = importlib.machinery.PathFinder.find_spec(parts[0], elsewhere)
+    return parts[0] if found or parts[0] == "segpipe" else None
+
+
+def vet_torch_file(path: Path, file: str) -> Iterator[Finding]:
+    """Yield what keeps a file of `torch.save` from being a zip of plain tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield from _vet_torch_zip(archive, file)
+    except _UNREADABLE as error:
+        why = "not the zip format of torch.save: an older one is a bare pickle. Save it again with a current torch"
+        yield Finding(file, "", shown(str(error)), why)
+
+
+def _vet_torch_zip(archive: zipfile.ZipFile, file: str) -> Iterator[Finding]:
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    for name in sorted(name for name, times in Counter(names).items() if times > 1):
+        yield Finding(file, name, name, "stands twice in the archive, so that two readers may see two files")
+    if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
+        yield Finding(file, "", file, "a compressed or encrypted member, which torch.save never writes")
+        return
+    if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in names):
+        yield Finding(file, "", file, "TorchScript, which is code and not plain tensors", file)
+        return
+    pickles = [member for member in members if not _is_storage(member.filename)]
+    if not pickles:
+        yield Finding(file, "", file, "no data.pkl in it, so no state dict")
+    for member in pickles:
+        if member.file_size > LARGEST_PICKLE:
+            yield Finding(file, member.filename, f"{member.file_size} bytes", "too large to be looked through")
+        else:
+            yield from vet_pickle(archive.read(member), file, member.filename)
+
+
+def _is_storage(name: str) -> bool:
+    parts = name.split("/")
+    plain = ("version", "byteorder", ".format_version", ".storage_alignment", "serialization_id")
+    return parts[-1] in plain or (len(parts) > 2 and parts[-2] == "data" and parts[-1].isdigit())
+
+
+def vet_pickle(content: bytes, file: str, place: str) -> Iterator[Finding]:
+    """Yield what a pickle has beyond plain values and tensors, with the byte where it stands."""
+    try:
+        for opcode, argument, position in pickletools.genops(content):
+            at = f"{place}: byte {position}"
+            if opcode.name in ("GLOBAL", "INST") and argument not in TENSORS:
+                named = str(argument).replace(" ", ".")
+                yield Finding(file, at, named, f"a pickle that would call {named} when it is loaded")
+            elif opcode.name not in _OPCODES:
+                yield Finding(file, at, opcode.name, "an opcode that a state dict of plain tensors does not need")
+    except Exception as error:  # noqa: BLE001 - bytes that nobody vouches for may break the parser anyhow
+        yield Finding(file, place, shown(str(error)), "not a pickle that can be looked through")
+
+
+def vet_array(stream: BinaryIO, file: str, place: str = "") -> Iterator[Finding]:
+    """Tell from its header whether a ``.npy`` holds pickled objects (numpy's format specification, NEP 1)."""
+    head = stream.read(8)
+    size = {1: "<H", 2: "<I", 3: "<I"}.get(head[6] if len(head) == 8 else 0)
+    try:
+        if not head.startswith(b"\x93NUMPY") or size is None:
+            raise ValueError("no header of numpy")
+        (length,) = struct.unpack(size, stream.read(struct.calcsize(size)))
+        header = ast.literal_eval(stream.read(min(length, 10_000)).decode("utf-8" if head[6] == 3 else "latin-1"))
+        kind = header["descr"]
+    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, RecursionError, MemoryError) as error:
+        yield Finding(file, place, shown(str(error)), "not an array that can be looked through")
+        return
+    if "O" in repr(kind):
+        yield Finding(file, place, repr(kind), "an array of pickled objects: loading it would run what they name")
+
+
+def vet_arrays(path: Path, file: str) -> Iterator[Finding]:
+    """Tell the same of an ``.npz``, an archive of such files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as stream:
+                    yield from vet_array(stream, file, member.filename)  # type: ignore[arg-type]
+    except _UNREADABLE as error:
+        yield Finding(file, "", shown(str(error)), "not an archive that can be looked through")

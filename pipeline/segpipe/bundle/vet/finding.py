@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Kind = Literal["target", "expression", "import", "macro", "argument", "file"]
@@ -29,8 +29,8 @@ class Finding:
     name: str | None = None
 
     def as_dict(self) -> dict[str, str | None]:
-        """Plain values, as in the JSON document."""
-        return {"file": self.file, "place": self.place, "text": self.text, "reason": self.reason, "name": self.name}
+        """Return plain values, as in the JSON document."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Use:
 
 
 def shown(value: object) -> str:
-    """A value in one line of bounded length, whatever it is."""
+    """Return a value in one line of bounded length, whatever it is."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters and those that turn the reading order are shown by their code."""
+    """Return text for a terminal: control characters and those that turn the reading order are shown by their code."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(findings: Iterable[Finding]) -> list[dict[str, str | None]]:
-    """Findings as a refusal carries them to a terminal."""
-    return [{name: text and printable(text) for name, text in each.as_dict().items()} for each in findings]
+    """Return findings as a refusal carries them to a terminal."""
+    return [{key: text and printable(text) for key, text in finding.as_dict().items()} for finding in findings]

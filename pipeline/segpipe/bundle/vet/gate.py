@@ -42,7 +42,7 @@ class TrustPolicy:
 
 @contextmanager
 def bundle_folder(path: str | Path) -> Iterator[Path]:
-    """The folder of a bundle, which a zip file becomes for the time of the block.
+    """Yield the folder of a bundle, which a zip file becomes for the time of the block.
 
     Raises:
         UsageError: a file that holds no bundle.
@@ -89,7 +89,7 @@ def require_vetted_sources(files: Iterable[str | Path | None], terms: TrustPolic
 
 
 def bundle_around(file: Path) -> Path | None:
-    """The innermost bundle folder that a file lies in."""
+    """Return the innermost bundle folder that a file lies in."""
     folders = file.resolve().parents if file.exists() else ()
     return next((folder for folder in folders if (folder / METADATA).is_file()), None)
 

@@ -1,8 +1,6 @@
-"""``metadata.json`` against our schema where it is a bundle of ours, else against the core of MONAI's specification.
+"""``metadata.json`` against its schema, and the versions that a bundle was made with against those installed.
 
-``golden.json`` against the schema of golden cases.
-
-Versions that a bundle was made with, and those that are installed, compared as versions and not as text.
+The schema is ours where it is a bundle of ours, else the core of MONAI's specification. ``golden.json`` has one too.
 """
 
 from __future__ import annotations
@@ -17,9 +15,12 @@ from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
+from segpipe.bundle.vet.files import METADATA
 from segpipe.bundle.vet.finding import Finding, shown
 
-FILE = "configs/metadata.json"
+_MAIN = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+_DECIDE = ("monai", "torch")  # what runs the configs; an older one may lack what they rely on
+State = Literal["same", "newer here", "older here", "not installed", "not said", "no version"]
 _OURS = {"commands", "config_requirements", "evaluate_section"}
 _TEXT, _OBJECT = {"type": "string"}, {"type": "object"}
 # https://docs.monai.io/en/stable/mb_specification.html: what a bundle must say, without which nobody can run it
@@ -44,22 +45,21 @@ CORE: Mapping[str, Any] = {
 
 
 def is_ours(metadata: Mapping[str, Any]) -> bool:
-    """Whether metadata was written by `segpipe export`."""
+    """Return whether metadata was written by `segpipe export`."""
     return set(metadata) >= _OURS
 
 
 def vet_schema(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    """Each place where metadata is not as its schema says."""
-    yield from breaches(metadata, _packaged("bundle_metadata") if is_ours(metadata) else CORE, FILE)
+    """Yield each place where metadata is not as its schema says."""
+    yield from _breaches(metadata, _packaged("bundle_metadata") if is_ours(metadata) else CORE, METADATA)
 
 
 def vet_golden_schema(document: Any, file: str) -> Iterator[Finding]:
-    """The same of ``golden.json``."""
-    yield from breaches(document, _packaged("golden"), file)
+    """Yield each place where ``golden.json`` is not as its schema says."""
+    yield from _breaches(document, _packaged("golden"), file)
 
 
-def breaches(document: Any, schema: Mapping[str, Any], file: str) -> Iterator[Finding]:
-    """Each place where a document is not as a schema says."""
+def _breaches(document: Any, schema: Mapping[str, Any], file: str) -> Iterator[Finding]:
     from jsonschema import Draft202012Validator
 
     for error in Draft202012Validator(schema).iter_errors(document):
@@ -68,15 +68,8 @@ def breaches(document: Any, schema: Mapping[str, Any], file: str) -> Iterator[Fi
 
 
 @cache
-def _packaged(name: str) -> dict[str, Any]:
-    text = (files("segpipe") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-_MAIN = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
-_DECIDE = ("monai", "torch")  # what runs the configs; an older one may lack what they rely on
-State = Literal["same", "newer here", "older here", "not installed", "not said", "no version"]
+def _packaged(name: str) -> Any:
+    return json.loads((files("segpipe") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,11 @@ class Requirement:
 
 
 def requirements(metadata: Mapping[str, Any]) -> list[Requirement]:
-    """Packages of a bundle's metadata, MONAI, torch and numpy first."""
+    """Return the packages of a bundle's metadata, MONAI, torch and numpy first."""
     named: dict[str, Any] = {package: metadata.get(key) for key, package in _MAIN.items()}
     for key in ("required_packages_version", "optional_packages_version"):
-        more = metadata.get(key)
-        named.update(more if isinstance(more, dict) else {})
+        packages = metadata.get(key)
+        named.update(packages if isinstance(packages, dict) else {})
     return [_compare(str(package), made_with) for package, made_with in named.items()]
 
 
@@ -105,46 +98,49 @@ def _compare(package: str, made_with: Any) -> Requirement:
         here = None
     if not isinstance(made_with, str) or not made_with:
         return Requirement(package, None, here, "not said")
-    wanted = _parsed(made_with)
+    wanted, installed = _parsed(made_with), _parsed(here)
     if wanted is None:
         return Requirement(package, made_with, here, "no version")
-    found = _parsed(here) if here else None
-    if found is None:
+    if installed is None:
         return Requirement(package, made_with, here, "not installed")
-    wanted, found = Version(wanted.public), Version(found.public)
-    state: State = "same" if found == wanted else "newer here" if found > wanted else "older here"
+    wanted, installed = Version(wanted.public), Version(installed.public)
+    state: State = "same" if installed == wanted else "newer here" if installed > wanted else "older here"
     return Requirement(package, made_with, here, state)
 
 
 def vet_versions(metadata: Mapping[str, Any], allows: Callable[[str], bool]) -> Iterator[Finding]:
-    """A MONAI or torch here that is a release or more behind, no version at all, and a bundle older than its changelog.
+    """Yield a MONAI or torch here that is a release or more behind, what is no version, and a bundle's own downgrade.
 
     Args:
         metadata: of the bundle.
         allows: whether the user admits a finding of this name, which is the metadata's key.
     """
-    yield from (each for each in _downgrades(metadata) if each.name is None or not allows(each.name))
+    yield from (finding for finding in _downgrades(metadata) if finding.name is None or not allows(finding.name))
 
 
 def _downgrades(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    for each in requirements(metadata):
-        key = next((key for key, package in _MAIN.items() if package == each.package), each.package)
-        text = f"{each.package} {each.made_with}; installed: {each.installed}"
-        if each.state == "no version":
-            yield Finding(FILE, key, shown(each.made_with), "not a version", key)
-        elif each.state == "older here" and each.package in _DECIDE and _behind(each):
-            yield Finding(FILE, key, shown(text), "made with a newer one than is installed: a downgrade", key)
+    keys = {package: key for key, package in _MAIN.items()}
+    for needed in requirements(metadata):
+        key = keys.get(needed.package, needed.package)
+        text = f"{needed.package} {needed.made_with}; installed: {needed.installed}"
+        if needed.state == "no version":
+            yield Finding(METADATA, key, shown(needed.made_with), "not a version", key)
+        elif needed.state == "older here" and needed.package in _DECIDE and _behind(needed):
+            yield Finding(METADATA, key, shown(text), "made with a newer one than is installed: a downgrade", key)
     own, logged = _parsed(metadata.get("version")), metadata.get("changelog")
     known = [found for entry in (logged if isinstance(logged, dict) else ()) if (found := _parsed(entry))]
     if own is not None and known and own < max(known):
-        text = f"version {metadata.get('version')}, changelog up to {max(known)}"
-        yield Finding(FILE, "version", shown(text), "an older version than its own changelog: a downgrade", "version")
+        text, why = (
+            f"version {metadata.get('version')}, changelog up to {max(known)}",
+            "an older version than its own changelog: a downgrade",
+        )
+        yield Finding(METADATA, "version", shown(text), why, "version")
 
 
-def _behind(each: Requirement) -> bool:
-    """Whether the installed one differs in more than the last number."""
-    wanted, found = _parsed(each.made_with), _parsed(each.installed)
-    return wanted is not None and found is not None and found.release[:2] < wanted.release[:2]
+def _behind(needed: Requirement) -> bool:
+    """Return whether the installed one differs in more than the last number."""
+    wanted, installed = _parsed(needed.made_with), _parsed(needed.installed)
+    return wanted is not None and installed is not None and installed.release[:2] < wanted.release[:2]
 
 
 def _parsed(text: object) -> Version | None:

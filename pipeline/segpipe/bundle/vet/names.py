@@ -1,14 +1,13 @@
-"""The classes and functions that a bundle may use, one by one, under the module where MONAI or torch documents them.
+"""The classes and functions that a bundle may use, one by one, and what a name in a bundle leads to.
 
-What is listed takes plain values, or other components, and neither runs code that a text names, nor starts programs,
-nor opens connections. Arguments that would (`ARGUMENTS`) may only have the values listed with them. To read and
-write data where the config says is what a bundle is for.
+What is listed, under the module where MONAI or torch documents it, takes plain values, or other components, and neither
+runs code that a text names, nor starts programs, nor opens connections. Arguments that would (`ARGUMENTS`) may only
+have the values listed with them. To read and write data where the config says is what a bundle is for.
 
-Names of classes and functions, resolved to what they are, as MONAI and `eval` would, without importing anything new.
-
-MONAI looks a target up among the classes and functions of its own modules first, then takes it as a dotted path or a
-builtin (`monai.bundle.ConfigComponent.resolve_module_name`, `pydoc.locate`). A name is admitted for the object that it
-leads to: `torch.os.system` leads to `posix.system`, whatever stands before it.
+Names are resolved as MONAI and `eval` would, without importing anything new. MONAI looks a target up among the classes
+and functions of its own modules first, then takes it as a dotted path or a builtin
+(`monai.bundle.ConfigComponent.resolve_module_name`, `pydoc.locate`). A name is admitted for the object that it leads
+to: `torch.os.system` leads to `posix.system`, whatever stands before it.
 """
 
 from __future__ import annotations
@@ -186,31 +185,29 @@ class Names:
         self.aliases: dict[str, str] = {}
 
     def allows(self, *names: str) -> bool:
-        """Whether the user allows something by any of its names."""
+        """Return whether the user allows something by any of its names."""
         met = self.allow.intersection(names)
         self.admitted |= met
         return bool(met)
 
     def add_import(self, alias: str, name: str) -> None:
         """Let a name of the expressions stand for what was imported; for nothing where two imports differ."""
-        same = self.aliases.setdefault(alias, name) == name
-        if not same:
+        if self.aliases.setdefault(alias, name) != name:
             self.aliases[alias] = "two different imports"
 
     def target(self, text: str) -> Resolved:
-        """What a `_target_` leads to."""
+        """Return what a `_target_` leads to."""
         if not _NAME.fullmatch(text) or "__" in text:
             return Resolved(text, self.allows(text), "not a plain dotted name")
         modules = _modules_of()(text)
         if modules is None:
             return self._judge(text)
-        several = [
-            self._judge(f"{module}.{text}", text) for module in ([modules] if isinstance(modules, str) else modules)
-        ]
-        return next((each for each in several if not each.admitted), several[0])
+        modules = [modules] if isinstance(modules, str) else modules
+        leads_to = [self._judge(f"{module}.{text}", text) for module in modules]
+        return next((resolved for resolved in leads_to if not resolved.admitted), leads_to[0])
 
     def dotted(self, text: str) -> Resolved:
-        """What a dotted name in an expression leads to, from a module of every expression, an import or a builtin."""
+        """Return what a dotted name in an expression leads to, from a known module, an import or a builtin."""
         first, _, rest = text.partition(".")
         root = {**GLOBALS, **self.aliases}.get(first)
         if root is None and not hasattr(builtins, first):
@@ -237,7 +234,7 @@ class Names:
 
 @cache
 def _listed() -> dict[int, str]:
-    """Identity of each listed object to its documented name."""
+    """Return the identity of each listed object with its documented name."""
     found: dict[int, str] = {}
     for module, names in ALLOWED.items():
         import_module(module)
@@ -250,7 +247,7 @@ def _listed() -> dict[int, str]:
 
 @cache
 def _modules_of() -> Callable[[str], list[str] | str | None]:
-    """MONAI's own search for a short name among its classes and functions, once it is loaded."""
+    """Return MONAI's own search for a short name among its classes and functions, once it is loaded."""
     _listed()
     from monai.bundle import ComponentLocator
 
@@ -259,7 +256,7 @@ def _modules_of() -> Callable[[str], list[str] | str | None]:
 
 
 def _walk(path: str) -> Any:
-    """The object of a dotted path among loaded modules; neither imports nor runs a module's `__getattr__`."""
+    """Return the object of a dotted path among loaded modules; no import, and no module's `__getattr__` is run."""
     parts = path.split(".")
     thing: Any = sys.modules.get(parts[0], _ABSENT)
     for end, part in enumerate(parts[1:], 2):
@@ -280,5 +277,5 @@ def _definition(thing: Any, path: str) -> str:
 
 
 def _is_value(thing: Any) -> bool:
-    """Numbers and types of numbers, such as `torch.float32` and `np.pi`."""
+    """Return whether it is a number or a type of numbers, such as `torch.float32` and `np.pi`."""
     return type(thing) in (int, float, bool) or f"{type(thing).__module__}.{type(thing).__name__}" == "torch.dtype"

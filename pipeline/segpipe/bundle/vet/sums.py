@@ -30,21 +30,27 @@ class Difference:
 
 
 def hash_files(root: Path) -> dict[str, str]:
-    """Relative path to SHA-256 of every file of a bundle but SHA256SUMS and the signature, sorted.
+    """Return relative path to SHA-256 of every file of a bundle but SHA256SUMS and the signature, sorted.
 
     Raises:
         RefusedError: a folder in it is a link, so that its content lies elsewhere.
     """
-    linked = next((path for path in sorted(root.rglob("*")) if path.is_symlink() and path.is_dir()), None)
+    paths = sorted(root.rglob("*"))
+    linked = next((path for path in paths if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
         raise RefusedError("a folder of the bundle is a link", path=linked, hint="copy the folder itself")
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(root).as_posix() for path in paths if path.is_file())
     return {name: sha256_of(root / name) for name in names if name not in (SUMS, SIGNATURE)}
 
 
 def fingerprint(sums: dict[str, str]) -> str:
-    """One SHA-256 for a bundle's content: that of its sorted SHA256SUMS lines."""
+    """Return one SHA-256 for a bundle's content: that of its sorted SHA256SUMS lines."""
     return hashlib.sha256(sums_text(sums).encode()).hexdigest()
+
+
+def sums_text(sums: dict[str, str]) -> str:
+    """Return the lines of SHA256SUMS."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
 def write_sums(root: Path) -> str:
@@ -55,59 +61,44 @@ def write_sums(root: Path) -> str:
 
 
 def check_sums(root: Path) -> tuple[str, bool | None]:
-    """The bundle's fingerprint, and whether its files are those of SHA256SUMS (None: it has no such file).
+    """Return the bundle's fingerprint, and whether its files are those of SHA256SUMS (None: it has no such file).
 
     Raises:
         RefusedError: a file was changed, is missing, or is not listed.
     """
-    found = hash_files(root)
-    differences = compare_sums(root, found)
-    if differences is None:
-        return fingerprint(found), None
-    hint = "get the bundle again from where it came from; do not use this copy"
-    for each in differences:
+    hashes = hash_files(root)
+    differences = compare_sums(root, hashes)
+    if differences:
+        first = differences[0]
         raise RefusedError(
-            f"the bundle is not as it was exported: {each.name} was {each.problem}",
-            path=root / each.name,
-            found=each.found or "no such file",
-            expected=each.expected or f"not listed in {SUMS}",
-            hint=hint,
+            f"the bundle is not as it was exported: {first.name} was {first.problem}",
+            path=root / first.name,
+            found=first.found or "no such file",
+            expected=first.expected or f"not listed in {SUMS}",
+            hint="get the bundle again from where it came from; do not use this copy",
         )
-    return fingerprint(found), True
+    return fingerprint(hashes), None if differences is None else True
 
 
-def compare_sums(root: Path, found: dict[str, str]) -> list[Difference] | None:
-    """How a bundle's files differ from its SHA256SUMS; None where it has no such file.
-
-    Args:
-        root: the bundle.
-        found: what `hash_files` gives of it.
+def compare_sums(root: Path, hashes: dict[str, str]) -> list[Difference] | None:
+    """Return how a bundle's files, as `hash_files` gives them, differ from SHA256SUMS; None where there is none.
 
     Raises:
         RefusedError: SHA256SUMS cannot be read, or lists a file twice.
     """
-    if not (root / SUMS).is_file():
+    path = root / SUMS
+    if not path.is_file():
         return None
-    expected = _read(root / SUMS)
-    names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-    return [Difference(name, found.get(name), expected.get(name)) for name in names]
-
-
-def _read(path: Path) -> dict[str, str]:
-    sums: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         match = _LINE.match(line)
-        if match is None or match[2] in sums:
+        if match is None or match[2] in listed:
             raise RefusedError(
                 f"{SUMS} cannot be read",
                 path=path,
                 found=f"line {number}: {line[:80]}",
                 expected="64 hex digits, two blanks and a relative path, each path once",
             )
-        sums[match[2]] = match[1]
-    return sums
-
-
-def sums_text(sums: dict[str, str]) -> str:
-    """The lines of SHA256SUMS."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        listed[match[2]] = match[1]
+    names = sorted(name for name in {*hashes, *listed} if hashes.get(name) != listed.get(name))
+    return [Difference(name, hashes.get(name), listed.get(name)) for name in names]

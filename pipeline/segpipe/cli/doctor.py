@@ -28,22 +28,16 @@ from segpipe.common.subprocesses import Subprocesses
 Facts = dict[str, Any]
 
 PATIENCE_S = 120
+GIB = 2**30
 LITTLE_GIB, LITTLE_SHARED_GIB = 2.0, 0.5  # data loaders hand over through shared memory
 FEW_FILES = 256
 EXTRA_OF = {"openvino": "openvino", "model-signing": "sign"}  # the extra that brings a library
 CURRENT = "current folder"
-INSTRUCTIONS = ("avx", "avx2", "fma", "avx512f", "amx_tile")
 VARIABLES = (
     *("LANG", "LC_ALL", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING"),
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_AFFINITY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("NUMEXPR_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "CUDA_VISIBLE_DEVICES"),
 )
-LIMITS = {
-    "address_space_gib": "RLIMIT_AS",
-    "file_size_gib": "RLIMIT_FSIZE",
-    "open_files": "RLIMIT_NOFILE",
-    "processes": "RLIMIT_NPROC",
-}
 
 
 def examine() -> Facts:
@@ -96,11 +90,9 @@ def supported_pythons() -> str | None:
 
 def extras(needs: list[Facts]) -> list[Facts]:
     """Return each extra of segpipe, and what of it is missing."""
-    missing: dict[str, list[str]] = {need["extra"]: [] for need in needs if need["extra"]}
-    for need in needs:
-        if need["extra"] and need["state"] == "missing":
-            missing[need["extra"]].append(need["package"])
-    return [{"name": name, "missing": packages} for name, packages in missing.items()]
+    names = dict.fromkeys(need["extra"] for need in needs if need["extra"])
+    missing = [need for need in needs if need["state"] == "missing"]
+    return [{"name": name, "missing": [need["package"] for need in missing if need["extra"] == name]} for name in names]
 
 
 def try_libraries() -> dict[str, Facts]:
@@ -127,16 +119,13 @@ def probe(name: str) -> Facts:
 def _torch() -> Facts:
     import torch
 
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return {
-        "cuda": torch.version.cuda,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpus": [
-            {"name": gpu.name, "memory_gib": _gib(gpu.total_memory), "capability": f"{gpu.major}.{gpu.minor}"}
-            for gpu in gpus
-        ],
-    }
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = f"{gpu.major}.{gpu.minor}"
+        gpus.append({"name": gpu.name, "memory_gib": _gib(gpu.total_memory), "capability": capability})
+    cpu_capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return {"cuda": torch.version.cuda, "cpu_capability": cpu_capability, "threads": threads, "gpus": gpus}
 
 
 def _openvino() -> Facts:
@@ -195,15 +184,11 @@ def system() -> Facts:
 
 def cpu() -> Facts:
     """Return the processor, its cores, those that this process may use, and the wide instructions it has."""
-    flags: set[str] = set()
-    with contextlib.suppress(OSError):
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
-        "instructions": [name for name in INSTRUCTIONS if name in flags],
-    }
+    table = Path("/proc/cpuinfo")
+    flags = table.read_text().split() if table.is_file() else []
+    instructions = [name for name in ("avx", "avx2", "fma", "avx512f", "amx_tile") if name in flags]
+    counts = {"cores": os.cpu_count(), "usable_cores": usable_cores()}
+    return {"processor": processor(), **counts, "instructions": instructions}
 
 
 def memory(group: Path = Path("/sys/fs/cgroup")) -> Facts:
@@ -247,10 +232,15 @@ def limits() -> dict[str, float | None]:
     """Return what the shell's ``ulimit`` leaves this process; None where there is no limit."""
     import resource
 
-    found = {name: resource.getrlimit(getattr(resource, constant))[0] for name, constant in LIMITS.items()}
+    def limit(kind: int, unit: int = 1) -> float | None:
+        soft, _ = resource.getrlimit(kind)
+        return None if soft == resource.RLIM_INFINITY else round(soft / unit, 1) if unit > 1 else soft
+
     return {
-        name: None if limit == resource.RLIM_INFINITY else _gib(limit) if name.endswith("_gib") else limit
-        for name, limit in found.items()
+        "address_space_gib": limit(resource.RLIMIT_AS, GIB),
+        "file_size_gib": limit(resource.RLIMIT_FSIZE, GIB),
+        "open_files": limit(resource.RLIMIT_NOFILE),
+        "processes": limit(resource.RLIMIT_NPROC),
     }
 
 
@@ -284,10 +274,10 @@ def _notes_on_packages(found: Facts, pythons: str | None) -> Iterator[str]:
 
 def _notes_on_libraries(found: Facts) -> Iterator[str]:
     whole = {extra["name"] for extra in found["extras"] if not extra["missing"]}
+    facts = {name: library["facts"] for name, library in found["libraries"].items()}
     for name, library in found["libraries"].items():
         if not library["imports"] and EXTRA_OF.get(name) in {None, *whole}:
             yield f"{name} does not work: {library['error']}"
-    facts = {name: library["facts"] for name, library in found["libraries"].items()}
     for codec, available in facts.get("dicom", {}).get("codecs", {}).items():
         if not available:
             yield f"DICOM files in {codec} cannot be read: their decoder is missing"
@@ -299,21 +289,21 @@ def _notes_on_libraries(found: Facts) -> Iterator[str]:
 
 
 def _notes_on_machine(found: Facts) -> Iterator[str]:
-    available, allowed, settings = found["memory"]["available_gib"], found["limits"], found["settings"]
-    if available < LITTLE_GIB:
-        yield f"only {available} GiB of memory are free"
+    memory, limits, settings, cores = found["memory"], found["limits"], found["settings"], found["cpu"]["usable_cores"]
+    if memory["available_gib"] < LITTLE_GIB:
+        yield f"only {memory['available_gib']} GiB of memory are free"
     for disk in found["disks"]:
         if disk["free_gib"] < (LITTLE_SHARED_GIB if disk["what"] == "shared memory" else LITTLE_GIB):
             yield f"{disk['what']}: only {disk['free_gib']} GiB are free"
         if not disk["writable"]:
             yield f"{disk['what']}: the folder cannot be written to"
-    if allowed.get("address_space_gib") is not None:
-        yield f"ulimit -v leaves {allowed['address_space_gib']} GiB of addresses: libraries may fail to load"
-    if (allowed.get("open_files") or FEW_FILES) < FEW_FILES:
-        yield f"ulimit -n leaves {allowed['open_files']} open files"
+    if limits["address_space_gib"] is not None:
+        yield f"ulimit -v leaves {limits['address_space_gib']} GiB of addresses: libraries may fail to load"
+    if limits["open_files"] is not None and limits["open_files"] < FEW_FILES:
+        yield f"ulimit -n leaves {limits['open_files']} open files"
     if settings["encoding"].lower().replace("-", "") != "utf8":
         yield f"text is read as {settings['encoding']}, not UTF-8: set PYTHONUTF8=1"
-    threads, cores = settings["variables"].get("OMP_NUM_THREADS", ""), found["cpu"]["usable_cores"]
+    threads = settings["variables"].get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > cores:
         yield f"OMP_NUM_THREADS is {threads}, and {cores} cores may be used"
 
@@ -344,4 +334,4 @@ def _of_package(read: Callable[[str], Any], package: str = "segpipe") -> Any:
 
 
 def _gib(size: float) -> float:
-    return round(size / 2**30, 1)
+    return round(size / GIB, 1)

@@ -15,11 +15,13 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from dicom.make import blank, series, write
 from segpipe.cli.app import VERBS, run
+from segpipe.common.result_folder import SEGMENTATION
 from segpipe.common.subprocesses import Ended
 from segpipe.data.check.case_check import KINDS
 from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
 from segpipe.prediction.client import WorkerDiedError
+from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
 from tiny_compare import FakeSubprocesses
 from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
@@ -62,40 +64,47 @@ def printed(*words: object, code: int = 0) -> Any:
 class TrueLabels:
     """A worker that knows the truth, dies of case_0 once, and fails with case_1."""
 
-    about = {  # noqa: RUF012
-        "device": "cpu",
-        "threads": 1,
-        "versions": {"python": "3"},
-        "engine": "streaming",
-        "engine_reasons": [],
-        "runtime": "torch",
-        "runtime_reasons": [],
-        "vetting": {"passed": True, "findings": 0, "allowed": [], "intact": True},
-    }
+    loaded = Loaded(
+        versions={"python": "3"},
+        engine="streaming",
+        runtime="torch",
+        vetting={"passed": True, "findings": 0, "allowed": [], "intact": True},
+    )
 
     def __init__(self) -> None:
         self.died = False
 
-    def start(self) -> None:
-        pass
+    def start(self) -> Loaded:
+        return self.loaded
 
     def close(self) -> None:
         pass
 
-    def segment(self, paths: list[str], out: str, timeout_s: float | None, **_: Any) -> dict[str, Any]:
+    def prefetch(self, case: CaseFiles) -> None:
+        pass
+
+    def segment(self, request: Segment, *_: Any) -> Segmented:
+        paths, out = request.case.paths, Path(request.folder) / SEGMENTATION
         if "case_0" in paths[0] and not self.died:
             self.died = True
             raise WorkerDiedError("the worker crashed with SIGSEGV", [])
         if "case_1" in paths[0]:
             raise DataError("the image has NaN", path=paths[0], found="1 voxel", expected="numbers", hint="look")
         shutil.copy(paths[0].replace("/images/", "/labels/"), out)
-        return {
-            "shape": [20, 18, 16],
-            "voxels": {"liver": 1},
-            "volumes_ml": {"liver": 0.1},
-            "flags": {"empty": False, "touches_border": [], "orientation_unknown": False},
-            "seconds": {"network": 0.1},
-        }
+        return Segmented(
+            shape=(20, 18, 16),
+            voxels={"liver": 1},
+            volumes_ml={"liver": 0.1},
+            flags={
+                "empty": False,
+                "touches_border": [],
+                "orientation_unknown": False,
+                "far_spacing": "no",
+                "far_intensity": "unknown",
+            },
+            files={"nifti": SEGMENTATION},
+            seconds={"network": 0.1},
+        )
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +188,7 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
     manifest, out = root / "manifest.json", root / "predictions"
     with pytest.MonkeyPatch.context() as patch:
         worker = TrueLabels()
-        patch.setattr("segpipe.prediction.batch.worker_for", lambda *_: worker)
+        patch.setattr("segpipe.prediction.batch.make_worker", lambda *_: worker)
         found = [("predict", printed("predict", root / "bundle", manifest, out, code=4)) for _ in range(2)]
     found += [("prediction_event", json.loads(line)) for line in (out / "predictions.jsonl").open()]
     found += [("result", json.loads(path.read_text())) for path in out.glob("*/result.json")]
@@ -298,11 +307,11 @@ def _about(root: Path) -> list[tuple[str, Any]]:
 
 def test_every_verb_and_file_has_a_schema_and_each_is_linked() -> None:
     assert set(NAMES) == {*VERBS, *FILES, "error"}
-    listed = (FOLDER.parent / "reference/json.md").read_text()
+    listed = (FOLDER.parent / "json.md").read_text()
     for name in NAMES:
         assert f"schemas/{name}.schema.json" in listed
         if name in VERBS:
-            assert f"schemas/{name}.schema.json" in (FOLDER.parent / f"reference/commands/{name}.md").read_text()
+            assert f"schemas/{name}.schema.json" in (FOLDER.parent / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

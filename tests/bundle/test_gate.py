@@ -6,12 +6,14 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_bundle import change_json, copy, small_bundle
 
+from segpipe.bundle.open import open_bundle
 from segpipe.bundle.vet.gate import (
     TrustPolicy,
     bundle_around,
@@ -20,10 +22,12 @@ from segpipe.bundle.vet.gate import (
     require_vetted_sources,
     vet_recipe,
 )
-from segpipe.bundle.vet.sums import check_sums, write_sums
+from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
+from segpipe.inference import ModelOptions, Recipe
 from segpipe.prediction.client import CannotGoOnError, Worker
+from segpipe.prediction.protocol import Loaded
 
 MARKER = "executed"
 
@@ -45,13 +49,13 @@ def armed(root: Path, good: Path, **ids: Any) -> Path:
 class NoModel(Worker):
     """A worker that comes as far as the gate, within this process."""
 
-    def start(self) -> None:
+    def start(self) -> Loaded:
         try:
-            self.about = {"vetting": vet_recipe(json.loads(json.dumps(self.recipe)), self.terms)}
+            return Loaded(vetting=vet_recipe(self.load.recipe, self.load.policy))
         except RefusedError as error:
             raise CannotGoOnError(error) from error
 
-    def segment(self, *given: Any, **more: Any) -> dict[str, Any]:
+    def segment(self, *given: Any, **more: Any) -> Any:
         raise AssertionError("let through")
 
 
@@ -97,50 +101,42 @@ def taken(root: Path) -> None:
 def test_a_changed_bundle_is_refused_unless_the_flag_says_so(
     deed: Callable[[Path], None], tmp_path: Path, good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from segpipe.bundle.open import open_bundle
-
     root = copy(good, tmp_path / "b")
     deed(root)
     assert run(["predict", str(root), str(tmp_path), str(tmp_path / "out"), "--json"]) == REFUSED
     assert "not as it was exported" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert not (tmp_path / "out").exists()
-    opened = open_bundle(root, changed_too=True)
+    opened = open_bundle(root, run_unvetted_code=True)
     assert opened.intact is False
     said = require_vetted(root, TrustPolicy(run_unvetted_code=True))
     assert (said["passed"], said["intact"]) == (False, False)
 
 
-def recipe_of(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    documents = {
-        "root": str(root),
-        "inference": json.loads((root / "configs/inference.json").read_text()),
-        "metadata": json.loads((root / "configs/metadata.json").read_text()),
-    }
-    terms = {"allow": [], "run_unvetted_code": False, "config_file": "configs/inference.json"}
-    return documents, {**terms, "sha256": check_sums(root)[0]}
+def recipe_of(root: Path, **changes: Any) -> Recipe:
+    return replace(open_bundle(root).recipe(ModelOptions()), **changes)
 
 
 def test_what_the_worker_is_handed_is_vetted_and_not_only_what_lies_there(good: Path) -> None:
-    recipe, terms = recipe_of(good)
-    assert vet_recipe(recipe, terms)["passed"]
-    for document in (
-        {**recipe, "inference": {**recipe["inference"], "x": {"_target_": "os.system", "command": "id"}}},
-        {**recipe, "metadata": {**recipe["metadata"], "description": "$import this"}},
+    recipe = recipe_of(good)
+    assert vet_recipe(recipe, TrustPolicy())["passed"]
+    for changes in (
+        {"inference": {**recipe.inference, "x": {"_target_": "os.system", "command": "id"}}},
+        {"metadata": {**recipe.metadata, "description": "$import this"}},
     ):
         with pytest.raises(RefusedError) as refused:
-            vet_recipe(document, terms)
+            vet_recipe(replace(recipe, **changes), TrustPolicy())
         assert len(refused.value.findings) == 1
-    with pytest.raises(RefusedError, match="changed while it was opened"):
-        vet_recipe(recipe, {**terms, "sha256": "0" * 64})
+    for sha256 in ("0" * 64, ""):
+        with pytest.raises(RefusedError, match="changed while it was opened"):
+            vet_recipe(replace(recipe, sha256=sha256), TrustPolicy())
 
 
 def test_each_member_of_an_ensemble_is_vetted(tmp_path: Path, good: Path) -> None:
-    recipe, terms = recipe_of(good)
-    other, its_terms = recipe_of(armed(tmp_path / "bad", good))
-    member = {**other, "config_file": its_terms["config_file"], "sha256": its_terms["sha256"]}
+    bad = open_bundle(armed(tmp_path / "bad", good))
+    recipe = open_bundle(good).recipe(ModelOptions(), [bad])
     with pytest.raises(RefusedError):
-        vet_recipe({**recipe, "ensemble": [member]}, terms)
-    said = vet_recipe({**recipe, "ensemble": [member]}, {**terms, "allow": ["io.open", ".close"]})
+        vet_recipe(recipe, TrustPolicy())
+    said = vet_recipe(recipe, TrustPolicy(("io.open", ".close")))
     assert said["passed"] and said["allowed"] == [".close", "io.open"] and said["intact"] is True
     assert not (tmp_path / MARKER).exists()
 
@@ -150,7 +146,7 @@ def test_predict_refuses_before_anything_is_written_or_run(
 ) -> None:
     from tiny_bundle import write_scan
 
-    monkeypatch.setattr("segpipe.prediction.protocol.Worker", NoModel)
+    monkeypatch.setattr("segpipe.prediction.batch.Worker", NoModel)
     root, scan = armed(tmp_path / "bad", good), write_scan(tmp_path / "in/a.nii.gz")
     command = ["predict", str(root), str(scan), str(tmp_path / "out")]
     assert run(command) == REFUSED

@@ -15,7 +15,7 @@ from segpipe.common.result_folder import ENTROPY, PARTIAL, PROBABILITIES, RESULT
 from tiny_bundle import write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-OPTIONS = ("--probabilities", "--entropy", "--threads", 1)
+OPTIONS = ("--probabilities", "all", "--entropy", "--threads", 1)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from scipy.ndimage import gaussian_filter
 
 from segpipe.bundle.open import open_bundle
 from segpipe.bundle.verify import verify_bundle
-from segpipe.bundle.vet.gate import vet_recipe
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, SegpipeError
-from segpipe.prediction import worker as of_inference
+from segpipe.prediction import worker
 from segpipe.prediction.client import CannotGoOnError, Worker
+from segpipe.prediction.protocol import Loaded, Segment, Segmented, from_json, to_json
 from tiny_bundle import THRESHOLD, write_bundle
 from zoo_bundles import LABELS, NEEDED, glob_and_handlers, own_scripts
 
@@ -35,31 +35,28 @@ TURNED = np.array([[0, -2.1, 0.3, 12], [1.8, 0, 0, -7], [0, 0.4, 2.9, 3], [0, 0,
 class NearWorker(Worker):
     """The worker within this process."""
 
-    def start(self) -> None:
-        if not self.about:
-            recipe = json.loads(json.dumps(self.recipe))
+    def start(self) -> Loaded:
+        if self.loaded is None:
             try:
-                vetting = vet_recipe(recipe, json.loads(json.dumps(self.terms)))
-                self.segmenter, reply = of_inference._load(recipe)
+                self.segmenter, self.loaded = worker.load(from_json(to_json(self.load)))
             except SegpipeError as error:
                 raise CannotGoOnError(error) from error
-            self.about = {**reply, "vetting": vetting}
+        return self.loaded
 
-    def segment(self, paths: list[str], out: str, *_: Any, **more: Any) -> dict[str, Any]:
-        request = {name: value for name, value in more.items() if name != "meanwhile"}
+    def segment(self, request: Segment, *_: Any, **__: Any) -> Segmented:
         try:
-            answer = of_inference._segment(self.segmenter, {"paths": paths, "out": out, **request})
+            answer: Segmented = from_json(to_json(worker.segment(self.segmenter, from_json(to_json(request)))))
         except SegpipeError:
             raise
         except Exception as error:
-            raise of_inference._unexpected(error, may_quote=True) from error
-        return {name: value for name, value in answer.items() if name != "ok"}
+            raise worker.unexpected(error, may_quote=True) from error
+        return answer
 
 
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers in this process, and nothing of a bundle left in it."""
-    monkeypatch.setattr("segpipe.prediction.protocol.Worker", NearWorker)
+    monkeypatch.setattr("segpipe.prediction.batch.Worker", NearWorker)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:

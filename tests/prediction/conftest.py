@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +9,14 @@ import pytest
 
 from segpipe.prediction import batch
 from segpipe.prediction.client import Worker
+from segpipe.prediction.protocol import to_json
 
 
 class LentWorker(Worker):
+    returned = False
+
     def close(self) -> None:
-        if self.about.get("returned"):
+        if self.returned:
             super().close()
 
 
@@ -23,17 +25,16 @@ def lent() -> Iterator[dict[str, LentWorker]]:
     workers: dict[str, LentWorker] = {}
     yield workers
     for worker in workers.values():
-        worker.about = {"returned": True}
+        worker.returned = True
         worker.close()
 
 
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker]) -> None:
-    original = batch.worker_for
+    original = batch.make_worker
 
-    def worker_for(*arguments: Any) -> LentWorker:
+    def make_worker(*arguments: Any) -> LentWorker:
         made = original(*arguments)
-        key = json.dumps([made.recipe, made.terms], sort_keys=True)
-        return lent.setdefault(key, LentWorker(made.recipe, made.terms))
+        return lent.setdefault(to_json(made.load), LentWorker(made.load))
 
-    monkeypatch.setattr(batch, "worker_for", worker_for)
+    monkeypatch.setattr(batch, "make_worker", make_worker)

@@ -15,14 +15,16 @@ import pytest
 
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import cannot_write
-from segpipe.common.result_folder import PARTIAL, ResultFolder, read_events
+from segpipe.common.result_folder import PARTIAL, SEGMENTATION, ResultFolder, read_events
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.prediction import batch
-from segpipe.prediction.batch import predict_cases, redact_paths
-from segpipe.prediction.cases import WorkItem
+from segpipe.prediction.batch import predict_cases
+from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
 from segpipe.prediction.options import Options
+from segpipe.prediction.protocol import Loaded, Segment, Segmented
 from segpipe.prediction.resume import held_by
+from segpipe.prediction.summary import redact
 
 
 class FakeWorker:
@@ -31,21 +33,21 @@ class FakeWorker:
     def __init__(self, **deeds: Callable[[int], None]) -> None:
         self.deeds = deeds
         self.calls: list[str] = []
-        self.about = {"device": "cpu", "threads": 1, "versions": {}}
+        self.loaded = Loaded()
 
-    def start(self) -> None:
-        pass
+    def start(self) -> Loaded:
+        return self.loaded
 
     def close(self) -> None:
         raise AssertionError("a worker that was lent is not closed")
 
-    def segment(self, paths: list[str], out: str, timeout_s: float | None, **more: Any) -> dict[str, Any]:
-        name = Path(paths[0]).name
+    def segment(self, request: Segment, timeout_s: float | None = None, meanwhile: Any = None) -> Segmented:
+        name = Path(request.case.paths[0]).name
         self.calls.append(name)
-        Path(out).write_bytes(b"labels")
+        (Path(request.folder) / SEGMENTATION).write_bytes(b"labels")
         if name in self.deeds:
             self.deeds[name](self.calls.count(name))
-        return {"voxels": {"x": 1}, "volumes_ml": {"x": 0.1}, "flags": {}, "seconds": {}}
+        return Segmented(voxels={"x": 1}, volumes_ml={"x": 0.1}, flags={}, files={"nifti": SEGMENTATION}, seconds={})
 
 
 def raises(error: BaseException, times: int = 99) -> Callable[[int], None]:
@@ -73,8 +75,8 @@ def bundle(sha256: str = "a" * 64, **changes: Any) -> Bundle:
     )
 
 
-def items(*names: str) -> list[WorkItem]:
-    return [WorkItem(name, (Path("/scans") / name,)) for name in names]
+def items(*names: str) -> list[InputCase]:
+    return [InputCase(name, (Path("/scans") / name,)) for name in names]
 
 
 def run(out: Path, worker: FakeWorker, *names: str, sha256: str = "a" * 64, **options: Any) -> dict[str, str]:
@@ -136,7 +138,7 @@ def test_a_case_that_crashes_the_worker_is_tried_again(tmp_path: Path) -> None:
 
 def test_a_case_over_its_time_is_failed_at_once(tmp_path: Path) -> None:
     worker = FakeWorker(a=raises(WorkerTimeoutError()))
-    assert run(tmp_path, worker, "a", "b", timeout_s=0.5) == {"a": "failed", "b": "done"}
+    assert run(tmp_path, worker, "a", "b", timeout=0.5) == {"a": "failed", "b": "done"}
     assert worker.calls == ["a", "b"]
 
 
@@ -152,7 +154,7 @@ def test_another_bundle_is_refused_unless_overwrite(tmp_path: Path) -> None:
 
 def test_another_scan_of_the_same_name_is_refused(tmp_path: Path) -> None:
     run(tmp_path, FakeWorker(), "a")
-    other = [WorkItem("a", (Path("/elsewhere/a"),))]
+    other = [InputCase("a", (Path("/elsewhere/a"),))]
     with pytest.raises(RefusedError, match="another file"):
         predict_cases(bundle(), other, tmp_path, Options(), worker=FakeWorker())  # type: ignore[arg-type]
 
@@ -230,15 +232,15 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_words_for_a_report_hold_no_path() -> None:
-    item = WorkItem("case-1", (Path("/data/Jane Doe.nii.gz"),))
+    item = InputCase("case-1", (Path("/data/Jane Doe.nii.gz"),))
     text = "cannot open /data/Jane Doe.nii.gz (Jane Doe.nii.gz) beside '/tmp/x y'; 3/4 of 1 mm/s"
-    assert redact_paths(text, item) == "cannot open case-1 (case-1) beside '(path) y'; 3/4 of 1 mm/s"
+    assert redact(text, item) == "cannot open case-1 (case-1) beside '(path) y'; 3/4 of 1 mm/s"
 
 
 def test_words_for_a_report_hold_no_part_of_a_folder_with_blanks_nor_a_bare_stem() -> None:
-    item = WorkItem("case-1", (Path("/data/Jane Doe/Doe Jane.nii.gz"),))
+    item = InputCase("case-1", (Path("/data/Jane Doe/Doe Jane.nii.gz"),))
     text = "no /data/Jane Doe/other.img and no 'Doe Jane' or Doe Jane_seg"
-    assert redact_paths(text, item) == "no (path) and no 'case-1' or Doe Jane_seg"
+    assert redact(text, item) == "no (path) and no 'case-1' or Doe Jane_seg"
 
 
 def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path) -> None:
@@ -247,7 +249,7 @@ def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path) -> None:
     scan.write_bytes(b"the only copy")
     for options in (Options(), Options(overwrite=True)):
         with pytest.raises(RefusedError, match="no result"):
-            predict_cases(bundle(), [WorkItem("p1", (scan,))], tmp_path, options, worker=FakeWorker())  # type: ignore[arg-type]
+            predict_cases(bundle(), [InputCase("p1", (scan,))], tmp_path, options, worker=FakeWorker())  # type: ignore[arg-type]
     folder = ResultFolder(tmp_path)  # and where it appears only while the case is computed
     (folder.begin("p1") / "result.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot write"):
@@ -268,7 +270,7 @@ def test_state_that_is_damaged_or_odd_is_read_as_far_as_it_goes(tmp_path: Path) 
     odd = "/scans/\udcff\u2028\x85.nii"  # not UTF-8, and with what Python takes for ends of lines
     for _ in range(2):
         worker: Any = FakeWorker()
-        outcomes = predict_cases(bundle(), [WorkItem("a", (Path(odd),))], tmp_path, Options(), worker=worker)
+        outcomes = predict_cases(bundle(), [InputCase("a", (Path(odd),))], tmp_path, Options(), worker=worker)
     assert [outcome.status for outcome in outcomes] == ["skipped"]
     with pytest.raises(RefusedError, match="another file"):
         run(tmp_path, FakeWorker(), "a")
@@ -284,7 +286,7 @@ def test_a_scan_that_changed_since_is_not_passed_over(tmp_path: Path) -> None:
 
     def again(**options: Any) -> str:
         worker: Any = FakeWorker()
-        return predict_cases(bundle(), [WorkItem("a", (scan,))], out, Options(**options), worker=worker)[0].status
+        return predict_cases(bundle(), [InputCase("a", (scan,))], out, Options(**options), worker=worker)[0].status
 
     assert again() == "done"
     os.utime(scan, (1, 1))  # a copy of the same content

@@ -16,7 +16,8 @@ from segpipe.bundle.open import open_bundle
 from segpipe.cli.app import run
 from segpipe.common.result_folder import ENTROPY, OVERLAY, PROBABILITIES, RESULT, SEGMENTATION, probability_name
 from segpipe.errors import OK, USAGE
-from segpipe.prediction.options import Options, extra_output_files, extra_output_request
+from segpipe.inference import ModelOptions
+from segpipe.prediction.options import Outputs
 from tiny_bundle import DETERMINISTIC, write_bundle, write_scan
 
 pytestmark = pytest.mark.usefixtures("one_worker")
@@ -57,7 +58,7 @@ def values(path: Path) -> np.ndarray:
 def test_overlapping_regions_are_those_of_the_stock_bundle_run(regions: Path, tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow
 
-    folder, result = predict(regions, tmp_path, "--probabilities", "--entropy")
+    folder, result = predict(regions, tmp_path, "--probabilities", "all", "--entropy")
     workflow = ConfigWorkflow(
         config_file=str(regions / "configs/inference.json"),
         workflow_type="inference",
@@ -103,8 +104,8 @@ def test_regions_by_the_engine_of_monai_are_the_same(regions: Path, tmp_path: Pa
 
 def test_probabilities_of_chosen_labels_and_the_entropy(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
-    every, _ = predict(tiny_bundle, tmp_path / "all", "--probabilities")
-    folder, result = predict(tiny_bundle, tmp_path, "--probabilities-of", "bright", "--entropy")
+    every, _ = predict(tiny_bundle, tmp_path / "all", "--probabilities", "all")
+    folder, result = predict(tiny_bundle, tmp_path, "--probabilities", "bright", "--entropy")
     assert result["beside"] == {"probability": {"bright": probability_name(1)}, "entropy": ENTROPY}
     assert not (folder / PROBABILITIES).exists()
     p = values(every / PROBABILITIES).astype(float)
@@ -130,22 +131,21 @@ def test_a_finished_case_is_computed_again_for_what_is_asked_for_beside_it(
 def test_labels_are_named_or_counted(regions: Path, tiny_bundle: Path) -> None:
     bundle, plain = open_bundle(regions), open_bundle(tiny_bundle)
     assert bundle.labels == {0: "background", 1: "core", 2: "tumour", 3: "oedema"} and bundle.regions == 3
-    options = Options(probabilities_of=("oedema", "1"))
-    assert extra_output_request(bundle, options, Path("out")) == {
-        "single": [[2, "out/probability_3.nii.gz"], [0, "out/probability_1.nii.gz"]]
+    outputs = Outputs(probabilities=("oedema", "1"))
+    assert outputs.extra_paths(Path("out"), bundle.recipe(ModelOptions())) == {
+        "single": {2: "out/probability_3.nii.gz", 0: "out/probability_1.nii.gz"}
     }
-    assert extra_output_request(plain, Options(probabilities_of=("background",)), Path("out")) == {
-        "single": [[0, "out/probability_0.nii.gz"]]
-    }
-    assert extra_output_files(plain, Options()) == {} and plain.regions == 0
+    outputs = Outputs(probabilities=("background",))
+    assert outputs.extra_paths(Path("out"), plain.recipe(ModelOptions())) == {"single": {0: "out/probability_0.nii.gz"}}
+    assert Outputs().extra_files(plain.labels, plain.activation) == {} and plain.regions == 0
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--probabilities-of", "liver"],
-        ["--probabilities-of", "background"],
-        ["--probabilities-of", "core", "--probabilities"],
+        ["--probabilities", "liver"],
+        ["--probabilities", "background"],
+        ["--probabilities", "core", "--probabilities", "all"],
     ],
 )
 def test_what_is_no_label_is_refused_before_anything_is_computed(

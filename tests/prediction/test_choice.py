@@ -12,7 +12,8 @@ from dicom import make
 from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.errors import DataError, UsageError
-from segpipe.prediction.series_filter import Rules, choose_series, find_work, make_rules
+from segpipe.prediction.options import Options
+from segpipe.prediction.series_filter import SeriesFilter, make_filter, select_cases, select_series
 from tiny_bundle import write_scan
 
 
@@ -35,8 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_series_and_file_is_accounted_for(folder: Path, tmp_path: Path) -> None:
-    work = find_work([folder], Rules(), out=tmp_path)
-    by_id = {item.id: item for item in work.items}
+    work = select_cases([folder], SeriesFilter(), out=tmp_path)
+    by_id = {item.id: item for item in work.cases}
     assert by_id.pop("n").paths == (folder / "n.nii.gz",)
     assert len(by_id) == 4 and all(id.startswith("dcm-") for id in by_id)
     good = [item for item in by_id.values() if item.series is not None]
@@ -53,7 +54,7 @@ def test_every_series_and_file_is_accounted_for(folder: Path, tmp_path: Path) ->
     [
         ({"modality": ["CT"]}, {"modality": 2}),
         ({"modality": ["ct, mr"]}, {}),
-        ({"description": "^t[12]"}, {"series-description": 1}),
+        ({"series_description": "^t[12]"}, {"series-description": 1}),
         ({"min_slices": 6}, {"min-slices": 1}),
         ({"max_slices": 7}, {"max-slices": 1}),
         ({"modality": ["MR"], "min_slices": 8}, {"modality": 1, "min-slices": 1}),
@@ -61,10 +62,10 @@ def test_every_series_and_file_is_accounted_for(folder: Path, tmp_path: Path) ->
     ],
 )
 def test_rules_leave_out_by_name(folder: Path, options: dict[str, Any], left_out: dict[str, int]) -> None:
-    chosen = choose_series([folder], make_rules({}, **{"channels": 1, **options}))
+    chosen = select_series([folder], make_filter({}, options.pop("channels", 1), Options.parse(options)))
     found = [each.rule for each in chosen.not_selected]
     assert {rule: found.count(rule) for rule in found} == left_out
-    assert len(chosen.items) == 4 - len(found)  # three series and the lost folder
+    assert len(chosen.cases) == 4 - len(found)  # three series and the lost folder
 
 
 @pytest.mark.parametrize(
@@ -73,23 +74,23 @@ def test_rules_leave_out_by_name(folder: Path, options: dict[str, Any], left_out
 )
 def test_without_an_option_the_bundle_says_the_modality(stated: Any, expected: tuple[str, ...]) -> None:
     metadata = {"network_data_format": {"inputs": {"image": {"modality": stated}}}}
-    assert make_rules(metadata, 1).modality == expected
-    assert make_rules(metadata, 1, ["US"]).modality == ("US",)
-    assert make_rules({"network_data_format": "odd"}, 1).modality == ()
+    assert make_filter(metadata, 1, Options()).modality == expected
+    assert make_filter(metadata, 1, Options.parse({"modality": ["US"]})).modality == ("US",)
+    assert make_filter({"network_data_format": "odd"}, 1, Options()).modality == ()
 
 
 def test_what_lies_below_the_results_is_no_input(folder: Path) -> None:
-    chosen = choose_series([folder], Rules(), out=folder / "ct")
-    assert sorted(item.series.modality for item in chosen.items if item.series) == ["MR"]
+    chosen = select_series([folder], SeriesFilter(), out=folder / "ct")
+    assert sorted(item.series.modality for item in chosen.cases if item.series) == ["MR"]
 
 
 def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a regular expression"):
-        make_rules({}, 1, description="(")
+        make_filter({}, 1, Options(series_description="("))
     with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
-        find_work([folder / "notes.txt"], Rules(), out=tmp_path)
+        select_cases([folder / "notes.txt"], SeriesFilter(), out=tmp_path)
     with pytest.raises(DataError, match="nothing to segment") as caught:
-        find_work([folder / "ct"], Rules(modality=("MR",)), out=tmp_path)
+        select_cases([folder / "ct"], SeriesFilter(modality=("MR",)), out=tmp_path)
     assert "1 series left out by modality" in str(caught.value.found)
 
 
@@ -97,7 +98,7 @@ def test_notes_name_no_file(tmp_path: Path) -> None:
     images = make.series(make.Grid(slices=5), "MR")
     make.write(images, tmp_path / "JaneDoe")
     make.write(images[1:2], tmp_path / "JaneDoe" / "copy")
-    (item,) = find_work([tmp_path], Rules(), out=tmp_path / "out").items
+    (item,) = select_cases([tmp_path], SeriesFilter(), out=tmp_path / "out").cases
     assert item.series is not None
     (note,) = [note for note in item.series.notes if "copies" in note]
     assert "file" in note and "of 6" in note and "Jane" not in note and "\x02" not in note
@@ -109,8 +110,8 @@ def test_broken_headers_do_not_give_two_series_one_id(tmp_path: Path) -> None:
         for image in images:
             image.SeriesInstanceUID = image.StudyInstanceUID = ""
         make.write(images, tmp_path / name)
-    work = find_work([tmp_path], Rules(), out=tmp_path / "out")
-    assert len({item.id for item in work.items}) == len(work.items) >= 1
+    work = select_cases([tmp_path], SeriesFilter(), out=tmp_path / "out")
+    assert len({item.id for item in work.cases}) == len(work.cases) >= 1
 
 
 def test_a_series_survives_being_handed_to_another_process(folder: Path) -> None:

@@ -94,7 +94,7 @@ def predict(folds: list[Path], out: Path, *options: str, code: int = OK) -> dict
 def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int], mirror: str) -> None:
     scan = write_scan(tmp_path / "in" / "a.nii.gz", shape=(19, 18, 12))
     options = ["--ensemble", str(folds[1])] * (len(seeds) - 1) + ["--mirror", mirror] * bool(mirror)
-    result = predict(folds, tmp_path / "out", *options, "--probabilities")
+    result = predict(folds, tmp_path / "out", *options, "--probabilities", "all")
     axes = {"": [], "z,x": [0, 2], "all": [0, 1, 2]}[mirror]
     labels, probabilities = by_monai(scan, seeds, axes)
     folder = tmp_path / "out" / "a"

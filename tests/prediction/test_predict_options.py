@@ -18,7 +18,7 @@ from tiny_bundle import write_scan
 @pytest.mark.slow
 def test_probabilities_lie_beside_the_labels(tiny_bundle: Path, tmp_path: Path) -> None:
     scan = write_scan(tmp_path / "in" / "a.nii.gz")
-    assert run(["predict", str(tiny_bundle), str(scan), str(tmp_path / "out"), "--probabilities"]) == OK
+    assert run(["predict", str(tiny_bundle), str(scan), str(tmp_path / "out"), "--probabilities", "all"]) == OK
     folder = tmp_path / "out" / "a"
     names = {path.name for path in folder.iterdir()}
     assert {PROBABILITIES, RESULT, SEGMENTATION} <= names

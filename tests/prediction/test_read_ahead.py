@@ -14,6 +14,7 @@ from segpipe.cli.app import run as cli
 from segpipe.common.result_folder import RESULT, read_events
 from segpipe.errors import SOME_FAILED
 from segpipe.prediction.client import WorkerMemoryError, WorkerTimeoutError
+from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
 from tiny_bundle import write_scan
 
 
@@ -22,18 +23,18 @@ class Streaming(FakeWorker):
 
     def __init__(self, **deeds: Callable[[int], None]) -> None:
         super().__init__(**deeds)
-        self.about["engine"] = "streaming"
+        self.loaded = Loaded(engine="streaming")
         self.read: list[str] = []
         self.told: list[bool] = []
 
-    def prefetch(self, key: str, paths: list[str], series: object) -> None:
-        self.read.append(key)
+    def prefetch(self, case: CaseFiles) -> None:
+        self.read.append(case.id)
 
-    def segment(self, *arguments: Any, meanwhile: Callable[[], None] | None = None, **more: Any) -> Any:
+    def segment(self, request: Segment, timeout_s: float | None = None, meanwhile: Any = None) -> Segmented:
         self.told.append(meanwhile is not None)
         if meanwhile is not None:
             meanwhile()
-        return super().segment(*arguments, **more)
+        return super().segment(request)
 
 
 def test_each_case_but_the_first_is_read_ahead(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_case_that_ends_it_alone_too_fails(tmp_path: Path) -> None:
 
 def test_a_limit_of_time_is_the_case_s_own(tmp_path: Path) -> None:
     worker = Streaming(a=raises(WorkerTimeoutError()))
-    assert run(tmp_path, worker, "a", "b", timeout_s=5) == {"a": "failed", "b": "done"}
+    assert run(tmp_path, worker, "a", "b", timeout=5) == {"a": "failed", "b": "done"}
     assert worker.calls == ["a", "b"] and worker.read == [] and not any(worker.told)
 
 

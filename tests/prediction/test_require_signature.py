@@ -52,7 +52,7 @@ def predict(bundle: Path, out: Path, key: Path, capsys: pytest.CaptureFixture[st
 def test_a_bundle_that_is_not_signed_so_is_refused(
     how: str, signed: Signed, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segpipe.prediction.batch.worker_for", lambda *_: NoWorker())
+    monkeypatch.setattr("segpipe.prediction.batch.make_worker", lambda *_: NoWorker())
     root, key = signed
     if how == "other key":
         _, key = make_keys(tmp_path / "other")
@@ -80,7 +80,7 @@ def test_a_signed_bundle_goes_on_and_results_say_by_whom(
     assert opened.signed_by == fingerprint_of(key) == opened.facts["signed_by"]
     assert open_bundle(root).signed_by is None
     with pytest.raises(RefusedError):
-        open_bundle(root, changed_too=True, key=make_keys(tmp_path / "other")[1])
+        open_bundle(root, run_unvetted_code=True, key=make_keys(tmp_path / "other")[1])
 
 
 @pytest.mark.slow

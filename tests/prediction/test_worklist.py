@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.source import read_headers
-from segpipe.prediction.cases import WorkItem, _of_files, find_cases
-from segpipe.prediction.series_filter import Rules, find_work
+from segpipe.prediction.cases import InputCase, _of_files, find_cases
+from segpipe.prediction.series_filter import SeriesFilter, select_cases
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -24,7 +24,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def ids(items: list[WorkItem]) -> list[str]:
+def ids(items: list[InputCase]) -> list[str]:
     return [item.id for item in items]
 
 
@@ -88,9 +88,9 @@ def test_a_name_that_cannot_be_an_id_is_refused(tmp_path: Path, name: str) -> No
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to segment"):
-        find_work([tmp_path], Rules(), out=tmp_path / "out")
+        select_cases([tmp_path], SeriesFilter(), out=tmp_path / "out")
     with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
-        find_work([touch(tmp_path, "b.txt") / "b.txt"], Rules(), out=tmp_path / "out")
+        select_cases([touch(tmp_path, "b.txt") / "b.txt"], SeriesFilter(), out=tmp_path / "out")
     with pytest.raises(UsageError, match="no such file"):
         find_cases([tmp_path / "gone.nii"], 1)
     with pytest.raises(UsageError, match="not a NIfTI"):
@@ -108,7 +108,7 @@ def test_a_manifest_names_its_cases_by_split(tmp_path: Path) -> None:
     save_manifest(manifest, tmp_path / "m.json")
     assert ids(find_cases([tmp_path / "m.json"], 1)) == ["t0", "z"]
     (item,) = find_cases([tmp_path / "m.json"], 1, split="test")
-    assert item == WorkItem("z", (tmp_path / "i/other.nii.gz",))
+    assert item == InputCase("z", (tmp_path / "i/other.nii.gz",))
     assert ids(find_cases([tmp_path / "m.json"], 1, split="validation", fold=0)) == ["t0"]
     with pytest.raises(UsageError, match="stands alone"):
         find_cases([tmp_path / "m.json", tmp_path], 1)

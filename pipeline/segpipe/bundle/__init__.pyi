@@ -8,6 +8,8 @@ from .open import open_bundle as open_bundle
 from .pack import pack_bundle as pack_bundle
 from .replay import give_up_files as give_up_files
 from .replay import give_up_network as give_up_network
+from .segmentation import Segmentation as Segmentation
+from .segmentation import readable as readable
 from .signing import PASSWORD as PASSWORD
 from .signing import fingerprint_of as fingerprint_of
 from .signing import is_encrypted as is_encrypted

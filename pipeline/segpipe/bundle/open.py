@@ -1,97 +1,47 @@
-"""What keeps a config from meaning what its ids say in the closed form, where only its own evaluator tells the rest.
+"""The one door to a bundle: metadata, configs and hashes as data, nothing evaluated, no torch imported.
 
-The one door to a bundle: metadata, configs and hashes as data, nothing evaluated, no torch imported.
+`Bundle.segment` alone runs it, behind the gate.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from segpipe.bundle.references import is_plain, resolve
-from segpipe.bundle.vet import NotReadableError, check_sums, fingerprint, hash_files, read_document
+from segpipe.bundle.supported_subset import Activation, has_sigmoid, read_inference, unsupported_features
+from segpipe.bundle.vet import (
+    NotReadableError,
+    TrustPolicy,
+    bundle_folder,
+    check_sums,
+    fingerprint,
+    hash_files,
+    read_document,
+)
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import BundleFiles, ModelOptions, Preprocessing, Recipe, UnsupportedTransform
+from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe
 
-WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
-_EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
-_STEPS = {
-    "Activationsd": {"softmax", "sigmoid"},
-    "Invertd": {"transform", "orig_keys", "nearest_interp", "to_tensor"},
-    "AsDiscreted": {"argmax", "threshold"},
-}
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
-
-def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
-    """Each reason why the evaluator of a config may give other labels than its ids of the closed form say."""
-    merged = next((key for key in config if key.startswith("+") or "::" in key or "#" in key), None)
-    if merged is not None:
-        yield f"{merged}: a key that is merged into another"
-    if not short_name(resolve(config.get("network_def"), config)):
-        yield "network_def: not a class of MONAI or torch"
-    yield from _of_evaluator(config)
-    yield from _of_weights(config)
-    steps = resolve(config.get("postprocessing"), config)
-    steps = steps.get("transforms") if isinstance(steps, dict) else steps
-    for step in steps[:3] if isinstance(steps, list) else ():
-        name = short_name(step)
-        odd = sorted(set(step) - {"_target_", "keys"} - _STEPS.get(name, set())) if name else []
-        if name in _STEPS and (odd or step.get("keys") not in ("pred", ["pred"])):
-            yield f"postprocessing: {name}: {odd[0] if odd else 'keys'}"
-
-
-def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
-    evaluator = config.get("evaluator")
-    if evaluator is None:
-        return
-    if short_name(evaluator) != "SupervisedEvaluator":
-        yield "evaluator: not a SupervisedEvaluator"
-        return
-    odd = sorted(set(evaluator) - _EVALUATOR)
-    others = [name for name in ("inferer", "postprocessing") if evaluator.get(name) != f"@{name}"]
-    if odd or others:
-        yield f"evaluator: {odd[0] if odd else others[0]}"
-    dataset = config.get("dataset")
-    if short_name(dataset) and isinstance(dataset, dict) and dataset.get("transform") != "@preprocessing":
-        yield "dataset: its transform is not preprocessing"
-
-
-def _of_weights(config: dict[str, Any]) -> Iterator[str]:
-    loaders = [each for each in _dicts(config) if short_name(each) == "CheckpointLoader"]
-    for loader in loaders:
-        path, loaded = loader.get("load_path"), loader.get("load_dict")
-        odd = sorted(set(loader) - {"_target_", "load_path", "load_dict", "map_location"})
-        if len(loaders) > 1 or odd or not isinstance(loaded, dict) or list(loaded) != ["model"]:
-            yield f"checkpoint: {odd[0] if odd else 'not one model'}"
-        elif not (isinstance(path, str) and WEIGHTS.fullmatch(path)):
-            yield "checkpoint: not models/model.pt"
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _dicts(each)
-
-
-def short_name(component: Any) -> str:
-    """The name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
-    target = component.get("_target_") if isinstance(component, dict) else None
-    ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
-    return str(target).rsplit(".", 1)[-1] if ours else ""
-
-
-Activation = Literal["softmax", "sigmoid"]
-CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
+    from segpipe.bundle.segmentation import LoadedBundle, Segmentation
+    from segpipe.inference import Image
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle as data.
+    """A bundle as data; `segment` runs it.
+
+    >>> import segpipe
+    >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
+    >>> bundle.labels
+    {0: 'background', 1: 'anterior', 2: 'posterior'}
 
     Attributes:
         root: the folder.
@@ -118,6 +68,7 @@ class Bundle:
         regions: how many regions the scores have that may overlap, one a channel under a sigmoid: labels 1 and up;
             0 where there is one label map.
         signed_by: fingerprint of the key whose signature was required and found; None where none was required.
+        policy: on which terms it may be run.
     """
 
     root: Path
@@ -142,6 +93,48 @@ class Bundle:
     window_mode: Literal["gaussian", "constant"] = "constant"
     regions: int = 0
     signed_by: str | None = None
+    policy: TrustPolicy = field(default_factory=TrustPolicy)
+    _unpacked: object = field(default=None, repr=False, compare=False)
+    _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def segment(
+        self, image: Image, *, affine_ras: ArrayLike | None = None, **options: Unpack[ModelKeywords]
+    ) -> Segmentation:
+        """Return the label map of one image, on the image's own grid.
+
+        The bundle is vetted before anything of it runs, in this process. The model stays loaded for further calls
+        with the same options. One scan through all doors gives the same label map, which is that of
+        `segpipe.predict`.
+
+        >>> import segpipe
+        >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
+        >>> segmentation = bundle.segment("scan.nii.gz", device="cpu")
+        >>> sorted(segmentation.volumes_ml)
+        ['anterior', 'posterior']
+        >>> segmentation.array.shape == segmentation.mask("anterior").shape
+        True
+
+        Args:
+            image: a path (NIfTI file, or folder of one DICOM series), a nibabel or SimpleITK image, a numpy array
+                (X, Y, Z) with ``affine_ras``, or a volume of `segpipe.read_dicom`; or a list of these, one a channel.
+            affine_ras: (4, 4) of an array: voxel index to mm, RAS+.
+            options: ``device`` (``auto``, ``cpu`` or ``cuda:N``), ``runtime`` (``auto``, ``torch`` or ``openvino``),
+                ``threads``, ``mirror`` (axes of the network's grid, ``x,y,z`` or ``all``) and ``max_memory`` (in
+                bytes or as ``4G``).
+
+        Raises:
+            UsageError: no such image, an array without its affine, a wrong option, or no such device.
+            DataError: the image, the bundle's config or its weights cannot be used.
+            RefusedError: the bundle does not pass the gate, or the image needs more memory than it may take.
+        """
+        from segpipe.bundle.segmentation import LoadedBundle
+        from segpipe.inference import read_images
+
+        model = ModelOptions.parse(**options)
+        if model not in self._loaded:
+            self._loaded.clear()
+            self._loaded[model] = LoadedBundle(self.recipe(model), self.policy)
+        return self._loaded[model].segment(read_images(image, max(1, len(self.channels)), affine_ras))
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -160,6 +153,8 @@ class Bundle:
         typed = None if self.unsupported else self.preprocessing
         return Recipe(
             **self._files(),
+            name=self.name,
+            version=self.version,
             channels=max(1, len(self.channels)),
             labels=self.labels,
             preprocessing=typed.to_config() if typed else None,
@@ -181,20 +176,37 @@ class Bundle:
         }
 
 
-def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = None) -> Bundle:
-    """Read a bundle folder, ours or any other of MONAI's format.
+def open_bundle(
+    path: str | PathLike[str],
+    *,
+    allow: Iterable[str] = (),
+    run_unvetted_code: bool = False,
+    key: str | PathLike[str] | None = None,
+) -> Bundle:
+    """Read a bundle, ours or any other of MONAI's format.
+
+    >>> import segpipe
+    >>> segpipe.open_bundle("bundles/hippocampus_mri").name
+    'hippocampus_mri'
 
     Args:
-        path: the folder.
-        changed_too: let a bundle pass that is not as its SHA256SUMS says.
+        path: the folder, or one zip file, which is unpacked for as long as the bundle is in use.
+        allow: names that the bundle may use beside the list of admitted ones, as `segpipe bundle verify` gives them.
+        run_unvetted_code: take a bundle that was changed, or whose code is not vetted: it may then read, change and
+            send whatever you may on this machine.
         key: file of the public key that must have signed it; it is checked before anything else is read.
 
     Raises:
-        UsageError: not a bundle folder, it has no inference config, or ``key`` is no public key.
+        UsageError: no bundle, it has no inference config, or ``key`` is no public key.
         DataError: a file of it cannot be parsed, or the weights are absent.
-        RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added; it is not signed by ``key``.
+        RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added; it is not signed by ``key``;
+            or its archive is not safe to be unpacked.
     """
-    root = Path(path)
+    path, policy = Path(path), TrustPolicy(tuple(allow), run_unvetted_code)
+    stack = ExitStack()
+    root = stack.enter_context(bundle_folder(path))
+    unpacked = _Unpacked()
+    weakref.finalize(unpacked, stack.close)
     if not (root / "configs" / "metadata.json").is_file():
         raise UsageError(
             "not a MONAI bundle folder",
@@ -202,11 +214,11 @@ def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = 
             expected="a folder with configs/metadata.json",
             hint="make one with `segpipe export`",
         )
-    signed_by = _signer(root, key)
+    signed_by = _signer(root, None if key is None else Path(key))
     try:
         sha256, intact = check_sums(root)
     except RefusedError:
-        if not changed_too:
+        if not run_unvetted_code:
             raise
         sha256, intact = fingerprint(hash_files(root)), False
     metadata = _mapping(root / "configs" / "metadata.json", "bundle metadata")
@@ -217,7 +229,7 @@ def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = 
     unsupported += unsupported_features(inference)
     unsupported += [] if weights.name == "model.pt" else ["weights: not models/model.pt"]
     labels, channels = _meaning(metadata)
-    regions = _regions(metadata, len(labels)) if _has_sigmoid(inference) else 0
+    regions = _regions(metadata, len(labels)) if has_sigmoid(inference) else 0
     if regions or len(labels) == 1:  # each channel is a label, and none is the background
         labels = {0: "background"} | {value: name for value, name in enumerate(labels.values(), 1)}
     return Bundle(
@@ -235,8 +247,14 @@ def open_bundle(path: str | Path, changed_too: bool = False, key: Path | None = 
         unsupported=tuple(unsupported),
         regions=regions,
         signed_by=signed_by,
+        policy=policy,
+        _unpacked=unpacked,
         **found,
     )
+
+
+class _Unpacked:
+    """What a bundle holds on to: when it is gone, so is the folder that a zip file was unpacked to."""
 
 
 def _signer(root: Path, key: Path | None) -> str | None:
@@ -247,84 +265,11 @@ def _signer(root: Path, key: Path | None) -> str | None:
     return check_signature(root, key)
 
 
-def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What an inference config says in the closed form, and what in it is not supported by that form."""
-    found: dict[str, Any] = {}
-    unsupported: list[str] = []
-    transforms = resolve(config.get("preprocessing"), config)
-    if (
-        isinstance(transforms, dict)
-        and short_name(transforms) == "Compose"
-        and set(transforms) == {"_target_", "transforms"}
-    ):
-        transforms = transforms["transforms"]
-    try:
-        found["preprocessing"] = Preprocessing.parse(transforms)
-    except UnsupportedTransform as error:
-        unsupported.append(f"preprocessing: {error.what}: {error.why}")
-    network = resolve(config.get("network_def"), config)
-    if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
-        found["network_def"] = network
-    else:
-        unsupported.append("network_def: not plain data")
-    _read_inferer(resolve(config.get("inferer"), config), found, unsupported)
-    _read_postprocessing(resolve(config.get("postprocessing"), config), found, unsupported)
-    return found, unsupported
-
-
-def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -> None:
-    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
-    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
-        unsupported.append("inferer: not a plain SlidingWindowInferer")
-        return
-    size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
-    sizes = [size] * 3 if isinstance(size, int) else size
-    odd = sorted(set(inferer) - known)
-    if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")
-    elif not isinstance(overlap, (int, float)):
-        unsupported.append("inferer: overlap")
-    else:
-        found.update(
-            roi_size=tuple(sizes),
-            overlap=float(overlap),
-            sw_batch_size=int(inferer.get("sw_batch_size", 1)),
-            window_mode=inferer.get("mode", "constant"),
-        )
-
-
-def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported: list[str]) -> None:
-    steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        unsupported.append("postprocessing: not a list of transforms")
-        return
-    names = [short_name(step) for step in steps]
-    if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
-        unsupported.append("postprocessing: not activation, Invertd, discretisation, saving")
-        return
-    odd = [name for name in names[3:-1] if name not in CLEANUP]
-    chosen: list[Activation] = [name for name in ("softmax", "sigmoid") if steps[0].get(name) is True]
-    whole_label = steps[2].get("argmax") is True if chosen == ["softmax"] else steps[2].get("threshold") == 0.5
-    if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
-        unsupported.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
-        return
-    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
-
-
 def _regions(metadata: dict[str, Any], named: int) -> int:
     """Number of sigmoid channels where there are several; a single one may be named together with the background."""
     pred = ((metadata.get("network_data_format") or {}).get("outputs") or {}).get("pred") or {}
     channels = pred.get("num_channels", named)
     return channels if isinstance(channels, int) and channels == named > 1 else 0
-
-
-def _has_sigmoid(config: dict[str, Any]) -> bool:
-    """Whether the post-processing takes each channel for itself."""
-    steps = resolve(config.get("postprocessing"), config)
-    steps = steps.get("transforms") if isinstance(steps, dict) else steps
-    return isinstance(steps, list) and any(
-        isinstance(step, dict) and short_name(step) == "Activationsd" and step.get("sigmoid") is True for step in steps
-    )
 
 
 def _inference_file(root: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segpipe.cli.shared_options import AsJson
-from segpipe.common.console import Console, quiet_libraries
+from segpipe.common.console import Console
 from segpipe.errors import OK
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ def command(
 
     Example: segpipe info networks --task task.yaml
     """
+    from segpipe.common.console import quiet_libraries
+
     console = Console("info", as_json=json)
     if topic is Topic.losses:
         return _losses(console)
@@ -66,9 +67,9 @@ def command(
     console.document(
         topic=topic.value,
         baseline=BASELINE,
-        **asdict(asked),
+        **asked.as_dict(),
         threads=_threads() if time else None,
-        networks=[asdict(facts) for facts in rows],
+        networks=[facts.as_dict() for facts in rows],
     )
     return OK
 
@@ -110,9 +111,9 @@ def _table(console: Console, rows: list[NetworkFacts], batch: Batch, timed: bool
 def _losses(console: Console) -> int:
     from segpipe.cli.info import losses
 
-    rows = losses()
-    console.table("Losses", ["loss", "class", "about"], [tuple(row.values()) for row in rows])
-    console.document(topic="losses", losses=rows)
+    found = losses()
+    console.table("Losses", ["loss", "class", "about"], [tuple(row.values()) for row in found])
+    console.document(topic="losses", losses=found)
     return OK
 
 

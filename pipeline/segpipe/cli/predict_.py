@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +12,10 @@ from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from segpipe.bundle import Bundle
-    from segpipe.prediction import Chosen, Options, Outcome, WorkerDiedError
+    from segpipe.prediction import BatchProgress, BatchResult, Outcome, WorkerDiedError
 
 
 def command(
@@ -59,15 +59,16 @@ def command(
         str | None, typer.Option(help="Memory at which a case is ended and fails, e.g. 8G [default: none].")
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write the probabilities of all classes beside the labels.")
-    ] = False,
-    probabilities_of: Annotated[
         list[str] | None,
-        typer.Option(help="Write those of these labels alone, a file each, e.g. liver,spleen.", metavar="LABELS"),
+        typer.Option(
+            help="Write the probabilities of all classes, or of these labels alone, a file each, e.g. liver,spleen.",
+            metavar="all|LABELS",
+        ),
     ] = None,
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Write the entropy of the probabilities, in nats.")
     ] = False,
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write no overlay.png.")] = False,
     mirror: Annotated[
         str | None,
         typer.Option(help="Average with mirrored windows: x,y,z or all, axes of the network's grid.", metavar="AXES"),
@@ -106,95 +107,88 @@ def command(
 
     Example: segpipe predict bundles/liver_ct incoming/ results/ --format nifti,seg,rtstruct,sr --min-slices 20
     """
-    from segpipe.bundle import bundle_folder, open_bundle
-    from segpipe.inference import ModelOptions, parse_bytes, split_words
-    from segpipe.prediction import Options, find_work, make_rules, parse_formats
+    from segpipe.prediction import predict
 
     console = Console("predict", as_json=json)
-    options = Options(
-        ModelOptions.parse(device=device, runtime=runtime, threads=threads, mirror=mirror, max_memory=max_memory),
-        timeout,
-        retries,
-        overwrite,
-        max_case_memory=parse_bytes(max_case_memory),
-        probabilities=probabilities,
-        formats=parse_formats(formats or []),
-        allow=tuple(allow or ()),
-        run_unvetted_code=run_unvetted_code,
-        probabilities_of=split_words(probabilities_of or []),
-        entropy=entropy,
-    )
-    with ExitStack() as folders:
-        opened, *others = [
-            open_bundle(
-                folders.enter_context(bundle_folder(path)), changed_too=run_unvetted_code, key=require_signature
-            )
-            for path in (bundle, *(ensemble or ()))
-        ]
-        options = replace(options, ensemble=tuple(others))
-        rules = make_rules(
-            opened.metadata, max(1, len(opened.channels)), modality or [], series_description, min_slices, max_slices
-        )
-        with console.progress() as bar:
-            task = bar.add_task("reading headers", total=None)
-            work = find_work(
-                inputs,
-                rules,
-                out=out,
-                pseudonymise=pseudonymise,
-                split=split,
-                fold=fold,
-                data=data,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        outcomes = _with_progress(console, opened, work, out, options)
-    return _report(console, opened, work, outcomes)
-
-
-def _with_progress(console: Console, bundle: Bundle, work: Chosen, out: Path, options: Options) -> list[Outcome]:
-    from segpipe.prediction import predict_cases
-
     with console.progress() as bar:
-        task = bar.add_task("predict", total=len(work.items))
+        batch = predict(
+            bundle,
+            inputs,
+            out,
+            progress=_progress_on(console, bar),
+            format=formats,
+            probabilities=probabilities,
+            entropy=entropy,
+            overlay=not no_overlay,
+            modality=modality,
+            series_description=series_description,
+            min_slices=min_slices,
+            max_slices=max_slices,
+            pseudonymise=pseudonymise,
+            split=split,
+            fold=fold,
+            data=data,
+            device=device,
+            runtime=runtime,
+            threads=threads,
+            max_memory=max_memory,
+            mirror=mirror,
+            timeout=timeout,
+            retries=retries,
+            overwrite=overwrite,
+            max_case_memory=max_case_memory,
+            ensemble=ensemble or (),
+            allow=allow or (),
+            run_unvetted_code=run_unvetted_code,
+            require_signature=require_signature,
+        )
+    return _report(console, batch)
 
-        def on_outcome(outcome: Outcome) -> None:
-            bar.update(task, advance=1, description=outcome.id)
 
-        def on_crash(case_id: str, death: WorkerDiedError) -> None:
+def _progress_on(console: Console, bar: Progress) -> BatchProgress:
+    from segpipe.prediction import BatchProgress
+
+    class OnBar(BatchProgress):
+        task = bar.add_task("reading headers", total=None)
+
+        def reading(self, done: int, total: int) -> None:
+            bar.update(self.task, completed=done, total=total)
+
+        def started(self, total: int) -> None:
+            bar.reset(self.task, description="predict", total=total)
+
+        def finished(self, outcome: Outcome) -> None:
+            bar.update(self.task, advance=1, description=outcome.id)
+
+        def crashed(self, case_id: str, death: WorkerDiedError) -> None:
             console.note(f"segpipe predict: {case_id}: {death.reason}; its last words:")
             for line in death.last_words or ["(none)"]:
                 console.note(f"  | {line}")
 
-        return predict_cases(
-            bundle,
-            work.items,
-            out,
-            options,
-            not_selected=work.not_selected,
-            passed_over=work.passed_over,
-            on_outcome=on_outcome,
-            on_crash=on_crash,
-        )
+    return OnBar()
 
 
-def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outcome]) -> int:
-    kinds = ("done", "skipped", "failed", "refused")
-    counts = {kind: sum(each.status == kind for each in outcomes) for kind in kinds}
-    rows = [[each.id, each.status, each.seconds, _remark(each)] for each in outcomes if each.status != "skipped"]
+def _report(console: Console, batch: BatchResult) -> int:
+    bundle, outcomes, counts = batch.bundle, batch.outcomes, batch.counts
+    rows = [
+        [outcome.id, outcome.status, outcome.seconds, _remark(outcome)]
+        for outcome in outcomes
+        if outcome.status != "skipped"
+    ]
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    for rule in sorted({each.rule for each in work.not_selected}):
-        console.say(f"{sum(each.rule == rule for each in work.not_selected)} series not selected: {rule}")
-    if work.passed_over:
-        words = ", ".join(f"{count} {kind}" for kind, count in sorted(work.passed_over.items()))
+    for rule in sorted({left_out.rule for left_out in batch.not_selected}):
+        console.say(f"{sum(left_out.rule == rule for left_out in batch.not_selected)} series not selected: {rule}")
+    if batch.passed_over:
+        words = ", ".join(f"{count} {kind}" for kind, count in sorted(batch.passed_over.items()))
         console.say(f"files passed over: {words}")
-    reasons = next((each.result.get("runtime_reasons") for each in outcomes if each.status == "done"), None)
+    reasons = next((outcome.result.get("runtime_reasons") for outcome in outcomes if outcome.status == "done"), None)
     if reasons:
         console.say(f"computed with torch: {'; '.join(reasons)}")
     if bundle.unsupported:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.unsupported)}")
-    vetting = next((each.result.get("vetting") for each in outcomes if each.status == "done"), None)
+    vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
     for remark in _trust(bundle, vetting or {}):
         console.say(remark)
     console.document(
@@ -203,20 +197,20 @@ def _report(console: Console, bundle: Bundle, work: Chosen, outcomes: list[Outco
         counts=counts,
         cases=[
             {
-                "id": each.id,
-                "status": each.status,
-                "seconds": each.seconds,
-                "reason": each.reason,
-                "detail": each.detail,
-                "files": each.result.get("files"),
-                "not_written": each.result.get("not_written"),
-                "volumes_ml": each.result.get("volumes_ml"),
-                "flags": each.result.get("flags"),
+                "id": outcome.id,
+                "status": outcome.status,
+                "seconds": outcome.seconds,
+                "reason": outcome.reason,
+                "detail": outcome.detail,
+                "files": outcome.result.get("files"),
+                "not_written": outcome.result.get("not_written"),
+                "volumes_ml": outcome.result.get("volumes_ml"),
+                "flags": outcome.result.get("flags"),
             }
-            for each in outcomes
+            for outcome in outcomes
         ],
-        not_selected=[{"id": each.id, "rule": each.rule} for each in work.not_selected],
-        passed_over=work.passed_over,
+        not_selected=[{"id": left_out.id, "rule": left_out.rule} for left_out in batch.not_selected],
+        passed_over=batch.passed_over,
     )
     return SOME_FAILED if counts["failed"] or counts["refused"] else OK
 

@@ -6,7 +6,7 @@ Affines map voxel indices to RAS+ millimetres, as nibabel and MONAI have it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,15 +93,65 @@ def read_header(path: str | Path) -> Header:
     if not path.is_file():
         raise UsageError("no such file", path=path, hint="check the path")
     try:
-        image = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
-        header = image.header
-        shape = tuple(int(size) for size in image.shape)
-        affine = np.asarray(image.affine, dtype=np.float64)
-        dtype = header.get_data_dtype()
+        return header_of_image(nib.load(path), path)  # type: ignore[attr-defined, unused-ignore]
+    except SegpipeError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def header_of_image(image: Any, path: Path) -> Header:
+    """Return the header of a nibabel image, judged as `read_header` judges a file's.
+
+    Args:
+        image: of a file, or made in memory.
+        path: names it where it is refused.
+
+    Raises:
+        DataError: as `read_header`; or affine and header of the image disagree.
+    """
+    import nibabel as nib
+
+    shape, affine, header = image.shape, image.affine, image.header
+    stored = image.header.get_data_dtype() if nib.is_proxy(image.dataobj) else np.asanyarray(image.dataobj).dtype  # type: ignore[attr-defined, unused-ignore]
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair)):  # type: ignore[attr-defined, unused-ignore]
         raise DataError("not a NIfTI image", path=path, found=type(image).__name__)
+    grid = header_of_array(shape, stored, affine, path)
+    unit = int(header["xyzt_units"]) % 8
+    if unit not in (0, UNIT_MM):  # nibabel and MONAI would take the numbers for mm, ITK would not
+        raise DataError(
+            "the header's lengths are not in mm",
+            path=path,
+            found={1: "metres", 3: "micrometres"}.get(unit, unit),
+            expected="mm",
+            hint="write the header again in mm",
+        )
+    codes_and_qform = _compare_forms(path, header, grid.shape)
+    apart = corners_apart_mm(grid.affine, header.get_best_affine(), grid.shape)
+    if not apart <= GEOMETRY_TOLERANCE_MM:  # of an image in memory, whose header was changed by hand
+        raise DataError(
+            "affine and header of the image disagree",
+            path=path,
+            found=f"corners {apart:.3g} mm apart",
+            expected=f"at most {GEOMETRY_TOLERANCE_MM} mm",
+            hint="set both by image.set_sform and image.set_qform",
+        )
+    return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform)
+
+
+def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, path: Path) -> Header:
+    """Return the header of voxels on a grid, judged.
+
+    Args:
+        shape: of the array; trailing axes of size 1 are passed over beyond the third.
+        dtype: of the voxels.
+        affine: (4, 4), voxel index to RAS mm.
+        path: names the image where it is refused.
+
+    Raises:
+        DataError: no voxels, voxels that are colours or complex, or an affine that is singular or not finite.
+    """
+    shape, affine = tuple(int(size) for size in shape), np.asarray(affine, dtype=np.float64)
     if min(shape, default=0) < 1:
         raise DataError("the header tells of no voxels", path=path, found=f"shape {shape}")
     while len(shape) > 3 and shape[-1] == 1:
@@ -114,27 +164,22 @@ def read_header(path: str | Path) -> Header:
             expected="whole or real numbers",
             hint="colour images and complex images are not segmented here",
         )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if (
+        affine.shape != (4, 4)
+        or not np.isfinite(affine).all()
+        or not np.array_equal(affine[3], (0, 0, 0, 1))
+        or abs(np.linalg.det(affine[:3, :3])) < 1e-9
+    ):
         raise DataError(
             "the affine cannot be used",
             path=path,
-            found=np.array2string(affine[:3], precision=3),
+            found=np.array2string(affine[:3] if affine.ndim else affine, precision=3),
             expected="finite and invertible",
             hint="write the header again from the original scan",
         )
-    unit = int(header["xyzt_units"]) % 8
-    if unit not in (0, UNIT_MM):  # nibabel and MONAI would take the numbers for mm, ITK would not
-        raise DataError(
-            "the header's lengths are not in mm",
-            path=path,
-            found={1: "metres", 3: "micrometres"}.get(unit, unit),
-            expected="mm",
-            hint="write the header again in mm",
-        )
-    forms = _compare_forms(path, header, shape)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
-    return Header(path, shape, affine, spacing_mm, str(dtype), *forms)
+    return Header(path, shape, affine, spacing_mm, str(dtype))
 
 
 def read_volume(header: Header) -> NDArray[np.generic]:
@@ -162,11 +207,24 @@ def read_voxels(header: Header) -> NDArray[np.generic]:
     """
     try:
         with _opened(header.path) as image:
-            raw = np.asanyarray(image.dataobj.get_unscaled())
-            slope, inter = image.dataobj.slope, image.dataobj.inter
-        return _lean(raw, slope, inter).reshape(header.shape, order="F")
+            return image_voxels(image, header)
     except Exception as error:
         raise _unreadable(header.path, error) from error
+
+
+def image_voxels(image: Any, header: Header) -> NDArray[np.generic]:
+    """Return the same of a nibabel image; of one in memory it is a copy."""
+    import nibabel as nib
+
+    if not nib.is_proxy(image.dataobj):  # type: ignore[attr-defined, unused-ignore]
+        return array_voxels(image.dataobj, header)
+    raw = np.asanyarray(image.dataobj.get_unscaled())
+    return _lean(raw, image.dataobj.slope, image.dataobj.inter).reshape(header.shape, order="F")
+
+
+def array_voxels(values: Any, header: Header) -> NDArray[np.generic]:
+    """Return the same of an array in memory, as a copy."""
+    return _lean(np.array(values, order="K"), 1, 0).reshape(header.shape, order="F")
 
 
 def _lean(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:

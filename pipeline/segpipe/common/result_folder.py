@@ -29,6 +29,7 @@ from typing import Any
 from segpipe.common.files import append_line, cannot_write
 from segpipe.errors import DataError, UsageError
 
+FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")  # of a label map
 SEGMENTATION = "segmentation.nii.gz"
 PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
 ENTROPY = "entropy.nii.gz"

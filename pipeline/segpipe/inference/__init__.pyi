@@ -2,6 +2,8 @@ from .cleanup import LabelRule as LabelRule
 from .cleanup import cleanup_transforms as cleanup_transforms
 from .cleanup import read_rules as read_rules
 from .engine import StreamingEngine as StreamingEngine
+from .images import Image as Image
+from .images import read_images as read_images
 from .inferer import StreamingSlidingWindowInferer as StreamingSlidingWindowInferer
 from .monai_evaluator import MonaiEvaluator as MonaiEvaluator
 from .output import ExtraOutputs as ExtraOutputs

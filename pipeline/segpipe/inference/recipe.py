@@ -88,6 +88,8 @@ class Recipe(BundleFiles):
     """What a segmenter is made from.
 
     Attributes:
+        name: of the bundle.
+        version: of the bundle.
         channels: number of image channels.
         labels: label value to name.
         preprocessing: the transforms of the closed list; None takes the stock route.
@@ -98,6 +100,8 @@ class Recipe(BundleFiles):
         ensemble: further bundles whose scores are averaged with those of this one.
     """
 
+    name: str = ""
+    version: str = ""
     channels: int
     labels: dict[int, str]
     preprocessing: list[dict[str, Any]] | None

@@ -33,10 +33,12 @@ class Source:
     Attributes:
         header: of the grid that they share, the first three sizes in ``shape``.
         array: (C, X, Y, Z), in few bytes a voxel; its values are those of the files.
+        series: whose slices the voxels are; None where they are of no DICOM series, or were resampled.
     """
 
     header: Header
     array: NDArray[Any]
+    series: Series | None = None
 
     def tensor(self) -> MetaTensor:
         """Return what `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""

@@ -1,9 +1,6 @@
-from .batch import predict_cases as predict_cases
+from .batch import predict as predict
+from .batch_result import BatchProgress as BatchProgress
+from .batch_result import BatchResult as BatchResult
+from .batch_result import Outcome as Outcome
 from .client import WorkerDiedError as WorkerDiedError
-from .options import Options as Options
-from .options import Outcome as Outcome
-from .options import parse_formats as parse_formats
-from .series_filter import Chosen as Chosen
-from .series_filter import find_work as find_work
-from .series_filter import make_rules as make_rules
-from .worker import main as main
+from .options import PredictKeywords as PredictKeywords

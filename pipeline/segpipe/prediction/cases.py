@@ -32,7 +32,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class WorkItem:
+class InputCase:
     """One case.
 
     Attributes:
@@ -62,8 +62,8 @@ def find_cases(
     split: str | None = None,
     fold: int | None = None,
     data: Path | None = None,
-) -> list[WorkItem]:
-    """The NIfTI cases of files and folders (recursive), or of one manifest; none where there are none.
+) -> list[InputCase]:
+    """Return the NIfTI cases of files and folders (recursive), or of one manifest; none where there are none.
 
     Args:
         inputs: NIfTI files and folders, or one manifest (``.json``).
@@ -83,16 +83,16 @@ def find_cases(
     if manifests:
         if len(inputs) > 1:
             raise UsageError("a manifest stands alone", found=f"{len(inputs)} inputs", hint="give one manifest")
-        items = _of_manifest(manifests[0], split, fold, data)
+        cases = _of_manifest(manifests[0], split, fold, data)
     elif split is not None or fold is not None or data is not None:
         raise UsageError("--split, --fold and --data belong to a manifest", hint="give a manifest as the input")
     else:
-        items = _of_files(_files(inputs, out), channels)
-    if pseudonymise and items:
+        cases = _of_files(_files(inputs, out), channels)
+    if pseudonymise and cases:
         base = _base(inputs) if not manifests else data_root(manifests[0], data)
-        items = [WorkItem(_pseudonym(item.paths[0], base), item.paths) for item in items]
-    require_unique(items)
-    return sorted(items, key=lambda item: item.id)
+        cases = [InputCase(_pseudonym(case.paths[0], base), case.paths) for case in cases]
+    require_unique(cases)
+    return sorted(cases, key=lambda case: case.id)
 
 
 def is_manifest(path: Path) -> bool:
@@ -112,7 +112,7 @@ def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
         path = path.absolute()
         if path.is_dir():
             below = find_nifti(path)
-            found |= dict.fromkeys(each for each in below if inside is None or inside not in each.parents)
+            found |= dict.fromkeys(file for file in below if inside is None or inside not in file.parents)
         elif not path.exists():
             raise UsageError("no such file or folder", path=path, hint="check the path")
         elif not is_nifti(path):
@@ -122,15 +122,15 @@ def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
     return list(found)
 
 
-def _of_files(files: Sequence[Path], channels: int) -> list[WorkItem]:
+def _of_files(files: Sequence[Path], channels: int) -> list[InputCase]:
     matches = {path: CHANNEL.match(nifti_stem(path)) for path in files}
     if channels == 1:  # the suffix of a single channel is no part of the name, where all files carry it
         all_first = all(match and match["index"] == "0000" for match in matches.values())
         return [
-            WorkItem(match["stem"] if match and all_first else nifti_stem(path), (path,))
+            InputCase(match["stem"] if match and all_first else nifti_stem(path), (path,))
             for path, match in matches.items()
         ]
-    whole = [WorkItem(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
+    whole = [InputCase(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
     for path, match in matches.items():
         if match:
@@ -140,7 +140,7 @@ def _of_files(files: Sequence[Path], channels: int) -> list[WorkItem]:
                 raise UsageError(
                     "two files are the same channel of a case", path=f"{other} and {path}", hint="remove one of them"
                 )
-    return whole + [WorkItem(stem, _in_order(group)) for (_, stem), group in groups.items()]
+    return whole + [InputCase(stem, _in_order(group)) for (_, stem), group in groups.items()]
 
 
 def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
@@ -151,11 +151,11 @@ def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
     return tuple(group.get(index, some.with_name(f"{stem}_{index:04}{ending}")) for index in range(max(group) + 1))
 
 
-def _of_manifest(path: Path, split: str | None, fold: int | None, data: Path | None) -> list[WorkItem]:
+def _of_manifest(path: Path, split: str | None, fold: int | None, data: Path | None) -> list[InputCase]:
     manifest = load_manifest(path)
     root = data_root(path, data).absolute()
     return [
-        WorkItem(case.id, tuple(root / image for image in case.images))
+        InputCase(case.id, tuple(root / image for image in case.images))
         for case in manifest.select(split or "all", fold)
     ]
 
@@ -170,27 +170,27 @@ def _pseudonym(path: Path, base: Path) -> str:
     return "case-" + hashlib.sha256(os.fsencode(relative)).hexdigest()[:12]
 
 
-def require_unique(items: Sequence[WorkItem]) -> None:
+def require_unique(cases: Sequence[InputCase]) -> None:
     """Refuse names that cannot be ids, and one id for two cases.
 
     Raises:
         UsageError: there is such a name or id.
     """
-    seen: dict[str, WorkItem] = {}
-    for item in items:
-        if not CASE_ID.match(item.id) or item.id in RESERVED:
+    seen: dict[str, InputCase] = {}
+    for case in cases:
+        if not CASE_ID.match(case.id) or case.id in RESERVED:
             raise UsageError(
                 "this file name cannot be a case id",
-                path=item.paths[0],
-                found=item.id,
+                path=case.paths[0],
+                found=case.id,
                 expected="at most 128 letters, digits, '.', '_' and '-', a letter or digit first",
                 hint="rename the file, or give --pseudonymise",
             )
-        other = seen.setdefault(item.id, item)
-        if other is not item:
+        other = seen.setdefault(case.id, case)
+        if other is not case:
             raise UsageError(
                 "two inputs would get the same case id",
-                path=f"{other.paths[0]} and {item.paths[0]}",
-                found=item.id,
+                path=f"{other.paths[0]} and {case.paths[0]}",
+                found=case.id,
                 hint="rename one, predict them into two folders, or give --pseudonymise",
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import selectors
@@ -14,14 +13,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from segpipe import errors
 from segpipe.errors import SegpipeError
+from segpipe.prediction.protocol import (
+    CaseFiles,
+    Failed,
+    Load,
+    Loaded,
+    Prefetch,
+    Segment,
+    Segmented,
+    from_json,
+    to_json,
+)
 
 LAST_LINES = 8
 START_ATTEMPTS = 2
 MEMORY_POLL_S = 0.1
+Answer = TypeVar("Answer", Loaded, Segmented)
 
 
 class WorkerDiedError(Exception):
@@ -53,17 +64,18 @@ class Worker:
     """A worker process with a model in it, started when first needed and again after it died.
 
     Args:
-        recipe: the plain values of `segpipe.inference.segmenter.Recipe`.
-        terms: on which the bundle may run, as `segpipe.bundle.vet.gate.vet_recipe` takes them.
-        most_bytes: of memory at which it is ended while it is at a case; None for no limit. An address space limit
+        load: what the model is made from, and on which terms.
+        max_bytes: of memory at which it is ended while it is at a case; None for no limit. An address space limit
             would not do, since torch reserves far more than it uses.
+
+    Attributes:
+        loaded: what the worker said of its model.
     """
 
-    def __init__(self, recipe: dict[str, Any], terms: dict[str, Any], most_bytes: int | None = None) -> None:
-        self.recipe = recipe
-        self.terms = terms
-        self.most_bytes = most_bytes
-        self.about: dict[str, Any] = {}
+    def __init__(self, load: Load, max_bytes: int | None = None) -> None:
+        self.load = load
+        self.max_bytes = max_bytes
+        self.loaded: Loaded | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = b""
         self._words: deque[str] = deque(maxlen=LAST_LINES)
@@ -74,41 +86,37 @@ class Worker:
         """Process id while it runs."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
+    def start(self) -> Loaded:
         """Start the process and load the model, unless both are there.
 
         Raises:
             CannotGoOnError: the bundle is refused, or its model cannot be loaded.
         """
         for attempt in range(START_ATTEMPTS):
-            if self._process is not None:
-                return
+            if self._process is not None and self.loaded is not None:
+                break
             self._spawn()
             try:
-                self.about = self._ask({"op": "load", "recipe": self.recipe, "terms": self.terms}, None)
+                self.loaded = self._ask(self.load, Loaded)
             except WorkerDiedError as death:
                 if attempt + 1 == START_ATTEMPTS:
                     raise CannotGoOnError(_cannot_start(death)) from death
             except SegpipeError as error:
                 self.close()
                 raise CannotGoOnError(error) from error
+        if self.loaded is None:
+            raise SegpipeError("the worker was not started")
+        return self.loaded
 
     def segment(
-        self,
-        paths: list[str],
-        out: str,
-        timeout_s: float | None = None,
-        meanwhile: Callable[[], object] | None = None,
-        **more: Any,
-    ) -> dict[str, Any]:
-        """Have one case segmented into the file ``out``.
+        self, request: Segment, timeout_s: float | None = None, meanwhile: Callable[[], object] | None = None
+    ) -> Segmented:
+        """Have one case segmented.
 
         Args:
-            paths: of its files.
-            out: the NIfTI label map.
+            request: the case, and what of it is written where.
             timeout_s: seconds that it may take.
             meanwhile: called once the worker was asked, before its answer is waited for.
-            more: what else the request of `segpipe.prediction.worker` may have.
 
         Raises:
             WorkerDiedError, WorkerTimeoutError, WorkerMemoryError: as they say.
@@ -116,24 +124,22 @@ class Worker:
             CannotGoOnError: why no further case can be.
         """
         self.start()
-        request = {"op": "segment", "paths": paths, "out": out, **more}
-        return self._ask(request, timeout_s, self.most_bytes, meanwhile)
+        return self._ask(request, Segmented, timeout_s, self.max_bytes, meanwhile)
 
-    def prefetch(self, key: str, paths: list[str], series: dict[str, Any] | None) -> None:
-        """Have a case read while another is computed, to be segmented under the same ``key`` next.
+    def prefetch(self, case: CaseFiles) -> None:
+        """Have a case read while another is computed; it is to be segmented next.
 
         Nothing is answered, and a worker that has died meanwhile is passed over.
         """
         process = self._process
-        request = {"op": "ahead", "key": key, "paths": paths, "series": series, "most_bytes": self.most_bytes}
         if process is not None and process.stdin is not None:
             with contextlib.suppress(OSError, ValueError):
-                process.stdin.write((json.dumps(request) + "\n").encode())
+                process.stdin.write(to_json(Prefetch(case=case, max_bytes=self.max_bytes)).encode())
                 process.stdin.flush()
 
     def close(self) -> None:
         """End the process; nothing that it was at is kept."""
-        process, self._process = self._process, None
+        process, self._process, self.loaded = self._process, None, None
         if process is None:
             return
         process.kill()
@@ -166,20 +172,21 @@ class Worker:
 
     def _ask(
         self,
-        request: dict[str, Any],
-        timeout_s: float | None,
-        most_bytes: int | None = None,
+        request: Load | Segment,
+        answered_by: type[Answer],
+        timeout_s: float | None = None,
+        max_bytes: int | None = None,
         meanwhile: Callable[[], object] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise SegpipeError("the worker was not started")
         try:
-            process.stdin.write((json.dumps(request) + "\n").encode())
+            process.stdin.write(to_json(request).encode())
             process.stdin.flush()
             if meanwhile is not None:
                 meanwhile()
-            line = self._read_line(process.stdout.fileno(), timeout_s, most_bytes)
+            line = self._read_line(process.stdout.fileno(), timeout_s, max_bytes)
         except OSError:
             line = b""
         except BaseException:  # too late, or interrupted: its answer must not be taken for the next one's
@@ -187,15 +194,17 @@ class Worker:
             raise
         if not line.endswith(b"\n"):
             raise self._death(process)
-        answer: dict[str, Any] = json.loads(line)
-        if not answer.pop("ok"):
-            raise CannotGoOnError(_as_error(answer)) if answer["stop"] else _as_error(answer)
+        answer = from_json(line)
+        if isinstance(answer, Failed):
+            raise CannotGoOnError(_as_error(answer)) if answer.stop else _as_error(answer)
+        if not isinstance(answer, answered_by):
+            raise SegpipeError("the worker gave another answer", found=type(answer).__name__)
         return answer
 
-    def _read_line(self, handle: int, timeout_s: float | None, most_bytes: int | None) -> bytes:
+    def _read_line(self, handle: int, timeout_s: float | None, max_bytes: int | None) -> bytes:
         """A line, or what there was of it at the end of the pipe."""
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        poll_s = math.inf if most_bytes is None else MEMORY_POLL_S
+        poll_s = math.inf if max_bytes is None else MEMORY_POLL_S
         with selectors.DefaultSelector() as selector:
             selector.register(handle, selectors.EVENT_READ)
             while b"\n" not in self._answers:
@@ -203,7 +212,7 @@ class Worker:
                 if not selector.select(None if wait == math.inf else wait):
                     if time.monotonic() >= deadline:
                         raise WorkerTimeoutError
-                    if most_bytes is not None and self._resident() > most_bytes:
+                    if max_bytes is not None and self._resident() > max_bytes:
                         raise WorkerMemoryError
                     continue
                 block = os.read(handle, 1 << 16)
@@ -238,12 +247,12 @@ class Worker:
         return WorkerDiedError(f"the worker {reason}", list(self._words))
 
 
-def _as_error(answer: dict[str, Any]) -> SegpipeError:
-    kind = getattr(errors, answer["kind"], SegpipeError)
+def _as_error(failed: Failed) -> SegpipeError:
+    parts = dict(failed.error)
+    if failed.reason:
+        return errors.DataError(parts.pop("message"), reason=failed.reason, **parts)
+    kind = getattr(errors, failed.kind, SegpipeError)
     kind = kind if isinstance(kind, type) and issubclass(kind, SegpipeError) else SegpipeError
-    parts = dict(answer["error"])
-    if answer.get("reason"):
-        return errors.DataError(parts.pop("message"), reason=answer["reason"], **parts)
     error: SegpipeError = kind(parts.pop("message"), **parts)
     return error
 

@@ -1,124 +1,233 @@
-"""Amounts of memory as a user writes them.
+"""What a batch is asked for: each option as a user gives it, and judged.
 
-What a batch is asked for, and how its cases end.
-
-Several bundles as one model, and mirrored windows: what has to agree, and what results say of it.
-
-What lies beside a label map where it was asked for: probabilities of all classes or of some, and entropy.
+A new option is a key of `PredictKeywords` and a field of `Options`, or of `Outputs`, which reaches the worker as it is.
+An option of the model is added in `segpipe.inference.recipe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.common.result_folder import ENTROPY, PROBABILITIES, probability_name
+from segpipe.bundle import Bundle
+from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMENTATION, probability_name
 from segpipe.errors import RefusedError, UsageError
-from segpipe.inference import ModelOptions
-from segpipe.prediction.cases import WorkItem
+from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
 
 if TYPE_CHECKING:
-    from segpipe.bundle import Bundle
+    from segpipe.inference import Recipe
+
+ALL = "all"
 
 
-FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")
-NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a case ended.
+class PredictKeywords(ModelKeywords, total=False):
+    """Options of a batch as a user gives them; those of the model as of `segpipe.inference.ModelKeywords`.
 
     Attributes:
-        id: of the case.
-        status: ``done``, ``skipped`` (finished before), ``failed``, or ``refused`` (a DICOM series that is no volume).
-        seconds: that it took.
-        reason: of what failed, in a sentence; of what is refused, in a word.
-        detail: of what is refused, in a sentence or two.
-        result: ``result.json``.
-    """
-
-    id: str
-    status: str
-    seconds: float | None = None
-    reason: str | None = None
-    detail: str | None = None
-    result: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a batch is run.
-
-    Attributes:
-        model: how the model is run.
-        timeout_s: seconds for one case; None for no limit.
-        retries: how often a case is tried again after the worker died of it.
+        format: of ``nifti``, ``seg``, ``labelmap``, ``rtstruct``, ``sr``; None takes ``nifti``, and ``seg`` as well
+            where the source is DICOM.
+        probabilities: write the probabilities of ``all`` classes, or of these labels alone, by name or value.
+        entropy: write the entropy of the probabilities, in nats.
+        overlay: write ``overlay.png``, the slice with most labelled voxels.
+        modality: only DICOM series of it; None takes the bundle's.
+        series_description: only series whose description matches this pattern.
+        min_slices, max_slices: only series of so many slices.
+        pseudonymise: name cases by the hash of their path, not by their file.
+        split, fold, data: of a manifest: which cases, and the folder of its files.
+        timeout: seconds for one case.
+        retries: tries after a case crashed the worker.
         overwrite: compute finished cases again, and take over a folder of another bundle.
-        max_case_memory: bytes at which the worker is ended; None for no limit.
-        probabilities: write the probabilities of all classes beside the labels.
-        allow: names that a bundle may use beside the list of admitted ones.
-        run_unvetted_code: run a bundle that did not pass the static checks.
-        formats: of `FORMATS`; None takes NIfTI, and SEG as well where the source is DICOM.
-        probabilities_of: write the probabilities of these labels alone, by name or value.
-        entropy: write the entropy of the probabilities.
+        max_case_memory: memory at which a case is ended and fails, in bytes or as ``8G``.
         ensemble: further bundles whose scores are averaged with those of the first.
+        allow, run_unvetted_code, require_signature: as ``allow``, ``run_unvetted_code`` and ``key`` of
+            `segpipe.open_bundle`, for bundles that are given by their path.
     """
+
+    format: str | Sequence[str] | None
+    probabilities: str | Sequence[str] | None
+    entropy: bool
+    overlay: bool
+    modality: str | Sequence[str] | None
+    series_description: str | None
+    min_slices: int | None
+    max_slices: int | None
+    pseudonymise: bool
+    split: str | None
+    fold: int | None
+    data: str | PathLike[str] | None
+    timeout: float | None
+    retries: int
+    overwrite: bool
+    max_case_memory: int | str | None
+    ensemble: Sequence[Bundle | str | PathLike[str]]
+    allow: Sequence[str]
+    run_unvetted_code: bool
+    require_signature: str | PathLike[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What is written of a case; attributes as of `PredictKeywords`, an empty ``format`` for its default."""
+
+    format: tuple[str, ...] = ()
+    probabilities: tuple[str, ...] = ()
+    entropy: bool = False
+    overlay: bool = True
+
+    def formats_of(self, *, is_dicom: bool) -> tuple[str, ...]:
+        """Return the formats of a case."""
+        return self.format or (("nifti", "seg") if is_dicom else ("nifti",))
+
+    def extra_files(self, labels: Mapping[int, str], activation: str | None) -> dict[str, Any]:
+        """Return the names of extra outputs as ``result.json`` has them; of single labels by the label's name.
+
+        Raises:
+            UsageError: a label that the bundle does not have, or all probabilities and some.
+        """
+        files: dict[str, Any] = {}
+        if self.probabilities == (ALL,):
+            files["probabilities"] = PROBABILITIES
+        elif self.probabilities:
+            values = [_value_of(word, labels, activation) for word in self.probabilities]
+            files["probability"] = {labels[value]: probability_name(value) for value in values}
+        if self.entropy:
+            files["entropy"] = ENTROPY
+        return files
+
+    def extra_paths(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
+        """Return the same in a folder, as `segpipe.inference.ExtraOutputs` takes them."""
+        activation = (recipe.windowing or {}).get("activation")
+        files = self.extra_files(recipe.labels, activation)
+        paths: dict[str, Any] = {
+            name: str(folder / files[name]) for name in ("probabilities", "entropy") if name in files
+        }
+        values = {name: value for value, name in recipe.labels.items()}
+        first = 1 if activation == "sigmoid" else 0  # the label that is the first channel
+        single = files.get("probability", {}).items()
+        return {**paths, "single": {values[name] - first: str(folder / file) for name, file in single}}
+
+    def are_met(self, result: Mapping[str, Any], folder: Path, bundle: Bundle, *, is_dicom: bool) -> bool:
+        """Return whether a finished case has all that is asked for, as far as its source allows."""
+        not_written = result.get("not_written", {})
+        settled = {*result.get("files", {"nifti": SEGMENTATION}), *not_written}
+        extra = _names(self.extra_files(bundle.labels, bundle.activation))
+        if self.overlay and "overlay" in not_written:
+            return False
+        return settled.issuperset(self.formats_of(is_dicom=is_dicom)) and all(
+            (folder / name).is_file() for name in extra
+        )
+
+
+def _names(files: Mapping[str, Any]) -> Iterator[str]:
+    for entry in files.values():
+        yield from entry.values() if isinstance(entry, dict) else [entry]
+
+
+def _value_of(word: str, labels: Mapping[int, str], activation: str | None) -> int:
+    """The label that a name or a value means."""
+    if word == ALL:
+        raise UsageError(
+            "all probabilities are asked for, and some", found="--probabilities all,...", expected="one of the two"
+        )
+    known = {value: name for value, name in labels.items() if value or activation != "sigmoid"}
+    matches = [value for value, name in known.items() if word in (name, str(value))]
+    if len(matches) != 1:
+        raise UsageError(
+            "the bundle has no such label",
+            found=word,
+            expected=", ".join(f"{name} ({value})" for value, name in known.items()),
+        )
+    return matches[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a batch is run; attributes as of `PredictKeywords`, memory in bytes, the ensemble opened."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
-    timeout_s: float | None = None
+    outputs: Outputs = field(default_factory=Outputs)
+    modality: tuple[str, ...] = ()
+    series_description: str | None = None
+    min_slices: int | None = None
+    max_slices: int | None = None
+    pseudonymise: bool = False
+    split: str | None = None
+    fold: int | None = None
+    data: Path | None = None
+    timeout: float | None = None
     retries: int = 1
     overwrite: bool = False
     max_case_memory: int | None = None
-    probabilities: bool = False
-    allow: tuple[str, ...] = ()
-    run_unvetted_code: bool = False
-    formats: tuple[str, ...] | None = None
-    probabilities_of: tuple[str, ...] = ()
-    entropy: bool = False
     ensemble: tuple[Bundle, ...] = ()
 
-    def formats_of(self, item: WorkItem) -> tuple[str, ...]:
-        """What is to be written of a case."""
-        return self.formats or (("nifti", "seg") if item.is_dicom else ("nifti",))
+    @classmethod
+    def parse(cls, keywords: Mapping[str, Any]) -> Options:
+        """Judge the options as a user gives them, all but those that bundles are opened with.
+
+        Raises:
+            UsageError: a value that there is not.
+            TypeError: no such option.
+        """
+        values = dict(keywords)
+        for name in ("format", "probabilities", "modality"):
+            if name in values:
+                values[name] = split_words(values[name])
+        values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
+        values["data"] = None if values.get("data") is None else Path(values["data"])
+        if "format" in values:
+            values["format"] = _formats(values["format"], keywords["format"])
+        for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
+            if values.get(name) is not None and values[name] < least:
+                raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
+        model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
+        outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
+        return cls(model=ModelOptions.parse(**model), outputs=Outputs(**outputs), **values)
+
+    def with_ensemble(self, bundles: Sequence[Bundle]) -> Options:
+        """Return the same with opened bundles."""
+        return replace(self, ensemble=tuple(bundles))
+
+    def about_model(self) -> dict[str, Any]:
+        """Return what results say of the model beside its first bundle."""
+        return {"ensemble": [bundle.facts for bundle in self.ensemble], "mirror": list(self.model.mirror)}
 
 
-def parse_formats(given: Sequence[str]) -> tuple[str, ...] | None:
-    """Formats from the options, each once; None where none was given.
-
-    Raises:
-        UsageError: no such format.
-    """
-    names = [word.strip().lower() for text in given for word in text.split(",") if word.strip()]
-    odd = next((name for name in names if name not in FORMATS), None)
-    if odd is not None or (given and not names):
-        raise UsageError("no such format", found=odd or ", ".join(given), expected=", ".join(FORMATS))
-    return tuple(dict.fromkeys(names)) or None
+def _formats(words: Sequence[str], given: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.lower() for word in words))
+    wrong = next((name for name in names if name not in FORMATS), None)
+    if wrong is not None or (given and not names):
+        shown = given if isinstance(given, str) else ", ".join(given or ())
+        raise UsageError("no such format", found=wrong or shown, expected=", ".join(FORMATS))
+    return names
 
 
 def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:
     """Refuse an ensemble whose scores cannot be averaged voxel by voxel and class by class.
 
     Raises:
-        RefusedError: a bundle is not of the closed form, stands twice, or differs in what has to agree.
+        RefusedError: a bundle is outside the supported subset, stands twice, or differs in what has to agree.
+        UsageError: a bundle was opened on other terms than the first.
     """
-    for number, one in enumerate([bundle, *others] if others else ()):
-        if one.unsupported:
+    for number, member in enumerate([bundle, *others] if others else ()):
+        if member.unsupported:
             raise RefusedError(
                 "a bundle outside the closed form cannot be part of an ensemble",
-                path=one.root,
-                found="; ".join(one.unsupported),
+                path=member.root,
+                found="; ".join(member.unsupported),
                 hint="predict with each bundle alone",
             )
-        if one.sha256 in [before.sha256 for before in [bundle, *others][:number]]:
-            raise RefusedError("the same bundle stands twice in the ensemble", path=one.root)
-        for what, found, expected in zip(_AGREE, _agreeing(one), _agreeing(bundle), strict=True):
+        if member.sha256 in [before.sha256 for before in [bundle, *others][:number]]:
+            raise RefusedError("the same bundle stands twice in the ensemble", path=member.root)
+        if member.policy != bundle.policy:
+            raise UsageError("the bundles of an ensemble were opened on different terms", path=member.root)
+        for what, found, expected in zip(_AGREE, _agreeing(member), _agreeing(bundle), strict=True):
             if found != expected:
                 raise RefusedError(
                     f"the bundles of an ensemble differ in their {what}",
-                    path=one.root,
+                    path=member.root,
                     found=found,
                     expected=expected,
                     hint="only folds or seeds of the same task can be averaged",
@@ -131,61 +240,3 @@ _AGREE = ("labels", "channels", "preprocessing", "activation", "window", "post-p
 def _agreeing(bundle: Bundle) -> tuple[Any, ...]:
     steps = bundle.preprocessing.to_config() if bundle.preprocessing else None
     return bundle.labels, bundle.channels, steps, bundle.activation, bundle.roi_size, bundle.cleanup
-
-
-def about_model(options: Options) -> dict[str, Any]:
-    """What ``result.json`` says of the model beside its first bundle."""
-    return {"ensemble": [each.facts for each in options.ensemble], "mirror": list(options.model.mirror)}
-
-
-def extra_output_files(bundle: Bundle, options: Options) -> dict[str, Any]:
-    """File names as ``result.json`` has them; those of single labels by the label's name.
-
-    Raises:
-        UsageError: a label that the bundle does not have, or both kinds of probabilities.
-    """
-    if options.probabilities and options.probabilities_of:
-        raise UsageError(
-            "all probabilities are asked for, and some",
-            found="--probabilities and --probabilities-of",
-            expected="one of the two",
-        )
-    files: dict[str, Any] = {}
-    if options.probabilities:
-        files["probabilities"] = PROBABILITIES
-    if options.probabilities_of:
-        values = [_value_of(word, bundle) for word in options.probabilities_of]
-        files["probability"] = {bundle.labels[value]: probability_name(value) for value in values}
-    if options.entropy:
-        files["entropy"] = ENTROPY
-    return files
-
-
-def extra_output_names(files: dict[str, Any]) -> Iterator[str]:
-    """All file names of `extra_output_files`."""
-    for entry in files.values():
-        yield from entry.values() if isinstance(entry, dict) else [entry]
-
-
-def extra_output_request(bundle: Bundle, options: Options, into: Path) -> dict[str, Any]:
-    """The same as the worker is asked for it, in a folder."""
-    files = extra_output_files(bundle, options)
-    whole = ("probabilities", "entropy")
-    request: dict[str, Any] = {name: str(into / files[name]) for name in whole if name in files}
-    values = {name: value for value, name in bundle.labels.items()}
-    first = 1 if bundle.activation == "sigmoid" else 0  # the label that is the first channel
-    single = [[values[name] - first, str(into / file)] for name, file in files.get("probability", {}).items()]
-    return {**request, "single": single} if single else request
-
-
-def _value_of(word: str, bundle: Bundle) -> int:
-    """The label that a name or a value means."""
-    known = {value: name for value, name in bundle.labels.items() if value or bundle.activation != "sigmoid"}
-    found = [value for value, name in known.items() if word in (name, str(value))]
-    if len(found) != 1:
-        raise UsageError(
-            "the bundle has no such label",
-            found=word,
-            expected=", ".join(f"{name} ({value})" for value, name in known.items()),
-        )
-    return found[0]

@@ -1,97 +1,163 @@
-"""What the worker is asked of a case beside its files, and what becomes of its answer.
+"""What the parent of a batch and its worker say to each other: a dataclass a message, a line of JSON each.
 
-What the worker is told of a bundle: the plain values from which it makes the model, and what it vets.
+A line that is no message of this version, with exactly its fields and their types, is refused by whoever reads it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from segpipe.common.console import SCHEMA_VERSION
-from segpipe.evaluation import far_from_training
-from segpipe.prediction.cases import WorkItem
-from segpipe.prediction.client import Worker
-from segpipe.prediction.options import NO_DICOM_SOURCE, Options, about_model, extra_output_files, extra_output_request
+from segpipe.bundle import TrustPolicy
+from segpipe.errors import SegpipeError
+from segpipe.inference import Recipe
+from segpipe.prediction.options import Outputs
 
-if TYPE_CHECKING:
-    from segpipe.bundle import Bundle
+VERSION = 1
+Message = TypeVar("Message")
 
 
-def require_codes(bundle: Bundle) -> None:
-    """Read what the bundle says its labels mean in DICOM, before a case fails of it.
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Vet the bundles, then make their model. Answered by `Loaded`."""
+
+    recipe: Recipe
+    policy: TrustPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFiles:
+    """A case: its id and NIfTI files, or its series as `segpipe.dicom.as_plain` gives it."""
+
+    id: str
+    paths: tuple[str, ...] = ()
+    series: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Write the results of a case into a folder. Answered by `Segmented`."""
+
+    case: CaseFiles
+    folder: str
+    outputs: Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefetch:
+    """Read a case while the one before it is computed, if both fit. Not answered.
+
+    Attributes:
+        case: that will be asked for next.
+        max_bytes: of memory at which the worker is ended; None for no limit.
+    """
+
+    case: CaseFiles
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """The model is there: how it is run, and what the gate said. All of it stands in every ``result.json``."""
+
+    vetting: dict[str, Any] | None = None
+    engine: str | None = None
+    engine_reasons: tuple[str, ...] = ()
+    runtime: str | None = None
+    runtime_reasons: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """The results of a case are written. All of it stands in its ``result.json``."""
+
+    shape: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    intensity: list[Any] = field(default_factory=list)
+    regions: int = 0
+    voxels: dict[str, int]
+    volumes_ml: dict[str, float]
+    flags: dict[str, Any]
+    files: dict[str, str]
+    not_written: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """What was asked for cannot be done.
+
+    Attributes:
+        kind: name of the error's class in `segpipe.errors`.
+        error: its parts.
+        reason: the word of a DICOM refusal; None for other errors.
+        stop: whether no further case can be done either.
+    """
+
+    kind: str
+    error: dict[str, Any]
+    reason: str | None = None
+    stop: bool = False
+
+
+MESSAGES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, Segment, Prefetch, Loaded, Segmented, Failed)}
+
+
+def to_json(message: Any) -> str:
+    """Return a message as one line, its end included."""
+    return json.dumps({"version": VERSION, "message": type(message).__name__, **asdict(message)}) + "\n"
+
+
+def from_json(line: str | bytes) -> Any:
+    """Return the message of a line.
 
     Raises:
-        DataError: it cannot be read.
+        SegpipeError: it is none of this version, lacks a field, has an unknown one, or a value of another type.
     """
-    from segpipe.dicom import label_infos
-
-    label_infos(bundle.labels, _meaning(bundle))
-
-
-def more_of_request(item: WorkItem, bundle: Bundle, options: Options, into: Path) -> dict[str, Any]:
-    """The part of a request to `segpipe.prediction.worker` that not every case has."""
-    more: dict[str, Any] = {"key": item.id}
-    if beside := extra_output_request(bundle, options, into):
-        more["beside"] = beside
-    if item.series is not None:
-        from segpipe.dicom import as_plain
-
-        formats = options.formats_of(item)
-        more["nifti"] = "nifti" in formats
-        more["dicom"] = {
-            "series": as_plain(item.series),
-            "formats": [name for name in formats if name != "nifti"],
-            "labels": bundle.labels,
-            "meaning": _meaning(bundle),
-            "algorithm": {"name": bundle.name, "version": bundle.version, "bundle_sha256": bundle.sha256},
-        }
-    return more
+    try:
+        parts = json.loads(line)
+        version, kind = parts.pop("version"), parts.pop("message")
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise _unknown("no message", error) from error
+    if version != VERSION or kind not in MESSAGES:
+        raise _unknown(f"{kind} of version {version}", f"one of {', '.join(MESSAGES)} of version {VERSION}")
+    return _dataclass(MESSAGES[kind], parts, kind)
 
 
-def result_of(
-    item: WorkItem, answer: Mapping[str, Any], bundle: Bundle, options: Options, about: Mapping[str, Any]
-) -> dict[str, Any]:
-    """``result.json``.
-
-    Args:
-        item: the case.
-        answer: of the worker.
-        bundle: that it was segmented with.
-        options: of the batch.
-        about: what the worker said of itself.
-    """
-    facts = {name: value for name, value in answer.items() if name != "spacing_ras_mm"}
-    far = far_from_training(bundle.metadata, answer.get("spacing_ras_mm"), answer.get("intensity"))
-    facts["flags"] = {**answer["flags"], **far}
-    if not item.is_dicom:
-        wanted = options.formats_of(item)
-        facts["not_written"] = {name: NO_DICOM_SOURCE for name in wanted if name != "nifti"}
-    told = ("vetting", "engine", "engine_reasons", "runtime", "runtime_reasons", "device", "threads", "versions")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "id": item.id,
-        "bundle": bundle.facts,
-        "route": "stock" if bundle.unsupported else "typed",
-        "route_reasons": list(bundle.unsupported),
-        "source": "dicom" if item.is_dicom else "nifti",
-        "notes": list(item.series.notes) if item.series else [],
-        **facts,
-        "beside": extra_output_files(bundle, options),
-        **about_model(options),
-        **{name: about.get(name) for name in told},
-    }
+def _dataclass(kind: type[Message], parts: Any, place: str) -> Message:
+    known = {part.name: part for part in fields(kind)}  # type: ignore[arg-type]
+    needed = {name for name, part in known.items() if part.default is MISSING and part.default_factory is MISSING}
+    if not isinstance(parts, Mapping) or not needed <= set(parts) <= set(known):
+        wrong = sorted(set(parts) ^ set(known)) if isinstance(parts, Mapping) else type(parts).__name__
+        raise _unknown(f"{place}: {wrong}", "the fields of this version")
+    types = get_type_hints(kind)
+    return kind(**{name: _typed(types[name], value, f"{place}.{name}") for name, value in parts.items()})
 
 
-def _meaning(bundle: Bundle) -> dict[str, Any]:
-    return {"name": bundle.name, "codes": bundle.metadata.get("codes")}
+def _typed(kind: Any, value: Any, place: str) -> Any:
+    """A value of JSON as a field's type has it."""
+    container, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _dataclass(kind, value, place)  # type: ignore[arg-type]
+    if container in (Union, UnionType):
+        options = [option for option in inner if option is not NoneType]
+        return None if value is None and NoneType in inner else _typed(options[0], value, place)
+    if container is dict and isinstance(value, Mapping):
+        return {inner[0](name): _typed(inner[1], part, f"{place}.{name}") for name, part in value.items()}
+    if container in (list, tuple) and isinstance(value, list):
+        return container(_typed(inner[0], part, place) for part in value)
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise _unknown(f"{place}: {type(value).__name__}", str(getattr(kind, "__name__", kind)))
 
 
-def worker_for(bundle: Bundle, options: Options) -> Worker:
-    """The worker of a bundle, not started yet."""
-    policy = {"allow": list(options.allow), "run_unvetted_code": options.run_unvetted_code}
-    recipe = bundle.recipe(options.model, options.ensemble)
-    identity = {"sha256": recipe.sha256, "config_file": recipe.config_file}
-    return Worker(asdict(recipe), {**policy, **identity}, options.max_case_memory)
+def _unknown(found: str, expected: object) -> SegpipeError:
+    return SegpipeError("a message between the batch and its worker is not understood", found=found, expected=expected)

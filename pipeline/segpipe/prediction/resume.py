@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.files import cannot_write, read_json, sha256_of
-from segpipe.common.result_folder import MAPPING, RESULT, SEGMENTATION, STATE, ResultFolder, read_events, read_lines
+from segpipe.common.result_folder import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
 from segpipe.errors import RefusedError, SegpipeError
-from segpipe.prediction.cases import WorkItem
-from segpipe.prediction.options import Options, about_model, extra_output_files, extra_output_names
+from segpipe.prediction.cases import InputCase
+from segpipe.prediction.options import Options
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
@@ -52,39 +52,6 @@ def held_by(out: Path) -> Iterator[None]:
         yield
 
 
-def refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
-    """Never fill one folder from two models by mistake.
-
-    Raises:
-        RefusedError: the last start in this folder named another bundle, or averaged other scores.
-    """
-    if options.overwrite:
-        return
-    starts = [event for event in read_events(out) if event.get("event") == "start"]
-    if starts and starts[-1].get("bundle") != bundle.sha256:
-        raise RefusedError(
-            "the folder holds results of another bundle",
-            path=out,
-            found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
-            expected=f"{bundle.name} ({bundle.sha256[:12]})",
-            hint="choose another folder, or give --overwrite",
-        )
-    if starts and not same_model(starts[-1], options):
-        before = {"ensemble": [], "mirror": []} | starts[-1]
-        raise RefusedError(
-            "the folder holds results with another ensemble, or otherwise mirrored",
-            path=out,
-            found=f"{len(before['ensemble'])} further bundles, mirrored: {','.join(before['mirror']) or 'no'}",
-            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.model.mirror) or 'no'}",
-            hint="choose another folder, or give --overwrite",
-        )
-
-
-def same_model(before: Mapping[str, Any], options: Options) -> bool:
-    """Whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
-    return all(before.get(key, []) == value for key, value in about_model(options).items())
-
-
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:
     """Results in a bundle's folder would make it another bundle than its SHA256SUMS says.
 
@@ -99,47 +66,81 @@ def refuse_own_folder(out: Path, bundle: Bundle) -> None:
         )
 
 
-def refuse_taken(folder: ResultFolder, items: Sequence[WorkItem]) -> None:
-    """Never replace what is no result, such as a patient's own folder of scans.
+def open_result_folder(out: Path, bundle: Bundle, cases: Sequence[InputCase], options: Options) -> ResultFolder:
+    """Open the result folder, unless this batch would spoil what is in it.
 
     Raises:
-        RefusedError: something else has the name of a case's result.
+        RefusedError: it holds results of another bundle or scan, or something that is no result has a case's name.
+        UsageError: it cannot be written to.
     """
-    taken = next((item.id for item in items if folder.is_taken(item.id)), None)
-    if taken is not None:
+    if not options.overwrite:
+        _refuse_other_bundle(out, bundle, options)
+        _refuse_other_sources(out, cases)
+    folder = ResultFolder(out)
+    taken = next((case.id for case in cases if folder.is_taken(case.id)), None)
+    if taken is not None:  # such as a patient's own folder of scans
         raise RefusedError(
             "something that is no result has the name of a case's result",
             path=folder.final(taken),
             case_id=taken,
             hint="choose an empty or new folder for results",
         )
+    return folder
+
+
+def _refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
+    """Never fill one folder from two models by mistake.
+
+    Raises:
+        RefusedError: the last start in this folder named another bundle, or averaged other scores.
+    """
+    starts = [event for event in read_events(out) if event.get("event") == "start"]
+    if starts and starts[-1].get("bundle") != bundle.sha256:
+        raise RefusedError(
+            "the folder holds results of another bundle",
+            path=out,
+            found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
+            expected=f"{bundle.name} ({bundle.sha256[:12]})",
+            hint="choose another folder, or give --overwrite",
+        )
+    if starts and not _is_same_model(starts[-1], options):
+        before = {"ensemble": [], "mirror": []} | starts[-1]
+        raise RefusedError(
+            "the folder holds results with another ensemble, or otherwise mirrored",
+            path=out,
+            found=f"{len(before['ensemble'])} further bundles, mirrored: {','.join(before['mirror']) or 'no'}",
+            expected=f"{len(options.ensemble)} further bundles, mirrored: {','.join(options.model.mirror) or 'no'}",
+            hint="choose another folder, or give --overwrite",
+        )
+
+
+def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
+    """Whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
+    return all(before.get(key, []) == value for key, value in options.about_model().items())
 
 
 def is_done(
-    folder: ResultFolder, item: WorkItem, bundle: Bundle, options: Options, finished: Mapping[str, str]
+    folder: ResultFolder, case: InputCase, bundle: Bundle, options: Options, finished: Mapping[str, str]
 ) -> bool:
     """Whether the case was finished with this very model, with all that is asked for as far as its source allows.
 
     Args:
         folder: of the results.
-        item: the case.
+        case: the case.
         bundle: to segment it with.
         options: what is asked for.
         finished: what `finished_series` gave: a series that has other slices now is not done.
     """
-    if not folder.is_finished(item.id):
+    if not folder.is_finished(case.id):
         return False
     try:
-        result = read_json(folder.final(item.id) / RESULT)
-        settled = {*result.get("files", {"nifti": SEGMENTATION}), *result.get("not_written", {})}
-        same = bool(result["bundle"]["sha256"] == bundle.sha256) and same_model(result, options)
+        result = read_json(folder.final(case.id) / RESULT)
+        same = bool(result["bundle"]["sha256"] == bundle.sha256) and _is_same_model(result, options)
     except (SegpipeError, AttributeError, KeyError, TypeError):
         return False
-    if item.series is not None and finished.get(item.id) != slices_of(item.series):
+    if case.series is not None and finished.get(case.id) != slices_of(case.series):
         return False
-    beside = extra_output_names(extra_output_files(bundle, options))
-    kept = all((folder.final(item.id) / name).is_file() for name in beside)
-    return same and kept and settled.issuperset(options.formats_of(item))
+    return same and options.outputs.are_met(result, folder.final(case.id), bundle, is_dicom=case.is_dicom)
 
 
 def finished_series(out: Path) -> dict[str, str]:
@@ -153,57 +154,57 @@ def slices_of(series: Series) -> str:
     return hashlib.sha256(repr(slices).encode()).hexdigest()
 
 
-def compare_sources(out: Path, items: Sequence[WorkItem]) -> None:
+def _refuse_other_sources(out: Path, cases: Sequence[InputCase]) -> None:
     """Never pass over a scan because another one of its name was segmented before.
 
     Raises:
         RefusedError: a finished case came from another file, or from other content of its file.
     """
     mapped = _mapped(out)
-    for item in items:
-        before = None if item.is_dicom else mapped.get(item.id)  # a series is known by its slices
-        if before is None or not (out / item.id / RESULT).is_file():
+    for case in cases:
+        before = None if case.is_dicom else mapped.get(case.id)  # a series is known by its slices
+        if before is None or not (out / case.id / RESULT).is_file():
             continue
-        now = [str(path) for path in item.paths]
+        now = [str(path) for path in case.paths]
         if before["paths"] != now:
             raise RefusedError(
                 "this case was finished from another file",
                 path=now[0],
                 found=before["paths"][0],
-                case_id=item.id,
+                case_id=case.id,
                 hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
             )
-        if _has_changed(item, before):
+        if _has_changed(case, before):
             raise RefusedError(
                 "the file of this case has changed since it was finished",
                 path=now[0],
-                case_id=item.id,
+                case_id=case.id,
                 hint="choose another folder, or give --overwrite to compute the finished cases again",
             )
 
 
-def describe_source(item: WorkItem) -> dict[str, Any]:
+def describe_source(case: InputCase) -> dict[str, Any]:
     """What tells a case's files again: size and time, and their hashes; empty where one cannot be read.
 
     Of a series which slices it has: its files are not read twice.
     """
-    if item.series is not None:
-        return {"slices": slices_of(item.series)}
+    if case.series is not None:
+        return {"slices": slices_of(case.series)}
     try:
-        return {"stat": _stat(item), "sha256": [sha256_of(path) for path in item.paths]}
+        return {"stat": _stat(case), "sha256": [sha256_of(path) for path in case.paths]}
     except OSError:  # the worker says why
         return {}
 
 
-def _stat(item: WorkItem) -> list[list[int]]:
-    return [[found.st_size, found.st_mtime_ns] for found in (path.stat() for path in item.paths)]
+def _stat(case: InputCase) -> list[list[int]]:
+    return [[found.st_size, found.st_mtime_ns] for found in (path.stat() for path in case.paths)]
 
 
-def _has_changed(item: WorkItem, before: dict[str, Any]) -> bool:
+def _has_changed(case: InputCase, before: dict[str, Any]) -> bool:
     """By size and time, and where these differ by content: a copy of the same file has not changed."""
     try:
         return (
-            "sha256" in before and _stat(item) != before["stat"] and describe_source(item)["sha256"] != before["sha256"]
+            "sha256" in before and _stat(case) != before["stat"] and describe_source(case)["sha256"] != before["sha256"]
         )
     except (OSError, KeyError):  # gone or not to be read: then there is nothing to compare with
         return False

@@ -1,6 +1,6 @@
-"""Which series of a DICOM tree are cases: chosen by rules, and what a rule leaves out is said with the rule's name.
+"""Select the cases of a batch: NIfTI files, a manifest's cases, and the DICOM series that a filter takes.
 
-All that a batch has to do: NIfTI files, a manifest's cases and DICOM series of one or several inputs.
+What a rule of the filter leaves out is listed with the rule's name; what makes no volume is a case that is refused.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.errors import DataError, UsageError
-from segpipe.prediction.cases import Refusal, WorkItem, find_cases, is_manifest, is_nifti, require_unique
+from segpipe.prediction.cases import InputCase, Refusal, find_cases, is_manifest, is_nifti, require_unique
+from segpipe.prediction.options import Options
 
 if TYPE_CHECKING:
     from segpipe.dicom import Scan, Series
 
 
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
+Progress = Callable[[int, int], object]  # files read, of all files
 _MARK = "\x02"  # around a path in words; no file name of a scan has it
 
 
 @dataclass(frozen=True)
-class Rules:
+class SeriesFilter:
     """Which series to take.
 
     Attributes:
@@ -42,8 +44,8 @@ class Rules:
     max_slices: int | None = None
     channels: int = 1
 
-    def against(self, series: Series) -> str | None:
-        """The rule that leaves a series out, None where it is taken."""
+    def rule_against(self, series: Series) -> str | None:
+        """Return the rule that leaves a series out, None where it is taken."""
         slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
         if self.modality and series.modality.upper() not in self.modality:
             return "modality"
@@ -65,44 +67,38 @@ class NotSelected:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedCases:
     """What a DICOM tree has for a bundle.
 
     Attributes:
-        items: series to segment, and those that are refused.
+        cases: series to segment, and those that are refused.
         not_selected: what the rules left out.
         passed_over: number of files that are no image, by class.
     """
 
-    items: list[WorkItem] = field(default_factory=list)
+    cases: list[InputCase] = field(default_factory=list)
     not_selected: list[NotSelected] = field(default_factory=list)
     passed_over: dict[str, int] = field(default_factory=dict)
 
 
-def make_rules(
-    metadata: Mapping[str, Any],
-    channels: int,
-    modality: Sequence[str] = (),
-    description: str | None = None,
-    min_slices: int | None = None,
-    max_slices: int | None = None,
-) -> Rules:
-    """Rules from the options; without ``modality`` it is what the bundle's metadata says, where that is one of DICOM.
+def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) -> SeriesFilter:
+    """Return the filter of the options; without a modality it is the one that a bundle's metadata states, if any.
 
     Raises:
         UsageError: the description is no regular expression.
     """
+    pattern = options.series_description
     try:
-        pattern = None if description is None else re.compile(description, re.IGNORECASE)
+        description = None if pattern is None else re.compile(pattern, re.IGNORECASE)
     except re.error as error:
         raise UsageError(
             "not a regular expression",
-            found=description,
+            found=pattern,
             expected=f"a pattern ({error})",
             hint="escape special letters with a backslash",
         ) from error
-    named = tuple(word.strip().upper() for given in modality for word in given.split(",") if word.strip())
-    return Rules(named or _stated_modality(metadata), pattern, min_slices, max_slices, channels)
+    modality = tuple(name.upper() for name in options.modality) or _stated_modality(metadata)
+    return SeriesFilter(modality, description, options.min_slices, options.max_slices, channels)
 
 
 def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -113,16 +109,16 @@ def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     return (known,) if known else ()
 
 
-def choose_series(
-    roots: Sequence[Path], rules: Rules, out: Path | None = None, progress: Callable[[int, int], object] | None = None
-) -> Chosen:
-    """Scan for series and judge them by the rules.
+def select_series(
+    roots: Sequence[Path], series_filter: SeriesFilter, out: Path | None = None, progress: Progress | None = None
+) -> SelectedCases:
+    """Scan for series and judge them by the filter.
 
     A folder in which nothing but unreadable DICOM was found is a refused case as well, so that nobody waits for it.
 
     Args:
         roots: folders and files.
-        rules: which to take.
+        series_filter: which to take.
         out: results below it are not looked at.
         progress: called with the number of files read and of all files.
 
@@ -137,28 +133,28 @@ def choose_series(
     def is_input(path: Path) -> bool:
         return inside is None or inside not in path.absolute().parents
 
-    series = [one for one in _with_own_ids(found) if is_input(one.files[0])]
-    left_out = {one.case_id: rules.against(one) for one in series}
-    items = [_item(one) for one in series if left_out[one.case_id] is None]
-    others = [one for one in found.passed_over if is_input(one.path) and not is_nifti(one.path)]
-    odd = next((one.path for one in others if one.path in roots and one.file_class == "not_dicom"), None)
-    if odd is not None:
+    candidates = [series for series in _with_own_ids(found) if is_input(series.files[0])]
+    left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
+    cases = [_case_of(series) for series in candidates if left_out[series.case_id] is None]
+    others = [file for file in found.passed_over if is_input(file.path) and not is_nifti(file.path)]
+    unknown = next((file.path for file in others if file.path in roots and file.file_class == "not_dicom"), None)
+    if unknown is not None:
         raise UsageError(
-            "neither NIfTI nor DICOM", path=odd, expected="a name that ends in .nii or .nii.gz, or a DICOM file"
+            "neither NIfTI nor DICOM", path=unknown, expected="a name that ends in .nii or .nii.gz, or a DICOM file"
         )
-    unreadable = [one.path for one in others if one.file_class == "unreadable"]
-    return Chosen(
-        items + _lost_folders(unreadable, series, found.root),
+    unreadable = [file.path for file in others if file.file_class == "unreadable"]
+    return SelectedCases(
+        cases + _lost_folders(unreadable, candidates, found.root),
         [NotSelected(id, rule) for id, rule in left_out.items() if rule is not None],
-        dict(Counter(one.file_class for one in others)),
+        dict(Counter(file.file_class for file in others)),
     )
 
 
-def _item(series: Series) -> WorkItem:
+def _case_of(series: Series) -> InputCase:
     if series.state == "loaded":
         notes = tuple(_in_words(note, series.files) for note in series.notes)
-        return WorkItem(series.case_id, series.files, replace(series, notes=notes))
-    return WorkItem(
+        return InputCase(series.case_id, series.files, replace(series, notes=notes))
+    return InputCase(
         series.case_id,
         series.files,
         refusal=Refusal(series.reason or "refused", _in_words(series.detail, series.files)),
@@ -178,25 +174,25 @@ def _in_words(detail: str, files: Sequence[Path]) -> str:
 def _with_own_ids(found: Scan) -> list[Series]:
     """The series, each with an id of its own also where broken headers give two the same."""
     seen: set[str] = set()
-    series = []
-    for one in found.series:
-        if one.case_id in seen:
-            words = [one.case_id, *(os.path.relpath(path, found.root) for path in one.files)]
-            one = replace(one, case_id=_pseudonym(*words))
-        seen.add(one.case_id)
-        series.append(one)
-    return series
+    unique = []
+    for series in found.series:
+        if series.case_id in seen:
+            words = [series.case_id, *(os.path.relpath(path, found.root) for path in series.files)]
+            series = replace(series, case_id=_pseudonym(*words))
+        seen.add(series.case_id)
+        unique.append(series)
+    return unique
 
 
-def _lost_folders(unreadable: Sequence[Path], series: Sequence[Series], root: Path) -> list[WorkItem]:
+def _lost_folders(unreadable: Sequence[Path], readable: Sequence[Series], root: Path) -> list[InputCase]:
     """Folders with unreadable files and no series: one refused case each."""
-    good = {path.parent for one in series for path in one.files}
+    good = {path.parent for series in readable for path in series.files}
     folders: dict[Path, list[Path]] = {}
     for path in unreadable:
         if path.parent not in good:
             folders.setdefault(path.parent, []).append(path)
     return [
-        WorkItem(
+        InputCase(
             _pseudonym("folder", os.path.relpath(folder, root)),
             tuple(files),
             refusal=Refusal("unreadable", f"none of {len(files)} file(s) of a folder can be read as DICOM"),
@@ -209,38 +205,40 @@ def _pseudonym(*words: str) -> str:
     return "dcm-" + hashlib.sha256(b"\0".join(os.fsencode(word) for word in words)).hexdigest()[:12]
 
 
-def find_work(
+def select_cases(
     inputs: Sequence[Path],
-    rules: Rules,
+    series_filter: SeriesFilter,
     *,
     out: Path,
     pseudonymise: bool = False,
     split: str | None = None,
     fold: int | None = None,
     data: Path | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> Chosen:
-    """Find the cases; options as in `find_cases` and `choose_series`.
+    progress: Progress | None = None,
+) -> SelectedCases:
+    """Find the cases; options as in `find_cases` and `select_series`.
 
     Raises:
         UsageError: no such input, a name that cannot be an id, or one id for two cases.
         DataError: nothing to segment was found.
     """
     plain = [path for path in inputs if path.is_dir() or is_nifti(path) or is_manifest(path) or not path.exists()]
-    items = find_cases(plain, rules.channels, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data)
+    cases = find_cases(
+        plain, series_filter.channels, out=out, pseudonymise=pseudonymise, split=split, fold=fold, data=data
+    )
     mixed = [path for path in inputs if not is_manifest(path) and _may_hold_dicom(path, out)]
-    chosen = choose_series(mixed, rules, out, progress) if mixed else Chosen()
-    if not items and not chosen.items:
+    selected = select_series(mixed, series_filter, out, progress) if mixed else SelectedCases()
+    if not cases and not selected.cases:
         raise DataError(
             "nothing to segment",
             path=", ".join(map(str, inputs)),
-            found=_chosen_in_words(chosen),
+            found=_in_numbers(selected),
             expected="files that end in .nii or .nii.gz, or DICOM series",
             hint="check the path and the rules",
         )
-    items = sorted([*items, *chosen.items], key=lambda item: item.id)
-    require_unique(items)
-    return replace(chosen, items=items)
+    cases = sorted([*cases, *selected.cases], key=lambda case: case.id)
+    require_unique(cases)
+    return replace(selected, cases=cases)
 
 
 def _may_hold_dicom(path: Path, out: Path) -> bool:
@@ -257,8 +255,8 @@ def _may_hold_dicom(path: Path, out: Path) -> bool:
     return False
 
 
-def _chosen_in_words(chosen: Chosen) -> str:
-    rules = Counter(each.rule for each in chosen.not_selected)
+def _in_numbers(selected: SelectedCases) -> str:
+    rules = Counter(left_out.rule for left_out in selected.not_selected)
     words = [f"{count} series left out by {rule}" for rule, count in rules.items()]
-    words += [f"{count} other files ({kind})" for kind, count in chosen.passed_over.items()]
+    words += [f"{count} other files ({kind})" for kind, count in selected.passed_over.items()]
     return "; ".join(["no NIfTI file", *words])

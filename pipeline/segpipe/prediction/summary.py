@@ -1,16 +1,24 @@
-"""What a result folder holds, as CSV, JSON and one page: read from the folder, so that it is right after a resume."""
+"""What a batch says of its cases: ``result.json`` and the picture of each, and a table and a page of all.
+
+The summary is read from the folder, so that it is right after a resume.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.console import SCHEMA_VERSION
-from segpipe.common.files import read_json, write_csv, write_json
-from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder
+from segpipe.common.files import read_json, write_csv, write_json, write_whole
+from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SLICE, SUMMARY_CSV, SUMMARY_JSON, ResultFolder
+from segpipe.data import nifti_stem
 from segpipe.errors import SegpipeError
-from segpipe.prediction.options import Options, about_model
+from segpipe.prediction.cases import InputCase
+from segpipe.prediction.options import Options
+from segpipe.prediction.protocol import Loaded, Segmented
 from segpipe.prediction.series_filter import NotSelected
 
 if TYPE_CHECKING:
@@ -19,7 +27,63 @@ if TYPE_CHECKING:
 
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
 ENDS = ("done", "failed", "refused")
+PATH_LIKE = re.compile(r"(?<!\w)/[^\s'\"]+")
 FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation_unknown")
+
+
+def result_document(
+    case: InputCase, segmented: Segmented, loaded: Loaded, bundle: Bundle, options: Options
+) -> dict[str, Any]:
+    """Return ``result.json``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": case.id,
+        "bundle": bundle.facts,
+        "route": "stock" if bundle.unsupported else "typed",
+        "route_reasons": list(bundle.unsupported),
+        "source": "dicom" if case.is_dicom else "nifti",
+        "notes": list(case.series.notes) if case.series else [],
+        **vars(segmented),
+        "beside": options.outputs.extra_files(bundle.labels, bundle.activation),
+        **options.about_model(),
+        **vars(loaded),
+    }
+
+
+def draw_overlay(folder: Path) -> None:
+    """Draw the slice that the worker left, and remove what it was drawn from.
+
+    Raises:
+        UsageError: the picture cannot be written, or the disk is full.
+    """
+    path = folder / SLICE
+    if not path.is_file():
+        return
+    import numpy as np
+
+    from segpipe.reporting import OverlaySlice, overlay
+
+    with np.load(path) as kept:
+        x, y, z = (float(edge) for edge in kept["spacing_mm"])
+        shown = OverlaySlice(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
+        picture = overlay(shown)
+    with write_whole(folder / OVERLAY) as stream:
+        stream.write(picture)
+    path.unlink()
+
+
+def redact(text: str, case: InputCase) -> str:
+    """Return a text for reports and state files: paths and file names of the case are replaced by its id."""
+    for path in case.paths:
+        for name in (str(path), os.path.realpath(path)):
+            text = text.replace(name, case.id)
+        if not case.is_dicom:  # whose files may be called 1, 2, 3
+            text = text.replace(path.name, case.id)
+            text = re.sub(rf"(?<!\w){re.escape(nifti_stem(path))}(?!\w)", case.id, text)
+    for folder in dict.fromkeys(path.parent for path in case.paths):  # as a whole: it may hold blanks
+        for name in (str(folder), os.path.realpath(folder)):
+            text = text.replace(name + "/", "/")
+    return PATH_LIKE.sub("(path)", text)
 
 
 def write_summary(
@@ -45,7 +109,7 @@ def write_summary(
             "schema_version": SCHEMA_VERSION,
             "notice": NOT_A_DEVICE,
             "bundle": bundle.facts,
-            **about_model(options),
+            **options.about_model(),
             "counts": {**counts, "not_selected": len(not_selected)},
             "cases": cases,
             "not_selected": [{"id": each.id, "rule": each.rule} for each in not_selected],

@@ -97,7 +97,7 @@ def read_recorded(root: Path, changed_too: bool = False) -> Recorded:
                 found=f"no {name}",
                 expected=f"{TRAIN} and {MANIFEST}, as `segpipe export` writes them",
             )
-    bundle = open_bundle(root, changed_too)
+    bundle = open_bundle(root, run_unvetted_code=changed_too)
     config, weights = _read_config(root), read_state(bundle.weights)
     return Recorded(
         {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},

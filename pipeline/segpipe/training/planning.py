@@ -17,7 +17,7 @@ import yaml
 
 from segpipe.common.files import write_text
 from segpipe.common.processes import usable_cores
-from segpipe.data import Fingerprint, Manifest, fingerprint_path, open_manifest, save_fingerprint, take_fingerprint
+from segpipe.data import Fingerprint, Manifest, beside, open_manifest, save_fingerprint, take_fingerprint
 from segpipe.errors import UsageError
 from segpipe.training import planning_rules as rules
 from segpipe.training.fragments import read_fragment
@@ -68,9 +68,9 @@ class Plan:
             UsageError: the fragment is there already, or cannot be written.
         """
         _refuse_existing(path, overwrite)
-        save_fingerprint(self.fingerprint, fingerprint_path(path))
+        save_fingerprint(self.fingerprint, beside(path))
         write_text(path, self.text)
-        return fingerprint_path(path)
+        return beside(path)
 
 
 def plan(
@@ -110,7 +110,15 @@ def plan(
     dataset, root = open_manifest(manifest, data)
     if out is not None:
         _refuse_existing(out, overwrite)
-    fingerprint = take_fingerprint(dataset, root, progress=progress)
+    read = 0
+
+    def count(_case_id: str) -> None:
+        nonlocal read
+        read += 1
+        if progress is not None:
+            progress(read, len(dataset.training))
+
+    fingerprint = take_fingerprint(dataset, root, on_case=count)
     free_bytes = psutil.virtual_memory().available
     made = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
     if out is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from segpipe.bundle import TrustPolicy
 from segpipe.common.console import Console
-from segpipe.data import Manifest, fingerprint_path, save_manifest
+from segpipe.data import Manifest, beside, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.run_folder import RunSettings, compose_run
 from segpipe.training.seeds import SEEDS, resume_seeds, train_seeds
@@ -88,13 +88,13 @@ def train(
     with ``resume=out``, bit for bit as if it had never stopped.
 
     >>> import segpipe
-    >>> small = ["network_def#channels=[4,8]", "network_def#strides=[2]", "val_interval=1"]
-    >>> settings = {"task": "task.yaml", "epochs": 1, "threads": 1, "overrides": small, "progress": lambda line: None}
+    >>> small = ["network_def#channels=[4,8]", "network_def#strides=[2]", "patch_divisor=2"]
+    >>> settings = {"task": "task.yaml", "epochs": 1, "threads": 1, "overrides": small, "progress": len}
     >>> trial = segpipe.train("data/manifest.json", dry_run=True, **settings).trial
-    >>> trial["steps_per_epoch"]
-    1
+    >>> trial["batch_shape"][2:]
+    [24, 24, 16]
     >>> run = segpipe.train("data/manifest.json", out="runs/first", **settings)
-    >>> run.status, run.best_epoch, (run.root / "best.pt").is_file()
+    >>> run.status, run.epochs, (run.root / "best.pt").is_file()
     ('finished', 1, True)
 
     Args:
@@ -158,7 +158,7 @@ def _train(
         (progress or Console("train").note)(note)
     if dry_run:
         return TrainingRun(None, "dry run", notes=notes, trial=try_run(composed, manifest))
-    fingerprint = fingerprint_path(settings.task)
+    fingerprint = beside(settings.task)
     if seeds is not None:
         place = Path(composed.config["dataset_dir"])
         return _of_seeds(root, train_seeds(composed, manifest, root, seeds, fingerprint, place, progress), notes)

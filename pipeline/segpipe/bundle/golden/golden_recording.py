@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from segpipe.bundle.golden.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST, SCORES, array_sha256
 from segpipe.bundle.golden.golden_input import HOW, HOW_BENT, Goal, search_image
-from segpipe.bundle.open import read_inference
+from segpipe.bundle.supported_subset import read_inference
 from segpipe.bundle.tensors import WEIGHTS, load_network
 from segpipe.common.files import read_json, sha256_of, write_json, write_whole
 from segpipe.common.provenance import hardware, versions

@@ -11,11 +11,11 @@ allowed are opened after they were vetted. A zip file is unpacked where only its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from segpipe.bundle.vet.files import METADATA, unpacked
 from segpipe.bundle.vet.finding import Finding, plain
@@ -94,25 +94,44 @@ def bundle_around(file: Path) -> Path | None:
     return next((folder for folder in folders if (folder / METADATA).is_file()), None)
 
 
-def vet_recipe(recipe: Mapping[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
-    """Vet what a worker is about to execute: the bundle on the disk, and the documents that it was handed.
+class OpenedBundle(Protocol):
+    """What of a bundle is executed: a folder, documents that were read from it, and the hash of its content then."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def config_file(self) -> str: ...
+    @property
+    def inference(self) -> dict[str, Any]: ...
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class OpenedBundles(Protocol):
+    """What a model is made from: the first bundle, and further ones whose scores are averaged with its own."""
+
+    @property
+    def bundles(self) -> Sequence[OpenedBundle]: ...
+
+
+def vet_recipe(recipe: OpenedBundles, policy: TrustPolicy) -> dict[str, Any]:
+    """Vet what is about to be executed: the bundles on the disk, and the documents that were read from them.
 
     Args:
-        recipe: the plain values of `segpipe.inference.segmenter.Recipe`.
-        terms: those of `TrustPolicy`, and ``sha256`` of the bundle and ``config_file`` below it.
+        recipe: such as `segpipe.inference.Recipe`.
+        policy: on which terms they are let through.
 
     Returns:
         As `require_vetted`.
 
     Raises:
-        RefusedError: as `require_vetted`, or its files are not those that were hashed.
+        RefusedError: as `require_vetted`, or files of a bundle are not those that were hashed.
     """
-    agreed = TrustPolicy(tuple(terms["allow"]), bool(terms["run_unvetted_code"]))
     said = [
-        _judge(
-            each["root"], agreed, {each["config_file"]: each["inference"], METADATA: each["metadata"]}, each["sha256"]
-        )
-        for each in ({**recipe, **terms}, *recipe.get("ensemble", ()))
+        _judge(bundle.root, policy, {bundle.config_file: bundle.inference, METADATA: bundle.metadata}, bundle.sha256)
+        for bundle in recipe.bundles
     ]
     return {
         "passed": all(each["passed"] for each in said),

@@ -1,0 +1,225 @@
+"""A label map on its image's grid: what it says in numbers, and how it is written.
+
+The one place for this: `Bundle.segment` returns it, and the worker of a batch writes its results with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.bundle.vet import TrustPolicy, vet_recipe
+from segpipe.common.files import cannot_write
+from segpipe.common.nifti import write_nifti_whole
+from segpipe.common.result_folder import FORMATS
+from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
+from segpipe.errors import DataError, UsageError
+from segpipe.evaluation import far_from_training
+from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
+
+NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
+OVERLAP = "its regions overlap, and these take one label map"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Segmentation:
+    """A label map on its image's grid.
+
+    Attributes:
+        array: (X, Y, Z) uint8 label values; where ``regions`` overlap, bit n of a voxel is region n + 1.
+        affine_ras: (4, 4), voxel index to mm, RAS+: that of the image.
+        labels: label value by name, without the background.
+        volumes_ml: volume in mL by name.
+        voxels: number of voxels by name.
+        flags: ``empty``, ``touches_border`` (names of labels on a face of the image), ``orientation_unknown``,
+            ``far_spacing`` and ``far_intensity`` (whether the image is far from the training cases: yes, no, unknown).
+        seconds: by stage.
+        regions: how many regions that may overlap there are; 0 for a label map.
+    """
+
+    array: NDArray[np.uint8]
+    affine_ras: NDArray[np.float64]
+    labels: dict[str, int]
+    volumes_ml: dict[str, float]
+    voxels: dict[str, int]
+    flags: dict[str, Any]
+    seconds: dict[str, float]
+    regions: int = 0
+    _label_map: LabelMap = field(repr=False)
+    _recipe: Recipe = field(repr=False)
+    _series: Series | None = field(repr=False, default=None)
+
+    @classmethod
+    def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput) -> Segmentation:
+        """Describe what a segmenter made of a case."""
+        grid = label_map.grid
+        facts = describe(label_map.labels, grid.affine, recipe.labels, label_map.regions)
+        spacing, intensity = along_ras(grid.spacing_mm, grid), label_map.preview.intensity
+        return cls(
+            array=label_map.labels,
+            affine_ras=grid.affine,
+            labels={name: value for value, name in recipe.labels.items() if value},
+            volumes_ml=facts["volumes_ml"],
+            voxels=facts["voxels"],
+            flags={
+                **facts["flags"],
+                "orientation_unknown": not grid.is_oriented,
+                **far_from_training(recipe.metadata, spacing, intensity),
+            },
+            seconds=label_map.seconds,
+            regions=label_map.regions,
+            _label_map=label_map,
+            _recipe=recipe,
+            _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
+        )
+
+    def mask(self, label: str) -> NDArray[np.bool_]:
+        """Return where a label is, (X, Y, Z).
+
+        Raises:
+            UsageError: there is no such label.
+        """
+        if label not in self.labels:
+            raise UsageError("the bundle has no such label", found=label, expected=", ".join(self.labels))
+        value = self.labels[label]
+        return self.array >> (value - 1) & 1 == 1 if self.regions else self.array == value
+
+    def save(self, path: str | Path, format: str = "nifti") -> Path:
+        """Write the label map, whole or not at all.
+
+        >>> import segpipe
+        >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
+        >>> segmentation = bundle.segment("scan.nii.gz")
+        >>> segmentation.save("labels.nii.gz").name
+        'labels.nii.gz'
+
+        Args:
+            path: the file; its folder is made where there is none.
+            format: ``nifti``; or, where the image is a DICOM series, ``seg``, ``labelmap`` (segmentation as one label
+                map), ``rtstruct`` or ``sr`` (measurements; it refers to the very file that ``seg`` writes).
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: no such format, another ending than ``.nii`` or ``.nii.gz``, or it cannot be written.
+            DataError: the format cannot hold this label map.
+        """
+        path = Path(path)
+        require_format(format)
+        if format == "nifti" and not path.name.endswith((".nii", ".nii.gz")):
+            raise UsageError("not a NIfTI file", path=path, expected="a name that ends in .nii or .nii.gz")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".segpipe-", dir=path.parent) as folder:
+                if format == "nifti":
+                    self._write_nifti(Path(folder) / path.name)
+                    written, refused = {format: path.name}, dict[str, str]()
+                else:
+                    written, refused = self._write_dicom(Path(folder), [format])
+                if format not in written:
+                    raise DataError("the label map cannot be written so", found=refused[format], expected=format)
+                (Path(folder) / written[format]).replace(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return path
+
+    def write(self, folder: Path, formats: Sequence[str], nifti_name: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Write into a result folder what was asked for; the NIfTI file as well where a format cannot be.
+
+        Returns:
+            File names by format, and for each format that was not written why.
+
+        Raises:
+            OSError, UsageError: a file cannot be written, or the disk is full.
+        """
+        files, not_written = self._write_dicom(folder, [name for name in formats if name != "nifti"])
+        if "nifti" in formats or not_written:
+            self._write_nifti(folder / nifti_name)
+            files = {"nifti": nifti_name, **files}
+        return files, not_written
+
+    def _write_nifti(self, path: Path) -> None:
+        write_labels(path, self.array, self._label_map.grid, self.regions)
+
+    def _write_dicom(self, folder: Path, formats: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        if not formats:
+            return {}, {}
+        if self._series is None or self.regions:
+            return {}, dict.fromkeys(formats, OVERLAP if self._series is not None else NO_DICOM_SOURCE)
+        recipe = self._recipe
+        infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
+        algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)
+        return write_dicom(folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm)
+
+
+def require_format(name: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        UsageError: it is none of `FORMATS`.
+    """
+    if name not in FORMATS:
+        raise UsageError("no such format", found=name, expected=", ".join(FORMATS))
+
+
+@contextmanager
+def readable(case: CaseInput, route: str, folder: Path) -> Iterator[CaseInput]:
+    """Give what a segmenter takes: where a bundle's own transforms read files, images become files for the time being.
+
+    Raises:
+        UsageError: a file cannot be written, or the disk is full.
+    """
+    if route == "typed" or not isinstance(case, (Series, Source)):
+        yield case
+        return
+    paths = []
+    try:
+        if isinstance(case, Series):
+            paths = [folder / f".{case.case_id}.nii.gz"]
+            write_volume(load_series(case), paths[0])
+        else:
+            paths = [folder / f".channel_{index:04}.nii.gz" for index in range(len(case.array))]
+            for path, values in zip(paths, case.array, strict=True):
+                _write_channel(path, values, case)
+        yield [str(path) for path in paths]
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _write_channel(path: Path, values: NDArray[Any], source: Source) -> None:
+    import nibabel as nib
+
+    image = nib.Nifti1Image(values, source.header.affine)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    image.header.set_xyzt_units("mm")
+    write_nifti_whole(image, path)
+
+
+class LoadedBundle:
+    """A bundle that passed the gate, with its model in this process."""
+
+    def __init__(self, recipe: Recipe, policy: TrustPolicy) -> None:
+        vet_recipe(recipe, policy)
+        self.segmenter = Segmenter(recipe)
+
+    def segment(self, case: CaseInput) -> Segmentation:
+        """Return the label map of a case.
+
+        Raises:
+            SegpipeError: as `Segmenter.segment`.
+        """
+        recipe = self.segmenter.recipe
+        with (
+            tempfile.TemporaryDirectory(prefix="segpipe-") as folder,
+            readable(case, recipe.route, Path(folder)) as images,
+        ):
+            label_map = self.segmenter.segment(images)
+        return Segmentation.of(label_map, recipe, case)

@@ -1,0 +1,157 @@
+"""What of an inference config the typed route and the streaming engine support, and why a config is not of it.
+
+A config outside the subset is still run: by its own evaluator, as stock MONAI does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from segpipe.bundle.references import is_plain, resolve
+from segpipe.inference import Preprocessing, UnsupportedTransform
+
+Activation = Literal["softmax", "sigmoid"]
+CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
+
+
+WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
+_EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
+_STEPS = {
+    "Activationsd": {"softmax", "sigmoid"},
+    "Invertd": {"transform", "orig_keys", "nearest_interp", "to_tensor"},
+    "AsDiscreted": {"argmax", "threshold"},
+}
+
+
+def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
+    """Each reason why the evaluator of a config may give other labels than its ids of the closed form say."""
+    merged = next((key for key in config if key.startswith("+") or "::" in key or "#" in key), None)
+    if merged is not None:
+        yield f"{merged}: a key that is merged into another"
+    if not short_name(resolve(config.get("network_def"), config)):
+        yield "network_def: not a class of MONAI or torch"
+    yield from _of_evaluator(config)
+    yield from _of_weights(config)
+    steps = resolve(config.get("postprocessing"), config)
+    steps = steps.get("transforms") if isinstance(steps, dict) else steps
+    for step in steps[:3] if isinstance(steps, list) else ():
+        name = short_name(step)
+        odd = sorted(set(step) - {"_target_", "keys"} - _STEPS.get(name, set())) if name else []
+        if name in _STEPS and (odd or step.get("keys") not in ("pred", ["pred"])):
+            yield f"postprocessing: {name}: {odd[0] if odd else 'keys'}"
+
+
+def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
+    evaluator = config.get("evaluator")
+    if evaluator is None:
+        return
+    if short_name(evaluator) != "SupervisedEvaluator":
+        yield "evaluator: not a SupervisedEvaluator"
+        return
+    odd = sorted(set(evaluator) - _EVALUATOR)
+    others = [name for name in ("inferer", "postprocessing") if evaluator.get(name) != f"@{name}"]
+    if odd or others:
+        yield f"evaluator: {odd[0] if odd else others[0]}"
+    dataset = config.get("dataset")
+    if short_name(dataset) and isinstance(dataset, dict) and dataset.get("transform") != "@preprocessing":
+        yield "dataset: its transform is not preprocessing"
+
+
+def _of_weights(config: dict[str, Any]) -> Iterator[str]:
+    loaders = [each for each in _dicts(config) if short_name(each) == "CheckpointLoader"]
+    for loader in loaders:
+        path, loaded = loader.get("load_path"), loader.get("load_dict")
+        odd = sorted(set(loader) - {"_target_", "load_path", "load_dict", "map_location"})
+        if len(loaders) > 1 or odd or not isinstance(loaded, dict) or list(loaded) != ["model"]:
+            yield f"checkpoint: {odd[0] if odd else 'not one model'}"
+        elif not (isinstance(path, str) and WEIGHTS.fullmatch(path)):
+            yield "checkpoint: not models/model.pt"
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _dicts(each)
+
+
+def short_name(component: Any) -> str:
+    """The name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
+    target = component.get("_target_") if isinstance(component, dict) else None
+    ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
+    return str(target).rsplit(".", 1)[-1] if ours else ""
+
+
+def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What an inference config says in the closed form, and what in it is not supported by that form."""
+    found: dict[str, Any] = {}
+    unsupported: list[str] = []
+    transforms = resolve(config.get("preprocessing"), config)
+    if (
+        isinstance(transforms, dict)
+        and short_name(transforms) == "Compose"
+        and set(transforms) == {"_target_", "transforms"}
+    ):
+        transforms = transforms["transforms"]
+    try:
+        found["preprocessing"] = Preprocessing.parse(transforms)
+    except UnsupportedTransform as error:
+        unsupported.append(f"preprocessing: {error.what}: {error.why}")
+    network = resolve(config.get("network_def"), config)
+    if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
+        found["network_def"] = network
+    else:
+        unsupported.append("network_def: not plain data")
+    _read_inferer(resolve(config.get("inferer"), config), found, unsupported)
+    _read_postprocessing(resolve(config.get("postprocessing"), config), found, unsupported)
+    return found, unsupported
+
+
+def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -> None:
+    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
+    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
+        unsupported.append("inferer: not a plain SlidingWindowInferer")
+        return
+    size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
+    sizes = [size] * 3 if isinstance(size, int) else size
+    odd = sorted(set(inferer) - known)
+    if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")
+    elif not isinstance(overlap, (int, float)):
+        unsupported.append("inferer: overlap")
+    else:
+        found.update(
+            roi_size=tuple(sizes),
+            overlap=float(overlap),
+            sw_batch_size=int(inferer.get("sw_batch_size", 1)),
+            window_mode=inferer.get("mode", "constant"),
+        )
+
+
+def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported: list[str]) -> None:
+    steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        unsupported.append("postprocessing: not a list of transforms")
+        return
+    names = [short_name(step) for step in steps]
+    if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
+        unsupported.append("postprocessing: not activation, Invertd, discretisation, saving")
+        return
+    odd = [name for name in names[3:-1] if name not in CLEANUP]
+    chosen: list[Activation] = [name for name in ("softmax", "sigmoid") if steps[0].get(name) is True]
+    whole_label = steps[2].get("argmax") is True if chosen == ["softmax"] else steps[2].get("threshold") == 0.5
+    if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
+        unsupported.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
+        return
+    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
+
+
+def has_sigmoid(config: dict[str, Any]) -> bool:
+    """Whether the post-processing takes each channel for itself."""
+    steps = resolve(config.get("postprocessing"), config)
+    steps = steps.get("transforms") if isinstance(steps, dict) else steps
+    return isinstance(steps, list) and any(
+        isinstance(step, dict) and short_name(step) == "Activationsd" and step.get("sigmoid") is True for step in steps
+    )

@@ -1,0 +1,152 @@
+"""Images that a user of the API holds: paths, arrays, nibabel, SimpleITK and DICOM volumes, each judged like a file.
+
+What is doubtful is refused: an image whose place in mm, or whose values, would have to be guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segpipe.common.nifti import (
+    Header,
+    array_voxels,
+    header_of_array,
+    header_of_image,
+    image_voxels,
+    read_header,
+    read_voxels,
+)
+from segpipe.dicom import Volume, read_dicom
+from segpipe.errors import DataError, UsageError
+from segpipe.inference.source import CaseInput, Source, judge_voxels, require_channels
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import SimpleITK
+
+    SingleImage: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Volume | nib.Nifti1Image | SimpleITK.Image
+    Image: TypeAlias = SingleImage | Sequence[SingleImage]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+ENDINGS = (".nii", ".nii.gz")
+
+
+def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None) -> CaseInput:
+    """Return what a segmenter takes for an image of any kind that is known.
+
+    Args:
+        image: a path (NIfTI file, or folder or file of one DICOM series), a nibabel or SimpleITK image, a numpy array
+            (X, Y, Z) or (X, Y, Z, C), a volume of `segpipe.read_dicom`; or a list of these, one a channel.
+        channels: of the bundle.
+        affine_ras: (4, 4) of arrays: voxel index to mm, RAS+.
+
+    Raises:
+        UsageError: no such file, an image of another kind, or an affine that is missing or belongs to nothing.
+        DataError: as `segpipe.common.nifti.read_header`, `segpipe.inference.read_source` and `segpipe.read_dicom`.
+    """
+    images: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
+    arrays = [isinstance(single, np.ndarray) for single in images]
+    if any(arrays) and affine_ras is None:
+        raise UsageError(
+            "an array does not say where it lies",
+            expected="affine_ras=, (4, 4): voxel index to mm, RAS+",
+            hint="give the affine of the image that the array was taken from",
+        )
+    if affine_ras is not None and not all(arrays):
+        raise UsageError("affine_ras belongs to a numpy array", found=_kind(images[0]) if images else "no image")
+    if images and all(_is_nifti_path(single) for single in images):
+        return [os.fspath(single) for single in images]
+    if len(images) == 1 and isinstance(images[0], (str, os.PathLike)):
+        images = [read_dicom(os.fspath(images[0]))]
+    if len(images) == 1 and isinstance(images[0], Volume):
+        return _of_volume(images[0], channels)
+    return _of_channels([_read(single, affine_ras) for single in images], channels)
+
+
+def _of_volume(volume: Volume, channels: int) -> Source:
+    header = header_of_array(volume.array.shape, volume.array.dtype, volume.affine_ras, Path(volume.series.case_id))
+    if channels != 1:
+        raise DataError("wrong number of channels", found="one series", expected=channels)
+    require_channels([header], channels)
+    judge_voxels(volume.array, header.path)
+    return Source(header, np.array(volume.array, order="K")[None], None if volume.repaired else volume.series)
+
+
+def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int) -> Source:
+    if not images:
+        raise UsageError("there is no image", expected="one, or one a channel")
+    headers = [header for header, _ in images]
+    require_channels(headers, channels)
+    for header, values in images:
+        judge_voxels(values, header.path)
+    if len(images) > 1:
+        return Source(headers[0], np.stack([values for _, values in images]))
+    values = images[0][1]
+    return Source(headers[0], np.moveaxis(values, 3, 0) if values.ndim == 4 else values[None])
+
+
+def _read(image: Any, affine_ras: ArrayLike | None) -> tuple[Header, NDArray[Any]]:
+    path = Path(_kind(image))  # what errors call it
+    if isinstance(image, np.ndarray) and not isinstance(image, np.ma.MaskedArray):
+        header = header_of_array(image.shape, image.dtype, affine_ras, path)
+        return header, array_voxels(image, header)
+    if _is_nifti_path(image):
+        header = read_header(image)
+        return header, read_voxels(header)
+    if _is_of("nibabel", "spatialimages.SpatialImage", image):
+        header = header_of_image(image, path)
+        return header, image_voxels(image, header)
+    if _is_of("SimpleITK", "Image", image):
+        return _of_simpleitk(image, path)
+    raise UsageError(
+        "no image of a kind that is known",
+        found=_kind(image),
+        expected="a NIfTI file, a nibabel or SimpleITK image, a numpy array with affine_ras=, or one DICOM series",
+    )
+
+
+def _of_simpleitk(image: Any, path: Path) -> tuple[Header, NDArray[Any]]:
+    import SimpleITK
+
+    size = image.GetDimension()
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(
+            "voxels are not plain numbers",
+            path=path,
+            found=image.GetPixelIDTypeAsString(),
+            expected="whole or real numbers",
+            hint="colour images and vector images are not segmented here; give a list with an image a channel",
+        )
+    values = SimpleITK.GetArrayFromImage(image).T
+    direction = np.array(image.GetDirection()).reshape(size, size)
+    if not np.allclose(direction[3:, :3], 0) or not np.allclose(direction[:3, 3:], 0):
+        raise DataError("the fourth axis of the image leaves its own direction", path=path, found=direction)
+    affine = np.eye(4)
+    if size >= 3:  # 2D is refused by its shape
+        affine[:3, :3] = direction[:3, :3] * image.GetSpacing()[:3]
+        affine[:3, 3] = image.GetOrigin()[:3]
+    header = header_of_array(values.shape, values.dtype, LPS_TO_RAS @ affine, path)
+    return header, array_voxels(values, header)
+
+
+def _is_nifti_path(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike)) and os.fspath(image).lower().endswith(ENDINGS)
+
+
+def _is_of(package: str, kind: str, image: Any) -> bool:
+    """Whether it is an object of a package, which is not imported for it."""
+    found: Any = sys.modules.get(package)
+    for name in kind.split("."):
+        found = getattr(found, name, None)
+    return found is not None and isinstance(image, found)
+
+
+def _kind(image: Any) -> str:
+    return f"{type(image).__module__.partition('.')[0]} {type(image).__name__}"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     SingleImage: TypeAlias = str | os.PathLike[str] | NDArray[Any] | Volume | nib.Nifti1Image | SimpleITK.Image
     Image: TypeAlias = SingleImage | Sequence[SingleImage]
+else:
+    Image = Any
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ENDINGS = (".nii", ".nii.gz")

@@ -77,6 +77,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert dead == []
 
 
+def test_paths_on_the_pages_are_there() -> None:
+    pattern = re.compile(r"`((?:pipeline|tests|configs|bench|data_manifests|bundles)/[^`\s]+|\.ci/\w+)`")
+    named = {(page.name, path) for page in PAGES for path in pattern.findall(page.read_text())}
+    assert len(named) > 20
+    gone = {(page, path) for page, path in named if not (ROOT / path).exists() and "WORD" not in path}
+    assert gone - {("CHANGELOG.md", path) for _, path in gone} == set()
+
+
 def test_pictures_are_small() -> None:
     large = [
         path.relative_to(ROOT)

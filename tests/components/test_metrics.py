@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.segmentation import dice_score
 
 from segpipe.cli.app import run
-from segpipe.components.metrics.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
+from segpipe.components.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from segpipe.errors import UsageError
 from segpipe.evaluation import measure
 from segpipe.evaluation.measure.case_measures import measure_case

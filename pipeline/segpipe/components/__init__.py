@@ -6,6 +6,7 @@ Everything here is constructed from a MONAI config, so arguments are plain value
 from segpipe.components.checkpoint import RunCheckpoint
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
+from segpipe.components.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from segpipe.components.losses import (
     ComboLoss,
     DeepSupervision,
@@ -20,7 +21,6 @@ from segpipe.components.losses import (
     TverskyLoss,
 )
 from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
-from segpipe.components.metrics.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from segpipe.components.networks import UNetPlusPlus
 from segpipe.components.run_log import RunLog
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases

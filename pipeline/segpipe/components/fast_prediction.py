@@ -91,14 +91,14 @@ class FastPrediction:
             paths = case["image"] if isinstance(case["image"], (list, tuple)) else [case["image"]]
             name = _stock_name(Path(paths[0]))
             try:
-                self._one([Path(path) for path in paths], self.output_dir / f"{name}_seg.nii.gz")
+                self._segment([Path(path) for path in paths], self.output_dir / f"{name}_seg.nii.gz")
             except SegpipeError as error:
                 log.error("%s: %s", name, error.message)
                 failures.append(error)
         if failures:
             raise failures[0]
 
-    def _one(self, paths: list[Path], out: Path) -> None:
+    def _segment(self, paths: list[Path], out: Path) -> None:
         channels = self._engine.channels = _channels(paths)
         self._engine.fit_memory(read_headers(paths, channels))
         source = read_source(paths, channels)
@@ -108,11 +108,11 @@ class FastPrediction:
 
 
 def _stock_name(path: Path) -> str:
-    """A file's name as `SaveImaged` keeps it."""
+    """Return a file's name as `SaveImaged` keeps it."""
     return path.with_suffix("").stem if path.suffix == ".gz" else path.stem
 
 
 def _channels(paths: Sequence[Path]) -> int:
-    """Files, or the channels of the only one."""
+    """Return the number of files, or the channels of the only one."""
     shape = read_header(paths[0]).shape if paths[0].is_file() else ()
     return shape[3] if len(paths) == 1 and len(shape) == 4 else len(paths)

@@ -114,10 +114,10 @@ def lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
     lowest = errors.where(truth, torch.inf).amin()
     kept = ((errors > 0) & (truth | (errors > lowest))).nonzero()[:, 0]
     index, within = _falling(errors[kept], truth[kept], kept)
-    found = within.cumsum(0)
-    union = total + torch.arange(1, len(index) + 1, device=errors.device) - found
+    hits = within.cumsum(0)
+    union = total + torch.arange(1, len(index) + 1, device=errors.device) - hits
     wide = union.double()  # products of voxel counts
-    weight = torch.where(within > 0, 1 / wide, (total - found) / (wide * (wide - 1)))
+    weight = torch.where(within > 0, 1 / wide, (total - hits) / (wide * (wide - 1)))
     weights[index] = weight.to(errors.dtype)
     return weights
 

@@ -15,7 +15,7 @@ from segpipe.errors import DataError, SegpipeError, UsageError, ours_within
 
 
 def load_cases(manifest: str, data: str, split: str, fold: int | None = None) -> list[dict[str, Any]]:
-    """The cases of a split as data dictionaries for MONAI datasets.
+    """Return the cases of a split as data dictionaries for MONAI datasets.
 
     Args:
         manifest: path of the manifest.
@@ -32,7 +32,7 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
     cases = load_manifest(manifest).select(split, fold)
     if not cases:
         raise UsageError(f"the manifest has no {split} cases", path=manifest, hint="make a split with `segpipe split`")
-    found = []
+    items = []
     for case in cases:
         for path in case.paths:
             if not (Path(data) / path).is_file():
@@ -46,15 +46,15 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
         item: dict[str, Any] = {"case_id": case.id, "image": images if len(images) > 1 else images[0]}
         if case.label:
             item["label"] = str(Path(data) / case.label)
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 class CaseTransforms(Compose):
     """A `monai.transforms.Compose` whose failures name the case and the file, as `DataError`."""
 
     def __call__(self, input_: Any, *arguments: Any, **named: Any) -> Any:
-        """As `Compose`.
+        """Transform a case, as `Compose` does.
 
         Raises:
             DataError: naming the case.
@@ -66,7 +66,7 @@ class CaseTransforms(Compose):
 
 
 def _unprepared(item: Mapping[str, Any], error: Exception) -> Exception:
-    """What is wrong with a case's files, or else that it cannot be prepared."""
+    """Return what is wrong with a case's files, or else that it cannot be prepared."""
     case_id = item.get("case_id")
     for paths in (item.get("image"), item.get("label")):
         for path in [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []:

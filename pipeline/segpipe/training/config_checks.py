@@ -115,8 +115,8 @@ def check_references(config: dict[str, Any]) -> None:
     Raises:
         UsageError: naming the place, and the nearest id.
     """
-    for where, text in _texts(config):
-        if text.startswith(("@", "$")):
+    for where, text in _nodes(config):
+        if isinstance(text, str) and text.startswith(("@", "$")):
             for name in REFERENCE.findall(text):
                 place: Any = config
                 for part in re.split(r"::|#", name):
@@ -137,17 +137,16 @@ def check_components(config: dict[str, Any]) -> None:
     Raises:
         UsageError: naming the place, and the nearest known argument.
     """
-    for where, component in _components(config):
-        target = component["_target_"]
-        known = arguments_of(component)
-        if known is None or not known:
+    for where, component in _nodes(config):
+        known = arguments_of(component) if isinstance(component, dict) else ()
+        if not known:
             continue
         for key in component:
             if key.startswith("_") and key.endswith("_"):
                 continue
             if key not in known and "**" not in known:
                 raise UsageError(
-                    f"{where}: {target} takes no argument {key!r}",
+                    f"{where}: {component['_target_']} takes no argument {key!r}",
                     hint=suggestion(key, [name for name in known if name != "**"]),
                 )
 
@@ -163,13 +162,13 @@ def arguments_of(component: Mapping[str, Any]) -> tuple[str, ...]:
     module = _locator().get_component_module_name(target)
     module = module[0] if isinstance(module, list) else module
     try:
-        found = locate(f"{module}.{target}" if module else target)
+        callee = locate(f"{module}.{target}" if module else target)
     except ErrorDuringImport:
-        found = None
-    if not callable(found):
+        callee = None
+    if not callable(callee):
         raise UsageError(f"no component {target!r}", hint="a MONAI class by its name, or a dotted path to import")
     arguments: list[str] = []
-    for parameter in inspect.signature(found).parameters.values():
+    for parameter in inspect.signature(callee).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.append("**")
         elif parameter.kind is not parameter.VAR_POSITIONAL:
@@ -184,26 +183,12 @@ def _locator() -> Any:
     return ComponentLocator()
 
 
-def _components(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield where, node
-        for key, value in node.items():
-            yield from _components(value, f"{where}::{key}" if where else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _components(value, f"{where}::{index}")
-
-
-def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield where, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _texts(value, f"{where}::{key}" if where else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _texts(value, f"{where}::{index}")
+def _nodes(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a config, with the id where it stands."""
+    yield where, node
+    parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in parts:
+        yield from _nodes(value, f"{where}::{key}" if where else str(key))
 
 
 def padded_patch(size: Sequence[int], divisor: int) -> list[int]:

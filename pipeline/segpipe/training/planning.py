@@ -120,10 +120,10 @@ def plan(
 
     fingerprint = take_fingerprint(dataset, root, on_case=count)
     free_bytes = psutil.virtual_memory().available
-    made = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
+    planned = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
     if out is not None:
-        made.save(out, overwrite=overwrite)
-    return made
+        planned.save(out, overwrite=overwrite)
+    return planned
 
 
 def apply_rules(

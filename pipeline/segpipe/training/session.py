@@ -6,7 +6,6 @@ The run folder is described in docs/decisions/0001; what runs is its ``config.js
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
 import json
@@ -21,10 +20,11 @@ from segpipe.common.console import quiet_libraries
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
+from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import prepare
 
-GOING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
+ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
 
 
@@ -107,11 +107,9 @@ def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | No
 
 def _best(out: Path) -> dict[str, Any]:
     """Return the best epoch by the history; nothing before the first validation."""
-    path = out / "history.csv"
-    if not path.is_file():
+    if not (out / "history.csv").is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_history(out)
     judged = [row for row in rows if row["val_mean_dice"]]
     if not judged:
         return {"epochs": len(rows)}
@@ -122,8 +120,8 @@ def _best(out: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     with (out / ".lock").open("w") as stream:
-        deadline = time.monotonic() + GOING_S
-        while not _lock(stream):
+        deadline = time.monotonic() + ENDING_S
+        while not _try_lock(stream):
             if time.monotonic() > deadline:
                 raise UsageError(
                     "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
@@ -132,7 +130,7 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _lock(stream: IO[str]) -> bool:
+def _try_lock(stream: IO[str]) -> bool:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

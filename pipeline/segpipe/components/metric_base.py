@@ -1,7 +1,4 @@
-"""What all metrics of labels share: one number, one for each label beside it, and strict label maps.
-
-What metrics of probabilities share: where a validator has them, and that they are probabilities.
-"""
+"""What the metrics share: a mean with a number for each label beside it, strict label maps, and true probabilities."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ from torch import Tensor
 
 from segpipe.errors import UsageError
 from segpipe.evaluation import label_channels, mean_defined
+
+SLACK = 1e-5  # rounding
 
 
 class LabelMetric(Metric):
@@ -46,13 +45,13 @@ class LabelMetric(Metric):
 
     @abstractmethod
     def compute(self) -> float | None:
-        """The number; None where it is not defined."""
+        """Return the number; None where it is not defined."""
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put the number under ``name`` and those of the labels beside it into the engine's metrics."""
-        found = {name: self.compute()}
-        found |= {self._key(name, label): value for label, value in self.by_label.items()}
-        for key, value in found.items():
+        values = {name: self.compute()}
+        values |= {self._key(name, label): value for label, value in self.by_label.items()}
+        for key, value in values.items():
             engine.state.metrics.pop(key, None)  # of an earlier run
             if value is not None:
                 engine.state.metrics[key] = value
@@ -65,74 +64,6 @@ class LabelMetric(Metric):
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
-
-
-def add_case(totals: Tensor, values: Sequence[float | None]) -> None:
-    """Add the labels' values of a case, and their mean, to sums and counts.
-
-    Args:
-        totals: (labels + 1, 2), changed in place.
-        values: one a label, None where it is not defined.
-    """
-    for row, value in zip(totals, [*values, mean_defined(values)], strict=True):
-        if value is not None:
-            row += row.new_tensor([value, 1])
-
-
-def case_means(totals: Tensor) -> list[float | None]:
-    """Means over cases of what `add_case` added: one a label, and at the end that of all labels."""
-    return [total / n if n else None for total, n in totals.tolist()]
-
-
-def known(what: str, word: str, words: Sequence[str]) -> str:
-    """The word itself.
-
-    Raises:
-        UsageError: it is none of the words; with the nearest.
-    """
-    if word in words:
-        return word
-    near = get_close_matches(word, words, 1)
-    hint = f"did you mean {near[0]!r}?" if near else None
-    if word == "ece":
-        hint = "segpipe.components.CalibrationError measures it, from probabilities"
-    raise UsageError(f"no such {what}", found=word, expected=", ".join(words), hint=hint)
-
-
-def label_maps(truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Both as label maps of one shape (X, Y, Z).
-
-    Raises:
-        UsageError: as `label_map`, or their shapes differ.
-    """
-    one, other = label_map(truth, "the truth"), label_map(prediction, "the prediction")
-    if one.shape != other.shape:
-        raise UsageError("prediction and truth have different shapes", found=other.shape, expected=one.shape)
-    return one, other
-
-
-def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
-    """A label map (X, Y, Z) of a tensor (1, X, Y, Z).
-
-    Raises:
-        UsageError: another shape, or values that are not whole numbers from 0 to 255.
-    """
-    values = np.asarray(torch.as_tensor(tensor).detach().cpu())
-    if values.ndim != 4 or len(values) != 1:
-        raise UsageError(
-            f"{what} is not a label map",
-            found=f"shape {values.shape}",
-            expected="(1, X, Y, Z)",
-            hint="post-process by AsDiscreted with argmax: true",
-        )
-    with np.errstate(invalid="ignore"):
-        labels: NDArray[np.uint8] = values[0].astype(np.uint8)
-    if not np.array_equal(labels, values[0]):
-        raise UsageError(f"{what} is not a label map", found="values that are not whole numbers from 0 to 255")
-    return labels
-
-
-SLACK = 1e-5  # rounding
 
 
 class ScoreMetric(LabelMetric):
@@ -156,7 +87,7 @@ class ScoreMetric(LabelMetric):
         self, labels: Sequence[str], activation: str | None, output_transform: Callable | None, device: Any
     ) -> None:
         if activation is not None:
-            known("activation", activation, ("softmax", "sigmoid"))
+            require_known("activation", activation, ("softmax", "sigmoid"))
         self.activation = activation
         super().__init__(labels, output_transform, device)
 
@@ -169,7 +100,7 @@ class ScoreMetric(LabelMetric):
     def _cases(
         self, output: tuple[Sequence[Tensor], Sequence[Tensor]]
     ) -> Iterator[list[tuple[NDArray[np.bool_], NDArray[np.float32]]]]:
-        """Mask and probabilities of every label, case by case."""
+        """Yield mask and probabilities of every label, case by case."""
         for scores, truth in zip(*output, strict=True):
             labels, probabilities = label_map(truth, "the truth"), self._probabilities(scores)
             if probabilities.shape[1:] != labels.shape:
@@ -195,3 +126,68 @@ class ScoreMetric(LabelMetric):
                 hint="name the activation of the network's logits: softmax or sigmoid",
             )
         return np.asarray(values.cpu())
+
+
+def add_case(totals: Tensor, values: Sequence[float | None]) -> None:
+    """Add the labels' values of a case, and their mean, to sums and counts.
+
+    Args:
+        totals: (labels + 1, 2), changed in place.
+        values: one a label, None where it is not defined.
+    """
+    for row, value in zip(totals, [*values, mean_defined(values)], strict=True):
+        if value is not None:
+            row += row.new_tensor([value, 1])
+
+
+def case_means(totals: Tensor) -> list[float | None]:
+    """Return the means over cases of what `add_case` added: one a label, and at the end that of all labels."""
+    return [total / n if n else None for total, n in totals.tolist()]
+
+
+def require_known(what: str, word: str, words: Sequence[str]) -> str:
+    """Return the word itself.
+
+    Raises:
+        UsageError: it is none of the words; with the nearest.
+    """
+    if word in words:
+        return word
+    near = get_close_matches(word, words, 1)
+    hint = f"did you mean {near[0]!r}?" if near else None
+    if word == "ece":
+        hint = "segpipe.components.CalibrationError measures it, from probabilities"
+    raise UsageError(f"no such {what}", found=word, expected=", ".join(words), hint=hint)
+
+
+def label_maps(truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return both as label maps of one shape (X, Y, Z).
+
+    Raises:
+        UsageError: as `label_map`, or their shapes differ.
+    """
+    true, predicted = label_map(truth, "the truth"), label_map(prediction, "the prediction")
+    if true.shape != predicted.shape:
+        raise UsageError("prediction and truth have different shapes", found=predicted.shape, expected=true.shape)
+    return true, predicted
+
+
+def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
+    """Return the label map (X, Y, Z) of a tensor (1, X, Y, Z).
+
+    Raises:
+        UsageError: another shape, or values that are not whole numbers from 0 to 255.
+    """
+    values = np.asarray(torch.as_tensor(tensor).detach().cpu())
+    if values.ndim != 4 or len(values) != 1:
+        raise UsageError(
+            f"{what} is not a label map",
+            found=f"shape {values.shape}",
+            expected="(1, X, Y, Z)",
+            hint="post-process by AsDiscreted with argmax: true",
+        )
+    with np.errstate(invalid="ignore"):
+        labels: NDArray[np.uint8] = values[0].astype(np.uint8)
+    if not np.array_equal(labels, values[0]):
+        raise UsageError(f"{what} is not a label map", found="values that are not whole numbers from 0 to 255")
+    return labels

@@ -1,10 +1,6 @@
-"""A measure of every case, and its mean.
+"""The measures of `segpipe.evaluation` as Ignite metrics, reduced over processes.
 
-Overlap of all voxels of all cases together.
-
-Dice of probabilities.
-
-Whether a network's probabilities mean what they say.
+Under several processes every case should come once: a sampler that pads its last batch counts some twice.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from segpipe.components.metrics.metric_base import LabelMetric, ScoreMetric, add_case, case_means, known, label_maps
+from segpipe.components.metric_base import LabelMetric, ScoreMetric, add_case, case_means, label_maps, require_known
 from segpipe.errors import UsageError
 from segpipe.evaluation import (
     MEASURES,
@@ -31,6 +27,7 @@ from segpipe.evaluation import (
     mean_defined,
 )
 
+KNOWN_POOLED = ("dice", "iou", "precision", "recall", "specificity")
 KNOWN_PER_CASE = tuple(name for name, measure in MEASURES.items() if measure.kind != "error")
 NEEDS_SPACING = ("nsd", *(name for name in KNOWN_PER_CASE if MEASURES[name].kind != "score"))
 
@@ -65,7 +62,7 @@ class CaseMetric(LabelMetric):
         output_transform: Callable | None = None,
         device: Any = "cpu",
     ) -> None:
-        self.measure = known("measure", measure, KNOWN_PER_CASE)
+        self.measure = require_known("measure", measure, KNOWN_PER_CASE)
         self.tolerance_mm = tolerance_mm
         self.spacing_mm = spacing_mm
         super().__init__(labels, output_transform, device)
@@ -85,7 +82,7 @@ class CaseMetric(LabelMetric):
 
     @sync_all_reduce("_totals")
     def compute(self) -> float | None:
-        """Mean over cases; where none counted 0 for a score, so that an empty validation never looks good."""
+        """Return the mean over cases; 0 for a score where none counted: an empty validation never looks good."""
         *by_label, mean = case_means(self._totals)
         self._by_label(by_label)
         return 0.0 if mean is None and MEASURES[self.measure].kind == "score" else mean
@@ -124,9 +121,6 @@ class CaseDice(CaseMetric):
         return f"dice_{label}"
 
 
-KNOWN_POOLED = ("dice", "iou", "precision", "recall", "specificity")
-
-
 class PooledMetric(LabelMetric):
     """An overlap measure of the voxels of all cases together, and its mean over labels.
 
@@ -145,7 +139,7 @@ class PooledMetric(LabelMetric):
     def __init__(
         self, measure: str, labels: Sequence[str], output_transform: Callable | None = None, device: Any = "cpu"
     ) -> None:
-        self.measure = known("measure", measure, KNOWN_POOLED)
+        self.measure = require_known("measure", measure, KNOWN_POOLED)
         super().__init__(labels, output_transform, device)
 
     @reinit__is_reduced
@@ -164,7 +158,7 @@ class PooledMetric(LabelMetric):
 
     @sync_all_reduce("_counts")
     def compute(self) -> float | None:
-        """Mean over labels; 0 where the measure is defined for none."""
+        """Return the mean over labels; 0 where the measure is defined for none."""
         values = [getattr(Counts(*row), self.measure) for row in self._counts.tolist()]
         self._by_label(values)
         return mean_defined(values) or 0.0
@@ -218,12 +212,12 @@ class SoftDice(ScoreMetric):
         """Add the cases of a batch."""
         for case in self._cases(output):
             counts = [count_soft(truth, probability, self.squared) for truth, probability in case]
-            self._sums += self._sums.new_tensor([[each.product, each.terms] for each in counts])
-            add_case(self._totals, [each.dice(*self.smoothing) for each in counts])
+            self._sums += self._sums.new_tensor([[label.product, label.terms] for label in counts])
+            add_case(self._totals, [label.dice(*self.smoothing) for label in counts])
 
     @sync_all_reduce("_sums", "_totals")
     def compute(self) -> float | None:
-        """The Dice; 0 where no case counted."""
+        """Return the Dice; 0 where no case counted."""
         if self.per_sample:
             *by_label, mean = case_means(self._totals)
         else:
@@ -275,14 +269,14 @@ class CalibrationError(ScoreMetric):
         """Add the cases of a batch."""
         for case in self._cases(output):
             for index, (truth, probability) in enumerate(case):
-                found = calibrate(truth, probability, self.bins)
-                self._probability[index] += torch.from_numpy(found.probability).to(self._probability)
-                self._voxels[index] += torch.from_numpy(found.voxels).to(self._voxels)
-                self._events[index] += torch.from_numpy(found.events).to(self._events)
+                calibration = calibrate(truth, probability, self.bins)
+                self._probability[index] += torch.from_numpy(calibration.probability).to(self._probability)
+                self._voxels[index] += torch.from_numpy(calibration.voxels).to(self._voxels)
+                self._events[index] += torch.from_numpy(calibration.events).to(self._events)
 
     @sync_all_reduce("_probability", "_voxels", "_events")
     def compute(self) -> float | None:
-        """Mean over labels; None without cases."""
+        """Return the mean over labels; None without cases."""
         parts = (part.cpu().numpy() for part in (self._voxels, self._probability, self._events))
         errors = [Calibration(*row).error for row in zip(*parts, strict=True)]
         self._by_label(errors)

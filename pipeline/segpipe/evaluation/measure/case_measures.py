@@ -1,8 +1,6 @@
-"""One label of one case: the two masks, and what several measures need of them.
+"""A prediction against a truth, label by label, and the one list of measures.
 
-The one list of measures. To add one, add a field to `LabelMeasure`; tables, reports and metrics follow.
-
-One prediction against one truth, label by label.
+To add a measure, add a field to `LabelMeasure`; tables, reports and metrics follow.
 """
 
 from __future__ import annotations
@@ -73,15 +71,15 @@ class Pair:
         return None if spacing is None else hausdorff_mm(self.truth, self.prediction, spacing)
 
     def hd95_mm(self) -> float | None:
-        """As `segpipe.evaluation.measure.distance.hd95_mm`."""
+        """As the function `hd95_mm`."""
         return None if self.surfaces is None else self.surfaces.percentile_mm(0.95)
 
     def assd_mm(self) -> float | None:
-        """As `segpipe.evaluation.measure.distance.assd_mm`."""
+        """As the function `assd_mm`."""
         return None if self.surfaces is None else self.surfaces.mean_mm()
 
     def nsd(self) -> float | None:
-        """As `segpipe.evaluation.measure.distance.nsd`; None where both masks have voxels on a sheared grid."""
+        """As the function `nsd`; None where both masks have voxels on a sheared grid."""
         if self.counts.truth and self.counts.prediction:
             return None if self.surfaces is None else self.surfaces.share_within(self.tolerance_mm)
         return 0.0 if self.counts.truth or self.counts.prediction else None
@@ -100,7 +98,7 @@ class Pair:
 
 
 def spacing_mm(affine: ArrayLike) -> tuple[float, float, float] | None:
-    """Lengths of a voxel's edges; None where they are not at right angles.
+    """Return the lengths of a voxel's edges; None where they are not at right angles.
 
     A tilted or oblique grid is fine. On a sheared one a voxel's edges do not give its distances.
     """
@@ -136,8 +134,8 @@ class Measure:
     headline: bool = True
 
 
-def _measured(*about: Any, **more: Any) -> Any:
-    return field(default=None, metadata={"measure": Measure(*about, **more)})
+def _measured(kind: Kind, definition: str, of: Callable[[Pair], float | None], **display: Any) -> Any:
+    return field(default=None, metadata={"measure": Measure(kind, definition, of, **display)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +233,7 @@ class LabelMeasure:
 
 
 MEASURES: dict[str, Measure] = {
-    each.name: each.metadata["measure"] for each in fields(LabelMeasure) if "measure" in each.metadata
+    column.name: column.metadata["measure"] for column in fields(LabelMeasure) if "measure" in column.metadata
 }
 """Name of a field to what there is to know of it."""
 
@@ -292,26 +290,28 @@ def label_pairs(
     tolerance_mm: float = 1.0,
     calibrations: Mapping[int, Calibration] | None = None,
 ) -> Iterator[tuple[int, Pair]]:
-    """Each label's value and two masks, in the box that holds both; arguments as in `measure_case`.
+    """Yield each label's value and two masks, in the box that holds both; arguments as in `measure_case`.
 
     Raises:
         ValueError: the shapes differ.
     """
+    from scipy.ndimage import find_objects
+
     affine = _affine(affine_or_spacing)
-    one, other = np.asarray(truth), np.asarray(prediction)
-    if one.shape != other.shape:
-        raise ValueError(f"label maps of different shapes: {one.shape} and {other.shape}")
-    boxes, other_boxes = _boxes(one, max(labels)), _boxes(other, max(labels))
+    true, predicted = np.asarray(truth), np.asarray(prediction)
+    if true.shape != predicted.shape:
+        raise ValueError(f"label maps of different shapes: {true.shape} and {predicted.shape}")
+    true_boxes, predicted_boxes = (find_objects(label_map, max_label=max(labels)) for label_map in (true, predicted))
     for value in labels:
-        box = _union(boxes[value - 1], other_boxes[value - 1])
+        box = _union(true_boxes[value - 1], predicted_boxes[value - 1])
         calibration = None if calibrations is None else calibrations.get(value)
-        yield (value, Pair(one[box] == value, other[box] == value, one.size, affine, tolerance_mm, calibration))
+        yield value, Pair(true[box] == value, predicted[box] == value, true.size, affine, tolerance_mm, calibration)
 
 
 def without_prediction(
     truth: ArrayLike | None, labels: Mapping[int, str], affine: ArrayLike | None, flag: Flag
 ) -> list[LabelMeasure]:
-    """What a case counts that has no usable prediction: 0 for every label in truth, in every score.
+    """Return what a case counts that has no usable prediction: 0 for every label in truth, in every score.
 
     Where the truth cannot be used either (None), every label counts 0.
     """
@@ -341,15 +341,8 @@ def _flag(pair: Pair) -> Flag:
     return "sheared" if pair.spacing_mm is None else ""
 
 
-def _boxes(label_map: NDArray[np.generic], highest: int) -> list[Box | None]:
-    """Bounding box of each value from 1 to the highest; None where it does not occur."""
-    from scipy.ndimage import find_objects
-
-    boxes: list[Box | None] = find_objects(label_map, max_label=highest)
-    return boxes
-
-
-def _union(one: Box | None, other: Box | None) -> Box:
-    if one is None or other is None:
-        return one or other or (slice(0, 0),) * 3
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+def _union(first: Box | None, second: Box | None) -> Box:
+    """Return the box that holds both bounding boxes; None is that of a label that does not occur."""
+    if first is None or second is None:
+        return first or second or (slice(0, 0),) * 3
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))

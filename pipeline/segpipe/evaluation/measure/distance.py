@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 def hausdorff_mm(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]) -> float | None:
-    """Hausdorff distance of the two voxel sets (Huttenlocher et al. 1993, doi:10.1109/34.232073, eq. 1).
+    """Return the Hausdorff distance of the two voxel sets (Huttenlocher et al. 1993, doi:10.1109/34.232073, eq. 1).
 
     Args:
         truth: mask of shape (X, Y, Z).
@@ -39,10 +39,10 @@ def hausdorff_mm(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[f
     Returns:
         mm; None where a mask is empty.
     """
-    one, other = _cropped(truth, prediction)
-    if not one.any() or not other.any():
+    true, predicted = _cropped(truth, prediction)
+    if not true.any() or not predicted.any():
         return None
-    return max(_farthest(one, other, spacing_mm), _farthest(other, one, spacing_mm))
+    return max(_farthest(true, predicted, spacing_mm), _farthest(predicted, true, spacing_mm))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +62,19 @@ class SurfaceDistances:
     prediction_mm2: Floats
 
     def percentile_mm(self, share: float = 0.95) -> float:
-        """Larger of the two directed distances within which this share of a surface's area lies."""
+        """Return the larger of the two directed distances within which this share of a surface's area lies."""
         return max(
             _weighted_percentile(self.truth_mm, self.truth_mm2, share),
             _weighted_percentile(self.prediction_mm, self.prediction_mm2, share),
         )
 
     def mean_mm(self) -> float:
-        """Mean over the elements of both surfaces together, weighted by area."""
+        """Return the mean over the elements of both surfaces together, weighted by area."""
         total = self.truth_mm @ self.truth_mm2 + self.prediction_mm @ self.prediction_mm2
         return float(total / (self.truth_mm2.sum() + self.prediction_mm2.sum()))
 
     def share_within(self, tolerance_mm: float) -> float:
-        """Share of both surfaces' area that lies within a tolerance of the other surface."""
+        """Return the share of both surfaces' area that lies within a tolerance of the other surface."""
         limit = tolerance_mm + TOLERANCE_SLACK_MM
         within = self.truth_mm2[self.truth_mm <= limit].sum()
         within += self.prediction_mm2[self.prediction_mm <= limit].sum()
@@ -82,27 +82,27 @@ class SurfaceDistances:
 
 
 def surface_distances(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]) -> SurfaceDistances | None:
-    """Distances between the two surfaces; None where a mask is empty. Arguments as in `hausdorff_mm`."""
+    """Return the distances between the two surfaces; None where a mask is empty. Arguments as in `hausdorff_mm`."""
     from scipy.spatial import KDTree
 
-    one, other = _cropped(truth, prediction)
-    if not one.any() or not other.any():
+    true, predicted = _cropped(truth, prediction)
+    if not true.any() or not predicted.any():
         return None
-    truth_points, truth_mm2 = _surface(one, spacing_mm)
-    prediction_points, prediction_mm2 = _surface(other, spacing_mm)
+    truth_points, truth_mm2 = _surface(true, spacing_mm)
+    prediction_points, prediction_mm2 = _surface(predicted, spacing_mm)
     truth_mm = KDTree(prediction_points).query(truth_points)[0]
     prediction_mm = KDTree(truth_points).query(prediction_points)[0]
     return SurfaceDistances(truth_mm, truth_mm2, prediction_mm, prediction_mm2)
 
 
 def hd95_mm(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]) -> float | None:
-    """95 % Hausdorff distance between the surfaces in mm; None where a mask is empty."""
+    """Return the 95 % Hausdorff distance between the surfaces in mm; None where a mask is empty."""
     surfaces = surface_distances(truth, prediction, spacing_mm)
     return None if surfaces is None else surfaces.percentile_mm(0.95)
 
 
 def assd_mm(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]) -> float | None:
-    """Average symmetric surface distance in mm; None where a mask is empty."""
+    """Return the average symmetric surface distance in mm; None where a mask is empty."""
     surfaces = surface_distances(truth, prediction, spacing_mm)
     return None if surfaces is None else surfaces.mean_mm()
 
@@ -110,7 +110,7 @@ def assd_mm(truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float]
 def nsd(
     truth: ArrayLike, prediction: ArrayLike, spacing_mm: Sequence[float], tolerance_mm: float = 1.0
 ) -> float | None:
-    """Normalised surface Dice at a tolerance; 0 where one mask is empty, None where both are."""
+    """Return the normalised surface Dice at a tolerance; 0 where one mask is empty, None where both are."""
     surfaces = surface_distances(truth, prediction, spacing_mm)
     if surfaces is not None:
         return surfaces.share_within(tolerance_mm)
@@ -118,33 +118,31 @@ def nsd(
 
 
 def _cropped(truth: ArrayLike, prediction: ArrayLike) -> tuple[Mask, Mask]:
-    """Both masks within their common bounding box and one voxel of background around it."""
-    one, other = as_masks(truth, prediction)
-    if one.ndim != 3:
-        raise ValueError(f"masks of {one.ndim} axes, expected 3")
-    either = one | other
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(either.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
-    return np.pad(one[tuple(box)], 1), np.pad(other[tuple(box)], 1)
+    """Return both masks within their common bounding box and one voxel of background around it."""
+    from scipy.ndimage import find_objects
+
+    true, predicted = as_masks(truth, prediction)
+    if true.ndim != 3:
+        raise ValueError(f"masks of {true.ndim} axes, expected 3")
+    box = find_objects((true | predicted).view(np.uint8), max_label=1)[0] or (slice(0, 0),) * 3
+    return np.pad(true[box], 1), np.pad(predicted[box], 1)
 
 
-def _farthest(one: Mask, other: Mask, spacing_mm: Sequence[float]) -> float:
-    """Largest distance from a voxel of one to the nearest voxel of other."""
+def _farthest(source: Mask, target: Mask, spacing_mm: Sequence[float]) -> float:
+    """Return the largest distance from a voxel of the source to the nearest voxel of the target."""
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
-    outside = np.argwhere(one & ~other) * np.asarray(spacing_mm, dtype=np.float64)
+    outside = np.argwhere(source & ~target) * np.asarray(spacing_mm, dtype=np.float64)
     if not len(outside):
         return 0.0
     # From outside, the nearest voxel of a set always has a face neighbour that is not in the set.
-    rim = np.argwhere(other & ~binary_erosion(other)) * np.asarray(spacing_mm, dtype=np.float64)
+    rim = np.argwhere(target & ~binary_erosion(target)) * np.asarray(spacing_mm, dtype=np.float64)
     return float(KDTree(rim).query(outside)[0].max())
 
 
 def _surface(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Floats, Floats]:
-    """Positions (N, 3) in mm and areas (N,) in mm2 of a mask's surface elements."""
+    """Return positions (N, 3) in mm and areas (N,) in mm2 of a mask's surface elements."""
     areas, kernel = _element_areas(tuple(float(length) for length in spacing_mm))
     code = np.zeros([size - 1 for size in mask.shape], dtype=np.uint8)
     for (i, j, k), weight in np.ndenumerate(kernel):
@@ -157,7 +155,7 @@ def _surface(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=256)
 def _element_areas(spacing_mm: tuple[float, ...]) -> tuple[Floats, NDArray[np.uint8]]:
-    """Area of each of the 256 neighbourhoods, and the kernel (2, 2, 2) that numbers them."""
+    """Return the area of each of the 256 neighbourhoods, and the kernel (2, 2, 2) that numbers them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from monai.metrics.utils import get_code_to_measure_table
@@ -167,7 +165,7 @@ def _element_areas(spacing_mm: tuple[float, ...]) -> tuple[Floats, NDArray[np.ui
 
 
 def _weighted_percentile(values: Floats, weights: Floats, share: float) -> float:
-    """Smallest value at which the sorted weights add up to a share of their sum."""
+    """Return the smallest value at which the sorted weights add up to a share of their sum."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / weights.sum()
     index = int(np.searchsorted(reached, share - SHARE_SLACK))

@@ -56,7 +56,7 @@ class Lesions:
 def lesion_f1(
     truth: ArrayLike, prediction: ArrayLike, connectivity: Connectivity = 26, iou_threshold: float | None = None
 ) -> float | None:
-    """F1 of lesions found, missed and false; arguments as in `match_lesions`.
+    """Return the F1 of lesions found, missed and false; arguments as in `match_lesions`.
 
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
@@ -67,7 +67,7 @@ def lesion_f1(
 def lesion_dice(
     truth: ArrayLike, prediction: ArrayLike, connectivity: Connectivity = 26, iou_threshold: float | None = None
 ) -> float | None:
-    """Lesion-wise Dice: the mean over lesions, in which a missed and a false one count 0.
+    """Return lesion-wise Dice: the mean over lesions, in which a missed and a false one count 0.
 
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
@@ -91,55 +91,67 @@ def match_lesions(
     """
     import cc3d
 
-    one, other = as_masks(truth, prediction)
-    if one.ndim != 3:
-        raise ValueError(f"masks of {one.ndim} axes, expected 3")
+    true, predicted = as_masks(truth, prediction)
+    if true.ndim != 3:
+        raise ValueError(f"masks of {true.ndim} axes, expected 3")
     if connectivity not in (6, 18, 26):
         raise ValueError(f"connectivity {connectivity}, expected 6, 18 or 26")
     if iou_threshold is not None and not 0 < iou_threshold <= 1:
         raise ValueError(f"IoU threshold {iou_threshold}, expected above 0 and at most 1")
-    ours, theirs = (cc3d.connected_components(mask, connectivity=connectivity) for mask in (one, other))
-    our_sizes, their_sizes = np.bincount(ours.ravel())[1:], np.bincount(theirs.ravel())[1:]
-    overlap = _Overlap.of(ours, theirs, our_sizes, their_sizes)
-    return overlap.touching() if iou_threshold is None else overlap.one_to_one(iou_threshold)
+    true_lesions, predicted_lesions = (
+        cc3d.connected_components(mask, connectivity=connectivity) for mask in (true, predicted)
+    )
+    overlap = _overlap(true_lesions, predicted_lesions)
+    return _touching(overlap) if iou_threshold is None else _one_to_one(overlap, iou_threshold)
 
 
 @dataclass(frozen=True, eq=False)
 class _Overlap:
-    """Pairs of lesions that share voxels: index in truth, index in prediction, voxels shared; and all sizes."""
+    """Pairs of lesions that share voxels.
 
-    ours: Integers
-    theirs: Integers
+    Attributes:
+        true, predicted: of each pair, the index of the lesion in the truth and in the prediction.
+        shared: of each pair, the voxels in both.
+        true_sizes, predicted_sizes: voxels of all lesions.
+    """
+
+    true: Integers
+    predicted: Integers
     shared: Integers
-    our_sizes: Integers
-    their_sizes: Integers
+    true_sizes: Integers
+    predicted_sizes: Integers
 
-    @classmethod
-    def of(cls, ours: Integers, theirs: Integers, our_sizes: Integers, their_sizes: Integers) -> _Overlap:
-        both = (ours > 0) & (theirs > 0)
-        stride = len(their_sizes) + 1
-        codes, shared = np.unique(ours[both].astype(np.int64) * stride + theirs[both], return_counts=True)
-        return cls(codes // stride - 1, codes % stride - 1, shared, our_sizes, their_sizes)
 
-    def touching(self) -> Lesions:
-        n = len(self.our_sizes)
-        common = np.bincount(self.ours, self.shared, minlength=n)
-        reached = np.bincount(self.ours, self.their_sizes[self.theirs], minlength=n)
-        found = common > 0
-        dice = 2 * common[found] / (self.our_sizes + reached)[found]
-        false = len(self.their_sizes) - len(np.unique(self.theirs))
-        return Lesions(tuple(dice.tolist()), int(n - found.sum()), false)
+def _overlap(true_lesions: Integers, predicted_lesions: Integers) -> _Overlap:
+    true_sizes, predicted_sizes = (np.bincount(lesions.ravel())[1:] for lesions in (true_lesions, predicted_lesions))
+    both = (true_lesions > 0) & (predicted_lesions > 0)
+    stride = len(predicted_sizes) + 1
+    codes = true_lesions[both].astype(np.int64) * stride + predicted_lesions[both]
+    pairs, shared = np.unique(codes, return_counts=True)
+    return _Overlap(pairs // stride - 1, pairs % stride - 1, shared, true_sizes, predicted_sizes)
 
-    def one_to_one(self, threshold: float) -> Lesions:
-        sizes = self.our_sizes[self.ours] + self.their_sizes[self.theirs]
-        iou = self.shared / (sizes - self.shared)
-        paired: list[float] = []
-        taken: tuple[set[int], set[int]] = (set(), set())
-        for index in np.argsort(-iou, kind="stable"):
-            one, other = int(self.ours[index]), int(self.theirs[index])
-            if iou[index] < threshold or one in taken[0] or other in taken[1]:
-                continue
-            taken[0].add(one)
-            taken[1].add(other)
-            paired.append(float(2 * self.shared[index] / sizes[index]))
-        return Lesions(tuple(paired), len(self.our_sizes) - len(paired), len(self.their_sizes) - len(paired))
+
+def _touching(overlap: _Overlap) -> Lesions:
+    n = len(overlap.true_sizes)
+    common = np.bincount(overlap.true, overlap.shared, minlength=n)
+    reached = np.bincount(overlap.true, overlap.predicted_sizes[overlap.predicted], minlength=n)
+    found = common > 0
+    dice = 2 * common[found] / (overlap.true_sizes + reached)[found]
+    false = len(overlap.predicted_sizes) - len(np.unique(overlap.predicted))
+    return Lesions(tuple(dice.tolist()), int(n - found.sum()), false)
+
+
+def _one_to_one(overlap: _Overlap, threshold: float) -> Lesions:
+    sizes = overlap.true_sizes[overlap.true] + overlap.predicted_sizes[overlap.predicted]
+    iou = overlap.shared / (sizes - overlap.shared)
+    paired: list[float] = []
+    true_taken, predicted_taken = set[int](), set[int]()
+    for index in np.argsort(-iou, kind="stable"):
+        true, predicted = int(overlap.true[index]), int(overlap.predicted[index])
+        if iou[index] < threshold or true in true_taken or predicted in predicted_taken:
+            continue
+        true_taken.add(true)
+        predicted_taken.add(predicted)
+        paired.append(float(2 * overlap.shared[index] / sizes[index]))
+    missed, false = len(overlap.true_sizes) - len(paired), len(overlap.predicted_sizes) - len(paired)
+    return Lesions(tuple(paired), missed, false)

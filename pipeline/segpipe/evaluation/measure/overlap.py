@@ -1,7 +1,4 @@
-"""Measures that count voxels.
-
-Measures per sample of a batch, and their mean.
-"""
+"""Measures that count voxels: Dice, IoU, precision, recall, specificity, volume; per sample of a batch, and means."""
 
 from __future__ import annotations
 
@@ -41,27 +38,27 @@ class Counts:
 
     @property
     def dice(self) -> float | None:
-        """As `segpipe.evaluation.measure.overlap.dice`."""
+        """As the function `dice`."""
         return _ratio(2 * self.both, self.truth + self.prediction)
 
     @property
     def iou(self) -> float | None:
-        """As `segpipe.evaluation.measure.overlap.iou`."""
+        """As the function `iou`."""
         return _ratio(self.both, self.truth + self.prediction - self.both)
 
     @property
     def precision(self) -> float | None:
-        """As `segpipe.evaluation.measure.overlap.precision`."""
+        """As the function `precision`."""
         return _ratio(self.both, self.prediction)
 
     @property
     def recall(self) -> float | None:
-        """As `segpipe.evaluation.measure.overlap.recall`."""
+        """As the function `recall`."""
         return _ratio(self.both, self.truth)
 
     @property
     def specificity(self) -> float | None:
-        """As `segpipe.evaluation.measure.overlap.specificity`."""
+        """As the function `specificity`."""
         outside = self.voxels - self.truth
         return _ratio(outside - (self.prediction - self.both), outside)
 
@@ -72,13 +69,13 @@ def count_voxels(truth: ArrayLike, prediction: ArrayLike) -> Counts:
     Raises:
         ValueError: their shapes differ.
     """
-    one, other = as_masks(truth, prediction)
-    both, ours, theirs = (int(np.count_nonzero(mask)) for mask in (one & other, one, other))
-    return Counts(both, ours, theirs, one.size)
+    true, predicted = as_masks(truth, prediction)
+    both, in_truth, in_prediction = (int(np.count_nonzero(mask)) for mask in (true & predicted, true, predicted))
+    return Counts(both, in_truth, in_prediction, true.size)
 
 
 def dice(truth: ArrayLike, prediction: ArrayLike) -> float | None:
-    """Dice coefficient, 2 |A and B| / (|A| + |B|) (Dice 1945, doi:10.2307/1932409).
+    """Return the Dice coefficient, 2 |A and B| / (|A| + |B|) (Dice 1945, doi:10.2307/1932409).
 
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
@@ -87,7 +84,7 @@ def dice(truth: ArrayLike, prediction: ArrayLike) -> float | None:
 
 
 def iou(truth: ArrayLike, prediction: ArrayLike) -> float | None:
-    """Intersection over union, the Jaccard index, |A and B| / |A or B|.
+    """Return intersection over union, the Jaccard index, |A and B| / |A or B|.
 
     Returns:
         0 to 1; 0 where one mask is empty, None where both are.
@@ -96,7 +93,7 @@ def iou(truth: ArrayLike, prediction: ArrayLike) -> float | None:
 
 
 def precision(truth: ArrayLike, prediction: ArrayLike) -> float | None:
-    """Share of the prediction that is true, TP / (TP + FP); the positive predictive value.
+    """Return the share of the prediction that is true, TP / (TP + FP); the positive predictive value.
 
     Returns:
         0 to 1; 0 where the truth alone is empty, None where the prediction is empty: nothing is claimed.
@@ -105,7 +102,7 @@ def precision(truth: ArrayLike, prediction: ArrayLike) -> float | None:
 
 
 def recall(truth: ArrayLike, prediction: ArrayLike) -> float | None:
-    """Share of the truth that is found, TP / (TP + FN); the sensitivity, or true positive rate.
+    """Return the share of the truth that is found, TP / (TP + FN); the sensitivity, or true positive rate.
 
     Returns:
         0 to 1; 0 where the prediction alone is empty, None where the truth is empty: there is nothing to find.
@@ -114,7 +111,7 @@ def recall(truth: ArrayLike, prediction: ArrayLike) -> float | None:
 
 
 def specificity(truth: ArrayLike, prediction: ArrayLike) -> float | None:
-    """Share of what is not truth that is left alone, TN / (TN + FP); the true negative rate.
+    """Return the share of what is not truth that is left alone, TN / (TN + FP); the true negative rate.
 
     It depends on how much background the volume shows, and is near 1 wherever that is much.
 
@@ -129,7 +126,7 @@ def specificity(truth: ArrayLike, prediction: ArrayLike) -> float | None:
 
 
 def volume_ml(mask: ArrayLike, affine: ArrayLike) -> float:
-    """Volume of a mask in mL.
+    """Return the volume of a mask in mL.
 
     Args:
         mask: nonzero inside.
@@ -139,20 +136,20 @@ def volume_ml(mask: ArrayLike, affine: ArrayLike) -> float:
 
 
 def voxel_ml(affine: ArrayLike) -> float:
-    """Volume of one voxel in mL."""
+    """Return the volume of one voxel in mL."""
     return abs(float(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000
 
 
 def as_masks(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Both masks as booleans.
+    """Return both masks as booleans.
 
     Raises:
         ValueError: their shapes differ.
     """
-    one, other = np.asarray(truth).astype(bool, copy=False), np.asarray(prediction).astype(bool, copy=False)
-    if one.shape != other.shape:
-        raise ValueError(f"masks of different shapes: {one.shape} and {other.shape}")
-    return one, other
+    true, predicted = (np.asarray(mask).astype(bool, copy=False) for mask in (truth, prediction))
+    if true.shape != predicted.shape:
+        raise ValueError(f"masks of different shapes: {true.shape} and {predicted.shape}")
+    return true, predicted
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -162,7 +159,7 @@ def _ratio(part: int, whole: int) -> float | None:
 def per_sample(
     measure: Callable[..., float | None], truth: ArrayLike, prediction: ArrayLike, **options: Any
 ) -> list[float | None]:
-    """A measure of each sample of a batch, along the first axis, where calling it on the batch would pool.
+    """Return a measure of each sample of a batch, along the first axis, where calling it on the batch would pool.
 
     Example: ``per_sample(soft_dice, truth, prediction, squared=True)``
 
@@ -170,10 +167,10 @@ def per_sample(
         ValueError: the batches have different lengths.
     """
     pairs = zip(np.asarray(truth), np.asarray(prediction), strict=True)
-    return [measure(one, other, **options) for one, other in pairs]
+    return [measure(*pair, **options) for pair in pairs]
 
 
 def mean_defined(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are not None; None where there is none."""
+    """Return the mean of the values that are not None; None where there is none."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None

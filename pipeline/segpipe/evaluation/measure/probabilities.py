@@ -1,7 +1,4 @@
-"""Dice of probabilities.
-
-Whether probabilities mean what they say: of the voxels given 0.8, eight in ten should be true.
-"""
+"""Measures of probabilities: soft Dice, and calibration: of the voxels given 0.8, eight in ten should be true."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ def soft_dice(
     smooth: float = 0.0,
     smooth_above: float | None = None,
 ) -> float | None:
-    """Dice of a prediction between 0 and 1, over all that is given: a batch is pooled.
+    """Return the Dice of a prediction between 0 and 1, over all that is given: a batch is pooled.
 
     (2 sum(p t) + a) / (sum(p) + sum(t) + s), or with sum(p^2) + sum(t^2) below (Milletari et al. 2016,
     doi:10.1109/3DV.2016.79, eq. 3). On masks without smoothing both are `dice`. One minus it is `DiceLoss`.
@@ -64,16 +61,16 @@ def soft_dice(
 
 
 def count_soft(truth: ArrayLike, prediction: ArrayLike, squared: bool = False) -> SoftCounts:
-    """The sums of `soft_dice`; arguments as there."""
-    one, other = np.asarray(truth, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
-    if one.shape != other.shape:
-        raise ValueError(f"truth and prediction of different shapes: {one.shape} and {other.shape}")
+    """Return the sums of `soft_dice`; arguments as there."""
+    t, p = np.asarray(truth, dtype=np.float64), np.asarray(prediction, dtype=np.float64)
+    if t.shape != p.shape:
+        raise ValueError(f"truth and prediction of different shapes: {t.shape} and {p.shape}")
     power = 2 if squared else 1
-    return SoftCounts(float((one * other).sum()), float((one**power).sum() + (other**power).sum()))
+    return SoftCounts(float((t * p).sum()), float((t**power).sum() + (p**power).sum()))
 
 
 def label_channels(probabilities: ArrayLike, labels: Iterable[int]) -> dict[int, NDArray[Any]]:
-    """The channel of every label.
+    """Return the channel of every label.
 
     Args:
         probabilities: (C, X, Y, Z): a channel for every label value with background (softmax) or without (sigmoid).
@@ -121,7 +118,7 @@ class Calibration:
 def expected_calibration_error(
     truth: ArrayLike, probability: ArrayLike, bins: int = BINS, within: ArrayLike | None = None
 ) -> float | None:
-    """Expected calibration error: sum over bins of (voxels / all) |share of true voxels - mean probability|.
+    """Return the expected calibration error: sum over bins of (voxels / all) |share of true voxels - mean probability|.
 
     Naeini et al. 2015 (doi:10.1609/aaai.v29i1.9602), with the equal-width bins of Guo et al. 2017
     (arXiv:1706.04599, eq. 3), each closed at its upper end. Of a label, ``truth`` is its mask and ``probability`` its
@@ -167,7 +164,7 @@ def calibrate(
 def calibrate_labels(
     truth: ArrayLike, probabilities: ArrayLike, labels: Iterable[int], bins: int = BINS
 ) -> dict[int, Calibration]:
-    """What the probabilities of every label are worth, over all voxels.
+    """Return the calibration of every label's probabilities, over all voxels.
 
     Args:
         truth: label map (X, Y, Z).
@@ -198,7 +195,7 @@ def _sort(true: NDArray[np.bool_], values: NDArray[np.float64], bins: int) -> Ca
 
 
 def _blocks(arrays: list[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
-    """The arrays in slabs along their first axis."""
+    """Yield the arrays in slabs along their first axis."""
     first = [np.atleast_1d(array) for array in arrays]
     length = first[0].shape[0]
     step = max(1, VOXELS_AT_ONCE * length // max(1, first[0].size))

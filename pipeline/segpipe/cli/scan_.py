@@ -50,16 +50,14 @@ def command(
     console = Console("scan", as_json=json)
     with console.progress() as bar:
         task = bar.add_task("headers", total=None)
-        found = scan(folder, workers, lambda done, total: bar.update(task, completed=done, total=total))
-    counts = _counts(found)
-    _report(console, found, counts)
+        tree = scan(folder, workers, lambda done, total: bar.update(task, completed=done, total=total))
+    counts = _counts(tree)
+    _report(console, tree, counts)
     passed_over = [
-        {"file": _name(file.path, found), "class": file.file_class, "detail": file.detail} for file in found.passed_over
+        {"file": _name(file.path, tree), "class": file.file_class, "detail": file.detail} for file in tree.passed_over
     ]
-    console.document(
-        series=[_as_dict(series, found) for series in found.series], passed_over=passed_over, counts=counts
-    )
-    return OK if found.series else BAD_DATA
+    console.document(series=[_as_dict(series, tree) for series in tree.series], passed_over=passed_over, counts=counts)
+    return OK if tree.series else BAD_DATA
 
 
 def _name(path: Path, scan: Scan) -> str:

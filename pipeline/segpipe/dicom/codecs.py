@@ -42,12 +42,12 @@ def available_codecs() -> dict[str, bool]:
     from pydicom.pixels import get_decoder
 
     kinds = {"RLE": RLE, "JPEG baseline": JPEG_8_BIT, "JPEG-LS": JPEG_LS, "JPEG 2000": JPEG_2000}
-    found = {kind: PLUGIN[syntax] in get_decoder(UID(syntax)).available_plugins for kind, syntax in kinds.items()}
+    available = {kind: PLUGIN[syntax] in get_decoder(UID(syntax)).available_plugins for kind, syntax in kinds.items()}
     try:
         _gdcm()
     except ImportError:
-        return {**found, "JPEG lossless": False}
-    return {**found, "JPEG lossless": True}
+        return {**available, "JPEG lossless": False}
+    return {**available, "JPEG lossless": True}
 
 
 def is_lossy(dataset: Dataset, transfer_syntax: str) -> bool:

@@ -113,11 +113,11 @@ def label_infos(
     for value, name in sorted(labels.items()):
         if value == 0:
             continue
-        found = _by_name(value, name, context)
-        while found.colour_rgb in {info.colour_rgb for info in infos}:  # left and right, anterior and posterior
-            red, green, blue = found.colour_rgb
-            found = replace(found, colour_rgb=(red * 3 // 4, (green * 3 + 255) // 4, blue * 3 // 4))
-        infos.append(_stated(found, given[name]) if name in given else found)
+        label = _by_name(value, name, context)
+        while label.colour_rgb in {info.colour_rgb for info in infos}:  # left and right, anterior and posterior
+            red, green, blue = label.colour_rgb
+            label = replace(label, colour_rgb=(red * 3 // 4, (green * 3 + 255) // 4, blue * 3 // 4))
+        infos.append(_stated(label, given[name]) if name in given else label)
     notes = [
         f"label {info.value} ({info.name}): no code is known for this name; coded as {info.type.meaning}"
         for info in infos
@@ -137,24 +137,24 @@ def _as_dict(info: LabelInfo) -> dict[str, Any]:
     return {**known, "colour_rgb": list(info.colour_rgb)}
 
 
-def _stated(found: LabelInfo, given: Any) -> LabelInfo:
+def _stated(info: LabelInfo, given: Any) -> LabelInfo:
     """Replace what was found by name with what the metadata says of a label."""
     try:
         terms: dict[str, Any] = {
             key: _term(given[key]) for key in ("category", "type", "modifier", "region") if key in given
         }
         if "type" in terms:  # the side of the table belongs to the table's type
-            found = replace(found, stated=True, modifier=None, region=None)
-        red, green, blue = (int(part) for part in given.get("colour_rgb", found.colour_rgb))
+            info = replace(info, stated=True, modifier=None, region=None)
+        red, green, blue = (int(part) for part in given.get("colour_rgb", info.colour_rgb))
         if not all(0 <= part <= 255 for part in (red, green, blue)):
             raise ValueError("a colour outside 0 to 255")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             "codes of the bundle's metadata cannot be read",
-            found=f"{found.name}: {error}",
+            found=f"{info.name}: {error}",
             expected="category, type, modifier, region as value, scheme and meaning; colour_rgb as three numbers",
         ) from error
-    return replace(found, **terms, colour_rgb=(red, green, blue))
+    return replace(info, **terms, colour_rgb=(red, green, blue))
 
 
 def _term(given: Mapping[str, Any]) -> Term:

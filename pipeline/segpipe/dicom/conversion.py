@@ -64,30 +64,30 @@ def convert_folder(
         DataError: there is no series.
     """
     repairs = check_repairs(repair)
-    found = scan(source, progress=lambda done, total: progress("reading headers", done, total))
-    chosen = _choose(found, series)
+    tree = scan(source, progress=lambda done, total: progress("reading headers", done, total))
+    chosen = _choose(tree, series)
     converted = []
     for number, member in enumerate(chosen):
         progress("converting", number, len(chosen))
-        converted.append(_convert(member, found.root, out, repairs, overwrite))
-    made = [member for member, result in zip(chosen, converted, strict=True) if result.state != "refused"]
-    if made:
-        write_mapping(out, made)
-    return converted, len(found.passed_over)
+        converted.append(_convert(member, tree.root, out, repairs, overwrite))
+    readable = [member for member, result in zip(chosen, converted, strict=True) if result.state != "refused"]
+    if readable:
+        write_mapping(out, readable)
+    return converted, len(tree.passed_over)
 
 
-def _choose(found: Scan, wanted: Sequence[str]) -> list[Series]:
-    if not found.series:
+def _choose(tree: Scan, wanted: Sequence[str]) -> list[Series]:
+    if not tree.series:
         raise DataError(
             "there is no DICOM series",
-            path=found.root,
-            found=f"{len(found.passed_over)} other files",
+            path=tree.root,
+            found=f"{len(tree.passed_over)} other files",
             hint="`segpipe scan` lists them",
         )
     for name in wanted:
-        if not any(name in (series.series_uid, series.case_id) for series in found.series):
+        if not any(name in (series.series_uid, series.case_id) for series in tree.series):
             raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
-    return [series for series in found.series if not wanted or {series.series_uid, series.case_id} & set(wanted)]
+    return [series for series in tree.series if not wanted or {series.series_uid, series.case_id} & set(wanted)]
 
 
 def _convert(series: Series, root: Path, out: Path, repairs: tuple[str, ...], overwrite: bool) -> ConvertedSeries:

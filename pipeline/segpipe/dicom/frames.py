@@ -22,6 +22,11 @@ ASCII = frozenset(["CS", "DA", "DS", "DT", "IS", "TM", "UI"])  # no character se
 BLOCKS = range(0x10, 0x20)  # where private creators are, in practice
 
 
+def keywords(names: str) -> tuple[str, ...]:
+    """Return the DICOM keywords of a text, in their order."""
+    return tuple(names.split())
+
+
 def text(dataset: Dataset, name: str) -> str:
     """Return a value as text, several joined by backslashes; empty where it is absent or cannot be read."""
     tag, vr = _tag(name)
@@ -47,16 +52,16 @@ def numbers(value: Any) -> tuple[float, ...]:
         return ()
     parts = value.split("\\") if isinstance(value, str) else value if isinstance(value, Iterable) else [value]
     try:
-        found = tuple(float(part) for part in parts)
+        values = tuple(float(part) for part in parts)
     except (TypeError, ValueError):
         return ()
-    return found if all(math.isfinite(number) for number in found) else ()
+    return values if all(math.isfinite(number) for number in values) else ()
 
 
 def whole_number(dataset: Dataset, name: str) -> int | None:
     """Return a value as a whole number, or None."""
-    found = numbers(text(dataset, name))
-    return int(found[0]) if found else None
+    values = numbers(text(dataset, name))
+    return int(values[0]) if values else None
 
 
 def items(dataset: Dataset, name: str) -> list[Dataset]:
@@ -185,8 +190,8 @@ def _frame(
     for name, sequence, tag in CATEGORIES:
         value = _value(levels, sequence, tag) if sequence else text(top, tag)
         if value and name not in keys:
-            found = numbers(value)
-            keys[name] = found[0] if len(found) == 1 else found or value
+            parsed = numbers(value)
+            keys[name] = parsed[0] if len(parsed) == 1 else parsed or value
     _diffusion(levels, top, keys)
     kind = next((kind for name in FRAME_TYPES if (kind := _value(levels, name, "FrameType"))), "")
     keys["ImageType"] = kind or text(top, "ImageType")
@@ -242,8 +247,8 @@ def _private_b_value(dataset: Dataset) -> float | None:
         value = private_value(dataset, group, creator, element)
         if isinstance(value, bytes):
             value = value.decode("ascii", "ignore").strip("\0 ")
-        if found := numbers(value):
-            return found[0] % 1e6  # GE stores 1000000000 + b
+        if values := numbers(value):
+            return values[0] % 1e6  # GE stores 1000000000 + b
     return None
 
 

@@ -97,9 +97,9 @@ def levels(heights: Array) -> NDArray[np.intp]:
     if not len(steps):
         return np.zeros(len(heights), dtype=np.intp)
     apart = min(SAME_PLACE_MM, 0.1 * float(steps.max()))
-    found = np.empty(len(heights), dtype=np.intp)
-    found[order] = np.concatenate([[0], np.cumsum(steps > max(apart, 1e-4))])
-    return found
+    level = np.empty(len(heights), dtype=np.intp)
+    level[order] = np.concatenate([[0], np.cumsum(steps > max(apart, 1e-4))])
+    return level
 
 
 def judge_geometry(stack: Stack, name: Callable[[int], str]) -> Verdict:

@@ -39,26 +39,26 @@ def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
     studies: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
     for header in headers:
         studies[header.series_uid][header.study_uid].append(header)
-    found = []
+    groups = []
     for _, by_study in sorted(studies.items()):
         if all(len({header.sop_instance_uid for header in members}) == 1 for members in by_study.values()):
             members = [header for part in by_study.values() for header in part]
             notes = (f"its slices name {len(by_study)} studies",) if len(by_study) > 1 else ()
-            found += _group_series(members, "", notes, name)
+            groups += _group_series(members, "", notes, name)
         else:
             for study, members in sorted(by_study.items()):
-                found += _group_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
-    return found
+                groups += _group_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
+    return groups
 
 
 def _group_series(members: Sequence[Header], split: str, notes: tuple[str, ...], name: Name) -> list[Group]:
     scouts = [header for header in members if header.scout]
-    others = [header for header in members if not header.scout]
-    if not scouts or not others:
+    images = [header for header in members if not header.scout]
+    if not scouts or not images:
         return _split(members, Group(_slices(members), split, notes=notes), name)
     note = f"{len(scouts)} scout image(s) of the series are a group of their own"
     return [
-        *_split(others, Group(_slices(others), split, notes=(*notes, note)), name),
+        *_split(images, Group(_slices(images), split, notes=(*notes, note)), name),
         *_split(scouts, Group(_slices(scouts), f"{split} scout".strip(), notes=notes), name),
     ]
 
@@ -138,8 +138,7 @@ def split_by_grid(group: Group, name: Name) -> list[Group]:
                 group.part(main, "", note),
                 *(_stray(group, stray, number, len(main), name) for number, stray in enumerate(strays, start=1)),
             ]
-    other = (turned or strays)[0][0]
-    return [_mixed(group, main, other, bool(turned), name)]
+    return [_mixed(group, main, (turned or strays)[0][0], bool(turned), name)]
 
 
 def _grids(slices: Sequence[Slice]) -> list[list[Slice]]:
@@ -148,13 +147,13 @@ def _grids(slices: Sequence[Slice]) -> list[list[Slice]]:
         alike[part.header.rows, part.header.columns, part.frame.spacing, part.frame.orientation].append(part)
     parts: list[list[Slice]] = []
     for exact in sorted(alike.values(), key=len, reverse=True):
-        near = (
+        matching = (
             part
             for part in parts
             if not (_matrix_difference(part[0], exact[0]) or _direction_differs(part[0], exact[0]))
         )
-        if (same := next(near, None)) is not None:
-            same += exact
+        if (grid := next(matching, None)) is not None:
+            grid += exact
         else:
             parts.append(exact)
     return parts
@@ -198,14 +197,14 @@ def _stray(group: Group, stray: list[Slice], number: int, main: int, name: Name)
     return group.part(stray, f"stray={number}").refused(reason, words)  # type: ignore[arg-type]
 
 
-def _mixed(group: Group, main: list[Slice], other: Slice, turned: bool, name: Name) -> Group:
+def _mixed(group: Group, main: list[Slice], stray: Slice, turned: bool, name: Name) -> Group:
     advice = f"({len(main)} of {len(group.slices)} slices are like {slice_name(main[0], name)}). "
     advice += "Put the slices of each kind into a folder of their own with UIDs of their own, or export them again."
     if not turned:
         return group.refused(
-            "mixed_matrix", f"{slice_name(other, name)}: {_matrix_difference(main[0], other)} {advice}"
+            "mixed_matrix", f"{slice_name(stray, name)}: {_matrix_difference(main[0], stray)} {advice}"
         )
-    axes = [np.array(part.frame.orientation, dtype=np.float64) for part in (main[0], other)]
+    axes = [np.array(part.frame.orientation, dtype=np.float64) for part in (main[0], stray)]
     normals = [np.cross(axis[:3], axis[3:]) for axis in axes]
     cosine = float(normals[0] @ normals[1] / np.linalg.norm(normals[0]) / np.linalg.norm(normals[1]))
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
@@ -214,7 +213,7 @@ def _mixed(group: Group, main: list[Slice], other: Slice, turned: bool, name: Na
         if angle > 0.05
         else "its axes are turned in their plane"
     )
-    return group.refused("mixed_orientation", f"{slice_name(other, name)}: {words} {advice}")
+    return group.refused("mixed_orientation", f"{slice_name(stray, name)}: {words} {advice}")
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def split_repeated_positions(group: Group, name: Name) -> list[Group]:
     parts = parts or _split_frames(frames, places, incomplete=True)
     if not parts:
         return [group.refused("repeated_positions", _repeated(group, places, name))]
-    found = []
+    groups = []
     for part in parts:
         slices = [group.slices[index] for index in part.indices]
         volume = group.part(slices, part.by, f"volume of a series with repeated positions, split by {part.by}")
@@ -250,8 +249,8 @@ def split_repeated_positions(group: Group, name: Name) -> list[Group]:
                 f"{int(places.max()) + 1}; expected as many. Find the missing files."
             )
             volume = volume.refused("gap", words)
-        found.append(volume)
-    return found
+        groups.append(volume)
+    return groups
 
 
 def _without_repeated_images(group: Group, places: Levels, name: Name) -> Group | None:

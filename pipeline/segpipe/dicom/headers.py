@@ -213,17 +213,13 @@ def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Probl
             return Problem("missing_tag", f"no {name}", "a value", hint)
     for frame in frames:
         where = f" in frame {frame.number + 1}" if len(frames) > 1 else ""
-        if frame.position is None:
-            return Problem("missing_tag", f"no usable ImagePositionPatient{where}", "three finite numbers", hint)
-        if frame.orientation is None:
-            return Problem(
-                "missing_tag",
-                f"no usable ImageOrientationPatient{where}",
-                "two perpendicular directions of length 1",
-                hint,
-            )
-        if frame.spacing is None:
-            return Problem("missing_tag", f"no usable PixelSpacing{where}", "two numbers above 0", hint)
+        for measure, name, expected in (
+            (frame.position, "ImagePositionPatient", "three finite numbers"),
+            (frame.orientation, "ImageOrientationPatient", "two perpendicular directions of length 1"),
+            (frame.spacing, "PixelSpacing", "two numbers above 0"),
+        ):
+            if measure is None:
+                return Problem("missing_tag", f"no usable {name}{where}", expected, hint)
     if not frames:
         return Problem("missing_tag", "no frame", "NumberOfFrames of at least 1", hint)
     return None
@@ -241,5 +237,5 @@ def mosaic_tiles(dataset: FileDataset) -> int:
     if not isinstance(raw, bytes):
         return 0
     at = raw.find(b"NumberOfImagesInMosaic")
-    found = re.match(rb"\s*(\d+)", raw[at + 100 : at + 116]) if at >= 0 else None
-    return int(found[1]) if found else 0
+    count = re.match(rb"\s*(\d+)", raw[at + 100 : at + 116]) if at >= 0 else None
+    return int(count[1]) if count else 0

@@ -20,39 +20,23 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_FAMILIES = "1.2.840.10008.1.2.4."
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 UNDEFINED = 0xFFFFFFFF
-PIXEL_ATTRIBUTES = tuple(  # all that a grey image of one frame needs besides its pixels
-    tag_for_keyword(name) or 0
-    for name in (
-        "Modality",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "NumberOfFrames",
-        "Rows",
-        "Columns",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "PixelPaddingValue",
-        "PixelPaddingRangeLimit",
-        "RescaleIntercept",
-        "RescaleSlope",
-        "RescaleType",
-        "LossyImageCompression",
-    )
-)
-WHOLE_HEADER_ATTRIBUTES = tuple(  # with one of these, it needs the whole header
-    tag_for_keyword(name) or 0
-    for name in (
-        "PerFrameFunctionalGroupsSequence",
-        "SharedFunctionalGroupsSequence",
-        "PixelValueTransformationSequence",
-        "ModalityLUTSequence",
-        "RealWorldValueMappingSequence",
-        "FloatPixelPaddingValue",
-        "ExtendedOffsetTable",
-    )
-)
+
+
+def _tags(names: str) -> tuple[int, ...]:
+    return tuple(tag_for_keyword(name) or 0 for name in names.split())
+
+
+# all that a grey image of one frame needs besides its pixels
+PIXEL_ATTRIBUTES = _tags("""
+    Modality SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored
+    HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope
+    RescaleType LossyImageCompression
+""")
+# with one of these, it needs the whole header
+WHOLE_HEADER_ATTRIBUTES = _tags("""
+    PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence PixelValueTransformationSequence
+    ModalityLUTSequence RealWorldValueMappingSequence FloatPixelPaddingValue ExtendedOffsetTable
+""")
 
 
 def version_of(stream: BinaryIO) -> tuple[int, int]:
@@ -93,13 +77,13 @@ def _attributes(dataset: FileDataset) -> tuple[Element, ...]:
     present = dataset.keys()
     if any(tag in present for tag in WHOLE_HEADER_ATTRIBUTES):
         return ()
-    found = [dataset.get_item(tag) for tag in PIXEL_ATTRIBUTES if tag in present]
+    elements = [dataset.get_item(tag) for tag in PIXEL_ATTRIBUTES if tag in present]
     raw = [
         (int(element.tag), element.VR, element.value)
-        for element in found
+        for element in elements
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and element.is_little_endian
     ]
-    return tuple(raw) if len(raw) == len(found) else ()
+    return tuple(raw) if len(raw) == len(elements) else ()
 
 
 def guessed_syntax(dataset: FileDataset) -> str:

@@ -322,10 +322,10 @@ def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
         slope = group.get("RescaleSlope") if slope is None else slope
         intercept = group.get("RescaleIntercept") if intercept is None else intercept
     try:
-        found = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+        factors = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     except (TypeError, ValueError):
-        found = (0.0, 0.0)
-    if not np.isfinite(found).all() or found[0] == 0:
+        factors = (0.0, 0.0)
+    if not np.isfinite(factors).all() or factors[0] == 0:
         raise DataError(
             "RescaleSlope or RescaleIntercept cannot be used",
             path=file.path,
@@ -333,7 +333,7 @@ def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:
             expected="two numbers, the slope not 0",
             hint="export the series again from its source",
         )
-    return found
+    return factors
 
 
 def is_inverted(file: PixelFile) -> bool:
@@ -350,13 +350,13 @@ def is_inverted(file: PixelFile) -> bool:
 
 def notes_on(file: PixelFile) -> tuple[str, ...]:
     """Return what a user of the values should know (the scan has a note on lossy compression)."""
-    found = []
+    notes = []
     if file.dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         what = "mirrored, so that bright stays bright" if is_inverted(file) else "left, as they have a unit"
-        found.append(f"MONOCHROME1: values are {what}")
+        notes.append(f"MONOCHROME1: values are {what}")
     if any("RealWorldValueMappingSequence" in group for group in _groups(file, 0)):
-        found.append("a real world value mapping is there and was not applied")
-    return tuple(found)
+        notes.append("a real world value mapping is there and was not applied")
+    return tuple(notes)
 
 
 def _groups(file: PixelFile, number: int) -> Iterator[Dataset]:

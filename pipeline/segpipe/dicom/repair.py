@@ -149,14 +149,14 @@ def _faults(series: Series, stack: _Stack) -> set[str]:
             found="two at one place" if gaps.min() <= 0 else "slices shifted within their plane",
             expected="slices one behind the other, along a straight line",
         )
-    found = {name for name, reasons in REPAIRS.items() if series.reason in reasons}
+    faults = {name for name, reasons in REPAIRS.items() if series.reason in reasons}
     if np.abs(stack.shifts[-1]).max() > 2 * NOTE_PIXELS:
-        found.add("tilt")
+        faults.add("tilt")
     even = np.linspace(0, stack.distances[-1], len(stack.distances))
     limit = max(LOAD_MM, LOAD_STEP * step, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
     if np.abs(stack.distances - even).max() > 2 * limit:
-        found.add("spacing")
-    return found
+        faults.add("spacing")
+    return faults
 
 
 def _resample(

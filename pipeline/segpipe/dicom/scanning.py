@@ -66,8 +66,8 @@ def scan(
 def has_dicom(root: Path) -> bool:
     """Return whether there is an image or another DICOM file below a folder; reads until it finds the first."""
     for path in walk([root])[1]:
-        found = read_header(path)
-        if isinstance(found, Header) or found.file_class == "non_image":
+        header = read_header(path)
+        if isinstance(header, Header) or header.file_class == "non_image":
             return True
     return False
 

@@ -131,12 +131,12 @@ def _find_results(folder: Path) -> tuple[list[ResultFile], int]:
     """Return the results of a folder, sorted by name, and how many other DICOM files there are."""
     if not folder.is_dir():
         raise UsageError("no such result folder", path=folder, hint="check the path")
-    files, others = [], 0
+    files, passed_over = [], 0
     for path in sorted(folder.rglob("*.dcm")):
         if PARTIAL not in path.relative_to(folder).parts and path.is_file():
-            found = _read(path, folder)
-            files += [found] if found else []
-            others += found is None
+            result = _read(path, folder)
+            files += [result] if result else []
+            passed_over += result is None
     if not files:
         raise DataError(
             "the folder has no DICOM result",
@@ -144,7 +144,7 @@ def _find_results(folder: Path) -> tuple[list[ResultFile], int]:
             expected="SEG, RTSTRUCT or SR below it",
             hint="make them with `segpipe predict BUNDLE DIR OUT --format nifti,seg,rtstruct,sr`",
         )
-    return files, others
+    return files, passed_over
 
 
 def _read(path: Path, folder: Path) -> ResultFile | None:

@@ -82,12 +82,12 @@ def open_archive(
     """
     if re.match(r"https?://", to):
         return Stow(to, ca, verify)
-    found = re.fullmatch(r"(?P<aet>[^@\\]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})", to)
-    if found is None or not 0 < int(found["port"]) < 65536:
+    parts = re.fullmatch(r"(?P<aet>[^@\\]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})", to)
+    if parts is None or not 0 < int(parts["port"]) < 65536:
         raise UsageError(
             "this destination cannot be read", found=to, expected="https://HOST/dicom-web or AET@HOST:PORT"
         )
-    return CStore(found["aet"], found["host"].strip("[]"), int(found["port"]), calling, files)
+    return CStore(parts["aet"], parts["host"].strip("[]"), int(parts["port"]), calling, files)
 
 
 class Stow:

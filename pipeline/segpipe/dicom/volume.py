@@ -49,21 +49,23 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
     path, repairs = Path(path), check_repairs(repair)
     if not path.exists():
         raise UsageError("no such file or folder", path=path, hint="check the path")
-    found = scan(path if path.is_dir() else path.parent).series
+    candidates = scan(path if path.is_dir() else path.parent).series
     if not path.is_dir():
-        found = tuple(member for member in found if path.absolute() in {file.absolute() for file in member.files})
+        candidates = tuple(
+            member for member in candidates if path.absolute() in {file.absolute() for file in member.files}
+        )
     if series:
-        found = tuple(member for member in found if series in (member.series_uid, member.case_id))
-    usable = [member for member in found if member.state == "loaded" or can_repair(member, repairs)]
+        candidates = tuple(member for member in candidates if series in (member.series_uid, member.case_id))
+    usable = [member for member in candidates if member.state == "loaded" or can_repair(member, repairs)]
     if len(usable) == 1:
         return load_series(usable[0], repair=repairs)
-    if len(found) == 1:
-        raise refusal(found[0])
-    ids = f" ({', '.join(member.case_id for member in found)})" if found else ""
+    if len(candidates) == 1:
+        raise refusal(candidates[0])
+    ids = f" ({', '.join(member.case_id for member in candidates)})" if candidates else ""
     raise DataError(
         "not one DICOM series",
         path=path,
-        found=f"{len(usable)} volumes, {len(found) - len(usable)} refused series{ids}",
+        found=f"{len(usable)} volumes, {len(candidates) - len(usable)} refused series{ids}",
         expected="one series that makes a volume",
         hint="`segpipe scan` lists them; name one by its series UID or case id",
     )
@@ -80,10 +82,10 @@ def load(root: str | Path, *, repair: str | Sequence[str] | None = None) -> list
         DataError: there is no volume at all, or a frame is cut short or cannot be decoded.
     """
     repairs = check_repairs(repair)
-    found = scan(Path(root)).series
-    chosen = [series for series in found if series.state == "loaded" or can_repair(series, repairs)]
+    scanned = scan(Path(root)).series
+    chosen = [series for series in scanned if series.state == "loaded" or can_repair(series, repairs)]
     if not chosen:
-        refused = "; ".join(f"{series.case_id}: {series.reason}" for series in found)
+        refused = "; ".join(f"{series.case_id}: {series.reason}" for series in scanned)
         raise DataError(
             "no series can be loaded",
             path=root,

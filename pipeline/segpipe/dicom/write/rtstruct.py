@@ -63,7 +63,7 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     loops = _loops(mask)
     corners = {point for loop in loops for point in loop}
     holes_at: dict[Point, list[list[Point]]] = {}
-    found = []
+    polygons = []
     for loop in reversed(loops):  # a hole is joined to what starts further left, so it comes first
         whole = []
         for point in loop:
@@ -71,10 +71,10 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
             for hole in holes_at.get(point, ()):
                 whole += [*hole, hole[0], point]
         if _area(loop) > 0:
-            found.append(np.array(_corners(whole)))
+            polygons.append(np.array(_corners(whole)))
         else:
             holes_at.setdefault(_left_of(loop[0], corners), []).append(whole)
-    return found[::-1]
+    return polygons[::-1]
 
 
 def _loops(mask: NDArray[np.bool_]) -> list[list[Point]]:

@@ -14,39 +14,23 @@ from highdicom.base import get_sop_class_iod_map
 from pydicom import dcmread
 from pydicom.valuerep import DA, TM
 
+from segpipe.dicom.frames import keywords
 from segpipe.dicom.model import Frame, Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError
 
-TYPE_2 = (  # of Patient, General Study, General Series, Frame of Reference and General Equipment
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyID",
-    "SeriesNumber",
-    "PositionReferenceIndicator",
-    "Manufacturer",
-)
+# of Patient, General Study, General Series, Frame of Reference and General Equipment
+TYPE_2 = keywords("""
+    PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber ReferringPhysicianName
+    StudyID SeriesNumber PositionReferenceIndicator Manufacturer
+""")
 TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"}
-KEPT = {  # what files a result in its study, or is no text of a person's
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "AccessionNumber",
-    "StudyID",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "SoftwareVersions",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-}
+# what files a result in its study, or is no text of a person's
+KEPT = keywords("""
+    PatientName PatientID IssuerOfPatientID AccessionNumber StudyID Manufacturer ManufacturerModelName
+    SoftwareVersions DeidentificationMethod DeidentificationMethodCodeSequence SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence
+""")
 NEEDED = {
     "FrameOfReferenceUID": "no frame of reference (FrameOfReferenceUID), so positions have no meaning beyond it",
     "SOPClassUID": "no SOP class (SOPClassUID), so it cannot be referred to",

@@ -1,4 +1,8 @@
-"""DICOM in and out: find series, judge their geometry, read them as volumes, and write results back."""
+"""DICOM in and out: find the series of a tree, refuse what would be a wrong volume, read the rest, write results back.
+
+Reading goes headers -> grouping -> geometry (`scan`), then pixels -> volume (`read_dicom`, `load_series`); writing is
+`write_dicom` and `send_results`. Others may use the names of ``__init__.pyi``.
+"""
 
 import lazy_loader as _lazy
 

@@ -11,8 +11,6 @@ from .labels import read_labels as read_labels
 from .model import Scan as Scan
 from .model import Series as Series
 from .model import Volume as Volume
-from .model import as_plain as as_plain
-from .model import from_plain as from_plain
 from .monai_reader import DicomReader as DicomReader
 from .privacy import patient_pseudonym as patient_pseudonym
 from .scanning import has_dicom as has_dicom

@@ -218,6 +218,3 @@ class Volume:
         """Edges of a voxel along the array's axes."""
         columns, rows, slices = np.linalg.norm(self.affine_ras[:3, :3], axis=0)
         return float(columns), float(rows), float(slices)
-
-
-as_plain, from_plain = Series.as_dict, Series.from_dict

@@ -353,6 +353,4 @@ class _Batch:
 def _files_of(case: InputCase) -> CaseFiles:
     if case.series is None:
         return CaseFiles(id=case.id, paths=tuple(str(path) for path in case.paths))
-    from segpipe.dicom import as_plain
-
-    return CaseFiles(id=case.id, series=as_plain(case.series))
+    return CaseFiles(id=case.id, series=case.series.as_dict())

@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """A case: its id and NIfTI files, or its series as `segpipe.dicom.as_plain` gives it."""
+    """A case: its id and NIfTI files, or its series as its `as_dict` gives it."""
 
     id: str
     paths: tuple[str, ...] = ()

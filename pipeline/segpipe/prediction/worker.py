@@ -153,9 +153,9 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
 def _case_input(case: CaseFiles) -> CaseInput:
     if case.series is None:
         return case.paths
-    from segpipe.dicom import from_plain
+    from segpipe.dicom import Series
 
-    return from_plain(case.series)
+    return Series.from_dict(case.series)
 
 
 class _CannotWriteError(Exception):

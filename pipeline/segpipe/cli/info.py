@@ -32,10 +32,6 @@ class Batch:
     patch_size: tuple[int, int, int] = (64, 64, 64)
     batch_size: int = 2
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "patch_size": list(self.patch_size)}
-
 
 def batch_of(
     task: str | None,
@@ -44,20 +40,20 @@ def batch_of(
     patch_size: tuple[int, int, int] | None,
     batch_size: int,
 ) -> Batch:
-    """A batch as a task fragment has it, or the default; what is given comes first.
+    """Return a batch as a task fragment has it, or the default; what is given comes first.
 
     Raises:
         UsageError: no such fragment, or a patch that is none.
     """
-    given: dict[str, Any] = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
+    options = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if task is not None:
         fragment, _ = read_fragment("task", task)
-        given = {name: fragment[name] if value is None else value for name, value in given.items()}
-    given = {name: value for name, value in given.items() if value is not None}
+        given = {**{name: fragment[name] for name in options}, **given}
     batch = Batch(**given, batch_size=batch_size)
     sizes = [batch.in_channels, batch.out_channels, *batch.patch_size]
     if len(sizes) != 5 or any(type(size) is not int or size < 1 for size in sizes):
-        raise UsageError("channels and patch must be positive whole numbers", found=batch.as_dict(), path=task)
+        raise UsageError("channels and patch must be positive whole numbers", found=asdict(batch), path=task)
     return batch
 
 
@@ -101,13 +97,9 @@ class NetworkFacts:
     relative_seconds: float | None = None
     refused: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def network_facts(names: Sequence[str], batch: Batch, timed: bool = False) -> Iterator[NetworkFacts]:
-    """What each network costs, one after the other, the U-Net's own cost being 1.
+    """Yield what each network costs, the U-Net's own cost being 1.
 
     Args:
         names: words or paths of network fragments.
@@ -120,17 +112,12 @@ def network_facts(names: Sequence[str], batch: Batch, timed: bool = False) -> It
     baseline = _measure(BASELINE, batch, timed)
     for name in names:
         facts = baseline if name == BASELINE else _measure(name, batch, timed)
-        yield NetworkFacts(
-            **{
-                **facts,
-                "relative_cost": _ratio(facts, baseline, "multiply_adds_g"),
-                "relative_seconds": _ratio(facts, baseline, "seconds"),
-            }
-        )
+        cost, seconds = (_ratio(facts, baseline, what) for what in ("multiply_adds_g", "seconds"))
+        yield NetworkFacts(**facts, relative_cost=cost, relative_seconds=seconds)
 
 
 def losses() -> list[dict[str, str]]:
-    """Name, class and comment of each shipped loss fragment."""
+    """Return name, class and comment of each shipped loss fragment."""
     return [
         {
             "name": name,
@@ -160,10 +147,10 @@ def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     try:
-        shapes = output_shapes(network, shape)
+        runs_on_shapes = output_shapes(network, shape) is not None
     except UsageError as error:
         return {**facts, "refused": error.found}
-    if shapes is not None:
+    if runs_on_shapes:
         counted = cost_of_step(network, shape)
         facts |= {
             "heads": counted.heads,
@@ -178,7 +165,7 @@ def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
 
 
 def _seconds_of_step(network: Any, shape: Sequence[int], out_channels: int) -> float:
-    """A step of AdamW on noise, with Dice plus cross entropy over all heads, on the CPU."""
+    """Time a step of AdamW on noise, with Dice plus cross entropy over all heads, on the CPU."""
     import torch
 
     from segpipe.components.losses import DeepSupervision, DiceCELoss
@@ -199,7 +186,7 @@ def _seconds_of_step(network: Any, shape: Sequence[int], out_channels: int) -> f
 
 
 def _normalisation(network: Any) -> list[str]:
-    """Kinds of the layers whose class is called so: ``BatchNorm3d`` is batch."""
+    """Return the kinds of the layers whose class is called so: ``BatchNorm3d`` is batch."""
     kinds = {
         type(module).__name__.partition("Norm")[0].lower()
         for module in network.modules()
@@ -209,5 +196,4 @@ def _normalisation(network: Any) -> list[str]:
 
 
 def _ratio(facts: Mapping[str, Any], baseline: Mapping[str, Any], what: str) -> float | None:
-    mine, theirs = facts.get(what), baseline.get(what)
-    return round(mine / theirs, 2) if mine and theirs else None
+    return round(facts[what] / baseline[what], 2) if facts.get(what) and baseline.get(what) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segpipe.cli.shared_options import AsJson
-from segpipe.common.console import Console
+from segpipe.common.console import Console, quiet_libraries
 from segpipe.errors import OK
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def command(
 
     Example: segpipe info networks --task task.yaml
     """
-    from segpipe.common.console import quiet_libraries
-
     console = Console("info", as_json=json)
     if topic is Topic.losses:
         return _losses(console)
@@ -67,9 +66,9 @@ def command(
     console.document(
         topic=topic.value,
         baseline=BASELINE,
-        **asked.as_dict(),
+        **asdict(asked),
         threads=_threads() if time else None,
-        networks=[facts.as_dict() for facts in rows],
+        networks=[asdict(facts) for facts in rows],
     )
     return OK
 
@@ -111,9 +110,9 @@ def _table(console: Console, rows: list[NetworkFacts], batch: Batch, timed: bool
 def _losses(console: Console) -> int:
     from segpipe.cli.info import losses
 
-    found = losses()
-    console.table("Losses", ["loss", "class", "about"], [tuple(row.values()) for row in found])
-    console.document(topic="losses", losses=found)
+    rows = losses()
+    console.table("Losses", ["loss", "class", "about"], [tuple(row.values()) for row in rows])
+    console.document(topic="losses", losses=rows)
     return OK
 
 

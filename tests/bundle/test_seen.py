@@ -11,7 +11,7 @@ from tiny_run import MakeRun
 import segpipe
 from segpipe.bundle.exporting.write import export
 from segpipe.common.files import read_json, write_json
-from segpipe.data.fingerprint import FINGERPRINT, beside
+from segpipe.data.fingerprint import FINGERPRINT, fingerprint_path
 from segpipe.errors import DataError
 from segpipe.evaluation.out_of_distribution import far_from_training
 
@@ -72,4 +72,4 @@ def test_without_a_fingerprint_nothing_is_said_and_a_broken_one_is_refused(make_
 
 
 def test_a_fingerprint_lies_beside_its_task() -> None:
-    assert beside("/d/my.task.yaml") == Path("/d/my.task.fingerprint.json")
+    assert fingerprint_path("/d/my.task.yaml") == Path("/d/my.task.fingerprint.json")

@@ -93,11 +93,11 @@ def test_the_summary_pools_the_foreground_of_all_cases(tmp_path: Path, made: Man
 
 
 def test_processes_give_what_one_process_gives(tmp_path: Path, made: Manifest) -> None:
-    seen: list[str] = []
-    assert take_fingerprint(made, tmp_path, workers=2, on_case=seen.append) == take_fingerprint(
-        made, tmp_path, workers=1
-    )
-    assert sorted(seen) == ["case0", "case1", "case2"]
+    seen: list[tuple[int, int]] = []
+    assert take_fingerprint(
+        made, tmp_path, workers=2, progress=lambda *counts: seen.append(counts)
+    ) == take_fingerprint(made, tmp_path, workers=1)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_test_cases_are_never_opened(tmp_path: Path, made: Manifest) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from segpipe.cli.app import run
 from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
-from segpipe.data.splits import draw_split, find_leaks, fold_sizes, parse_test_size
+from segpipe.data.splits import draw_split, find_leaks, parse_test_size
 from segpipe.errors import DataError, RefusedError, UsageError
 
 
@@ -48,7 +48,7 @@ def test_whole_patients_every_case_once_balanced_and_independent_of_order(sizes,
     wanted = test if isinstance(test, int) else test * sum(sizes)
     assert wanted <= len(split.test) < wanted + max(sizes) + 1
     assert folds == len(split.folds())
-    assert not folds or max(fold_sizes(split)) - min(fold_sizes(split)) <= max(sizes)
+    assert not folds or max(split.fold_sizes()) - min(split.fold_sizes()) <= max(sizes)
     assert find_leaks(split) == []
 
     shuffled = manifest.model_copy(deep=True)
@@ -59,7 +59,7 @@ def test_whole_patients_every_case_once_balanced_and_independent_of_order(sizes,
 
 def test_pairs_and_singles_give_folds_that_differ_by_one_case_at_most():
     split = draw_split(dataset([2] * 31 + [1] * 17), 0, 5)
-    assert max(fold_sizes(split)) - min(fold_sizes(split)) <= 1
+    assert max(split.fold_sizes()) - min(split.fold_sizes()) <= 1
 
 
 def test_the_seed_changes_the_draw_and_the_rule_names_it():

@@ -33,7 +33,7 @@ def command(
 
     Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
     """
-    from segpipe.data import beside
+    from segpipe.data import fingerprint_path
     from segpipe.training import plan
 
     console = Console("plan", as_json=json)
@@ -62,10 +62,10 @@ def command(
         ["rule", "value", "why", "source"],
         [(rule.name, _short(rule.value), rule.why, rule.source) for rule in rules],
     )
-    console.say(f"Written: {output} and {beside(output)}\nNext:    {next_command}")
+    console.say(f"Written: {output} and {fingerprint_path(output)}\nNext:    {next_command}")
     console.document(
         task=str(output),
-        fingerprint=str(beside(output)),
+        fingerprint=str(fingerprint_path(output)),
         rules=[vars(rule) for rule in rules],
         settings=planned.settings,
         next=next_command,

@@ -31,10 +31,10 @@ def command(
 
     Example: segpipe split manifest.json --test 0.25 --folds 5 --seed 0
     """
-    from segpipe.data import draw_split, fold_sizes, load_manifest, parse_test_size, save_manifest
+    from segpipe.data import draw_split, load_manifest, save_manifest
 
     console = Console("split", as_json=json)
-    split = draw_split(load_manifest(manifest), parse_test_size(test), folds, seed, redraw=redraw)
+    split = draw_split(load_manifest(manifest), test, folds, seed, redraw=redraw)
     path = output or manifest
     save_manifest(split, path)
     parts = [("test", split.test)]
@@ -49,6 +49,6 @@ def command(
         manifest=str(path),
         test=len(split.test),
         training=len(split.training),
-        folds=fold_sizes(split),
+        folds=split.fold_sizes(),
         split_rule=split.split_rule,
     )

@@ -17,6 +17,9 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 MOST_WORKERS = 4  # each holds whole volumes, and the disk is one
 BYTES_WORTH_A_WORKER = 30_000_000  # of image files: below, starting a process takes longer than what it would share
 
+Progress = Callable[[int, int], object]
+"""Called with what is done and of how much."""
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -65,6 +68,7 @@ def over_cases(
     workers: int,
     lost: Callable[[Job], Result],
     on_done: Callable[[Job], object] = lambda job: None,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Do the work for every job.
 
@@ -74,6 +78,7 @@ def over_cases(
         workers: processes; 1 works in this one.
         lost: the result of a job whose process died even when it had the machine for itself.
         on_done: called in this process with each job that is done.
+        progress: called in this process with the number of jobs done and of all.
 
     Returns:
         The results in the order of the jobs.
@@ -82,11 +87,20 @@ def over_cases(
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
 
+    n_done = 0
+
+    def tell(job: Job) -> None:
+        nonlocal n_done
+        n_done += 1
+        on_done(job)
+        if progress is not None:
+            progress(n_done, len(jobs))
+
     if workers <= 1 or len(jobs) <= 1:
         results = []
         for job in jobs:
             results.append(work(job))
-            on_done(job)
+            tell(job)
         return results
     done: dict[int, Result] = {}
 
@@ -98,7 +112,7 @@ def over_cases(
                     futures = {pool.submit(work, jobs[number]): number for number in numbers}
                     for future in as_completed(futures):
                         done[futures[future]] = future.result()
-                        on_done(jobs[futures[future]])
+                        tell(jobs[futures[future]])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -109,7 +123,7 @@ def over_cases(
             work_on([number], 1)
             if number not in done:
                 done[number] = lost(job)
-                on_done(job)
+                tell(job)
     return [done[number] for number in range(len(jobs))]
 
 

@@ -4,7 +4,7 @@ from .check import check_dataset as check_dataset
 from .fetch import fetch_dataset as fetch_dataset
 from .fingerprint import FINGERPRINT as FINGERPRINT
 from .fingerprint import Fingerprint as Fingerprint
-from .fingerprint import beside as beside
+from .fingerprint import fingerprint_path as fingerprint_path
 from .fingerprint import read_fingerprint as read_fingerprint
 from .fingerprint import save_fingerprint as save_fingerprint
 from .fingerprint import take_fingerprint as take_fingerprint
@@ -26,5 +26,3 @@ from .phantom import Phantom as Phantom
 from .phantom import make_phantom as make_phantom
 from .phantom import write_nifti as write_nifti
 from .splits import draw_split as draw_split
-from .splits import fold_sizes as fold_sizes
-from .splits import parse_test_size as parse_test_size

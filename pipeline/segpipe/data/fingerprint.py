@@ -10,7 +10,7 @@ fingerprint can have seen a held-out case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe.common.files import read_json, write_json
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
-from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.manifest import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
 
@@ -226,7 +226,7 @@ FINGERPRINT = "fingerprint.json"  # in a run, and after the name of a task fragm
 
 
 def take_fingerprint(
-    manifest: Manifest, root: str | Path, workers: int | None = None, on_case: Callable[[str], None] = lambda _id: None
+    manifest: Manifest, root: str | Path, workers: int | None = None, progress: Progress | None = None
 ) -> Fingerprint:
     """Read every training case once, several at a time.
 
@@ -234,7 +234,7 @@ def take_fingerprint(
         manifest: the dataset.
         root: the folder that its paths start from.
         workers: processes; None takes what the files are worth.
-        on_case: called with each case's id when it is done.
+        progress: called with the number of cases read and of all.
 
     Raises:
         UsageError: there are no training cases, or a file is missing.
@@ -244,7 +244,7 @@ def take_fingerprint(
         raise UsageError("the manifest has no training cases", hint="add cases with `segpipe import`")
     jobs = [(manifest.labels, manifest.n_channels, str(root), case) for case in manifest.training]
     files = [Path(root) / path for case in manifest.training for path in case.paths]
-    measured = over_cases(measure_case, jobs, workers or workers_to_read(files), _died, lambda job: on_case(job[-1].id))
+    measured = over_cases(measure_case, jobs, workers or workers_to_read(files), _died, progress=progress)
     cases, samples = [case for case, _ in measured], [sample for _, sample in measured]
     return Fingerprint(
         name=manifest.name,
@@ -259,8 +259,8 @@ def save_fingerprint(fingerprint: Fingerprint, path: str | Path) -> None:
     write_json(path, fingerprint.model_dump(mode="json"))
 
 
-def beside(task: str | Path) -> Path:
-    """Where the fingerprint of a planned task fragment lies."""
+def fingerprint_path(task: str | Path) -> Path:
+    """Return where the fingerprint of a planned task fragment lies: beside it."""
     return Path(task).with_name(f"{Path(task).stem}.{FINGERPRINT}")
 
 

@@ -58,7 +58,7 @@ class Case(BaseModel):
 
     @property
     def images(self) -> list[str]:
-        """One path per channel file."""
+        """Return one path per channel file."""
         return [self.image] if isinstance(self.image, str) else list(self.image)
 
     @property
@@ -151,15 +151,19 @@ class Manifest(BaseModel):
         return {int(value): name for value, name in self.labels.items() if value != "0"}
 
     def cases(self) -> list[Case]:
-        """All cases: training, then test."""
+        """Return all cases: training, then test."""
         return [*self.training, *self.test]
 
     def folds(self) -> list[int]:
-        """The folds that the training cases carry, sorted; empty before a split."""
+        """Return the folds that the training cases carry, sorted; empty before a split."""
         return sorted({case.fold for case in self.training if case.fold is not None})
 
+    def fold_sizes(self) -> list[int]:
+        """Return the number of training cases in each fold, in the order of the folds."""
+        return [sum(case.fold == fold for case in self.training) for fold in self.folds()]
+
     def select(self, split: str, fold: int | None = None) -> list[Case]:
-        """Cases by role.
+        """Return cases by role.
 
         Args:
             split: ``training`` (without the fold), ``validation`` (the fold), ``test`` or ``all``.
@@ -187,7 +191,7 @@ class Manifest(BaseModel):
         return [case for case in self.training if (case.fold == fold) == (split == "validation")]
 
     def dump(self) -> dict[str, Any]:
-        """Plain values in file order, without fields that are not set."""
+        """Return plain values in file order, without fields that are not set."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
@@ -259,7 +263,7 @@ def manifest_sha256(manifest: str | Path | Manifest) -> str:
 
 
 def data_root(manifest_path: str | Path, data: str | Path | None = None) -> Path:
-    """The folder that the manifest's paths start from.
+    """Return the folder that the manifest's paths start from.
 
     Raises:
         UsageError: it is not a folder.
@@ -278,7 +282,7 @@ def shipped_manifest(name: str) -> Path | None:
 
 
 def nifti_stem(path: str | Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
+    """Return a file name without ``.nii`` or ``.nii.gz``."""
     name = Path(path).name
     for ending in (".nii.gz", ".nii"):
         if name.lower().endswith(ending):

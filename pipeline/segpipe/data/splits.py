@@ -15,35 +15,14 @@ from segpipe.data.manifest import Case, Manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 
 
-def parse_test_size(text: str) -> int | float | None:
-    """``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep``: None.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text == "keep":
-        return None
-    try:
-        size: int | float = int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        size = -1
-    if (isinstance(size, float) and not 0 < size < 1) or size < 0:
-        raise UsageError(
-            "the size of the test set cannot be read",
-            found=text,
-            expected="a fraction like 0.25, a number of cases like 45, or keep",
-        )
-    return size
-
-
 def draw_split(
-    manifest: Manifest, test: int | float | None, folds: int, seed: int = 0, *, redraw: bool = False
+    manifest: Manifest, test: str | int | float | None, folds: int, seed: int = 0, *, redraw: bool = False
 ) -> Manifest:
-    """A copy of the manifest with a test set and folds, whole patients each.
+    """Return a copy of the manifest with a test set and folds, whole patients each.
 
     Args:
         manifest: labelled cases in ``training`` (and in ``test``, with ``redraw``).
-        test: number or fraction of the labelled cases, at least; None keeps the test set as it is.
+        test: number or fraction of the labelled cases, at least, or their text; None or ``keep`` keeps the test set.
         folds: number of folds, 0 or at least 2.
         seed: another seed, another draw.
         redraw: give up the split that the manifest has.
@@ -53,6 +32,7 @@ def draw_split(
         UsageError: a number of folds that makes no sense, or fewer patients than are needed.
         DataError: a kept test set shares patients with the training cases.
     """
+    test = parse_test_size(test) if isinstance(test, str) else test
     if folds < 0 or folds == 1:
         raise UsageError("the number of folds makes no sense", found=folds, expected="0, or 2 and more")
     _refuse_second_draw(manifest, test, redraw)
@@ -62,7 +42,7 @@ def draw_split(
     for case in copy.cases():
         case.fold = None
     groups = _in_drawn_order(pool, seed)
-    drawn = _draw_test(groups, _wanted(test, len(pool)))
+    drawn = _draw_test(groups, _test_cases(test, len(pool)))
     remaining = groups[len(drawn) :]
     if len(remaining) < max(folds, 1):
         raise UsageError(
@@ -86,8 +66,29 @@ def draw_split(
     return copy
 
 
+def parse_test_size(text: str) -> int | float | None:
+    """Read ``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep``: None.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "keep":
+        return None
+    try:
+        size: int | float = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        size = -1
+    if (isinstance(size, float) and not 0 < size < 1) or size < 0:
+        raise UsageError(
+            "the size of the test set cannot be read",
+            found=text,
+            expected="a fraction like 0.25, a number of cases like 45, or keep",
+        )
+    return size
+
+
 def find_leaks(manifest: Manifest, *, labelled_only: bool = False) -> list[str]:
-    """Patients (or, where none are known, cases) that stand in two splits: training and test, or two folds.
+    """Return patients (or, where none are known, cases) that stand in two splits: training and test, or two folds.
 
     Args:
         manifest: split or not; cases without a fold count as one part.
@@ -100,11 +101,6 @@ def find_leaks(manifest: Manifest, *, labelled_only: bool = False) -> list[str]:
         if case.label is not None or not labelled_only:
             parts[case.group].add("test")
     return sorted(group for group, where in parts.items() if len(where) > 1)
-
-
-def fold_sizes(manifest: Manifest) -> list[int]:
-    """Number of training cases in each fold, in the order of the folds."""
-    return [sum(case.fold == fold for case in manifest.training) for fold in manifest.folds()]
 
 
 def _refuse_second_draw(manifest: Manifest, test: int | float | None, redraw: bool) -> None:
@@ -127,20 +123,20 @@ def _in_drawn_order(cases: Iterable[Case], seed: int) -> list[list[Case]]:
     return [groups[group] for group in order]
 
 
-def _wanted(test: int | float | None, n_cases: int) -> int:
+def _test_cases(test: int | float | None, n_cases: int) -> int:
     return math.ceil(test * n_cases) if isinstance(test, float) else test or 0
 
 
-def _draw_test(groups: Sequence[list[Case]], wanted: int) -> list[list[Case]]:
-    """The first groups that make up the wanted number of cases, at least."""
+def _draw_test(groups: Sequence[list[Case]], size: int) -> list[list[Case]]:
+    """Return the first groups that make up this number of cases, at least."""
     drawn: list[list[Case]] = []
-    while sum(map(len, drawn)) < wanted and len(drawn) < len(groups):
+    while sum(map(len, drawn)) < size and len(drawn) < len(groups):
         drawn.append(groups[len(drawn)])
     return drawn
 
 
 def _assign_folds(groups: Sequence[list[Case]], folds: int) -> None:
-    """Largest patients first, each into the fold that is smallest then: sizes differ by a patient at most."""
+    """Put the largest patients first, each into the fold that is smallest then: sizes differ by a patient at most."""
     sizes = [0] * folds
     for cases in sorted(groups, key=len, reverse=True) if folds else []:
         fold = sizes.index(min(sizes))

@@ -5,7 +5,7 @@ A case that cannot be measured becomes a result with its reason; it never ends t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.nifti import Header, find_nifti, grid_difference, read_header, read_volume, require_3d
-from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
+from segpipe.common.processes import MOST_WORKERS, Progress, over_cases, usable_cores
 from segpipe.common.result_folder import PROBABILITIES, STATE, find_probabilities, find_segmentation
 from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
@@ -128,7 +128,7 @@ def unused_predictions(predictions: Path, jobs: Sequence[Job]) -> list[str]:
 
 
 def evaluate_cases(
-    jobs: Sequence[Job], workers: int | None = None, progress: Callable[[int, int], object] | None = None
+    jobs: Sequence[Job], workers: int | None = None, progress: Progress | None = None
 ) -> list[CaseResult]:
     """Measure all cases, in the order of the jobs. A worker that dies fails its case, not the batch.
 
@@ -137,15 +137,7 @@ def evaluate_cases(
         workers: processes; None takes what the work is worth.
         progress: called with the number of cases done and of all.
     """
-    done = 0
-
-    def count(_job: Job) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, len(jobs))
-
-    return over_cases(evaluate_case, jobs, workers or choose_workers(jobs), _unmeasured, count)
+    return over_cases(evaluate_case, jobs, workers or choose_workers(jobs), _unmeasured, progress=progress)
 
 
 def choose_workers(jobs: Sequence[Job]) -> int:

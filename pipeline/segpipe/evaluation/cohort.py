@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import require_writable, write_json
+from segpipe.common.processes import Progress
 from segpipe.data import Manifest, manifest_sha256, open_manifest
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
@@ -82,7 +83,7 @@ def evaluate(
     worst: int = 4,
     gifs: Sequence[str] = (),
     run: str | Path | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure predictions against the truth, per case and label, as ``segpipe evaluate`` does.
 

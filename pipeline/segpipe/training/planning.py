@@ -17,7 +17,7 @@ import yaml
 
 from segpipe.common.files import write_text
 from segpipe.common.processes import usable_cores
-from segpipe.data import Fingerprint, Manifest, beside, open_manifest, save_fingerprint, take_fingerprint
+from segpipe.data import Fingerprint, Manifest, fingerprint_path, open_manifest, save_fingerprint, take_fingerprint
 from segpipe.errors import UsageError
 from segpipe.training import planning_rules as rules
 from segpipe.training.fragments import read_fragment
@@ -68,9 +68,9 @@ class Plan:
             UsageError: the fragment is there already, or cannot be written.
         """
         _refuse_existing(path, overwrite)
-        save_fingerprint(self.fingerprint, beside(path))
+        save_fingerprint(self.fingerprint, fingerprint_path(path))
         write_text(path, self.text)
-        return beside(path)
+        return fingerprint_path(path)
 
 
 def plan(
@@ -110,15 +110,7 @@ def plan(
     dataset, root = open_manifest(manifest, data)
     if out is not None:
         _refuse_existing(out, overwrite)
-    read = 0
-
-    def count(_case_id: str) -> None:
-        nonlocal read
-        read += 1
-        if progress is not None:
-            progress(read, len(dataset.training))
-
-    fingerprint = take_fingerprint(dataset, root, on_case=count)
+    fingerprint = take_fingerprint(dataset, root, progress=progress)
     free_bytes = psutil.virtual_memory().available
     planned = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
     if out is not None:

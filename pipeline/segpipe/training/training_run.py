@@ -10,7 +10,7 @@ from typing import Any
 
 from segpipe.bundle import TrustPolicy
 from segpipe.common.console import Console
-from segpipe.data import Manifest, beside, save_manifest
+from segpipe.data import Manifest, fingerprint_path, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.run_folder import RunSettings, compose_run
 from segpipe.training.seeds import SEEDS, resume_seeds, train_seeds
@@ -158,7 +158,7 @@ def _train(
         (progress or Console("train").note)(note)
     if dry_run:
         return TrainingRun(None, "dry run", notes=notes, trial=try_run(composed, manifest))
-    fingerprint = beside(settings.task)
+    fingerprint = fingerprint_path(settings.task)
     if seeds is not None:
         place = Path(composed.config["dataset_dir"])
         return _of_seeds(root, train_seeds(composed, manifest, root, seeds, fingerprint, place, progress), notes)

@@ -6,7 +6,7 @@ Of a folder of DICOM files the scan judges every series, and the voxels of those
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.check.case_check import CaseFacts, Finding, examine, in_words, judge_image, pass_over
 from segpipe.data.manifest import Case, Manifest, open_manifest
 from segpipe.data.splits import find_leaks
@@ -28,8 +28,6 @@ AXES = ("left-right", "front-back", "head-foot")
 AIR_HU = -500  # every CT of a person has darker voxels around or within
 LOWEST_HU = -1100  # below, values are padding: air is -1000, and 12 bits end at -1024
 PADDING_SHARE = 0.001
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def check_manifest(
             hint="name the folder that the manifest's paths start from with --data",
         )
     read = partial(examine, root=root, labels=frozenset(map(int, manifest.labels)), n_channels=manifest.n_channels)
-    facts = over_cases(read, cases, workers or workers_to_read(files), _died, _counter(progress, len(cases)))
+    facts = over_cases(read, cases, workers or workers_to_read(files), _died, progress=progress)
     findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
     position = {case.id: index for index, case in enumerate(cases)}
     return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
@@ -133,17 +131,6 @@ def _died(case: Case) -> CaseFacts:
     facts = CaseFacts(case.id)
     facts.add("unreadable_file", "the process that read the case died", "files that fit into memory")
     return facts
-
-
-def _counter(progress: Progress, total: int) -> Callable[[object], None]:
-    done = 0
-
-    def count(_item: object) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    return count
 
 
 def compare(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
@@ -225,7 +212,7 @@ def check_dicom(root: Path, workers: int | None = None, progress: Progress = lam
             hint="make a manifest with `segpipe import`",
         )
     workers = workers or workers_to_read(path for series in found.series for path in series.files)
-    facts = over_cases(examine_series, found.series, workers, _series_died, _counter(progress, len(found.series)))
+    facts = over_cases(examine_series, found.series, workers, _series_died, progress=progress)
     findings = [finding for case in facts for finding in case.findings] + list(find_copies(facts))
     position = {case.case_id: index for index, case in enumerate(facts)}
     findings.sort(key=lambda finding: (position[finding.case_id], finding.severity))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.processes import Progress
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
 from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
 from segpipe.data.importers.layouts import read_folders
@@ -23,8 +24,8 @@ from segpipe.errors import DataError, UsageError
 
 DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
 
-Progress = Callable[[str, int, int | None], object]
-"""Called with the stage, what is done, and of how much (None where that is not known)."""
+StageProgress = Callable[[str, int, int], object]
+"""Called with the stage, what is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def import_dataset(
     hashes: bool = True,
     pseudonymise: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
     note: Callable[[str], object] = lambda text: None,
 ) -> Imported:
     """Build the manifest of a data set, as ``segpipe import`` does.
@@ -147,8 +148,7 @@ def import_dataset(
     about = {"name": name, "licence": licence, "source": origin}
     manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, about=about)
     if hashes:
-        total = sum(len(case.paths) for case in manifest.cases())
-        add_hashes(manifest, dataset.root, _counter(progress, "hashing", total))
+        add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)
     return Imported(manifest, path, dataset.root, notes)
 
@@ -158,7 +158,7 @@ def dicom_label_names(
     *,
     layout: str | None = None,
     modality: Sequence[str] = (),
-    progress: Progress = lambda stage, done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> Counter[str]:
     """Return the names of the regions and segments below a folder, and in how many label files each is.
 
@@ -186,16 +186,8 @@ def _choose_layout(source: Path | None, layout: str | None, images: Any, labels:
     return detect_layout(source)
 
 
-def _counter(progress: Progress, stage: str, total: int | None) -> Callable[[], None]:
-    """Return what is called once for every item of a stage that is done."""
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(stage, done, total)
-
-    return advance
+def _stage(progress: StageProgress, name: str) -> Progress:
+    return lambda done, total: progress(name, done, total)
 
 
 @dataclass(frozen=True)
@@ -230,9 +222,9 @@ def _require_new(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def _find_series(source: Path, modality: Sequence[str], progress: Progress) -> LabelledTree:
+def _find_series(source: Path, modality: Sequence[str], progress: StageProgress) -> LabelledTree:
     words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
-    return find_labelled(source, words, lambda done, total: progress("reading headers", done, total))
+    return find_labelled(source, words, _stage(progress, "reading headers"))
 
 
 def _choose_labels(
@@ -278,11 +270,9 @@ def _choose_labels(
 
 
 def _convert_dicom(
-    tree: LabelledTree, place: _Place, options: LabelOptions, progress: Progress, tell: Callable[[str], None]
+    tree: LabelledTree, place: _Place, options: LabelOptions, progress: StageProgress, tell: Callable[[str], None]
 ) -> SourceDataset:
-    total = len(tree.labelled) + (len(tree.unlabelled) if options.unlabelled else 0)
-    advance = _counter(progress, "converting", total)
-    dataset, left_out, notes = convert_series(tree, place.root, place.folder, options, advance)
+    dataset, left_out, notes = convert_series(tree, place.root, place.folder, options, _stage(progress, "converting"))
     for case, words in notes.items():
         tell(f"{case}: {'; '.join(words)}")
     for case, fault in left_out.items():
@@ -302,7 +292,7 @@ def _convert_slices(
     spacing_mm: tuple[float, float, float] | None,
     label_names: Sequence[str],
     skip_bad: bool,
-    progress: Progress,
+    progress: StageProgress,
     tell: Callable[[str], None],
 ) -> SourceDataset:
     if spacing_mm is not None and not all(0 < edge < 1000 for edge in spacing_mm):
@@ -315,7 +305,7 @@ def _convert_slices(
         label_names=label_names,
         skip_bad=skip_bad,
         assumed=spacing_mm is None,
-        advance=_counter(progress, "converting", len(stacks.stacks)),
+        progress=_stage(progress, "converting"),
     )
     tell(dataset.about["description"])
     for case, fault in left_out.items():
@@ -347,13 +337,12 @@ def _read_nifti(
     labels: str | Path | None,
     label_names: Sequence[str],
     modality: Sequence[str],
-    progress: Progress,
+    progress: StageProgress,
 ) -> SourceDataset:
     if images is not None or labels is not None:
         if images is None or labels is None or source is not None or layout not in (None, "folders"):
             raise UsageError("--images and --labels go together, without another source or layout")
-        advance = _counter(progress, "reading labels", None)
-        return read_folders(Path(images), Path(labels), label_names, modality, advance)
+        return read_folders(Path(images), Path(labels), label_names, modality, _stage(progress, "reading labels"))
     if source is None:
         raise UsageError("what is to be imported?", expected="a data set, or --images DIR --labels DIR")
     if label_names:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.files import require_writable, sha256_of, write_json, write_text
-from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.importers.label_rules import LabelRules
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
 from segpipe.dicom import (
@@ -191,7 +191,7 @@ class Converted:
 
 
 def convert_series(
-    tree: LabelledTree, root: Path, folder: Path, options: LabelOptions, advance: Callable[[], None] = lambda: None
+    tree: LabelledTree, root: Path, folder: Path, options: LabelOptions, progress: Progress | None = None
 ) -> tuple[SourceDataset, dict[str, str], dict[str, tuple[str, ...]]]:
     """Convert every labelled series and describe the data set that they are then.
 
@@ -200,7 +200,7 @@ def convert_series(
         root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
         folder: for the NIfTI files, the mapping from case ids to files, and the key of the patients' pseudonyms.
         wanted: which labels, and what to do in doubt.
-        advance: called once a series.
+        progress: called with the number of series done and of all.
 
     Returns:
         The data set, what was left out with the reason, and notes on cases that are in.
@@ -219,7 +219,7 @@ def convert_series(
         raise refusal("series or label files", faults, len(jobs))
     require_writable(folder)
     workers = workers_to_read(path for job in jobs for path in job.series.files)
-    done = over_cases(convert, jobs, workers, lost=_lost, on_done=lambda job: advance())
+    done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
     faults |= {each.id: each.fault for each in done if each.fault}
     kept = [job for job, each in zip(jobs, done, strict=True) if not each.fault]
     if not any(job.labels for job in kept) or (faults and not options.skip_bad):

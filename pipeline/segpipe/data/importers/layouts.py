@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 from segpipe.common.console import some_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import find_nifti, read_header, read_volume
+from segpipe.common.processes import Progress
 from segpipe.data.importers.source_dataset import (
     CHANNEL_SUFFIX,
     SourceCase,
@@ -200,7 +201,7 @@ def read_folders(
     labels: Path,
     label_names: Sequence[str] = (),
     modality: Sequence[str] = (),
-    advance: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> SourceDataset:
     """Match two folders.
 
@@ -209,7 +210,7 @@ def read_folders(
         labels: folder of label maps.
         label_names: names of the values 1, 2, ...; without them the label maps are read for their values.
         modality: one word a channel.
-        advance: called once for every label map that is read.
+        progress: called with the number of label maps read and of all.
 
     Raises:
         UsageError: no such folder.
@@ -235,7 +236,7 @@ def read_folders(
     if not cases:
         raise DataError("there are no NIfTI files", path=images, expected=".nii or .nii.gz")
     _require_equal_channels(cases, images)
-    names = list(label_names) or _names_from_values([root / case.label for case in cases if case.label], advance)
+    names = list(label_names) or _names_from_values([root / case.label for case in cases if case.label], progress)
     n_channels = max(len(modality), len(cases[0].images))
     words = list(modality) or ["unknown"] * n_channels
     return SourceDataset(
@@ -303,12 +304,13 @@ def _channels(case: SourceCase) -> tuple[str, ...]:
     return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
 
 
-def _names_from_values(paths: Sequence[Path], advance: Callable[[], None]) -> list[str]:
+def _names_from_values(paths: Sequence[Path], progress: Progress | None) -> list[str]:
     """``label_1``, ``label_2``, ... for the values that occur."""
     values: set[float] = set()
-    for path in paths:
+    for done, path in enumerate(paths, start=1):
         values.update(np.unique(read_volume(read_header(path))).tolist())
-        advance()
+        if progress is not None:
+            progress(done, len(paths))
         if len(values) > 256:
             break
     highest = len(values | {0}) - 1

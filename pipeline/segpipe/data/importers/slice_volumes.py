@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.files import write_json
 from segpipe.common.nifti import write_nifti_whole
-from segpipe.common.processes import over_cases, workers_to_read
+from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.importers.slice_stacks import SliceStacks, Stack
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
 from segpipe.errors import DataError
@@ -66,7 +66,7 @@ def convert_stacks(
     label_names: Sequence[str] = (),
     skip_bad: bool = False,
     assumed: bool = True,
-    advance: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> tuple[SourceDataset, dict[str, str]]:
     """Convert every stack and describe the data set that they are then.
 
@@ -78,7 +78,7 @@ def convert_stacks(
         label_names: of the mask values 1, 2, ...; one name, or none, for masks of yes and no.
         skip_bad: leave out what cannot be used, instead of refusing all.
         assumed: whether the spacing is an assumption, not the user's word.
-        advance: called once a stack.
+        progress: called with the number of stacks done and of all.
 
     Returns:
         The data set, and what was left out, with the reason.
@@ -93,7 +93,7 @@ def convert_stacks(
     count = max(1, len(label_names))
     jobs = [Job(stack, folder, spacing_mm, count) for stack in found.stacks]
     workers = workers_to_read(path for stack in found.stacks for path in stack.slices)
-    done = over_cases(convert, jobs, workers, lost=_lost, on_done=lambda job: advance())
+    done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
     faults |= {each.id: each.fault for each in done if each.fault}
     faults |= _differing([each for each in done if not each.fault])
     kept = [(stack, each) for stack, each in zip(found.stacks, done, strict=True) if each.id not in faults]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
+from segpipe.common.processes import Progress
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
 from segpipe.data.importers.slice_stacks import looks_like_slices
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
@@ -112,20 +113,22 @@ def to_manifest(
     return parse_manifest(document, found.root)
 
 
-def add_hashes(manifest: Manifest, root: Path, advance: Callable[[], None] = lambda: None) -> None:
-    """Fill ``sha256`` of every case from the files below ``root``; ``advance`` is called once a file.
+def add_hashes(manifest: Manifest, root: Path, progress: Progress | None = None) -> None:
+    """Fill ``sha256`` of every case from the files below ``root``.
 
     Raises:
         UsageError: a file that may not be read.
     """
+    files = [(case, path) for case in manifest.cases() for path in case.paths]
     for case in manifest.cases():
         case.sha256 = {}
-        for path in case.paths:
-            try:
-                case.sha256[path] = sha256_of(root / path)
-            except OSError as error:
-                raise UsageError("cannot read a file", path=root / path, found=error.strerror) from error
-            advance()
+    for done, (case, path) in enumerate(files, start=1):
+        try:
+            case.sha256 = {**(case.sha256 or {}), path: sha256_of(root / path)}
+        except OSError as error:
+            raise UsageError("cannot read a file", path=root / path, found=error.strerror) from error
+        if progress is not None:
+            progress(done, len(files))
 
 
 PatientOf = Callable[[str], str | None]

@@ -307,11 +307,11 @@ def _about(root: Path) -> list[tuple[str, Any]]:
 
 def test_every_verb_and_file_has_a_schema_and_each_is_linked() -> None:
     assert set(NAMES) == {*VERBS, *FILES, "error"}
-    listed = (FOLDER.parent / "json.md").read_text()
+    listed = (FOLDER.parent / "reference/json.md").read_text()
     for name in NAMES:
         assert f"schemas/{name}.schema.json" in listed
         if name in VERBS:
-            assert f"schemas/{name}.schema.json" in (FOLDER.parent / f"{name}.md").read_text()
+            assert f"schemas/{name}.schema.json" in (FOLDER.parent / f"reference/commands/{name}.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,7 +50,7 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the call returned where that is a dict, else nothing: its results lie on disk."""
+        """What the call returned, as its ``document()`` gives it; nothing where its results lie on disk alone."""
         result: dict[str, Any] = self.document.get("result") or {}
         return result
 
@@ -215,7 +215,8 @@ def _called(request: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError(f"{request['name']} is not among the functions that a process may be asked for")
     module, _, name = request["name"].rpartition(".")
     result = getattr(import_module(module), name)(**request["arguments"])
-    return result if isinstance(result, dict) else None
+    document = getattr(result, "document", None)  # of the results of segpipe's own calls
+    return result if isinstance(result, dict) else document() if document else None
 
 
 if __name__ == "__main__":

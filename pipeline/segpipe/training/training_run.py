@@ -88,13 +88,13 @@ def train(
     with ``resume=out``, bit for bit as if it had never stopped.
 
     >>> import segpipe
-    >>> small = ["network_def#channels=[4,8]", "network_def#strides=[2]", "patch_divisor=2"]
-    >>> settings = {"task": "task.yaml", "epochs": 1, "threads": 1, "overrides": small, "progress": len}
+    >>> small = ["network_def#channels=[4,8]", "network_def#strides=[2]", "val_interval=1"]
+    >>> settings = {"task": "task.yaml", "epochs": 1, "threads": 1, "overrides": small, "progress": lambda line: None}
     >>> trial = segpipe.train("data/manifest.json", dry_run=True, **settings).trial
-    >>> trial["batch_shape"][2:]
-    [24, 24, 16]
+    >>> trial["steps_per_epoch"]
+    1
     >>> run = segpipe.train("data/manifest.json", out="runs/first", **settings)
-    >>> run.status, run.epochs, (run.root / "best.pt").is_file()
+    >>> run.status, run.best_epoch, (run.root / "best.pt").is_file()
     ('finished', 1, True)
 
     Args:

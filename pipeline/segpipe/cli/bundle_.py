@@ -1,9 +1,4 @@
-"""segpipe bundle pack.
-
-segpipe bundle keygen and sign.
-
-segpipe bundle: what a bundle is, and whether it can be run.
-"""
+"""segpipe bundle: what a bundle is, whether it can be run, and whose it is."""
 
 from __future__ import annotations
 
@@ -14,14 +9,145 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import AsJson, BundlePath
-from segpipe.common.console import Console
+from segpipe.cli.shared_options import Allow, AsJson, BundlePath
+from segpipe.common.console import Console, quiet_libraries
 from segpipe.errors import OK
 
 if TYPE_CHECKING:
     from segpipe.bundle import Verification
 
+group = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look into a bundle and check it before anything of it runs.\n\n"
+    "Example: segpipe bundle verify liver_ct.zip --json",
+)
 
+
+@group.command("verify")
+def verify(
+    bundle: BundlePath,
+    allow: Allow = None,
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
+    ] = True,
+    json: AsJson = False,
+) -> int:
+    """Check a bundle's archive, hashes, metadata, versions, weights and configs, then run it where all of that passed.
+
+    Each class and function that a config names must be on a list of single names, whatever path leads to it;
+    expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
+    --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
+    replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
+    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made it: only a bundle that is signed
+    by the key of --key is called trusted, and any other is refused then.
+
+    Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
+
+    Example: segpipe bundle verify liver_ct.zip --key clinic.pub.pem
+    """
+    console = Console("bundle", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import verify_bundle
+
+    verified = verify_bundle(bundle, allow or (), key, replay)
+    _show_checks(console, verified)
+    unused = sorted({*(allow or ())} - {*verified.allowed})
+    if unused:
+        console.note(f"not needed: --allow {' --allow '.join(unused)}")
+    console.document(action="verify", **verified.as_dict())
+    return verified.exit_code
+
+
+def _show_checks(console: Console, verified: Verification) -> None:
+    checks = [_cells(check.name, check.status, check.detail) for check in verified.checks]
+    (title,) = _cells(f"{verified.name} {verified.version}".strip() or "bundle")
+    console.table(title, ["check", "outcome", "detail"], checks)
+    if verified.findings:
+        rows = [
+            _cells(*(text or "-" for text in (found.file, found.place, found.text, found.reason, found.name)))
+            for found in verified.findings
+        ]
+        console.table("Not admitted", ["file", "place", "text", "reason", "--allow"], rows)
+    console.say(*_cells(verified.words))
+
+
+@group.command("inspect")
+def inspect(bundle: BundlePath, allow: Allow = None, json: AsJson = False) -> int:
+    """Show what a bundle is and the code that it would run, without executing anything of it.
+
+    Its card, inputs, labels, results, licence, size and requirements, and every target and expression of its configs,
+    each with whether it is on the list of admitted names. To refuse is the work of `segpipe bundle verify`.
+
+    Example: segpipe bundle inspect bundles/hippocampus_mri
+    """
+    console = Console("bundle", as_json=json)
+    quiet_libraries()
+    from segpipe.bundle import inspect_bundle
+
+    description = inspect_bundle(bundle, allow or ())
+    _show_description(console, description)
+    console.document(action="inspect", **description)
+    return OK
+
+
+def _show_description(console: Console, description: dict[str, Any]) -> None:
+    if description["card"]:
+        console.say(*_cells(description["card"]))
+    size, code = description["size"], description["code"]
+    rows = [
+        *description["about"].items(),
+        ("licence", description["licence"]),
+        *((f"input {name}", tensor) for name, tensor in description["inputs"].items()),
+        ("labels", ", ".join(f"{value} {name}" for value, name in description["labels"].items())),
+        ("results", "in the card and under --json" if description["results"] else "none stated"),
+        ("size", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"),
+        ("weights", f"{size['weights_bytes'] / 1e6:.1f} MB"),
+        ("content", description["bundle"]["sha256"]),
+    ]
+    (title,) = _cells(f"{description['bundle']['name']} {description['bundle']['version']}")
+    console.table(title, ["what", "value"], [(what.replace("_", " "), *_cells(_words(value))) for what, value in rows])
+    columns = ("package", "made_with", "installed", "state")
+    versions = [_cells(*(needed[column] or "-" for column in columns)) for needed in description["requirements"]]
+    console.table("Requirements", [column.replace("_", " ") for column in columns], versions)
+    console.table("Code that it would run", ["kind", "text", "times", "admitted", "first place"], _code_rows(code))
+    admitted = sum(use["admitted"] for use in code)
+    console.say(f"{admitted} of {len(code)} places are admitted. Nothing was executed.")
+
+
+def _cells(*values: Any) -> tuple[str, ...]:
+    """Return text of a bundle as a terminal may be shown it."""
+    from segpipe.bundle import printable
+
+    return tuple(printable(str(value)) for value in values)
+
+
+def _words(value: Any) -> str:
+    """Return a value of the metadata as a person would write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items() if part not in (None, [], {}))
+    if isinstance(value, list):
+        return ("; " if any(isinstance(part, str) for part in value) else " x ").join(map(_words, value))
+    return "-" if value is None else str(value)
+
+
+def _code_rows(code: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return one row for each text, with how often it stands in the bundle."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for use in code:
+        groups.setdefault((use["kind"], use["text"], "; ".join(use["reasons"])), []).append(use)
+    return [
+        (
+            *_cells(kind, text),
+            len(uses),
+            *_cells(f"no: {reasons}" if reasons else "yes", f"{uses[0]['file']} {uses[0]['place']}"),
+        )
+        for (kind, text, reasons), uses in groups.items()
+    ]
+
+
+@group.command("pack")
 def pack(
     bundle: BundlePath,
     out: Annotated[
@@ -30,9 +156,7 @@ def pack(
     safetensors: Annotated[
         bool, typer.Option("--safetensors", help="Add models/model.safetensors, equal to models/model.pt.")
     ] = False,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="Admit this one name, as `bundle verify` gives it; may be repeated.")
-    ] = None,
+    allow: Allow = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
     json: AsJson = False,
 ) -> int:
@@ -44,8 +168,6 @@ def pack(
 
     Example: segpipe bundle pack bundles/liver_ct -o liver_ct.zip
     """
-    from segpipe.common.console import quiet_libraries
-
     console = Console("bundle", as_json=json)
     quiet_libraries()
     from segpipe.bundle import pack_bundle
@@ -70,6 +192,7 @@ def pack(
     return OK
 
 
+@group.command("keygen")
 def keygen(
     prefix: Annotated[Path, typer.Argument(help="Path of the keys, without a suffix.", metavar="OUT_PREFIX")],
     password: Annotated[
@@ -101,6 +224,7 @@ def keygen(
     return OK
 
 
+@group.command("sign")
 def sign(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
     key: Annotated[Path, typer.Option(help="Private key to sign with.", metavar="KEY.pem", show_default=False)],
@@ -126,150 +250,3 @@ def sign(
     console.say(f"fingerprint  {signer}")
     console.document(action="sign", signature=str(bundle / SIGNATURE), signed_by=signer)
     return OK
-
-
-group = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Look into a bundle and check it before anything of it runs.\n\n"
-    "Example: segpipe bundle verify liver_ct.zip --json",
-)
-Allow = Annotated[list[str] | None, typer.Option(help="Admit this one name, as a finding gives it; may be repeated.")]
-
-
-@group.command("verify")
-def verify(
-    bundle: BundlePath,
-    allow: Allow = None,
-    key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")] = None,
-    replay: Annotated[
-        bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
-    ] = True,
-    json: AsJson = False,
-) -> int:
-    """Check a bundle's archive, hashes, metadata, versions, weights and configs, then run it where all of that passed.
-
-    Each class and function that a config names must be on a list of single names, whatever path leads to it;
-    expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
-    --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
-    replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
-    Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made it: only a bundle that is signed
-    by the key of --key is called trusted, and any other is refused then.
-
-    Example: segpipe bundle verify bundles/spleen --allow glob --allow glob.glob
-
-    Example: segpipe bundle verify liver_ct.zip --key clinic.pub.pem
-    """
-    from segpipe.common.console import quiet_libraries
-
-    console = Console("bundle", as_json=json)
-    quiet_libraries()
-    from segpipe.bundle import printable, verify_bundle
-
-    verdict = verify_bundle(bundle, allow or (), key, replay)
-    _verdict(console, verdict)
-    console.say(printable(verdict.words))
-    unused = sorted({*(allow or ())} - {*verdict.allowed})
-    if unused:
-        console.note(f"not needed: --allow {' --allow '.join(unused)}")
-    console.document(action="verify", **verdict.as_dict())
-    return verdict.exit_code
-
-
-@group.command("inspect")
-def inspect(bundle: BundlePath, allow: Allow = None, json: AsJson = False) -> int:
-    """Show what a bundle is and the code that it would run, without executing anything of it.
-
-    Its card, inputs, labels, results, licence, size and requirements, and every target and expression of its configs,
-    each with whether it is on the list of admitted names. To refuse is the work of `segpipe bundle verify`.
-
-    Example: segpipe bundle inspect bundles/hippocampus_mri
-    """
-    from segpipe.common.console import quiet_libraries
-
-    console = Console("bundle", as_json=json)
-    quiet_libraries()
-    from segpipe.bundle import inspect_bundle
-
-    found = inspect_bundle(bundle, allow or ())
-    _description(console, found)
-    console.document(action="inspect", **found)
-    return OK
-
-
-group.command("pack")(pack)
-group.command("keygen")(keygen)
-group.command("sign")(sign)
-
-
-def _verdict(console: Console, verdict: Verification) -> None:
-    from segpipe.bundle import printable
-
-    checks = [(check.name, check.status, printable(check.detail)) for check in verdict.checks]
-    console.table(
-        printable(f"{verdict.name} {verdict.version}").strip() or "bundle", ["check", "outcome", "detail"], checks
-    )
-    if verdict.findings:
-        rows = [
-            tuple(printable(text or "-") for text in (each.file, each.place, each.text, each.reason, each.name))
-            for each in verdict.findings
-        ]
-        console.table("Not admitted", ["file", "place", "text", "reason", "--allow"], rows)
-
-
-def _description(console: Console, found: dict[str, Any]) -> None:
-    from segpipe.bundle import printable
-
-    if found["card"]:
-        console.say(printable(found["card"]))
-    size = found["size"]
-    rows = [
-        *found["about"].items(),
-        ("licence", found["licence"]),
-        *((f"input {name}", tensor) for name, tensor in found["inputs"].items()),
-        ("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items())),
-        ("results", "in the card and under --json" if found["results"] else "none stated"),
-        ("size", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"),
-        ("weights", f"{size['weights_bytes'] / 1e6:.1f} MB"),
-        ("content", found["bundle"]["sha256"]),
-    ]
-    head = f"{found['bundle']['name']} {found['bundle']['version']}"
-    console.table(
-        printable(head), ["what", "value"], [(what.replace("_", " "), printable(_words(value))) for what, value in rows]
-    )
-    versions = [
-        tuple(printable(str(each[key] or "-")) for key in ("package", "made_with", "installed", "state"))
-        for each in found["requirements"]
-    ]
-    console.table("Requirements", ["package", "made with", "installed", "state"], versions)
-    console.table("Code that it would run", ["kind", "text", "times", "admitted", "first place"], _code(found["code"]))
-    admitted = sum(each["admitted"] for each in found["code"])
-    console.say(f"{admitted} of {len(found['code'])} places are admitted. Nothing was executed.")
-
-
-def _words(value: Any) -> str:
-    """A value of the metadata as a person would write it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(each)}" for name, each in value.items() if each not in (None, [], {}))
-    if isinstance(value, list):
-        return ("; " if any(isinstance(each, str) for each in value) else " x ").join(map(_words, value))
-    return "-" if value is None else str(value)
-
-
-def _code(code: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """One row for each text, with how often it stands in the bundle."""
-    from segpipe.bundle import printable
-
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for each in code:
-        rows.setdefault((each["kind"], each["text"], "; ".join(each["reasons"])), []).append(each)
-    return [
-        (
-            kind,
-            printable(text),
-            len(same),
-            printable(f"no: {reasons}") if reasons else "yes",
-            printable(f"{same[0]['file']} {same[0]['place']}"),
-        )
-        for (kind, text, reasons), same in rows.items()
-    ]

@@ -7,25 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.vet import Use, Verdict, requirements, vet_bundle
+from segpipe.bundle.vet import Use, requirements, vet_bundle
 from segpipe.errors import RefusedError
 
-ABOUT = (
-    "task",
-    "description",
-    "intended_use",
-    "authors",
-    "copyright",
-    "data_source",
-    "data_type",
-    "limits",
-    "references",
-)
-WEIGHTS = "models/"
+_ABOUT = "task description intended_use authors copyright data_source data_type limits references"
 
 
 def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, Any]:
-    """All that `segpipe bundle inspect` shows, as plain values; nothing of the bundle is executed.
+    """Return all that `segpipe bundle inspect` shows, as plain values; nothing of the bundle is executed.
 
     Raises:
         UsageError: not a bundle.
@@ -40,33 +29,42 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
             found=f"{first.file}: {first.reason}",
             hint="`segpipe bundle verify` lists all that was found",
         )
-    return describe(verdict)
-
-
-def describe(verdict: Verdict) -> dict[str, Any]:
-    """A verdict's bundle, described."""
     metadata = verdict.metadata
     formats = metadata.get("network_data_format")
-    formats = formats if isinstance(formats, dict) else {}
+    inputs, outputs = (_tensors(formats, side) for side in ("inputs", "outputs"))
     return {
         "bundle": {"name": verdict.name, "version": verdict.version, "sha256": verdict.sha256},
-        "about": {key: metadata[key] for key in ABOUT if metadata.get(key)},
+        "about": {key: metadata[key] for key in _ABOUT.split() if metadata.get(key)},
         "licence": metadata.get("license"),
-        "inputs": _tensors(formats.get("inputs")),
-        "outputs": _tensors(formats.get("outputs")),
-        "labels": _labels(formats.get("outputs")),
+        "inputs": inputs,
+        "outputs": outputs,
+        "labels": _labels(outputs),
         "results": metadata.get("results") or metadata.get("eval_metrics"),
-        "requirements": [asdict(each) for each in requirements(metadata)],
+        "requirements": [asdict(needed) for needed in requirements(metadata)],
         "size": {
             "files": len(verdict.sizes),
             "bytes": sum(verdict.sizes.values()),
-            "weights_bytes": sum(size for file, size in verdict.sizes.items() if file.startswith(WEIGHTS)),
+            "weights_bytes": sum(size for file, size in verdict.sizes.items() if file.startswith("models/")),
         },
         "code": [_code(use) for use in verdict.uses],
         "card": verdict.card or None,
         "verdict": verdict.outcome,
         "trusted": False,
     }
+
+
+def _tensors(formats: Any, side: str) -> dict[str, Any]:
+    tensors = formats.get(side) if isinstance(formats, dict) else None
+    return {str(name): tensor for name, tensor in tensors.items()} if isinstance(tensors, dict) else {}
+
+
+def _labels(outputs: Mapping[str, Any]) -> dict[str, str]:
+    """Return label names by value, of the first output that has names."""
+    for tensor in outputs.values():
+        names = tensor.get("channel_def") if isinstance(tensor, Mapping) else None
+        if isinstance(names, Mapping):
+            return {str(value): str(name) for value, name in names.items()}
+    return {}
 
 
 def _code(use: Use) -> dict[str, Any]:
@@ -79,16 +77,3 @@ def _code(use: Use) -> dict[str, Any]:
         "admitted": not use.findings,
         "reasons": [finding.reason for finding in use.findings],
     }
-
-
-def _tensors(side: Any) -> dict[str, Any]:
-    return {str(name): tensor for name, tensor in side.items()} if isinstance(side, dict) else {}
-
-
-def _labels(outputs: Any) -> dict[str, str]:
-    """Label names by value, of the first output that has names."""
-    for tensor in _tensors(outputs).values():
-        names = tensor.get("channel_def") if isinstance(tensor, Mapping) else None
-        if isinstance(names, Mapping):
-            return {str(value): str(name) for value, name in names.items()}
-    return {}

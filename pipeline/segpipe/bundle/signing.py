@@ -1,9 +1,8 @@
-"""Key pairs to sign bundles with: elliptic-curve keys in PEM files, made and read here.
+"""Whose a bundle is: elliptic-curve key pairs in PEM files, and signatures by OpenSSF model signing, offline.
 
-Signatures with a local key: OpenSSF model signing (an in-toto statement in a DSSE envelope), without a network.
-
-``model.sig`` lies in the bundle and covers every other file of it, SHA256SUMS included. The command of the
-``model-signing`` package verifies it as well.
+``model.sig`` (an in-toto statement in a DSSE envelope) lies in the bundle and covers every other file of it, SHA256SUMS
+included. The command of the ``model-signing`` package verifies it as well. The packages are an extra: each function
+imports them itself and raises UsageError where one is not installed.
 """
 
 from __future__ import annotations
@@ -24,28 +23,11 @@ from segpipe.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-
 CURVES = ("secp256r1", "secp384r1", "secp521r1")  # those of OpenSSF model signing
 PRIVATE, PUBLIC = ".pem", ".pub.pem"
 PASSWORD = "SEGPIPE_KEY_PASSWORD"
-
-
-@contextlib.contextmanager
-def signing_library() -> Iterator[None]:
-    """Where the signing packages are imported and used; what they print is dropped.
-
-    Raises:
-        UsageError: one of them is not installed.
-    """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    except ImportError as error:
-        raise UsageError(
-            "keys and signatures need packages that are not installed",
-            found=str(error),
-            hint="pip install 'segpipe[sign]'",
-        ) from error
+LARGEST = 32 * 2**20  # of a signature, which takes some 200 bytes a file
+_HINT = "do not use this copy; ask whoever made it for the bundle and the key"
 
 
 def make_keys(prefix: str | Path, password: str | None = None) -> tuple[Path, Path]:
@@ -68,7 +50,7 @@ def make_keys(prefix: str | Path, password: str | None = None) -> tuple[Path, Pa
             raise UsageError(
                 "there is such a file already", path=path, hint="choose another name: no key is ever overwritten"
             )
-    with signing_library():
+    with _signing_packages():
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -85,12 +67,12 @@ def make_keys(prefix: str | Path, password: str | None = None) -> tuple[Path, Pa
 
 
 def fingerprint_of(key: Path) -> str:
-    """Hex SHA-256 of a public key in PEM: what ``sha256sum`` gives of the file that `make_keys` writes.
+    """Return the hex SHA-256 of a public key in PEM: what ``sha256sum`` gives of the file that `make_keys` writes.
 
     Raises:
         UsageError: no such file, not a public key of a known curve, or a package is not installed.
     """
-    with signing_library():
+    with _signing_packages():
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
 
@@ -120,7 +102,7 @@ def unlock(key: Path, password: str | None) -> tuple[bytes | None, str]:
     secret = password.encode() if password and is_encrypted(key) else None
     if secret is None and is_encrypted(key):
         raise UsageError("the private key needs its password", path=key, hint=f"set {PASSWORD}")
-    with signing_library():
+    with _signing_packages():
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
 
@@ -134,40 +116,8 @@ def unlock(key: Path, password: str | None) -> tuple[bytes | None, str]:
 
 
 def is_encrypted(key: Path) -> bool:
-    """Whether the file of a private key says that it is encrypted."""
+    """Return whether the file of a private key says that it is encrypted."""
     return b"ENCRYPTED" in _read(key)
-
-
-def _read(key: Path) -> bytes:
-    try:
-        return key.read_bytes()
-    except OSError as error:
-        raise UsageError("cannot read the key", path=key, found=error.strerror, hint="check the path") from error
-
-
-def _fingerprint(public: Any, key: Path) -> str:
-    if getattr(getattr(public, "curve", None), "name", None) not in CURVES:
-        raise _not_a_key(key, "public or private")
-    return hashlib.sha256(_pem(public)).hexdigest()
-
-
-def _pem(public: EllipticCurvePublicKey) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def _not_a_key(key: Path, kind: str) -> UsageError:
-    return UsageError(
-        f"not a {kind} key",
-        path=key,
-        expected=f"PEM, elliptic curve, {' or '.join(CURVES)}",
-        hint="make a key pair with `segpipe bundle keygen`",
-    )
-
-
-LARGEST = 32 * 2**20  # of a signature, which takes some 200 bytes a file
-_HINT = "do not use this copy; ask whoever made it for the bundle and the key"
 
 
 def sign_bundle(root: Path, key: Path, password: str | None = None, overwrite: bool = False) -> str:
@@ -199,7 +149,7 @@ def sign_bundle(root: Path, key: Path, password: str | None = None, overwrite: b
     check_sums(root)
     if (root / SIGNATURE).exists() and not overwrite:
         raise UsageError("the bundle is signed already", path=root / SIGNATURE, hint="--overwrite signs it anew")
-    with signing_library(), tempfile.TemporaryDirectory() as aside:
+    with _signing_packages(), tempfile.TemporaryDirectory() as aside:
         from model_signing import signing
 
         password_bytes: Any = secret  # said to be text, and handed on to where bytes are needed
@@ -236,7 +186,7 @@ def check_signature(root: Path, key: Path) -> str:
         )
     if signature.stat().st_size > LARGEST:
         raise RefusedError("the signature is not valid", path=signature, found=f"more than {LARGEST >> 20} MiB")
-    with signing_library():
+    with _signing_packages():
         from model_signing import verifying
 
         config = verifying.Config().use_elliptic_key_verifier(public_key=key)
@@ -250,7 +200,7 @@ def check_signature(root: Path, key: Path) -> str:
 
 
 def _every_file() -> Any:
-    """Hashing of every file of a bundle but its signature.
+    """Return the hashing of every file of a bundle but its signature.
 
     The package would leave out what git knows by name, and what the signature itself says: here such a file is one
     that nobody signed.
@@ -278,3 +228,49 @@ def _refusal(signature: Path, signer: str, words: str) -> RefusedError:
         expected=f"a signature by the key {signer}",
         hint=_HINT,
     )
+
+
+def _read(key: Path) -> bytes:
+    try:
+        return key.read_bytes()
+    except OSError as error:
+        raise UsageError("cannot read the key", path=key, found=error.strerror, hint="check the path") from error
+
+
+def _fingerprint(public: Any, key: Path) -> str:
+    if getattr(getattr(public, "curve", None), "name", None) not in CURVES:
+        raise _not_a_key(key, "public or private")
+    return hashlib.sha256(_pem(public)).hexdigest()
+
+
+def _pem(public: EllipticCurvePublicKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _not_a_key(key: Path, kind: str) -> UsageError:
+    return UsageError(
+        f"not a {kind} key",
+        path=key,
+        expected=f"PEM, elliptic curve, {' or '.join(CURVES)}",
+        hint="make a key pair with `segpipe bundle keygen`",
+    )
+
+
+@contextlib.contextmanager
+def _signing_packages() -> Iterator[None]:
+    """Import and use the signing packages in this block; what they print is dropped.
+
+    Raises:
+        UsageError: one of them is not installed.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except ImportError as error:
+        raise UsageError(
+            "keys and signatures need packages that are not installed",
+            found=str(error),
+            hint="pip install 'segpipe[sign]'",
+        ) from error

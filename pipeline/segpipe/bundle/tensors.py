@@ -21,7 +21,7 @@ State = Mapping[str, "torch.Tensor"]
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict as plain contiguous tensors on the CPU; names of one tensor go on to name one.
+    """Read a state dict as plain contiguous tensors on the CPU; names of one tensor go on to name one.
 
     Raises:
         DataError: the file cannot be read without unpickling code, or it holds anything but tensors by name.
@@ -32,7 +32,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise many kinds
         raise DataError("the weights cannot be read", path=path, found=type(error).__name__) from error
-    odd = next((name for name, value in _items(state) if not isinstance(value, torch.Tensor)), None)
+    items = state.items() if isinstance(state, Mapping) else ()
+    odd = next((name for name, value in items if not isinstance(value, torch.Tensor)), None)
     if not isinstance(state, Mapping) or odd is not None:
         raise DataError(
             "the weights are no state dict",
@@ -77,7 +78,7 @@ def require_fits(state: State, definition: Mapping[str, Any], path: Path) -> Non
 
 
 def torch_bytes(state: State) -> bytes:
-    """As `torch.save` writes it, without the name of a file, which would get into the bytes."""
+    """Return it as `torch.save` writes it, without the name of a file, which would get into the bytes."""
     import torch
 
     buffer = io.BytesIO()
@@ -86,7 +87,7 @@ def torch_bytes(state: State) -> bytes:
 
 
 def safetensors_bytes(state: State, path: Path) -> bytes:
-    """As safetensors, read again and compared bit by bit; a tensor of two names is written for each of them.
+    """Return it as safetensors, read again and compared; a tensor of two names is written for each of them.
 
     Args:
         state: the tensors.
@@ -104,7 +105,7 @@ def safetensors_bytes(state: State, path: Path) -> bytes:
 
 
 def tensors_sha256(state: State) -> str:
-    """One SHA-256 over names, dtypes, shapes and bytes, whatever their order and the file that they stand in."""
+    """Return one SHA-256 over names, dtypes, shapes and bytes, whatever their order and the file they stand in."""
     import torch
 
     digest = hashlib.sha256()
@@ -114,7 +115,3 @@ def tensors_sha256(state: State) -> str:
         digest.update(json.dumps(head).encode() + b"\n")
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _items(state: Any) -> Any:
-    return state.items() if isinstance(state, Mapping) else ()

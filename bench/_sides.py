@@ -21,10 +21,10 @@ from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
 from segpipe.inference import engine as streaming
+from segpipe.inference.memory import Probe
 from segpipe.inference.output import write_labels
 from segpipe.inference.runtimes import Model, choose_runtime
 from segpipe.inference.sliding_window import Windowing
-from segpipe.inference.source import read_headers, read_source
 from segpipe.inference.transforms import Preprocessing, build_step
 
 Work = Callable[[], dict[str, Any]]
@@ -144,11 +144,11 @@ def _ours(task: dict[str, Any]) -> Work:
     def go() -> dict[str, Any]:
         seconds: dict[str, float] = {}
         begun = time.process_time()
-        engine.fit_memory(read_headers([path], 1))
+        engine.probe = Probe.measure(chosen.run, 1, windowing.roi_size, engine.device)
         probe = time.process_time() - begun
-        source = read_source([path], 1)
-        labels, _ = engine.segment(source, seconds)
-        write_labels(out, labels, source.header)
+        read, _ = engine.read([path])
+        labels, _ = engine.segment(read.source, seconds)
+        write_labels(out, labels, read.source.header)
         return {
             "stages": seconds,
             "windows_cpu": round(seconds["network"] + probe, 2) if serial else None,

@@ -23,7 +23,7 @@ from segpipe.inference.memory import GIB, Probe, available, estimate_memory, pla
 from segpipe.inference.prepare import network_shape, prepare
 from segpipe.inference.recipe import parse_bytes
 from segpipe.inference.sliding_window import BORDER, WindowGrid, Windowing, stream_blocks
-from segpipe.inference.source import read_source
+from segpipe.inference.source import Source, read_source
 from segpipe.inference.transforms import Preprocessing
 
 STEPS = [
@@ -140,5 +140,5 @@ def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
             Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1), torch.device("cpu")
         )
         engine.probe = Probe(2, 1)
-        engine.fit_memory([ct(20)])
+        engine.read(Source(ct(20), np.zeros((1, 512, 512, 20), np.int16)))
         assert engine._fitting.batch == batch

@@ -45,7 +45,7 @@ def source(voxels: np.ndarray, affine: np.ndarray) -> Source:
 def assert_stock(voxels: np.ndarray, affine: np.ndarray, middle: str, windowing: Windowing, classes: int) -> None:
     """Labels are those of activation, Invertd (linear) and argmax or threshold; they differ at ties alone."""
     way = Preprocessing.parse(steps(MIDDLES[middle])[2:])
-    before, network = Compose(list(way.build().values())), Blurred(len(voxels), classes, False)
+    before, network = Compose(way.build()), Blurred(len(voxels), classes, False)
     inferer = SlidingWindowInferer(windowing.roi_size, windowing.batch, windowing.overlap, windowing.mode)
     final = {"argmax": True} if windowing.activation == "softmax" else {"threshold": 0.5}
     with torch.inference_mode():

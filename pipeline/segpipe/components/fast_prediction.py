@@ -13,15 +13,7 @@ from monai.transforms import Compose
 from segpipe.common.files import read_json
 from segpipe.common.nifti import read_header
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.inference import (
-    Preprocessing,
-    StreamingEngine,
-    Windowing,
-    read_headers,
-    read_source,
-    torch_runtime,
-    write_labels,
-)
+from segpipe.inference import Preprocessing, StreamingEngine, Windowing, torch_runtime, write_labels
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +91,11 @@ class FastPrediction:
             raise failures[0]
 
     def _segment(self, paths: list[Path], out: Path) -> None:
-        channels = self._engine.channels = _channels(paths)
-        self._engine.fit_memory(read_headers(paths, channels))
-        source = read_source(paths, channels)
+        self._engine.channels = _channels(paths)
+        read, _ = self._engine.read(paths)
         with torch.inference_mode():
-            labels, regions = self._engine.segment(source, {})
-            write_labels(out, labels, source.header, regions)
+            labels, regions = self._engine.segment(read.source, {})
+            write_labels(out, labels, read.source.header, regions)
 
 
 def _stock_name(path: Path) -> str:

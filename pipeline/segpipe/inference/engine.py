@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, p
 from segpipe.inference.prepare import prepare
 from segpipe.inference.restore import Restorer
 from segpipe.inference.sliding_window import BORDER, Runtime, Windowing, stream_blocks
-from segpipe.inference.source import Source
+from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
 from segpipe.inference.transforms import Preprocessing
 
 AT_ONCE_VOXELS = 400_000  # of windows in one forward pass on the CPU
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 @dataclass
 class StreamingEngine:
-    """One model and how it is moved over a case: `fit_memory` from the headers, then `segment`.
+    """One model and how it is moved over a case: `read` it, then `segment` it.
 
     Attributes:
         preprocessing: the transforms of the closed list.
@@ -53,16 +53,24 @@ class StreamingEngine:
     cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     probe: Probe | None = None
 
-    def fit_memory(self, headers: Sequence[Header], held: int = 0) -> int:
-        """Choose windows with which a case fits into memory, and return the bytes that the process will take at most.
+    def read(self, case: CaseInput, prefetched: ReadCase | None = None) -> tuple[ReadCase, int]:
+        """Choose windows with which a case fits into memory, and read it.
 
         Args:
-            headers: of the case's files.
-            held: bytes of its voxels that were read already.
+            case: its files, or as a series or a source.
+            prefetched: the same, where it was read before its turn.
+
+        Returns:
+            Its images, and the bytes that the process will take at most.
 
         Raises:
+            UsageError: no such file.
+            DataError: the images cannot be used.
             RefusedError: it does not fit, with the numbers.
         """
+        headers = prefetched.headers if prefetched else read_headers(case, self.channels)
+        source = prefetched.source if prefetched else case
+        held = source.array.nbytes if isinstance(source, Source) else 0
         if self.probe is None:
             self.probe = Probe.measure(self.runtime, self.channels, self.windowing.roi_size, self.device)
         windowing = self.windowing
@@ -70,12 +78,12 @@ class StreamingEngine:
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
             windowing = replace(windowing, batch=min(windowing.batch, most))
         self._fitting, peak = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
-        return peak
+        return prefetched or read_case(case, self.channels, headers), peak
 
     def segment(
         self, source: Source, seconds: dict[str, float], extra_outputs: ExtraOutputs | None = None
     ) -> tuple[NDArray[np.uint8], int]:
-        """Return the label map (X, Y, Z) of the case that `fit_memory` was given, and its number of regions.
+        """Return the label map (X, Y, Z) of the case that was read last, and its number of regions.
 
         With regions, which may overlap, each is a bit of a voxel; 0 where each voxel has one label.
 
@@ -89,7 +97,7 @@ class StreamingEngine:
             OSError: an extra output cannot be written.
         """
         if self.probe is None:
-            raise SegpipeError("a case is segmented before its memory was estimated")
+            raise SegpipeError("a case is segmented before it was read")
         header, classes, activation = source.header, self.probe.classes, self.windowing.activation
         regions = classes if activation == "sigmoid" and classes > 1 else 0
         with (

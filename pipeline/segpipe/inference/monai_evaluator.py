@@ -158,8 +158,8 @@ def _take_over_data(config: dict[str, Any], evaluator: str) -> None:
     """Have the evaluator's data set hold one case, which is put into it later."""
     loader = _component(config, evaluator, "val_data_loader", _LOADERS)
     dataset = _component(config, loader, "dataset", _DATASETS)
-    kept = {name: value for name, value in _at(config, loader).items() if name in ("dataset", "collate_fn")}
-    _replace(_at(config, loader), {"_target_": "DataLoader", "batch_size": 1, "num_workers": 0, **kept})
+    own = {name: value for name, value in _at(config, loader).items() if name in ("dataset", "collate_fn")}
+    _replace(_at(config, loader), {"_target_": "DataLoader", "batch_size": 1, "num_workers": 0, **own})
     transform = _at(config, dataset).get("transform")
     _replace(_at(config, dataset), {"_target_": "Dataset", "data": [{}], "transform": transform})
 
@@ -172,9 +172,9 @@ def _replace(component: dict[str, Any], by: dict[str, Any]) -> None:
 def _component(config: dict[str, Any], owner: str, name: str, known: tuple[str, ...]) -> str:
     """Return the id of a component's argument that is a component of a known class itself."""
     id = _follow(config, f"{owner}::{name}")
-    found = _at(config, id)
-    if not isinstance(found, dict) or short_name(found) not in known:
-        shown = str(found.get("_target_")) if isinstance(found, dict) else repr(found)
+    component = _at(config, id)
+    if not isinstance(component, dict) or short_name(component) not in known:
+        shown = str(component.get("_target_")) if isinstance(component, dict) else repr(component)
         raise _not_case_by_case(f"{owner}::{name} is not one of {', '.join(known)}", shown)
     return id
 

@@ -76,16 +76,16 @@ def filled_file(
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
-    beside = Path(path).with_name(f".{Path(path).name}.raw")
+    raw = Path(path).with_name(f".{Path(path).name}.raw")
     try:
-        with beside.open("wb") as stream:
+        with raw.open("wb") as stream:
             size = np.dtype(dtype).itemsize * math.prod(shape)
             os.posix_fallocate(stream.fileno(), 0, size)  # a full disk is found now, as an error
-        values = np.memmap(beside, dtype, "r+", shape=shape, order="F")
+        values = np.memmap(raw, dtype, "r+", shape=shape, order="F")
         yield values
         write_nifti(_image(values, grid, dtype), path)
     finally:
-        beside.unlink(missing_ok=True)
+        raw.unlink(missing_ok=True)
 
 
 def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:

@@ -11,7 +11,7 @@ in float64 through the normalised coordinates of `affine_grid`, so that they rou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -34,7 +34,6 @@ from segpipe.inference.transforms import (
     ScaleRange,
     Spacing,
     SpatialPad,
-    Step,
     build_step,
 )
 
@@ -87,16 +86,15 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
 
     The source's array is let go as soon as it is resampled, if nothing else holds it.
     """
-    transforms = preprocessing.build()
     transform, affine = turned_and_spaced(source.header, preprocessing)
     image = _resampled(source, transform)
     source.release()
-    image, transform = _cut_and_padded(image, affine, transform, transforms)
+    image, transform = _cut_and_padded(image, affine, transform, preprocessing)
     for step in preprocessing.steps:
         if isinstance(step, ScaleRange):
             image = _scaled(image, step)
         elif isinstance(step, Normalise):
-            image = _normalised(image, step, transforms)
+            image = _normalised(image, step)
     return image, transform
 
 
@@ -225,15 +223,15 @@ def _resample_tilted(
 
 
 def _cut_and_padded(
-    image: torch.Tensor, affine: Matrix, transform: GridTransform, transforms: Mapping[type[Step], Any]
+    image: torch.Tensor, affine: Matrix, transform: GridTransform, preprocessing: Preprocessing
 ) -> tuple[torch.Tensor, GridTransform]:
     offset, crop = (0, 0, 0), tuple((0, size) for size in transform.resampled_shape)
     item = {"image": MetaTensor(image, affine=torch.tensor(affine))}
-    for kind in (CropForeground, SpatialPad, DivisiblePad):
-        if kind in transforms:
-            item = transforms[kind](item)
+    for step in preprocessing.steps:
+        if isinstance(step, (CropForeground, SpatialPad, DivisiblePad)):
+            item = build_step(step)(item)
             offset = _shape(np.rint(np.linalg.solve(affine, np.asarray(item["image"].affine))[:3, 3]))
-            if kind is CropForeground:
+            if isinstance(step, CropForeground):
                 crop = tuple(
                     (max(first, 0), min(first + size, whole))
                     for first, size, (_, whole) in zip(offset, item["image"].shape[1:], crop, strict=True)
@@ -252,10 +250,10 @@ def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
     return image.clamp_(step.b_min, step.b_max) if step.clip and (step.b_min, step.b_max) != (None, None) else image
 
 
-def _normalised(image: torch.Tensor, step: Normalise, transforms: Mapping[type[Step], Any]) -> torch.Tensor:
+def _normalised(image: torch.Tensor, step: Normalise) -> torch.Tensor:
     """`NormalizeIntensity`, in place where all voxels count alike."""
     if step.nonzero or isinstance(step.subtrahend, tuple) or isinstance(step.divisor, tuple):
-        changed: torch.Tensor = transforms[Normalise]({"image": image})["image"]
+        changed: torch.Tensor = build_step(step)({"image": image})["image"]
         return changed.as_tensor() if isinstance(changed, MetaTensor) else changed
     for part in image if step.channel_wise else [image]:
         mean = part.mean().item() if step.subtrahend is None else step.subtrahend

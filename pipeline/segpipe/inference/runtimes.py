@@ -335,10 +335,10 @@ def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float
     windows = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
     windows[1] += torch.linspace(-2, 2, shape[-1])
     with torch.inference_mode():
-        expected, found = network(windows), runtime(windows)
-    if found.shape != expected.shape:
-        raise NotConvertedError(f"its scores have shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        expected, scores = network(windows), runtime(windows)
+    if scores.shape != expected.shape:
+        raise NotConvertedError(f"its scores have shape {tuple(scores.shape)}, not {tuple(expected.shape)}")
+    difference = float((scores - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if not difference <= TOLERANCE:
         raise NotConvertedError(
             f"its scores differ from PyTorch's by {difference:.2g} of the largest, more than {TOLERANCE:g}"

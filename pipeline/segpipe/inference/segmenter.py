@@ -105,14 +105,18 @@ class Segmenter:
             OSError: an extra output cannot be written.
         """
         seconds: dict[str, float] = {}
-        if extra_outputs is not None and extra_outputs.files and self.engine != "streaming":
+        if self.engine != "streaming" and extra_outputs is not None and extra_outputs.files:
             raise UsageError(
                 "this bundle's probabilities cannot be given",
                 found="; ".join(self.engine_reasons),
                 hint="predict without --probabilities, --probabilities-of and --entropy",
             )
         with _timed(seconds, "check"):
-            read = self._read(case, key) if self.engine == "streaming" else read_case(case, self.recipe.channels)
+            if self.engine == "streaming":
+                read, peak = self._streaming.read(case, self.prefetcher.take(key))
+                self.prefetcher.begin(peak)
+            else:
+                read = read_case(case, self.recipe.channels)
         source, grid, regions = read.source, read.source.header, self.recipe.regions
         with torch.inference_mode():
             if self.engine == "streaming":
@@ -123,17 +127,6 @@ class Segmenter:
             else:
                 labels = as_labels(self._by_monai(source, seconds), grid, regions)
         return LabelMap(labels, grid, read.preview, seconds, regions)
-
-    def _read(self, case: CaseInput, key: str | None) -> ReadCase:
-        """Read a case that fits into memory, unless it was read before, and let the next one be read."""
-        read = self.prefetcher.take(key)
-        headers = read.headers if read else read_headers(case, self.recipe.channels)
-        source = read.source if read else case
-        held = source.array.nbytes if isinstance(source, Source) else 0
-        peak = self._streaming.fit_memory(headers, held)
-        read = read or read_case(case, self.recipe.channels, headers)
-        self.prefetcher.begin(peak)
-        return read
 
     def _by_monai(self, source: Source, seconds: dict[str, float]) -> Any:
         with _timed(seconds, "preprocess"):
@@ -162,7 +155,7 @@ class Segmenter:
             return ChosenRuntime("torch", torch_runtime(self._evaluator.network), reasons)
         parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
         # as an object, so that Invertd refers to the very same
-        parser["preprocessing"] = Compose(list(typed.build().values()))
+        parser["preprocessing"] = Compose(typed.build())
         self._network = load_weights(parsed(parser, "network_def"), recipe.weights, self.device)
         self._preprocessing = parsed(parser, "preprocessing")
         self._postprocessing = parsed(parser, "postprocessing")

@@ -214,9 +214,9 @@ class Preprocessing:
         """Return the list that `parse` was given."""
         return [step.to_config() for step in self.steps]
 
-    def build(self) -> dict[type[Step], Any]:
-        """Return the stock MONAI transforms behind reading and finding the channels, by class (imports MONAI)."""
-        return {type(step): build_step(step) for step in self.steps if not isinstance(step, (Load, ChannelFirst))}
+    def build(self) -> list[Any]:
+        """Return the stock MONAI transforms behind reading and finding the channels (imports MONAI)."""
+        return [build_step(step) for step in self.steps if not isinstance(step, (Load, ChannelFirst))]
 
     def why_not_streamed(self) -> str | None:
         """Say what in the transforms MONAI's own code alone does, not the streaming engine; None if nothing."""

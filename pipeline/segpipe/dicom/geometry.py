@@ -117,22 +117,22 @@ def judge_geometry(stack: Stack, name: Callable[[int], str]) -> Verdict:
     def named(index: int) -> str:
         return name(int(order[index]))
 
-    along = _Fit.of(slices)
-    step = float(along.step @ slices.axes[2])
+    fit = _Fit.of(slices)
+    step = float(fit.step @ slices.axes[2])
     pixel = float(slices.spacings.min())
-    load = max(LOAD_MM, LOAD_STEP * step)
-    through_limit = max(load, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
-    plane_limit = max(load, NOTE_PIXELS * pixel)
-    if along.through <= through_limit and along.upright <= plane_limit:
-        worst = max(along.through, along.upright)
-        notes = [] if worst <= load else [f"slices lie up to {worst:.2f} mm off a regular grid"]
+    unnoted = max(LOAD_MM, LOAD_STEP * step)
+    normal_limit = max(unnoted, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
+    plane_limit = max(unnoted, NOTE_PIXELS * pixel)
+    if fit.along_normal <= normal_limit and fit.in_plane_upright <= plane_limit:
+        worst = max(fit.along_normal, fit.in_plane_upright)
+        notes = [] if worst <= unnoted else [f"slices lie up to {worst:.2f} mm off a regular grid"]
         if len(slices) == 2:
             notes.append("2 slices: nothing can show whether one between them is missing")
-        return Verdict(order, affine_lps=along.affine(slices), notes=tuple(notes))
-    if along.through > through_limit:
-        reason, detail = _gap_or_variable(slices, named, through_limit)
+        return Verdict(order, affine_lps=fit.affine(slices), notes=tuple(notes))
+    if fit.along_normal > normal_limit:
+        reason, detail = _gap_or_variable(slices, named, normal_limit)
     else:
-        reason, detail = _tilt_or_shift(slices, along, named, plane_limit)
+        reason, detail = _tilt_or_shift(slices, fit, named, plane_limit)
     return Verdict(order, reason, detail)
 
 
@@ -141,19 +141,19 @@ class _Fit:
     """The lattice that fits sorted slices best in the sense of least squares, and how far the corners lie off it.
 
     Attributes:
-        origin, step: (3,) of the lattice, which may lean.
-        through: largest distance along the normal, mm.
-        within: largest distance in the plane, mm.
-        upright: the same from the best lattice that does not lean.
-        turned: part of ``within`` that comes from slices turned against each other, mm.
+        origin, step: (3,) of the lattice, which may be tilted.
+        along_normal: largest distance along the normal, mm.
+        in_plane: largest distance in the plane, mm.
+        in_plane_upright: the same from the best lattice that is not tilted.
+        rotated: part of ``in_plane`` that comes from slices turned against each other, mm.
     """
 
     origin: Array
     step: Array
-    through: float
-    within: float
-    upright: float
-    turned: float
+    along_normal: float
+    in_plane: float
+    in_plane_upright: float
+    rotated: float
 
     @classmethod
     def of(cls, slices: Stack) -> _Fit:
@@ -163,23 +163,23 @@ class _Fit:
         row, column, normal = slices.axes
         corners = slices.corners()
         own = corners - slices.positions[:, None]
-        turned = own - own.mean(axis=0)
+        rotated = own - own.mean(axis=0)
         off = slices.positions - middle - count[:, None] * step
-        lean = step - (step @ normal) * normal
-        off_upright = off + count[:, None] * lean
+        tilt = step - (step @ normal) * normal
+        off_upright = off + count[:, None] * tilt
         plane = np.stack([row, column], axis=1)
 
         def largest(vectors: Array, onto: Array) -> float:
             return float(np.linalg.norm((vectors @ onto).reshape(*vectors.shape[:2], -1), axis=-1).max())
 
-        every = off[:, None] + turned
+        off_lattice = off[:, None] + rotated
         return cls(
             origin=middle + count[0] * step,
             step=step,
-            through=largest(every, normal[:, None]),
-            within=largest(every, plane),
-            upright=largest(off_upright[:, None] + turned, plane),
-            turned=float(np.linalg.norm(turned, axis=-1).max()),
+            along_normal=largest(off_lattice, normal[:, None]),
+            in_plane=largest(off_lattice, plane),
+            in_plane_upright=largest(off_upright[:, None] + rotated, plane),
+            rotated=float(np.linalg.norm(rotated, axis=-1).max()),
         )
 
     def affine(self, slices: Stack) -> Array:
@@ -197,9 +197,9 @@ class _Fit:
 def _gap_or_variable(slices: Stack, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
     """Say what is wrong with slices at unequal distances: some are missing, or the distance varies."""
     steps = np.diff(slices.heights)
-    turned = _Fit.of(slices).turned
-    if turned > limit:
-        return "mixed_orientation", _turned(slices, name, turned)
+    rotated = _Fit.of(slices).rotated
+    if rotated > limit:
+        return "mixed_orientation", _rotation(slices, name, rotated)
     for base in (float(steps.min()), float(np.median(steps))):
         counts = np.rint(steps / base)
         holes = np.flatnonzero(counts > 1)
@@ -234,15 +234,15 @@ def _sparser(holes: NDArray[np.intp], steps: int) -> bool:
 def _tilt_or_shift(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: float) -> tuple[Reason, str]:
     """Say what is wrong with slices at even distances that do not lie straight above each other."""
     row, column, normal = slices.axes
-    if fit.within <= limit:
-        lean = fit.step - (fit.step @ normal) * normal
-        angle = math.degrees(math.atan2(float(np.linalg.norm(lean)), float(fit.step @ normal)))
+    if fit.in_plane <= limit:
+        tilt = fit.step - (fit.step @ normal) * normal
+        angle = math.degrees(math.atan2(float(np.linalg.norm(tilt)), float(fit.step @ normal)))
         return "gantry_tilt", (
             f"{name(0)} to {name(len(slices) - 1)}: the slices are shifted along a line tilted by {angle:.2f} degrees "
             "against their normal, expected 0. Resample it with --repair tilt."
         )
-    if fit.turned > limit:
-        return "mixed_orientation", _turned(slices, name, fit.turned)
+    if fit.rotated > limit:
+        return "mixed_orientation", _rotation(slices, name, fit.rotated)
     shifts = slices.positions @ np.stack([row, column], axis=1)
     off = np.linalg.norm(shifts - np.median(shifts, axis=0), axis=1)
     worst = int(np.argmax(off))
@@ -252,7 +252,7 @@ def _tilt_or_shift(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: 
     )
 
 
-def _turned(slices: Stack, name: Callable[[int], str], millimetres: float) -> str:
+def _rotation(slices: Stack, name: Callable[[int], str], millimetres: float) -> str:
     usual = np.median(slices.orientations, axis=0)
     worst = int(np.argmax(np.abs(slices.orientations - usual).max(axis=1)))
     return (

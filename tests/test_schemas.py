@@ -93,6 +93,7 @@ class TrueLabels:
         shutil.copy(paths[0].replace("/images/", "/labels/"), out)
         return Segmented(
             shape=(20, 18, 16),
+            spacing_mm=(3.0, 3.0, 3.5),
             voxels={"liver": 1},
             volumes_ml={"liver": 0.1},
             flags={

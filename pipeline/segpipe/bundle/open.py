@@ -41,7 +41,7 @@ class Bundle:
     >>> import segpipe
     >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
     >>> bundle.labels
-    {0: 'background', 1: 'anterior', 2: 'posterior'}
+    {0: 'background', 1: 'Anterior', 2: 'Posterior'}
 
     Attributes:
         root: the folder.
@@ -110,8 +110,8 @@ class Bundle:
         >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
         >>> segmentation = bundle.segment("scan.nii.gz", device="cpu")
         >>> sorted(segmentation.volumes_ml)
-        ['anterior', 'posterior']
-        >>> segmentation.array.shape == segmentation.mask("anterior").shape
+        ['Anterior', 'Posterior']
+        >>> segmentation.array.shape == segmentation.mask("Anterior").shape
         True
 
         Args:

@@ -32,6 +32,13 @@ OVERLAP = "its regions overlap, and these take one label map"
 class Segmentation:
     """A label map on its image's grid.
 
+    >>> import segpipe
+    >>> segmentation = segpipe.open_bundle("bundles/hippocampus_mri").segment("scan.nii.gz")
+    >>> segmentation.labels
+    {'Anterior': 1, 'Posterior': 2}
+    >>> segmentation.flags["empty"]
+    False
+
     Attributes:
         array: (X, Y, Z) uint8 label values; where ``regions`` overlap, bit n of a voxel is region n + 1.
         affine_ras: (4, 4), voxel index to mm, RAS+: that of the image.

@@ -60,6 +60,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
             raise UsageError("no such runtime", found=self.runtime, expected=", ".join(RUNTIMES))
+        if self.threads is not None and self.threads < 1:
+            raise UsageError("threads is too small", found=self.threads, expected="at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

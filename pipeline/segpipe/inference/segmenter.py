@@ -109,7 +109,7 @@ class Segmenter:
             raise UsageError(
                 "this bundle's probabilities cannot be given",
                 found="; ".join(self.engine_reasons),
-                hint="predict without --probabilities, --probabilities-of and --entropy",
+                hint="predict without --probabilities and --entropy",
             )
         with _timed(seconds, "check"):
             if self.engine == "streaming":

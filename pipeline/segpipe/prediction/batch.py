@@ -59,7 +59,7 @@ def predict(
     >>> [(outcome.id, outcome.status) for outcome in batch.outcomes]
     [('scan', 'done')]
     >>> sorted(batch.outcomes[0].result["volumes_ml"])
-    ['anterior', 'posterior']
+    ['Anterior', 'Posterior']
 
     Args:
         bundle: opened, or its path.

@@ -44,7 +44,7 @@ test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
 	@touch $@
 
 docs: .venv-docs/.ready  ## The site, into site/; needs no network once .venv-docs is there
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
 
 bench: .venv/.ready  ## Benchmarks, each printing its ratio

@@ -28,7 +28,8 @@ heavy = sorted({"torch", "monai", "numpy", "pydantic", "typer"} & set(sys.module
 found = {"heavy": heavy, "names": sorted(segpipe.__all__), "there": sorted(set(segpipe.__all__) & set(dir(segpipe)))}
 """
 WALK = """
-import importlib, pkgutil, types
+import importlib, pkgutil
+from inspect import ismodule as is_module
 for module in pkgutil.walk_packages(segpipe.__path__, "segpipe."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
@@ -36,7 +37,7 @@ found["modules"] = {
     name: shadowed
     for name, module in sorted(sys.modules.items())
     if name.partition(".")[0] == "segpipe" and hasattr(module, "__path__")
-    if (shadowed := [each for each in getattr(module, "__all__", ()) if isinstance(getattr(module, each), types.ModuleType)])
+    if (shadowed := [each for each in getattr(module, "__all__", ()) if is_module(getattr(module, each))])
 }
 """
 

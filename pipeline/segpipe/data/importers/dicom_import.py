@@ -1,11 +1,10 @@
-"""Which labels belong to which volume in a tree of DICOM files, told by what they refer to.
+"""DICOM series with SEG or RTSTRUCT become NIfTI images and label maps, under pseudonyms and without header text.
 
-DICOM series with SEG or RTSTRUCT become NIfTI images and label maps, under pseudonyms and without header text.
+`find_labelled` tells which labels belong to which volume by what they refer to; `convert_series` writes them.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -19,7 +18,13 @@ from numpy.typing import NDArray
 from segpipe.common.files import require_writable, sha256_of, write_json, write_text
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.importers.label_rules import LabelRules
-from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
+from segpipe.data.importers.source_dataset import (
+    SourceCase,
+    SourceDataset,
+    digest_of_sources,
+    earlier_conversion,
+    refusal,
+)
 from segpipe.dicom import (
     LabelFile,
     Series,
@@ -61,8 +66,8 @@ class LabelledTree:
     elsewhere: int = 0
 
     def names(self) -> Counter[str]:
-        """Names of the regions and segments, free text, and in how many of the files each is."""
-        return Counter(name for each in self.labelled for file in each.labels for name in set(file.names))
+        """Return the names of regions and segments, free text, and in how many label files each is."""
+        return Counter(name for volume in self.labelled for file in volume.labels for name in set(file.names))
 
 
 def find_labelled(
@@ -82,26 +87,26 @@ def find_labelled(
         UsageError: no such folder.
         DataError: no DICOM series.
     """
-    found = scan(root, progress=progress)
-    if not found.series:
+    scanned = scan(root, progress=progress)
+    if not scanned.series:
         raise DataError(
             "there is no DICOM series",
             path=root,
-            found=f"{len(found.passed_over)} other files",
+            found=f"{len(scanned.passed_over)} other files",
             hint="`segpipe scan` lists them",
         )
     tree = LabelledTree(root)
-    wanted = [series for series in found.series if not modalities or series.modality in modalities]
+    selected = [series for series in scanned.series if not modalities or series.modality in modalities]
     files: dict[str, list[LabelFile]] = defaultdict(list)
-    for path in [passed.path for passed in found.passed_over if passed.is_label_file]:
+    for path in [passed.path for passed in scanned.passed_over if passed.is_label_file]:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
         try:
             labels = open_labels(path)
         except DataError as error:
             tree.faults[name] = error.sentence(root).removeprefix(f"{name}: ")
             continue
-        everywhere = _referred(labels, found.series)
-        here = [series for series in everywhere if series in wanted]
+        everywhere = _referred(labels, scanned.series)
+        here = [series for series in everywhere if series in selected]
         if len(here) == 1:
             files[here[0].case_id].append(labels)
         elif here:
@@ -111,7 +116,7 @@ def find_labelled(
             tree.elsewhere += 1
         else:
             tree.faults[name] = "the series that it refers to is not here; add it, or remove this file"
-    for series in wanted:
+    for series in selected:
         if series.case_id in files:
             tree.labelled.append(LabelledSeries(series, _without_copies(files[series.case_id])))
         else:
@@ -120,14 +125,14 @@ def find_labelled(
 
 
 def _referred(labels: LabelFile, series: Sequence[Series]) -> list[Series]:
-    by_image = [one for one in series if any(frame.sop_instance_uid in labels.instances for frame in one.frames)]
-    by_series = [one for one in series if labels.series_uid and one.series_uid == labels.series_uid]
-    found = by_image or by_series
-    if not found and not (labels.instances or labels.series_uid):
-        place = labels.frame_of_reference_uid
-        found = [one for one in series if place and one.frame_of_reference_uid == place]
-    volumes = [one for one in found if one.reason != "single_slice"]  # a scout of the series
-    return volumes or found
+    """Return the series that a label file refers to: by image, else by series, else by frame of reference."""
+    uid, place = labels.series_uid, labels.frame_of_reference_uid
+    matches = [item for item in series if any(frame.sop_instance_uid in labels.instances for frame in item.frames)]
+    matches = matches or [item for item in series if uid and item.series_uid == uid]
+    if not (matches or labels.instances or uid):
+        matches = [item for item in series if place and item.frame_of_reference_uid == place]
+    volumes = [item for item in matches if item.reason != "single_slice"]  # a scout of the series
+    return volumes or matches
 
 
 def _without_copies(files: Sequence[LabelFile]) -> tuple[LabelFile, ...]:
@@ -209,9 +214,9 @@ def convert_series(
         UsageError: the folder cannot be written to.
         DataError: series or label files that cannot be used, each with the reason, or no series that can.
     """
-    faults = {**tree.faults, **_refused(each.series for each in tree.labelled)}
-    faults |= _label_faults([each for each in tree.labelled if each.series.case_id not in faults], options)
-    chosen = [(each.series, each.labels) for each in tree.labelled if each.series.case_id not in faults]
+    faults = {**tree.faults, **_refused(item.series for item in tree.labelled)}
+    faults |= _label_faults([item for item in tree.labelled if item.series.case_id not in faults], options)
+    chosen = [(item.series, item.labels) for item in tree.labelled if item.series.case_id not in faults]
     if options.unlabelled:
         chosen += [(series, ()) for series in tree.unlabelled if series.state == "loaded"]
     jobs = [_job(series, files, tree.root, folder, options) for series, files in chosen]
@@ -220,42 +225,43 @@ def convert_series(
     require_writable(folder)
     workers = workers_to_read(path for job in jobs for path in job.series.files)
     done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
-    faults |= {each.id: each.fault for each in done if each.fault}
-    kept = [job for job, each in zip(jobs, done, strict=True) if not each.fault]
+    faults |= {volume.id: volume.fault for volume in done if volume.fault}
+    kept = [job for job, volume in zip(jobs, done, strict=True) if not volume.fault]
     if not any(job.labels for job in kept) or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(kept))
-    found = _described(kept, root, folder, options.rules)
+    dataset = _describe(kept, root, folder, options.rules)
     write_mapping(folder, [job.series for job in kept])
     if options.unlabelled:
         faults |= _refused(tree.unlabelled)
-    return found, faults, {each.id: each.notes for each in done if each.notes and not each.fault}
+    return dataset, faults, {volume.id: volume.notes for volume in done if volume.notes and not volume.fault}
 
 
 def _refused(series: Iterable[Series]) -> dict[str, str]:
-    return {one.case_id: f"{one.reason}: {one.detail}" for one in series if one.state == "refused"}
+    return {item.case_id: f"{item.reason}: {item.detail}" for item in series if item.state == "refused"}
 
 
 def _label_faults(labelled: Sequence[LabelledSeries], options: LabelOptions) -> dict[str, str]:
-    """Series whose labels leave a doubt that names alone can tell."""
+    """Return the series whose labels leave a doubt that names alone can tell."""
     faults = {}
-    for each in labelled:
-        values = [value for file in each.labels for value in set(_values(file, options.rules).values())]
+    for volume in labelled:
+        id = volume.series.case_id
+        values = [value for file in volume.labels for value in set(_values(file, options.rules).values())]
         twice = sorted({value for value in values if values.count(value) > 1})
         missing = [name for value, name in options.rules.names.items() if value not in values]
         if not values:
-            faults[each.series.case_id] = "none of its labels fits a --label"
+            faults[id] = "none of its labels fits a --label"
         elif twice:
             name = options.rules.names[twice[0]]
-            faults[each.series.case_id] = f"{len(each.labels)} label files, of which several have {name!r}; keep one"
+            faults[id] = f"{len(volume.labels)} label files, of which several have {name!r}; keep one"
         elif missing and not options.allow_missing:
-            faults[each.series.case_id] = (
+            faults[id] = (
                 f"no {' and no '.join(map(repr, missing))}; where that means that there is none: --allow-missing"
             )
     return faults
 
 
 def _values(file: LabelFile, rules: LabelRules) -> dict[str, int]:
-    """Of the names that become a label."""
+    """Return the names in a file that become a label, with its value."""
     return {name: value for name in file.names if (value := rules.value_of(name))}
 
 
@@ -283,8 +289,8 @@ def convert(job: Job) -> Converted:
     values = [sorted(values.items()) for _, values in job.labels]
     sources = [*job.series.files, *(path for path, _ in job.labels)]
     digest = digest_of_sources(sources, [values, list(job.names), job.overlap])
-    known = json.loads(note.read_text()) if note.is_file() else {}
-    if known.get("digest") == digest and all(path.is_file() for path in paths):
+    known = earlier_conversion(note, digest, paths)
+    if known is not None:
         return Converted(id, tuple(known["notes"]))
     try:
         volume = load_series(job.series)
@@ -299,7 +305,7 @@ def convert(job: Job) -> Converted:
 
 
 def label_map(job: Job) -> NDArray[np.uint8]:
-    """The labels of a series as one map (C, R, S), uint8.
+    """Return the labels of a series as one map (C, R, S), uint8.
 
     Raises:
         DataError: labels that cannot be read or are not on the grid, or a voxel in two of them without an order.
@@ -314,9 +320,9 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     for value in [value for value in job.names if value in masks]:
         taken = masks[value] & (labels > 0)
         if job.overlap == "refuse" and taken.any():
-            other = job.names[int(labels[taken][0])]
+            first = job.names[int(labels[taken][0])]
             raise DataError(
-                f"labels {other!r} and {job.names[value]!r} overlap",
+                f"labels {first!r} and {job.names[value]!r} overlap",
                 found=f"{int(taken.sum())} voxels in both",
                 expected="each voxel in one, or --overlap first or last",
             )
@@ -324,7 +330,7 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     return labels
 
 
-def _described(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> SourceDataset:
+def _describe(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> SourceDataset:
     key = _key(folder)
     below = folder.relative_to(root)
 
@@ -347,7 +353,7 @@ def _described(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules)
 
 
 def _key(folder: Path) -> bytes:
-    """The key of this folder's pseudonyms, made once: an import that goes on names the same patients."""
+    """Return the key of this folder's pseudonyms, made once: an import that goes on names the same patients."""
     path = folder / KEY
     try:
         if not path.is_file():

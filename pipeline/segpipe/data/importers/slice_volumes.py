@@ -6,7 +6,6 @@ What the files do not say is assumed, and the manifest says so: slices are axial
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,13 @@ from segpipe.common.files import write_json
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.importers.slice_stacks import SliceStacks, Stack
-from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, digest_of_sources, refusal
+from segpipe.data.importers.source_dataset import (
+    SourceCase,
+    SourceDataset,
+    digest_of_sources,
+    earlier_conversion,
+    refusal,
+)
 from segpipe.errors import DataError
 
 ALIGNED = 2  # sform code: coordinates are not the scanner's
@@ -58,7 +63,7 @@ class Converted:
 
 
 def convert_stacks(
-    found: SliceStacks,
+    stacks: SliceStacks,
     root: Path,
     folder: Path,
     *,
@@ -71,7 +76,7 @@ def convert_stacks(
     """Convert every stack and describe the data set that they are then.
 
     Args:
-        found: what `segpipe.data.importers.slice_stacks.find_stacks` found.
+        stacks: what `segpipe.data.importers.slice_stacks.find_stacks` returns.
         root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
         folder: for the NIfTI files.
         spacing_mm: of a voxel, along columns, rows and slices.
@@ -87,62 +92,51 @@ def convert_stacks(
         UsageError: the folder cannot be written to.
         DataError: stacks that cannot be used, each with its file, or none that can.
     """
-    faults = dict(found.faults)
+    faults = dict(stacks.faults)
     if faults and not skip_bad:
-        raise refusal("volumes", faults, len(found.stacks))
+        raise refusal("volumes", faults, len(stacks.stacks))
     count = max(1, len(label_names))
-    jobs = [Job(stack, folder, spacing_mm, count) for stack in found.stacks]
-    workers = workers_to_read(path for stack in found.stacks for path in stack.slices)
+    jobs = [Job(stack, folder, spacing_mm, count) for stack in stacks.stacks]
+    workers = workers_to_read(path for stack in stacks.stacks for path in stack.slices)
     done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
-    faults |= {each.id: each.fault for each in done if each.fault}
-    faults |= _differing([each for each in done if not each.fault])
-    kept = [(stack, each) for stack, each in zip(found.stacks, done, strict=True) if each.id not in faults]
+    faults |= {volume.id: volume.fault for volume in done if volume.fault}
+    faults |= _differing([volume for volume in done if not volume.fault])
+    kept = [(stack, volume) for stack, volume in zip(stacks.stacks, done, strict=True) if volume.id not in faults]
     if not kept or (faults and not skip_bad):
         raise refusal("volumes", faults, len(kept))
     below = folder.relative_to(root)
-    cases = [
-        SourceCase(
-            stack.id,
-            [(below / "images" / f"{stack.id}.nii.gz").as_posix()],
-            (below / "labels" / f"{stack.id}.nii.gz").as_posix(),
-            stack.patient_id,
-        )
-        for stack, _ in kept
-    ]
-    words = "x".join(f"{edge:g}" for edge in spacing_mm)
-    told = "assumed, so that lengths and volumes count voxels" if assumed else "as told at import"
+    cases = []
+    for stack, _ in kept:
+        image, label = ((below / kind / f"{stack.id}.nii.gz").as_posix() for kind in ("images", "labels"))
+        cases.append(SourceCase(stack.id, [image], label, stack.patient_id))
+    edges = "x".join(f"{edge:g}" for edge in spacing_mm)
+    origin = "assumed, so that lengths and volumes count voxels" if assumed else "as told at import"
     channels = kept[0][1].channels
     names = ["red", "green", "blue"] if channels == 3 else ["unknown"] * channels
     labels = list(label_names) or ["label_1"]
-    about = {"description": f"Volumes stacked from 2D slices. Spacing {words} mm: {told}. {ORIENTATION}"}
-    return (
-        SourceDataset(
-            root=root,
-            training=cases,
-            test=[],
-            labels={str(value): name for value, name in enumerate(["background", *labels])},
-            modality={str(index): name for index, name in enumerate(names)},
-            about=about,
-        ),
-        faults,
+    dataset = SourceDataset(
+        root=root,
+        training=cases,
+        test=[],
+        labels={str(value): name for value, name in enumerate(["background", *labels])},
+        modality={str(index): name for index, name in enumerate(names)},
+        about={"description": f"Volumes stacked from 2D slices. Spacing {edges} mm: {origin}. {ORIENTATION}"},
     )
+    return dataset, faults
 
 
 def _differing(done: Sequence[Converted]) -> dict[str, str]:
-    """Stacks whose number of channels, or way to write a mask, is not that of the most."""
+    """Return the stacks whose number of channels, or way to write a mask, is not that of the most."""
     faults = {}
-    channels = Counter(each.channels for each in done).most_common(1)
-    highest = Counter(each.highest for each in done if each.highest in (1, 255)).most_common(1)
-    for each in done:
-        if each.channels != channels[0][0]:
-            faults[each.id] = f"{each.channels} channels, the most stacks have {channels[0][0]}"
-        elif each.highest in (1, 255) and each.highest != highest[0][0] and _binary(done):
-            faults[each.id] = f"its masks go up to {each.highest}, those of the most stacks to {highest[0][0]}"
+    channels = Counter(volume.channels for volume in done).most_common(1)
+    highest = Counter(volume.highest for volume in done if volume.highest in (1, 255)).most_common(1)
+    binary = all(volume.highest in (0, 1, 255) for volume in done)
+    for volume in done:
+        if volume.channels != channels[0][0]:
+            faults[volume.id] = f"{volume.channels} channels, the most stacks have {channels[0][0]}"
+        elif binary and volume.highest and volume.highest != highest[0][0]:
+            faults[volume.id] = f"its masks go up to {volume.highest}, those of the most stacks to {highest[0][0]}"
     return faults
-
-
-def _binary(done: Sequence[Converted]) -> bool:
-    return all(each.highest in (0, 1, 255) for each in done)
 
 
 def _lost(job: Job) -> Converted:
@@ -159,12 +153,12 @@ def convert(job: Job) -> Converted:
     image, label = (job.folder / kind / f"{stack.id}.nii.gz" for kind in ("images", "labels"))
     note = job.folder / ".sources" / f"{stack.id}.json"
     digest = digest_of_sources([*stack.slices, *stack.masks], [list(job.spacing_mm), job.label_count])
-    known = json.loads(note.read_text()) if note.is_file() else {}
-    if known.get("digest") == digest and image.is_file() and label.is_file():
+    known = earlier_conversion(note, digest, (image, label))
+    if known is not None:
         return Converted(stack.id, known["channels"], known["highest"])
     try:
-        volume = _stacked(stack.slices)
-        values, highest = _labels(_stacked(stack.masks), stack, job.label_count)
+        volume = _read_stack(stack.slices)
+        values, highest = _labels(_read_stack(stack.masks), stack, job.label_count)
         if values.shape != volume.shape[:3]:
             raise DataError(
                 "slices and masks differ in shape",
@@ -173,10 +167,7 @@ def convert(job: Job) -> Converted:
                 expected=volume.shape[:2],
             )
     except DataError as error:
-        words = [error.message, error.found and f"found {error.found}"]
-        words += [error.expected and f"expected {error.expected}"]
-        name = "/".join(Path(str(error.path)).parts[-2:])
-        return Converted(stack.id, fault=f"{name}: " + ", ".join(word for word in words if word))
+        return Converted(stack.id, fault=error.sentence(Path(str(error.path)).parent.parent))
     affine = np.diag([-job.spacing_mm[0], -job.spacing_mm[1], job.spacing_mm[2], 1.0])
     for path, array in ((image, volume), (label, values)):
         _write(path, array, affine)
@@ -186,7 +177,7 @@ def convert(job: Job) -> Converted:
 
 
 def read_slice(path: Path) -> NDArray[np.generic]:
-    """The pixels of one file, (rows, columns) or (rows, columns, channels).
+    """Return the pixels of one file, (rows, columns) or (rows, columns, channels).
 
     Raises:
         DataError: not an image, or more than one.
@@ -208,8 +199,8 @@ def read_slice(path: Path) -> NDArray[np.generic]:
     return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
-def _stacked(paths: tuple[Path, ...]) -> NDArray[np.generic]:
-    """All slices as (X, Y, Z) or (X, Y, Z, C)."""
+def _read_stack(paths: tuple[Path, ...]) -> NDArray[np.generic]:
+    """Return all slices as (X, Y, Z) or (X, Y, Z, C)."""
     slices: list[NDArray[np.generic]] = []
     for path in paths:
         pixels = read_slice(path)
@@ -225,20 +216,20 @@ def _stacked(paths: tuple[Path, ...]) -> NDArray[np.generic]:
 
 
 def _labels(masks: NDArray[np.generic], stack: Stack, label_count: int) -> tuple[NDArray[np.uint8], int]:
-    """Mask values as label values, and the highest value that stood in the masks."""
+    """Return mask values as label values, and the highest value that stood in the masks."""
     if masks.ndim == 4:
         if np.ptp(masks.astype(np.int64), axis=-1).max() != 0:
             raise DataError("a mask has colours", path=_where(masks, stack), expected="one value a pixel")
         masks = masks[..., 0]
-    found = np.unique(masks).tolist()
-    allowed_values = {0, 255} if label_count == 1 and 255 in found else set(range(label_count + 1))
-    odd = [value for value in found if value not in allowed_values]
+    values = np.unique(masks).tolist()
+    allowed_values = {0, 255} if label_count == 1 and 255 in values else set(range(label_count + 1))
+    odd = [value for value in values if value not in allowed_values]
     if odd:
         place = next(k for k in range(masks.shape[2]) if np.isin(masks[:, :, k], odd).any())
         allowed = "0 and 255, or 0 and 1" if label_count == 1 else f"0 to {label_count}"
         shown = ", ".join(map(str, odd[:SHOWN])) + (" ..." if len(odd) > SHOWN else "")
         raise DataError("odd values in a mask", path=stack.masks[place], found=shown, expected=allowed)
-    return (masks != 0 if label_count == 1 else masks).astype(np.uint8), max(found)
+    return (masks != 0 if label_count == 1 else masks).astype(np.uint8), max(values)
 
 
 def _where(masks: NDArray[np.generic], stack: Stack) -> Path:

@@ -28,7 +28,7 @@ class SourceCase:
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """What a reader found below ``root``; ``about`` holds the manifest's descriptive fields."""
+    """What a reader finds below ``root``; ``about`` holds the manifest's descriptive fields."""
 
     root: Path
     training: list[SourceCase]
@@ -39,7 +39,7 @@ class SourceDataset:
 
 
 def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
-    """Hash of what a converted file depends on: names, sizes and times of its sources, and settings as plain values.
+    """Return the hash of what a converted file depends on: names, sizes and times of its sources, and plain settings.
 
     Raises:
         UsageError: a source that cannot be read.
@@ -51,8 +51,14 @@ def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
     return hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()
 
 
+def earlier_conversion(note: Path, digest: str, files: Iterable[Path]) -> dict[str, Any] | None:
+    """Return what was noted of an earlier conversion of the same sources whose files are all there, or None."""
+    known: dict[str, Any] = json.loads(note.read_text()) if note.is_file() else {}
+    return known if known.get("digest") == digest and all(file.is_file() for file in files) else None
+
+
 def refusal(what: str, faults: Mapping[str, str], usable: int) -> DataError:
-    """The error that names everything that cannot be used, with the reason."""
+    """Return the error that names everything that cannot be used, with the reason."""
     return DataError(
         f"{len(faults)} {what} cannot be used, {usable} can",
         found="; ".join(f"{id}: {fault}" for id, fault in sorted(faults.items())),
@@ -79,7 +85,7 @@ def require_files(root: Path, cases: Iterable[SourceCase], source: Path) -> None
 
 
 def label_names(document: Any, source: Path) -> dict[str, str]:
-    """Label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
+    """Return label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
 
     Raises:
         DataError: not a mapping, regions (several values for one name), an ignore label, or no whole numbers.
@@ -116,7 +122,7 @@ def label_names(document: Any, source: Path) -> dict[str, str]:
 
 
 def channel_names(document: Any, source: Path) -> dict[str, str]:
-    """Channel index to modality, from an object or a list.
+    """Return channel index to modality, from an object or a list.
 
     Raises:
         DataError: neither, or empty.

@@ -63,17 +63,49 @@ def bundle_folder(path: str | Path) -> Iterator[Path]:
         yield root
 
 
-def require_vetted(path: str | Path, terms: TrustPolicy = TrustPolicy()) -> dict[str, Any]:
+def require_vetted(
+    path: str | Path,
+    terms: TrustPolicy = TrustPolicy(),
+    documents: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
+) -> dict[str, Any]:
     """Vet a bundle before anything of it runs in this process.
+
+    Args:
+        path: its folder or zip file.
+        terms: on which it is let through.
+        documents: by file, what was read from it and is about to be executed.
+        sha256: of its content when they were read.
 
     Returns:
         What results say of it: ``passed``, ``findings`` (their number), ``allowed`` and ``intact``.
 
     Raises:
         UsageError: not a bundle.
-        RefusedError: it did not pass, and the terms do not let it through all the same.
+        RefusedError: it did not pass and the terms do not let it through all the same, or its files are others now.
     """
-    return _judge(path, terms)
+    verdict = vet_bundle(path, terms.allow)
+    if sha256 is not None and verdict.sha256 not in (sha256, None):
+        raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
+    handed_over = vet_documents(documents or {}, Names(terms.allow))
+    # what is handed over is what lies there, or else is found as well
+    findings = list(dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)]))
+    if findings and not terms.run_unvetted_code:
+        raise RefusedError(
+            "the bundle did not pass the static checks, and nothing of it was run",
+            path=path,
+            found="1 finding" if len(findings) == 1 else f"{len(findings)} findings",
+            hint=_hint(findings),
+            findings=plain(findings),
+        )
+    said = {"passed": not findings, "findings": len(findings)}
+    return {**said, "allowed": list(verdict.allowed), "intact": verdict.intact}
+
+
+def _hint(findings: Iterable[Finding]) -> str:
+    nameable = any(finding.name for finding in findings)
+    single = "read each place and admit its name with --allow, or " if nameable else ""
+    return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"
 
 
 def require_vetted_sources(files: Iterable[str | Path | None], terms: TrustPolicy) -> None:
@@ -129,44 +161,19 @@ def vet_recipe(recipe: OpenedBundles, policy: TrustPolicy) -> dict[str, Any]:
     Raises:
         RefusedError: as `require_vetted`, or files of a bundle are not those that were hashed.
     """
-    said = [
-        _judge(bundle.root, policy, {bundle.config_file: bundle.inference, METADATA: bundle.metadata}, bundle.sha256)
+    results = [
+        require_vetted(
+            bundle.root, policy, {bundle.config_file: bundle.inference, METADATA: bundle.metadata}, bundle.sha256
+        )
         for bundle in recipe.bundles
     ]
     return {
-        "passed": all(each["passed"] for each in said),
-        "findings": sum(each["findings"] for each in said),
-        "allowed": sorted({name for each in said for name in each["allowed"]}),
-        "intact": said[0]["intact"],
+        "passed": all(result["passed"] for result in results),
+        "findings": sum(result["findings"] for result in results),
+        "allowed": sorted({name for result in results for name in result["allowed"]}),
+        "intact": results[0]["intact"],
     }
 
 
-def _judge(
-    path: str | Path, terms: TrustPolicy, documents: Mapping[str, Any] | None = None, sha256: str | None = None
-) -> dict[str, Any]:
-    verdict = vet_bundle(path, terms.allow)
-    if sha256 is not None and verdict.sha256 not in (sha256, None):
-        raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
-    handed_over = vet_documents(documents or {}, Names(terms.allow))
-    # what is handed over is what lies there, or else is found as well
-    findings = list(dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)]))
-    if findings and not terms.run_unvetted_code:
-        raise RefusedError(
-            "the bundle did not pass the static checks, and nothing of it was run",
-            path=path,
-            found="1 finding" if len(findings) == 1 else f"{len(findings)} findings",
-            hint=_hint(findings),
-            findings=plain(findings),
-        )
-    return {
-        "passed": not findings,
-        "findings": len(findings),
-        "allowed": list(verdict.allowed),
-        "intact": verdict.intact,
-    }
-
-
-def _hint(findings: Iterable[Finding]) -> str:
-    nameable = any(finding.name for finding in findings)
-    single = "read each place and admit its name with --allow, or " if nameable else ""
-    return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"
+def _documents(opened: OpenedBundle) -> dict[str, Any]:
+    return {opened.config_file: opened.inference, METADATA: opened.metadata}

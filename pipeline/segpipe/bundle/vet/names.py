@@ -24,105 +24,81 @@ from typing import Any
 
 ALLOWED: Mapping[str, str] = {
     "builtins": """
-        abs all any bool dict enumerate float int len list max min range reversed round set slice sorted
-        str sum tuple zip
+        abs all any bool dict enumerate float int len list max min range reversed round set slice sorted str sum tuple
+        zip
     """,
     "monai.transforms": """
-        Activations Activationsd AdjustContrastd AsDiscrete AsDiscreted BorderPadd CastToTyped
-        CenterSpatialCrop CenterSpatialCropd Compose ConcatItemsd
-        ConvertToMultiChannelBasedOnBratsClassesd CopyItemsd CropForeground CropForegroundd DeleteItemsd
-        DivisiblePad DivisiblePadd EnsureChannelFirst EnsureChannelFirstd EnsureType EnsureTyped
-        FgBgToIndicesd FillHoles FillHolesd Flip Flipd FromMetaTensord GaussianSmoothd Identity
-        Identityd Invertd KeepLargestConnectedComponent KeepLargestConnectedComponentd LabelFilter
-        LabelFilterd LoadImage LoadImaged MapLabelValued MaskIntensityd MeanEnsembled NormalizeIntensity
-        NormalizeIntensityd OneOf Orientation Orientationd Rand2DElasticd Rand3DElasticd
-        RandAdjustContrastd RandAffined RandAxisFlipd RandBiasFieldd RandCoarseDropoutd
-        RandCropByLabelClassesd RandCropByPosNegLabeld RandFlipd RandGaussianNoised RandGaussianSharpend
-        RandGaussianSmoothd RandGibbsNoised RandHistogramShiftd RandomOrder RandRicianNoised
-        RandRotate90d RandRotated RandScaleIntensityd RandShiftIntensityd RandSimulateLowResolutiond
-        RandSpatialCropd RandSpatialCropSamplesd RandStdShiftIntensityd RandWeightedCropd RandZoomd
-        RemoveSmallObjects RemoveSmallObjectsd ResampleToMatchd Resize Resized ResizeWithPadOrCrop
-        ResizeWithPadOrCropd Rotate90d Rotated SaveImage SaveImaged ScaleIntensity ScaleIntensityd
-        ScaleIntensityRange ScaleIntensityRanged ScaleIntensityRangePercentilesd SelectItemsd
-        ShiftIntensityd Spacing Spacingd SpatialCropd SpatialPad SpatialPadd SplitDimd SqueezeDim
-        SqueezeDimd ThresholdIntensityd ToDeviced ToMetaTensord ToTensor ToTensord Transposed
-        VoteEnsembled Zoom Zoomd
+        Activations Activationsd AdjustContrastd AsDiscrete AsDiscreted BorderPadd CastToTyped CenterSpatialCrop
+        CenterSpatialCropd Compose ConcatItemsd ConvertToMultiChannelBasedOnBratsClassesd CopyItemsd CropForeground
+        CropForegroundd DeleteItemsd DivisiblePad DivisiblePadd EnsureChannelFirst EnsureChannelFirstd EnsureType
+        EnsureTyped FgBgToIndicesd FillHoles FillHolesd Flip Flipd FromMetaTensord GaussianSmoothd Identity Identityd
+        Invertd KeepLargestConnectedComponent KeepLargestConnectedComponentd LabelFilter LabelFilterd LoadImage
+        LoadImaged MapLabelValued MaskIntensityd MeanEnsembled NormalizeIntensity NormalizeIntensityd OneOf
+        Orientation Orientationd Rand2DElasticd Rand3DElasticd RandAdjustContrastd RandAffined RandAxisFlipd
+        RandBiasFieldd RandCoarseDropoutd RandCropByLabelClassesd RandCropByPosNegLabeld RandFlipd RandGaussianNoised
+        RandGaussianSharpend RandGaussianSmoothd RandGibbsNoised RandHistogramShiftd RandomOrder RandRicianNoised
+        RandRotate90d RandRotated RandScaleIntensityd RandShiftIntensityd RandSimulateLowResolutiond RandSpatialCropd
+        RandSpatialCropSamplesd RandStdShiftIntensityd RandWeightedCropd RandZoomd RemoveSmallObjects
+        RemoveSmallObjectsd ResampleToMatchd Resize Resized ResizeWithPadOrCrop ResizeWithPadOrCropd Rotate90d Rotated
+        SaveImage SaveImaged ScaleIntensity ScaleIntensityd ScaleIntensityRange ScaleIntensityRanged
+        ScaleIntensityRangePercentilesd SelectItemsd ShiftIntensityd Spacing Spacingd SpatialCropd SpatialPad
+        SpatialPadd SplitDimd SqueezeDim SqueezeDimd ThresholdIntensityd ToDeviced ToMetaTensord ToTensor ToTensord
+        Transposed VoteEnsembled Zoom Zoomd
     """,
     "monai.data": """
         CacheDataset DataLoader Dataset decollate_batch list_data_collate load_decathlon_datalist
         pad_list_data_collate partition_dataset ThreadDataLoader
     """,
-    "monai.engines": """
-        EnsembleEvaluator SupervisedEvaluator SupervisedTrainer
-    """,
+    "monai.engines": "EnsembleEvaluator SupervisedEvaluator SupervisedTrainer",
     "monai.handlers": """
         CheckpointLoader CheckpointSaver ConfusionMatrix EarlyStopHandler from_engine HausdorffDistance
-        IgniteMetricHandler LrScheduleHandler MeanDice MeanIoUHandler MetricsSaver PostProcessing
-        StatsHandler SurfaceDistance TensorBoardImageHandler TensorBoardStatsHandler ValidationHandler
+        IgniteMetricHandler LrScheduleHandler MeanDice MeanIoUHandler MetricsSaver PostProcessing StatsHandler
+        SurfaceDistance TensorBoardImageHandler TensorBoardStatsHandler ValidationHandler
     """,
     "monai.inferers": """
-        SimpleInferer SliceInferer sliding_window_inference SlidingWindowInferer
-        SlidingWindowInfererAdapt
+        SimpleInferer SliceInferer sliding_window_inference SlidingWindowInferer SlidingWindowInfererAdapt
     """,
     "monai.losses": """
         AsymmetricUnifiedFocalLoss DeepSupervisionLoss DiceCELoss DiceFocalLoss DiceLoss FocalLoss
-        GeneralizedDiceFocalLoss GeneralizedDiceLoss GeneralizedWassersteinDiceLoss HausdorffDTLoss
-        LogHausdorffDTLoss MaskedDiceLoss NACLLoss SoftclDiceLoss SoftDiceclDiceLoss TverskyLoss
+        GeneralizedDiceFocalLoss GeneralizedDiceLoss GeneralizedWassersteinDiceLoss HausdorffDTLoss LogHausdorffDTLoss
+        MaskedDiceLoss NACLLoss SoftclDiceLoss SoftDiceclDiceLoss TverskyLoss
     """,
     "monai.metrics": """
         ConfusionMatrixMetric DiceHelper DiceMetric GeneralizedDiceScore HausdorffDistanceMetric MeanIoU
         SurfaceDiceMetric SurfaceDistanceMetric
     """,
-    "monai.networks": """
-        one_hot
-    """,
+    "monai.networks": "one_hot",
     "monai.networks.nets": """
-        AttentionUnet BasicUNet BasicUNetPlusPlus DynUNet FlexibleUNet HighResNet MedNeXt SegResNet
-        SegResNetDS SegResNetDS2 SegResNetVAE SwinUNETR UNet UNETR VNet
+        AttentionUnet BasicUNet BasicUNetPlusPlus DynUNet FlexibleUNet HighResNet MedNeXt SegResNet SegResNetDS
+        SegResNetDS2 SegResNetVAE SwinUNETR UNet UNETR VNet
     """,
-    "monai.optimizers": """
-        generate_param_groups Novograd WarmupCosineSchedule
-    """,
-    "monai.utils": """
-        convert_to_dst_type ensure_tuple set_determinism
-    """,
-    "ignite.metrics": """
-        Accuracy Average Loss RunningAverage
-    """,
+    "monai.optimizers": "generate_param_groups Novograd WarmupCosineSchedule",
+    "monai.utils": "convert_to_dst_type ensure_tuple set_determinism",
+    "ignite.metrics": "Accuracy Average Loss RunningAverage",
     "numpy": """
-        array asarray clip float32 float64 int16 int32 int64 max mean min ones prod sum uint16 uint8
-        unique zeros
+        array asarray clip float32 float64 int16 int32 int64 max mean min ones prod sum uint16 uint8 unique zeros
     """,
     "torch": """
-        argmax as_tensor cat clamp device max mean min no_grad ones prod set_num_threads sigmoid softmax
-        stack sum tensor where zeros
+        argmax as_tensor cat clamp device max mean min no_grad ones prod set_num_threads sigmoid softmax stack sum
+        tensor where zeros
     """,
-    "torch.cuda": """
-        device_count is_available
-    """,
+    "torch.cuda": "device_count is_available",
     "torch.nn": """
-        BCEWithLogitsLoss Conv2d Conv3d CrossEntropyLoss Identity InstanceNorm3d LeakyReLU Module.eval
-        Module.to Module.train PReLU ReLU Sequential Sigmoid Softmax
+        BCEWithLogitsLoss Conv2d Conv3d CrossEntropyLoss Identity InstanceNorm3d LeakyReLU Module.eval Module.to
+        Module.train PReLU ReLU Sequential Sigmoid Softmax
     """,
-    "torch.optim": """
-        Adam AdamW NAdam RAdam SGD
-    """,
+    "torch.optim": "Adam AdamW NAdam RAdam SGD",
     "torch.optim.lr_scheduler": """
         CosineAnnealingLR CosineAnnealingWarmRestarts ExponentialLR LinearLR MultiStepLR PolynomialLR
         ReduceLROnPlateau SequentialLR StepLR
     """,
-    "torch.utils.data": """
-        DataLoader Subset
-    """,
-    "torch.utils.data.datapipes.iter": """
-        FileLister
-    """,
+    "torch.utils.data": "DataLoader Subset",
+    "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
-        CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss
-        DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss
-        GeneralisedDiceLoss GradientClip HausdorffLoss JaccardLoss load_cases LossSchedule LovaszHinge
-        LovaszSoftmax PooledMetric RunCheckpoint RunLog SoftDice StopOnNonFinite
-        StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased
+        CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss DiceFocalLoss
+        DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss GradientClip
+        HausdorffLoss JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax PooledMetric RunCheckpoint RunLog
+        SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased
     """,
 }
 

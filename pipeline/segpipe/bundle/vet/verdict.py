@@ -117,20 +117,18 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
     documents, unreadable = _read_documents(paths)
     document = documents.pop(METADATA, None)
     metadata = document if isinstance(document, dict) else {}
-    schema, versions = _check_schema(metadata), _check_versions(metadata, names)
-    configs, code = _check_configs(documents, unreadable, names)
+    by = "our schema" if is_ours(metadata) else "MONAI's bundle specification"
+    schema = Check.of("schema", f"metadata.json by {by}", vet_schema(metadata))
+    differing = [f"{needed.package} {needed.state}" for needed in requirements(metadata) if needed.state != "same"]
+    detail = shown(", ".join(differing) or "all as here")
+    versions = Check.of("versions", detail, vet_versions(metadata, names.allows))
+    code = vet_documents(documents, names)
+    detail = f"{len(documents)} files, {len(code)} targets and expressions"
+    configs = Check.of("configs", detail, [*unreadable, *_findings(code)])
     expressions = [] if document is None else list(vet_metadata(document, METADATA))
+    plain = Check.of("metadata", "no expression in it", _findings(expressions))
     return Verdict(
-        checks=(
-            archive,
-            hashes,
-            files,
-            schema,
-            versions,
-            configs,
-            Check.of("metadata", "no expression in it", _findings(expressions)),
-            _check_logging(paths),
-        ),
+        (archive, hashes, files, schema, versions, configs, plain, _check_logging(paths)),
         name=str(metadata.get("name") or root.resolve().name),
         version=str(metadata.get("version", "")),
         sha256=sha256,
@@ -176,24 +174,6 @@ def _read_documents(paths: Mapping[str, Path]) -> tuple[dict[str, Any], list[Fin
             except NotReadableError as error:
                 unreadable.append(Finding(file, "", shown(str(error)), "it cannot be read without doubt"))
     return documents, unreadable
-
-
-def _check_schema(metadata: Mapping[str, Any]) -> Check:
-    by = "our schema" if is_ours(metadata) else "MONAI's bundle specification"
-    return Check.of("schema", f"metadata.json by {by}", vet_schema(metadata))
-
-
-def _check_versions(metadata: Mapping[str, Any], names: Names) -> Check:
-    differing = [f"{each.package} {each.state}" for each in requirements(metadata) if each.state != "same"]
-    return Check.of("versions", shown(", ".join(differing) or "all as here"), vet_versions(metadata, names.allows))
-
-
-def _check_configs(
-    documents: Mapping[str, Any], unreadable: Iterable[Finding], names: Names
-) -> tuple[Check, list[Use]]:
-    uses = vet_documents(documents, names)
-    detail = f"{len(documents)} files, {len(uses)} targets and expressions"
-    return Check.of("configs", detail, [*unreadable, *_findings(uses)]), uses
 
 
 def vet_documents(documents: Mapping[str, Any], names: Names) -> list[Use]:

@@ -14,6 +14,18 @@ from segpipe.cli.app import VERBS, app
 INLINE = re.compile(r"`segpipe ((?:[a-z]+)(?: [^`]*)?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 LANGUAGES = {"sh", "python", "text", "json", "yaml", "ini"}
+OF_OTHERS = [
+    "--help",
+    "--shm-size",
+    "--extra-index-url",
+    "--config_file",
+    "--dataset_dir",
+    "--filepath",
+    "--hash_val",
+    "--use_trace",
+    "--input_shape",
+    "--converter_kwargs",
+]
 ROOT_COMMAND: Any = typer.main.get_command(app)
 
 
@@ -58,6 +70,17 @@ def test_options_in_the_running_text_exist() -> None:
                 f"{page.name}: segpipe {text}: {word}" for word in re.findall(r"--[a-z-]+", text) if word not in known
             ]
     assert wrong == []
+
+
+def test_options_that_stand_alone_are_those_of_some_command() -> None:
+    known, groups = set(OF_OTHERS), [ROOT_COMMAND]
+    while groups:
+        command = groups.pop()
+        known |= {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+        groups += getattr(command, "commands", {}).values()
+    quoted = {(page.name, text) for page in PAGES for text in re.findall(r"`(--[^`]*)`", page.read_text())}
+    named = {(page, word) for page, text in quoted for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    assert {(page, word) for page, word in named if word not in known} == set()
 
 
 def test_every_block_names_its_language() -> None:

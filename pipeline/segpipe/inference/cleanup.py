@@ -35,14 +35,14 @@ class LabelRule:
         return self.keep_largest or self.min_volume_ml is not None
 
     def words(self) -> str:
-        """The rule for a reader."""
+        """Return the rule in words."""
         largest = ["only the largest connected component is kept"] if self.keep_largest else []
         small = [f"components below {self.min_volume_ml:g} mL are removed"] if self.min_volume_ml else []
         return ", and ".join(largest + small)
 
 
 def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, key: str = "pred") -> list[dict[str, Any]]:
-    """The rules as MONAI config, for a label map (1, X, Y, Z) with its affine in ``key``.
+    """Return the rules as MONAI config, for a label map (1, X, Y, Z) with its affine in ``key``.
 
     Args:
         rules: by label value.
@@ -71,7 +71,7 @@ def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, key: str =
 
 
 def read_rules(path: str | Path) -> dict[int, LabelRule]:
-    """The rules of a ``postprocessing.json``, as `evaluate --try-postprocessing` writes it.
+    """Return the rules of a ``postprocessing.json``, as `evaluate --try-postprocessing` writes it.
 
     Raises:
         UsageError: no such file.
@@ -97,7 +97,7 @@ def read_rules(path: str | Path) -> dict[int, LabelRule]:
 
 
 def _remove_small(volumes_ml: Mapping[int, float], n_labels: int, key: str) -> list[dict[str, Any]]:
-    """One mask a label, since on a label map the transform would take a whole label for one object."""
+    """Use one mask a label, since on a label map the transform would take a whole label for one object."""
     masks = [f"{key}_{value}" for value in range(n_labels)]
     small = [
         {

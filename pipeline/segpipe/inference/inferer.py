@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
-from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from monai.inferers import SlidingWindowInferer
 from monai.utils import (
     PytorchPadMode,
     convert_to_dst_type,
@@ -32,7 +32,7 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
     """
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
-        """Scores of a batch.
+        """Return the scores of a batch.
 
         Args:
             inputs: (N, C, *size), with any number of axes.
@@ -58,7 +58,7 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
         options = {name: value for name, value in kwargs.items() if name not in _OWN}
         device = torch.device(kwargs.get("device", self.device) or self._stitching_device(inputs))
         grid = WindowGrid.place(inputs.shape[2:], fall_back_tuple(self.roi_size, inputs.shape[2:]), overlap)
-        first = _First()
+        first = _FirstAnswer()
 
         def predict(windows: torch.Tensor, places: list[Window]) -> torch.Tensor:
             coordinates = (places,) if self.with_coord else ()
@@ -67,7 +67,12 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
         try:
             scores = self._stitched(inputs, grid, predict, device)
         except _OddOutputError as odd_output:
-            return self._as_monai(inputs, network, odd_output.value, device, *args, **options)
+            answers = [odd_output.value]
+
+            def first_once_more(windows: torch.Tensor, *rest: Any, **named: Any) -> Any:
+                return answers.pop() if answers else network(windows, *rest, **named)  # no window is computed twice
+
+            return super().__call__(inputs, first_once_more, *args, **kwargs)
         return convert_to_dst_type(scores, _like(inputs), device=device)[0]
 
     def _stitching_device(self, inputs: torch.Tensor) -> torch.device | str:
@@ -113,37 +118,6 @@ class StreamingSlidingWindowInferer(SlidingWindowInferer):
             grid.roi, mode=self.mode, sigma_scale=self.sigma_scale, device=device, dtype=volume.dtype
         )
 
-    def _as_monai(
-        self, inputs: torch.Tensor, network: Network, first: Any, device: torch.device, *args: Any, **kwargs: Any
-    ) -> Any:
-        """MONAI's own function, given the first answer of the network once more: no window is computed twice."""
-        answers = [first]
-
-        def once_more(windows: torch.Tensor, *rest: Any, **named: Any) -> Any:
-            return answers.pop() if answers else network(windows, *rest, **named)
-
-        return sliding_window_inference(
-            inputs,
-            self.roi_size,
-            self.sw_batch_size,
-            once_more,
-            self.overlap,
-            self.mode,
-            self.sigma_scale,
-            self.padding_mode,
-            self.cval,
-            self.sw_device,
-            device,
-            self.progress,
-            self.roi_weight_map,
-            None,
-            None,
-            self.buffer_dim,
-            self.with_coord,
-            *args,
-            **kwargs,
-        )
-
 
 _OWN = ("device", "buffer_steps", "buffer_dim", "condition")
 
@@ -154,7 +128,7 @@ class _OddOutputError(Exception):
         self.value = value
 
 
-class _First:
+class _FirstAnswer:
     """Tells from the first answer of a network whether its scores stream."""
 
     def __init__(self) -> None:

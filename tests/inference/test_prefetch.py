@@ -1,4 +1,4 @@
-"""One case is read ahead where memory has room for it, after the one that is computed was read."""
+"""One case is read before its turn where memory has room for it, after the one that is computed was read."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def under_way(max_memory: int | None = None) -> Prefetcher:
-    ahead = Prefetcher(1, max_memory)
-    ahead.expect()
-    ahead.begin(PEAK)
-    return ahead
+    prefetcher = Prefetcher(1, max_memory)
+    prefetcher.expect()
+    prefetcher.begin(PEAK)
+    return prefetcher
 
 
 def test_the_case_of_the_name_is_given_once(scan: Path) -> None:
-    ahead = under_way()
-    ahead.read("a", lambda: [scan], None)
-    read = ahead.take("a")
+    prefetcher = under_way()
+    prefetcher.read("a", lambda: [scan], None)
+    read = prefetcher.take("a")
     assert read is not None and read.source.array.shape == (1, 12, 10, 9) and len(read.headers) == 1
-    assert ahead.take("a") is None
-    ahead.read("a", lambda: [scan], None)
-    assert ahead.take("b") is None and ahead.take("a") is None
+    assert prefetcher.take("a") is None
+    prefetcher.read("a", lambda: [scan], None)
+    assert prefetcher.take("b") is None and prefetcher.take("a") is None
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,26 @@ def test_the_case_of_the_name_is_given_once(scan: Path) -> None:
 def test_only_what_fits_beside_the_other_is_read(
     scan: Path, max_memory: int | None, most_bytes: int | None, fits: bool
 ) -> None:
-    ahead = under_way(max_memory)
-    ahead.read("a", lambda: [scan], most_bytes)
-    assert (ahead.take("a") is not None) is fits
+    prefetcher = under_way(max_memory)
+    prefetcher.read("a", lambda: [scan], most_bytes)
+    assert (prefetcher.take("a") is not None) is fits
 
 
 def test_what_cannot_be_read_is_left_to_its_own_turn(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"not an image")
-    ahead = under_way()
-    ahead.read("a", lambda: [tmp_path / "broken.nii.gz"], None)
-    assert ahead.take("a") is None
+    prefetcher = under_way()
+    prefetcher.read("a", lambda: [tmp_path / "broken.nii.gz"], None)
+    assert prefetcher.take("a") is None
 
 
 def test_it_waits_until_the_other_was_read_or_has_ended(scan: Path) -> None:
-    for go_on in (lambda ahead: ahead.begin(PEAK), lambda ahead: ahead.end()):
-        ahead = Prefetcher(1, None)
-        ahead.expect()
-        reader = threading.Thread(target=ahead.read, args=("a", lambda: [scan], None), daemon=True)
+    for go_on in (lambda prefetcher: prefetcher.begin(PEAK), lambda prefetcher: prefetcher.end()):
+        prefetcher = Prefetcher(1, None)
+        prefetcher.expect()
+        reader = threading.Thread(target=prefetcher.read, args=("a", lambda: [scan], None), daemon=True)
         reader.start()
         reader.join(0.05)
         assert reader.is_alive()
-        go_on(ahead)
+        go_on(prefetcher)
         reader.join(20)
-        assert not reader.is_alive() and ahead.take("a") is not None
+        assert not reader.is_alive() and prefetcher.take("a") is not None

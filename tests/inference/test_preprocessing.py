@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.inference.transforms import (
-    CLOSED_LIST,
+    SUPPORTED,
     CropForeground,
     DivisiblePad,
     Orientation,
@@ -67,7 +67,7 @@ def test_fields_are_typed() -> None:
     assert pad and pad.spatial_size == (16, 16, 16)
     assert divisible and divisible.k == 8
     assert [step.name for step in parsed.intensity] == ["NormalizeIntensityd", "ScaleIntensityRanged"]
-    assert all(parsed.find(kind) for kind in CLOSED_LIST)
+    assert all(parsed.find(kind) for kind in SUPPORTED)
     assert Preprocessing.parse(USUAL[:1]).find(Spacing) is None
 
 
@@ -137,7 +137,7 @@ def test_builds_the_stock_transforms() -> None:
     assert [type(one).__name__ for one in built] == [
         str(one["_target_"]).removeprefix("monai.transforms.") for one in USUAL
     ]
-    for kind in CLOSED_LIST:  # every argument of the closed list is one of MONAI's, with MONAI's default
+    for kind in SUPPORTED:  # every argument of the closed list is one of MONAI's, with MONAI's default
         parameters = inspect.signature(getattr(transforms, kind.name)).parameters
         for name, field in kind.model_fields.items():
             if name == "target":

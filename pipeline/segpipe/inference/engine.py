@@ -34,7 +34,7 @@ class StreamingEngine:
     """One model and how it is moved over a case: `read` it, then `segment` it.
 
     Attributes:
-        preprocessing: the transforms of the closed list.
+        preprocessing: the transforms of the supported subset.
         windowing: windows and activation; the batch is what is taken at most.
         runtime: windows (N, C, *roi_size) float32 to scores (N, K, *roi_size).
         device: where windows are computed; scores are kept on the CPU.
@@ -125,7 +125,7 @@ def segment_source(
 
     Args:
         source: the case; its voxels are let go.
-        preprocessing: the transforms of the closed list.
+        preprocessing: the transforms of the supported subset.
         windowing: windows and activation.
         runtime: windows (N, C, *roi_size) float32 to scores (N, K, *roi_size).
         device: where windows are computed; scores are kept on the CPU.

@@ -66,7 +66,7 @@ def plan(
 
     Args:
         headers: of the case's files.
-        preprocessing: the transforms of the closed list.
+        preprocessing: the transforms of the supported subset.
         windowing: as the bundle has it.
         probe: what one window costs.
         limit: bytes that the process may take; None for what the machine has.

@@ -94,7 +94,7 @@ class Recipe(BundleFiles):
         version: of the bundle.
         channels: number of image channels.
         labels: label value to name.
-        preprocessing: the transforms of the closed list; None takes the stock route.
+        preprocessing: the transforms of the supported subset; None takes the stock route.
         windowing: the fields of `Windowing`; None takes the engine of MONAI.
         cleanup: MONAI transforms of the label map, for the streaming engine.
         regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.

@@ -2,12 +2,12 @@
 
 Two routes give a label map on the source's grid:
 
-    typed   the preprocessing is in the closed list: it is built from its typed form
+    typed   the preprocessing is in the supported subset: it is built from its typed form
     stock   anything else: the bundle's own transforms, as MONAI's ConfigParser builds them
 
 Two engines carry them out, and a case gets the labels that `python -m monai.bundle run` would give it by both:
 
-    streaming   where inferer and post-processing are of the closed form as well: scores block by block
+    streaming   where inferer and post-processing are supported as well: scores block by block
     monai       anything else: inferer and post-processing of the bundle's config on the whole volume; on the stock
                 route its own evaluator
 """

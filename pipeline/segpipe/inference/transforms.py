@@ -1,6 +1,6 @@
 """A bundle's inference config: its deterministic transforms as typed data, and its parts as MONAI's objects.
 
-`Preprocessing` is one list of transforms for training, validation and inference. It is closed, so that the streaming
+`Preprocessing` is one list of transforms for training, validation and inference, of a closed subset: so the streaming
 engine knows all that can stand there: each step names a stock MONAI transform and the arguments that it may have, and
 gives its config back unchanged. What is outside is named by `UnsupportedTransform`, and runs through MONAI's own
 transforms. Importing this module imports neither torch nor MONAI.
@@ -136,7 +136,7 @@ class EnsureType(Step):
     track_meta: bool | None = None
 
 
-CLOSED_LIST: tuple[type[Step], ...] = (
+SUPPORTED: tuple[type[Step], ...] = (
     Load,
     ChannelFirst,
     Orientation,
@@ -151,15 +151,15 @@ CLOSED_LIST: tuple[type[Step], ...] = (
 
 
 PREFIX = "monai.transforms."
-_BY_NAME = {kind.name: kind for kind in CLOSED_LIST}
-_PLACE = {kind: place for place, kind in enumerate(CLOSED_LIST)}
+_BY_NAME = {kind.name: kind for kind in SUPPORTED}
+_PLACE = {kind: place for place, kind in enumerate(SUPPORTED)}
 _PLACE[Normalise] = _PLACE[ScaleRange]  # the two may stand in either order
 SAVERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
 S = TypeVar("S", bound=Step)
 
 
 class UnsupportedTransform(UsageError):  # noqa: N818 - it is a finding about a config, often not a fault
-    """A transform, an argument or an order that the closed list does not have.
+    """A transform, an argument or an order that the supported subset does not have.
 
     Args:
         what: the transform, or the argument as ``Spacingd.diagonal``.

@@ -1,15 +1,17 @@
-"""A stand-in for the processes of a comparison: leaves the files that the real commands leave, quickly."""
+"""A stand-in for the processes of a comparison: leaves the files that the real calls leave, quickly."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+import segpipe
 from segpipe.common.result_folder import SEGMENTATION
 from segpipe.common.subprocesses import Ended, Listener
 from segpipe.data.manifest import Manifest, load_manifest
@@ -24,48 +26,47 @@ ENVIRONMENT = {
 }
 
 
-def option(words: Sequence[str], name: str) -> str:
-    return words[words.index(name) + 1]
-
-
 class FakeSubprocesses:
     """Stands for `segpipe.common.subprocesses.Subprocesses`.
 
     Args:
-        fails: ``(verb, part of a word)`` to how the command ends.
+        fails: ``(function, part of an argument)`` to how the call ends.
         shift: voxels by which the predictions of a variant, known by a part of its folder, are moved.
     """
 
     def __init__(self, fails: dict[tuple[str, str], Ended] | None = None, shift: dict[str, int] | None = None) -> None:
         self.fails, self.shift = fails or {}, shift or {}
-        self.ran: list[list[str]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.stopped = False
 
     def verbs(self) -> list[str]:
-        return [f"{words[0]} --dry-run" if "--dry-run" in words else words[0] for words in self.ran]
+        return [f"{name} --dry-run" if arguments.get("dry_run") else name for name, arguments in self.calls]
 
     def stop(self) -> None:
         self.stopped = True
 
-    def run(self, words: Sequence[str], on_line: Listener = print) -> Ended:
+    def call(self, name: str, arguments: Mapping[str, Any], on_line: Listener = len) -> Ended:
         if self.stopped:
             raise KeyboardInterrupt
-        self.ran.append(list(words))
-        for (verb, part), ended in self.fails.items():
-            if words[0] == verb and any(part in word for word in words):
+        name = name.removeprefix("segpipe.")
+        arguments = json.loads(json.dumps(arguments, default=str))  # as they reach the other process
+        inspect.signature(getattr(segpipe, name)).bind(**arguments)
+        self.calls.append((name, arguments))
+        for (failing, part), ended in self.fails.items():
+            if name == failing and any(part in str(value) for value in arguments.values()):
                 if ended.code == 130:
                     self.stop()
                     raise KeyboardInterrupt
                 return ended
-        return getattr(self, f"_{words[0]}")(list(words), on_line)
+        return getattr(self, f"_{name}")(on_line, **arguments)
 
-    def _train(self, words: list[str], on_line: Listener) -> Ended:
-        if "--dry-run" in words:
+    def _train(self, on_line: Listener, **arguments: Any) -> Ended:
+        if arguments.get("dry_run"):
             facts = {"parameters": 7, "seconds_per_step": 0.1, "seconds_per_validation_case": 0.01}
-            return Ended(0, {"dry_run": facts})
-        folder = Path(option(words, "--out" if "--out" in words else "--resume"))
+            return Ended(0, {"result": {"dry_run": facts}})
+        folder = Path(arguments.get("out") or arguments["resume"])
         folder.mkdir(parents=True, exist_ok=True)
-        epochs = int(option(words, "--epochs")) if "--epochs" in words else 2
+        epochs = arguments.get("epochs", 2)
         on_line("what a library says")
         on_line(f"epoch 1/{epochs}  loss 0.9  0:00:01 left")
         rows = [EPOCH.format(epoch=epoch, seconds=0.3) for epoch in range(1, epochs + 1)]
@@ -80,33 +81,33 @@ class FakeSubprocesses:
         (folder / "run.json").write_text(json.dumps(record))
         return Ended(0, {}, 1.0, 100.0)
 
-    def _export(self, words: list[str], on_line: Listener) -> Ended:
-        Path(words[2]).mkdir()
+    def _export(self, on_line: Listener, run: str, out: str) -> Ended:
+        Path(out).mkdir()
         return Ended(0, {})
 
-    def _predict(self, words: list[str], on_line: Listener) -> Ended:
-        out, data = Path(words[3]), Path(option(words, "--data"))
-        fold = int(option(words, "--fold")) if "--fold" in words else None
-        shift = next((voxels for part, voxels in self.shift.items() if part in words[1]), 0)
-        for number, case in enumerate(load_manifest(words[2]).select(option(words, "--split"), fold)):
-            folder = out / case.id
+    def _predict(
+        self, on_line: Listener, bundle: str, inputs: str, out: str, data: str, split: str, fold: int | None, **_: Any
+    ) -> Ended:
+        shift = next((voxels for part, voxels in self.shift.items() if part in bundle), 0)
+        for number, case in enumerate(load_manifest(inputs).select(split, fold)):
+            folder = Path(out) / case.id
             folder.mkdir(parents=True)
-            truth = nib.load(data / str(case.label))
+            truth = nib.load(Path(data) / str(case.label))
             moved = np.roll(np.asarray(truth.dataobj), shift + (shift and number % 2), 0)
             nib.save(nib.Nifti1Image(moved.astype(np.uint8), truth.affine), folder / SEGMENTATION)
         return Ended(0, {})
 
-    def _evaluate(self, words: list[str], on_line: Listener) -> Ended:
-        data, manifest = Path(option(words, "--data")), load_manifest(words[1])
-        fold = int(option(words, "--fold")) if "--fold" in words else None
+    def _evaluate(
+        self, on_line: Listener, manifest: str, predictions: str, out: str, data: str, split: str, fold: int | None
+    ) -> Ended:
+        dataset = load_manifest(manifest)
         cases = [
-            measured(case.id, data / str(case.label), Path(words[2]) / case.id / SEGMENTATION, manifest)
-            for case in manifest.select(option(words, "--split"), fold)
+            measured(case.id, Path(data) / str(case.label), Path(predictions) / case.id / SEGMENTATION, dataset)
+            for case in dataset.select(split, fold)
         ]
-        out = Path(option(words, "--out"))
-        out.mkdir()
-        (out / "metrics.json").write_text(json.dumps({"cases": cases}))
-        return Ended(4 if any(case["failure"] for case in cases) else 0, {})
+        Path(out).mkdir()
+        (Path(out) / "metrics.json").write_text(json.dumps({"cases": cases}))
+        return Ended(0, {})
 
 
 def measured(case_id: str, truth: Path, prediction: Path, manifest: Manifest) -> dict[str, Any]:

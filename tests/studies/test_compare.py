@@ -113,12 +113,13 @@ def test_the_whole_comparison(manifest, tmp_path, fake, capsys, monkeypatch) -> 
 def test_all_runs_have_the_same_settings_but_their_own_loss(manifest, tmp_path, fake) -> None:
     more = ("--steps", "40", "--set", "learning_rate=0.01", "--threads", "1", "--augment", "none")
     assert run(words(manifest, tmp_path / "out", *more, losses="dice_ce,dice")) == 0
-    one, other = (each for each in fake.ran if each[0] == "train" and "--dry-run" not in each)
-    differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
-    assert [pair[0].split("/runs/")[-1] for pair in differing] == ["dice_ce", "unet+dice_ce/fold0-seed0/run"]
-    assert one[one.index("--epochs") + 1] == "20"
-    settings = [one[place + 1] for place, word in enumerate(one) if word == "--set"]
-    assert settings == ["val_interval=2", "learning_rate=0.01"]
+    first, second = (given for name, given in fake.calls if name == "train" and not given.get("dry_run"))
+    differing = {name: (first[name], second[name]) for name in first if first[name] != second[name]}
+    assert first.keys() == second.keys() and differing.keys() == {"loss", "out"}
+    assert differing["loss"] == ("dice_ce", "dice")
+    assert differing["out"][0].endswith("/runs/unet+dice_ce/fold0-seed0/run")
+    assert first["epochs"] == 20 and first["threads"] == 1 and first["augment"] == "none"
+    assert first["overrides"] == ["val_interval=2", "learning_rate=0.01"]
 
 
 def test_folds_and_seeds_are_cells_and_are_averaged(manifest, tmp_path, fake) -> None:
@@ -155,14 +156,14 @@ def test_the_same_command_goes_on_and_finished_runs_are_left_alone(manifest, tmp
     (folder / "run.json").write_text('{"status": "interrupted"}')
 
     fake.fails.clear()
-    fake.ran.clear()
+    fake.calls.clear()
     fake.stopped = False
     assert run(words(manifest, out)) == 0
     assert fake.verbs() == ["train", "export", "predict", "evaluate"] * 2
-    assert fake.ran[0][:3] == ["train", "--resume", str(folder)]
-    fake.ran.clear()
+    assert fake.calls[0] == ("train", {"resume": str(folder), "data": str(manifest.parent)})
+    fake.calls.clear()
     assert run(words(manifest, out)) == 0
-    assert fake.ran == []
+    assert fake.calls == []
 
 
 def test_what_is_finished_can_be_reported_before_the_end(manifest, tmp_path, fake, capsys) -> None:
@@ -206,7 +207,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(manifest, tmp_path, fake,
     assert [row["dice"]["mean"] for row in rows] == [1.0, None, None]
     assert "unet+dice (0 of 1 runs)" in (out / "compare.md").read_text()
     fake.fails.clear()
-    fake.ran.clear()
+    fake.calls.clear()
     assert run(words(manifest, out)) == 0
     assert fake.verbs() == ["train", "export", "predict", "evaluate", "predict", "evaluate"]
 
@@ -215,11 +216,11 @@ def test_a_case_without_prediction_counts_nothing_and_is_told(manifest, tmp_path
     out = tmp_path / "out"
     predict = fake._predict
 
-    def lose_one(words: list[str], on_line: Any) -> Ended:
-        predict(words, on_line)
-        for path in (Path(words[3]) / "case_4").iterdir():
+    def lose_one(on_line: Any, **arguments: Any) -> Ended:
+        predict(on_line, **arguments)
+        for path in (Path(arguments["out"]) / "case_4").iterdir():
             path.unlink()
-        return Ended(4, {})
+        return Ended(0, {})
 
     fake._predict = lose_one
     assert run(words(manifest, out, losses="dice_ce")) == 4
@@ -248,7 +249,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 ) -> None:
     assert run(words(manifest, tmp_path / "out", *more)) == 2
     assert says in capsys.readouterr().err
-    assert fake.ran == [] and not (tmp_path / "out" / "compare.json").exists()
+    assert fake.calls == [] and not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_a_pairing_that_cannot_be_trained_is_refused_before_the_first_training(

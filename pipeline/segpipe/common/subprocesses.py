@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -50,19 +50,19 @@ class Ended:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the call returned, as its ``document()`` gives it; nothing where its results lie on disk alone."""
+        """Return the answer of the call, by its ``document()``; nothing where its results lie on disk alone."""
         result: dict[str, Any] = self.document.get("result") or {}
         return result
 
     @property
     def error(self) -> dict[str, Any]:
-        """The parts of the error that ended it, as of `SegpipeError.as_dict`; empty where there is none."""
+        """Return the parts of the error that ended it, as of `SegpipeError.as_dict`; empty where there is none."""
         error: dict[str, Any] = self.document.get("error") or {}
         return error
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line and without a path."""
+        """Say why it failed, in one line and without a path."""
         if self.error:
             parts = [self.error.get("case_id"), self.error["message"], self.error.get("found")]
             text = ": ".join(str(part).replace("\n", " ") for part in parts if part)
@@ -100,20 +100,11 @@ class Subprocesses:
         Raises:
             KeyboardInterrupt: it was interrupted, or `stop` was called.
         """
-        return self._wait([CHILD], {"name": name, "arguments": dict(arguments)}, on_line, timeout_s)
-
-    def run(self, words: Sequence[str], on_line: Listener = lambda line: None) -> Ended:
-        """Run ``segpipe`` with these words as `call` would; ``--json`` is among them, and the document is theirs."""
-        return self._wait(["segpipe", *words], {}, on_line, None)
-
-    def _wait(
-        self, words: Sequence[str], request: Mapping[str, Any], on_line: Listener, timeout_s: float | None
-    ) -> Ended:
         began = time.monotonic()
         with self._lock:
             if self._stopped:
                 raise KeyboardInterrupt
-            process = _start(words)
+            process = _start()
             self._live.add(process.pid)
         listener = threading.Thread(target=_listen, args=(process.stderr, on_line), daemon=True)
         listener.start()
@@ -121,7 +112,7 @@ class Subprocesses:
         timer = threading.Timer(timeout_s or 0, _kill, (process.pid, expired))
         if timeout_s is not None:
             timer.start()
-        output = _exchange(process, request)
+        output = _exchange(process, {"name": name, "arguments": dict(arguments)})
         _, status, usage = os.wait4(process.pid, 0)
         timer.cancel()
         with self._lock:
@@ -145,11 +136,11 @@ class Subprocesses:
                     os.kill(pid, signal.SIGTERM)
 
 
-def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start() -> subprocess.Popen[bytes]:
     package = Path(__file__).resolve().parents[2]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-m", *words],
+        [sys.executable, "-m", CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -158,7 +149,6 @@ def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
             **os.environ,
             "PYTHONSAFEPATH": "1",  # no modules from the folder that we happen to be in
             "PYTHONPATH": os.pathsep.join(paths),  # the children run the very package that this process runs
-            "SEGPIPE_CHILD": "1",
         },
     )
 

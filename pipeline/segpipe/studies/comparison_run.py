@@ -22,7 +22,7 @@ from segpipe.common.console import Console
 from segpipe.common.files import cannot_write, read_json
 from segpipe.common.subprocesses import Ended, Listener, Subprocesses
 from segpipe.data import data_root, load_manifest
-from segpipe.errors import OK, SOME_FAILED, SegpipeError, UsageError
+from segpipe.errors import OK, SegpipeError, UsageError
 from segpipe.reporting import read_history
 from segpipe.studies.comparison_figures import check_gifs
 from segpipe.studies.comparison_page import write_outcome
@@ -108,14 +108,14 @@ def _prepare(study: Study, state: State, progress: Progress, processes: Subproce
     variants = {}
     for variant in settings.variants():
         progress.say(f"checking {variant.name}")
-        words = _train_words(study, variant, settings.folds[0], settings.seeds[0], 1)
-        ended = processes.run([*words, "--dry-run"])
+        arguments = _train_arguments(study, variant, settings.folds[0], settings.seeds[0], 1)
+        ended = processes.call("segpipe.train", {**arguments, "dry_run": True})
         if ended.code != OK:
             hint = ended.error.get("hint", "nothing was started")
             refused = UsageError(f"{variant.name} cannot be trained", found=ended.reason, hint=hint)
             refused.exit_code = ended.code if ended.code > 0 else refused.exit_code
             raise refused
-        config, facts = composed[variant.name].config, ended.document["dry_run"]
+        config, facts = composed[variant.name].config, ended.result["dry_run"]
         steps = {  # of an epoch, by fold; the last batch may be smaller
             str(fold): -(-len(study.dataset.select("training", fold)) // config["batch_size"])
             for fold in settings.folds
@@ -223,50 +223,49 @@ def _train(cell: Cell, study: Study, epochs: int, processes: Subprocesses, on_li
         return None
     _show_in_tensorboard(cell, study)
     if (run / "run.json").is_file():
-        words = ["train", "--resume", str(run), "--data", str(study.data), "--json"]
+        arguments: dict[str, Any] = {"resume": run, "data": study.data}
     else:
-        words = [*_train_words(study, cell.variant, cell.fold, cell.seed, epochs), "--out", str(run)]
-    memory = _done("training", processes.run(words, on_line)).peak_memory_mb
+        arguments = {**_train_arguments(study, cell.variant, cell.fold, cell.seed, epochs), "out": run}
+    memory = _done("training", processes.call("segpipe.train", arguments, on_line)).peak_memory_mb
     return None if memory is None else round(memory, 1)
+
+
+def _train_arguments(study: Study, variant: Variant, fold: int, seed: int, epochs: int) -> dict[str, Any]:
+    settings = study.settings
+    overrides = list(settings.overrides)
+    if not any(override.startswith("val_interval=") for override in overrides):
+        overrides.insert(0, f"val_interval={validation_interval(epochs)}")
+    return {
+        "manifest": study.manifest,
+        "data": study.data,
+        **settings.fragments(variant),
+        "fold": fold,
+        "seed": seed,
+        "epochs": epochs,
+        "threads": settings.threads,
+        "workers": settings.workers,
+        "overrides": overrides,
+    }
 
 
 def _measure(cell: Cell, study: Study, processes: Subprocesses) -> int:
     """Export, predict and evaluate what was trained; return how many cases failed."""
-    folder, settings = study.folder(cell), study.settings
-    which = ["--split", settings.split]
-    if settings.split == "validation":
-        which += ["--fold", str(cell.fold)]
-    data = ["--data", str(study.data), "--json"]
-    bundle, predictions, metrics = (str(folder / name) for name in ("bundle", "predictions", "metrics"))
-    if not (folder / "bundle").exists():
-        _done("export", processes.run(["export", str(folder / "run"), bundle, "--json"]))
-    if not (folder / "metrics" / "metrics.json").exists():
-        threads = ["--threads", str(settings.threads)] if settings.threads else []
-        words = ["predict", bundle, str(study.manifest), predictions, *which, *threads, *data]
-        _done("prediction", processes.run(words), OK, SOME_FAILED)
-        words = ["evaluate", str(study.manifest), predictions, "--out", metrics, *which, *data]
-        _done("evaluation", processes.run(words), OK, SOME_FAILED)
-    cases = read_json(folder / "metrics" / "metrics.json", "evaluation")["cases"]
-    return sum(case["failure"] is not None for case in cases)
+    folder, split = study.folder(cell), study.settings.split
+    bundle, predictions, metrics = (folder / name for name in ("bundle", "predictions", "metrics"))
+    cases = {"split": split, "fold": cell.fold if split == "validation" else None, "data": study.data}
+    if not bundle.exists():
+        _done("export", processes.call("segpipe.export", {"run": folder / "run", "out": bundle}))
+    if not (metrics / "metrics.json").exists():
+        arguments = {"bundle": bundle, "inputs": study.manifest, "out": predictions, **cases}
+        _done("prediction", processes.call("segpipe.predict", {**arguments, "threads": study.settings.threads}))
+        arguments = {"manifest": study.manifest, "predictions": predictions, "out": metrics, **cases}
+        _done("evaluation", processes.call("segpipe.evaluate", arguments))
+    results = read_json(metrics / "metrics.json", "evaluation")["cases"]
+    return sum(case["failure"] is not None for case in results)
 
 
-def _train_words(study: Study, variant: Variant, fold: int, seed: int, epochs: int) -> list[str]:
-    settings = study.settings
-    words = ["train", str(study.manifest), "--data", str(study.data)]
-    for kind, fragment in settings.fragments(variant).items():
-        words += [f"--{kind}", fragment]
-    words += ["--fold", str(fold), "--seed", str(seed), "--epochs", str(epochs)]
-    for option, value in (("--threads", settings.threads), ("--workers", settings.workers)):
-        words += [option, str(value)] if value is not None else []
-    if not any(override.startswith("val_interval=") for override in settings.overrides):
-        words += ["--set", f"val_interval={validation_interval(epochs)}"]
-    for override in settings.overrides:
-        words += ["--set", override]
-    return [*words, "--json"]
-
-
-def _done(what: str, ended: Ended, *accepted: int) -> Ended:
-    if ended.code not in (accepted or (OK,)):
+def _done(what: str, ended: Ended) -> Ended:
+    if ended.code != OK:
         raise _CellFailed(f"{what}: {ended.reason}")
     return ended
 

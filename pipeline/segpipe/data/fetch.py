@@ -39,7 +39,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """The public source of a data set such as ``msd_task04_hippocampus``.
+    """Return the public source of a data set such as ``msd_task04_hippocampus``.
 
     Raises:
         UsageError: no such data set.
@@ -191,12 +191,12 @@ def compare_files(folder: Path, name: str) -> None:
         return
     manifest = load_manifest(shipped)
     missing = [path for case in manifest.cases() for path in case.paths if not (folder / path).is_file()]
-    other = [] if missing else _changed(folder, manifest)
-    if missing or other:
+    changed = [] if missing else _changed(folder, manifest)
+    if missing or changed:
         raise DataError(
-            f"{len(missing or other)} files are missing" if missing else f"{len(other)} files differ from the list",
+            f"{len(missing or changed)} files are missing" if missing else f"{len(changed)} files differ from the list",
             path=folder,
-            found=some_of(missing or other),
+            found=some_of(missing or changed),
             expected=f"the files of {name}",
             hint="remove the folder and fetch it again, or name a complete one with --from",
         )
@@ -208,7 +208,7 @@ def _changed(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _data_folder(folder: Path, source: Source) -> Path:
-    """The folder with ``dataset.json``: this one, or the one below it."""
+    """Return the folder with ``dataset.json``: this one, or the one below it."""
     below = [path.parent for path in folder.glob("*/dataset.json")]
     for place in (folder, folder / source.folder, *(below if len(below) == 1 else [])):
         if (place / "dataset.json").is_file():

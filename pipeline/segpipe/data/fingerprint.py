@@ -1,8 +1,4 @@
-"""What a fingerprint holds; ids are the only names in it.
-
-One case measured: geometry, intensities, labels; what cannot be used is refused with the case's id.
-
-The fingerprint of a dataset: what its training cases look like, in numbers.
+"""The fingerprint of a dataset: what its training cases look like, in numbers; ids are the only names in it.
 
 Only the manifest's ``training`` section is read, never ``test``: nothing that is planned from a
 fingerprint can have seen a held-out case.
@@ -17,6 +13,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy.ndimage import find_objects
 
 from segpipe.common.files import read_json, write_json
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
@@ -161,7 +158,7 @@ def _measure(names: dict[str, str], n_channels: int, root: Path, case: Case) -> 
 def _read_channels(
     case: Case, root: Path, n_channels: int, grid: Header
 ) -> Iterator[tuple[NDArray[np.floating[Any]], str]]:
-    """Each channel's voxels (X, Y, Z) and its type on disk, on the label's grid or refused."""
+    """Yield each channel's voxels (X, Y, Z) and its type on disk, on the label's grid or refused."""
     for name in case.images:
         header = read_header(root / name)
         stacked = len(case.images) == 1 < n_channels and header.shape[3:] == (n_channels,)
@@ -200,12 +197,12 @@ def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
             found=", ".join(f"{value:g}" for value in unknown[:5]),
             expected=f"0 to {n_labels - 1}",
         )
-    found = dict(zip((int(value) for value in values), (int(count) for count in counts), strict=True))
-    return [found.get(value, 0) for value in range(n_labels)]
+    count_of = dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
+    return [count_of.get(value, 0) for value in range(n_labels)]
 
 
 def intensity_of(values: NDArray[Any]) -> Intensity:
-    """Mean, deviation and `PERCENTILES` of any values."""
+    """Return mean, deviation and `PERCENTILES` of any values."""
     low, five, middle, ninety_five, high = (float(value) for value in np.percentile(values, PERCENTILES))
     return Intensity(
         mean=float(values.mean()), std=float(values.std()), percentiles=(low, five, middle, ninety_five, high)
@@ -213,13 +210,11 @@ def intensity_of(values: NDArray[Any]) -> Intensity:
 
 
 def _box_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:
-    if not mask.any():
+    box = find_objects(mask.view(np.uint8), max_label=1)[0]
+    if box is None:
         return None
-    sizes = []
-    for axis in range(3):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        sizes.append(float(filled[-1] - filled[0] + 1) * spacing_mm[axis])
-    return sizes[0], sizes[1], sizes[2]
+    x, y, z = (float(side.stop - side.start) * edge for side, edge in zip(box, spacing_mm, strict=True))
+    return x, y, z
 
 
 FINGERPRINT = "fingerprint.json"  # in a run, and after the name of a task fragment
@@ -265,7 +260,7 @@ def fingerprint_path(task: str | Path) -> Path:
 
 
 def read_fingerprint(path: str | Path) -> Fingerprint | None:
-    """A saved fingerprint, None where there is none.
+    """Return a saved fingerprint, None where there is none.
 
     Raises:
         DataError: it cannot be read.

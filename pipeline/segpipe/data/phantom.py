@@ -139,7 +139,7 @@ class _Anatomy:
         ]
 
     def tissue(self, body: FloatArray) -> NDArray[np.uint8]:
-        """Tissue number at each point; later tissues win over earlier ones.
+        """Return the tissue number at each point; later tissues win over earlier ones.
 
         Args:
             body: (3, X, Y, Z) body coordinates.
@@ -193,13 +193,13 @@ def _ellipsoid(point: FloatArray, centre: NDArray[np.float64], radii: NDArray[np
     return np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) - np.float32(1)
 
 
-def _smooth_union(one: FloatArray, other: FloatArray, width: float = 0.15) -> FloatArray:
-    """The lower of two implicit functions, blended where they are alike."""
-    return (-width * np.logaddexp(-one / width, -other / width)).astype(np.float32)
+def _smooth_union(first: FloatArray, second: FloatArray, width: float = 0.15) -> FloatArray:
+    """Return the lower of two implicit functions, blended where they are alike."""
+    return (-width * np.logaddexp(-first / width, -second / width)).astype(np.float32)
 
 
 def _majority(fractions: FloatArray) -> NDArray[np.uint8]:
-    """The label with the largest share of each voxel, from (T, X, Y, Z) tissue fractions."""
+    """Return the label with the largest share of each voxel, from (T, X, Y, Z) tissue fractions."""
     shares = np.stack([fractions[value == _LABEL_OF_TISSUE].sum(axis=0) for value in PHANTOM_LABELS])
     return shares.argmax(axis=0).astype(np.uint8)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RGB = tuple[int, int, int]
 SIDE = 300  # pixels of the longer side
 FINE = 2  # drawn so many times larger and then reduced, for smooth lines
+GAP, HEAD, LETTERS = 12, 30, 20  # pixels: between pictures, above a row, height of its words
 COLOURS: tuple[RGB, ...] = (  # Okabe & Ito (2008), bright ones first: they stand on grey
     (230, 159, 0),
     (86, 180, 233),
@@ -115,9 +116,6 @@ def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) 
     """Draw a closed line; rows count from the top in a picture, from the bottom in the plane."""
     points = [(float(x), height - float(y)) for x, y in line]
     draw.line(points, fill=colour, width=3 * FINE, joint="curve")
-
-
-GAP, HEAD, LETTERS = 12, 30, 20  # pixels: between pictures, above a row, height of its words
 
 
 def example_figure(

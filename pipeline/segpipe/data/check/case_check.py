@@ -1,7 +1,4 @@
-"""What can be wrong with a data set, each kind with its severity.
-
-Everything that can be said about one case from its own files; runs in a worker process.
-"""
+"""What can be wrong with a data set, and everything that one case's own files tell; runs in a worker process."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ class Finding:
         return KINDS[self.kind]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"severity": self.severity, **asdict(self)}
 
 
@@ -177,9 +174,9 @@ def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_cha
     except SegpipeError as error:
         facts.add("not_a_volume", error.found or error.message, error.expected, part)
         return None
-    found = header.shape[3] if len(header.shape) == 4 else 1
-    if stacked and found != n_channels:
-        facts.add("wrong_channels", f"{found} channels", f"{n_channels} channels", part)
+    channels = header.shape[3] if len(header.shape) == 4 else 1
+    if stacked and channels != n_channels:
+        facts.add("wrong_channels", f"{channels} channels", f"{n_channels} channels", part)
     voxels = _scan(facts, header, part, as_label=False)
     if voxels is not None:
         judge_image(facts, voxels, part)
@@ -229,7 +226,7 @@ def _judge_values(facts: CaseFacts, voxels: Voxels, labels: frozenset[int]) -> N
 
 
 def pass_over(volume: NDArray[np.generic], collect: bool) -> Voxels:
-    """Digest, range and (for labels) values in one pass over the slices, so that no copy is made."""
+    """Return digest, range and (for labels) values in one pass over the slices, so that no copy is made."""
     digest = hashlib.sha256(str(volume.shape).encode())
     n_not_finite, lowest, highest = 0, np.inf, -np.inf
     values: set[float] = set()
@@ -246,10 +243,9 @@ def pass_over(volume: NDArray[np.generic], collect: bool) -> Voxels:
 
 
 def in_words(error: SegpipeError) -> str:
-    """What was wrong, without a path."""
+    """Return what was wrong, without a path."""
     return f"{error.message}: {error.found}" if error.found else error.message
 
 
 def _some(values: list[float]) -> str:
-    more = ", ..." if len(values) > 8 else ""
-    return ", ".join(f"{value:g}" for value in values[:8]) + more
+    return ", ".join([f"{value:g}" for value in values[:8]] + ["..."] * (len(values) > 8))

@@ -200,7 +200,7 @@ class _Place:
 
 
 def _place(source: Path, output: Path | None, converted: str | Path | None) -> _Place:
-    """NIfTI files lie in ``converted``, else beside the manifest, else beside the source with the manifest in it."""
+    """Put NIfTI files into ``converted``, else beside the manifest, else beside the source with the manifest in it."""
     if converted:
         folder = Path(converted)
     elif output is not None:

@@ -29,14 +29,14 @@ class LabelRules:
     names: dict[int, str]
 
     def value_of(self, name: str) -> int | None:
-        """The value of the first pattern that fits; None where none does."""
+        """Return the value of the first pattern that fits; None where none does."""
         for pattern, value in self.patterns:
             if _fits(pattern, name):
                 return value
         return None
 
     def unused(self, names: Iterable[str]) -> list[str]:
-        """Patterns that fit none of the names."""
+        """Return patterns that fit none of the names."""
         names = list(names)
         return [pattern for pattern, _ in self.patterns if not any(_fits(pattern, name) for name in names)]
 

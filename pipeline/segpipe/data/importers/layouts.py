@@ -1,18 +1,15 @@
-"""The layout of the Medical Segmentation Decathlon: a ``dataset.json`` that lists every file.
+"""Layouts of NIfTI files: Decathlon, nnU-Net, and two folders.
 
-Source: Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022).
+Decathlon: a ``dataset.json`` lists every file (Antonelli et al., Nature Communications 13, 4128, 2022).
 
-The raw layout of nnU-Net, version 2 (``channel_names``, name to value) and version 1 (Decathlon's words).
+nnU-Net's raw layout, version 2 (``channel_names``, name to value) and version 1 (Decathlon's words); source: its
+documentation of the format, Isensee et al., Nature Methods 18, 203 (2021):
 
     imagesTr/CASE_0000.nii.gz  CASE_0001.nii.gz ...   one file a channel
     labelsTr/CASE.nii.gz
     imagesTs/, labelsTs/                              where there are any
 
-Source: nnU-Net's documentation of its dataset format; Isensee et al., Nature Methods 18, 203 (2021).
-
-A folder of images and a folder of labels, matched by name.
-
-An image matches the label of the same name; where there is none, ``CASE_0000``, ``CASE_0001``, ... are
+Two folders: an image matches the label of the same name; where there is none, ``CASE_0000``, ``CASE_0001``, ... are
 the channels of the label ``CASE``. Subfolders count as part of the name.
 """
 
@@ -72,14 +69,14 @@ def read_decathlon(source: Path) -> SourceDataset:
 
 
 def descriptive_fields(document: dict[str, Any]) -> dict[str, str]:
-    """Name, description, reference and licence of a ``dataset.json``, as far as it has them."""
-    said = {
+    """Return name, description, reference and licence of a ``dataset.json``, as far as it has them."""
+    fields = {
         "name": document.get("name"),
         "description": document.get("description"),
         "reference": document.get("reference"),
         "licence": document.get("licence") or document.get("license"),
     }
-    return {name: str(value) for name, value in said.items() if value}
+    return {name: str(value) for name, value in fields.items() if value}
 
 
 def _case(entry: Any, section: str, path: Path) -> SourceCase:
@@ -167,7 +164,7 @@ def _lists_cases_without_channel(root: Path, document: dict[str, Any]) -> bool:
 
 
 def _channel_files(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
-    """Case to channel to file; files without a channel suffix are left out."""
+    """Return case to channel to file; files without a channel suffix are left out."""
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in find_nifti(folder) if folder.is_dir() else []:
         match = CHANNEL_SUFFIX.match(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
@@ -250,7 +247,7 @@ def read_folders(
 
 
 def _named(folder: Path) -> dict[str, Path]:
-    """Path relative to the folder, without ending, to file."""
+    """Return path relative to the folder, without ending, to file."""
     named: dict[str, Path] = {}
     for path in find_nifti(folder):
         key = (path.relative_to(folder).parent / nifti_stem(path)).as_posix()
@@ -261,7 +258,7 @@ def _named(folder: Path) -> dict[str, Path]:
 
 
 def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> dict[str, list[Path]]:
-    """Label's name to its image files in the order of the channels."""
+    """Return each label's name with its image files in the order of the channels."""
     groups: dict[str, list[Path]] = defaultdict(list)
     lonely = []
     for key, path in sorted(images.items()):
@@ -287,25 +284,25 @@ def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> di
 def _require_equal_channels(cases: Sequence[SourceCase], folder: Path) -> None:
     of_case = {case.id: _channels(case) for case in cases}
     expected = max(of_case.values(), key=len)
-    other = [f"{case} has {', '.join(found)}" for case, found in of_case.items() if found != expected]
-    if other:
+    differing = [f"{case} has {', '.join(names)}" for case, names in of_case.items() if names != expected]
+    if differing:
         raise DataError(
             "the cases have different channels",
             path=folder,
-            found=some_of(other),
+            found=some_of(differing),
             expected=f"{', '.join(expected)} in every case",
         )
 
 
 def _channels(case: SourceCase) -> tuple[str, ...]:
-    """The endings that tell the channels; an image that is called as its label is the first."""
+    """Return the endings that tell the channels; an image that is called as its label is the first."""
     label = nifti_stem(str(case.label))
     stems = [nifti_stem(path) for path in case.images]
     return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
 
 
 def _names_from_values(paths: Sequence[Path], progress: Progress | None) -> list[str]:
-    """``label_1``, ``label_2``, ... for the values that occur."""
+    """Return ``label_1``, ``label_2``, ... for the values that occur."""
     values: set[float] = set()
     for done, path in enumerate(paths, start=1):
         values.update(np.unique(read_volume(read_header(path))).tolist())

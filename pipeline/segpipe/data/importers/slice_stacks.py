@@ -53,7 +53,7 @@ class SliceStacks:
 
 
 def image_files(root: Path) -> list[Path]:
-    """TIFF and PNG files below a folder, sorted; hidden ones are passed over."""
+    """Return TIFF and PNG files below a folder, sorted; hidden ones are passed over."""
     return sorted(
         path
         for path in root.rglob("*")
@@ -97,19 +97,19 @@ def find_stacks(root: Path, images: str | None = None, masks: str | None = None)
             expected="CASE/CASE_1.tif beside CASE/CASE_1_mask.tif, and so on",
             hint="another layout is told by --slices '{patient}/{slice}.png' --masks '{patient}/{slice}_mask.png'",
         )
-    found = SliceStacks(faults=dict(named.misplaced), passed_over=named.passed_over)
+    stacks = SliceStacks(faults=dict(named.misplaced), passed_over=named.passed_over)
     for case in sorted(named.slices.keys() | named.masks.keys()):
         slices, masks_of = named.slices[case], named.masks[case]
         fault = _fault(root, slices, masks_of)
         if fault:
-            found.faults.setdefault(case, fault)
-        elif case not in found.faults:
+            stacks.faults.setdefault(case, fault)
+        elif case not in stacks.faults:
             numbers = sorted(slices)
             ordered = [tuple(files[n][0] for n in numbers) for files in (slices, masks_of)]
-            found.stacks.append(Stack(case, named.patients.get(case), *ordered))
+            stacks.stacks.append(Stack(case, named.patients.get(case), *ordered))
     if images is None:
-        found.stacks = _without_dates(found.stacks)
-    return found
+        stacks.stacks = _without_dates(stacks.stacks)
+    return stacks
 
 
 Files = defaultdict[int, list[Path]]
@@ -169,7 +169,7 @@ def _named_by(root: Path, images: str, masks: str) -> _Named:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A pattern of ours as a regular expression; a field that stands twice must be the same both times."""
+    """Return a pattern of ours as a regular expression; a field that stands twice must be the same both times."""
     parts, seen, end = [], set(), 0
     for match in FIELD.finditer(text):
         parts.append(re.escape(text[end : match.start()]))
@@ -190,7 +190,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _fault(root: Path, slices: Files, masks: Files) -> str | None:
-    """Why these files are no stack, by name, or None."""
+    """Return why these files are no stack, by name, or None."""
     for files in (slices, masks):
         twice = next((paths for _, paths in sorted(files.items()) if len(paths) > 1), None)
         if twice:
@@ -216,7 +216,7 @@ def _shown(root: Path, path: Path) -> str:
 
 
 def _without_dates(stacks: Iterable[Stack]) -> list[Stack]:
-    """TCGA ids in place of folder names, which carry the date of the scan; a second scan of a patient gets ``_2``."""
+    """Name stacks by TCGA id: folder names carry the date of the scan. A second scan of a patient gets ``_2``."""
     kept, scans = [], defaultdict[str, int](int)
     for stack in stacks:
         match = TCGA.fullmatch(stack.id)

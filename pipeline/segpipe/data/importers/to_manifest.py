@@ -27,7 +27,7 @@ Layout = Literal["decathlon", "nnunet", "folders", "slices", "dicom"]
 
 
 def detect_layout(source: Path) -> Layout:
-    """Which layout a folder or a ``dataset.json`` has.
+    """Detect which layout a folder or a ``dataset.json`` has.
 
     Raises:
         UsageError: no such file or folder, or no layout that is known.
@@ -65,15 +65,15 @@ def find_dataset(source: Path, layout: str | None = None) -> SourceDataset:
 
 
 def to_manifest(
-    found: SourceDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
+    dataset: SourceDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
 ) -> Manifest:
-    """Make a manifest of what was found.
+    """Make a manifest of a data set.
 
     Args:
-        found: cases, labels, channels.
+        dataset: cases, labels, channels.
         rule: how patient ids follow from case ids (`patient_rule`); ids that the source states are kept.
         pseudonymise: replace case and patient ids by hashes.
-        about: descriptive fields that override those found.
+        about: descriptive fields that override its own.
 
     Raises:
         UsageError: no such patient rule.
@@ -91,7 +91,7 @@ def to_manifest(
         if not CASE_ID.match(name):
             raise DataError(
                 "a file name cannot serve as case id",
-                path=found.root / case.images[0],
+                path=dataset.root / case.images[0],
                 found=repr(name),
                 expected="letters, digits, '.', '_' and '-'",
                 hint="rename the file, or use --pseudonymise",
@@ -99,18 +99,18 @@ def to_manifest(
         image = case.images[0] if len(case.images) == 1 else case.images
         return {"id": name, "image": image, "label": case.label, "patient_id": patient}
 
-    _require_unique(found)
+    _require_unique(dataset)
     document = {
-        "name": found.root.resolve().name or "dataset",
-        **found.about,
+        "name": dataset.root.resolve().name or "dataset",
+        **dataset.about,
         **{name: value for name, value in (about or {}).items() if value},
-        "modality": found.modality,
-        "labels": found.labels,
+        "modality": dataset.modality,
+        "labels": dataset.labels,
         "patient_rule": None if rule == "none" else rule,
-        "training": [plain(case) for case in found.training],
-        "test": [plain(case) for case in found.test],
+        "training": [plain(case) for case in dataset.training],
+        "test": [plain(case) for case in dataset.test],
     }
-    return parse_manifest(document, found.root)
+    return parse_manifest(document, dataset.root)
 
 
 def add_hashes(manifest: Manifest, root: Path, progress: Progress | None = None) -> None:
@@ -135,7 +135,7 @@ PatientOf = Callable[[str], str | None]
 
 
 def patient_rule(rule: str) -> PatientOf:
-    """The function from case id to patient id that a rule stands for.
+    """Return the function from case id to patient id that a rule stands for.
 
     Raises:
         UsageError: no such rule, or a pattern that is not one with exactly one group.
@@ -174,26 +174,26 @@ def _matcher(pattern: str) -> PatientOf:
             expected=r"e.g. regex:^(sub-\d+)_",
         )
 
-    def match(case_id: str) -> str:
-        found = compiled.search(case_id)
-        if found is None or not found.group(1):
+    def patient_of(case_id: str) -> str:
+        match = compiled.search(case_id)
+        if match is None or not match.group(1):
             raise DataError("the patient rule does not match the id", case_id=case_id, expected=pattern)
-        return found.group(1)
+        return match.group(1)
 
-    return match
+    return patient_of
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _require_unique(found: SourceDataset) -> None:
+def _require_unique(dataset: SourceDataset) -> None:
     seen: dict[str, Sequence[str]] = {}
-    for case in [*found.training, *found.test]:
+    for case in [*dataset.training, *dataset.test]:
         if case.id in seen:
             raise DataError(
                 "two cases have one name",
-                path=found.root,
+                path=dataset.root,
                 case_id=case.id,
                 found=f"{seen[case.id][0]} and {case.images[0]}",
             )

@@ -17,11 +17,12 @@ from segpipe.bundle.open import Bundle
 from segpipe.common.files import cannot_write
 from segpipe.common.result_folder import PARTIAL, SEGMENTATION, ResultFolder, read_events
 from segpipe.errors import DataError, RefusedError, UsageError
+from segpipe.inference import ModelOptions
 from segpipe.prediction import batch
 from segpipe.prediction.batch import predict_cases
 from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
-from segpipe.prediction.options import Options
+from segpipe.prediction.options import Options, Outputs
 from segpipe.prediction.protocol import Loaded, Segment, Segmented
 from segpipe.prediction.resume import held_by
 from segpipe.prediction.summary import redact
@@ -150,6 +151,35 @@ def test_another_bundle_is_refused_unless_overwrite(tmp_path: Path) -> None:
         run(tmp_path, FakeWorker(b=raises(KeyboardInterrupt())), "a", "b", sha256="c" * 64, overwrite=True)
     # the interrupted take-over goes on: only what this very bundle finished is skipped
     assert run(tmp_path, FakeWorker(), "a", "b", sha256="c" * 64) == {"a": "skipped", "b": "done"}
+
+
+def test_results_of_another_ensemble_or_otherwise_mirrored_are_not_kept(tmp_path: Path) -> None:
+    run(tmp_path, FakeWorker(), "a", "b")
+    mirrored = ModelOptions(mirror=("x",))
+    with pytest.raises(RefusedError, match="otherwise mirrored"):
+        run(tmp_path, FakeWorker(), "a", model=mirrored)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, FakeWorker(b=raises(KeyboardInterrupt())), "a", "b", model=mirrored, overwrite=True)
+    # the interrupted take-over goes on: what is left of the unmirrored results is computed again
+    assert run(tmp_path, FakeWorker(), "a", "b", model=mirrored) == {"a": "skipped", "b": "done"}
+
+
+def test_without_an_overlay_the_result_says_so_and_it_is_made_up_for_later(tmp_path: Path) -> None:
+    class Plain(FakeWorker):
+        def segment(self, request: Segment, *more: Any) -> Segmented:
+            not_written = {} if request.outputs.overlay else {"overlay": "it was not asked for"}
+            return replace(super().segment(request, *more), not_written=not_written)
+
+    def again(overlay: bool) -> str:
+        return run(tmp_path, Plain(), "a", outputs=Outputs(overlay=overlay))["a"]
+
+    assert [again(False), again(False), again(True), again(True), again(False)] == [
+        "done",
+        "skipped",
+        "done",
+        "skipped",
+        "skipped",
+    ]
 
 
 def test_another_scan_of_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.common.result_folder import PROBABILITIES, RESULT, SEGMENTATION
+from segpipe.common.result_folder import OVERLAY, PROBABILITIES, RESULT, SEGMENTATION
 from segpipe.errors import OK, SOME_FAILED, USAGE
 from tiny_bundle import write_scan
 
@@ -28,6 +28,22 @@ def test_probabilities_lie_beside_the_labels(tiny_bundle: Path, tmp_path: Path) 
     np.testing.assert_allclose(image.affine, labels.affine)
     np.testing.assert_array_equal(np.asarray(image.dataobj).argmax(-1), np.asarray(labels.dataobj))
     assert json.loads((folder / RESULT).read_text())["engine"] == "streaming"
+
+
+@pytest.mark.slow
+def test_no_overlay_writes_no_picture_and_says_so(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, out = write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    words = ["predict", str(tiny_bundle), str(scan), str(out), "--no-overlay"]
+    assert run(words) == OK
+    assert "no overlay: it was not asked for" in " ".join(capsys.readouterr().out.split())
+    assert sorted(path.name for path in (out / "a").iterdir()) == [RESULT, SEGMENTATION]
+    result = json.loads((out / "a" / RESULT).read_text())
+    assert result["not_written"] == {"overlay": "it was not asked for"}
+    assert "it was not asked for" in (out / "report.html").read_text()
+    assert run(words[:-1]) == OK
+    assert (out / "a" / OVERLAY).is_file()
 
 
 @pytest.mark.slow

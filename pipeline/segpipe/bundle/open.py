@@ -214,22 +214,24 @@ def open_bundle(
             expected="a folder with configs/metadata.json",
             hint="make one with `segpipe export`",
         )
-    signed_by = _signer(root, None if key is None else Path(key))
+    signed_by = None if key is None else _signer(root, Path(key))
     try:
         sha256, intact = check_sums(root)
     except RefusedError:
         if not run_unvetted_code:
             raise
         sha256, intact = fingerprint(hash_files(root)), False
-    metadata = _mapping(root / "configs" / "metadata.json", "bundle metadata")
-    config_file = _inference_file(root)
-    inference = _mapping(config_file, "inference config")
-    weights = _weights_file(root)
+    config_file, weights = _inference_file(root), _weights_file(root)
+    metadata, inference = (
+        _mapping(root / "configs/metadata.json", "bundle metadata"),
+        _mapping(config_file, "inference config"),
+    )
     found, unsupported = read_inference(inference)
     unsupported += unsupported_features(inference)
     unsupported += [] if weights.name == "model.pt" else ["weights: not models/model.pt"]
+    is_sigmoid = has_sigmoid(inference)
     labels, channels = _meaning(metadata)
-    regions = _regions(metadata, len(labels)) if has_sigmoid(inference) else 0
+    regions = _regions(metadata, len(labels)) if is_sigmoid else 0
     if regions or len(labels) == 1:  # each channel is a label, and none is the background
         labels = {0: "background"} | {value: name for value, name in enumerate(labels.values(), 1)}
     return Bundle(
@@ -257,9 +259,7 @@ class _Unpacked:
     """What a bundle holds on to: when it is gone, so is the folder that a zip file was unpacked to."""
 
 
-def _signer(root: Path, key: Path | None) -> str | None:
-    if key is None:
-        return None
+def _signer(root: Path, key: Path) -> str:
     from segpipe.bundle.signing import check_signature  # its packages are an extra
 
     return check_signature(root, key)

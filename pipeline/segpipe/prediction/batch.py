@@ -18,22 +18,14 @@ from typing import Any, Unpack
 
 from segpipe.bundle import Bundle, open_bundle
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import PARTIAL, RESULT, ResultFolder
+from segpipe.common.result_folder import PARTIAL, RESULT
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_result import BatchProgress, BatchResult, Outcome
 from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
-from segpipe.prediction.resume import (
-    describe_source,
-    finished_series,
-    held_by,
-    is_done,
-    open_result_folder,
-    refuse_own_folder,
-    refused_series,
-)
+from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
 from segpipe.prediction.series_filter import NotSelected, make_filter, select_cases
 from segpipe.prediction.summary import draw_overlay, redact, result_document, write_summary
 
@@ -144,14 +136,15 @@ def predict_cases(
     Raises:
         SegpipeError: as `predict`.
     """
-    refuse_own_folder(out, bundle)
     options.outputs.extra_files(bundle.labels, bundle.activation)
     require_agreement(bundle, options.ensemble)
+    refuse_own_folder(out, bundle)
     if any(case.series for case in cases):
         _require_codes(bundle)
     with held_by(out):
-        folder = open_result_folder(out, bundle, cases, options)
-        batch = _Batch(bundle, folder, options, worker or make_worker(bundle, options), on_crash)
+        earlier = EarlierResults(out, bundle, cases, options)
+        folder = earlier.folder
+        batch = _Batch(bundle, earlier, options, worker or make_worker(bundle, options), on_crash)
         batch.prepare(cases)
         try:
             batch.record_start(cases, not_selected)
@@ -189,24 +182,19 @@ class _Batch:
     def __init__(
         self,
         bundle: Bundle,
-        folder: ResultFolder,
+        earlier: EarlierResults,
         options: Options,
         worker: Worker,
         on_crash: Callable[[str, WorkerDiedError], None],
     ) -> None:
-        self.bundle, self.folder, self.options = bundle, folder, options
+        self.bundle, self.earlier, self.folder, self.options = bundle, earlier, earlier.folder, options
         self.worker, self.on_crash = worker, on_crash
-        self.refused_before = refused_series(folder.root)
         self.to_compute: dict[str, InputCase] = {}
         self.described: dict[str, Future[dict[str, Any]]] = {}
 
     def prepare(self, cases: Sequence[InputCase]) -> None:
         """Start the worker where a case is to be computed: a bundle that is refused leaves no line in the folder."""
-        finished = finished_series(self.folder.root)
-        for case in cases:
-            done = not self.options.overwrite and is_done(self.folder, case, self.bundle, self.options, finished)
-            if case.refusal is None and not done:
-                self.to_compute[case.id] = case
+        self.to_compute = {case.id: case for case in cases if case.refusal is None and not self.earlier.is_done(case)}
         try:
             if self.to_compute:
                 self.worker.start()
@@ -344,7 +332,7 @@ class _Batch:
 
     def _refuse(self, case: InputCase, reason: str, detail: str, seconds: float | None = None) -> Outcome:
         paths = [str(path) for path in case.paths]
-        if self.refused_before.get(case.id) != paths:
+        if self.earlier.refused.get(case.id) != paths:
             self.folder.map_case(case.id, paths, refused=reason)
         self.folder.record(event="refused", id=case.id, reason=reason, detail=detail)
         return Outcome(case.id, "refused", seconds, reason, detail)

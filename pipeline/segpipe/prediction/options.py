@@ -172,6 +172,8 @@ class Options:
             TypeError: no such option.
         """
         values = dict(keywords)
+        model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
+        options = ModelOptions.parse(**model)
         for name in ("format", "probabilities", "modality"):
             if name in values:
                 values[name] = split_words(values[name])
@@ -182,9 +184,8 @@ class Options:
         for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
             if values.get(name) is not None and values[name] < least:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
-        model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
         outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
-        return cls(model=ModelOptions.parse(**model), outputs=Outputs(**outputs), **values)
+        return cls(model=options, outputs=Outputs(**outputs), **values)
 
     def with_ensemble(self, bundles: Sequence[Bundle]) -> Options:
         """Return the same with opened bundles."""

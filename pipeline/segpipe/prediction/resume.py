@@ -66,26 +66,53 @@ def refuse_own_folder(out: Path, bundle: Bundle) -> None:
         )
 
 
-def open_result_folder(out: Path, bundle: Bundle, cases: Sequence[InputCase], options: Options) -> ResultFolder:
-    """Open the result folder, unless this batch would spoil what is in it.
+class EarlierResults:
+    """The result folder as a batch finds it; it is opened here, unless the batch would spoil what is in it.
+
+    Attributes:
+        folder: that results are written to.
+        refused: files of each series that was refused before.
 
     Raises:
         RefusedError: it holds results of another bundle or scan, or something that is no result has a case's name.
         UsageError: it cannot be written to.
     """
-    if not options.overwrite:
-        _refuse_other_bundle(out, bundle, options)
-        _refuse_other_sources(out, cases)
-    folder = ResultFolder(out)
-    taken = next((case.id for case in cases if folder.is_taken(case.id)), None)
-    if taken is not None:  # such as a patient's own folder of scans
-        raise RefusedError(
-            "something that is no result has the name of a case's result",
-            path=folder.final(taken),
-            case_id=taken,
-            hint="choose an empty or new folder for results",
-        )
-    return folder
+
+    def __init__(self, out: Path, bundle: Bundle, cases: Sequence[InputCase], options: Options) -> None:
+        self._bundle, self._options = bundle, options
+        if not options.overwrite:
+            _refuse_other_bundle(out, bundle, options)
+        mapping = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and "id" in entry]
+        self.refused = {entry["id"]: entry.get("paths", []) for entry in mapping if "refused" in entry}
+        self._sources = {entry["id"]: entry for entry in mapping if "refused" not in entry and entry.get("paths")}
+        if not options.overwrite:
+            _refuse_other_sources(out, cases, self._sources)
+        self.folder = ResultFolder(out)
+        taken = next((case.id for case in cases if self.folder.is_taken(case.id)), None)
+        if taken is not None:  # such as a patient's own folder of scans
+            raise RefusedError(
+                "something that is no result has the name of a case's result",
+                path=self.folder.final(taken),
+                case_id=taken,
+                hint="choose an empty or new folder for results",
+            )
+
+    def is_done(self, case: InputCase) -> bool:
+        """Return whether the case was finished with this very model, with all that its source allows of what is asked.
+
+        A series that has other slices now is not done.
+        """
+        if self._options.overwrite or not self.folder.is_finished(case.id):
+            return False
+        final = self.folder.final(case.id)
+        try:
+            result = read_json(final / RESULT)
+            same = bool(result["bundle"]["sha256"] == self._bundle.sha256) and _is_same_model(result, self._options)
+        except (SegpipeError, AttributeError, KeyError, TypeError):
+            return False
+        if case.series is not None and self._sources.get(case.id, {}).get("slices") != slices_of(case.series):
+            return False
+        return same and self._options.outputs.are_met(result, final, self._bundle, is_dicom=case.is_dicom)
 
 
 def _refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
@@ -115,54 +142,24 @@ def _refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
 
 
 def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
-    """Whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
+    """Return whether a start or a result names the same further bundles and mirrored axes; older ones name none."""
     return all(before.get(key, []) == value for key, value in options.about_model().items())
 
 
-def is_done(
-    folder: ResultFolder, case: InputCase, bundle: Bundle, options: Options, finished: Mapping[str, str]
-) -> bool:
-    """Whether the case was finished with this very model, with all that is asked for as far as its source allows.
-
-    Args:
-        folder: of the results.
-        case: the case.
-        bundle: to segment it with.
-        options: what is asked for.
-        finished: what `finished_series` gave: a series that has other slices now is not done.
-    """
-    if not folder.is_finished(case.id):
-        return False
-    try:
-        result = read_json(folder.final(case.id) / RESULT)
-        same = bool(result["bundle"]["sha256"] == bundle.sha256) and _is_same_model(result, options)
-    except (SegpipeError, AttributeError, KeyError, TypeError):
-        return False
-    if case.series is not None and finished.get(case.id) != slices_of(case.series):
-        return False
-    return same and options.outputs.are_met(result, folder.final(case.id), bundle, is_dicom=case.is_dicom)
-
-
-def finished_series(out: Path) -> dict[str, str]:
-    """Of each series that was finished, which slices it had."""
-    return {id: entry["slices"] for id, entry in _mapped(out).items() if "slices" in entry}
-
-
 def slices_of(series: Series) -> str:
-    """A hash of which slices a series has, wherever they lie."""
+    """Return a hash of which slices a series has, wherever they lie."""
     slices = sorted((frame.sop_instance_uid, frame.number) for frame in series.frames)
     return hashlib.sha256(repr(slices).encode()).hexdigest()
 
 
-def _refuse_other_sources(out: Path, cases: Sequence[InputCase]) -> None:
+def _refuse_other_sources(out: Path, cases: Sequence[InputCase], sources: Mapping[str, dict[str, Any]]) -> None:
     """Never pass over a scan because another one of its name was segmented before.
 
     Raises:
         RefusedError: a finished case came from another file, or from other content of its file.
     """
-    mapped = _mapped(out)
     for case in cases:
-        before = None if case.is_dicom else mapped.get(case.id)  # a series is known by its slices
+        before = None if case.is_dicom else sources.get(case.id)  # a series is known by its slices
         if before is None or not (out / case.id / RESULT).is_file():
             continue
         now = [str(path) for path in case.paths]
@@ -184,7 +181,7 @@ def _refuse_other_sources(out: Path, cases: Sequence[InputCase]) -> None:
 
 
 def describe_source(case: InputCase) -> dict[str, Any]:
-    """What tells a case's files again: size and time, and their hashes; empty where one cannot be read.
+    """Return what tells a case's files again: size and time, and their hashes; empty where one cannot be read.
 
     Of a series which slices it has: its files are not read twice.
     """
@@ -208,14 +205,3 @@ def _has_changed(case: InputCase, before: dict[str, Any]) -> bool:
         )
     except (OSError, KeyError):  # gone or not to be read: then there is nothing to compare with
         return False
-
-
-def refused_series(out: Path) -> dict[str, list[str]]:
-    """Files of each refused series that the mapping knows already."""
-    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict)]
-    return {entry["id"]: entry.get("paths", []) for entry in entries if "refused" in entry and "id" in entry}
-
-
-def _mapped(out: Path) -> dict[str, dict[str, Any]]:
-    entries = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and entry.get("paths")]
-    return {entry["id"]: entry for entry in entries if "id" in entry and "refused" not in entry}

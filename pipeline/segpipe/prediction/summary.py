@@ -102,6 +102,8 @@ def write_summary(
 
     cases = collect(folder)
     labels = [name for value, name in sorted(bundle.labels.items()) if value]
+    rows = [_csv_row(case, labels) for case in cases]
+    pictures = [CaseRow(case, _picture(folder.root / case["id"])) for case in cases]
     counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
     write_json(
         folder.root / SUMMARY_JSON,
@@ -112,27 +114,26 @@ def write_summary(
             **options.about_model(),
             "counts": {**counts, "not_selected": len(not_selected)},
             "cases": cases,
-            "not_selected": [{"id": each.id, "rule": each.rule} for each in not_selected],
+            "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
             "passed_over": dict(passed_over),
         },
     )
-    rows = [_csv_row(case, labels) for case in cases]
     columns = ["id", "state", "reason", "detail", "source", "seconds"]
     columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written"]
     write_csv(folder.root / SUMMARY_CSV, rows, columns)
     write_cases_page(
         folder.root / REPORT,
         f"{bundle.name} {bundle.version}: {len(cases)} cases",
-        [CaseRow(case, _picture(folder.root / case["id"])) for case in cases],
+        pictures,
         {value: name for value, name in bundle.labels.items() if value},
         NOT_A_DEVICE,
-        [(each.id, each.rule) for each in not_selected],
+        [(left_out.id, left_out.rule) for left_out in not_selected],
         passed_over,
     )
 
 
 def collect(folder: ResultFolder) -> list[dict[str, Any]]:
-    """Every case that was tried in a folder, sorted by id: what is whole there, else how it ended last."""
+    """Return every case that was tried in a folder, sorted by id: what is whole there, else how it ended last."""
     last: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
     for event in folder.events():

@@ -41,6 +41,7 @@ def test_the_changelog_has_a_section_for_this_version() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_types_hold_on_later_pythons(tmp_path: Path) -> None:
     checks = [
         subprocess.Popen(

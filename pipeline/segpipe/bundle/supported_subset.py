@@ -26,7 +26,7 @@ _STEPS = {
 
 
 def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
-    """Each reason why the evaluator of a config may give other labels than its ids of the closed form say."""
+    """Yield each reason why a config's evaluator may give other labels than its ids in the supported subset say."""
     merged = next((key for key in config if key.startswith("+") or "::" in key or "#" in key), None)
     if merged is not None:
         yield f"{merged}: a key that is merged into another"
@@ -85,7 +85,7 @@ def short_name(component: Any) -> str:
 
 
 def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What an inference config says in the closed form, and what in it is not supported by that form."""
+    """Return what an inference config says in the supported subset, and what in it is not supported."""
     found: dict[str, Any] = {}
     unsupported: list[str] = []
     transforms = resolve(config.get("preprocessing"), config)

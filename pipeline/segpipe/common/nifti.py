@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.files import cannot_write
+from segpipe.common.files import write_whole
 from segpipe.errors import DataError, SegpipeError, UsageError
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
@@ -55,19 +55,19 @@ class Header:
 
     @property
     def is_oriented(self) -> bool:
-        """Whether the file says at all where the patient's left, front and head are."""
+        """Return whether the file says at all where the patient's left, front and head are."""
         return bool(self.sform_code or self.qform_code)
 
     @cached_property
     def orientation(self) -> str:
-        """Nearest axis codes, e.g. ``RAS``."""
+        """Return the nearest axis codes, e.g. ``RAS``."""
         import nibabel as nib
 
         return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
 
 
 def find_nifti(folder: str | Path) -> list[Path]:
-    """All ``.nii`` and ``.nii.gz`` files below a folder, in any case, sorted; hidden ones are passed over."""
+    """Return all ``.nii`` and ``.nii.gz`` files below a folder, in any case, sorted; hidden ones are passed over."""
     folder = Path(folder)
     return sorted(
         path
@@ -183,7 +183,7 @@ def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, pat
 
 
 def read_volume(header: Header) -> NDArray[np.generic]:
-    """The scaled voxels of a header's file, in the header's shape.
+    """Return the scaled voxels of a header's file, in the header's shape.
 
     Raises:
         DataError: the data is truncated or cannot be decoded.
@@ -198,7 +198,7 @@ def read_volume(header: Header) -> NDArray[np.generic]:
 
 
 def read_voxels(header: Header) -> NDArray[np.generic]:
-    """The same voxels in as few bytes as they need: as the file has them where it does not scale them.
+    """Return the same voxels in as few bytes as they need: as the file has them where it does not scale them.
 
     Scaled voxels and types that torch lacks become float32, a part at a time.
 
@@ -241,7 +241,7 @@ def _lean(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file as nibabel reads it; what is compressed through igzip, in half the time."""
+    """Open a file as nibabel reads it; what is compressed through igzip, in half the time."""
     import nibabel as nib
     from isal import igzip
 
@@ -260,14 +260,8 @@ def write_nifti(image: Any, path: str | Path) -> None:
     Raises:
         OSError: it cannot be written, or the disk is full.
     """
-    from isal import igzip
-
     with Path(path).open("wb") as file:
-        if str(path).endswith(".gz"):
-            with igzip.IGzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
-                image.to_stream(stream)
-        else:
-            image.to_stream(file)
+        _write_to(file, image, str(path).endswith(".gz"))
 
 
 def write_nifti_whole(image: Any, path: Path) -> None:
@@ -276,15 +270,18 @@ def write_nifti_whole(image: Any, path: Path) -> None:
     Raises:
         UsageError: it cannot be written, or the disk is full.
     """
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_nifti(image, partial)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise cannot_write(path, error) from error
+    with write_whole(path) as file:
+        _write_to(file, image, str(path).endswith(".gz"))
+
+
+def _write_to(file: BinaryIO, image: Any, compressed: bool) -> None:
+    from isal import igzip
+
+    if compressed:
+        with igzip.IGzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0) as stream:
+            image.to_stream(stream)
+    else:
+        image.to_stream(file)
 
 
 def require_3d(header: Header) -> None:
@@ -312,26 +309,26 @@ def require_3d(header: Header) -> None:
         )
 
 
-def grid_difference(one: Header, other: Header, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> str | None:
-    """How two grids differ, in words, or None where every corner agrees within the tolerance."""
-    if one.shape != other.shape:
-        return f"shape {one.shape} against {other.shape}"
-    apart = corners_apart_mm(one.affine, other.affine, one.shape)
+def grid_difference(first: Header, second: Header, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> str | None:
+    """Say how two grids differ, or return None where every corner agrees within the tolerance."""
+    if first.shape != second.shape:
+        return f"shape {first.shape} against {second.shape}"
+    apart = corners_apart_mm(first.affine, second.affine, first.shape)
     if not apart <= tolerance_mm:  # so that NaN differs from everything
         return f"corners up to {apart:.3g} mm apart"
     return None
 
 
-def corners_apart_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """Largest distance between the places that two affines give a corner of the grid."""
+def corners_apart_mm(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Return the largest distance between the places that two affines give a corner of the grid."""
     sizes = (*shape, 1, 1)[:3]
     grid = np.stack(np.meshgrid(*[(0, size - 1) for size in sizes], indexing="ij")).reshape(3, -1)
     corners = np.vstack([grid, np.ones((1, grid.shape[1]))])
-    return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
 
 
 def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> tuple[int, int, NDArray[np.float64] | None]:
-    """Code of the sform, code of the qform, and the qform."""
+    """Return the code of the sform, the code of the qform, and the qform; they must agree."""
     sform, s_code = header.get_sform(coded=True)  # type: ignore[attr-defined]
     try:
         qform, q_code = header.get_qform(coded=True)  # type: ignore[attr-defined]

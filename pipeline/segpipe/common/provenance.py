@@ -15,13 +15,13 @@ PACKAGES = ("segpipe", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "
 
 def versions() -> dict[str, str]:
     """Return the version of Python and of each package that a result depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_revision() -> str | None:

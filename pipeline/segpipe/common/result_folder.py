@@ -166,16 +166,16 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
     root = Path(root)
     stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
     names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
-    found = [name for name in names if (root / name).is_file()]
-    if len(found) > 1:
+    present = [name for name in names if (root / name).is_file()]
+    if len(present) > 1:
         raise UsageError(
             "the case has several label maps",
             path=root,
             case_id=case_id,
-            found=", ".join(found),
+            found=", ".join(present),
             hint="leave one of them there, or name a folder of one prediction's files",
         )
-    return root / found[0] if found else None
+    return root / present[0] if present else None
 
 
 def probability_name(value: int) -> str:

@@ -133,7 +133,7 @@ def _read_provenance(root: Path, config: dict[str, Any], weights: State) -> dict
     try:
         stated = {"the settings": document["config"], "the weights": document["weights"]["tensors_sha256"]}
         best, seeds = document["best"], document["seeds"]
-        found = {
+        record = {
             "environment": document["environment"] and dict(document["environment"]),
             "best": best and {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])},
             "spread": seeds and {name: seeds["val_mean_dice"][name] for name in ("mean", "sd", "min", "max", "n")},
@@ -153,7 +153,7 @@ def _read_provenance(root: Path, config: dict[str, Any], weights: State) -> dict
                 path=root,
                 hint="get the bundle again from where it came from",
             )
-    return found
+    return record
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def check_record(recorded: Recorded, data: Path, advance: Callable[[int], object
     fold = recorded.config["fold"]
     cases = [*recorded.manifest.select("training", fold), *recorded.manifest.select("validation", fold)]
     files = check_data(cases, data_root(recorded.manifest_file, data), lambda: advance(len(cases)))
-    found = differences(recorded.environment, environment(), recorded.on_gpu)
+    differing = differences(recorded.environment, environment(), recorded.on_gpu)
     notes, threads = [], recorded.config["threads"]
     if files["without_hash"]:
         notes.append(f"{files['without_hash']} of {files['files']} files have no recorded hash: taken as they are")
@@ -202,11 +202,11 @@ def check_record(recorded: Recorded, data: Path, advance: Callable[[int], object
         notes.append("the recorded training did not finish: this one goes on to its end")
     if usable_cores() < threads:
         notes.append(f"recorded with {threads} threads, which is more than the cores here")
-    if found is None:
+    if differing is None:
         notes.append("the bundle does not record where it was trained: a difference could not be explained")
-    notes += [f"{part.what}: recorded {part.recorded}, here {part.here}" for part in found or []]
-    notes += ["so the weights may differ"] if found else []
-    return Checked(files, found, notes)
+    notes += [f"{part.what}: recorded {part.recorded}, here {part.here}" for part in differing or []]
+    notes += ["so the weights may differ"] if differing else []
+    return Checked(files, differing, notes)
 
 
 def check_data(cases: list[Case], root: Path, advance: Callable[[], object]) -> dict[str, int]:
@@ -282,14 +282,14 @@ def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> di
         KeyboardInterrupt: the same call goes on from there.
     """
     record = _train(recorded, out, data)
-    found = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
+    differing = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
     weights = compare_weights(recorded.weights, read_state(out / "best.pt"))
     validation = compare_validation(recorded.best, record.get("best"), recorded.spread)
-    verdict = _verdict(weights["identical"], validation["within_spread"], found)
+    verdict = _verdict(weights["identical"], validation["within_spread"], differing)
     report = {
         "schema_version": SCHEMA_VERSION,
         "command": "reproduce",
-        **report_head(recorded, replace(checked, differences=found)),
+        **report_head(recorded, replace(checked, differences=differing)),
         "seconds": round(sum(session["seconds"] for session in record["sessions"]), 1),
         "weights": weights,
         "validation": validation,
@@ -302,12 +302,12 @@ def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> di
 
 def report_head(recorded: Recorded, checked: Checked) -> dict[str, Any]:
     """Return the part of the report that is known before the training."""
-    found = checked.differences
+    differing = checked.differences
     return {
         "bundle": recorded.bundle,
         "training": {name: recorded.config[name] for name in NUMBERS},
         "data": checked.data,
-        "environment": {"recorded": found is not None, "differences": [asdict(part) for part in found or []]},
+        "environment": {"recorded": differing is not None, "differences": [asdict(part) for part in differing or []]},
     }
 
 

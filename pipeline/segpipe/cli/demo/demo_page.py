@@ -75,7 +75,7 @@ def read_outcome(out: Path, manifest: Manifest) -> Outcome:
     )
 
 
-def agreement(ours: Path, theirs: Path, cases: list[Case]) -> float:
+def agreement(predictions: Path, stock: Path, cases: list[Case]) -> float:
     """Return the share of equal voxels in two folders of label maps.
 
     Raises:
@@ -83,14 +83,14 @@ def agreement(ours: Path, theirs: Path, cases: list[Case]) -> float:
     """
     equal = total = 0
     for case in cases:
-        paths = [find_segmentation(folder, case.id) for folder in (ours, theirs)]
+        paths = [find_segmentation(folder, case.id) for folder in (predictions, stock)]
         if paths[0] is None or paths[1] is None:
             raise DataError("a label map is missing", case_id=case.id)
-        mine, stock = (nib.load(path) for path in paths)  # type: ignore[attr-defined, unused-ignore]
-        if mine.shape != stock.shape or not np.allclose(mine.affine, stock.affine, atol=1e-4):
+        image, stock_image = (nib.load(path) for path in paths)  # type: ignore[attr-defined, unused-ignore]
+        if image.shape != stock_image.shape or not np.allclose(image.affine, stock_image.affine, atol=1e-4):
             raise DataError("our label map and stock MONAI's are on different grids", case_id=case.id)
-        equal += int((np.asarray(mine.dataobj) == np.asarray(stock.dataobj)).sum())
-        total += int(np.prod(mine.shape))
+        equal += int((np.asarray(image.dataobj) == np.asarray(stock_image.dataobj)).sum())
+        total += int(np.prod(image.shape))
     return equal / total
 
 

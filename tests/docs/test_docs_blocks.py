@@ -45,7 +45,7 @@ def test_marked_commands_run_one_after_another(page: str, project: Path) -> None
 
 def test_the_python_of_the_pages_is_typed_as_a_user_checks_it(tmp_path: Path) -> None:
     for number, page in enumerate(PAGES):
-        text = "\n".join(block.text for block in PYTHON if block.page == page)
+        text = "\n".join(block.text for block in blocks("python") if block.page == page)
         (tmp_path / f"page_{number}.py").write_text(f"# {page}\n{text}\n")
     (tmp_path / "mypy.ini").write_text(MYPY)
     done = subprocess.run(

@@ -175,6 +175,8 @@ def _report(console: Console, batch: BatchResult) -> int:
         for outcome in outcomes
         if outcome.status != "skipped"
     ]
+    vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
+    trust = _trust(bundle, vetting or {})
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -188,8 +190,7 @@ def _report(console: Console, batch: BatchResult) -> int:
         console.say(f"computed with torch: {'; '.join(reasons)}")
     if bundle.unsupported:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.unsupported)}")
-    vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
-    for remark in _trust(bundle, vetting or {}):
+    for remark in trust:
         console.say(remark)
     console.document(
         bundle=bundle.facts,

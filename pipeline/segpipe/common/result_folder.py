@@ -118,10 +118,6 @@ class ResultFolder:
         """Append where a case came from, and what else tells its files again, to the owner-only mapping file."""
         append_line(self.root / MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
 
-    def events(self) -> list[dict[str, Any]]:
-        """Return all recorded events; a last line cut short by a crash is passed over."""
-        return read_events(self.root)
-
 
 def read_events(root: str | Path) -> list[dict[str, Any]]:
     """Return the events of a result folder's ``predictions.jsonl``, oldest first; none where there is no such file.

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -71,7 +72,7 @@ def predict(
     ensemble, out = keywords.pop("ensemble", ()), Path(out)
     judged = Options.parse(keywords)
     bundle, *others = [_opened(member, trust) for member in (bundle, *ensemble)]
-    judged = judged.with_ensemble(others)
+    judged = replace(judged, ensemble=tuple(others))
     progress = progress or BatchProgress()
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],

@@ -7,7 +7,7 @@ An option of the model is added in `segpipe.inference.recipe`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,10 +186,6 @@ class Options:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
         outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
         return cls(model=options, outputs=Outputs(**outputs), **values)
-
-    def with_ensemble(self, bundles: Sequence[Bundle]) -> Options:
-        """Return the same with opened bundles."""
-        return replace(self, ensemble=tuple(bundles))
 
     def about_model(self) -> dict[str, Any]:
         """Return what results say of the model beside its first bundle."""

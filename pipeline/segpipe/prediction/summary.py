@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, write_csv, write_json, write_whole
-from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SLICE, SUMMARY_CSV, SUMMARY_JSON, ResultFolder
+from segpipe.common.result_folder import (
+    OVERLAY,
+    REPORT,
+    RESULT,
+    SLICE,
+    SUMMARY_CSV,
+    SUMMARY_JSON,
+    ResultFolder,
+    read_events,
+)
 from segpipe.data import nifti_stem
 from segpipe.errors import SegpipeError
 from segpipe.prediction.cases import InputCase
@@ -136,7 +145,7 @@ def collect(folder: ResultFolder) -> list[dict[str, Any]]:
     """Return every case that was tried in a folder, sorted by id: what is whole there, else how it ended last."""
     last: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
-    for event in folder.events():
+    for event in read_events(folder.root):
         if event.get("event") in ENDS and "id" in event:
             last[event["id"]] = event
             if event["event"] == "done":

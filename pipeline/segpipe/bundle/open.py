@@ -138,7 +138,7 @@ class Bundle:
 
     @property
     def facts(self) -> dict[str, str | None]:
-        """How results name it."""
+        """Return how results name it."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256, "signed_by": self.signed_by}
 
     def recipe(self, options: ModelOptions, ensemble: Sequence[Bundle] = ()) -> Recipe:
@@ -290,7 +290,7 @@ def _weights_file(root: Path) -> Path:
 
 
 def _mapping(path: Path, what: str) -> dict[str, Any]:
-    """A document as JSON could hold it, as the worker is handed it."""
+    """Return a document as JSON could hold it, as the worker is handed it."""
     try:
         document = read_document(path)
     except NotReadableError as error:

@@ -78,7 +78,7 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def short_name(component: Any) -> str:
-    """The name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
+    """Return the name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
     target = component.get("_target_") if isinstance(component, dict) else None
     ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
     return str(target).rsplit(".", 1)[-1] if ours else ""
@@ -149,7 +149,7 @@ def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported
 
 
 def has_sigmoid(config: dict[str, Any]) -> bool:
-    """Whether the post-processing takes each channel for itself."""
+    """Return whether the post-processing takes each channel for itself."""
     steps = resolve(config.get("postprocessing"), config)
     steps = steps.get("transforms") if isinstance(steps, dict) else steps
     return isinstance(steps, list) and any(

@@ -49,7 +49,7 @@ class InputCase:
 
     @property
     def is_dicom(self) -> bool:
-        """Whether it is a DICOM series."""
+        """Return whether it is a DICOM series."""
         return self.series is not None or self.refusal is not None
 
 
@@ -96,12 +96,12 @@ def find_cases(
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether an input names a manifest."""
+    """Return whether an input names a manifest."""
     return path.suffix.lower() == ".json"
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is NIfTI by its name."""
+    """Return whether a file is NIfTI by its name."""
     return path.name.lower().endswith(ENDINGS)
 
 
@@ -144,7 +144,7 @@ def _of_files(files: Sequence[Path], channels: int) -> list[InputCase]:
 
 
 def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
-    """The files of a case by channel; the name of one that is missing keeps its place, so that none moves up."""
+    """Return the files of a case by channel; the name of one that is missing keeps its place, so that none moves up."""
     some = next(iter(group.values()))
     ending = some.name[len(nifti_stem(some)) :]
     stem = nifti_stem(some)[: -len("_0000")]

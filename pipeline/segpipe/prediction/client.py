@@ -202,7 +202,7 @@ class Worker:
         return answer
 
     def _read_line(self, handle: int, timeout_s: float | None, max_bytes: int | None) -> bytes:
-        """A line, or what there was of it at the end of the pipe."""
+        """Return a line, or what there was of it at the end of the pipe."""
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         poll_s = math.inf if max_bytes is None else MEMORY_POLL_S
         with selectors.DefaultSelector() as selector:
@@ -223,7 +223,7 @@ class Worker:
         return line + newline
 
     def _resident(self) -> int:
-        """Bytes of memory that the process has."""
+        """Return the bytes of memory that the process has."""
         import psutil
 
         with contextlib.suppress(psutil.Error):

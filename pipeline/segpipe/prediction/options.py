@@ -127,7 +127,7 @@ def _names(files: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value_of(word: str, labels: Mapping[int, str], activation: str | None) -> int:
-    """The label that a name or a value means."""
+    """Return the label that a name or a value means."""
     if word == ALL:
         raise UsageError(
             "all probabilities are asked for, and some", found="--probabilities all,...", expected="one of the two"

@@ -141,7 +141,7 @@ def _dataclass(kind: type[Message], parts: Any, place: str) -> Message:
 
 
 def _typed(kind: Any, value: Any, place: str) -> Any:
-    """A value of JSON as a field's type has it."""
+    """Return a value of JSON as a field's type has it."""
     container, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value

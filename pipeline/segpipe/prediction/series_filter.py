@@ -162,7 +162,7 @@ def _case_of(series: Series) -> InputCase:
 
 
 def _in_words(detail: str, files: Sequence[Path]) -> str:
-    """A detail whose files are numbered as `mapping.jsonl` lists them: their names may be a person's."""
+    """Return a detail whose files are numbered as `mapping.jsonl` lists them: their names may be a person's."""
     numbers = {str(path): index for index, path in enumerate(files, 1)}
 
     def number(match: re.Match[str]) -> str:
@@ -172,7 +172,7 @@ def _in_words(detail: str, files: Sequence[Path]) -> str:
 
 
 def _with_own_ids(found: Scan) -> list[Series]:
-    """The series, each with an id of its own also where broken headers give two the same."""
+    """Return the series, each with an id of its own also where broken headers give two the same."""
     seen: set[str] = set()
     unique = []
     for series in found.series:
@@ -242,7 +242,7 @@ def select_cases(
 
 
 def _may_hold_dicom(path: Path, out: Path) -> bool:
-    """Whether there is a file that is not NIfTI by name."""
+    """Return whether there is a file that is not NIfTI by name."""
     if not path.is_dir():
         return not is_nifti(path)
     inside = os.path.realpath(out)

@@ -165,7 +165,7 @@ class _CannotWriteError(Exception):
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """What cannot be written ends the batch."""
+    """End the batch where something cannot be written."""
     try:
         yield
     except OSError as error:

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.vet.finding import Finding
-from segpipe.bundle.vet.sums import write_sums
+from segpipe.bundle.vet.documents import write_sums
+from segpipe.bundle.vet.files import Finding
 from tiny_bundle import write_bundle
 
 LOGGING = """[loggers]

@@ -16,7 +16,7 @@ import pytest
 from small_bundle import change_json, copy, places, small_bundle
 
 from segpipe.bundle.verify import Verification, verify_bundle
-from segpipe.bundle.vet.sums import SUMS, write_sums
+from segpipe.bundle.vet.documents import SUMS, write_sums
 
 INFERENCE, METADATA = "configs/inference.json", "configs/metadata.json"
 Spoil = Callable[[Path, str], object]

@@ -14,6 +14,7 @@ import pytest
 from small_bundle import change_json, copy, small_bundle
 
 from segpipe.bundle.open import open_bundle
+from segpipe.bundle.vet.documents import write_sums
 from segpipe.bundle.vet.gate import (
     TrustPolicy,
     bundle_around,
@@ -22,7 +23,6 @@ from segpipe.bundle.vet.gate import (
     require_vetted_sources,
     vet_recipe,
 )
-from segpipe.bundle.vet.sums import write_sums
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
 from segpipe.inference import ModelOptions, Recipe

@@ -20,7 +20,7 @@ from segpipe.bundle.replay import isolation
 from segpipe.bundle.replay import parent as replay
 from segpipe.bundle.replay.parent import Limits, Ran, Replay, replay_bundle, run_isolated
 from segpipe.bundle.verify import verify_bundle
-from segpipe.bundle.vet.sums import write_sums
+from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run as segpipe
 from segpipe.data.phantom import write_nifti
 from zoo_bundles import NEEDED

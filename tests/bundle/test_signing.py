@@ -29,7 +29,7 @@ from segpipe.bundle.signing import (
     unlock,
 )
 from segpipe.bundle.verify import Verification, verify_bundle
-from segpipe.bundle.vet.sums import write_sums
+from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run
 from segpipe.errors import RefusedError, UsageError
 

@@ -25,7 +25,7 @@ def imports(file: Path) -> Iterator[str]:
 
 def test_it_imports_nothing_but_what_it_says() -> None:
     files = sorted(Path(vet.__path__[0]).glob("**/*.py"))
-    assert len(files) > 8
+    assert len(files) >= 6
     others = {
         (file.name, module)
         for file in files

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from segpipe.bundle.open import open_bundle
 from segpipe.bundle.signing import fingerprint_of, make_keys, sign_bundle
-from segpipe.bundle.vet.sums import write_sums
+from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run
 from segpipe.common.files import read_json
 from segpipe.errors import RefusedError

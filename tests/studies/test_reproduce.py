@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from segpipe.bundle.tensors import tensors_sha256
-from segpipe.bundle.vet.sums import write_sums
+from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of, write_json
 from segpipe.studies.reproduction import Difference, compare_validation, compare_weights, differences

@@ -4,12 +4,12 @@
 as data, and each class and function that its configs would reach is on a list of single objects (`names`), whatever
 path leads to it, or was admitted by its user, name by name. What cannot be read without doubt is refused.
 
-**Reading order.** `finding` (what a refusal says), `files` (archive, links, names, weights as opcodes, arrays as
-headers), `documents` (strict JSON and YAML), `sums` (SHA256SUMS), `names` (the list, and what a name leads to),
-`expressions` and `configs` (all that a config would run), `metadata` (schema and versions), `verdict` (every check in
-its order), `gate` (who is let through, on which terms). This package imports the standard library, yaml, jsonschema,
-packaging, `segpipe.errors` and `segpipe.common` alone; MONAI, torch and numpy are loaded where a name is looked up in
-them. The proof is the gallery of attacks in ``tests/bundle/test_bundle_attacks.py``.
+**Reading order.** `files` (what a refusal says; archive, links, names, weights as opcodes, arrays as headers),
+`documents` (SHA256SUMS; strict JSON and YAML; schema and versions of the metadata; logging), `names` (the list, and
+what a name leads to), `configs` (all that a config would run), `gate` (every check, and who is let through, on which
+terms). This package imports the standard library, yaml, jsonschema, packaging, `segpipe.errors` and `segpipe.common`
+alone; MONAI, torch and numpy are loaded where a name is looked up in them. The proof is the gallery of attacks in
+``tests/bundle/test_bundle_attacks.py``.
 
 **Not covered.** What the listed classes do with the plain values that they get: they read and write where the config
 says. Mistakes in MONAI, torch and their readers. Whoever can write to the bundle's folder while it runs. What a user

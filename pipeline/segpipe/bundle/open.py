@@ -266,7 +266,7 @@ def _signer(root: Path, key: Path) -> str:
 
 
 def _regions(metadata: dict[str, Any], named: int) -> int:
-    """Number of sigmoid channels where there are several; a single one may be named together with the background."""
+    """Return the number of sigmoid channels where there are several; a single one may be named with the background."""
     pred = ((metadata.get("network_data_format") or {}).get("outputs") or {}).get("pred") or {}
     channels = pred.get("num_channels", named)
     return channels if isinstance(channels, int) and channels == named > 1 else 0
@@ -302,7 +302,7 @@ def _mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
-    """Meaning of the scores' channels by number, and names of the input channels."""
+    """Return the meaning of the scores' channels by number, and the names of the input channels."""
     formats = metadata.get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
 

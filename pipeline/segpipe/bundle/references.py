@@ -15,7 +15,7 @@ _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 def resolve(
     value: Any, config: Mapping[str, Any], seen: frozenset[str] = frozenset(), left: list[int] | None = None
 ) -> Any:
-    """A copy of ``value`` in which each string that is one ``@id`` is replaced by that id's value in ``config``.
+    """Return ``value`` with each string that is one ``@id`` replaced by that id's value in ``config``.
 
     What cannot be followed (an unknown id, a circle, an expression) stays as it is written.
 
@@ -45,7 +45,7 @@ def resolve(
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value holds no reference, expression or macro any more."""
+    """Return whether a value holds no reference, expression or macro any more."""
     if isinstance(value, Mapping):
         return all(is_plain(item) for item in value.values())
     if isinstance(value, list):

@@ -217,15 +217,15 @@ def _report(console: Console, batch: BatchResult) -> int:
 
 
 def _trust(bundle: Bundle, vetting: dict[str, Any]) -> list[str]:
-    """What is to be said of running this bundle's code."""
-    said = []
+    """Return what is to be said of running this bundle's code."""
+    remarks = []
     if vetting.get("passed") is False:
-        said.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
+        remarks.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
     if vetting.get("allowed"):
-        said.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
+        remarks.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
     if bundle.intact is None:
-        said.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
-    return said
+        remarks.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
+    return remarks
 
 
 def _remark(outcome: Outcome) -> str | None:

@@ -18,7 +18,7 @@ class UNetPlusPlus(BasicUNetPlusPlus):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """Logits of shape (B, C, X, Y, Z), or a list of them, finest first."""
+        """Return logits of shape (B, C, X, Y, Z), or a list of them, finest first."""
         heads = super().forward(x)
         if self.training and self.deep_supervision:
             return heads[::-1]

@@ -168,7 +168,7 @@ class _Anatomy:
         return tissue
 
     def _kidney(self, point: FloatArray, centre: NDArray[np.float64]) -> FloatArray:
-        """An ellipsoid with a dent, the hilum, on the side of the spine."""
+        """Return an ellipsoid with a dent, the hilum, on the side of the spine."""
         hilum = centre * np.array([0.55, 1.0, 1.0])
         dent = _ellipsoid(point, hilum, self.kidney_radii * np.array([0.7, 0.7, 0.45]))
         return np.maximum(_ellipsoid(point, centre, self.kidney_radii), -dent)
@@ -188,7 +188,7 @@ class _Waves:
 
 
 def _ellipsoid(point: FloatArray, centre: NDArray[np.float64], radii: NDArray[np.float64]) -> FloatArray:
-    """Negative inside, 0 on the surface, for (3, X, Y, Z) points."""
+    """Return values negative inside and 0 on the surface, for (3, X, Y, Z) points."""
     away = [(point[axis] - np.float32(centre[axis])) / np.float32(radii[axis]) for axis in range(3)]
     return np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) - np.float32(1)
 
@@ -205,7 +205,7 @@ def _majority(fractions: FloatArray) -> NDArray[np.uint8]:
 
 
 def _magnetise(rng: np.random.Generator, fractions: FloatArray, body: FloatArray, noise: float) -> NDArray[np.int16]:
-    """Fractions to a magnitude image: tissue signals, texture, bias field, Rician noise, the scanner's gain.
+    """Turn fractions into a magnitude image: tissue signals, texture, bias field, Rician noise, the scanner's gain.
 
     Args:
         rng: source of randomness.

@@ -19,7 +19,7 @@ COMPARED = (1, 2, 3)  # percentiles 5, 50 and 95: the extremes of an image are i
 def seen_in_training(
     spacings_ras_mm: Sequence[Sequence[float]], intensities: Sequence[Sequence[Sequence[float]]]
 ) -> dict[str, Any]:
-    """What `far_from_training` compares with, for a bundle's metadata.
+    """Return what `far_from_training` compares with, for a bundle's metadata.
 
     Args:
         spacings_ras_mm: of each training case, along the axes of RAS.
@@ -36,7 +36,7 @@ def seen_in_training(
 def far_from_training(
     metadata: Mapping[str, Any], spacing_ras_mm: Sequence[float] | None, intensity: Sequence[Any] | None
 ) -> dict[str, Answer]:
-    """Flags of a case.
+    """Return the flags of a case.
 
     Args:
         metadata: of the bundle.

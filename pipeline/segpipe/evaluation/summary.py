@@ -122,7 +122,7 @@ def _case_counts(results: Sequence[CaseResult]) -> dict[str, int]:
 
 
 def _lacks_a_distance(measure: LabelMeasure) -> bool:
-    """Whether a mean distance passes over a label that counts in the mean Dice."""
+    """Return whether a mean distance passes over a label that counts in the mean Dice."""
     return measure.counted and measure.hd_mm is None
 
 

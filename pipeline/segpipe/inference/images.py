@@ -51,7 +51,7 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
 
     Raises:
         UsageError: no such file, an image of another kind, or an affine that is missing or belongs to nothing.
-        DataError: as `segpipe.common.nifti.read_header`, `segpipe.inference.read_source` and `segpipe.read_dicom`.
+        DataError: as `segpipe.common.nifti.read_header`, `source.read_source` and `segpipe.read_dicom`.
     """
     images: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
     arrays = [isinstance(single, np.ndarray) for single in images]
@@ -143,7 +143,7 @@ def _is_nifti_path(image: Any) -> bool:
 
 
 def _is_of(package: str, kind: str, image: Any) -> bool:
-    """Whether it is an object of a package, which is not imported for it."""
+    """Return whether it is an object of a package, which is not imported for it."""
     found: Any = sys.modules.get(package)
     for name in kind.split("."):
         found = getattr(found, name, None)

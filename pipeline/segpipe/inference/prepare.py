@@ -241,7 +241,7 @@ def _cut_and_padded(
 
 
 def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
-    """`ScaleIntensityRange` in place."""
+    """Apply `ScaleIntensityRange` in place."""
     if step.a_max == step.a_min:
         return image.sub_(step.a_min) if step.b_min is None else image.sub_(step.a_min).add_(step.b_min)
     image.sub_(step.a_min).div_(step.a_max - step.a_min)
@@ -251,7 +251,7 @@ def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
 
 
 def _normalised(image: torch.Tensor, step: Normalise) -> torch.Tensor:
-    """`NormalizeIntensity`, in place where all voxels count alike."""
+    """Apply `NormalizeIntensity`, in place where all voxels count alike."""
     if step.nonzero or isinstance(step.subtrahend, tuple) or isinstance(step.divisor, tuple):
         changed: torch.Tensor = build_step(step)({"image": image})["image"]
         return changed.as_tensor() if isinstance(changed, MetaTensor) else changed

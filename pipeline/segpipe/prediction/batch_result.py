@@ -60,13 +60,13 @@ class BatchProgress:
     """What is called while a batch runs; override what is to be seen."""
 
     def reading(self, done: int, total: int) -> None:
-        """Headers of so many files were read."""
+        """Take note that the headers of so many files were read."""
 
     def started(self, total: int) -> None:
-        """So many cases were selected."""
+        """Take note that so many cases were selected."""
 
     def finished(self, outcome: Outcome) -> None:
-        """A case has ended; called from a second thread."""
+        """Take note that a case has ended; called from a second thread."""
 
     def crashed(self, case_id: str, death: WorkerDiedError) -> None:
-        """The worker died of a case."""
+        """Take note that the worker died of a case."""

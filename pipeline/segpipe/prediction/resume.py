@@ -53,7 +53,7 @@ def held_by(out: Path) -> Iterator[None]:
 
 
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:
-    """Results in a bundle's folder would make it another bundle than its SHA256SUMS says.
+    """Refuse results in a bundle's folder: they would make it another bundle than its SHA256SUMS says.
 
     Raises:
         RefusedError: the result folder is the bundle or lies in it.
@@ -116,7 +116,7 @@ class EarlierResults:
 
 
 def _refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
-    """Never fill one folder from two models by mistake.
+    """Refuse to fill one folder from two models by mistake.
 
     Raises:
         RefusedError: the last start in this folder named another bundle, or averaged other scores.
@@ -153,7 +153,7 @@ def slices_of(series: Series) -> str:
 
 
 def _refuse_other_sources(out: Path, cases: Sequence[InputCase], sources: Mapping[str, dict[str, Any]]) -> None:
-    """Never pass over a scan because another one of its name was segmented before.
+    """Refuse to pass over a scan because another one of its name was segmented before.
 
     Raises:
         RefusedError: a finished case came from another file, or from other content of its file.
@@ -198,7 +198,7 @@ def _stat(case: InputCase) -> list[list[int]]:
 
 
 def _has_changed(case: InputCase, before: dict[str, Any]) -> bool:
-    """By size and time, and where these differ by content: a copy of the same file has not changed."""
+    """Judge by size and time, and where these differ by content: a copy of the same file has not changed."""
     try:
         return (
             "sha256" in before and _stat(case) != before["stat"] and describe_source(case)["sha256"] != before["sha256"]

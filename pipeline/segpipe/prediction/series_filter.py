@@ -185,7 +185,7 @@ def _with_own_ids(found: Scan) -> list[Series]:
 
 
 def _lost_folders(unreadable: Sequence[Path], readable: Sequence[Series], root: Path) -> list[InputCase]:
-    """Folders with unreadable files and no series: one refused case each."""
+    """Return a refused case for each folder with unreadable files and no series."""
     good = {path.parent for series in readable for path in series.files}
     folders: dict[Path, list[Path]] = {}
     for path in unreadable:

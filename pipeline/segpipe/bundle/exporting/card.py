@@ -91,7 +91,7 @@ def _purpose() -> str:
 
 
 def _results(metadata: Document, pictures: Collection[str]) -> str:
-    """Figures with intervals, on which data, and each case as a bar."""
+    """Write the figures with intervals, on which data, and each case as a bar."""
     results, best = metadata.get("results"), metadata["eval_metrics"].get("val_mean_dice")
     chosen = (
         ""
@@ -128,7 +128,7 @@ def _results(metadata: Document, pictures: Collection[str]) -> str:
 
 
 def _best_figure(metadata: Document) -> str | None:
-    """The mean Dice with its interval and cases, in a few words; None where nothing was measured."""
+    """Return the mean Dice with its interval and cases, in a few words; None where nothing was measured."""
     results = metadata.get("results")
     if not results:
         return None
@@ -169,7 +169,7 @@ def _limits(metadata: Document) -> str:
 
 
 def _running(metadata: Document) -> str:
-    """Installation and the commands for MONAI and for segpipe."""
+    """Write how to install, and the commands for MONAI and for segpipe."""
     name, commands = metadata["name"], metadata["commands"]
     packages = {"monai": metadata["monai_version"], **metadata["required_packages_version"]}
     install = " ".join(f"{package}=={version}" for package, version in packages.items())
@@ -189,7 +189,7 @@ def _running(metadata: Document) -> str:
 
 
 def _input(metadata: Document, pictures: Collection[str]) -> str:
-    """Channels, labels with their codes, and how an image is prepared."""
+    """Write the channels, the labels with their codes, and how an image is prepared."""
     formats = metadata["network_data_format"]
     image, labels = formats["inputs"]["image"], formats["outputs"]["pred"]["channel_def"]
     channels = table(["channel", "image"], image["channel_def"].items())
@@ -216,13 +216,13 @@ def _has_channels(metadata: Document) -> bool:
 
 
 def _code(entry: Document) -> str | None:
-    """What a label means in DICOM, such as ``Liver (SCT 10200004)``."""
+    """Return what a label means in DICOM, such as ``Liver (SCT 10200004)``."""
     terms = [entry[key] for key in ("type", "modifier", "region") if key in entry]
     return ", ".join(f"{term['meaning']} ({term['scheme']} {term['value']})" for term in terms) or None
 
 
 def _example(metadata: Document, pictures: Collection[str]) -> str:
-    """The golden case, and why it is no picture of the model's quality."""
+    """Show the golden case, and say why it is no picture of the model's quality."""
     if EXAMPLE not in pictures:
         return ""
     first = " Of its channels the first is drawn." if _has_channels(metadata) else ""
@@ -236,7 +236,7 @@ def _example(metadata: Document, pictures: Collection[str]) -> str:
 
 
 def _training(metadata: Document, provenance: Document, pictures: Collection[str]) -> str:
-    """Data, network, cost, curves, and how much another seed changes."""
+    """Write the data, network, cost, curves, and how much another seed changes."""
     data, run = metadata["training_data"], metadata["run"]
     hours = provenance["duration_seconds"] / 3600
     machine = (provenance.get("environment") or {}).get("hardware") or {}
@@ -271,7 +271,7 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
 
 
 def _voxels_seen(data: Document) -> str | None:
-    """Edges of a voxel in the training cases."""
+    """Return the edges of a voxel in the training cases."""
     seen = data.get("seen")
     if not seen:
         return None
@@ -294,7 +294,7 @@ def _spread(provenance: Document) -> str:
 
 
 def _checking(metadata: Document) -> str:
-    """Whether the folder is intact and does what it did; how to measure and to train again."""
+    """Write how to check that the folder is intact and does what it did, to measure and to train again."""
     commands = metadata["commands"]
     needs = ", ".join(metadata["config_requirements"]["train.json"])
     replay = " and that it still gives for the case in `golden/` what it gave its author"

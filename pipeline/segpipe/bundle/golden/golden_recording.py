@@ -315,7 +315,7 @@ def _activated(postprocessing: Any, logits: Any) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _one_way_to_compute() -> Iterator[None]:
-    """`THREADS` threads whatever the machine has, and no algorithms but the usual ones, as training may have chosen."""
+    """Take `THREADS` threads whatever the machine has, and only the usual algorithms, as training may have chosen."""
     import torch
 
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()

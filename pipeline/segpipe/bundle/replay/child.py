@@ -47,7 +47,7 @@ def _or_error(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[str, Any]:
-    """Shape of what the network with its weights makes of zeros of the stated shape."""
+    """Return the shape of what the network with its weights makes of zeros of the stated shape."""
     import torch
     from monai.bundle.scripts import _get_fake_spatial_shape
 
@@ -60,7 +60,7 @@ def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[s
 
 
 def _network(bundle: Path) -> Any:
-    """The network with its weights; where they are not where most bundles have them, as the evaluator loads them."""
+    """Build the network with its weights; as the evaluator loads them, where they are not in the usual place."""
     import torch
     from monai.bundle import ConfigParser
 

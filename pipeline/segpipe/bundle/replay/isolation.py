@@ -51,7 +51,7 @@ OTHER_CALLS = 0x40000000  # x86_64: the same calls by other numbers
 
 
 def give_up_network() -> str | None:
-    """Both ways of it; None where one of them is possible here, else why neither is."""
+    """Leave the network in both ways; return None where one of them is possible here, else why neither is."""
     left, forbidden = leave_network(), forbid_calls()
     return left and forbidden and f"{left}; {forbidden}"
 
@@ -137,7 +137,7 @@ def set_limits(memory_bytes: int, seconds: int) -> None:
 
 
 def readable(request: dict[str, Any]) -> list[str]:
-    """Where installed code lies, and the copy of the bundle."""
+    """Return where installed code lies, and the copy of the bundle."""
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     places = [*request["sys_path"], sys.prefix, sys.base_prefix, sys.exec_prefix, *libraries, request["bundle"]]
     return [*SYSTEM, *(place for place in places if place)]

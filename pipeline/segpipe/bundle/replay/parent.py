@@ -209,7 +209,7 @@ class Limits:
 
     @staticmethod
     def of_this_machine() -> Limits:
-        """15 minutes, and the memory that is free."""
+        """Return 15 minutes, and the memory that is free."""
         import psutil
 
         return Limits(memory_bytes=max(LEAST_MEMORY, int(psutil.virtual_memory().available)))
@@ -286,7 +286,7 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
 
 
 def read_array(out: Path, name: str, most_bytes: int) -> NDArray[Any]:
-    """An array that the process wrote.
+    """Return an array that the process wrote.
 
     Raises:
         ValueError: it is no plain file of numbers, or larger than it may be.
@@ -305,7 +305,7 @@ def _require_plain(path: Path, most_bytes: int) -> None:
 
 
 def _import_path() -> list[str]:
-    """Where this process finds packages, this one first, but for folders in which the user works or lives."""
+    """Return where this process finds packages, this one first, but for folders where the user works or lives."""
     here = Path(isolation.__file__).parents[3]
     private = (Path.cwd(), Path.home())
     found = dict.fromkeys(Path(entry).resolve() for entry in sys.path if entry)
@@ -314,7 +314,7 @@ def _import_path() -> list[str]:
 
 
 def _environment(out: Path) -> dict[str, str]:
-    """Nothing of the user's but where libraries lie; numbers are computed in one way."""
+    """Return nothing of the user's but where libraries lie; numbers are computed in one way."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     home = {name: str(out) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}

@@ -255,7 +255,7 @@ class _Vetter:
         self.visit(node.value)
 
     def _as_dotted(self, node: ast.expr) -> str | None:
-        """``a.b.c`` where ``a`` is a name from outside the expression."""
+        """Return ``a.b.c`` where ``a`` is a name from outside the expression."""
         if isinstance(node, ast.Name):
             return None if node.id in self.local or node.id == REFERENCES else node.id
         above = self._as_dotted(node.value) if isinstance(node, ast.Attribute) else None
@@ -288,7 +288,7 @@ class _Vetter:
             self.visit(child)
 
     def _reference(self, node: ast.expr) -> str | None:
-        """``@id``, from what MONAI makes of it."""
+        """Return ``@id``, from what MONAI makes of it."""
         if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == REFERENCES):
             return None
         return f"@{node.slice.value!s}" if isinstance(node.slice, ast.Constant) else None
@@ -347,5 +347,5 @@ class _Vetter:
 
 
 def is_admitted_argument(name: str, value: object) -> bool:
-    """Whether an argument that could name code, or open a way to it, has one of its listed values."""
+    """Return whether an argument that could name code, or open a way to it, has one of its listed values."""
     return any(value is each or (isinstance(each, str) and value == each) for each in ARGUMENTS[name])

@@ -220,7 +220,7 @@ def check_dicom(root: Path, workers: int | None = None, progress: Progress = lam
 
 
 def examine_series(series: Series) -> CaseFacts:
-    """Everything that can be said about one series. Never raises for what its files hold."""
+    """Return all that can be said about one series. Never raises for what its files hold."""
     facts = CaseFacts(series.case_id)
     if series.state == "refused":
         kind = "single_slice" if series.reason == "single_slice" else "refused_series"  # a scout is no fault

@@ -147,7 +147,7 @@ def read_nnunet(source: Path) -> SourceDataset:
 
 
 def looks_like_nnunet(root: Path, document: Any) -> bool:
-    """Whether a ``dataset.json`` beside image folders is nnU-Net's rather than the Decathlon's."""
+    """Return whether a ``dataset.json`` beside image folders is nnU-Net's rather than the Decathlon's."""
     if not isinstance(document, dict):
         return False
     if "channel_names" in document or "training" not in document:

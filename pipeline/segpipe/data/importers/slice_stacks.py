@@ -64,7 +64,7 @@ def image_files(root: Path) -> list[Path]:
 
 
 def looks_like_slices(root: Path) -> bool:
-    """Whether some slice lies beside its mask as in the Kaggle layout."""
+    """Return whether some slice lies beside its mask as in the Kaggle layout."""
     return any(
         (match := KAGGLE.fullmatch(path.relative_to(root.parent).as_posix())) and match["mask"]
         for path in image_files(root)

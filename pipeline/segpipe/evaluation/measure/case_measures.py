@@ -66,34 +66,34 @@ class Pair:
         return match_lesions(self.truth, self.prediction)
 
     def hausdorff_mm(self) -> float | None:
-        """As `hausdorff_mm`; None on a sheared grid too."""
+        """Measure as `hausdorff_mm`; None on a sheared grid too."""
         spacing = self.spacing_mm
         return None if spacing is None else hausdorff_mm(self.truth, self.prediction, spacing)
 
     def hd95_mm(self) -> float | None:
-        """As the function `hd95_mm`."""
+        """Measure as the function `hd95_mm`."""
         return None if self.surfaces is None else self.surfaces.percentile_mm(0.95)
 
     def assd_mm(self) -> float | None:
-        """As the function `assd_mm`."""
+        """Measure as the function `assd_mm`."""
         return None if self.surfaces is None else self.surfaces.mean_mm()
 
     def nsd(self) -> float | None:
-        """As the function `nsd`; None where both masks have voxels on a sheared grid."""
+        """Measure as the function `nsd`; None where both masks have voxels on a sheared grid."""
         if self.counts.truth and self.counts.prediction:
             return None if self.surfaces is None else self.surfaces.share_within(self.tolerance_mm)
         return 0.0 if self.counts.truth or self.counts.prediction else None
 
     def truth_ml(self) -> float:
-        """Volume of the truth."""
+        """Return the volume of the truth."""
         return self.counts.truth * voxel_ml(self.affine)
 
     def prediction_ml(self) -> float:
-        """Volume of the prediction."""
+        """Return the volume of the prediction."""
         return self.counts.prediction * voxel_ml(self.affine)
 
     def calibration_error(self) -> float | None:
-        """As `expected_calibration_error`; None without probabilities."""
+        """Measure as `expected_calibration_error`; None without probabilities."""
         return None if self.calibration is None else self.calibration.error
 
 

@@ -26,7 +26,7 @@ class SoftCounts:
         return SoftCounts(self.product + other.product, self.terms + other.terms)
 
     def dice(self, smooth: float = 0.0, smooth_above: float | None = None) -> float | None:
-        """As `soft_dice`."""
+        """Return Dice as `soft_dice` does."""
         above = 2 * self.product + (smooth if smooth_above is None else smooth_above)
         below = self.terms + smooth
         return above / below if below else None

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.vet.bundle_files import Finding
 from segpipe.bundle.vet.documents import write_sums
-from segpipe.bundle.vet.files import Finding
 from tiny_bundle import write_bundle
 
 LOGGING = """[loggers]

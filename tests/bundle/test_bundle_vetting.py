@@ -16,8 +16,8 @@ from small_bundle import LOGGING, change_json, small_bundle
 
 from segpipe.bundle.open import Bundle
 from segpipe.bundle.verify import Verification, verify_bundle
+from segpipe.bundle.vet.bundle_files import Finding
 from segpipe.bundle.vet.configs import _as_evaluated, vet_config, vet_expression
-from segpipe.bundle.vet.files import Finding
 from segpipe.bundle.vet.names import ALLOWED, ARGUMENTS, Names, _listed
 from segpipe.cli.app import run
 from tiny_bundle import write_bundle

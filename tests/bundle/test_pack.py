@@ -18,8 +18,8 @@ from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.pack import EPOCH, pack_bundle
 from segpipe.bundle.tensors import read_state, tensors_sha256
 from segpipe.bundle.verify import verify_bundle
+from segpipe.bundle.vet.bundle_files import unpacked
 from segpipe.bundle.vet.documents import write_sums
-from segpipe.bundle.vet.files import unpacked
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
 from segpipe.errors import RefusedError, UsageError

@@ -22,13 +22,13 @@ from segpipe.common.files import write_json
 from segpipe.common.result_folder import PARTIAL, RESULT
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_result import BatchProgress, BatchResult, Outcome
+from segpipe.prediction.batch_summary import draw_overlay, redact, result_document, write_summary
 from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
 from segpipe.prediction.series_filter import NotSelected, make_filter, select_cases
-from segpipe.prediction.summary import draw_overlay, redact, result_document, write_summary
 
 AnyPath = str | PathLike[str]
 TRUST = ("allow", "run_unvetted_code", "require_signature")

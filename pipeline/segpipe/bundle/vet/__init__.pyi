@@ -1,3 +1,11 @@
+from .bundle_files import METADATA as METADATA
+from .bundle_files import Finding as Finding
+from .bundle_files import Use as Use
+from .bundle_files import plain as plain
+from .bundle_files import printable as printable
+from .bundle_files import shown as shown
+from .bundle_files import unpacked as unpacked
+from .bundle_files import vet_folder as vet_folder
 from .documents import SIGNATURE as SIGNATURE
 from .documents import SUMS as SUMS
 from .documents import NotReadableError as NotReadableError
@@ -9,14 +17,6 @@ from .documents import requirements as requirements
 from .documents import sums_text as sums_text
 from .documents import vet_golden_schema as vet_golden_schema
 from .documents import write_sums as write_sums
-from .files import METADATA as METADATA
-from .files import Finding as Finding
-from .files import Use as Use
-from .files import plain as plain
-from .files import printable as printable
-from .files import shown as shown
-from .files import unpacked as unpacked
-from .files import vet_folder as vet_folder
 from .gate import Check as Check
 from .gate import TrustPolicy as TrustPolicy
 from .gate import Verdict as Verdict

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segpipe.bundle.vet.files import Finding, Kind, Use, shown
+from segpipe.bundle.vet.bundle_files import Finding, Kind, Use, shown
 from segpipe.bundle.vet.names import ARGUMENTS, ATTRIBUTES, GLOBALS, METHODS, Names
 
 _OWN_MACRO = re.compile(r"%(?:#|::)*\w+(?:(?:#|::)\w+)*", re.ASCII)

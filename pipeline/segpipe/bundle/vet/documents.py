@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
-from segpipe.bundle.vet.files import METADATA, Finding, shown
+from segpipe.bundle.vet.bundle_files import METADATA, Finding, shown
 from segpipe.common.files import write_text
 from segpipe.errors import RefusedError
 

@@ -17,6 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from segpipe.bundle.vet.bundle_files import (
+    DOCUMENTS,
+    LOGGING,
+    METADATA,
+    Finding,
+    Use,
+    plain,
+    shown,
+    unpacked,
+    vet_contents,
+)
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
 from segpipe.bundle.vet.documents import (
     SUMS,
@@ -31,7 +42,6 @@ from segpipe.bundle.vet.documents import (
     vet_schema,
     vet_versions,
 )
-from segpipe.bundle.vet.files import DOCUMENTS, LOGGING, METADATA, Finding, Use, plain, shown, unpacked, vet_contents
 from segpipe.bundle.vet.names import Names
 from segpipe.common.console import quiet_libraries
 from segpipe.errors import RefusedError
@@ -47,7 +57,7 @@ class TrustPolicy:
     """On which terms a bundle is let through.
 
     Attributes:
-        allow: names admitted beside the list, as `segpipe.bundle.vet.verdict.vet_bundle` takes them.
+        allow: names admitted beside the list, as `vet_bundle` takes them.
         run_unvetted_code: let it through whatever is found.
     """
 
@@ -80,7 +90,7 @@ def bundle_folder(path: str | Path) -> Iterator[Path]:
 
 def require_vetted(
     path: str | Path,
-    terms: TrustPolicy = TrustPolicy(),
+    policy: TrustPolicy = TrustPolicy(),
     documents: Mapping[str, Any] | None = None,
     sha256: str | None = None,
 ) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def require_vetted(
 
     Args:
         path: its folder or zip file.
-        terms: on which it is let through.
+        policy: on which terms it is let through.
         documents: by file, what was read from it and is about to be executed.
         sha256: of its content when they were read.
 
@@ -97,15 +107,15 @@ def require_vetted(
 
     Raises:
         UsageError: not a bundle.
-        RefusedError: it did not pass and the terms do not let it through all the same, or its files are others now.
+        RefusedError: it did not pass and the policy does not let it through all the same, or its files are others now.
     """
-    verdict = vet_bundle(path, terms.allow)
+    verdict = vet_bundle(path, policy.allow)
     if sha256 is not None and verdict.sha256 not in (sha256, None):
         raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
-    handed_over = vet_documents(documents or {}, Names(terms.allow))
+    handed_over = vet_documents(documents or {}, Names(policy.allow))
     # what is handed over is what lies there, or else is found as well
     findings = list(dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)]))
-    if findings and not terms.run_unvetted_code:
+    if findings and not policy.run_unvetted_code:
         raise RefusedError(
             "the bundle did not pass the static checks, and nothing of it was run",
             path=path,
@@ -123,7 +133,7 @@ def _hint(findings: Iterable[Finding]) -> str:
     return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"
 
 
-def require_vetted_sources(files: Iterable[str | Path | None], terms: TrustPolicy) -> None:
+def require_vetted_sources(files: Iterable[str | Path | None], policy: TrustPolicy) -> None:
     """Vet each bundle that one of the files lies in; names of fragments and None are passed over.
 
     Raises:
@@ -132,7 +142,7 @@ def require_vetted_sources(files: Iterable[str | Path | None], terms: TrustPolic
     for root in dict.fromkeys(bundle_around(Path(file)) for file in files if file is not None):
         if root is not None:
             quiet_libraries()
-            require_vetted(root, terms)
+            require_vetted(root, policy)
 
 
 def bundle_around(file: Path) -> Path | None:

@@ -22,7 +22,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         import torch
         from monai.bundle import ConfigParser
 
-        from segpipe.bundle.references import resolve
+        from segpipe.bundle.supported_subset import resolve
         from segpipe.training.fragments import compose_config
 
         folder = tmp_path_factory.mktemp("run")

@@ -13,16 +13,9 @@ from typing import Any
 import pytest
 from small_bundle import change_json, copy, small_bundle
 
-from segpipe.bundle.open import open_bundle
+from segpipe.bundle.open import bundle_folder, open_bundle
 from segpipe.bundle.vet.documents import write_sums
-from segpipe.bundle.vet.gate import (
-    TrustPolicy,
-    bundle_around,
-    bundle_folder,
-    require_vetted,
-    require_vetted_sources,
-    vet_recipe,
-)
+from segpipe.bundle.vet.gate import TrustPolicy, bundle_around, require_vetted, require_vetted_sources, vet_recipe
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
 from segpipe.inference import ModelOptions, Recipe

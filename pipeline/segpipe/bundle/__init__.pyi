@@ -4,6 +4,7 @@ from .exporting import TRAIN as TRAIN
 from .exporting import export as export
 from .inspection import inspect_bundle as inspect_bundle
 from .open import Bundle as Bundle
+from .open import bundle_folder as bundle_folder
 from .open import open_bundle as open_bundle
 from .pack import pack_bundle as pack_bundle
 from .replay import give_up_files as give_up_files
@@ -22,7 +23,6 @@ from .verify import Verification as Verification
 from .verify import verify_bundle as verify_bundle
 from .vet import SIGNATURE as SIGNATURE
 from .vet import TrustPolicy as TrustPolicy
-from .vet import bundle_folder as bundle_folder
 from .vet import printable as printable
 from .vet import require_vetted as require_vetted
 from .vet import require_vetted_sources as require_vetted_sources

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,11 +18,12 @@ from segpipe.bundle.supported_subset import Activation, has_sigmoid, read_infere
 from segpipe.bundle.vet import (
     NotReadableError,
     TrustPolicy,
-    bundle_folder,
     check_sums,
     fingerprint,
     hash_files,
+    plain,
     read_document,
+    unpacked,
 )
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe
@@ -205,8 +206,8 @@ def open_bundle(
     path, policy = Path(path), TrustPolicy(tuple(allow), run_unvetted_code)
     stack = ExitStack()
     root = stack.enter_context(bundle_folder(path))
-    unpacked = _Unpacked()
-    weakref.finalize(unpacked, stack.close)
+    holder = _Unpacked()
+    weakref.finalize(holder, stack.close)
     if not (root / "configs" / "metadata.json").is_file():
         raise UsageError(
             "not a MONAI bundle folder",
@@ -222,14 +223,11 @@ def open_bundle(
             raise
         sha256, intact = fingerprint(hash_files(root)), False
     config_file, weights = _inference_file(root), _weights_file(root)
-    metadata, inference = (
-        _mapping(root / "configs/metadata.json", "bundle metadata"),
-        _mapping(config_file, "inference config"),
-    )
+    metadata = _mapping(root / "configs/metadata.json", "bundle metadata")
+    inference = _mapping(config_file, "inference config")
+    is_sigmoid, odd = has_sigmoid(inference), list(unsupported_features(inference))
     found, unsupported = read_inference(inference)
-    unsupported += unsupported_features(inference)
-    unsupported += [] if weights.name == "model.pt" else ["weights: not models/model.pt"]
-    is_sigmoid = has_sigmoid(inference)
+    unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
     labels, channels = _meaning(metadata)
     regions = _regions(metadata, len(labels)) if is_sigmoid else 0
     if regions or len(labels) == 1:  # each channel is a label, and none is the background
@@ -250,9 +248,32 @@ def open_bundle(
         regions=regions,
         signed_by=signed_by,
         policy=policy,
-        _unpacked=unpacked,
+        _unpacked=holder,
         **found,
     )
+
+
+@contextmanager
+def bundle_folder(path: str | Path) -> Iterator[Path]:
+    """Yield the folder of a bundle, which a zip file becomes for the time of the block.
+
+    Raises:
+        UsageError: a file that holds no bundle.
+        RefusedError: an archive that is not safe to be unpacked, whatever the terms.
+    """
+    path = Path(path)
+    if not path.is_file():  # a folder; of what is not there, `open_bundle` speaks
+        yield path
+        return
+    with unpacked(path) as (root, findings):
+        if root is None:
+            raise RefusedError(
+                "the bundle's archive is not safe to be unpacked",
+                path=path,
+                findings=plain(findings),
+                hint="get it from whom you trust",
+            )
+        yield root
 
 
 class _Unpacked:

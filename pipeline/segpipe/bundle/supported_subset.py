@@ -1,28 +1,89 @@
 """What of an inference config the typed route and the streaming engine support, and why a config is not of it.
 
-A config outside the subset is still run: by its own evaluator, as stock MONAI does.
+A config outside the subset is still run: by its own evaluator, as stock MONAI does. Plain ``@references`` are followed
+as data: nothing is instantiated or evaluated.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from segpipe.bundle.references import is_plain, resolve
+from segpipe.errors import DataError
 from segpipe.inference import Preprocessing, UnsupportedTransform
 
 Activation = Literal["softmax", "sigmoid"]
 CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
-
-
+MOST_RESOLVED = 1_000_000  # values that a config may become, as references to references can double at each step
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
+_REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 _EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
 _STEPS = {
     "Activationsd": {"softmax", "sigmoid"},
     "Invertd": {"transform", "orig_keys", "nearest_interp", "to_tensor"},
     "AsDiscreted": {"argmax", "threshold"},
 }
+
+
+def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what an inference config says in the supported subset, and what in it is not supported."""
+    found: dict[str, Any] = {}
+    unsupported: list[str] = []
+    network = resolve(config.get("network_def"), config)
+    if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
+        found["network_def"] = network
+    else:
+        unsupported.append("network_def: not plain data")
+    _read_inferer(resolve(config.get("inferer"), config), found, unsupported)
+    _read_postprocessing(resolve(config.get("postprocessing"), config), found, unsupported)
+    transforms = resolve(config.get("preprocessing"), config)
+    if short_name(transforms) == "Compose" and set(transforms) == {"_target_", "transforms"}:
+        transforms = transforms["transforms"]
+    try:
+        found["preprocessing"] = Preprocessing.parse(transforms)
+    except UnsupportedTransform as error:
+        unsupported.insert(0, f"preprocessing: {error.what}: {error.why}")
+    return found, unsupported
+
+
+def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -> None:
+    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
+    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
+        unsupported.append("inferer: not a plain SlidingWindowInferer")
+        return
+    size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
+    sizes = [size] * 3 if isinstance(size, int) else size
+    odd = sorted(set(inferer) - known)
+    if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")
+    elif not isinstance(overlap, (int, float)):
+        unsupported.append("inferer: overlap")
+    else:
+        found.update(
+            roi_size=tuple(sizes),
+            overlap=float(overlap),
+            sw_batch_size=int(inferer.get("sw_batch_size", 1)),
+            window_mode=inferer.get("mode", "constant"),
+        )
+
+
+def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported: list[str]) -> None:
+    steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        unsupported.append("postprocessing: not a list of transforms")
+        return
+    names = [short_name(step) for step in steps]
+    if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
+        unsupported.append("postprocessing: not activation, Invertd, discretisation, saving")
+        return
+    odd = [name for name in names[3:-1] if name not in CLEANUP]
+    chosen: list[Activation] = [name for name in ("softmax", "sigmoid") if steps[0].get(name) is True]
+    whole_label = steps[2].get("argmax") is True if chosen == ["softmax"] else steps[2].get("threshold") == 0.5
+    if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
+        unsupported.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
+        return
+    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
 
 
 def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
@@ -77,77 +138,6 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
         yield from _dicts(each)
 
 
-def short_name(component: Any) -> str:
-    """Return the name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
-    target = component.get("_target_") if isinstance(component, dict) else None
-    ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
-    return str(target).rsplit(".", 1)[-1] if ours else ""
-
-
-def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what an inference config says in the supported subset, and what in it is not supported."""
-    found: dict[str, Any] = {}
-    unsupported: list[str] = []
-    transforms = resolve(config.get("preprocessing"), config)
-    if (
-        isinstance(transforms, dict)
-        and short_name(transforms) == "Compose"
-        and set(transforms) == {"_target_", "transforms"}
-    ):
-        transforms = transforms["transforms"]
-    try:
-        found["preprocessing"] = Preprocessing.parse(transforms)
-    except UnsupportedTransform as error:
-        unsupported.append(f"preprocessing: {error.what}: {error.why}")
-    network = resolve(config.get("network_def"), config)
-    if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
-        found["network_def"] = network
-    else:
-        unsupported.append("network_def: not plain data")
-    _read_inferer(resolve(config.get("inferer"), config), found, unsupported)
-    _read_postprocessing(resolve(config.get("postprocessing"), config), found, unsupported)
-    return found, unsupported
-
-
-def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -> None:
-    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
-    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
-        unsupported.append("inferer: not a plain SlidingWindowInferer")
-        return
-    size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
-    sizes = [size] * 3 if isinstance(size, int) else size
-    odd = sorted(set(inferer) - known)
-    if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")
-    elif not isinstance(overlap, (int, float)):
-        unsupported.append("inferer: overlap")
-    else:
-        found.update(
-            roi_size=tuple(sizes),
-            overlap=float(overlap),
-            sw_batch_size=int(inferer.get("sw_batch_size", 1)),
-            window_mode=inferer.get("mode", "constant"),
-        )
-
-
-def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported: list[str]) -> None:
-    steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        unsupported.append("postprocessing: not a list of transforms")
-        return
-    names = [short_name(step) for step in steps]
-    if names[:3] != ["Activationsd", "Invertd", "AsDiscreted"] or names[-1] != "SaveImaged":
-        unsupported.append("postprocessing: not activation, Invertd, discretisation, saving")
-        return
-    odd = [name for name in names[3:-1] if name not in CLEANUP]
-    chosen: list[Activation] = [name for name in ("softmax", "sigmoid") if steps[0].get(name) is True]
-    whole_label = steps[2].get("argmax") is True if chosen == ["softmax"] else steps[2].get("threshold") == 0.5
-    if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
-        unsupported.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
-        return
-    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
-
-
 def has_sigmoid(config: dict[str, Any]) -> bool:
     """Return whether the post-processing takes each channel for itself."""
     steps = resolve(config.get("postprocessing"), config)
@@ -155,3 +145,51 @@ def has_sigmoid(config: dict[str, Any]) -> bool:
     return isinstance(steps, list) and any(
         isinstance(step, dict) and short_name(step) == "Activationsd" and step.get("sigmoid") is True for step in steps
     )
+
+
+def short_name(component: Any) -> str:
+    """Return the name of a component of MONAI or torch; empty for what is none, or is the bundle's own."""
+    target = component.get("_target_") if isinstance(component, dict) else None
+    ours = isinstance(target, str) and ("." not in target or target.startswith(("monai.", "torch.")))
+    return str(target).rsplit(".", 1)[-1] if ours else ""
+
+
+def resolve(
+    value: Any, config: Mapping[str, Any], seen: frozenset[str] = frozenset(), left: list[int] | None = None
+) -> Any:
+    """Return ``value`` with each string that is one ``@id`` replaced by that id's value in ``config``.
+
+    What cannot be followed (an unknown id, a circle, an expression) stays as it is written.
+
+    Raises:
+        DataError: it would become more than `MOST_RESOLVED` values.
+    """
+    left = [MOST_RESOLVED] if left is None else left
+    left[0] -= 1
+    if left[0] < 0:
+        raise DataError("the config's references grow beyond any use", expected=f"at most {MOST_RESOLVED} values")
+    if isinstance(value, Mapping):
+        return {key: resolve(item, config, seen, left) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve(item, config, seen, left) for item in value]
+    match = _REFERENCE.match(value) if isinstance(value, str) else None
+    if match is None or value in seen:
+        return value
+    target: Any = config
+    for part in re.split("#|::", match[1]):
+        if isinstance(target, Mapping) and part in target:
+            target = target[part]
+        elif isinstance(target, list) and part.isdecimal() and int(part) < len(target):
+            target = target[int(part)]
+        else:
+            return value
+    return resolve(target, config, seen | {value}, left)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value holds no reference, expression or macro any more."""
+    if isinstance(value, Mapping):
+        return all(is_plain(item) for item in value.values())
+    if isinstance(value, list):
+        return all(is_plain(item) for item in value)
+    return not (isinstance(value, str) and value[:1] in ("@", "$", "%"))

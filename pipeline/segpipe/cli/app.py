@@ -84,7 +84,6 @@ def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; no exception leaves it."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
     verb = verb if verb in VERBS else ""
-    console = Console(verb, as_json="--json" in arguments)
     try:
         previous = signal.signal(signal.SIGTERM, raise_interrupt)
     except ValueError:  # not the main thread
@@ -96,29 +95,34 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else OK
     except typer.Exit as error:
         return error.exit_code
-    except _CommandLineError as error:
+    except SystemExit as error:  # what click makes of a reader of standard output that has gone
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last wall before the user
+        return _explain(error, verb, Console(verb, as_json="--json" in arguments))
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) -> int:
+    """Tell why a command ended; return its exit code."""
+    if isinstance(error, _CommandLineError):
         if console.as_json:
             shown = " ".join(["segpipe", *([verb] if verb else []), "--help"])
             console.error(UsageError(error.format_message(), hint=f"see `{shown}`"))
         else:
             error.show()
         return USAGE
-    except (KeyboardInterrupt, typer.Abort):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         words = "interrupted; what was finished is kept"
         console.note(f"segpipe {verb}: {words}")
         console.document(error={"message": words, "exit_code": INTERRUPTED})
         return INTERRUPTED
-    except SystemExit as error:  # what click makes of a reader of standard output that has gone
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except Exception as error:  # noqa: BLE001 - the last wall before the user
-        if os.environ.get("SEGPIPE_DEBUG") and not isinstance(error, SegpipeError):
-            traceback.print_exc()
-        shown_error = as_segpipe_error(error)
-        console.error(shown_error)
-        return shown_error.exit_code
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+    if os.environ.get("SEGPIPE_DEBUG") and not isinstance(error, SegpipeError):
+        traceback.print_exception(error)
+    told = as_segpipe_error(error)
+    console.error(told)
+    return told.exit_code

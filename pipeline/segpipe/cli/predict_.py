@@ -169,14 +169,14 @@ def _progress_on(console: Console, bar: Progress) -> BatchProgress:
 
 
 def _report(console: Console, batch: BatchResult) -> int:
-    bundle, outcomes, counts = batch.bundle, batch.outcomes, batch.counts
+    bundle, outcomes = batch.bundle, batch.outcomes
     rows = [
         [outcome.id, outcome.status, outcome.seconds, _remark(outcome)]
         for outcome in outcomes
         if outcome.status != "skipped"
     ]
     vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
-    trust = _trust(bundle, vetting or {})
+    trust, counts = _trust(bundle, vetting or {}), batch.counts
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))

@@ -172,28 +172,25 @@ class Options:
             TypeError: no such option.
         """
         values = dict(keywords)
-        model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
-        options = ModelOptions.parse(**model)
-        for name in ("format", "probabilities", "modality"):
-            if name in values:
-                values[name] = split_words(values[name])
-        values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
         values["data"] = None if values.get("data") is None else Path(values["data"])
-        if "format" in values:
-            values["format"] = _formats(values["format"], keywords["format"])
         for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
             if values.get(name) is not None and values[name] < least:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
+        values["format"] = _formats(values.get("format"))
+        for name in ("probabilities", "modality"):
+            values[name] = split_words(values.get(name))
+        values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
+        model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
         outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
-        return cls(model=options, outputs=Outputs(**outputs), **values)
+        return cls(model=ModelOptions.parse(**model), outputs=Outputs(**outputs), **values)
 
     def about_model(self) -> dict[str, Any]:
         """Return what results say of the model beside its first bundle."""
         return {"ensemble": [bundle.facts for bundle in self.ensemble], "mirror": list(self.model.mirror)}
 
 
-def _formats(words: Sequence[str], given: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word.lower() for word in words))
+def _formats(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.lower() for word in split_words(given)))
     wrong = next((name for name in names if name not in FORMATS), None)
     if wrong is not None or (given and not names):
         shown = given if isinstance(given, str) else ", ".join(given or ())

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from segpipe.bundle.references import is_plain, resolve
+from segpipe.bundle.supported_subset import is_plain, resolve
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from segpipe.bundle.exporting.card_figures import OVERALL
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
-from segpipe.bundle.references import resolve
+from segpipe.bundle.supported_subset import resolve
 from segpipe.data import Manifest
 from segpipe.dicom import codes_metadata, label_infos
 from segpipe.errors import UsageError

@@ -20,7 +20,6 @@ from .documents import write_sums as write_sums
 from .gate import Check as Check
 from .gate import TrustPolicy as TrustPolicy
 from .gate import Verdict as Verdict
-from .gate import bundle_folder as bundle_folder
 from .gate import require_vetted as require_vetted
 from .gate import require_vetted_sources as require_vetted_sources
 from .gate import vet_bundle as vet_bundle

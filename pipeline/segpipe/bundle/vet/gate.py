@@ -11,8 +11,7 @@ allowed are opened after they were vetted. A zip file is unpacked where only its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -63,29 +62,6 @@ class TrustPolicy:
 
     allow: tuple[str, ...] = ()
     run_unvetted_code: bool = False
-
-
-@contextmanager
-def bundle_folder(path: str | Path) -> Iterator[Path]:
-    """Yield the folder of a bundle, which a zip file becomes for the time of the block.
-
-    Raises:
-        UsageError: a file that holds no bundle.
-        RefusedError: an archive that is not safe to be unpacked, whatever the terms.
-    """
-    path = Path(path)
-    if not path.is_file():  # a folder; of what is not there, `open_bundle` speaks
-        yield path
-        return
-    with unpacked(path) as (root, findings):
-        if root is None:
-            raise RefusedError(
-                "the bundle's archive is not safe to be unpacked",
-                path=path,
-                findings=plain(findings),
-                hint="get it from whom you trust",
-            )
-        yield root
 
 
 def require_vetted(

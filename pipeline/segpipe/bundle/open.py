@@ -226,7 +226,7 @@ def open_bundle(
     metadata = _mapping(root / "configs/metadata.json", "bundle metadata")
     inference = _mapping(config_file, "inference config")
     is_sigmoid, odd = has_sigmoid(inference), list(unsupported_features(inference))
-    found, unsupported = read_inference(inference)
+    supported, unsupported = read_inference(inference)
     unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
     labels, channels = _meaning(metadata)
     regions = _regions(metadata, len(labels)) if is_sigmoid else 0
@@ -249,7 +249,7 @@ def open_bundle(
         signed_by=signed_by,
         policy=policy,
         _unpacked=holder,
-        **found,
+        **supported,
     )
 
 
@@ -295,30 +295,30 @@ def _regions(metadata: dict[str, Any], named: int) -> int:
 
 def _inference_file(root: Path) -> Path:
     names = [f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
-    found = next((root / "configs" / name for name in names if (root / "configs" / name).is_file()), None)
-    if found is None:
+    config = next((root / "configs" / name for name in names if (root / "configs" / name).is_file()), None)
+    if config is None:
         raise UsageError("the bundle has no inference config", path=root / "configs", expected=" or ".join(names))
-    return found
+    return config
 
 
 def _weights_file(root: Path) -> Path:
     standard = root / "models" / "model.pt"
     others = sorted(standard.parent.glob("*.pt")) if standard.parent.is_dir() else []
-    found = next((path for path in (standard, *others) if path.is_file()), None)
-    if found is None:
+    weights = next((path for path in (standard, *others) if path.is_file()), None)
+    if weights is None:
         raise DataError("the bundle has no weights", path=standard, hint="it needs a state dict models/model.pt")
-    return found
+    return weights
 
 
-def _mapping(path: Path, what: str) -> dict[str, Any]:
+def _mapping(path: Path, noun: str) -> dict[str, Any]:
     """Return a document as JSON could hold it, as the worker is handed it."""
     try:
         document = read_document(path)
     except NotReadableError as error:
-        raise DataError(f"the {what} cannot be read", path=path, found=error) from error
+        raise DataError(f"the {noun} cannot be read", path=path, found=error) from error
     document = json.loads(json.dumps(document, default=str))  # dates of YAML, and keys that are numbers
     if not isinstance(document, dict):
-        raise DataError(f"the {what} is not a mapping", path=path, found=type(document).__name__)
+        raise DataError(f"the {noun} is not a mapping", path=path, found=type(document).__name__)
     return document
 
 
@@ -333,8 +333,8 @@ def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
 
     def channel_def(side: str, name: str) -> dict[int, str]:
         names = tensor(side, name).get("channel_def") or {}
-        known = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(key): str(value) for key, value in sorted(known, key=lambda item: int(item[0]))}
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(key): str(value) for key, value in sorted(pairs, key=lambda item: int(item[0]))}
 
     try:
         labels, channels = channel_def("outputs", "pred"), list(channel_def("inputs", "image").values())

@@ -45,7 +45,7 @@ def examine() -> Facts:
     from segpipe import __version__
 
     needs = requirements()
-    found: Facts = {
+    facts: Facts = {
         "segpipe": {"version": __version__, "git_revision": git_revision()},
         "requirements": needs,
         "extras": extras(needs),
@@ -62,7 +62,7 @@ def examine() -> Facts:
             "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         },
     }
-    return _without_names({**found, "notes": list(notes(found, supported_pythons()))})
+    return _without_names({**facts, "notes": list(notes(facts, supported_pythons()))})
 
 
 def requirements() -> list[Facts]:
@@ -244,27 +244,27 @@ def limits() -> dict[str, float | None]:
     }
 
 
-def notes(found: Facts, pythons: str | None) -> Iterator[str]:
+def notes(facts: Facts, pythons: str | None) -> Iterator[str]:
     """Yield what may be amiss, each in a sentence.
 
     Args:
-        found: what `examine` gathered.
+        facts: what `examine` gathered.
         pythons: range of Python versions that segpipe supports; None where it is not installed as a package.
     """
-    yield from _notes_on_packages(found, pythons)
-    yield from _notes_on_libraries(found)
-    yield from _notes_on_machine(found)
+    yield from _notes_on_packages(facts, pythons)
+    yield from _notes_on_libraries(facts)
+    yield from _notes_on_machine(facts)
 
 
-def _notes_on_packages(found: Facts, pythons: str | None) -> Iterator[str]:
+def _notes_on_packages(facts: Facts, pythons: str | None) -> Iterator[str]:
     from packaging.specifiers import SpecifierSet
 
-    here = found["system"]["python"].split()[-1]
+    here = facts["system"]["python"].split()[-1]
     if pythons is None:
         yield "segpipe is not installed as a package, so its requirements were not looked at: pip install ."
     elif not SpecifierSet(pythons).contains(here, prereleases=True):
         yield f"Python {here} is not supported: segpipe needs {pythons}"
-    for need in found["requirements"]:
+    for need in facts["requirements"]:
         wanted = f"{need['package']}{need['required']}"
         if need["state"] == "conflict":
             yield f"{need['package']} {need['installed']} is not supported: segpipe needs {wanted}"
@@ -272,27 +272,27 @@ def _notes_on_packages(found: Facts, pythons: str | None) -> Iterator[str]:
             yield f"{wanted} is not installed"
 
 
-def _notes_on_libraries(found: Facts) -> Iterator[str]:
-    whole = {extra["name"] for extra in found["extras"] if not extra["missing"]}
-    facts = {name: library["facts"] for name, library in found["libraries"].items()}
-    for name, library in found["libraries"].items():
-        if not library["imports"] and EXTRA_OF.get(name) in {None, *whole}:
+def _notes_on_libraries(facts: Facts) -> Iterator[str]:
+    complete = {extra["name"] for extra in facts["extras"] if not extra["missing"]}
+    answer = {name: library["facts"] for name, library in facts["libraries"].items()}
+    for name, library in facts["libraries"].items():
+        if not library["imports"] and EXTRA_OF.get(name) in {None, *complete}:
             yield f"{name} does not work: {library['error']}"
-    for codec, available in facts.get("dicom", {}).get("codecs", {}).items():
+    for codec, available in answer.get("dicom", {}).get("codecs", {}).items():
         if not available:
             yield f"DICOM files in {codec} cannot be read: their decoder is missing"
-    for what, possible in facts.get("isolation", {}).items():
+    for what, possible in answer.get("isolation", {}).items():
         if possible != "possible":
             yield f"bundles are verified less isolated than they could be ({what.replace('_', ' ')}): {possible}"
-    if facts.get("torch", {}).get("gpus") == [] and Path("/dev/nvidia0").exists():
+    if answer.get("torch", {}).get("gpus") == [] and Path("/dev/nvidia0").exists():
         yield "there is a GPU of NVIDIA, and this torch does not see it: install one that is built for its driver"
 
 
-def _notes_on_machine(found: Facts) -> Iterator[str]:
-    memory, limits, settings, cores = found["memory"], found["limits"], found["settings"], found["cpu"]["usable_cores"]
+def _notes_on_machine(facts: Facts) -> Iterator[str]:
+    memory, limits, settings, cores = facts["memory"], facts["limits"], facts["settings"], facts["cpu"]["usable_cores"]
     if memory["available_gib"] < LITTLE_GIB:
         yield f"only {memory['available_gib']} GiB of memory are free"
-    for disk in found["disks"]:
+    for disk in facts["disks"]:
         if disk["free_gib"] < (LITTLE_SHARED_GIB if disk["what"] == "shared memory" else LITTLE_GIB):
             yield f"{disk['what']}: only {disk['free_gib']} GiB are free"
         if not disk["writable"]:

@@ -24,33 +24,33 @@ def command(json: AsJson = False) -> int:
     from segpipe.cli.doctor import examine
 
     console = Console("doctor", as_json=json)
-    found = examine()
-    console.table("segpipe doctor", ["what", "found"], list(_rows(found)))
-    if found["notes"]:
-        console.table("What may be amiss", ["note"], [[note] for note in found["notes"]])
+    facts = examine()
+    console.table("segpipe doctor", ["what", "found"], list(_rows(facts)))
+    if facts["notes"]:
+        console.table("What may be amiss", ["note"], [[note] for note in facts["notes"]])
     else:
         console.say("Nothing amiss was found.")
-    console.document(**found)
+    console.document(**facts)
     return OK
 
 
-def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "segpipe", _text(found["segpipe"])
-    yield "system", _text(found["system"])
-    for extra in (None, *(extra["name"] for extra in found["extras"])):
-        needs = [need for need in found["requirements"] if need["extra"] == extra]
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "segpipe", _text(facts["segpipe"])
+    yield "system", _text(facts["system"])
+    for extra in (None, *(extra["name"] for extra in facts["extras"])):
+        needs = [need for need in facts["requirements"] if need["extra"] == extra]
         packages = [f"{need['package']} {need['installed'] or 'missing'}" for need in needs]
         absent = extra and all(need["state"] == "missing" for need in needs)
         yield f"packages [{extra}]" if extra else "packages", "none of them" if absent else _text(packages)
-    for name, library in found["libraries"].items():
+    for name, library in facts["libraries"].items():
         outcome = f"{library['error'] or 'ok'} ({library['seconds']} s)"
         yield name, _text([outcome, library["facts"]] if library["facts"] else outcome)
-    yield "processor", _text(found["cpu"])
-    yield "memory", _text(found["memory"])
-    for disk in found["disks"]:
+    yield "processor", _text(facts["cpu"])
+    yield "memory", _text(facts["memory"])
+    for disk in facts["disks"]:
         yield disk["what"], _text({name: disk[name] for name in ("free_gib", "total_gib", "writable", "path")})
-    yield "limits", _text({name: "no limit" if limit is None else limit for name, limit in found["limits"].items()})
-    yield "settings", _text(found["settings"])
+    yield "limits", _text({name: "no limit" if limit is None else limit for name, limit in facts["limits"].items()})
+    yield "settings", _text(facts["settings"])
 
 
 def _text(value: Any) -> str:

@@ -195,5 +195,5 @@ def _normalisation(network: Any) -> list[str]:
     return sorted(kinds)
 
 
-def _ratio(facts: Mapping[str, Any], baseline: Mapping[str, Any], what: str) -> float | None:
-    return round(facts[what] / baseline[what], 2) if facts.get(what) and baseline.get(what) else None
+def _ratio(facts: Mapping[str, Any], baseline: Mapping[str, Any], measure: str) -> float | None:
+    return round(facts[measure] / baseline[measure], 2) if facts.get(measure) and baseline.get(measure) else None

@@ -144,10 +144,10 @@ def _is_nifti_path(image: Any) -> bool:
 
 def _is_of(package: str, kind: str, image: Any) -> bool:
     """Return whether it is an object of a package, which is not imported for it."""
-    found: Any = sys.modules.get(package)
+    scope: Any = sys.modules.get(package)
     for name in kind.split("."):
-        found = getattr(found, name, None)
-    return found is not None and isinstance(image, found)
+        scope = getattr(scope, name, None)
+    return scope is not None and isinstance(image, scope)
 
 
 def _kind(image: Any) -> str:

@@ -72,9 +72,9 @@ def draw_overlay(folder: Path) -> None:
 
     from segpipe.reporting import OverlaySlice, overlay
 
-    with np.load(path) as kept:
-        x, y, z = (float(edge) for edge in kept["spacing_mm"])
-        shown = OverlaySlice(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
+    with np.load(path) as saved:
+        x, y, z = (float(edge) for edge in saved["spacing_mm"])
+        shown = OverlaySlice(saved["image"], saved["labels"], (x, y, z), int(saved["normal"]), int(saved["regions"]))
         picture = overlay(shown)
     with write_whole(folder / OVERLAY) as stream:
         stream.write(picture)
@@ -163,12 +163,12 @@ def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: 
         result = read_json(folder.final(id) / RESULT)
     except SegpipeError:
         result = {}
-    kept = ended["event"] != "done"
+    is_older = ended["event"] != "done"
     return {
         "id": id,
         "state": "done",
-        "reason": "an older result was kept" if kept else None,
-        "detail": f"computed again, the case {ended['event']}: {ended.get('reason')}" if kept else None,
+        "reason": "an older result was kept" if is_older else None,
+        "detail": f"computed again, the case {ended['event']}: {ended.get('reason')}" if is_older else None,
         "source": result.get("source", "nifti"),
         "seconds": seconds.get(id),
         "volumes_ml": result.get("volumes_ml"),

@@ -106,20 +106,20 @@ def is_nifti(path: Path) -> bool:
 
 
 def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     inside = out.absolute() if out is not None else None
     for path in inputs:
         path = path.absolute()
         if path.is_dir():
             below = find_nifti(path)
-            found |= dict.fromkeys(file for file in below if inside is None or inside not in file.parents)
+            paths |= dict.fromkeys(file for file in below if inside is None or inside not in file.parents)
         elif not path.exists():
             raise UsageError("no such file or folder", path=path, hint="check the path")
         elif not is_nifti(path):
             raise UsageError("not a NIfTI file", path=path, expected="a name that ends in .nii or .nii.gz")
         else:
-            found[path] = None
-    return list(found)
+            paths[path] = None
+    return list(paths)
 
 
 def _of_files(files: Sequence[Path], channels: int) -> list[InputCase]:
@@ -130,17 +130,17 @@ def _of_files(files: Sequence[Path], channels: int) -> list[InputCase]:
             InputCase(match["stem"] if match and all_first else nifti_stem(path), (path,))
             for path, match in matches.items()
         ]
-    whole = [InputCase(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
+    cases = [InputCase(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
     for path, match in matches.items():
         if match:
             group = groups.setdefault((path.parent, match["stem"]), {})
-            other = group.setdefault(int(match["index"]), path)
-            if other is not path:
+            first = group.setdefault(int(match["index"]), path)
+            if first is not path:
                 raise UsageError(
-                    "two files are the same channel of a case", path=f"{other} and {path}", hint="remove one of them"
+                    "two files are the same channel of a case", path=f"{first} and {path}", hint="remove one of them"
                 )
-    return whole + [InputCase(stem, _in_order(group)) for (_, stem), group in groups.items()]
+    return cases + [InputCase(stem, _in_order(group)) for (_, stem), group in groups.items()]
 
 
 def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
@@ -176,7 +176,7 @@ def require_unique(cases: Sequence[InputCase]) -> None:
     Raises:
         UsageError: there is such a name or id.
     """
-    seen: dict[str, InputCase] = {}
+    first_of: dict[str, InputCase] = {}
     for case in cases:
         if not CASE_ID.match(case.id) or case.id in RESERVED:
             raise UsageError(
@@ -186,11 +186,11 @@ def require_unique(cases: Sequence[InputCase]) -> None:
                 expected="at most 128 letters, digits, '.', '_' and '-', a letter or digit first",
                 hint="rename the file, or give --pseudonymise",
             )
-        other = seen.setdefault(case.id, case)
-        if other is not case:
+        first = first_of.setdefault(case.id, case)
+        if first is not case:
             raise UsageError(
                 "two inputs would get the same case id",
-                path=f"{other.paths[0]} and {case.paths[0]}",
+                path=f"{first.paths[0]} and {case.paths[0]}",
                 found=case.id,
                 hint="rename one, predict them into two folders, or give --pseudonymise",
             )

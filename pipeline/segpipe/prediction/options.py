@@ -132,13 +132,13 @@ def _value_of(word: str, labels: Mapping[int, str], activation: str | None) -> i
         raise UsageError(
             "all probabilities are asked for, and some", found="--probabilities all,...", expected="one of the two"
         )
-    known = {value: name for value, name in labels.items() if value or activation != "sigmoid"}
-    matches = [value for value, name in known.items() if word in (name, str(value))]
+    by_value = {value: name for value, name in labels.items() if value or activation != "sigmoid"}
+    matches = [value for value, name in by_value.items() if word in (name, str(value))]
     if len(matches) != 1:
         raise UsageError(
             "the bundle has no such label",
             found=word,
-            expected=", ".join(f"{name} ({value})" for value, name in known.items()),
+            expected=", ".join(f"{name} ({value})" for value, name in by_value.items()),
         )
     return matches[0]
 
@@ -189,11 +189,11 @@ class Options:
         return {"ensemble": [bundle.facts for bundle in self.ensemble], "mirror": list(self.model.mirror)}
 
 
-def _formats(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(word.lower() for word in split_words(given)))
+def _formats(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(word.lower() for word in split_words(asked_for)))
     wrong = next((name for name in names if name not in FORMATS), None)
-    if wrong is not None or (given and not names):
-        shown = given if isinstance(given, str) else ", ".join(given or ())
+    if wrong is not None or (asked_for and not names):
+        shown = asked_for if isinstance(asked_for, str) else ", ".join(asked_for or ())
         raise UsageError("no such format", found=wrong or shown, expected=", ".join(FORMATS))
     return names
 
@@ -217,12 +217,12 @@ def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:
             raise RefusedError("the same bundle stands twice in the ensemble", path=member.root)
         if member.policy != bundle.policy:
             raise UsageError("the bundles of an ensemble were opened on different terms", path=member.root)
-        for what, found, expected in zip(_AGREE, _agreeing(member), _agreeing(bundle), strict=True):
-            if found != expected:
+        for aspect, own, expected in zip(_AGREE, _agreeing(member), _agreeing(bundle), strict=True):
+            if own != expected:
                 raise RefusedError(
-                    f"the bundles of an ensemble differ in their {what}",
+                    f"the bundles of an ensemble differ in their {aspect}",
                     path=member.root,
-                    found=found,
+                    found=own,
                     expected=expected,
                     hint="only folds or seeds of the same task can be averaged",
                 )

@@ -194,7 +194,7 @@ def describe_source(case: InputCase) -> dict[str, Any]:
 
 
 def _stat(case: InputCase) -> list[list[int]]:
-    return [[found.st_size, found.st_mtime_ns] for found in (path.stat() for path in case.paths)]
+    return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in case.paths)]
 
 
 def _has_changed(case: InputCase, before: dict[str, Any]) -> bool:

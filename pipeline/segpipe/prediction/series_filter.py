@@ -127,16 +127,16 @@ def select_series(
     """
     from segpipe.dicom import scan
 
-    found = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
+    scanned = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
     inside = out.absolute() if out is not None else None
 
     def is_input(path: Path) -> bool:
         return inside is None or inside not in path.absolute().parents
 
-    candidates = [series for series in _with_own_ids(found) if is_input(series.files[0])]
+    candidates = [series for series in _with_own_ids(scanned) if is_input(series.files[0])]
     left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
     cases = [_case_of(series) for series in candidates if left_out[series.case_id] is None]
-    others = [file for file in found.passed_over if is_input(file.path) and not is_nifti(file.path)]
+    others = [file for file in scanned.passed_over if is_input(file.path) and not is_nifti(file.path)]
     unknown = next((file.path for file in others if file.path in roots and file.file_class == "not_dicom"), None)
     if unknown is not None:
         raise UsageError(
@@ -144,7 +144,7 @@ def select_series(
         )
     unreadable = [file.path for file in others if file.file_class == "unreadable"]
     return SelectedCases(
-        cases + _lost_folders(unreadable, candidates, found.root),
+        cases + _lost_folders(unreadable, candidates, scanned.root),
         [NotSelected(id, rule) for id, rule in left_out.items() if rule is not None],
         dict(Counter(file.file_class for file in others)),
     )
@@ -171,15 +171,15 @@ def _in_words(detail: str, files: Sequence[Path]) -> str:
     return re.sub(f"{_MARK}(.*?){_MARK}", number, detail, flags=re.DOTALL)
 
 
-def _with_own_ids(found: Scan) -> list[Series]:
+def _with_own_ids(scanned: Scan) -> list[Series]:
     """Return the series, each with an id of its own also where broken headers give two the same."""
-    seen: set[str] = set()
+    taken: set[str] = set()
     unique = []
-    for series in found.series:
-        if series.case_id in seen:
-            words = [series.case_id, *(os.path.relpath(path, found.root) for path in series.files)]
+    for series in scanned.series:
+        if series.case_id in taken:
+            words = [series.case_id, *(os.path.relpath(path, scanned.root) for path in series.files)]
             series = replace(series, case_id=_pseudonym(*words))
-        seen.add(series.case_id)
+        taken.add(series.case_id)
         unique.append(series)
     return unique
 

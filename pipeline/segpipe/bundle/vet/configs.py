@@ -318,7 +318,7 @@ class _Vetter:
             self._refuse("a lambda of any number of arguments")
         for default in [*arguments.defaults, *filter(None, arguments.kw_defaults)]:
             self.visit(default)
-        plain = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        plain = [parameter.arg for parameter in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
         self._within(plain, [node.body])
 
     def _within(self, bound: list[str], body: list[ast.expr]) -> None:
@@ -335,11 +335,11 @@ class _Vetter:
     def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
         bound: list[str] = []
         for generator in node.generators:
-            targets = [each for each in ast.walk(generator.target) if not isinstance(each, ast.expr_context)]
-            if generator.is_async or not all(isinstance(each, (ast.Name, ast.Tuple, ast.List)) for each in targets):
+            targets = [target for target in ast.walk(generator.target) if not isinstance(target, ast.expr_context)]
+            if generator.is_async or not all(isinstance(target, (ast.Name, ast.Tuple, ast.List)) for target in targets):
                 self._refuse("a comprehension that binds more than names")
             self._within(list(bound), [generator.iter])
-            bound += [each.id for each in targets if isinstance(each, ast.Name)]
+            bound += [target.id for target in targets if isinstance(target, ast.Name)]
             self._within(list(bound), generator.ifs)
         self._within(bound, [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
 
@@ -348,4 +348,4 @@ class _Vetter:
 
 def is_admitted_argument(name: str, value: object) -> bool:
     """Return whether an argument that could name code, or open a way to it, has one of its listed values."""
-    return any(value is each or (isinstance(each, str) and value == each) for each in ARGUMENTS[name])
+    return any(value is admitted or (isinstance(admitted, str) and value == admitted) for admitted in ARGUMENTS[name])

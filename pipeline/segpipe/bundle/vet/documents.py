@@ -280,19 +280,19 @@ def requirements(metadata: Mapping[str, Any]) -> list[Requirement]:
 
 def _compare(package: str, made_with: Any) -> Requirement:
     try:
-        here: str | None = version(package)
+        installed: str | None = version(package)
     except (PackageNotFoundError, ValueError):
-        here = None
+        installed = None
     if not isinstance(made_with, str) or not made_with:
-        return Requirement(package, None, here, "not said")
-    wanted, installed = _parsed(made_with), _parsed(here)
-    if wanted is None:
-        return Requirement(package, made_with, here, "no version")
-    if installed is None:
-        return Requirement(package, made_with, here, "not installed")
-    wanted, installed = Version(wanted.public), Version(installed.public)
-    state: State = "same" if installed == wanted else "newer here" if installed > wanted else "older here"
-    return Requirement(package, made_with, here, state)
+        return Requirement(package, None, installed, "not said")
+    recorded, parsed = _parsed(made_with), _parsed(installed)
+    if recorded is None:
+        return Requirement(package, made_with, installed, "no version")
+    if parsed is None:
+        return Requirement(package, made_with, installed, "not installed")
+    recorded, parsed = Version(recorded.public), Version(parsed.public)
+    state: State = "same" if parsed == recorded else "newer here" if parsed > recorded else "older here"
+    return Requirement(package, made_with, installed, state)
 
 
 def vet_versions(metadata: Mapping[str, Any], allows: Callable[[str], bool]) -> Iterator[Finding]:

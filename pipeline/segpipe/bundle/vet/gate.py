@@ -99,8 +99,8 @@ def require_vetted(
             hint=_hint(findings),
             findings=plain(findings),
         )
-    said = {"passed": not findings, "findings": len(findings)}
-    return {**said, "allowed": list(verdict.allowed), "intact": verdict.intact}
+    answer = {"passed": not findings, "findings": len(findings)}
+    return {**answer, "allowed": list(verdict.allowed), "intact": verdict.intact}
 
 
 def _hint(findings: Iterable[Finding]) -> str:

@@ -22,11 +22,6 @@ ASCII = frozenset(["CS", "DA", "DS", "DT", "IS", "TM", "UI"])  # no character se
 BLOCKS = range(0x10, 0x20)  # where private creators are, in practice
 
 
-def keywords(names: str) -> tuple[str, ...]:
-    """Return the DICOM keywords of a text, in their order."""
-    return tuple(names.split())
-
-
 def text(dataset: Dataset, name: str) -> str:
     """Return a value as text, several joined by backslashes; empty where it is absent or cannot be read."""
     tag, vr = _tag(name)

@@ -19,7 +19,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileDataset
 
 from segpipe.dicom.codecs import decode_frame
-from segpipe.dicom.frames import FrameHeader, frames_of, keywords
+from segpipe.dicom.frames import FrameHeader, frames_of
 from segpipe.dicom.geometry import LPS_TO_RAS
 from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
@@ -33,12 +33,12 @@ STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 OFF_SLICE = 0.25  # of the distance between slices
 OFF_GRID_VOXELS = 0.25  # a series itself may lie so far off its own lattice
-REFERENCE_SEQUENCES = keywords("""
+REFERENCE_SEQUENCES = """
     ReferencedSeriesSequence StudiesContainingOtherReferencedInstancesSequence ReferencedInstanceSequence
     ReferencedFrameOfReferenceSequence RTReferencedStudySequence RTReferencedSeriesSequence ROIContourSequence
     ContourSequence ContourImageSequence SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
     DerivationImageSequence SourceImageSequence
-""")
+"""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _references(dataset: Dataset) -> Iterator[str]:
     uid = dataset.get("ReferencedSOPInstanceUID")
     if uid:
         yield str(uid)
-    for keyword in REFERENCE_SEQUENCES:
+    for keyword in REFERENCE_SEQUENCES.split():
         for item in dataset.get(keyword) or []:
             yield from _references(item)
 

@@ -21,22 +21,19 @@ JPEG_FAMILIES = "1.2.840.10008.1.2.4."
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 UNDEFINED = 0xFFFFFFFF
 
-
-def _tags(names: str) -> tuple[int, ...]:
-    return tuple(tag_for_keyword(name) or 0 for name in names.split())
-
-
 # all that a grey image of one frame needs besides its pixels
-PIXEL_ATTRIBUTES = _tags("""
+_PIXEL_ATTRIBUTES = """
     Modality SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored
     HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleIntercept RescaleSlope
     RescaleType LossyImageCompression
-""")
+"""
+PIXEL_ATTRIBUTES = tuple(tag_for_keyword(name) or 0 for name in _PIXEL_ATTRIBUTES.split())
 # with one of these, it needs the whole header
-WHOLE_HEADER_ATTRIBUTES = _tags("""
+_WHOLE_HEADER_ATTRIBUTES = """
     PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence PixelValueTransformationSequence
     ModalityLUTSequence RealWorldValueMappingSequence FloatPixelPaddingValue ExtendedOffsetTable
-""")
+"""
+WHOLE_HEADER_ATTRIBUTES = tuple(tag_for_keyword(name) or 0 for name in _WHOLE_HEADER_ATTRIBUTES.split())
 
 
 def version_of(stream: BinaryIO) -> tuple[int, int]:

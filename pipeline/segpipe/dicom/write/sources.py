@@ -14,23 +14,22 @@ from highdicom.base import get_sop_class_iod_map
 from pydicom import dcmread
 from pydicom.valuerep import DA, TM
 
-from segpipe.dicom.frames import keywords
 from segpipe.dicom.model import Frame, Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError
 
 # of Patient, General Study, General Series, Frame of Reference and General Equipment
-TYPE_2 = keywords("""
+TYPE_2 = """
     PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber ReferringPhysicianName
     StudyID SeriesNumber PositionReferenceIndicator Manufacturer
-""")
+"""
 TEXT = {"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UT"}
 # what files a result in its study, or is no text of a person's
-KEPT = keywords("""
+KEPT = """
     PatientName PatientID IssuerOfPatientID AccessionNumber StudyID Manufacturer ManufacturerModelName
     SoftwareVersions DeidentificationMethod DeidentificationMethodCodeSequence SharedFunctionalGroupsSequence
     PerFrameFunctionalGroupsSequence
-""")
+"""
 NEEDED = {
     "FrameOfReferenceUID": "no frame of reference (FrameOfReferenceUID), so positions have no meaning beyond it",
     "SOPClassUID": "no SOP class (SOPClassUID), so it cannot be referred to",
@@ -143,7 +142,7 @@ def _complete(header: Any, deidentified: bool) -> Any:
             del header[tag]
             continue
         element = header[tag]
-        if deidentified and element.VR in {"SQ", *TEXT} and element.keyword not in KEPT:
+        if deidentified and element.VR in {"SQ", *TEXT} and element.keyword not in KEPT.split():
             del header[tag]
     for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         try:
@@ -152,7 +151,7 @@ def _complete(header: Any, deidentified: bool) -> Any:
             setattr(header, keyword, "")
     if header.get("PatientSex", "") not in SEXES:
         header.PatientSex = ""
-    for keyword in TYPE_2:
+    for keyword in TYPE_2.split():
         if keyword not in header:
             setattr(header, keyword, None)
     return header

@@ -1,14 +1,14 @@
 """A prediction against a truth, label by label, and the one list of measures.
 
-To add a measure, add a field to `LabelMeasure`; tables, reports and metrics follow.
+To add a measure, add a field to `LabelMeasure` and its entry in `MEASURES`; tables, reports and metrics follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,10 +134,6 @@ class Measure:
     headline: bool = True
 
 
-def _measured(kind: Kind, definition: str, of: Callable[[Pair], float | None], **display: Any) -> Any:
-    return field(default=None, metadata={"measure": Measure(kind, definition, of, **display)})
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelMeasure:
     """All measures of one label in one case; None where a measure is not defined.
@@ -153,77 +149,21 @@ class LabelMeasure:
 
     label: int
     name: str
-    dice: float | None = _measured("score", "2 |A and B| / (|A| + |B|), by voxel count", lambda pair: pair.counts.dice)
-    iou: float | None = _measured(
-        "score", "|A and B| / |A or B|, by voxel count", lambda pair: pair.counts.iou, headline=False
-    )
-    hd_mm: float | None = _measured(
-        "distance",
-        "Hausdorff distance of the two sets of voxel centres: the largest distance from a voxel of one "
-        "mask to the other mask, both ways",
-        Pair.hausdorff_mm,
-        digits=2,
-        headline=False,
-    )
-    hd95_mm: float | None = _measured(
-        "distance",
-        "larger of the two directed 95th percentiles of the distance between surfaces, "
-        "surface elements weighted by area",
-        Pair.hd95_mm,
-        digits=2,
-    )
-    assd_mm: float | None = _measured(
-        "distance",
-        "mean distance between surfaces, over the elements of both together, weighted by area",
-        Pair.assd_mm,
-        digits=3,
-    )
-    nsd: float | None = _measured(
-        "score",
-        "share of the area of both surfaces that lies within the tolerance of the other surface; "
-        "0 where only one of the two masks is empty",
-        Pair.nsd,
-    )
-    precision: float | None = _measured(
-        "score", "TP / (TP + FP), by voxel count; null where nothing is predicted", lambda pair: pair.counts.precision
-    )
-    recall: float | None = _measured(
-        "score",
-        "TP / (TP + FN), by voxel count, also called sensitivity; null where the truth is empty",
-        lambda pair: pair.counts.recall,
-    )
-    specificity: float | None = _measured(
-        "score",
-        "TN / (TN + FP), by voxel count over the whole volume",
-        lambda pair: pair.counts.specificity,
-        headline=False,
-    )
-    lesion_f1: float | None = _measured(
-        "score",
-        "2 TP / (2 TP + FN + FP) in lesions, the 26-connected components: one of the truth is found where a voxel "
-        "of it is predicted, a predicted one that touches no truth is false",
-        lambda pair: pair.lesions.f1,
-    )
-    lesion_dice: float | None = _measured(
-        "score",
-        "mean over lesions of the Dice of a lesion of the truth with all predicted lesions that touch it; "
-        "0 for each missed and each false lesion",
-        lambda pair: pair.lesions.dice,
-        headline=False,
-    )
-    ece: float | None = _measured(
-        "error",
-        "expected calibration error of the label's probabilities over all voxels of the volume, in 15 equal bins; "
-        "null where no probabilities were kept",
-        Pair.calibration_error,
-    )
-    truth_ml: float | None = _measured("volume", "voxel count of the truth times the voxel's volume", Pair.truth_ml)
-    prediction_ml: float | None = _measured(
-        "volume", "voxel count of the prediction times the voxel's volume", Pair.prediction_ml
-    )
-    difference_ml: float | None = _measured(
-        "difference", "prediction_ml - truth_ml", lambda pair: pair.prediction_ml() - pair.truth_ml(), digits=3
-    )
+    dice: float | None = None
+    iou: float | None = None
+    hd_mm: float | None = None
+    hd95_mm: float | None = None
+    assd_mm: float | None = None
+    nsd: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    specificity: float | None = None
+    lesion_f1: float | None = None
+    lesion_dice: float | None = None
+    ece: float | None = None
+    truth_ml: float | None = None
+    prediction_ml: float | None = None
+    difference_ml: float | None = None
     flag: Flag = ""
 
     @property
@@ -233,7 +173,73 @@ class LabelMeasure:
 
 
 MEASURES: dict[str, Measure] = {
-    column.name: column.metadata["measure"] for column in fields(LabelMeasure) if "measure" in column.metadata
+    "dice": Measure("score", "2 |A and B| / (|A| + |B|), by voxel count", lambda pair: pair.counts.dice),
+    "iou": Measure("score", "|A and B| / |A or B|, by voxel count", lambda pair: pair.counts.iou, headline=False),
+    "hd_mm": Measure(
+        "distance",
+        "Hausdorff distance of the two sets of voxel centres: the largest distance from a voxel of one "
+        "mask to the other mask, both ways",
+        Pair.hausdorff_mm,
+        digits=2,
+        headline=False,
+    ),
+    "hd95_mm": Measure(
+        "distance",
+        "larger of the two directed 95th percentiles of the distance between surfaces, "
+        "surface elements weighted by area",
+        Pair.hd95_mm,
+        digits=2,
+    ),
+    "assd_mm": Measure(
+        "distance",
+        "mean distance between surfaces, over the elements of both together, weighted by area",
+        Pair.assd_mm,
+        digits=3,
+    ),
+    "nsd": Measure(
+        "score",
+        "share of the area of both surfaces that lies within the tolerance of the other surface; "
+        "0 where only one of the two masks is empty",
+        Pair.nsd,
+    ),
+    "precision": Measure(
+        "score", "TP / (TP + FP), by voxel count; null where nothing is predicted", lambda pair: pair.counts.precision
+    ),
+    "recall": Measure(
+        "score",
+        "TP / (TP + FN), by voxel count, also called sensitivity; null where the truth is empty",
+        lambda pair: pair.counts.recall,
+    ),
+    "specificity": Measure(
+        "score",
+        "TN / (TN + FP), by voxel count over the whole volume",
+        lambda pair: pair.counts.specificity,
+        headline=False,
+    ),
+    "lesion_f1": Measure(
+        "score",
+        "2 TP / (2 TP + FN + FP) in lesions, the 26-connected components: one of the truth is found where a voxel "
+        "of it is predicted, a predicted one that touches no truth is false",
+        lambda pair: pair.lesions.f1,
+    ),
+    "lesion_dice": Measure(
+        "score",
+        "mean over lesions of the Dice of a lesion of the truth with all predicted lesions that touch it; "
+        "0 for each missed and each false lesion",
+        lambda pair: pair.lesions.dice,
+        headline=False,
+    ),
+    "ece": Measure(
+        "error",
+        "expected calibration error of the label's probabilities over all voxels of the volume, in 15 equal bins; "
+        "null where no probabilities were kept",
+        Pair.calibration_error,
+    ),
+    "truth_ml": Measure("volume", "voxel count of the truth times the voxel's volume", Pair.truth_ml),
+    "prediction_ml": Measure("volume", "voxel count of the prediction times the voxel's volume", Pair.prediction_ml),
+    "difference_ml": Measure(
+        "difference", "prediction_ml - truth_ml", lambda pair: pair.prediction_ml() - pair.truth_ml(), digits=3
+    ),
 }
 """Name of a field to what there is to know of it."""
 

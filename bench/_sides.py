@@ -21,7 +21,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
 from segpipe.inference import engine as streaming
-from segpipe.inference.memory import Probe
+from segpipe.inference.engine import Probe
 from segpipe.inference.output import write_labels
 from segpipe.inference.runtimes import Model, choose_runtime
 from segpipe.inference.sliding_window import Windowing

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from segpipe.common.nifti import Header
 from segpipe.errors import RefusedError, UsageError
-from segpipe.inference import memory
+from segpipe.inference import engine
 from segpipe.inference import sliding_window as windows
-from segpipe.inference.engine import StreamingEngine
-from segpipe.inference.memory import GIB, Probe, available, estimate_memory, plan
+from segpipe.inference.engine import GIB, Probe, StreamingEngine, available, estimate_memory, plan
 from segpipe.inference.prepare import network_shape, prepare
 from segpipe.inference.recipe import parse_bytes
 from segpipe.inference.sliding_window import BORDER, WindowGrid, Windowing, stream_blocks
@@ -107,7 +106,7 @@ def test_the_window_batch_is_chosen_for_the_memory() -> None:
 
 def test_what_is_free_is_the_limit_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() > 0
-    monkeypatch.setattr(memory, "available", lambda: 10)
+    monkeypatch.setattr(engine, "available", lambda: 10)
     with pytest.raises(RefusedError, match="more memory") as caught:
         plan([ct(20)], Preprocessing.parse(STEPS[:4]), Windowing((16, 16, 16)), Probe(2, 10), None)
     assert "free here" in str(caught.value.expected)

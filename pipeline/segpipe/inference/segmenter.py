@@ -28,8 +28,7 @@ from monai.transforms import Compose
 from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.inference.engine import StreamingEngine
-from segpipe.inference.memory import SLACK, allowed_bytes, source_bytes
+from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
 from segpipe.inference.recipe import AXES, Recipe

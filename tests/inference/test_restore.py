@@ -90,7 +90,7 @@ def steps(middle: Steps) -> Steps:
 
 
 class Blurred(torch.nn.Module):
-    """Random weights; its scores are smooth if asked for, so that most cells have one winner."""
+    """Random weights; its scores are smooth if asked for, so that most cells have one argmax."""
 
     def __init__(self, channels: int, classes: int, smooth: bool, seed: int = 1) -> None:
         super().__init__()

@@ -236,7 +236,7 @@ class _Batch:
     def _prefetch(self, case_id: str | None, describing: ThreadPoolExecutor) -> Callable[[], None] | None:
         """Return what describes the next case's files, then has the worker read them, one case ahead; or None.
 
-        Only the streaming engine reads ahead. With a limit of time nothing is read ahead, so that all of it is the
+        Only the streaming engine prefetches. With a limit of time nothing is prefetched, so that all of it is the
         case's own.
         """
         loaded = self.worker.loaded

@@ -1,4 +1,4 @@
-"""What takes a config out of the closed form although its ids have it: then its own evaluator decides."""
+"""What takes a config out of the supported subset although its ids have it: then its own evaluator decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlapping regions as stock MONAI saves them; probabilities of chosen labels and entropy beside the label map."""
+"""Overlapping regions as stock MONAI saves them; probabilities of chosen labels and entropy as extra outputs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_regions_by_the_engine_of_monai_are_the_same(regions: Path, tmp_path: Pa
         (bundle / file).parent.mkdir(exist_ok=True)
         (bundle / file).write_bytes((regions / file).read_bytes())
     config = json.loads((bundle / "configs/inference.json").read_text())
-    config["inferer"]["padding_mode"] = "constant"  # outside the closed form
+    config["inferer"]["padding_mode"] = "constant"  # outside the supported subset
     (bundle / "configs/inference.json").write_text(json.dumps(config))
     (tmp_path / "ours").mkdir()
     ours, _ = predict(regions, tmp_path / "ours")

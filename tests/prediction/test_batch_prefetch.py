@@ -1,4 +1,4 @@
-"""The case behind the one that is computed is read ahead, and never costs the other one its turn."""
+"""The case behind the one that is computed is prefetched, and never costs the other one its turn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_bundle import write_scan
 
 
 class Streaming(FakeWorker):
-    """Notes what it is to read ahead, and whether it was asked to during each call."""
+    """Notes what it is to prefetch, and whether it was asked to during each call."""
 
     def __init__(self, **deeds: Callable[[int], None]) -> None:
         super().__init__(**deeds)
@@ -37,13 +37,13 @@ class Streaming(FakeWorker):
         return super().segment(request)
 
 
-def test_each_case_but_the_first_is_read_ahead(tmp_path: Path) -> None:
+def test_each_case_but_the_first_is_prefetched(tmp_path: Path) -> None:
     worker = Streaming()
     assert set(run(tmp_path, worker, "a", "b", "c").values()) == {"done"}
     assert (worker.read, worker.told) == (["b", "c"], [True, True, False])
 
 
-def test_finished_cases_are_not_read_ahead(tmp_path: Path) -> None:
+def test_finished_cases_are_not_prefetched(tmp_path: Path) -> None:
     run(tmp_path, FakeWorker(), "b")
     worker = Streaming()
     assert run(tmp_path, worker, "a", "b", "c") == {"a": "done", "b": "skipped", "c": "done"}

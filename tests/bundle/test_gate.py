@@ -15,7 +15,7 @@ from small_bundle import change_json, copy, small_bundle
 
 from segpipe.bundle.open import bundle_folder, open_bundle
 from segpipe.bundle.vet.documents import write_sums
-from segpipe.bundle.vet.gate import TrustPolicy, bundle_around, require_vetted, require_vetted_sources, vet_recipe
+from segpipe.bundle.vet.gate import TrustPolicy, bundle_around, require_vetted, require_vetted_sources, vet_opened
 from segpipe.cli.app import run
 from segpipe.errors import OK, REFUSED, USAGE, RefusedError, UsageError
 from segpipe.inference import ModelOptions, Recipe
@@ -44,7 +44,7 @@ class NoModel(Worker):
 
     def start(self) -> Loaded:
         try:
-            return Loaded(vetting=vet_recipe(self.load.recipe, self.load.policy))
+            return Loaded(vetting=vet_opened(self.load.recipe.bundles, self.load.policy))
         except RefusedError as error:
             raise CannotGoOnError(error) from error
 
@@ -111,25 +111,25 @@ def recipe_of(root: Path, **changes: Any) -> Recipe:
 
 def test_what_the_worker_is_handed_is_vetted_and_not_only_what_lies_there(good: Path) -> None:
     recipe = recipe_of(good)
-    assert vet_recipe(recipe, TrustPolicy())["passed"]
+    assert vet_opened(recipe.bundles, TrustPolicy())["passed"]
     for changes in (
         {"inference": {**recipe.inference, "x": {"_target_": "os.system", "command": "id"}}},
         {"metadata": {**recipe.metadata, "description": "$import this"}},
     ):
         with pytest.raises(RefusedError) as refused:
-            vet_recipe(replace(recipe, **changes), TrustPolicy())
+            vet_opened(replace(recipe, **changes).bundles, TrustPolicy())
         assert len(refused.value.findings) == 1
     for sha256 in ("0" * 64, ""):
         with pytest.raises(RefusedError, match="changed while it was opened"):
-            vet_recipe(replace(recipe, sha256=sha256), TrustPolicy())
+            vet_opened(replace(recipe, sha256=sha256).bundles, TrustPolicy())
 
 
 def test_each_member_of_an_ensemble_is_vetted(tmp_path: Path, good: Path) -> None:
     bad = open_bundle(armed(tmp_path / "bad", good))
     recipe = open_bundle(good).recipe(ModelOptions(), [bad])
     with pytest.raises(RefusedError):
-        vet_recipe(recipe, TrustPolicy())
-    said = vet_recipe(recipe, TrustPolicy(("io.open", ".close")))
+        vet_opened(recipe.bundles, TrustPolicy())
+    said = vet_opened(recipe.bundles, TrustPolicy(("io.open", ".close")))
     assert said["passed"] and said["allowed"] == [".close", "io.open"] and said["intact"] is True
     assert not (tmp_path / MARKER).exists()
 

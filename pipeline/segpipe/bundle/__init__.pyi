@@ -26,4 +26,4 @@ from .vet import TrustPolicy as TrustPolicy
 from .vet import printable as printable
 from .vet import require_vetted as require_vetted
 from .vet import require_vetted_sources as require_vetted_sources
-from .vet import vet_recipe as vet_recipe
+from .vet import vet_opened as vet_opened

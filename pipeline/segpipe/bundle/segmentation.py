@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.bundle.vet import TrustPolicy, vet_recipe
+from segpipe.bundle.vet import TrustPolicy, vet_opened
 from segpipe.common.files import cannot_write
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.result_folder import FORMATS
@@ -178,13 +178,13 @@ def require_format(name: str) -> None:
 
 
 @contextmanager
-def readable(case: CaseInput, route: str, folder: Path) -> Iterator[CaseInput]:
+def readable(case: CaseInput, recipe: Recipe, folder: Path) -> Iterator[CaseInput]:
     """Give what a segmenter takes: where a bundle's own transforms read files, images become files for the time being.
 
     Raises:
         UsageError: a file cannot be written, or the disk is full.
     """
-    if route == "typed" or not isinstance(case, (Series, Source)):
+    if not isinstance(case, (Series, Source)) or recipe.route == "typed":
         yield case
         return
     paths = []
@@ -214,7 +214,7 @@ class LoadedBundle:
     """A bundle that passed the gate, with its model in this process."""
 
     def __init__(self, recipe: Recipe, policy: TrustPolicy) -> None:
-        vet_recipe(recipe, policy)
+        vet_opened(recipe.bundles, policy)
         self.segmenter = Segmenter(recipe)
 
     def segment(self, case: CaseInput) -> Segmentation:
@@ -224,9 +224,6 @@ class LoadedBundle:
             SegpipeError: as `Segmenter.segment`.
         """
         recipe = self.segmenter.recipe
-        with (
-            tempfile.TemporaryDirectory(prefix="segpipe-") as folder,
-            readable(case, recipe.route, Path(folder)) as images,
-        ):
+        with tempfile.TemporaryDirectory(prefix="segpipe-") as folder, readable(case, recipe, Path(folder)) as images:
             label_map = self.segmenter.segment(images)
         return Segmentation.of(label_map, recipe, case)

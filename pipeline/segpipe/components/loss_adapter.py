@@ -33,9 +33,6 @@ class LossOptions:
         class_weights: one weight per channel, background too (though it may not count); from 0.
         ignore_index: truth value of the voxels that do not count, whatever is predicted there.
         smooth: added above and below a fraction of sums over voxels, in voxels.
-
-    Raises:
-        UsageError: an activation that is not known, or weights or smoothing that cannot be used.
     """
 
     activation: str = "softmax"
@@ -45,7 +42,12 @@ class LossOptions:
     ignore_index: int | None = None
     smooth: float = 1e-5
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what no loss can be computed with.
+
+        Raises:
+            UsageError: an activation that is not known, or weights or smoothing that cannot be used.
+        """
         if self.activation not in ("softmax", "sigmoid"):
             raise UsageError("unknown activation of a loss", found=self.activation, expected="softmax or sigmoid")
         if self.smooth <= 0:
@@ -64,6 +66,19 @@ class LossOptions:
         return 0 if self.include_background or self.activation == "sigmoid" else 1
 
 
+class _Signature:
+    """The signature of a loss with the shared options spelled out, by which configs are checked."""
+
+    def __get__(self, instance: object, loss: type[SegmentationLoss]) -> inspect.Signature:
+        own = [part for part in inspect.signature(loss.__init__).parameters.values() if part.name != "options"][1:]
+        shared = [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(loss.defaults, option.name))
+            for option in fields(LossOptions)
+            if option.name not in loss.without
+        ]
+        return inspect.Signature([*own, *shared])
+
+
 class SegmentationLoss(nn.Module, ABC):
     """Base of a loss of logits (B, C, X, Y, Z), computed in float32 (float64 stays); a loss defines `compare`.
 
@@ -80,16 +95,7 @@ class SegmentationLoss(nn.Module, ABC):
 
     defaults: ClassVar[LossOptions] = LossOptions()
     without: ClassVar[tuple[str, ...]] = ()  # options that have no meaning for the loss
-
-    def __init_subclass__(cls) -> None:
-        """Spell the shared options out in the signature, by which configs are checked."""
-        own = [part for part in inspect.signature(cls.__init__).parameters.values() if part.name != "options"][1:]
-        shared = [
-            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(cls.defaults, option.name))
-            for option in fields(LossOptions)
-            if option.name not in cls.without
-        ]
-        cls.__signature__ = inspect.Signature([*own, *shared])
+    __signature__: ClassVar[_Signature] = _Signature()
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -97,6 +103,7 @@ class SegmentationLoss(nn.Module, ABC):
             if name in self.without:
                 raise TypeError(f"{name} has no meaning for {type(self).__name__}")
         self.options = replace(self.defaults, **options)
+        self.options.check()
         self._checked = False
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:

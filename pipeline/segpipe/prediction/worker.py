@@ -78,9 +78,9 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
         RefusedError: a bundle does not pass.
         SegpipeError: as `Segmenter`.
     """
-    from segpipe.bundle import vet_recipe
+    from segpipe.bundle import vet_opened
 
-    vetting = vet_recipe(request.recipe, request.policy)  # before anything of a bundle is executed
+    vetting = vet_opened(request.recipe.bundles, request.policy)  # before anything of a bundle is executed
 
     import monai
     import nibabel
@@ -115,10 +115,11 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     from segpipe.inference import ExtraOutputs, save_slice
 
     folder, case = Path(request.folder), _case_input(request.case)
+    formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
     extra = ExtraOutputs(**request.outputs.extra_paths(folder, segmenter.recipe))
     with ExitStack() as files:
         try:
-            images = files.enter_context(readable(case, segmenter.recipe.route, folder))
+            images = files.enter_context(readable(case, segmenter.recipe, folder))
         except UsageError as error:
             raise _CannotWriteError(error) from error
         try:
@@ -130,7 +131,6 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     start = time.perf_counter()
     segmentation = Segmentation.of(label_map, segmenter.recipe, case)
     with _writing_to(folder):
-        formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
         written, not_written = segmentation.write(folder, formats, SEGMENTATION)
         if request.outputs.overlay:
             save_slice(folder / SLICE, label_map.preview, label_map.labels, label_map.grid, label_map.regions)

@@ -23,5 +23,5 @@ from .gate import Verdict as Verdict
 from .gate import require_vetted as require_vetted
 from .gate import require_vetted_sources as require_vetted_sources
 from .gate import vet_bundle as vet_bundle
-from .gate import vet_recipe as vet_recipe
+from .gate import vet_opened as vet_opened
 from .gate import vet_unpacked as vet_unpacked

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
-from segpipe.bundle.vet.bundle_files import METADATA, Finding, shown
+from segpipe.bundle.vet.bundle_files import DOCUMENTS, METADATA, Finding, shown
 from segpipe.common.files import write_text
 from segpipe.errors import RefusedError
 
@@ -159,6 +159,19 @@ def compare_sums(root: Path, hashes: dict[str, str]) -> list[Difference] | None:
 
 class NotReadableError(Exception):
     """Why a document is refused as a whole."""
+
+
+def read_documents(paths: Mapping[str, Path]) -> tuple[dict[str, Any], list[Finding]]:
+    """Return the JSON and YAML documents among some files, and those that cannot be read without doubt."""
+    documents: dict[str, Any] = {}
+    unreadable: list[Finding] = []
+    for file, path in paths.items():
+        if path.suffix.lower() in DOCUMENTS:
+            try:
+                documents[file] = read_document(path)
+            except NotReadableError as error:
+                unreadable.append(Finding(file, "", shown(str(error)), "it cannot be read without doubt"))
+    return documents, unreadable
 
 
 def read_document(path: Path) -> Any:

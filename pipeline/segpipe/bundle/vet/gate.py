@@ -16,26 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from segpipe.bundle.vet.bundle_files import (
-    DOCUMENTS,
-    LOGGING,
-    METADATA,
-    Finding,
-    Use,
-    plain,
-    shown,
-    unpacked,
-    vet_contents,
-)
+from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, plain, shown, unpacked, vet_contents
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
 from segpipe.bundle.vet.documents import (
     SUMS,
-    NotReadableError,
     compare_sums,
     fingerprint,
     hash_files,
     is_ours,
-    read_document,
+    read_documents,
     requirements,
     vet_logging,
     vet_schema,
@@ -142,18 +131,11 @@ class OpenedBundle(Protocol):
     def sha256(self) -> str: ...
 
 
-class OpenedBundles(Protocol):
-    """What a model is made from: the first bundle, and further ones whose scores are averaged with its own."""
-
-    @property
-    def bundles(self) -> Sequence[OpenedBundle]: ...
-
-
-def vet_recipe(recipe: OpenedBundles, policy: TrustPolicy) -> dict[str, Any]:
+def vet_opened(bundles: Iterable[OpenedBundle], policy: TrustPolicy) -> dict[str, Any]:
     """Vet what is about to be executed: the bundles on the disk, and the documents that were read from them.
 
     Args:
-        recipe: such as `segpipe.inference.Recipe`.
+        bundles: such as those of a `segpipe.inference.Recipe`.
         policy: on which terms they are let through.
 
     Returns:
@@ -166,7 +148,7 @@ def vet_recipe(recipe: OpenedBundles, policy: TrustPolicy) -> dict[str, Any]:
         require_vetted(
             bundle.root, policy, {bundle.config_file: bundle.inference, METADATA: bundle.metadata}, bundle.sha256
         )
-        for bundle in recipe.bundles
+        for bundle in bundles
     ]
     return {
         "passed": all(result["passed"] for result in results),
@@ -269,7 +251,7 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
     names = Names(allow)
     files, code_files = _check_files(root, len(paths), names)
     sha256, hashes = _check_hashes(root)
-    documents, unreadable = _read_documents(paths)
+    documents, unreadable = read_documents(paths)
     document = documents.pop(METADATA, None)
     metadata = document if isinstance(document, dict) else {}
     by = "our schema" if is_ours(metadata) else "MONAI's bundle specification"
@@ -277,12 +259,15 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
     differing = [f"{needed.package} {needed.state}" for needed in requirements(metadata) if needed.state != "same"]
     detail = shown(", ".join(differing) or "all as here")
     versions = Check.of("versions", detail, vet_versions(metadata, names.allows))
-    logging = _check_logging(paths)
-    expressions = [] if document is None else list(vet_metadata(document, METADATA))
-    plain_metadata = Check.of("metadata", "no expression in it", _findings(expressions))
+    logging_files = [file for file, path in paths.items() if path.suffix.lower() in LOGGING]
+    found = [finding for file in logging_files for finding in vet_logging(paths[file], file)]
+    absent = None if logging_files else "no logging configuration"
+    logging = Check.of("logging", f"{len(logging_files)} files", found, absent)
     code = vet_documents(documents, names)
     detail = f"{len(documents)} files, {len(code)} targets and expressions"
     configs = Check.of("configs", detail, [*unreadable, *_findings(code)])
+    expressions = [] if document is None else list(vet_metadata(document, METADATA))
+    plain_metadata = Check.of("metadata", "no expression in it", _findings(expressions))
     return Verdict(
         (archive, hashes, files, schema, versions, configs, plain_metadata, logging),
         name=str(metadata.get("name") or root.resolve().name),
@@ -320,18 +305,6 @@ def _check_files(root: Path, number: int, names: Names) -> tuple[Check, list[Use
     return Check.of("files", detail, _findings(uses)), uses
 
 
-def _read_documents(paths: Mapping[str, Path]) -> tuple[dict[str, Any], list[Finding]]:
-    documents: dict[str, Any] = {}
-    unreadable: list[Finding] = []
-    for file, path in paths.items():
-        if path.suffix.lower() in DOCUMENTS:
-            try:
-                documents[file] = read_document(path)
-            except NotReadableError as error:
-                unreadable.append(Finding(file, "", shown(str(error)), "it cannot be read without doubt"))
-    return documents, unreadable
-
-
 def vet_documents(documents: Mapping[str, Any], names: Names) -> list[Use]:
     """Return what configs, and metadata under its name, would run: the imports of each count in all of them."""
     for document in documents.values():
@@ -342,12 +315,6 @@ def vet_documents(documents: Mapping[str, Any], names: Names) -> list[Use]:
         for file, document in documents.items()
         for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
     ]
-
-
-def _check_logging(paths: Mapping[str, Path]) -> Check:
-    files = {file: path for file, path in paths.items() if path.suffix.lower() in LOGGING}
-    findings = [finding for file, path in files.items() for finding in vet_logging(path, file)]
-    return Check.of("logging", f"{len(files)} files", findings, None if files else "no logging configuration")
 
 
 def _findings(uses: Iterable[Use]) -> list[Finding]:

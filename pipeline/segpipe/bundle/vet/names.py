@@ -17,7 +17,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -144,25 +144,23 @@ class Resolved:
     only_by_keyword: bool = False
 
 
+@dataclass(eq=False)
 class Names:
     """The listed names, and those that the user allows.
 
-    Args:
-        allow: names admitted beside the list; each stands for itself alone.
-
     Attributes:
+        allow: names admitted beside the list; each stands for itself alone.
         admitted: names of ``allow`` that were met.
         aliases: what the imports of a bundle add to the names of its expressions: name there to dotted name.
     """
 
-    def __init__(self, allow: Collection[str] = ()) -> None:
-        self.allow = frozenset(allow)
-        self.admitted: set[str] = set()
-        self.aliases: dict[str, str] = {}
+    allow: Collection[str] = ()
+    admitted: set[str] = field(default_factory=set)
+    aliases: dict[str, str] = field(default_factory=dict)
 
     def allows(self, *names: str) -> bool:
         """Return whether the user allows something by any of its names."""
-        met = self.allow.intersection(names)
+        met = set(names).intersection(self.allow)
         self.admitted |= met
         return bool(met)
 

@@ -94,9 +94,9 @@ def write_text(path: str | Path, text: str, mode: int | None = None) -> None:
         stream.write(text.encode())
 
 
-def write_json(path: str | Path, document: Any, mode: int | None = None) -> None:
+def write_json(path: str | Path, document: Any) -> None:
     """Write indented JSON with a final newline, whole or not at all. NaN is refused."""
-    write_text(path, json_text(document), mode)
+    write_text(path, json_text(document))
 
 
 def json_text(document: Any) -> str:

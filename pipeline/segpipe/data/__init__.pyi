@@ -1,5 +1,3 @@
-from .check import CheckReport as CheckReport
-from .check import Finding as Finding
 from .check import check_dataset as check_dataset
 from .fetch import fetch_dataset as fetch_dataset
 from .fingerprint import FINGERPRINT as FINGERPRINT

@@ -193,8 +193,9 @@ def _ellipsoid(point: FloatArray, centre: NDArray[np.float64], radii: NDArray[np
     return np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) - np.float32(1)
 
 
-def _smooth_union(first: FloatArray, second: FloatArray, width: float = 0.15) -> FloatArray:
+def _smooth_union(first: FloatArray, second: FloatArray) -> FloatArray:
     """Return the lower of two implicit functions, blended where they are alike."""
+    width = 0.15
     return (-width * np.logaddexp(-first / width, -second / width)).astype(np.float32)
 
 

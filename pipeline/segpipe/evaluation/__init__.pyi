@@ -1,4 +1,3 @@
-from .case_evaluation import CaseResult as CaseResult
 from .cohort import Evaluation as Evaluation
 from .cohort import evaluate as evaluate
 from .evaluation_page import read_panel as read_panel

@@ -16,6 +16,7 @@ from segpipe.errors import DataError
 
 CONNECTIVITY = 3  # voxels that share a corner belong together: thin parts of a label are not cut off
 MM3_PER_ML = 1000
+KEY = "pred"  # the item of a case that holds the label map
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,12 @@ class LabelRule:
         return ", and ".join(largest + small)
 
 
-def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, key: str = "pred") -> list[dict[str, Any]]:
-    """Return the rules as MONAI config, for a label map (1, X, Y, Z) with its affine in ``key``.
+def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int) -> list[dict[str, Any]]:
+    """Return the rules as MONAI config, for a label map (1, X, Y, Z) with its affine in ``pred``.
 
     Args:
         rules: by label value.
         n_labels: number of labels, background included.
-        key: the item of a case that holds the label map.
 
     Returns:
         Transforms that give a label map again; empty where no rule does anything.
@@ -58,7 +58,7 @@ def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, key: str =
         steps.append(
             {
                 "_target_": "KeepLargestConnectedComponentd",
-                "keys": key,
+                "keys": KEY,
                 "applied_labels": largest,
                 "is_onehot": False,
                 "connectivity": CONNECTIVITY,
@@ -66,7 +66,7 @@ def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, key: str =
         )
     volumes = {value: rule.min_volume_ml for value, rule in sorted(rules.items()) if rule.min_volume_ml}
     if volumes:
-        steps += _remove_small(volumes, n_labels, key)
+        steps += _remove_small(volumes, n_labels)
     return steps
 
 
@@ -96,13 +96,13 @@ def read_rules(path: str | Path) -> dict[int, LabelRule]:
     return rules
 
 
-def _remove_small(volumes_ml: Mapping[int, float], n_labels: int, key: str) -> list[dict[str, Any]]:
+def _remove_small(volumes_ml: Mapping[int, float], n_labels: int) -> list[dict[str, Any]]:
     """Use one mask a label, since on a label map the transform would take a whole label for one object."""
-    masks = [f"{key}_{value}" for value in range(n_labels)]
+    masks = [f"{KEY}_{value}" for value in range(n_labels)]
     small = [
         {
             "_target_": "RemoveSmallObjectsd",
-            "keys": f"{key}_{value}",
+            "keys": f"{KEY}_{value}",
             "min_size": volume * MM3_PER_ML,
             "connectivity": CONNECTIVITY,
             "by_measure": True,
@@ -110,9 +110,9 @@ def _remove_small(volumes_ml: Mapping[int, float], n_labels: int, key: str) -> l
         for value, volume in volumes_ml.items()
     ]
     return [
-        {"_target_": "AsDiscreted", "keys": key, "to_onehot": n_labels},
-        {"_target_": "SplitDimd", "keys": key, "dim": 0, "output_postfixes": [str(v) for v in range(n_labels)]},
+        {"_target_": "AsDiscreted", "keys": KEY, "to_onehot": n_labels},
+        {"_target_": "SplitDimd", "keys": KEY, "dim": 0, "output_postfixes": [str(v) for v in range(n_labels)]},
         *small,
-        {"_target_": "ConcatItemsd", "keys": masks, "name": key},
-        {"_target_": "AsDiscreted", "keys": key, "argmax": True},  # a voxel of no mask is background
+        {"_target_": "ConcatItemsd", "keys": masks, "name": KEY},
+        {"_target_": "AsDiscreted", "keys": KEY, "argmax": True},  # a voxel of no mask is background
     ]

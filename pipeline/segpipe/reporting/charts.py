@@ -163,15 +163,12 @@ def _lines(axis: Axes, mean: float, middle: float) -> None:
 Intervals = Mapping[str, tuple[float, float]]
 
 
-def comparison(
-    scores: Mapping[str, Sequence[float]], intervals: Intervals | None = None, measure: str = "Dice"
-) -> bytes:
+def comparison(scores: Mapping[str, Sequence[float]], intervals: Intervals | None = None) -> bytes:
     """Return a row for each variant: the cases as points over a box of their quartiles, mean red, median green.
 
     Args:
-        scores: variant to the measure of each case; what is not finite is not drawn and not averaged.
+        scores: variant to the Dice of each case; what is not finite is not drawn and not averaged.
         intervals: variant to the interval of its mean, drawn as a red bar; those who have none stay without.
-        measure: name for the axis.
 
     Returns:
         A PNG.
@@ -185,7 +182,7 @@ def comparison(
             _draw_row(axis, row, known, (intervals or {}).get(name))
     axis.set_yticks(range(len(scores)), [shorten(name, 36) for name in scores])
     axis.set_ylim(max(1, len(scores)) - 0.45, -0.55)
-    axis.set_xlabel(measure)
+    axis.set_xlabel("Dice")
     dress(axis, "x")
     axis.tick_params(axis="y", length=0, labelsize=9)
     axis.spines["left"].set_visible(False)

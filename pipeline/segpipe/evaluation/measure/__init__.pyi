@@ -1,17 +1,14 @@
 from .case_measures import DEFINITIONS as DEFINITIONS
 from .case_measures import MEASURES as MEASURES
 from .case_measures import LabelMeasure as LabelMeasure
-from .case_measures import Measure as Measure
 from .case_measures import label_pairs as label_pairs
 from .case_measures import measure_case as measure_case
 from .case_measures import without_prediction as without_prediction
-from .distance import SurfaceDistances as SurfaceDistances
 from .distance import assd_mm as assd_mm
 from .distance import hausdorff_mm as hausdorff_mm
 from .distance import hd95_mm as hd95_mm
 from .distance import nsd as nsd
 from .distance import surface_distances as surface_distances
-from .lesion import Lesions as Lesions
 from .lesion import lesion_dice as lesion_dice
 from .lesion import lesion_f1 as lesion_f1
 from .lesion import match_lesions as match_lesions

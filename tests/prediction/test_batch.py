@@ -331,17 +331,19 @@ def test_a_scan_that_changed_since_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_a_case_is_finished_while_the_worker_is_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computing, finishing = threading.Event(), threading.Event()
+    original = batch.result_document
 
-    def slow(folder: Path) -> None:
-        if folder.name.startswith("a"):
+    def slow(case: InputCase, *rest: Any) -> dict[str, Any]:
+        if case.id == "a":
             finishing.set()
             assert computing.wait(30)  # until the worker is at b
+        return original(case, *rest)
 
     def deed(call: int) -> None:
         assert finishing.wait(30)  # a is not finished yet
         computing.set()
 
-    monkeypatch.setattr(batch, "draw_overlay", slow)
+    monkeypatch.setattr(batch, "result_document", slow)
     seen: list[str] = []
     predict_cases(
         bundle(),

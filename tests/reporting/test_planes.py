@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from pictures import block, panel
 
 from segpipe.errors import DataError
-from segpipe.reporting.planes import AXIAL, PLANES, Panel, grey, labelled_box, outlines, window, worst_place
+from segpipe.reporting.case_overlay import AXIAL, PLANES, outlines
+from segpipe.reporting.planes import Panel, grey, labelled_box, window, worst_place
 
 
 def area(line: np.ndarray) -> float:

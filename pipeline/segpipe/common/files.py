@@ -104,25 +104,6 @@ def json_text(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def append_line(path: str | Path, document: Mapping[str, Any], mode: int = 0o666) -> None:
-    """Append one line of JSON and make it durable; a line before it that a crash cut short is ended first.
-
-    Raises:
-        UsageError: the file cannot be written to, or the disk is full.
-    """
-    line = json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
-        with os.fdopen(handle, "r+b") as stream:
-            if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
-                line = "\n" + line
-            stream.write(line.encode(errors="backslashreplace"))  # a file name that is not UTF-8
-            stream.flush()
-            os.fsync(handle)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
     """Write rows as CSV (empty cell for None), whole or not at all."""
     buffer = io.StringIO()

@@ -22,11 +22,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.files import append_line, cannot_write
+from segpipe.common.files import cannot_write
 from segpipe.errors import DataError, UsageError
 
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")  # of a label map
@@ -151,6 +151,25 @@ def read_lines(path: Path) -> Iterator[Any]:
     for line in text.split("\n"):
         with contextlib.suppress(ValueError):
             yield json.loads(line)
+
+
+def append_line(path: str | Path, document: Mapping[str, Any], mode: int = 0o666) -> None:
+    """Append one line of JSON and make it durable; a line before it that a crash cut short is ended first.
+
+    Raises:
+        UsageError: the file cannot be written to, or the disk is full.
+    """
+    line = json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, mode)
+        with os.fdopen(handle, "r+b") as stream:
+            if stream.seek(0, os.SEEK_END) and os.pread(handle, 1, stream.tell() - 1) != b"\n":
+                line = "\n" + line
+            stream.write(line.encode(errors="backslashreplace"))  # a file name that is not UTF-8
+            stream.flush()
+            os.fsync(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def find_segmentation(root: str | Path, case_id: str) -> Path | None:

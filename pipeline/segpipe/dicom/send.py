@@ -11,8 +11,8 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from segpipe.common.files import append_line, sha256_of
-from segpipe.common.result_folder import PARTIAL, read_lines
+from segpipe.common.files import sha256_of
+from segpipe.common.result_folder import PARTIAL, append_line, read_lines
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.transport import Archive, DicomFile, NotStoredError, open_archive
 from segpipe.errors import DataError, UsageError

@@ -19,10 +19,9 @@ from typing import Any, Unpack
 
 from segpipe.bundle import Bundle, open_bundle
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import PARTIAL, RESULT
+from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.prediction.batch_result import BatchProgress, BatchResult, Outcome
-from segpipe.prediction.batch_summary import draw_overlay, redact, result_document, write_summary
+from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
@@ -68,12 +67,20 @@ def predict(
             is in use, or another scan or something that is no result has a case's name.
     """
     keywords: dict[str, Any] = dict(options)
-    trust = {name: keywords.pop(name) for name in TRUST if name in keywords}
-    ensemble, out = keywords.pop("ensemble", ()), Path(out)
+    allow, unvetted, key = (keywords.pop(name, None) for name in TRUST)
+    members, out, progress = (bundle, *keywords.pop("ensemble", ())), Path(out), progress or BatchProgress()
+    if (allow or unvetted or key) and any(isinstance(member, Bundle) for member in members):
+        given = [name for name in TRUST if name in options]
+        hint = "give its terms to open_bundle, or its path here"
+        raise UsageError("the bundle is open already", found=", ".join(given), hint=hint)
     judged = Options.parse(keywords)
-    bundle, *others = [_opened(member, trust) for member in (bundle, *ensemble)]
+    bundle, *others = [
+        member
+        if isinstance(member, Bundle)
+        else open_bundle(member, allow=allow or (), run_unvetted_code=bool(unvetted), key=key)
+        for member in members
+    ]
     judged = replace(judged, ensemble=tuple(others))
-    progress = progress or BatchProgress()
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
         make_filter(bundle.metadata, max(1, len(bundle.channels)), judged),
@@ -96,17 +103,6 @@ def predict(
         on_crash=progress.crashed,
     )
     return BatchResult(bundle, outcomes, selected.not_selected, selected.passed_over)
-
-
-def _opened(bundle: Bundle | AnyPath, trust: Mapping[str, Any]) -> Bundle:
-    if not isinstance(bundle, Bundle):
-        allow, key = trust.get("allow") or (), trust.get("require_signature")
-        return open_bundle(bundle, allow=allow, run_unvetted_code=trust.get("run_unvetted_code", False), key=key)
-    if any(trust.values()):
-        raise UsageError(
-            "the bundle is open already", found=", ".join(trust), hint="give its terms to open_bundle, or its path here"
-        )
-    return bundle
 
 
 def predict_cases(
@@ -139,16 +135,18 @@ def predict_cases(
     """
     options.outputs.extra_files(bundle.labels, bundle.activation)
     require_agreement(bundle, options.ensemble)
+    model = {"bundle": bundle.sha256, "name": bundle.name, **options.about_model()}
     refuse_own_folder(out, bundle)
     if any(case.series for case in cases):
         _require_codes(bundle)
     with held_by(out):
         earlier = EarlierResults(out, bundle, cases, options)
         folder = earlier.folder
-        batch = _Batch(bundle, earlier, options, worker or make_worker(bundle, options), on_crash)
-        batch.prepare(cases)
+        batch = _Batch(bundle, earlier, options, cases, worker, on_crash)
         try:
-            batch.record_start(cases, not_selected)
+            folder.record(event="start", **model, cases=len(cases))
+            for left_out in not_selected:
+                folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
             outcomes = batch.run(cases, on_outcome)
         except BaseException:
             with contextlib.suppress(SegpipeError, OSError):  # what ended the batch is the thing to say
@@ -180,33 +178,27 @@ def _require_codes(bundle: Bundle) -> None:
 
 
 class _Batch:
+    """Cases under way. Its worker is started where a case is to be computed, else not."""
+
     def __init__(
         self,
         bundle: Bundle,
         earlier: EarlierResults,
         options: Options,
-        worker: Worker,
+        cases: Sequence[InputCase],
+        worker: Worker | None,
         on_crash: Callable[[str, WorkerDiedError], None],
     ) -> None:
         self.bundle, self.earlier, self.folder, self.options = bundle, earlier, earlier.folder, options
-        self.worker, self.on_crash = worker, on_crash
-        self.to_compute: dict[str, InputCase] = {}
+        self.on_crash = on_crash
+        self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in earlier.done}
         self.described: dict[str, Future[dict[str, Any]]] = {}
-
-    def prepare(self, cases: Sequence[InputCase]) -> None:
-        """Start the worker where a case is to be computed: a bundle that is refused leaves no line in the folder."""
-        self.to_compute = {case.id: case for case in cases if case.refusal is None and not self.earlier.is_done(case)}
-        try:
+        self.worker = worker or make_worker(bundle, options)
+        try:  # before a line is written to the folder: a bundle that is refused leaves none
             if self.to_compute:
                 self.worker.start()
         except CannotGoOnError as error:
             raise error.cause from error
-
-    def record_start(self, cases: Sequence[InputCase], not_selected: Sequence[NotSelected]) -> None:
-        model = {"bundle": self.bundle.sha256, "name": self.bundle.name, **self.options.about_model()}
-        self.folder.record(event="start", **model, cases=len(cases))
-        for left_out in not_selected:
-            self.folder.record(event="not_selected", id=left_out.id, rule=left_out.rule)
 
     def run(self, cases: Sequence[InputCase], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         """Finish each case in a second thread, one at a time and in order, while the worker is at the next."""
@@ -275,14 +267,14 @@ class _Batch:
 
         A case that ends the worker while the next one is read gets another try, alone: it may have been the other.
         """
-        options, reason = self.options, ""
+        options, files, reason = self.options, _files_of(case), ""
         tries = options.retries + (2 if prefetch else 1)
         for attempt in range(tries):
             try:
                 folder = self.folder.begin(case.id).absolute()
             except SegpipeError as error:
                 raise CannotGoOnError(error) from error
-            request = Segment(case=_files_of(case), folder=str(folder), outputs=options.outputs)
+            request = Segment(case=files, folder=str(folder), outputs=options.outputs)
             try:
                 segmented = self.worker.segment(request, options.timeout, None if attempt else prefetch)
                 return folder, segmented, self.worker.start()
@@ -306,8 +298,11 @@ class _Batch:
     def _finish(
         self, case: InputCase, folder: Path, segmented: Segmented, loaded: Loaded, source: dict[str, Any], start: float
     ) -> Outcome:
-        draw_overlay(folder)
         result = result_document(case, segmented, loaded, self.bundle, self.options)
+        if (folder / SLICE).is_file():
+            from segpipe.reporting import draw_overlay
+
+            draw_overlay(folder / SLICE, folder / OVERLAY)
         write_json(folder / RESULT, result)
         self.folder.map_case(case.id, [str(path) for path in case.paths], **source)
         self.folder.finish(case.id)

@@ -1,4 +1,4 @@
-"""What a batch says of its cases: ``result.json`` and the picture of each, and a table and a page of all.
+"""What a batch says of its cases: how each ended, its ``result.json``, and a table and a page of all.
 
 The summary is read from the folder, so that it is right after a resume.
 """
@@ -8,21 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.console import SCHEMA_VERSION
-from segpipe.common.files import read_json, write_csv, write_json, write_whole
-from segpipe.common.result_folder import (
-    OVERLAY,
-    REPORT,
-    RESULT,
-    SLICE,
-    SUMMARY_CSV,
-    SUMMARY_JSON,
-    ResultFolder,
-    read_events,
-)
+from segpipe.common.files import read_json, write_csv, write_json
+from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
 from segpipe.data import nifti_stem
 from segpipe.errors import SegpipeError
 from segpipe.prediction.cases import InputCase
@@ -32,12 +24,73 @@ from segpipe.prediction.series_filter import NotSelected
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
+    from segpipe.prediction.client import WorkerDiedError
 
 
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
 ENDS = ("done", "failed", "refused")
 PATH_LIKE = re.compile(r"(?<!\w)/[^\s'\"]+")
 FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation_unknown")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended.
+
+    Attributes:
+        id: of the case.
+        status: ``done``, ``skipped`` (finished before), ``failed``, or ``refused`` (a DICOM series that is no volume).
+        seconds: that it took.
+        reason: of what failed, in a sentence; of what is refused, in a word.
+        detail: of what is refused, in a sentence or two.
+        result: ``result.json``.
+    """
+
+    id: str
+    status: str
+    seconds: float | None = None
+    reason: str | None = None
+    detail: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of a batch.
+
+    Attributes:
+        bundle: that it was predicted with.
+        outcomes: of each case.
+        not_selected: series that a rule left out.
+        passed_over: number of files that are no image, by class.
+    """
+
+    bundle: Bundle
+    outcomes: list[Outcome]
+    not_selected: list[NotSelected] = field(default_factory=list)
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of cases by status."""
+        statuses = [outcome.status for outcome in self.outcomes]
+        return {status: statuses.count(status) for status in ("done", "skipped", "failed", "refused")}
+
+
+class BatchProgress:
+    """What is called while a batch runs; override what is to be seen."""
+
+    def reading(self, done: int, total: int) -> None:
+        """Take note that the headers of so many files were read."""
+
+    def started(self, total: int) -> None:
+        """Take note that so many cases were selected."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """Take note that a case has ended; called from a second thread."""
+
+    def crashed(self, case_id: str, death: WorkerDiedError) -> None:
+        """Take note that the worker died of a case."""
 
 
 def result_document(
@@ -50,35 +103,13 @@ def result_document(
         "bundle": bundle.facts,
         "route": "stock" if bundle.unsupported else "typed",
         "route_reasons": list(bundle.unsupported),
-        "source": "dicom" if case.is_dicom else "nifti",
+        "source": "dicom" if case.series else "nifti",
         "notes": list(case.series.notes) if case.series else [],
         **vars(segmented),
         "beside": options.outputs.extra_files(bundle.labels, bundle.activation),
         **options.about_model(),
         **vars(loaded),
     }
-
-
-def draw_overlay(folder: Path) -> None:
-    """Draw the slice that the worker left, and remove what it was drawn from.
-
-    Raises:
-        UsageError: the picture cannot be written, or the disk is full.
-    """
-    path = folder / SLICE
-    if not path.is_file():
-        return
-    import numpy as np
-
-    from segpipe.reporting import OverlaySlice, overlay
-
-    with np.load(path) as saved:
-        x, y, z = (float(edge) for edge in saved["spacing_mm"])
-        shown = OverlaySlice(saved["image"], saved["labels"], (x, y, z), int(saved["normal"]), int(saved["regions"]))
-        picture = overlay(shown)
-    with write_whole(folder / OVERLAY) as stream:
-        stream.write(picture)
-    path.unlink()
 
 
 def redact(text: str, case: InputCase) -> str:

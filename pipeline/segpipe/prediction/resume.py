@@ -71,6 +71,8 @@ class EarlierResults:
 
     Attributes:
         folder: that results are written to.
+        done: ids of the cases that were finished with this very model, with all that their source allows of what is
+            asked; a series that has other slices now is not done.
         refused: files of each series that was refused before.
 
     Raises:
@@ -80,13 +82,15 @@ class EarlierResults:
 
     def __init__(self, out: Path, bundle: Bundle, cases: Sequence[InputCase], options: Options) -> None:
         self._bundle, self._options = bundle, options
-        if not options.overwrite:
-            _refuse_other_bundle(out, bundle, options)
+        starts = [] if options.overwrite else [event for event in read_events(out) if event.get("event") == "start"]
+        if starts:
+            _refuse_other_bundle(out, starts[-1], bundle, options)
         mapping = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and "id" in entry]
         self.refused = {entry["id"]: entry.get("paths", []) for entry in mapping if "refused" in entry}
         self._sources = {entry["id"]: entry for entry in mapping if "refused" not in entry and entry.get("paths")}
-        if not options.overwrite:
-            _refuse_other_sources(out, cases, self._sources)
+        for case in () if options.overwrite else cases:
+            if case.id in self._sources and (out / case.id / RESULT).is_file():
+                _refuse_other_source(case, self._sources[case.id])
         self.folder = ResultFolder(out)
         taken = next((case.id for case in cases if self.folder.is_taken(case.id)), None)
         if taken is not None:  # such as a patient's own folder of scans
@@ -96,14 +100,10 @@ class EarlierResults:
                 case_id=taken,
                 hint="choose an empty or new folder for results",
             )
+        finished = [] if options.overwrite else [case for case in cases if self.folder.is_finished(case.id)]
+        self.done = {case.id for case in finished if self._is_done(case)}
 
-    def is_done(self, case: InputCase) -> bool:
-        """Return whether the case was finished with this very model, with all that its source allows of what is asked.
-
-        A series that has other slices now is not done.
-        """
-        if self._options.overwrite or not self.folder.is_finished(case.id):
-            return False
+    def _is_done(self, case: InputCase) -> bool:
         final = self.folder.final(case.id)
         try:
             result = read_json(final / RESULT)
@@ -115,23 +115,22 @@ class EarlierResults:
         return same and self._options.outputs.are_met(result, final, self._bundle, is_dicom=case.is_dicom)
 
 
-def _refuse_other_bundle(out: Path, bundle: Bundle, options: Options) -> None:
+def _refuse_other_bundle(out: Path, start: Mapping[str, Any], bundle: Bundle, options: Options) -> None:
     """Refuse to fill one folder from two models by mistake.
 
     Raises:
         RefusedError: the last start in this folder named another bundle, or averaged other scores.
     """
-    starts = [event for event in read_events(out) if event.get("event") == "start"]
-    if starts and starts[-1].get("bundle") != bundle.sha256:
+    if start.get("bundle") != bundle.sha256:
         raise RefusedError(
             "the folder holds results of another bundle",
             path=out,
-            found=f"{starts[-1].get('name')} ({str(starts[-1].get('bundle'))[:12]})",
+            found=f"{start.get('name')} ({str(start.get('bundle'))[:12]})",
             expected=f"{bundle.name} ({bundle.sha256[:12]})",
             hint="choose another folder, or give --overwrite",
         )
-    if starts and not _is_same_model(starts[-1], options):
-        before = {"ensemble": [], "mirror": []} | starts[-1]
+    if not _is_same_model(start, options):
+        before = {"ensemble": [], "mirror": [], **start}
         raise RefusedError(
             "the folder holds results with another ensemble, or otherwise mirrored",
             path=out,
@@ -152,32 +151,30 @@ def slices_of(series: Series) -> str:
     return hashlib.sha256(repr(slices).encode()).hexdigest()
 
 
-def _refuse_other_sources(out: Path, cases: Sequence[InputCase], sources: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse to pass over a scan because another one of its name was segmented before.
+def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
+    """Never pass over a scan because another one of its name was segmented before.
 
     Raises:
-        RefusedError: a finished case came from another file, or from other content of its file.
+        RefusedError: the finished case came from another file, or from other content of its file.
     """
-    for case in cases:
-        before = None if case.is_dicom else sources.get(case.id)  # a series is known by its slices
-        if before is None or not (out / case.id / RESULT).is_file():
-            continue
-        now = [str(path) for path in case.paths]
-        if before["paths"] != now:
-            raise RefusedError(
-                "this case was finished from another file",
-                path=now[0],
-                found=before["paths"][0],
-                case_id=case.id,
-                hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
-            )
-        if _has_changed(case, before):
-            raise RefusedError(
-                "the file of this case has changed since it was finished",
-                path=now[0],
-                case_id=case.id,
-                hint="choose another folder, or give --overwrite to compute the finished cases again",
-            )
+    if case.is_dicom:  # a series is known by its slices
+        return
+    now = [str(path) for path in case.paths]
+    if before["paths"] != now:
+        raise RefusedError(
+            "this case was finished from another file",
+            path=now[0],
+            found=before["paths"][0],
+            case_id=case.id,
+            hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
+        )
+    if _has_changed(case, before):
+        raise RefusedError(
+            "the file of this case has changed since it was finished",
+            path=now[0],
+            case_id=case.id,
+            hint="choose another folder, or give --overwrite to compute the finished cases again",
+        )
 
 
 def describe_source(case: InputCase) -> dict[str, Any]:
@@ -197,7 +194,7 @@ def _stat(case: InputCase) -> list[list[int]]:
     return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in case.paths)]
 
 
-def _has_changed(case: InputCase, before: dict[str, Any]) -> bool:
+def _has_changed(case: InputCase, before: Mapping[str, Any]) -> bool:
     """Judge by size and time, and where these differ by content: a copy of the same file has not changed."""
     try:
         return (

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from segpipe.reporting.case_overlay import AXIAL, outlines
 from segpipe.reporting.charts import shorten
-from segpipe.reporting.planes import AXIAL, PREDICTION_COLOUR, TRUTH_COLOUR, Panel, grey, outlines, window
+from segpipe.reporting.planes import PREDICTION_COLOUR, TRUTH_COLOUR, Panel, grey, window
 
 GREYS = 32  # few levels make a small file; the eye sees no more on a moving slice
 TRUTH, PREDICTION = GREYS, GREYS + 1  # places in the palette

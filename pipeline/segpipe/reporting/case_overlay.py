@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from segpipe.common.files import write_bytes
 from segpipe.reporting.charts import INK
-from segpipe.reporting.planes import PLANES, Plane, grey, outlines, window
+from segpipe.reporting.planes import grey, window
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -30,6 +33,36 @@ COLOURS: tuple[RGB, ...] = (  # Okabe & Ito (2008), bright ones first: they stan
     (213, 94, 0),
     (0, 114, 178),
 )
+
+
+@dataclass(frozen=True)
+class Plane:
+    """An orthogonal plane.
+
+    Attributes:
+        name: as a radiologist calls it.
+        normal: axis of the volume that is cut.
+        across, up: axes drawn from right to left, and from bottom to top.
+        letters: at the left, right, bottom and top edge.
+    """
+
+    name: str
+    normal: int
+    across: int
+    up: int
+    letters: str
+
+    def cut(self, volume: NDArray[Any], index: int) -> NDArray[Any]:
+        """Return a slice as rows from the bottom up, each from left to right."""
+        return np.take(volume, index, axis=self.normal).T[:, ::-1]
+
+    def pixel_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float]:
+        """Return width and height of a pixel."""
+        return float(spacing_mm[self.across]), float(spacing_mm[self.up])
+
+
+AXIAL = Plane("axial", 2, 0, 1, "RLPA")
+PLANES = (AXIAL, Plane("coronal", 1, 0, 2, "RLIS"), Plane("sagittal", 0, 1, 2, "APIS"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +84,21 @@ class OverlaySlice:
     regions: int = 0
 
 
-def colour_of(value: int) -> RGB:
-    """Return the colour of a label's outline."""
-    return COLOURS[(value - 1) % len(COLOURS)]
+def draw_overlay(source: Path, target: Path) -> None:
+    """Draw the slice that a worker left as PNG, and remove what it was drawn from.
+
+    Args:
+        source: ``.npz`` with the fields of `OverlaySlice`.
+        target: of the picture, written whole or not at all.
+
+    Raises:
+        UsageError: the picture cannot be written, or the disk is full.
+    """
+    with np.load(source) as kept:
+        x, y, z = (float(edge) for edge in kept["spacing_mm"])
+        shown = OverlaySlice(kept["image"], kept["labels"], (x, y, z), int(kept["normal"]), int(kept["regions"]))
+    write_bytes(target, overlay(shown))
+    source.unlink()
 
 
 def overlay(piece: OverlaySlice, pixels_a_mm: float | None = None) -> bytes:
@@ -84,6 +129,49 @@ def overlay(piece: OverlaySlice, pixels_a_mm: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[NDArray[np.float64]]:
+    """Yield closed lines around every label of a plane.
+
+    Args:
+        labels: rows from the bottom up.
+        pixel_mm: width and height of a pixel.
+
+    Yields:
+        (N, 2) points in mm from the lower left corner of the plane; lines run along the borders of pixels, also at
+        the plane's edge. They cut corners by half of a pixel's shorter side, so that thick slices stay steps.
+    """
+    from skimage.measure import find_contours
+
+    across, up = (max(1, round(side / min(pixel_mm))) for side in pixel_mm)
+    part_mm = np.array(pixel_mm) / (across, up)
+    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
+        if box is not None:
+            corner_mm = np.array([box[1].start, box[0].start]) * pixel_mm
+            mask = (labels[box] == value).repeat(up, axis=0).repeat(across, axis=1)
+            for line in find_contours(np.pad(mask, 1).astype(np.float64), 0.5):
+                yield corner_mm + (line[:, ::-1] - 0.5) * part_mm
+
+
+def _masks(labels: NDArray[Any], regions: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield each label that is there, and where."""
+    values = range(1, regions + 1) if regions else np.unique(labels[labels != 0]).tolist()
+    for value in values:
+        mask = labels >> (value - 1) & 1 if regions else labels == value
+        if mask.any():
+            yield value, np.asarray(mask, np.uint8)
+
+
+def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) -> None:
+    """Draw a closed line; rows count from the top in a picture, from the bottom in the plane."""
+    points = [(float(x), height - float(y)) for x, y in line]
+    draw.line(points, fill=colour, width=3 * FINE, joint="curve")
+
+
+def colour_of(value: int) -> RGB:
+    """Return the colour of a label's outline."""
+    return COLOURS[(value - 1) % len(COLOURS)]
+
+
 def legend(names: Mapping[int, str]) -> bytes:
     """Return which colour is which label, as PNG, four in a row."""
     from PIL import Image, ImageDraw, ImageFont
@@ -101,21 +189,6 @@ def legend(names: Mapping[int, str]) -> bytes:
     buffer = io.BytesIO()
     canvas.resize((canvas.width // 2, canvas.height // 2), Image.Resampling.LANCZOS).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _masks(labels: NDArray[Any], regions: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield each label that is there, and where."""
-    values = range(1, regions + 1) if regions else np.unique(labels[labels != 0]).tolist()
-    for value in values:
-        mask = labels >> (value - 1) & 1 if regions else labels == value
-        if mask.any():
-            yield value, np.asarray(mask, np.uint8)
-
-
-def _draw(draw: ImageDraw, line: NDArray[np.float64], height: int, colour: RGB) -> None:
-    """Draw a closed line; rows count from the top in a picture, from the bottom in the plane."""
-    points = [(float(x), height - float(y)) for x, y in line]
-    draw.line(points, fill=colour, width=3 * FINE, joint="curve")
 
 
 def example_figure(

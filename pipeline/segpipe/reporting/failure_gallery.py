@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.reporting.case_overlay import PLANES, Plane, outlines
 from segpipe.reporting.charts import GREY, INK, PAGE_WIDTH_IN, new_figure, shorten, to_png
-from segpipe.reporting.planes import (
-    PLANES,
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    Panel,
-    Plane,
-    grey,
-    labelled_box,
-    outlines,
-    window,
-    worst_place,
-)
+from segpipe.reporting.planes import PREDICTION_COLOUR, TRUTH_COLOUR, Panel, grey, labelled_box, window, worst_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""A case to draw, where to cut it, and its outlines: the same for every picture of a scan.
+"""A case to draw, and where to cut it: the same for every picture that compares two label maps.
 
 Volumes are (X, Y, Z) with axes towards the patient's right, front and head (RAS). The patient's right is drawn on
 the left, as a radiologist sees it. The outline of the truth is green and thick, that of the prediction red and thin,
@@ -8,7 +8,7 @@ so that they are told apart without colours too, and neither hides the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,59 +62,6 @@ class Panel:
                 found=f"shapes {', '.join(map(str, sorted(shapes)))}",
                 expected="one 3D grid",
             )
-
-
-@dataclass(frozen=True)
-class Plane:
-    """An orthogonal plane.
-
-    Attributes:
-        name: as a radiologist calls it.
-        normal: axis of the volume that is cut.
-        across, up: axes drawn from right to left, and from bottom to top.
-        letters: at the left, right, bottom and top edge.
-    """
-
-    name: str
-    normal: int
-    across: int
-    up: int
-    letters: str
-
-    def cut(self, volume: NDArray[Any], index: int) -> NDArray[Any]:
-        """Return a slice as rows from the bottom up, each from left to right."""
-        return np.take(volume, index, axis=self.normal).T[:, ::-1]
-
-    def pixel_mm(self, spacing_mm: Sequence[float]) -> tuple[float, float]:
-        """Return width and height of a pixel."""
-        return float(spacing_mm[self.across]), float(spacing_mm[self.up])
-
-
-AXIAL = Plane("axial", 2, 0, 1, "RLPA")
-PLANES = (AXIAL, Plane("coronal", 1, 0, 2, "RLIS"), Plane("sagittal", 0, 1, 2, "APIS"))
-
-
-def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[NDArray[np.float64]]:
-    """Yield closed lines around every label of a plane.
-
-    Args:
-        labels: rows from the bottom up.
-        pixel_mm: width and height of a pixel.
-
-    Yields:
-        (N, 2) points in mm from the lower left corner of the plane; lines run along the borders of pixels, also at
-        the plane's edge. They cut corners by half of a pixel's shorter side, so that thick slices stay steps.
-    """
-    from skimage.measure import find_contours
-
-    across, up = (max(1, round(side / min(pixel_mm))) for side in pixel_mm)
-    part_mm = np.array(pixel_mm) / (across, up)
-    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), start=1):
-        if box is not None:
-            corner_mm = np.array([box[1].start, box[0].start]) * pixel_mm
-            mask = (labels[box] == value).repeat(up, axis=0).repeat(across, axis=1)
-            for line in find_contours(np.pad(mask, 1).astype(np.float64), 0.5):
-                yield corner_mm + (line[:, ::-1] - 0.5) * part_mm
 
 
 def window(image: NDArray[Any]) -> tuple[float, float]:

@@ -19,15 +19,15 @@ TRUTH_WIDTH, PREDICTION_WIDTH = 4, 2  # pixels
 STRIP = 22  # height of the lines of text above and below
 LEAST_WIDTH = 260  # so that the text fits
 MOST_FRAMES = 150
-LONGER_SIDE_PX = 320  # small scans are enlarged to it
 SECONDS, SHORTEST_MS, LONGEST_MS = 8.0, 60, 300
 
 
-def gif(panel: Panel) -> bytes:
+def gif(panel: Panel, max_width_px: int = 320) -> bytes:
     """Return an animation: a frame an axial slice (of more than 150 every second, third, ...), red and green outlines.
 
     Args:
         panel: the case.
+        max_width_px: of the slice's longer side; small scans are enlarged to it.
 
     Returns:
         A GIF that repeats for ever; equal panels give equal bytes.
@@ -35,18 +35,18 @@ def gif(panel: Panel) -> bytes:
     slices = panel.image.shape[2]
     indices = range(0, slices, math.ceil(slices / MOST_FRAMES))
     low, high = window(panel.image)
-    frames = [_frame(panel, index, low, high) for index in indices]
+    frames = [_frame(panel, index, low, high, max_width_px) for index in indices]
     duration = min(LONGEST_MS, max(SHORTEST_MS, round(SECONDS * 100 / len(frames)) * 10))
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0, optimize=False)
     return buffer.getvalue()
 
 
-def _frame(panel: Panel, index: int, low: float, high: float) -> Image.Image:
+def _frame(panel: Panel, index: int, low: float, high: float, max_width_px: int) -> Image.Image:
     image, truth, prediction = (AXIAL.cut(volume, index) for volume in (panel.image, panel.truth, panel.prediction))
     pixel_mm = AXIAL.pixel_mm(panel.spacing_mm)
     rows, columns = image.shape
-    scale = LONGER_SIDE_PX / max(columns * pixel_mm[0], rows * pixel_mm[1])  # pixels per mm
+    scale = max_width_px / max(columns * pixel_mm[0], rows * pixel_mm[1])  # pixels per mm
     width, height = (max(1, round(n * mm * scale)) for n, mm in zip((columns, rows), pixel_mm, strict=True))
     brightness = Image.fromarray((grey(image, low, high)[::-1] * 255).round().astype(np.uint8))
     whole = Image.new("L", (max(width, LEAST_WIDTH), height + 2 * STRIP))

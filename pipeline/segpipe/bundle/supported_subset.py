@@ -28,39 +28,39 @@ _STEPS = {
 
 def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return what an inference config says in the supported subset, and what in it is not supported."""
-    found: dict[str, Any] = {}
+    supported: dict[str, Any] = {}
     unsupported: list[str] = []
     network = resolve(config.get("network_def"), config)
     if isinstance(network, dict) and is_plain(network) and isinstance(network.get("_target_"), str):
-        found["network_def"] = network
+        supported["network_def"] = network
     else:
         unsupported.append("network_def: not plain data")
-    _read_inferer(resolve(config.get("inferer"), config), found, unsupported)
-    _read_postprocessing(resolve(config.get("postprocessing"), config), found, unsupported)
+    _read_inferer(resolve(config.get("inferer"), config), supported, unsupported)
+    _read_postprocessing(resolve(config.get("postprocessing"), config), supported, unsupported)
     transforms = resolve(config.get("preprocessing"), config)
     if short_name(transforms) == "Compose" and set(transforms) == {"_target_", "transforms"}:
         transforms = transforms["transforms"]
     try:
-        found["preprocessing"] = Preprocessing.parse(transforms)
+        supported["preprocessing"] = Preprocessing.parse(transforms)
     except UnsupportedTransform as error:
         unsupported.insert(0, f"preprocessing: {error.what}: {error.why}")
-    return found, unsupported
+    return supported, unsupported
 
 
-def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -> None:
-    known = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
+def _read_inferer(inferer: Any, supported: dict[str, Any], unsupported: list[str]) -> None:
+    arguments = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
     if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
         unsupported.append("inferer: not a plain SlidingWindowInferer")
         return
     size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
     sizes = [size] * 3 if isinstance(size, int) else size
-    odd = sorted(set(inferer) - known)
+    odd = sorted(set(inferer) - arguments)
     if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
         unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")
     elif not isinstance(overlap, (int, float)):
         unsupported.append("inferer: overlap")
     else:
-        found.update(
+        supported.update(
             roi_size=tuple(sizes),
             overlap=float(overlap),
             sw_batch_size=int(inferer.get("sw_batch_size", 1)),
@@ -68,7 +68,7 @@ def _read_inferer(inferer: Any, found: dict[str, Any], unsupported: list[str]) -
         )
 
 
-def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported: list[str]) -> None:
+def _read_postprocessing(postprocessing: Any, supported: dict[str, Any], unsupported: list[str]) -> None:
     steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         unsupported.append("postprocessing: not a list of transforms")
@@ -83,7 +83,7 @@ def _read_postprocessing(postprocessing: Any, found: dict[str, Any], unsupported
     if odd or len(chosen) != 1 or not whole_label or steps[1].get("nearest_interp") is not False:
         unsupported.append(f"postprocessing: {odd[0] if odd else 'activation, interpolation or threshold'}")
         return
-    found.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
+    supported.update(activation=chosen[0], cleanup=tuple(steps[3:-1]))
 
 
 def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
@@ -134,8 +134,8 @@ def _of_weights(config: dict[str, Any]) -> Iterator[str]:
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _dicts(each)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _dicts(item)
 
 
 def has_sigmoid(config: dict[str, Any]) -> bool:

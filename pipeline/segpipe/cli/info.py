@@ -46,11 +46,11 @@ def batch_of(
         UsageError: no such fragment, or a patch that is none.
     """
     options = {"in_channels": in_channels, "out_channels": out_channels, "patch_size": patch_size}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    stated: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if task is not None:
         fragment, _ = read_fragment("task", task)
-        given = {**{name: fragment[name] for name in options}, **given}
-    batch = Batch(**given, batch_size=batch_size)
+        stated = {**{name: fragment[name] for name in options}, **stated}
+    batch = Batch(**stated, batch_size=batch_size)
     sizes = [batch.in_channels, batch.out_channels, *batch.patch_size]
     if len(sizes) != 5 or any(type(size) is not int or size < 1 for size in sizes):
         raise UsageError("channels and patch must be positive whole numbers", found=asdict(batch), path=task)

@@ -54,19 +54,19 @@ def command(
     from segpipe.cli.info import BASELINE, batch_of, network_facts
     from segpipe.training import known_fragments
 
-    asked = batch_of(task, in_channels, out_channels, patch, batch)
+    batch_facts = batch_of(task, in_channels, out_channels, patch, batch)
     names = list(network or known_fragments("network"))
     rows = []
     with console.progress() as bar:
         row = bar.add_task("networks", total=len(names))
-        for facts in network_facts(names, asked, time):
+        for facts in network_facts(names, batch_facts, time):
             rows.append(facts)
             bar.advance(row)
-    _table(console, rows, asked, time)
+    _table(console, rows, batch_facts, time)
     console.document(
         topic=topic.value,
         baseline=BASELINE,
-        **asdict(asked),
+        **asdict(batch_facts),
         threads=_threads() if time else None,
         networks=[asdict(facts) for facts in rows],
     )

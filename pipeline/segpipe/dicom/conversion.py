@@ -76,7 +76,7 @@ def convert_folder(
     return converted, len(tree.passed_over)
 
 
-def _choose(tree: Scan, wanted: Sequence[str]) -> list[Series]:
+def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
     if not tree.series:
         raise DataError(
             "there is no DICOM series",
@@ -84,10 +84,10 @@ def _choose(tree: Scan, wanted: Sequence[str]) -> list[Series]:
             found=f"{len(tree.passed_over)} other files",
             hint="`segpipe scan` lists them",
         )
-    for name in wanted:
+    for name in uids:
         if not any(name in (series.series_uid, series.case_id) for series in tree.series):
             raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
-    return [series for series in tree.series if not wanted or {series.series_uid, series.case_id} & set(wanted)]
+    return [series for series in tree.series if not uids or {series.series_uid, series.case_id} & set(uids)]
 
 
 def _convert(series: Series, root: Path, out: Path, repairs: tuple[str, ...], overwrite: bool) -> ConvertedSeries:

@@ -169,13 +169,13 @@ def _replace(component: dict[str, Any], by: dict[str, Any]) -> None:
     component.update(by)
 
 
-def _component(config: dict[str, Any], owner: str, name: str, known: tuple[str, ...]) -> str:
+def _component(config: dict[str, Any], owner: str, name: str, kinds: tuple[str, ...]) -> str:
     """Return the id of a component's argument that is a component of a known class itself."""
     id = _follow(config, f"{owner}::{name}")
     component = _at(config, id)
-    if not isinstance(component, dict) or short_name(component) not in known:
+    if not isinstance(component, dict) or short_name(component) not in kinds:
         shown = str(component.get("_target_")) if isinstance(component, dict) else repr(component)
-        raise _not_case_by_case(f"{owner}::{name} is not one of {', '.join(known)}", shown)
+        raise _not_case_by_case(f"{owner}::{name} is not one of {', '.join(kinds)}", shown)
     return id
 
 

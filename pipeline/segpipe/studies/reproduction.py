@@ -235,7 +235,7 @@ def check_data(cases: list[Case], root: Path, advance: Callable[[], object]) -> 
 
 
 def differences(
-    recorded: Mapping[str, Any] | None, here: Mapping[str, Any], on_gpu: bool = False
+    recorded: Mapping[str, Any] | None, current: Mapping[str, Any], on_gpu: bool = False
 ) -> list[Difference] | None:
     """Return what differs between two environments of `segpipe.common.provenance`; None where nothing is recorded.
 
@@ -244,9 +244,9 @@ def differences(
     """
     if recorded is None:
         return None
-    then, now = _flat(recorded, on_gpu), _flat(here, on_gpu)
+    then, now = _flat(recorded, on_gpu), _flat(current, on_gpu)
     return [
-        Difference(what, then.get(what), now.get(what)) for what in {**then, **now} if then.get(what) != now.get(what)
+        Difference(name, then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)
     ]
 
 
@@ -321,18 +321,18 @@ def _train(recorded: Recorded, out: Path, data: Path) -> dict[str, Any]:
     return start(composed, recorded.manifest_file, out)
 
 
-def compare_weights(recorded: State, here: State) -> dict[str, Any]:
+def compare_weights(recorded: State, trained: State) -> dict[str, Any]:
     """Return how far two state dicts are apart; ``max_abs_difference`` is None where names, types or shapes differ."""
     import torch
 
-    hashes = {"recorded": tensors_sha256(recorded), "here": tensors_sha256(here)}
-    names = sorted({*recorded, *here})
-    unequal = [name for name in names if _hash(recorded, name) != _hash(here, name)]
+    hashes = {"recorded": tensors_sha256(recorded), "here": tensors_sha256(trained)}
+    names = sorted({*recorded, *trained})
+    unequal = [name for name in names if _hash(recorded, name) != _hash(trained, name)]
     apart: float | None = 0.0
-    if any(_form(recorded, name) != _form(here, name) for name in unequal):
+    if any(_form(recorded, name) != _form(trained, name) for name in unequal):
         apart = None
     elif unequal:
-        gaps = [(recorded[name].double() - here[name].double()).abs().max() for name in unequal]
+        gaps = [(recorded[name].double() - trained[name].double()).abs().max() for name in unequal]
         largest = float(torch.stack(gaps).max())  # which is NaN where one is
         apart = largest if math.isfinite(largest) else None
     return {
@@ -345,22 +345,22 @@ def compare_weights(recorded: State, here: State) -> dict[str, Any]:
 
 
 def compare_validation(
-    recorded: Mapping[str, Any] | None, here: Mapping[str, Any] | None, spread: Mapping[str, Any] | None
+    recorded: Mapping[str, Any] | None, trained: Mapping[str, Any] | None, spread: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the best validation Dice of both sides, and whether the one here lies within the spread over seeds.
 
     Within: at most `WIDTH` sample standard deviations from the mean over seeds, or between their least and largest.
     """
-    known = spread if spread and spread.get("sd") is not None else None
+    measured = spread if spread and spread.get("sd") is not None else None
     within = None
-    if known and here:
-        value = here["val_mean_dice"]
-        near = abs(value - known["mean"]) <= WIDTH * known["sd"]
-        within = near or known["min"] <= value <= known["max"]
+    if measured and trained:
+        value = trained["val_mean_dice"]
+        near = abs(value - measured["mean"]) <= WIDTH * measured["sd"]
+        within = near or measured["min"] <= value <= measured["max"]
     return {
         "recorded": recorded and dict(recorded),
-        "here": here and dict(here),
-        "difference": here["val_mean_dice"] - recorded["val_mean_dice"] if recorded and here else None,
+        "here": trained and dict(trained),
+        "difference": trained["val_mean_dice"] - recorded["val_mean_dice"] if recorded and trained else None,
         "spread": spread and dict(spread),
         "within_spread": within,
     }

@@ -240,7 +240,7 @@ def check_network(config: Mapping[str, Any]) -> None:
             )
 
 
-def suggestion(word: str, known: Iterable[str]) -> str | None:
+def suggestion(word: str, words: Iterable[str]) -> str | None:
     """Return a hint that names the known word most like this one, or None."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else None

@@ -105,8 +105,8 @@ def write_golden(
     with write_whole(folder / SCORES) as stream:
         np.save(stream, recording.scores, allow_pickle=False)
     shown = _shown(recording.labels, labels)
-    made = {"how": how, "seed": SEED, "steps": steps}
-    write_json(folder / DOCUMENT, _document(folder, recording, made, shown))
+    origin = {"how": how, "seed": SEED, "steps": steps}
+    write_json(folder / DOCUMENT, _document(folder, recording, origin, shown))
     return {"how": how, "voxels": {label["name"]: label["voxels"] for label in shown.values()}}
 
 
@@ -147,15 +147,15 @@ def _generate(
     raise _NoneFoundError(f"no generated image shows {LEAST} voxels of each label; the last one: {few}")
 
 
-def _copy(folder: Path, files: int, given: Sequence[Path]) -> None:
+def _copy(folder: Path, files: int, images: Sequence[Path]) -> None:
     """Copy the voxels and the grid of each file alone: a header may say more."""
     import nibabel as nib
 
     from segpipe.common.nifti import read_header
 
-    if len(given) != files:
-        raise UsageError("another number of golden images than a case has", found=len(given), expected=files)
-    for index, path in enumerate(given):
+    if len(images) != files:
+        raise UsageError("another number of golden images than a case has", found=len(images), expected=files)
+    for index, path in enumerate(images):
         header = read_header(path)
         try:
             image = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
@@ -195,7 +195,7 @@ def _too_few(labels: NDArray[np.uint8], names: Mapping[int, str]) -> str:
     return ", ".join(f"{label['voxels']} voxels of {label['name']}" for label in shown if label["voxels"] < LEAST)
 
 
-def _document(folder: Path, recording: Recording, made: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+def _document(folder: Path, recording: Recording, origin: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
     images = sorted((folder / IMAGES).iterdir())
     return {
         "schema_version": 1,
@@ -218,7 +218,7 @@ def _document(folder: Path, recording: Recording, made: dict[str, Any], shown: d
         },
         "tolerance": TOLERANCE,
         "recorded_with": surroundings(),
-        "made": made,
+        "made": origin,
     }
 
 

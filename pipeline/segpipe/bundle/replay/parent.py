@@ -173,10 +173,10 @@ def _judge_golden(replay: Replay, golden: Golden, ran: Ran, out: Path) -> None:
         replay.refuse("replay", GOLDEN, words, f"not what it gave on its author's machine: {asked}, {where}")
 
 
-def _elsewhere(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def _elsewhere(recorded: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
     """Return what of versions, hardware and threads differs here; where anything does, bits may differ."""
-    parts = [(recorded[key], here[key]) for key in ("versions", "hardware")]
-    parts.append(({"threads": recorded["threads"]}, {"threads": here["threads"]}))
+    parts = [(recorded[key], machine[key]) for key in ("versions", "hardware")]
+    parts.append(({"threads": recorded["threads"]}, {"threads": machine["threads"]}))
     return [
         f"{name.replace('_', ' ')} {there.get(name)}, here {now.get(name)}"
         for there, now in parts
@@ -306,20 +306,20 @@ def _require_plain(path: Path, most_bytes: int) -> None:
 
 def _import_path() -> list[str]:
     """Return where this process finds packages, this one first, but for folders where the user works or lives."""
-    here = Path(isolation.__file__).parents[3]
+    own = Path(isolation.__file__).parents[3]
     private = (Path.cwd(), Path.home())
-    found = dict.fromkeys(Path(entry).resolve() for entry in sys.path if entry)
-    others = [path for path in found if not any(folder.is_relative_to(path) for folder in private)]
-    return [str(path) for path in dict.fromkeys((here, *others))]
+    entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path if entry)
+    others = [path for path in entries if not any(folder.is_relative_to(path) for folder in private)]
+    return [str(path) for path in dict.fromkeys((own, *others))]
 
 
 def _environment(out: Path) -> dict[str, str]:
     """Return nothing of the user's but where libraries lie; numbers are computed in one way."""
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     home = {name: str(out) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}
     nobody = {"USER": "nobody", "LOGNAME": "nobody", "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": ""}
-    return {**kept, **threads, **home, **nobody}
+    return {**environment, **threads, **home, **nobody}
 
 
 def _how_it_ended(code: int, out: Path) -> str | None:
@@ -337,10 +337,10 @@ def _how_it_ended(code: int, out: Path) -> str | None:
     return f"the process ended with code {code}"
 
 
-def _outcome(said: bytes, ended: str | None, out: Path) -> Ran:
+def _outcome(answer_bytes: bytes, ended: str | None, out: Path) -> Ran:
     ran = Ran(ended=ended)
     try:
-        ran.began = json.loads(said)
+        ran.began = json.loads(answer_bytes)
     except ValueError:
         return Ran(ended=ended or "the process said nothing")
     if ended is None:

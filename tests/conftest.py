@@ -15,7 +15,7 @@ ALLOWED_SKIPS = {
     "a network namespace can only be made by root": "small archives on loopback stand in for Orthanc in test_send.py",
     "pip reaches no registry of packages": "stock MONAI runs bundles of the installed environment in test_stock_run.py",
     "the site's environment is not made (make docs)": "`.ci/run` makes it",
-    "a small file system can only be mounted by root": "a full disk is simulated in tests/predict as well",
+    "a small file system can only be mounted by root": "a full disk is simulated in tests/prediction as well",
 }
 
 settings.register_profile("segpipe", deadline=None)  # the machine may be busy

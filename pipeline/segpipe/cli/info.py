@@ -168,7 +168,7 @@ def _seconds_of_step(network: Any, shape: Sequence[int], out_channels: int) -> f
     """Time a step of AdamW on noise, with Dice plus cross entropy over all heads, on the CPU."""
     import torch
 
-    from segpipe.components.losses import DeepSupervision, DiceCELoss
+    from segpipe.components import DeepSupervision, DiceCELoss
 
     loss = DeepSupervision(DiceCELoss(activation="softmax" if out_channels > 1 else "sigmoid"))
     optimizer = torch.optim.AdamW(network.train().parameters())

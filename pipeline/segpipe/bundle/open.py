@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from segpipe.bundle.supported_subset import Activation, has_sigmoid, read_inference, unsupported_features
+from segpipe.bundle.supported_subset import Activation, read_inference, read_meaning, unsupported_features
 from segpipe.bundle.vet import (
     NotReadableError,
     TrustPolicy,
@@ -225,13 +225,10 @@ def open_bundle(
     config_file, weights = _inference_file(root), _weights_file(root)
     metadata = _mapping(root / "configs/metadata.json", "bundle metadata")
     inference = _mapping(config_file, "inference config")
-    is_sigmoid, odd = has_sigmoid(inference), list(unsupported_features(inference))
+    labels, channels, regions = read_meaning(metadata, inference)
+    odd = list(unsupported_features(inference))
     supported, unsupported = read_inference(inference)
     unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
-    labels, channels = _meaning(metadata)
-    regions = _regions(metadata, len(labels)) if is_sigmoid else 0
-    if regions or len(labels) == 1:  # each channel is a label, and none is the background
-        labels = {0: "background"} | {value: name for value, name in enumerate(labels.values(), 1)}
     return Bundle(
         root=root,
         name=str(metadata.get("name") or root.resolve().name),
@@ -286,13 +283,6 @@ def _signer(root: Path, key: Path) -> str:
     return check_signature(root, key)
 
 
-def _regions(metadata: dict[str, Any], named: int) -> int:
-    """Return the number of sigmoid channels where there are several; a single one may be named with the background."""
-    pred = ((metadata.get("network_data_format") or {}).get("outputs") or {}).get("pred") or {}
-    channels = pred.get("num_channels", named)
-    return channels if isinstance(channels, int) and channels == named > 1 else 0
-
-
 def _inference_file(root: Path) -> Path:
     names = [f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
     config = next((root / "configs" / name for name in names if (root / "configs" / name).is_file()), None)
@@ -320,27 +310,3 @@ def _mapping(path: Path, noun: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DataError(f"the {noun} is not a mapping", path=path, found=type(document).__name__)
     return document
-
-
-def _meaning(metadata: dict[str, Any]) -> tuple[dict[int, str], list[str]]:
-    """Return the meaning of the scores' channels by number, and the names of the input channels."""
-    formats = metadata.get("network_data_format")
-    formats = formats if isinstance(formats, dict) else {}
-
-    def tensor(side: str, name: str) -> dict[str, Any]:
-        named = formats.get(side) or {}
-        return named.get(name) or (next(iter(named.values())) if len(named) == 1 else None) or {}
-
-    def channel_def(side: str, name: str) -> dict[int, str]:
-        names = tensor(side, name).get("channel_def") or {}
-        pairs = names.items() if isinstance(names, dict) else enumerate(names)
-        return {int(key): str(value) for key, value in sorted(pairs, key=lambda item: int(item[0]))}
-
-    try:
-        labels, channels = channel_def("outputs", "pred"), list(channel_def("inputs", "image").values())
-        counted = tensor("inputs", "image").get("num_channels")
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
-    if not channels and isinstance(counted, int):
-        channels = [f"channel {index}" for index in range(counted)]
-    return labels, channels

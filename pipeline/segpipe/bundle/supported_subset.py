@@ -138,7 +138,45 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
         yield from _dicts(item)
 
 
-def has_sigmoid(config: dict[str, Any]) -> bool:
+def read_meaning(metadata: dict[str, Any], config: dict[str, Any]) -> tuple[dict[int, str], list[str], int]:
+    """Return labels by value, names of the input channels, and how many regions there are that may overlap.
+
+    Raises:
+        DataError: ``network_data_format`` cannot be read, or the config's references have no end.
+    """
+    formats = metadata.get("network_data_format")
+    formats = formats if isinstance(formats, dict) else {}
+
+    def tensor(side: str, name: str) -> dict[str, Any]:
+        named = formats.get(side) or {}
+        return named.get(name) or (next(iter(named.values())) if len(named) == 1 else None) or {}
+
+    def channel_def(side: str, name: str) -> dict[int, str]:
+        names = tensor(side, name).get("channel_def") or {}
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(key): str(value) for key, value in sorted(pairs, key=lambda item: int(item[0]))}
+
+    try:
+        labels, channels = channel_def("outputs", "pred"), list(channel_def("inputs", "image").values())
+        counted = tensor("inputs", "image").get("num_channels")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
+    if not channels and isinstance(counted, int):
+        channels = [f"channel {index}" for index in range(counted)]
+    regions = _regions(metadata, len(labels)) if _has_sigmoid(config) else 0
+    if regions or len(labels) == 1:  # each channel is a label, and none is the background
+        labels = {0: "background"} | {value: name for value, name in enumerate(labels.values(), 1)}
+    return labels, channels, regions
+
+
+def _regions(metadata: dict[str, Any], named: int) -> int:
+    """Return the number of sigmoid channels where there are several; a single one may be named with the background."""
+    pred = ((metadata.get("network_data_format") or {}).get("outputs") or {}).get("pred") or {}
+    channels = pred.get("num_channels", named)
+    return channels if isinstance(channels, int) and channels == named > 1 else 0
+
+
+def _has_sigmoid(config: dict[str, Any]) -> bool:
     """Return whether the post-processing takes each channel for itself."""
     steps = resolve(config.get("postprocessing"), config)
     steps = steps.get("transforms") if isinstance(steps, dict) else steps

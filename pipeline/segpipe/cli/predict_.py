@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,13 +111,12 @@ def command(
     """
     from segpipe.prediction import predict
 
-    console = Console("predict", as_json=json)
-    with console.progress() as bar:
+    with _progress() as progress:
         batch = predict(
             bundle,
             inputs,
             out,
-            progress=_progress_on(console, bar),
+            progress=progress,
             format=formats,
             probabilities=probabilities,
             entropy=entropy,
@@ -142,30 +143,36 @@ def command(
             run_unvetted_code=run_unvetted_code,
             require_signature=require_signature,
         )
-    return _report(console, batch)
+    return _report(Console("predict", as_json=json), batch)
 
 
-def _progress_on(console: Console, bar: Progress) -> BatchProgress:
+@contextmanager
+def _progress() -> Iterator[BatchProgress]:
+    """Show how a batch goes, on standard error."""
     from segpipe.prediction import BatchProgress
 
+    console = Console("predict")
+
     class OnBar(BatchProgress):
-        task = bar.add_task("reading headers", total=None)
+        def __init__(self, bar: Progress) -> None:
+            self.bar, self.task = bar, bar.add_task("reading headers", total=None)
 
         def reading(self, done: int, total: int) -> None:
-            bar.update(self.task, completed=done, total=total)
+            self.bar.update(self.task, completed=done, total=total)
 
         def started(self, total: int) -> None:
-            bar.reset(self.task, description="predict", total=total)
+            self.bar.reset(self.task, description="predict", total=total)
 
         def finished(self, outcome: Outcome) -> None:
-            bar.update(self.task, advance=1, description=outcome.id)
+            self.bar.update(self.task, advance=1, description=outcome.id)
 
         def crashed(self, case_id: str, death: WorkerDiedError) -> None:
             console.note(f"segpipe predict: {case_id}: {death.reason}; its last words:")
             for line in death.last_words or ["(none)"]:
                 console.note(f"  | {line}")
 
-    return OnBar()
+    with console.progress() as bar:
+        yield OnBar(bar)
 
 
 def _report(console: Console, batch: BatchResult) -> int:

@@ -253,21 +253,20 @@ class _Batch:
         try:
             self.worker.start()
             start = time.monotonic()
-            described = self.described.pop(case.id, None)  # before it is read, so that a later change is noticed
-            source = describe_source(case) if described is None else described.result()
-            folder, segmented, loaded = self._segment(case, prefetch)
+            return self._segment(case, prefetch, start)
         except CannotGoOnError as error:
             raise error.cause from error
         except SegpipeError as error:
             return partial(self._fail, case, error, time.monotonic() - start)
-        return partial(self._finish, case, folder, segmented, loaded, source, start)
 
-    def _segment(self, case: InputCase, prefetch: Callable[[], None] | None) -> tuple[Path, Segmented, Loaded]:
+    def _segment(self, case: InputCase, prefetch: Callable[[], None] | None, start: float) -> Callable[[], Outcome]:
         """Ask the worker for a case, until it lives through it.
 
         A case that ends the worker while the next one is read gets another try, alone: it may have been the other.
         """
         options, files, reason = self.options, _files_of(case), ""
+        described = self.described.pop(case.id, None)  # before it is read, so that a later change is noticed
+        source = describe_source(case) if described is None else described.result()
         tries = options.retries + (2 if prefetch else 1)
         for attempt in range(tries):
             try:
@@ -277,7 +276,7 @@ class _Batch:
             request = Segment(case=files, folder=str(folder), outputs=options.outputs)
             try:
                 segmented = self.worker.segment(request, options.timeout, None if attempt else prefetch)
-                return folder, segmented, self.worker.start()
+                return partial(self._finish, case, folder, segmented, self.worker.start(), source, start)
             except WorkerMemoryError as error:
                 if attempt > 0 or prefetch is None:
                     limit = f"{(options.max_case_memory or 0) / 2**30:.3g} GiB"
@@ -291,8 +290,8 @@ class _Batch:
                 reason = death.reason
                 self.folder.record(event="crashed", id=case.id, attempt=attempt + 1, reason=reason)
                 self.on_crash(case.id, death)
-            for described in self.described.values():  # nothing more is said to a worker that has died
-                described.exception()
+            for following in self.described.values():  # nothing more is said to a worker that has died
+                following.exception()
         raise SegpipeError(reason, found=f"{tries} attempts")
 
     def _finish(

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.console import SCHEMA_VERSION
@@ -138,12 +137,10 @@ def write_summary(
     Raises:
         UsageError: one of them cannot be written.
     """
-    from segpipe.reporting import CaseRow, write_cases_page
+    from segpipe.reporting import write_cases_page
 
     cases = collect(folder)
     labels = [name for value, name in sorted(bundle.labels.items()) if value]
-    rows = [_csv_row(case, labels) for case in cases]
-    pictures = [CaseRow(case, _picture(folder.root / case["id"])) for case in cases]
     counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
     write_json(
         folder.root / SUMMARY_JSON,
@@ -160,11 +157,11 @@ def write_summary(
     )
     columns = ["id", "state", "reason", "detail", "source", "seconds"]
     columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written"]
-    write_csv(folder.root / SUMMARY_CSV, rows, columns)
+    write_csv(folder.root / SUMMARY_CSV, (_csv_row(case, labels) for case in cases), columns)
     write_cases_page(
         folder.root / REPORT,
         f"{bundle.name} {bundle.version}: {len(cases)} cases",
-        pictures,
+        [(case, folder.final(case["id"]) / OVERLAY) for case in cases],
         {value: name for value, name in bundle.labels.items() if value},
         NOT_A_DEVICE,
         [(left_out.id, left_out.rule) for left_out in not_selected],
@@ -241,10 +238,3 @@ def _cell(flag: Any) -> Any:
     if isinstance(flag, bool):
         return "yes" if flag else "no"
     return "; ".join(flag) if isinstance(flag, list) else flag
-
-
-def _picture(case: Path) -> bytes | None:
-    try:
-        return (case / OVERLAY).read_bytes()
-    except OSError:
-        return None

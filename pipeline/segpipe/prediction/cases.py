@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segpipe.common.nifti import find_nifti
 from segpipe.common.result_folder import RESERVED
-from segpipe.data import CASE_ID, data_root, load_manifest, nifti_stem
+from segpipe.data import CASE_ID, data_root, load_manifest
 from segpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from segpipe.dicom import Series
 
 
-CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<index>\d{4})$")
+NAME = re.compile(r"(?P<id>(?P<stem>.+)_(?P<index>\d{4})|.*?)(?P<ending>\.nii(\.gz)?)", re.DOTALL | re.IGNORECASE)
 ENDINGS = (".nii", ".nii.gz")
 
 
@@ -123,32 +123,25 @@ def _files(inputs: Sequence[Path], out: Path | None) -> list[Path]:
 
 
 def _of_files(files: Sequence[Path], channels: int) -> list[InputCase]:
-    matches = {path: CHANNEL.match(nifti_stem(path)) for path in files}
+    names = {path: match for path in files if (match := NAME.fullmatch(path.name))}
     if channels == 1:  # the suffix of a single channel is no part of the name, where all files carry it
-        all_first = all(match and match["index"] == "0000" for match in matches.values())
-        return [
-            InputCase(match["stem"] if match and all_first else nifti_stem(path), (path,))
-            for path, match in matches.items()
-        ]
-    cases = [InputCase(nifti_stem(path), (path,)) for path, match in matches.items() if not match]
+        part = "stem" if all(name["index"] == "0000" for name in names.values()) else "id"
+        return [InputCase(name[part], (path,)) for path, name in names.items()]
+    cases = [InputCase(name["id"], (path,)) for path, name in names.items() if not name["index"]]
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
-    for path, match in matches.items():
-        if match:
-            group = groups.setdefault((path.parent, match["stem"]), {})
-            first = group.setdefault(int(match["index"]), path)
+    for path, name in names.items():
+        if name["index"]:
+            group = groups.setdefault((path.parent, name["stem"]), {})
+            first = group.setdefault(int(name["index"]), path)
             if first is not path:
                 raise UsageError(
                     "two files are the same channel of a case", path=f"{first} and {path}", hint="remove one of them"
                 )
-    return cases + [InputCase(stem, _in_order(group)) for (_, stem), group in groups.items()]
-
-
-def _in_order(group: Mapping[int, Path]) -> tuple[Path, ...]:
-    """Return the files of a case by channel; the name of one that is missing keeps its place, so that none moves up."""
-    some = next(iter(group.values()))
-    ending = some.name[len(nifti_stem(some)) :]
-    stem = nifti_stem(some)[: -len("_0000")]
-    return tuple(group.get(index, some.with_name(f"{stem}_{index:04}{ending}")) for index in range(max(group) + 1))
+    for (folder, stem), group in groups.items():  # the name of one that is missing keeps its place: none moves up
+        ending = names[next(iter(group.values()))]["ending"]
+        paths = [group.get(index, folder / f"{stem}_{index:04}{ending}") for index in range(max(group) + 1)]
+        cases.append(InputCase(stem, tuple(paths)))
+    return cases
 
 
 def _of_manifest(path: Path, split: str | None, fold: int | None, data: Path | None) -> list[InputCase]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,10 @@ from segpipe.reporting.case_overlay import legend
 from segpipe.reporting.html import Picture, Section, Table, write_page
 
 
-@dataclass(frozen=True, eq=False)
-class CaseRow:
-    """A case as the summary has it, and its picture."""
-
-    case: Mapping[str, Any]
-    picture: bytes | None
-
-
 def write_cases_page(
     path: Path,
     title: str,
-    rows: Sequence[CaseRow],
+    rows: Sequence[tuple[Mapping[str, Any], Path]],
     labels: Mapping[int, str],
     notice: str,
     not_selected: Sequence[tuple[str, str]],
@@ -33,7 +25,7 @@ def write_cases_page(
     Args:
         path: of the page.
         title: of the page.
-        rows: the cases.
+        rows: each case as the summary has it, and the file of its picture, where there is one.
         labels: value to name, without background.
         notice: what the results are not for.
         not_selected: id of a series that was left out, and the rule.
@@ -42,9 +34,9 @@ def write_cases_page(
     Raises:
         UsageError: it cannot be written.
     """
-    done = [row for row in rows if row.case["state"] == "done"]
-    unfinished = [row.case for row in rows if row.case["state"] != "done"]
-    odd = [row for row in done if remarks(row.case)]
+    done = [row for row in rows if row[0]["state"] == "done"]
+    unfinished = [case for case, _ in rows if case["state"] != "done"]
+    odd = [case for case, _ in done if remarks(case)]
     figures = [
         (str(len(done)), "with a result"),
         (str(len(unfinished)), "without: failed or refused"),
@@ -58,7 +50,7 @@ def write_cases_page(
         )
         sections.append(Section("Without a result", tables=[table]))
     if done:
-        sections += [_volumes(done, labels), _pictures(done, labels)]
+        sections += [_volumes([case for case, _ in done], labels), _pictures(done, labels)]
     if not_selected or passed_over:
         sections.append(_left_out(not_selected, passed_over))
     write_page(path, title, sections, "Automatic segmentation; check each one before it is used.")
@@ -84,24 +76,24 @@ def remarks(case: Mapping[str, Any]) -> list[str]:
     return words + [f"no {', '.join(names)}: {why}" for why, names in refused.items()]
 
 
-def _volumes(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
+def _volumes(cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> Section:
     columns = ["case", *(f"{name} (mL)" for name in labels.values()), "seconds", "remarks"]
     cells = []
-    for case in (row.case for row in rows):
+    for case in cases:
         volumes = [(case["volumes_ml"] or {}).get(name) for name in labels.values()]
         cells.append([case["id"], *volumes, case["seconds"], "; ".join(remarks(case))])
-    flags = [row.case["flags"] or {} for row in rows]
+    flags = [case["flags"] or {} for case in cases]
     unknown = any("unknown" in (flag.get("far_spacing"), flag.get("far_intensity")) for flag in flags)
     words = ["The bundle does not say what spacing or intensity its training data had."] if unknown else []
     return Section("Volumes", words, tables=[Table(columns, cells)])
 
 
-def _pictures(rows: Sequence[CaseRow], labels: Mapping[int, str]) -> Section:
-    pictures = [
-        Picture(row.picture, f"slice of {row.case['id']} with outlines", _caption(row.case), small=True)
-        for row in rows
-        if row.picture is not None
-    ]
+def _pictures(rows: Sequence[tuple[Mapping[str, Any], Path]], labels: Mapping[int, str]) -> Section:
+    pictures = []
+    for case, file in rows:
+        with contextlib.suppress(OSError):  # none was asked for
+            words = f"slice of {case['id']} with outlines"
+            pictures.append(Picture(file.read_bytes(), words, _caption(case), small=True))
     names = Picture(legend(labels), "colours of the labels")
     words = "Of each case the slice with most labelled voxels; seen from the feet or from the front, so that the "
     words += "patient's right is on the left, or from the side, with the front on the left."

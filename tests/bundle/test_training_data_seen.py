@@ -10,10 +10,10 @@ from tiny_run import MakeRun
 
 import segpipe
 from segpipe.bundle.exporting.write import export
+from segpipe.bundle.segmentation import far_from_training
 from segpipe.common.files import read_json, write_json
 from segpipe.data.fingerprint import FINGERPRINT, fingerprint_path
 from segpipe.errors import DataError
-from segpipe.evaluation.out_of_distribution import far_from_training
 
 SCHEMA = Path(segpipe.__file__).parent / "schemas" / "bundle_metadata.schema.json"
 

@@ -6,11 +6,11 @@ The one place for this: `Bundle.segment` returns it, and the worker of a batch w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,14 @@ from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.result_folder import FORMATS
 from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
 from segpipe.errors import DataError, UsageError
-from segpipe.evaluation import far_from_training
 from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 OVERLAP = "its regions overlap, and these take one label map"
+SPACING_FACTOR = 1.5  # beyond the range of the training cases
+INTENSITY_MARGIN = 0.5  # of that range's width
+COMPARED = (1, 2, 3)  # of the percentiles 0.5, 5, 50, 95 and 99.5: the extremes of an image are its outliers
+Answer = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,6 +168,52 @@ class Segmentation:
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
         algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)
         return write_dicom(folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm)
+
+
+def far_from_training(
+    metadata: Mapping[str, Any], spacing_ras_mm: Sequence[float] | None, intensity: Sequence[Any] | None
+) -> dict[str, Answer]:
+    """Return the flags of a case.
+
+    Args:
+        metadata: of the bundle.
+        spacing_ras_mm: of the case, along the axes of RAS.
+        intensity: of each channel, the values at the five percentiles.
+
+    Returns:
+        ``far_spacing``: an edge is more than 1.5 times the largest of the training cases, or less than the smallest
+        divided by 1.5. ``far_intensity``: the 5th, 50th or 95th percentile of a channel lies beyond the range of the
+        training cases by more than half of its width. ``unknown`` where the bundle does not say: one exported with a
+        fingerprint has ``training_data.seen``.
+    """
+    training = metadata.get("training_data")
+    seen = training.get("seen") if isinstance(training, Mapping) else None
+    seen = seen if isinstance(seen, Mapping) else {}
+    return {
+        "far_spacing": _far_spacing(seen.get("spacing_ras_mm"), spacing_ras_mm),
+        "far_intensity": _far_intensity(seen.get("intensity"), intensity),
+    }
+
+
+def _far_spacing(seen: Sequence[Sequence[float]] | None, spacing: Sequence[float] | None) -> Answer:
+    if not seen or not spacing or len(seen) != len(spacing):
+        return "unknown"
+    near = (
+        low / SPACING_FACTOR <= edge <= high * SPACING_FACTOR for (low, high), edge in zip(seen, spacing, strict=True)
+    )
+    return "no" if all(near) else "yes"
+
+
+def _far_intensity(seen: Sequence[Any] | None, intensity: Sequence[Any] | None) -> Answer:
+    if not seen or not intensity or len(seen) != len(intensity):
+        return "unknown"
+    for channel, values in zip(seen, intensity, strict=True):
+        for index in COMPARED:
+            low, high = channel[index]
+            margin = INTENSITY_MARGIN * (high - low)
+            if not low - margin <= values[index] <= high + margin:
+                return "yes"
+    return "no"
 
 
 def require_format(name: str) -> None:

@@ -2,7 +2,6 @@
 
 `measure` holds the one definition of each number, pure functions of arrays; case_evaluation reads and measures one
 case, summary and statistics sum up, postprocessing chooses clean-up rules, evaluation_page draws, cohort is the whole.
-`out_of_distribution` compares a case with what a bundle's metadata says of its training data.
 """
 
 import lazy_loader as _lazy

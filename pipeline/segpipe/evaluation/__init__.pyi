@@ -11,8 +11,6 @@ from .measure import dice as dice
 from .measure import label_channels as label_channels
 from .measure import label_pairs as label_pairs
 from .measure import mean_defined as mean_defined
-from .out_of_distribution import far_from_training as far_from_training
-from .out_of_distribution import seen_in_training as seen_in_training
 from .postprocessing import Choice as Choice
 from .statistics import Estimate as Estimate
 from .statistics import bootstrap_mean as bootstrap_mean

@@ -36,7 +36,7 @@ from segpipe.errors import DataError, UsageError
 from segpipe.inference.onednn import OneDnn
 from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
-from segpipe.inference.transforms import bundle_parser, parsed, root_cause
+from segpipe.inference.transforms import root_cause
 
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
 TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
@@ -80,18 +80,20 @@ class Model:
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 
-def load_models(bundles: Iterable[BundleFiles], device: torch.device) -> list[Model]:
-    """Return the networks of bundles with their weights, in evaluation mode.
+def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device: torch.device) -> list[Model]:
+    """Return the networks of bundles, which were built from their configs, with their weights.
 
     Raises:
-        DataError: a network cannot be built, or has no weights that fit.
+        DataError: as `load_weights`.
     """
-    models = []
-    for bundle in bundles:
-        network = parsed(bundle_parser(bundle.root, bundle.inference, str(device)), "network_def")
-        text = json.dumps(bundle.inference, sort_keys=True, default=str)
-        models.append(Model(load_weights(network, bundle.weights, device), bundle.weights, text))
-    return models
+    return [
+        Model(
+            load_weights(network, bundle.weights, device),
+            bundle.weights,
+            json.dumps(bundle.inference, sort_keys=True, default=str),
+        )
+        for bundle, network in zip(bundles, networks, strict=True)
+    ]
 
 
 def load_weights(network: Any, weights: str, device: torch.device) -> torch.nn.Module:

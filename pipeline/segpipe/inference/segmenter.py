@@ -55,8 +55,8 @@ class Segmenter:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, options = recipe, recipe.options
         self.device = device_of(options.device)
-        torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
         self.prefetcher = Prefetcher(recipe.channels, options.max_memory)
+        torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
         typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
         self.engine_reasons: tuple[str, ...] = ()
         if typed is None:
@@ -75,7 +75,9 @@ class Segmenter:
             parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
             parser["cleanup"] = list(recipe.cleanup)
             cleanup = parsed(parser, "cleanup")
-        models = load_models(recipe.bundles, self.device)
+        parsers = [bundle_parser(bundle.root, bundle.inference, str(self.device)) for bundle in recipe.bundles]
+        networks = [parsed(parser, "network_def") for parser in parsers]
+        models = load_models(recipe.bundles, networks, self.device)
         self.runtime = choose_runtime(
             options.runtime,
             models,

@@ -129,8 +129,8 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
                 raise
             raise _CannotWriteError(cannot_write(extra.files[0], error)) from error
     start = time.perf_counter()
-    segmentation = Segmentation.of(label_map, segmenter.recipe, case)
     with _writing_to(folder):
+        segmentation = Segmentation.of(label_map, segmenter.recipe, case)
         written, not_written = segmentation.write(folder, formats, SEGMENTATION)
         if request.outputs.overlay:
             save_slice(folder / SLICE, label_map.preview, label_map.labels, label_map.grid, label_map.regions)

@@ -14,7 +14,6 @@ from segpipe.common.files import read_json, sha256_of
 from segpipe.common.provenance import versions as installed_versions
 from segpipe.data import FINGERPRINT, Manifest, load_manifest, read_fingerprint
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.evaluation import seen_in_training
 from segpipe.reporting import read_history
 
 PROVENANCE, MANIFEST, TRAIN = "provenance.json", "configs/manifest.json", "configs/train.json"
@@ -31,7 +30,7 @@ class Run:
         config: the resolved config.
         record: ``run.json``.
         manifest: the data set.
-        seen: what `segpipe.evaluation.out_of_distribution` compares a case with; None where the run has no fingerprint.
+        seen: what `seen_in_training` makes of the cases that were trained on; None where the run has no fingerprint.
         history: rows of ``history.csv``; empty where there is none.
         seeds: the runs that differ from it by their seed alone, as ``seeds.json`` beside it says; None without it.
     """
@@ -124,6 +123,30 @@ def _read_seen(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None
         [case.spacing_ras_mm for case in cases],
         [[channel.overall.percentiles for channel in case.channels] for case in cases],
     )
+
+
+def seen_in_training(
+    spacings_ras_mm: Sequence[Sequence[float]], intensities: Sequence[Sequence[Sequence[float]]]
+) -> dict[str, Any]:
+    """Return what `segpipe.bundle.segmentation.far_from_training` compares a case with, for a bundle's metadata.
+
+    Args:
+        spacings_ras_mm: of each training case, along the axes of RAS.
+        intensities: of each training case and channel, the values at the percentiles 0.5, 5, 50, 95 and 99.5.
+
+    Returns:
+        The least and largest edge of a voxel along each axis, and of each channel those of each percentile.
+    """
+    return {
+        "spacing_ras_mm": [_range(edges) for edges in zip(*spacings_ras_mm, strict=True)],
+        "intensity": [
+            [_range(values) for values in zip(*channel, strict=True)] for channel in zip(*intensities, strict=True)
+        ],
+    }
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    return [float(f"{min(values):.6g}"), float(f"{max(values):.6g}")]
 
 
 def _read_seeds(folder: Path) -> dict[str, Any] | None:

@@ -172,7 +172,7 @@ class Check:
         """Return a check that ran: refused with findings, absent where a reason for that is given, else passed."""
         found = tuple(findings)
         status: Status = "refused" if found else "absent" if absent else "passed"
-        return cls(name, status, f"{len(found)} found" if found else absent or detail, found)
+        return cls(name, status, f"{len(found)} found" if found else absent or shown(detail), found)
 
     def as_dict(self) -> dict[str, str]:
         """Return plain values, as in the JSON document."""
@@ -249,7 +249,12 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
         return Verdict((archive, *(Check(name, "not run", why) for name in CHECKS[1:])))
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     names = Names(allow)
-    files, code_files = _check_files(root, len(paths), names)
+    code_files = []
+    for finding in vet_contents(root):
+        allowed = finding.name is not None and names.allows(finding.name)
+        code_files.append(Use(finding.file, finding.place, "file", finding.text, (), () if allowed else (finding,)))
+    detail = f"{len(paths)} files: weights are tensors, arrays are numbers"
+    files = Check.of("files", detail, _findings(code_files))
     sha256, hashes = _check_hashes(root)
     documents, unreadable = read_documents(paths)
     document = documents.pop(METADATA, None)
@@ -257,12 +262,12 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
     by = "our schema" if is_ours(metadata) else "MONAI's bundle specification"
     schema = Check.of("schema", f"metadata.json by {by}", vet_schema(metadata))
     differing = [f"{needed.package} {needed.state}" for needed in requirements(metadata) if needed.state != "same"]
-    detail = shown(", ".join(differing) or "all as here")
+    detail = ", ".join(differing) or "all as here"
     versions = Check.of("versions", detail, vet_versions(metadata, names.allows))
     logging_files = [file for file, path in paths.items() if path.suffix.lower() in LOGGING]
-    found = [finding for file in logging_files for finding in vet_logging(paths[file], file)]
+    refused = [finding for file in logging_files for finding in vet_logging(paths[file], file)]
     absent = None if logging_files else "no logging configuration"
-    logging = Check.of("logging", f"{len(logging_files)} files", found, absent)
+    logging = Check.of("logging", f"{len(logging_files)} files", refused, absent)
     code = vet_documents(documents, names)
     detail = f"{len(documents)} files, {len(code)} targets and expressions"
     configs = Check.of("configs", detail, [*unreadable, *_findings(code)])
@@ -294,15 +299,6 @@ def _check_hashes(root: Path) -> tuple[str, Check]:
         for file in differences or []
     ]
     return fingerprint(hashes), Check.of("hashes", f"{len(hashes)} files are those of {SUMS}", findings, missing)
-
-
-def _check_files(root: Path, number: int, names: Names) -> tuple[Check, list[Use]]:
-    uses = []
-    for finding in vet_contents(root):
-        allowed = finding.name is not None and names.allows(finding.name)
-        uses.append(Use(finding.file, finding.place, "file", finding.text, findings=() if allowed else (finding,)))
-    detail = f"{number} files: weights are tensors, arrays are numbers"
-    return Check.of("files", detail, _findings(uses)), uses
 
 
 def vet_documents(documents: Mapping[str, Any], names: Names) -> list[Use]:

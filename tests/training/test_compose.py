@@ -125,7 +125,8 @@ def test_fragments_may_only_hold_their_own_ids(fragments, tmp_path: Path) -> Non
     (tmp_path / "net.yaml").write_text("network_name: x\npatch_divisr: 8\n")
     assert "patch_divisor" in (refusal({**fragments, "network": str(tmp_path / "net.yaml")}).hint or "")
     (tmp_path / "net.yaml").write_text("network_name: x\n")
-    assert "lacks patch_divisor" not in refusal({**fragments, "network": str(tmp_path / "net.yaml")}).message[:10]
+    lacking = refusal({**fragments, "network": str(tmp_path / "net.yaml")}).message
+    assert lacking == "the network fragment lacks network_def, patch_divisor"
     (tmp_path / "net.yaml").write_text("- 1\n")
     assert "mapping" in refusal({**fragments, "network": str(tmp_path / "net.yaml")}).message
     assert "unet" in (refusal({**fragments, "network": "unett"}).hint or "")

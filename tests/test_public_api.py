@@ -56,7 +56,7 @@ def test_names_are_these() -> None:
 
 
 @pytest.mark.slow
-def test_no_module_shadows_a_name_once_all_are_imported() -> None:
+def test_no_module_shadows_a_name_of_any_door_once_all_are_imported() -> None:
     for module in pkgutil.walk_packages(segpipe.__path__, "segpipe."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -71,6 +71,15 @@ def test_no_module_shadows_a_name_once_all_are_imported() -> None:
         assert "Args:" in documented or "Attributes:" in documented
         for parameter in signature.parameters.values():
             assert parameter.annotation is not inspect.Parameter.empty, f"{name}: {parameter}"
+    doors = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "segpipe"}
+    hidden = {
+        f"{door}.{name}"
+        for door, module in doors.items()
+        if hasattr(module, "__path__")
+        for name in getattr(module, "__all__", ())
+        if inspect.ismodule(getattr(module, name))
+    }
+    assert hidden == {"segpipe.errors"}
 
 
 def test_every_public_name_is_in_the_door_of_its_package() -> None:

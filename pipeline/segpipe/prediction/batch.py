@@ -22,12 +22,11 @@ from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
-from segpipe.prediction.cases import InputCase
+from segpipe.prediction.cases import InputCase, NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
-from segpipe.prediction.options import Options, PredictKeywords, require_agreement
+from segpipe.prediction.options import Options, PredictKeywords, make_filter, require_agreement
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
-from segpipe.prediction.series_filter import NotSelected, make_filter, select_cases
 
 AnyPath = str | PathLike[str]
 TRUST = ("allow", "run_unvetted_code", "require_signature")
@@ -84,12 +83,9 @@ def predict(
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
         make_filter(bundle.metadata, max(1, len(bundle.channels)), judged),
-        out=out,
-        pseudonymise=judged.pseudonymise,
-        split=judged.split,
-        fold=judged.fold,
-        data=judged.data,
-        progress=progress.reading,
+        judged,
+        out,
+        progress.reading,
     )
     progress.started(len(selected.cases))
     outcomes = predict_cases(

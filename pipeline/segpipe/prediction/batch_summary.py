@@ -16,10 +16,9 @@ from segpipe.common.files import read_json, write_csv, write_json
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
 from segpipe.data import nifti_stem
 from segpipe.errors import SegpipeError
-from segpipe.prediction.cases import InputCase
+from segpipe.prediction.cases import InputCase, NotSelected
 from segpipe.prediction.options import Options
 from segpipe.prediction.protocol import Loaded, Segmented
-from segpipe.prediction.series_filter import NotSelected
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle

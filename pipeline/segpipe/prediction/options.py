@@ -6,6 +6,7 @@ An option of the model is added in `segpipe.inference.recipe`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -18,9 +19,11 @@ from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
 
 if TYPE_CHECKING:
+    from segpipe.dicom import Series
     from segpipe.inference import Recipe
 
 ALL = "all"
+MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 
 
 class PredictKeywords(ModelKeywords, total=False):
@@ -145,12 +148,13 @@ def _value_of(word: str, labels: Mapping[int, str], activation: str | None) -> i
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a batch is run; attributes as of `PredictKeywords`, memory in bytes, the ensemble opened."""
+    """How a batch is run; attributes as of `PredictKeywords`, the description
+    compiled, memory in bytes, the ensemble opened."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     outputs: Outputs = field(default_factory=Outputs)
     modality: tuple[str, ...] = ()
-    series_description: str | None = None
+    series_description: re.Pattern[str] | None = None
     min_slices: int | None = None
     max_slices: int | None = None
     pseudonymise: bool = False
@@ -176,6 +180,7 @@ class Options:
         for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
             if values.get(name) is not None and values[name] < least:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
+        values["series_description"] = _pattern(values.get("series_description"))
         values["format"] = _formats(values.get("format"))
         for name in ("probabilities", "modality"):
             values[name] = split_words(values.get(name))
@@ -189,6 +194,18 @@ class Options:
         return {"ensemble": [bundle.facts for bundle in self.ensemble], "mirror": list(self.model.mirror)}
 
 
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise UsageError(
+            "not a regular expression",
+            found=text,
+            expected=f"a pattern ({error})",
+            hint="escape special letters with a backslash",
+        ) from error
+
+
 def _formats(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.lower() for word in split_words(asked_for)))
     wrong = next((name for name in names if name not in FORMATS), None)
@@ -196,6 +213,51 @@ def _formats(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
         shown = asked_for if isinstance(asked_for, str) else ", ".join(asked_for or ())
         raise UsageError("no such format", found=wrong or shown, expected=", ".join(FORMATS))
     return names
+
+
+@dataclass(frozen=True)
+class SeriesFilter:
+    """Which series to take.
+
+    Attributes:
+        modality: any of these; empty takes all.
+        description: SeriesDescription has a match of it.
+        min_slices, max_slices: of the volume.
+        channels: of the bundle; a series is one channel.
+    """
+
+    modality: tuple[str, ...] = ()
+    description: re.Pattern[str] | None = None
+    min_slices: int | None = None
+    max_slices: int | None = None
+    channels: int = 1
+
+    def rule_against(self, series: Series) -> str | None:
+        """Return the rule that leaves a series out, None where it is taken."""
+        slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
+        if self.modality and series.modality.upper() not in self.modality:
+            return "modality"
+        if self.description is not None and not self.description.search(series.description):
+            return "series-description"
+        if self.min_slices is not None and slices < self.min_slices:
+            return "min-slices"
+        if self.max_slices is not None and slices > self.max_slices:
+            return "max-slices"
+        return "channels" if self.channels != 1 else None
+
+
+def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) -> SeriesFilter:
+    """Return the filter of the options; without a modality it is the one that a bundle's metadata states, if any."""
+    modality = tuple(name.upper() for name in options.modality) or _stated_modality(metadata)
+    return SeriesFilter(modality, options.series_description, options.min_slices, options.max_slices, channels)
+
+
+def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    stated: Any = metadata
+    for key in ("network_data_format", "inputs", "image", "modality"):
+        stated = stated.get(key) if isinstance(stated, Mapping) else None
+    known = MODALITIES.get(stated.strip().upper()) if isinstance(stated, str) else None
+    return (known,) if known else ()
 
 
 def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:

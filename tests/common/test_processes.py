@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import segpipe
 from segpipe.common import processes
-from segpipe.common.processes import over_cases, usable_cores, workers_to_read
+from segpipe.common.processes import child_environment, over_cases, usable_cores, workers_to_read
 
 
 def square_unless_3(number: int) -> int:
@@ -70,3 +73,15 @@ def test_a_container_has_the_cores_that_it_is_given(tmp_path: Path) -> None:
         (tmp_path / "cpu.max").write_text(text + "\n")
         assert usable_cores(tmp_path / "cpu.max") == cores
     assert usable_cores(tmp_path / "none") >= 1
+
+
+def test_a_child_runs_the_package_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "segpipe.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    command = [sys.executable, "-c", "import segpipe; print(segpipe.__file__)"]
+    done = subprocess.run(
+        command, cwd=tmp_path / "here", env=child_environment(), check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == segpipe.__file__

@@ -24,6 +24,16 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment of a process that runs the very package that this one runs, wherever it lies.
+
+    No module comes from the folder that we happen to be in.
+    """
+    package = Path(__file__).resolve().parents[2]
+    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def die_with_parent() -> None:
     """Ask Linux to end this process with the one that started it; elsewhere nothing happens."""
     if sys.platform == "linux":

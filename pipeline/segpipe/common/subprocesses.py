@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import IO, Any
 
 from segpipe.common.console import quiet_libraries
-from segpipe.common.processes import die_with_parent, leave, raise_interrupt
+from segpipe.common.processes import child_environment, die_with_parent, leave, raise_interrupt
 from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
@@ -137,19 +136,13 @@ class Subprocesses:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    package = Path(__file__).resolve().parents[2]
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-m", CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the parent, which stops its children
-        env={
-            **os.environ,
-            "PYTHONSAFEPATH": "1",  # no modules from the folder that we happen to be in
-            "PYTHONPATH": os.pathsep.join(paths),  # the children run the very package that this process runs
-        },
+        env=child_environment(),
     )
 
 

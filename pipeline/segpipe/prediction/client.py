@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from segpipe import errors
+from segpipe.common.processes import child_environment
 from segpipe.errors import SegpipeError
 from segpipe.prediction.protocol import (
     CaseFiles,
@@ -160,7 +161,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which ends the worker
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no modules from the folder that we happen to be in
+            env=child_environment(),
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
         self._listener.start()

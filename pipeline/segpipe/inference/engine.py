@@ -111,10 +111,10 @@ class StreamingEngine:
             raise SegpipeError("a case is segmented before it was read")
         header, classes, activation = source.header, self.probe.classes, self.windowing.activation
         regions = classes if activation == "sigmoid" and classes > 1 else 0
-        with (
-            torch.inference_mode(),
-            probability_maps(extra_outputs or ExtraOutputs(), activation, classes, header) as maps,
-        ):
+        filled: contextlib.AbstractContextManager[ProbabilityMaps | None] = contextlib.nullcontext()
+        if extra_outputs is not None:
+            filled = probability_maps(extra_outputs, activation, classes, header)
+        with torch.inference_mode(), filled as maps:
             labels = segment_source(source, self.preprocessing, self._fitting, self.runtime, self.device, seconds, maps)
         if self.cleanup is not None:
             start = time.perf_counter()

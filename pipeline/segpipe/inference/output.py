@@ -304,15 +304,12 @@ class ProbabilityMaps:
 @contextmanager
 def probability_maps(
     extra_outputs: ExtraOutputs, activation: Activation, channels: int, grid: Header
-) -> Iterator[ProbabilityMaps | None]:
-    """Give the arrays of extra outputs, which become files at the end of the block; None where there are none.
+) -> Iterator[ProbabilityMaps]:
+    """Give the arrays of extra outputs, which become files at the end of the block.
 
     Raises:
         OSError: a file cannot be written, or the disk is full.
     """
-    if not extra_outputs.files:
-        yield None
-        return
     shape = grid.shape[:3]
     with ExitStack() as files:
         probabilities: dict[int, Array] = {}

@@ -52,6 +52,7 @@ class Restorer:
         self.transform, self.grid, self.activation = transform, grid, activation
         self.labels = np.zeros(transform.source_shape, np.uint8, order="F")
         self.undecided = 0
+        self._borders = _BlockBorders(grid)
         self._turned = transform.turned(self.labels)
         self._order = sorted(range(3), key=lambda axis: -abs(self._turned.strides[axis]))  # as it lies in memory
         self._ordered = self._turned.transpose(self._order)
@@ -64,7 +65,6 @@ class Restorer:
             self._tables: list[AxisTable] | None = [AxisTable.of(np.arange(size, dtype=float)) for size in sizes]
         else:
             self._tables = parallel_tables(self._matrix, transform.turned_shape, transform.resampled_shape)
-        self._borders = _BlockBorders(grid)
 
     def take(self, block: Block) -> None:
         """Restore the voxels whose cells end in a block.

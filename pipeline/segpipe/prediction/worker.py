@@ -64,10 +64,10 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - one bad case never stops the rest
             is_dicom = isinstance(request, Segment) and request.case.series is not None
             reply = _failure(unexpected(error, may_quote=not is_dicom))
-        finally:
-            if inbox.prefetcher is not None:
-                inbox.prefetcher.end()
-        replies.write(to_json(reply))
+        line = to_json(reply)
+        if inbox.prefetcher is not None:
+            inbox.prefetcher.end()
+        replies.write(line)
         replies.flush()
 
 
@@ -116,7 +116,8 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
 
     folder, case = Path(request.folder), _case_input(request.case)
     formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
-    extra = ExtraOutputs(**request.outputs.extra_paths(folder, segmenter.recipe))
+    paths = request.outputs.extra_paths(folder, segmenter.recipe)
+    extra = ExtraOutputs(**paths) if any(paths.values()) else None
     with ExitStack() as files:
         try:
             images = files.enter_context(readable(case, segmenter.recipe, folder))
@@ -125,7 +126,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
         try:
             label_map = segmenter.segment(images, extra, request.case.id)
         except OSError as error:
-            if not extra.files:
+            if extra is None:
                 raise
             raise _CannotWriteError(cannot_write(extra.files[0], error)) from error
     start = time.perf_counter()

@@ -204,7 +204,7 @@ def convert_series(
         tree: what `segpipe.data.importers.dicom_import.find_labelled` found.
         root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
         folder: for the NIfTI files, the mapping from case ids to files, and the key of the patients' pseudonyms.
-        wanted: which labels, and what to do in doubt.
+        options: which labels, and what to do in doubt.
         progress: called with the number of series done and of all.
 
     Returns:

@@ -218,13 +218,13 @@ def disks() -> list[Facts]:
     with contextlib.suppress(OSError):  # the folder was deleted
         places[CURRENT] = Path.cwd()
     rows = []
-    for what, path in places.items():
+    for use, path in places.items():
         if path.is_dir() or path == cache:
-            there = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
-            usage = psutil.disk_usage(str(there))
+            existing = next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
+            usage = psutil.disk_usage(str(existing))
             size = {"free_gib": _gib(usage.free), "total_gib": _gib(usage.total)}
-            shown = None if what == CURRENT else str(path)
-            rows.append({"what": what, "path": shown, **size, "writable": os.access(there, os.W_OK)})
+            shown = None if use == CURRENT else str(path)
+            rows.append({"what": use, "path": shown, **size, "writable": os.access(existing, os.W_OK)})
     return rows
 
 
@@ -259,17 +259,17 @@ def notes(facts: Facts, pythons: str | None) -> Iterator[str]:
 def _notes_on_packages(facts: Facts, pythons: str | None) -> Iterator[str]:
     from packaging.specifiers import SpecifierSet
 
-    here = facts["system"]["python"].split()[-1]
+    python = facts["system"]["python"].split()[-1]
     if pythons is None:
         yield "segpipe is not installed as a package, so its requirements were not looked at: pip install ."
-    elif not SpecifierSet(pythons).contains(here, prereleases=True):
-        yield f"Python {here} is not supported: segpipe needs {pythons}"
+    elif not SpecifierSet(pythons).contains(python, prereleases=True):
+        yield f"Python {python} is not supported: segpipe needs {pythons}"
     for need in facts["requirements"]:
-        wanted = f"{need['package']}{need['required']}"
+        requirement = f"{need['package']}{need['required']}"
         if need["state"] == "conflict":
-            yield f"{need['package']} {need['installed']} is not supported: segpipe needs {wanted}"
+            yield f"{need['package']} {need['installed']} is not supported: segpipe needs {requirement}"
         elif need["state"] == "missing" and need["extra"] is None:
-            yield f"{wanted} is not installed"
+            yield f"{requirement} is not installed"
 
 
 def _notes_on_libraries(facts: Facts) -> Iterator[str]:
@@ -281,9 +281,9 @@ def _notes_on_libraries(facts: Facts) -> Iterator[str]:
     for codec, available in answer.get("dicom", {}).get("codecs", {}).items():
         if not available:
             yield f"DICOM files in {codec} cannot be read: their decoder is missing"
-    for what, possible in answer.get("isolation", {}).items():
+    for layer, possible in answer.get("isolation", {}).items():
         if possible != "possible":
-            yield f"bundles are verified less isolated than they could be ({what.replace('_', ' ')}): {possible}"
+            yield f"bundles are verified less isolated than they could be ({layer.replace('_', ' ')}): {possible}"
     if answer.get("torch", {}).get("gpus") == [] and Path("/dev/nvidia0").exists():
         yield "there is a GPU of NVIDIA, and this torch does not see it: install one that is built for its driver"
 

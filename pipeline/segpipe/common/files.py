@@ -114,7 +114,7 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: list
     write_text(path, buffer.getvalue())
 
 
-def read_json(path: str | Path, what: str = "JSON file") -> Any:
+def read_json(path: str | Path, noun: str = "JSON file") -> Any:
     """Read JSON.
 
     Raises:
@@ -128,10 +128,10 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
             json.dumps(document, ensure_ascii=False).encode()
         return document
 
-    return _parse(Path(path), what, parse)
+    return _parse(Path(path), noun, parse)
 
 
-def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
+def read_yaml(path: str | Path, noun: str = "YAML file") -> Any:
     """Read YAML (so JSON too); errors as in `read_json`."""
     import yaml
 
@@ -141,21 +141,21 @@ def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
         except yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
 
-    return _parse(Path(path), what, parse)
+    return _parse(Path(path), noun, parse)
 
 
-def _parse(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
+def _parse(path: Path, noun: str, parse: Callable[[str], Any]) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UsageError(f"no such {what}", path=path, hint="check the path") from error
+        raise UsageError(f"no such {noun}", path=path, hint="check the path") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the {what} is not UTF-8 text", path=path, found=str(error)) from error
+        raise DataError(f"the {noun} is not UTF-8 text", path=path, found=str(error)) from error
     except OSError as error:
-        raise UsageError(f"cannot read the {what}", path=path, found=error.strerror) from error
+        raise UsageError(f"cannot read the {noun}", path=path, found=error.strerror) from error
     try:
         return parse(text)
     except ValueError as error:
-        raise DataError(f"the {what} cannot be parsed", path=path, found=str(error)) from error
+        raise DataError(f"the {noun} cannot be parsed", path=path, found=str(error)) from error
     except RecursionError as error:
-        raise DataError(f"the {what} cannot be parsed", path=path, found="nested too deeply") from error
+        raise DataError(f"the {noun} cannot be parsed", path=path, found="nested too deeply") from error

@@ -102,7 +102,7 @@ class GradientClip:
             raise _not_finite(engine, "gradient")
 
 
-def _not_finite(engine: Engine, what: str) -> Exception:
+def _not_finite(engine: Engine, noun: str) -> Exception:
     batch = engine.state.batch
     batch = batch[0] if isinstance(batch, list) else batch
     cases = ", ".join(dict.fromkeys(map(str, batch.get("case_id", ["unknown"]))))
@@ -110,7 +110,7 @@ def _not_finite(engine: Engine, what: str) -> Exception:
     if not bool(torch.isfinite(torch.as_tensor(batch[CommonKeys.IMAGE])).all()):
         return DataError("an image has NaN or infinite voxels", case_id=cases, found=where, hint="run `segpipe check`")
     return UsageError(
-        f"the {what} is not finite",
+        f"the {noun} is not finite",
         case_id=cases,
         found=where,
         hint="the last epoch is kept; train again with a lower learning_rate (--set learning_rate=...)",

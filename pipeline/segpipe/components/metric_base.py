@@ -145,7 +145,7 @@ def case_means(totals: Tensor) -> list[float | None]:
     return [total / n if n else None for total, n in totals.tolist()]
 
 
-def require_known(what: str, word: str, words: Sequence[str]) -> str:
+def require_known(noun: str, word: str, words: Sequence[str]) -> str:
     """Return the word itself.
 
     Raises:
@@ -157,7 +157,7 @@ def require_known(what: str, word: str, words: Sequence[str]) -> str:
     hint = f"did you mean {near[0]!r}?" if near else None
     if word == "ece":
         hint = "segpipe.components.CalibrationError measures it, from probabilities"
-    raise UsageError(f"no such {what}", found=word, expected=", ".join(words), hint=hint)
+    raise UsageError(f"no such {noun}", found=word, expected=", ".join(words), hint=hint)
 
 
 def label_maps(truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -172,7 +172,7 @@ def label_maps(truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], ND
     return true, predicted
 
 
-def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
+def label_map(tensor: Tensor, noun: str) -> NDArray[np.uint8]:
     """Return the label map (X, Y, Z) of a tensor (1, X, Y, Z).
 
     Raises:
@@ -181,7 +181,7 @@ def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
     values = np.asarray(torch.as_tensor(tensor).detach().cpu())
     if values.ndim != 4 or len(values) != 1:
         raise UsageError(
-            f"{what} is not a label map",
+            f"{noun} is not a label map",
             found=f"shape {values.shape}",
             expected="(1, X, Y, Z)",
             hint="post-process by AsDiscreted with argmax: true",
@@ -189,5 +189,5 @@ def label_map(tensor: Tensor, what: str) -> NDArray[np.uint8]:
     with np.errstate(invalid="ignore"):
         labels: NDArray[np.uint8] = values[0].astype(np.uint8)
     if not np.array_equal(labels, values[0]):
-        raise UsageError(f"{what} is not a label map", found="values that are not whole numbers from 0 to 255")
+        raise UsageError(f"{noun} is not a label map", found="values that are not whole numbers from 0 to 255")
     return labels

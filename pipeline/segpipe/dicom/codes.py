@@ -137,15 +137,15 @@ def _as_dict(info: LabelInfo) -> dict[str, Any]:
     return {**known, "colour_rgb": list(info.colour_rgb)}
 
 
-def _stated(info: LabelInfo, given: Any) -> LabelInfo:
+def _stated(info: LabelInfo, stated: Any) -> LabelInfo:
     """Replace what was found by name with what the metadata says of a label."""
     try:
         terms: dict[str, Any] = {
-            key: _term(given[key]) for key in ("category", "type", "modifier", "region") if key in given
+            key: _term(stated[key]) for key in ("category", "type", "modifier", "region") if key in stated
         }
         if "type" in terms:  # the side of the table belongs to the table's type
             info = replace(info, stated=True, modifier=None, region=None)
-        red, green, blue = (int(part) for part in given.get("colour_rgb", info.colour_rgb))
+        red, green, blue = (int(part) for part in stated.get("colour_rgb", info.colour_rgb))
         if not all(0 <= part <= 255 for part in (red, green, blue)):
             raise ValueError("a colour outside 0 to 255")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -157,8 +157,8 @@ def _stated(info: LabelInfo, given: Any) -> LabelInfo:
     return replace(info, **terms, colour_rgb=(red, green, blue))
 
 
-def _term(given: Mapping[str, Any]) -> Term:
-    term = Term(str(given["value"]), str(given["scheme"]), str(given["meaning"]))
+def _term(entry: Mapping[str, Any]) -> Term:
+    term = Term(str(entry["value"]), str(entry["scheme"]), str(entry["meaning"]))
     if not (0 < len(term.value) <= 16 and 0 < len(term.scheme) <= 16 and 0 < len(term.meaning) <= 64):
         raise ValueError("value and scheme have 1 to 16 letters, a meaning up to 64")
     return term

@@ -124,22 +124,22 @@ class Recipe(BundleFiles):
         return "stock" if self.preprocessing is None else "typed"
 
 
-def split_words(given: str | Sequence[str] | None) -> tuple[str, ...]:
+def split_words(words: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return what a text with commas, or several, name, each once."""
-    texts = [given] if isinstance(given, str) else given or ()
+    texts = [words] if isinstance(words, str) else words or ()
     return tuple(dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip()))
 
 
-def parse_mirror(given: str | Sequence[str] | None) -> tuple[str, ...]:
+def parse_mirror(axes: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return axes such as ``x,y``, or ``all``, in order, each once.
 
     Raises:
         UsageError: something else.
     """
-    words = [word.lower() for word in split_words(given)]
+    words = [word.lower() for word in split_words(axes)]
     wrong = next((word for word in words if word not in (*AXES, "all")), None)
-    if wrong is not None or (isinstance(given, str) and not words):
-        raise UsageError("no such axis to mirror", found=wrong or given, expected="x, y, z or all")
+    if wrong is not None or (isinstance(axes, str) and not words):
+        raise UsageError("no such axis to mirror", found=wrong or axes, expected="x, y, z or all")
     return tuple(axis for axis in AXES if axis in words or "all" in words)
 
 

@@ -152,7 +152,7 @@ def slices_of(series: Series) -> str:
 
 
 def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
-    """Never pass over a scan because another one of its name was segmented before.
+    """Refuse to pass over a scan because another one of its name was segmented before.
 
     Raises:
         RefusedError: the finished case came from another file, or from other content of its file.

@@ -264,9 +264,9 @@ def _measure(cell: Cell, study: Study, processes: Subprocesses) -> int:
     return sum(case["failure"] is not None for case in results)
 
 
-def _done(what: str, ended: Ended) -> Ended:
+def _done(step: str, ended: Ended) -> Ended:
     if ended.code != OK:
-        raise _CellFailed(f"{what}: {ended.reason}")
+        raise _CellFailed(f"{step}: {ended.reason}")
     return ended
 
 

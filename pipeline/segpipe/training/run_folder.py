@@ -159,10 +159,12 @@ def require_same(out: Path, config: Mapping[str, Any], manifest: Path) -> None:
     Raises:
         UsageError: naming what differs.
     """
-    theirs = read_json(out / "config.json", "run config")
-    ours = json.loads(json.dumps(config))
+    recorded = read_json(out / "config.json", "run config")
+    composed = json.loads(json.dumps(config))
     differing = sorted(
-        key for key in {*theirs, *ours} - set(PLACES) if theirs.get(key) != ours.get(key) or key not in theirs
+        key
+        for key in {*recorded, *composed} - set(PLACES)
+        if recorded.get(key) != composed.get(key) or key not in recorded
     )
     if load_manifest(out / "manifest.json") != load_manifest(manifest):
         differing.append("the manifest")

@@ -54,9 +54,9 @@ def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[s
     network = _network(bundle)
     shape = _get_fake_spatial_shape(spatial_shape, any=ANY_SIZE)
     with torch.no_grad():
-        given = network.eval()(torch.zeros(1, channels, *shape))
-    given = given[0] if isinstance(given, (list, tuple)) else given
-    return {"input": [1, channels, *shape], "output": list(given.shape)}
+        output = network.eval()(torch.zeros(1, channels, *shape))
+    output = output[0] if isinstance(output, (list, tuple)) else output
+    return {"input": [1, channels, *shape], "output": list(output.shape)}
 
 
 def _network(bundle: Path) -> Any:

@@ -155,8 +155,8 @@ def main() -> None:
     sys.path[:] = request["sys_path"]
     from segpipe.bundle.replay.child import replay, surroundings
 
-    said = {"network": network, "files": files, "surroundings": surroundings()}
-    sys.stdout.write(json.dumps(said) + "\n")
+    report = {"network": network, "files": files, "surroundings": surroundings()}
+    sys.stdout.write(json.dumps(report) + "\n")
     sys.stdout.flush()
     os.dup2(2, 1)
     replay(request)

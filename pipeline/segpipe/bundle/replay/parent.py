@@ -178,10 +178,10 @@ def _elsewhere(recorded: Mapping[str, Any], machine: Mapping[str, Any]) -> list[
     parts = [(recorded[key], machine[key]) for key in ("versions", "hardware")]
     parts.append(({"threads": recorded["threads"]}, {"threads": machine["threads"]}))
     return [
-        f"{name.replace('_', ' ')} {there.get(name)}, here {now.get(name)}"
-        for there, now in parts
-        for name in sorted({*there, *now})
-        if there.get(name) != now.get(name)
+        f"{name.replace('_', ' ')} {then.get(name)}, here {now.get(name)}"
+        for then, now in parts
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
     ]
 
 

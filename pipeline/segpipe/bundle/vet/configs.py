@@ -305,7 +305,7 @@ class _Vetter:
         self.visit(node.right)
 
     def _joinedstr(self, node: ast.JoinedStr) -> None:
-        if any(isinstance(each, (ast.Call, ast.Attribute)) for each in ast.walk(node)):
+        if any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node)):
             self._refuse("an f-string with more than plain values")
         for child in node.values:
             self.visit(child)

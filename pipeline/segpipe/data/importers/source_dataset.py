@@ -57,10 +57,10 @@ def earlier_conversion(note: Path, digest: str, files: Iterable[Path]) -> dict[s
     return known if known.get("digest") == digest and all(file.is_file() for file in files) else None
 
 
-def refusal(what: str, faults: Mapping[str, str], usable: int) -> DataError:
+def refusal(noun: str, faults: Mapping[str, str], usable: int) -> DataError:
     """Return the error that names everything that cannot be used, with the reason."""
     return DataError(
-        f"{len(faults)} {what} cannot be used, {usable} can",
+        f"{len(faults)} {noun} cannot be used, {usable} can",
         found="; ".join(f"{id}: {fault}" for id, fault in sorted(faults.items())),
         hint="mend them, or leave them out with --skip-bad" if usable else "mend them",
     )

@@ -14,7 +14,7 @@ from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.source import read_headers
 from segpipe.prediction.cases import InputCase, _of_files, find_cases, select_cases
-from segpipe.prediction.options import Options, SeriesFilter
+from segpipe.prediction.options import Options
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -88,9 +88,9 @@ def test_a_name_that_cannot_be_an_id_is_refused(tmp_path: Path, name: str) -> No
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to segment"):
-        select_cases([tmp_path], SeriesFilter(), Options(), tmp_path / "out")
+        select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
     with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
-        select_cases([touch(tmp_path, "b.txt") / "b.txt"], SeriesFilter(), Options(), tmp_path / "out")
+        select_cases([touch(tmp_path, "b.txt") / "b.txt"], {}, 1, Options(), tmp_path / "out")
     with pytest.raises(UsageError, match="no such file"):
         find_cases([tmp_path / "gone.nii"], 1, Options())
     with pytest.raises(UsageError, match="not a NIfTI"):

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_series_and_file_is_accounted_for(folder: Path, tmp_path: Path) -> None:
-    work = select_cases([folder], SeriesFilter(), Options(), tmp_path)
+    work = select_cases([folder], {}, 1, Options(), tmp_path)
     by_id = {item.id: item for item in work.cases}
     assert by_id.pop("n").paths == (folder / "n.nii.gz",)
     assert len(by_id) == 4 and all(id.startswith("dcm-") for id in by_id)
@@ -88,9 +88,9 @@ def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a regular expression"):
         Options.parse({"series_description": "("})
     with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
-        select_cases([folder / "notes.txt"], SeriesFilter(), Options(), tmp_path)
+        select_cases([folder / "notes.txt"], {}, 1, Options(), tmp_path)
     with pytest.raises(DataError, match="nothing to segment") as caught:
-        select_cases([folder / "ct"], SeriesFilter(modality=("MR",)), Options(), tmp_path)
+        select_cases([folder / "ct"], {}, 1, Options(modality=("MR",)), tmp_path)
     assert "1 series left out by modality" in str(caught.value.found)
 
 
@@ -98,7 +98,7 @@ def test_notes_name_no_file(tmp_path: Path) -> None:
     images = make.series(make.Grid(slices=5), "MR")
     make.write(images, tmp_path / "JaneDoe")
     make.write(images[1:2], tmp_path / "JaneDoe" / "copy")
-    (item,) = select_cases([tmp_path], SeriesFilter(), Options(), tmp_path / "out").cases
+    (item,) = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out").cases
     assert item.series is not None
     (note,) = [note for note in item.series.notes if "copies" in note]
     assert "file" in note and "of 6" in note and "Jane" not in note and "\x02" not in note
@@ -110,7 +110,7 @@ def test_broken_headers_do_not_give_two_series_one_id(tmp_path: Path) -> None:
         for image in images:
             image.SeriesInstanceUID = image.StudyInstanceUID = ""
         make.write(images, tmp_path / name)
-    work = select_cases([tmp_path], SeriesFilter(), Options(), tmp_path / "out")
+    work = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
     assert len({item.id for item in work.cases}) == len(work.cases) >= 1
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,16 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from segpipe.bundle.supported_subset import Activation, read_inference, read_meaning, unsupported_features
-from segpipe.bundle.vet import (
-    NotReadableError,
-    TrustPolicy,
-    check_sums,
-    fingerprint,
-    hash_files,
-    plain,
-    read_document,
-    unpacked,
-)
+from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe
 
@@ -33,6 +23,8 @@ if TYPE_CHECKING:
 
     from segpipe.bundle.segmentation import LoadedBundle, Segmentation
     from segpipe.inference import Image
+
+CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 
 
 @dataclass(frozen=True)
@@ -215,6 +207,7 @@ def open_bundle(
             expected="a folder with configs/metadata.json",
             hint="make one with `segpipe export`",
         )
+    config_file, weights = _find_files(root)
     signed_by = None if key is None else _signer(root, Path(key))
     try:
         sha256, intact = check_sums(root)
@@ -222,9 +215,13 @@ def open_bundle(
         if not run_unvetted_code:
             raise
         sha256, intact = fingerprint(hash_files(root)), False
-    config_file, weights = _inference_file(root), _weights_file(root)
-    metadata = _mapping(root / "configs/metadata.json", "bundle metadata")
-    inference = _mapping(config_file, "inference config")
+    if config_file is None:
+        raise UsageError("the bundle has no inference config", path=root / "configs", expected=" or ".join(CONFIGS))
+    if weights is None:
+        path = root / "models" / "model.pt"
+        raise DataError("the bundle has no weights", path=path, hint="it needs a state dict models/model.pt")
+    metadata = read_mapping(root / "configs/metadata.json", "bundle metadata")
+    inference = read_mapping(config_file, "inference config")
     labels, channels, regions = read_meaning(metadata, inference)
     odd = list(unsupported_features(inference))
     supported, unsupported = read_inference(inference)
@@ -283,30 +280,9 @@ def _signer(root: Path, key: Path) -> str:
     return check_signature(root, key)
 
 
-def _inference_file(root: Path) -> Path:
-    names = [f"inference.{suffix}" for suffix in ("json", "yaml", "yml")]
-    config = next((root / "configs" / name for name in names if (root / "configs" / name).is_file()), None)
-    if config is None:
-        raise UsageError("the bundle has no inference config", path=root / "configs", expected=" or ".join(names))
-    return config
-
-
-def _weights_file(root: Path) -> Path:
+def _find_files(root: Path) -> tuple[Path | None, Path | None]:
+    """Return the inference config and the weights, None for what is not there."""
+    configs = [root / "configs" / name for name in CONFIGS]
     standard = root / "models" / "model.pt"
-    others = sorted(standard.parent.glob("*.pt")) if standard.parent.is_dir() else []
-    weights = next((path for path in (standard, *others) if path.is_file()), None)
-    if weights is None:
-        raise DataError("the bundle has no weights", path=standard, hint="it needs a state dict models/model.pt")
-    return weights
-
-
-def _mapping(path: Path, noun: str) -> dict[str, Any]:
-    """Return a document as JSON could hold it, as the worker is handed it."""
-    try:
-        document = read_document(path)
-    except NotReadableError as error:
-        raise DataError(f"the {noun} cannot be read", path=path, found=error) from error
-    document = json.loads(json.dumps(document, default=str))  # dates of YAML, and keys that are numbers
-    if not isinstance(document, dict):
-        raise DataError(f"the {noun} is not a mapping", path=path, found=type(document).__name__)
-    return document
+    weights = [standard, *sorted(standard.parent.glob("*.pt"))] if standard.parent.is_dir() else []
+    return next(filter(Path.is_file, configs), None), next(filter(Path.is_file, weights), None)

@@ -14,8 +14,6 @@ from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from segpipe.bundle import Bundle
     from segpipe.prediction import BatchProgress, BatchResult, Outcome, WorkerDiedError
 
@@ -152,27 +150,25 @@ def _progress() -> Iterator[BatchProgress]:
     from segpipe.prediction import BatchProgress
 
     console = Console("predict")
-
-    class OnBar(BatchProgress):
-        def __init__(self, bar: Progress) -> None:
-            self.bar, self.task = bar, bar.add_task("reading headers", total=None)
-
-        def reading(self, done: int, total: int) -> None:
-            self.bar.update(self.task, completed=done, total=total)
-
-        def started(self, total: int) -> None:
-            self.bar.reset(self.task, description="predict", total=total)
-
-        def finished(self, outcome: Outcome) -> None:
-            self.bar.update(self.task, advance=1, description=outcome.id)
-
-        def crashed(self, case_id: str, death: WorkerDiedError) -> None:
-            console.note(f"segpipe predict: {case_id}: {death.reason}; its last words:")
-            for line in death.last_words or ["(none)"]:
-                console.note(f"  | {line}")
-
     with console.progress() as bar:
-        yield OnBar(bar)
+        task = bar.add_task("reading headers", total=None)
+
+        class OnBar(BatchProgress):
+            def reading(self, done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            def started(self, total: int) -> None:
+                bar.reset(task, description="predict", total=total)
+
+            def finished(self, outcome: Outcome) -> None:
+                bar.update(task, advance=1, description=outcome.id)
+
+            def crashed(self, case_id: str, death: WorkerDiedError) -> None:
+                console.note(f"segpipe predict: {case_id}: {death.reason}; its last words:")
+                for line in death.last_words or ["(none)"]:
+                    console.note(f"  | {line}")
+
+        yield OnBar()
 
 
 def _report(console: Console, batch: BatchResult) -> int:

@@ -24,7 +24,7 @@ from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import InputCase, NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
-from segpipe.prediction.options import Options, PredictKeywords, make_filter, require_agreement
+from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
 
@@ -82,7 +82,8 @@ def predict(
     judged = replace(judged, ensemble=tuple(others))
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
-        make_filter(bundle.metadata, max(1, len(bundle.channels)), judged),
+        bundle.metadata,
+        max(1, len(bundle.channels)),
         judged,
         out,
         progress.reading,

@@ -10,16 +10,16 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segpipe.common.nifti import find_nifti
 from segpipe.common.result_folder import RESERVED
 from segpipe.data import CASE_ID, data_root, load_manifest
 from segpipe.errors import DataError, UsageError
-from segpipe.prediction.options import Options, SeriesFilter
+from segpipe.prediction.options import Options, SeriesFilter, make_filter
 
 if TYPE_CHECKING:
     from segpipe.dicom import Scan, Series
@@ -85,14 +85,20 @@ class SelectedCases:
 
 
 def select_cases(
-    inputs: Sequence[Path], series_filter: SeriesFilter, options: Options, out: Path, progress: Progress | None = None
+    inputs: Sequence[Path],
+    metadata: Mapping[str, Any],
+    channels: int,
+    options: Options,
+    out: Path,
+    progress: Progress | None = None,
 ) -> SelectedCases:
     """Find the cases of a batch.
 
     Args:
         inputs: files and folders, or one manifest.
-        series_filter: which DICOM series to take.
-        options: of the batch; ``pseudonymise``, ``split``, ``fold`` and ``data`` count here.
+        metadata: of the bundle, which may state a modality.
+        channels: of the bundle.
+        options: of the batch.
         out: results below it are passed over.
         progress: called with the number of DICOM files read and of all files.
 
@@ -101,9 +107,11 @@ def select_cases(
         DataError: nothing to segment was found.
     """
     plain = [path for path in inputs if path.is_dir() or is_nifti(path) or is_manifest(path) or not path.exists()]
-    cases = find_cases(plain, series_filter.channels, options, out)
+    cases = find_cases(plain, channels, options, out)
     mixed = [path for path in inputs if not is_manifest(path) and _may_hold_dicom(path, out)]
-    selected = select_series(mixed, series_filter, out, progress) if mixed else SelectedCases()
+    selected = SelectedCases()
+    if mixed:
+        selected = select_series(mixed, make_filter(metadata, channels, options), out, progress)
     if not cases and not selected.cases:
         raise DataError(
             "nothing to segment",

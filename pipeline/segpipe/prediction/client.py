@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from segpipe import errors
@@ -27,6 +26,7 @@ from segpipe.prediction.protocol import (
     Segment,
     Segmented,
     from_json,
+    read_line,
     to_json,
 )
 
@@ -78,7 +78,7 @@ class Worker:
         self.max_bytes = max_bytes
         self.loaded: Loaded | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._answers = b""
+        self._answers = bytearray()  # not taken yet
         self._words: deque[str] = deque(maxlen=LAST_LINES)
         self._listener: threading.Thread | None = None
 
@@ -153,7 +153,7 @@ class Worker:
                     pipe.close()
 
     def _spawn(self) -> None:
-        self._answers = b""
+        self._answers.clear()
         self._words.clear()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "segpipe.prediction.worker"],
@@ -187,7 +187,10 @@ class Worker:
             process.stdin.flush()
             if meanwhile is not None:
                 meanwhile()
-            line = self._read_line(process.stdout.fileno(), timeout_s, max_bytes)
+            deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+            poll_s = math.inf if max_bytes is None else MEMORY_POLL_S
+            check = partial(self._check_limits, deadline, max_bytes)
+            line = read_line(process.stdout.fileno(), self._answers, deadline, poll_s, check)
         except OSError:
             line = b""
         except BaseException:  # too late, or interrupted: its answer must not be taken for the next one's
@@ -202,26 +205,11 @@ class Worker:
             raise SegpipeError("the worker gave another answer", found=type(answer).__name__)
         return answer
 
-    def _read_line(self, handle: int, timeout_s: float | None, max_bytes: int | None) -> bytes:
-        """Return a line, or what there was of it at the end of the pipe."""
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        poll_s = math.inf if max_bytes is None else MEMORY_POLL_S
-        with selectors.DefaultSelector() as selector:
-            selector.register(handle, selectors.EVENT_READ)
-            while b"\n" not in self._answers:
-                wait = min(poll_s, max(0.0, deadline - time.monotonic()))
-                if not selector.select(None if wait == math.inf else wait):
-                    if time.monotonic() >= deadline:
-                        raise WorkerTimeoutError
-                    if max_bytes is not None and self._resident() > max_bytes:
-                        raise WorkerMemoryError
-                    continue
-                block = os.read(handle, 1 << 16)
-                if not block:
-                    break
-                self._answers += block
-        line, newline, self._answers = self._answers.partition(b"\n")
-        return line + newline
+    def _check_limits(self, deadline: float, max_bytes: int | None) -> None:
+        if time.monotonic() >= deadline:
+            raise WorkerTimeoutError
+        if max_bytes is not None and self._resident() > max_bytes:
+            raise WorkerMemoryError
 
     def _resident(self) -> int:
         """Return the bytes of memory that the process has."""

@@ -6,7 +6,11 @@ A line that is no message of this version, with exactly its fields and their typ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import os
+import selectors
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -112,6 +116,32 @@ MESSAGES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, Segment
 def to_json(message: Any) -> str:
     """Return a message as one line, its end included."""
     return json.dumps({"version": VERSION, "message": type(message).__name__, **asdict(message)}) + "\n"
+
+
+def read_line(handle: int, pending: bytearray, deadline: float, poll_s: float, check: Callable[[], object]) -> bytes:
+    """Return the next line of a pipe, or what there was of it at the pipe's end.
+
+    Args:
+        handle: of the pipe.
+        pending: what was read of the pipe and not returned; what lies behind the line is left in it.
+        deadline: on the monotonic clock; infinite for none.
+        poll_s: seconds between calls of ``check`` before that; infinite for none.
+        check: called while nothing comes; it raises where no more is to be waited for.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(handle, selectors.EVENT_READ)
+        while b"\n" not in pending:
+            wait_s = min(poll_s, max(0.0, deadline - time.monotonic()))
+            if not selector.select(None if wait_s == math.inf else wait_s):
+                check()
+                continue
+            block = os.read(handle, 1 << 16)
+            if not block:
+                break
+            pending += block
+    line, newline, rest = pending.partition(b"\n")
+    pending[:] = rest
+    return bytes(line + newline)
 
 
 def from_json(line: str | bytes) -> Any:

@@ -8,11 +8,11 @@ from .bundle_files import unpacked as unpacked
 from .bundle_files import vet_folder as vet_folder
 from .documents import SIGNATURE as SIGNATURE
 from .documents import SUMS as SUMS
-from .documents import NotReadableError as NotReadableError
 from .documents import check_sums as check_sums
 from .documents import fingerprint as fingerprint
 from .documents import hash_files as hash_files
 from .documents import read_document as read_document
+from .documents import read_mapping as read_mapping
 from .documents import requirements as requirements
 from .documents import sums_text as sums_text
 from .documents import vet_golden_schema as vet_golden_schema

@@ -4,8 +4,7 @@
 - SHA256SUMS: what a bundle consists of, in the format that ``sha256sum --check`` reads.
 - ``metadata.json`` against its schema, ours where it is a bundle of ours, else the core of MONAI's specification; and
   the versions that a bundle was made with against those installed. ``golden.json`` has a schema too.
-- ``logging.conf``: `logging.config.fileConfig` evaluates it, and it may open files and sockets; a small subset is
-  admitted.
+- ``logging.conf``, which `logging.config.fileConfig` evaluates and may open files and sockets for: a small subset.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from packaging.version import InvalidVersion, Version
 
 from segpipe.bundle.vet.bundle_files import DOCUMENTS, METADATA, Finding, shown
 from segpipe.common.files import write_text
-from segpipe.errors import RefusedError
+from segpipe.errors import DataError, RefusedError
 
 LARGEST = 256 * 2**20
 DEEPEST = 60
@@ -47,13 +46,8 @@ CORE: Mapping[str, Any] = {
     "type": "object",
     "required": ["version", "monai_version", "pytorch_version", "network_data_format"],
     "properties": {
-        "version": _TEXT,
-        "monai_version": _TEXT,
-        "pytorch_version": _TEXT,
-        "numpy_version": _TEXT,
-        "changelog": _OBJECT,
-        "required_packages_version": _OBJECT,
-        "optional_packages_version": _OBJECT,
+        **dict.fromkeys(("version", "monai_version", "pytorch_version", "numpy_version"), _TEXT),
+        **dict.fromkeys(("changelog", "required_packages_version", "optional_packages_version"), _OBJECT),
         "network_data_format": {
             "type": "object",
             "required": ["inputs", "outputs"],
@@ -87,13 +81,12 @@ def hash_files(root: Path) -> dict[str, str]:
     linked = next((path for path in paths if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
         raise RefusedError("a folder of the bundle is a link", path=linked, hint="copy the folder itself")
-    names = sorted(path.relative_to(root).as_posix() for path in paths if path.is_file())
-    return {name: _sha256_of(root / name) for name in names if name not in (SUMS, SIGNATURE)}
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    sums = {}
+    for name in sorted(path.relative_to(root).as_posix() for path in paths if path.is_file()):
+        if name not in (SUMS, SIGNATURE):
+            with (root / name).open("rb") as stream:
+                sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return sums
 
 
 def fingerprint(sums: dict[str, str]) -> str:
@@ -190,6 +183,21 @@ def read_document(path: Path) -> Any:
         raise NotReadableError(str(error).replace("\n", " ")) from error
     except RecursionError as error:
         raise NotReadableError("nested too deeply") from error
+    return document
+
+
+def read_mapping(path: Path, noun: str) -> dict[str, Any]:
+    """Return a document as JSON could hold it, as the worker is handed it.
+
+    Raises:
+        DataError: it cannot be read, or is no mapping.
+    """
+    try:
+        document = json.loads(json.dumps(read_document(path), default=str))  # dates of YAML, and keys that are numbers
+    except NotReadableError as error:
+        raise DataError(f"the {noun} cannot be read", path=path, found=error) from error
+    if not isinstance(document, dict):
+        raise DataError(f"the {noun} is not a mapping", path=path, found=type(document).__name__)
     return document
 
 
@@ -311,9 +319,7 @@ def _compare(package: str, made_with: Any) -> Requirement:
 def vet_versions(metadata: Mapping[str, Any], allows: Callable[[str], bool]) -> Iterator[Finding]:
     """Yield a MONAI or torch here that is a release or more behind, what is no version, and a bundle's own downgrade.
 
-    Args:
-        metadata: of the bundle.
-        allows: whether the user admits a finding of this name, which is the metadata's key.
+    A finding has the metadata's key as its name; what ``allows`` says that the user admits is passed over.
     """
     yield from (finding for finding in _downgrades(metadata) if finding.name is None or not allows(finding.name))
 
@@ -330,10 +336,8 @@ def _downgrades(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     own, logged = _parsed(metadata.get("version")), metadata.get("changelog")
     known = [found for entry in (logged if isinstance(logged, dict) else ()) if (found := _parsed(entry))]
     if own is not None and known and own < max(known):
-        text, why = (
-            f"version {metadata.get('version')}, changelog up to {max(known)}",
-            "an older version than its own changelog: a downgrade",
-        )
+        text = f"version {metadata.get('version')}, changelog up to {max(known)}"
+        why = "an older version than its own changelog: a downgrade"
         yield Finding(METADATA, "version", shown(text), why, "version")
 
 
@@ -391,6 +395,5 @@ def vet_logging(path: Path, file: str) -> Iterator[Finding]:
 
 
 def _is_in_subset(kind: str, key: str, value: str) -> bool:
-    if key in ("format", "datefmt"):  # taken as they are, never evaluated
-        return True
-    return (_VALUES.get((kind, key)) or _WORDS).fullmatch(value) is not None
+    as_it_is = key in ("format", "datefmt")  # never evaluated
+    return as_it_is or (_VALUES.get((kind, key)) or _WORDS).fullmatch(value) is not None

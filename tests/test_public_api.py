@@ -37,6 +37,8 @@ try:
     segpipe.predict("b", "scans", Path("results"), min_slices=20, ensemble=[bundle])
 except segpipe.errors.SegpipeError as error:
     code: int = error.exit_code
+run = segpipe.train("manifest.json", task="task.yaml", out="run")
+name: str = segpipe.export(run.root, "exported").name
 """
 WRONG = """
 import segpipe

@@ -104,6 +104,14 @@ def test_finished_cases_are_not_computed_again(tmp_path: Path) -> None:
     assert not (tmp_path / PARTIAL).exists()
 
 
+def test_a_skipped_case_has_the_result_of_before(tmp_path: Path) -> None:
+    results = [
+        predict_cases(bundle(), items("a"), tmp_path, Options(), worker=FakeWorker())[0].result  # type: ignore[arg-type]
+        for _ in range(2)
+    ]
+    assert results[0]["volumes_ml"] == {"x": 0.1} and results[1] == json.loads(json.dumps(results[0]))
+
+
 def test_state_names_bundle_and_ids_but_no_path(tmp_path: Path) -> None:
     worker = FakeWorker(b=raises(DataError("bad", path="/scans/b", found="/scans/b and /home/jane/x.nii")))
     run(tmp_path, worker, "a", "b")

@@ -12,7 +12,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import segpipe
 from segpipe.cli.app import run
+from segpipe.errors import UsageError
 from segpipe.training.session import unwrap
 from tiny_data import train_arguments
 
@@ -124,6 +126,21 @@ def test_a_run_is_not_written_over_and_a_changed_config_not_resumed(whole, tiny_
     assert "changed" in capsys.readouterr().err
     assert run(["train", "--resume", str(tmp_path / "none")]) == 2
     assert run(["train", str(tiny_manifest), "--resume", str(whole)]) == 2
+
+
+def test_a_run_is_not_resumed_by_what_would_not_train(whole: Path, capsys) -> None:
+    for option in ("--dry-run", "--explain"):
+        assert run(["train", "--resume", str(whole), option]) == 2
+        assert f"{option} would not train" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="would not train"):
+        segpipe.train(resume=whole, dry_run=True)
+
+
+def test_what_is_missing_is_named_as_it_is_given(tiny_manifest: Path, capsys) -> None:
+    assert run(["train", str(tiny_manifest)]) == 2
+    assert "--task and --out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="task= and out="):
+        segpipe.train(tiny_manifest)
 
 
 def test_a_damaged_checkpoint_is_named(whole, tmp_path, capsys) -> None:

@@ -93,9 +93,16 @@ def command(
     policy: dict[str, Any] = {"allow": tuple(allow or ()), "run_unvetted_code": run_unvetted_code}
     if save_config is not None and not explain:
         raise UsageError("--save-config goes with --explain", hint="a run keeps its config as RUN/config.json")
-    if explain and resume is None:
+    if explain and resume is not None:
+        raise UsageError(
+            "--resume goes on with the training, and --explain would not train",
+            hint="leave one of them out: RUN/config.json has each value, origins in RUN/run.json where it came from",
+        )
+    if explain:
         _explain(console, manifest, out, settings, policy, save_config)
         return OK
+    if resume is None and (manifest is None or task is None or (out is None and not dry_run)):
+        raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
     try:
         run = train(manifest, out=out, seeds=seeds, resume=resume, dry_run=dry_run, **settings, **policy)
     except KeyboardInterrupt:

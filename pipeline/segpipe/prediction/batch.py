@@ -308,7 +308,7 @@ class _Batch:
 
     def _skip(self, case: InputCase) -> Outcome:
         self.folder.record(event="skipped", id=case.id)
-        return Outcome(case.id, "skipped")
+        return Outcome(case.id, "skipped", result=self.earlier.done[case.id])
 
     def _fail(self, case: InputCase, error: SegpipeError, seconds: float) -> Outcome:
         self.folder.abandon(case.id)

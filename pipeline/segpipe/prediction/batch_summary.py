@@ -41,7 +41,7 @@ class Outcome:
         seconds: that it took.
         reason: of what failed, in a sentence; of what is refused, in a word.
         detail: of what is refused, in a sentence or two.
-        result: ``result.json``.
+        result: ``result.json``, of a skipped case that of before; empty where nothing was segmented.
     """
 
     id: str

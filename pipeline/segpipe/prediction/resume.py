@@ -71,8 +71,8 @@ class EarlierResults:
 
     Attributes:
         folder: that results are written to.
-        done: ids of the cases that were finished with this very model, with all that their source allows of what is
-            asked; a series that has other slices now is not done.
+        done: ``result.json`` by id of the cases that were finished with this very model, with all that their source
+            allows of what is asked; a series that has other slices now is not done.
         refused: files of each series that was refused before.
 
     Raises:
@@ -101,18 +101,21 @@ class EarlierResults:
                 hint="choose an empty or new folder for results",
             )
         finished = [] if options.overwrite else [case for case in cases if self.folder.is_finished(case.id)]
-        self.done = {case.id for case in finished if self._is_done(case)}
+        results = {case.id: self._result_of(case) for case in finished}
+        self.done = {case_id: result for case_id, result in results.items() if result is not None}
 
-    def _is_done(self, case: InputCase) -> bool:
+    def _result_of(self, case: InputCase) -> dict[str, Any] | None:
+        """Return the result of a finished case, None where it has to be computed again."""
         final = self.folder.final(case.id)
         try:
-            result = read_json(final / RESULT)
+            result: dict[str, Any] = read_json(final / RESULT)
             same = bool(result["bundle"]["sha256"] == self._bundle.sha256) and _is_same_model(result, self._options)
         except (SegpipeError, AttributeError, KeyError, TypeError):
-            return False
+            return None
         if case.series is not None and self._sources.get(case.id, {}).get("slices") != slices_of(case.series):
-            return False
-        return same and self._options.outputs.are_met(result, final, self._bundle, is_dicom=case.is_dicom)
+            return None
+        is_met = same and self._options.outputs.are_met(result, final, self._bundle, is_dicom=case.is_dicom)
+        return result if is_met else None
 
 
 def _refuse_other_bundle(out: Path, start: Mapping[str, Any], bundle: Bundle, options: Options) -> None:

@@ -24,7 +24,8 @@ class TrainingRun:
     """How a training ended.
 
     Attributes:
-        root: the run folder, or the folder of all runs where there are several seeds; None of a dry run.
+        root: the run folder, or the folder of all runs where there are several seeds; of a dry run the folder that was
+            named, which is not made.
         status: ``finished``, or ``dry run``.
         epochs: that were trained.
         best_epoch: whose weights are kept; None where none was validated, and of several seeds.
@@ -36,7 +37,7 @@ class TrainingRun:
         seeds: content of ``seeds.json``, where there are several.
     """
 
-    root: Path | None
+    root: Path
     status: str
     epochs: int = 0
     best_epoch: int | None = None
@@ -119,6 +120,11 @@ def train(
         RefusedError: a bundle that manifest or fragments lie in is not trusted.
     """
     if resume is not None:
+        if dry_run:
+            raise UsageError(
+                "--resume goes on with the training, and --dry-run would not train",
+                hint="leave one of them out: what a run is configured by stands in RUN/config.json",
+            )
         if manifest is not None or overrides or epochs is not None or seeds is not None:
             raise UsageError(
                 "--resume takes its settings from the run", hint="give --resume RUN alone (and --data if it moved)"
@@ -128,7 +134,7 @@ def train(
             return _of_seeds(root, resume_seeds(root, place, progress))
         return _of_record(root, resume_run(root, place, progress))
     if manifest is None or task is None or (out is None and not dry_run):
-        raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
+        raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
     settings = RunSettings(
         task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides)
     )
@@ -157,7 +163,7 @@ def _train(
     for note in notes:
         (progress or Console("train").note)(note)
     if dry_run:
-        return TrainingRun(None, "dry run", notes=notes, trial=try_run(composed, manifest))
+        return TrainingRun(root, "dry run", notes=notes, trial=try_run(composed, manifest))
     fingerprint = fingerprint_path(settings.task)
     if seeds is not None:
         place = Path(composed.config["dataset_dir"])

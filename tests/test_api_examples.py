@@ -1,6 +1,6 @@
 """The example in the docstring of every public object runs, in a folder such as a reader would have.
 
-The folder holds ``bundles/hippocampus_mri``, ``scan.nii.gz``, ``ct_series/`` (DICOM), ``data/manifest.json`` with
+The folder holds ``bundles/hippocampus_mri``, ``scan.nii.gz``, ``mr_series/`` (DICOM), ``data/manifest.json`` with
 folds, and its ``task.yaml``; for the slow examples ``run/`` and ``predictions/`` as well.
 """
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bundles").mkdir()
     (folder / "bundles/hippocampus_mri").symlink_to(bundle)
     shutil.copy(bundle / "golden/images/image.nii.gz", folder / "scan.nii.gz")
-    write(series(Grid(slices=12)), folder / "ct_series")
+    write(series(Grid(slices=12), "MR"), folder / "mr_series")
     write_data(folder / "data")
     shutil.copy(folder / "data/task.yaml", folder / "task.yaml")
     return folder

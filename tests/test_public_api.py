@@ -29,7 +29,7 @@ volumes: dict[str, float] = segmentation.volumes_ml
 array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = segmentation.array
 saved: Path = segmentation.save("labels.nii.gz", format="nifti")
 again = bundle.segment(np.zeros((9, 9, 9)), affine_ras=np.eye(4), max_memory="4G")
-volume = segpipe.read_dicom("ct_series")
+volume = segpipe.read_dicom("mr_series")
 of_dicom = bundle.segment(volume).save("seg.dcm", format="seg")
 batch = segpipe.predict(bundle, ["scans", Path("more")], "results", format="nifti,seg", probabilities="all", timeout=5)
 statuses: list[str] = [outcome.status for outcome in batch.outcomes]

@@ -105,6 +105,45 @@ def test_one_series_through_all_doors_and_into_dicom(spaced: Path, tmp_path: Pat
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_series_of_another_modality_is_refused_unless_it_is_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    root = copy(tiny_bundle, tmp_path / "b")
+
+    def state_mr(metadata: Any) -> None:
+        metadata["network_data_format"]["inputs"]["image"]["modality"] = "MRI"
+
+    change_json(root / "configs/metadata.json", state_mr)
+    make.write(make.series(), tmp_path / "ct")
+    bundle = segpipe.open_bundle(root)
+    volume = segpipe.read_dicom(tmp_path / "ct")
+    for image in (tmp_path / "ct", volume, [volume]):
+        with pytest.raises(DataError, match="another modality") as caught:
+            bundle.segment(image)
+        assert (caught.value.found, caught.value.expected) == ("CT", "MR")
+        assert bundle.segment(image, modality=["ct"]).notes == volume.notes
+    with pytest.raises(DataError, match="another modality"):
+        segpipe.open_bundle(tiny_bundle).segment(volume, modality="MR,PT")
+
+
+def test_what_was_resampled_is_not_written_as_dicom(tiny_bundle: Path, tmp_path: Path) -> None:
+    make.write(make.tilted(), tmp_path / "tilted")
+    volume = segpipe.read_dicom(tmp_path / "tilted", repair="tilt")
+    found = segpipe.open_bundle(tiny_bundle).segment(volume)
+    assert found.notes == volume.notes and any("tilt" in note for note in found.notes)
+    with pytest.raises(DataError, match="was resampled to a regular grid"):
+        found.save(tmp_path / "seg.dcm", format="seg")
+
+
+def test_a_file_that_does_not_say_how_it_lies_comes_not_through_simpleitk(tiny_bundle: Path, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOXELS, None)
+    image.header.set_zooms((1, 1, 2))
+    nib.save(image, tmp_path / "a.nii.gz")
+    bundle = segpipe.open_bundle(tiny_bundle)
+    with pytest.raises(DataError, match="does not say how it lies"):
+        bundle.segment(SimpleITK.ReadImage(str(tmp_path / "a.nii.gz")))
+    for known in (tmp_path / "a.nii.gz", nib.load(tmp_path / "a.nii.gz")):
+        assert bundle.segment(known).flags["orientation_unknown"]
+
+
 def test_the_stock_route_is_given_files(tmp_path: Path) -> None:
     root = write_bundle(
         tmp_path / "b", deterministic=[*SPACED[:2], {"_target_": "Rotate90d", "keys": "image", "k": 2}, SPACED[3]]
@@ -250,8 +289,12 @@ def test_a_label_map_is_saved_only_as_what_it_can_be(tiny_bundle: Path, tmp_path
         found.save(tmp_path / "x.nrrd", format="nrrd")
     with pytest.raises(UsageError, match="not a NIfTI file"):
         found.save(tmp_path / "x.png")
-    with pytest.raises(DataError, match="cannot be written so"):
+    with pytest.raises(UsageError, match="not a DICOM file"):
+        found.save(tmp_path / "x.nii.gz", format="seg")
+    with pytest.raises(DataError, match="cannot be written so") as caught:
         found.save(tmp_path / "x.dcm", format="seg")
+    assert "source is NIfTI" in str(caught.value) and "always can be written" in str(caught.value)
+    assert found.notes == ()
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write"):
         found.save(tmp_path / "file" / "x.nii")

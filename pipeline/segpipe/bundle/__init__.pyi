@@ -16,6 +16,7 @@ from .signing import fingerprint_of as fingerprint_of
 from .signing import is_encrypted as is_encrypted
 from .signing import make_keys as make_keys
 from .signing import sign_bundle as sign_bundle
+from .supported_subset import stated_modality as stated_modality
 from .tensors import State as State
 from .tensors import read_state as read_state
 from .tensors import tensors_sha256 as tensors_sha256

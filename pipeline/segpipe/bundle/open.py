@@ -13,16 +13,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from segpipe.bundle.supported_subset import Activation, read_inference, read_meaning, unsupported_features
+from segpipe.bundle.supported_subset import (
+    Activation,
+    read_inference,
+    read_meaning,
+    stated_modality,
+    unsupported_features,
+)
 from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe
+from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe, Source, split_words
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from segpipe.bundle.segmentation import LoadedBundle, Segmentation
-    from segpipe.inference import Image
+    from segpipe.inference import CaseInput, Image
 
 CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 
@@ -91,7 +97,12 @@ class Bundle:
     _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def segment(
-        self, image: Image, *, affine_ras: ArrayLike | None = None, **options: Unpack[ModelKeywords]
+        self,
+        image: Image,
+        *,
+        affine_ras: ArrayLike | None = None,
+        modality: str | Sequence[str] | None = None,
+        **options: Unpack[ModelKeywords],
     ) -> Segmentation:
         """Return the label map of one image, on the image's own grid.
 
@@ -111,13 +122,14 @@ class Bundle:
             image: a path (NIfTI file, or folder of one DICOM series), a nibabel or SimpleITK image, a numpy array
                 (X, Y, Z) with ``affine_ras``, or a volume of `segpipe.read_dicom`; or a list of these, one a channel.
             affine_ras: (4, 4) of an array: voxel index to mm, RAS+.
+            modality: which a DICOM series may have, such as ``CT``; None takes the one that the bundle states, if any.
             options: ``device`` (``auto``, ``cpu`` or ``cuda:N``), ``runtime`` (``auto``, ``torch`` or ``openvino``),
                 ``threads``, ``mirror`` (axes of the network's grid, ``x,y,z`` or ``all``) and ``max_memory`` (in
                 bytes or as ``4G``).
 
         Raises:
             UsageError: no such image, an array without its affine, a wrong option, or no such device.
-            DataError: the image, the bundle's config or its weights cannot be used.
+            DataError: the image, the bundle's config or its weights cannot be used, or a series is of another modality.
             RefusedError: the bundle does not pass the gate, or the image needs more memory than it may take.
         """
         from segpipe.bundle.segmentation import LoadedBundle
@@ -127,7 +139,9 @@ class Bundle:
         if model not in self._loaded:
             self._loaded.clear()
             self._loaded[model] = LoadedBundle(self.recipe(model), self.policy)
-        return self._loaded[model].segment(read_images(image, max(1, len(self.channels)), affine_ras))
+        case = read_images(image, max(1, len(self.channels)), affine_ras)
+        _require_modality(case, tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata))
+        return self._loaded[model].segment(case)
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -167,6 +181,17 @@ class Bundle:
             "sha256": self.sha256,
             "config_file": self.config_file.relative_to(self.root).as_posix(),
         }
+
+
+def _require_modality(case: CaseInput, modalities: Sequence[str]) -> None:
+    found = case.modality if isinstance(case, Source) else None
+    if found is not None and modalities and found.upper() not in modalities:
+        raise DataError(
+            "the series is of another modality than the bundle is for",
+            found=found or "no modality",
+            expected=" or ".join(modalities),
+            hint=f'modality=["{found}"] lets it through' if found else "the files need a Modality in their headers",
+        )
 
 
 def open_bundle(

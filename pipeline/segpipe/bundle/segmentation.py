@@ -24,6 +24,9 @@ from segpipe.errors import DataError, UsageError
 from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
+RESAMPLED = (
+    "the series was resampled to a regular grid (repair), and DICOM results refer to slices as they were scanned"
+)
 OVERLAP = "its regions overlap, and these take one label map"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
 INTENSITY_MARGIN = 0.5  # of that range's width
@@ -51,6 +54,7 @@ class Segmentation:
         flags: ``empty``, ``touches_border`` (names of labels on a face of the image), ``orientation_unknown``,
             ``far_spacing`` and ``far_intensity`` (whether the image is far from the training cases: yes, no, unknown).
         seconds: by stage.
+        notes: of the reader of a DICOM series, such as on its padding; empty for other images.
         regions: how many regions that may overlap there are; 0 for a label map.
     """
 
@@ -61,10 +65,12 @@ class Segmentation:
     voxels: dict[str, int]
     flags: dict[str, Any]
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
     regions: int = 0
     _label_map: LabelMap = field(repr=False)
     _recipe: Recipe = field(repr=False)
     _series: Series | None = field(repr=False, default=None)
+    _resampled: bool = field(repr=False, default=False)
 
     @classmethod
     def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput) -> Segmentation:
@@ -84,10 +90,12 @@ class Segmentation:
                 **far_from_training(recipe.metadata, spacing, intensity),
             },
             seconds=label_map.seconds,
+            notes=case.notes if isinstance(case, (Series, Source)) else (),
             regions=label_map.regions,
             _label_map=label_map,
             _recipe=recipe,
             _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
+            _resampled=isinstance(case, Source) and case.resampled,
         )
 
     def mask(self, label: str) -> NDArray[np.bool_]:
@@ -119,13 +127,15 @@ class Segmentation:
             The path.
 
         Raises:
-            UsageError: no such format, another ending than ``.nii`` or ``.nii.gz``, or it cannot be written.
+            UsageError: no such format, an ending that is not of it, or it cannot be written.
             DataError: the format cannot hold this label map.
         """
         path = Path(path)
         require_format(format)
         if format == "nifti" and not path.name.endswith((".nii", ".nii.gz")):
             raise UsageError("not a NIfTI file", path=path, expected="a name that ends in .nii or .nii.gz")
+        if format != "nifti" and path.name.endswith((".nii", ".nii.gz")):
+            raise UsageError("not a DICOM file", path=path, found=f"format {format}", expected="a name such as seg.dcm")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".segpipe-", dir=path.parent) as folder:
@@ -135,11 +145,23 @@ class Segmentation:
                 else:
                     written, refused = self._write_dicom(Path(folder), [format])
                 if format not in written:
-                    raise DataError("the label map cannot be written so", found=refused[format], expected=format)
+                    raise self._cannot_write_as(format, refused[format])
                 (Path(folder) / written[format]).replace(path)
         except OSError as error:
             raise cannot_write(path, error) from error
         return path
+
+    def _cannot_write_as(self, format: str, reason: str) -> DataError:
+        frames = self._series.frames if self._series else ()
+        gone = next((frame.path for frame in frames if not frame.path.is_file()), None)
+        return DataError(
+            f"the label map cannot be written so, as {format}",
+            path=gone,
+            found=reason,
+            hint="leave the series where it is until its results are written"
+            if gone
+            else 'format="nifti", with a name that ends in .nii.gz, always can be written',
+        )
 
     def write(self, folder: Path, formats: Sequence[str], nifti_name: str) -> tuple[dict[str, str], dict[str, str]]:
         """Write into a result folder what was asked for; the NIfTI file as well where a format cannot be.
@@ -163,7 +185,8 @@ class Segmentation:
         if not formats:
             return {}, {}
         if self._series is None or self.regions:
-            return {}, dict.fromkeys(formats, OVERLAP if self._series is not None else NO_DICOM_SOURCE)
+            without_series = RESAMPLED if self._resampled else NO_DICOM_SOURCE
+            return {}, dict.fromkeys(formats, without_series if self._series is None else OVERLAP)
         recipe = self._recipe
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
         algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)

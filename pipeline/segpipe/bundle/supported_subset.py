@@ -15,6 +15,7 @@ from segpipe.inference import Preprocessing, UnsupportedTransform
 
 Activation = Literal["softmax", "sigmoid"]
 CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
+MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 MOST_RESOLVED = 1_000_000  # values that a config may become, as references to references can double at each step
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
@@ -136,6 +137,15 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _dicts(item)
+
+
+def stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the DICOM modality that a bundle's metadata state for its images, empty where it is none that is known."""
+    stated: Any = metadata
+    for key in ("network_data_format", "inputs", "image", "modality"):
+        stated = stated.get(key) if isinstance(stated, Mapping) else None
+    known = MODALITIES.get(stated.strip().upper()) if isinstance(stated, str) else None
+    return (known,) if known else ()
 
 
 def read_meaning(metadata: dict[str, Any], config: dict[str, Any]) -> tuple[dict[int, str], list[str], int]:

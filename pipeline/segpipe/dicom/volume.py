@@ -27,9 +27,9 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
     """Read the one volume of a folder of DICOM files.
 
     >>> import segpipe
-    >>> volume = segpipe.read_dicom("ct_series")
+    >>> volume = segpipe.read_dicom("mr_series")
     >>> volume.modality
-    'CT'
+    'MR'
     >>> volume.array.ndim, volume.affine_ras.shape
     (3, (4, 4))
 

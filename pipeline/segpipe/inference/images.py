@@ -38,6 +38,7 @@ else:
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ENDINGS = (".nii", ".nii.gz")
+FORM_CODES = ("qform_code", "sform_code")  # of a NIfTI file, in the metadata of SimpleITK
 
 
 def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None) -> CaseInput:
@@ -78,7 +79,14 @@ def _of_volume(volume: Volume, channels: int) -> Source:
         raise DataError("wrong number of channels", found="one series", expected=channels)
     require_channels([header], channels)
     judge_voxels(volume.array, header.path)
-    return Source(header, np.array(volume.array, order="K")[None], None if volume.repaired else volume.series)
+    return Source(
+        header,
+        np.array(volume.array, order="K")[None],
+        None if volume.repaired else volume.series,
+        modality=volume.modality,
+        notes=volume.notes,
+        resampled=bool(volume.repaired),
+    )
 
 
 def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int) -> Source:
@@ -117,6 +125,14 @@ def _read(image: Any, affine_ras: ArrayLike | None) -> tuple[Header, NDArray[Any
 def _of_simpleitk(image: Any, path: Path) -> tuple[Header, NDArray[Any]]:
     import SimpleITK
 
+    if all(image.HasMetaDataKey(key) and image.GetMetaData(key).strip() == "0" for key in FORM_CODES):
+        raise DataError(
+            "the file of the image does not say how it lies",
+            path=path,
+            found="qform_code 0 and sform_code 0, for which SimpleITK guesses an orientation",
+            expected="a NIfTI file with a qform or an sform",
+            hint="give the path of the file, or its nibabel image; the flag orientation_unknown then says so",
+        )
     size = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError(

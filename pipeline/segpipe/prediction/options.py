@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.bundle import Bundle
+from segpipe.bundle import Bundle, stated_modality
 from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMENTATION, probability_name
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from segpipe.inference import Recipe
 
 ALL = "all"
-MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 
 
 class PredictKeywords(ModelKeywords, total=False):
@@ -248,16 +247,8 @@ class SeriesFilter:
 
 def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) -> SeriesFilter:
     """Return the filter of the options; without a modality it is the one that a bundle's metadata states, if any."""
-    modality = tuple(name.upper() for name in options.modality) or _stated_modality(metadata)
+    modality = tuple(name.upper() for name in options.modality) or stated_modality(metadata)
     return SeriesFilter(modality, options.series_description, options.min_slices, options.max_slices, channels)
-
-
-def _stated_modality(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    stated: Any = metadata
-    for key in ("network_data_format", "inputs", "image", "modality"):
-        stated = stated.get(key) if isinstance(stated, Mapping) else None
-    known = MODALITIES.get(stated.strip().upper()) if isinstance(stated, str) else None
-    return (known,) if known else ()
 
 
 def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.api_calls import checked_call
 from segpipe.common.files import require_writable, write_json
 from segpipe.common.processes import Progress
 from segpipe.data import Manifest, manifest_sha256, open_manifest
@@ -66,6 +67,7 @@ class Evaluation:
         return document
 
 
+@checked_call
 def evaluate(
     manifest: str | Path | Manifest,
     predictions: str | Path,

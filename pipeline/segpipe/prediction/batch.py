@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from segpipe.bundle import Bundle, open_bundle
+from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE
 from segpipe.errors import SegpipeError, UsageError
@@ -32,6 +33,7 @@ AnyPath = str | PathLike[str]
 TRUST = ("allow", "run_unvetted_code", "require_signature")
 
 
+@checked_call
 def predict(
     bundle: Bundle | AnyPath,
     inputs: AnyPath | Sequence[AnyPath],

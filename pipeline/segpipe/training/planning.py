@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
+from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_text
 from segpipe.common.processes import usable_cores
 from segpipe.data import Fingerprint, Manifest, fingerprint_path, open_manifest, save_fingerprint, take_fingerprint
@@ -73,6 +74,7 @@ class Plan:
         return fingerprint_path(path)
 
 
+@checked_call
 def plan(
     manifest: str | Path | Manifest,
     *,

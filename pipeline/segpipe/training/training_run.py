@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import TrustPolicy
+from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
 from segpipe.data import Manifest, fingerprint_path, save_manifest
 from segpipe.errors import UsageError
@@ -60,6 +61,7 @@ class TrainingRun:
         return {"run": str(self.root), "status": self.status, "best": best, **facts}
 
 
+@checked_call
 def train(
     manifest: str | Path | Manifest | None = None,
     *,

@@ -27,6 +27,7 @@ from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_bytes
 from segpipe.bundle.vet import METADATA, write_sums
+from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, read_json, write_json, write_text, write_whole
 from segpipe.data import Manifest
 from segpipe.errors import UsageError
@@ -62,6 +63,7 @@ format=%(asctime)s %(levelname)s %(message)s
 """
 
 
+@checked_call
 def export(
     run: str | Path,
     out: str | Path,

@@ -1,6 +1,6 @@
 """What a call of the Python API got wrong, in the words of the tree of errors instead of from within.
 
-A keyword that there is not is a TypeError, as of any function; a simple option of another type is a UsageError.
+The signature says what there is: a keyword that is none of it, or a simple option of another type, is a UsageError.
 """
 
 from __future__ import annotations
@@ -33,20 +33,24 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     """Judge the keywords of a call, and the types of those whose type is simple, by the function's signature.
 
     Raises:
-        TypeError: there is no such keyword; it names one that is like it.
-        UsageError: a number, text, path or flag is something else, or one text stands for a list of them.
+        UsageError: there is no such keyword, with one that is like it; a number, text, path or flag is something else;
+            or one text stands for a list of them.
     """
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-        known = _types_of(function)
+        where, known = f"segpipe.{function.__name__}", _types_of(function)
         wrong = next((name for name in keywords if name not in known), None)
         if wrong is not None:
             near = difflib.get_close_matches(wrong, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise TypeError(f"segpipe.{function.__name__}() got an unexpected keyword argument {wrong!r}{hint}")
+            raise UsageError(
+                f"{where}: no such option",
+                found=wrong,
+                expected=", ".join(known),
+                hint=f"did you mean {near[0]!r}?" if near else None,
+            )
         for name, value in keywords.items():
-            _require_type(f"segpipe.{function.__name__}", name, value, known[name])
+            _require_type(where, name, value, known[name])
         return function(*arguments, **keywords)
 
     return call

@@ -172,7 +172,6 @@ class Options:
 
         Raises:
             UsageError: a value that there is not.
-            TypeError: no such option.
         """
         values = dict(keywords)
         values["data"] = None if values.get("data") is None else Path(values["data"])

@@ -244,3 +244,24 @@ def test_opening_imports_no_torch(bundle: Bundle) -> None:
         "sys.exit(bool({'torch', 'monai', 'highdicom'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(bundle.root)], check=False).returncode == 0
+
+
+def test_arguments_of_a_wrong_type_are_named(bundle: Bundle) -> None:
+    wrong: Any
+    for wrong in (None, 7, ""):
+        with pytest.raises(UsageError, match="not a path") as caught:
+            open_bundle(wrong)
+        assert caught.value.found == repr(wrong)
+    with pytest.raises(UsageError, match="not a path"):
+        open_bundle(bundle.root, key=7)  # type: ignore[arg-type]
+    for wrong in (None, [1], 7):
+        with pytest.raises(UsageError, match="not names to allow"):
+            open_bundle(bundle.root, allow=wrong)
+    assert open_bundle(bundle.root, allow="glob").policy.allow == ("glob",)
+
+
+def test_a_later_current_folder_changes_nothing(bundle: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    opened = open_bundle(copy.name)
+    assert (opened.root, opened.weights) == (copy, copy / "models" / "model.pt") and opened.config_file.is_absolute()
+    assert repr(opened) == f"Bundle('tiny_mri', version 0.1.0, sha256 {bundle.sha256[:12]}, root '{copy}')"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy as copy_of
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,7 @@ def test_one_series_through_all_doors_and_into_dicom(spaced: Path, tmp_path: Pat
         np.testing.assert_array_equal(found.array, np.asarray(expected.dataobj))
         np.testing.assert_allclose(found.affine_ras, expected.affine, atol=1e-4)
         assert found.volumes_ml == result["volumes_ml"] and found.flags == result["flags"]
+    assert repr(found).startswith("Segmentation(") and "bright" in repr(found) and len(repr(found)) < 100
     (seg,) = tmp_path.glob("out/*/seg.dcm")
     written = found.save(tmp_path / "seg.dcm", format="seg")
     assert pydicom.dcmread(written).SOPInstanceUID == pydicom.dcmread(seg).SOPInstanceUID
@@ -103,6 +107,11 @@ def test_one_series_through_all_doors_and_into_dicom(spaced: Path, tmp_path: Pat
     report = pydicom.dcmread(tmp_path / "sr.dcm")
     assert pydicom.dcmread(seg).SOPInstanceUID in str(report)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    volume.series.files[2].unlink()
+    with pytest.raises(DataError, match="cannot be written so") as caught:
+        found.save(tmp_path / "seg.dcm", format="seg")
+    assert caught.value.path == str(volume.series.files[2])
+    assert "cannot be read again: file 3 of" in str(caught.value.found) and "No such file" in str(caught.value.found)
 
 
 def test_a_series_of_another_modality_is_refused_unless_it_is_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -247,6 +256,9 @@ COLOUR = SimpleITK.GetImageFromArray(np.stack([VOXELS] * 3, -1), isVector=True)
         (SimpleITK.GetImageFromArray(NAN), "not finite"),
         ("nowhere.nii.gz", "no such file"),
         ("nowhere", "no such file or folder"),
+        ("", "not a path"),
+        (__file__, "neither a DICOM folder nor one of its files"),
+        (["a.nrrd", "b.nrrd"], "a channel is not a NIfTI file"),
         ([], "there is no image"),
         (7, "no image of a kind"),
         (None, "no image of a kind"),
@@ -268,12 +280,28 @@ def test_an_affine_belongs_to_an_array_and_options_are_judged(tiny_bundle: Path,
         ({"runtime": "x"}, "no such runtime"),
         ({"max_memory": "much"}, "not an amount"),
         ({"device": "cuda:7"}, "device"),
+        ({"device": 0}, "no such device"),
         ({"threads": 0}, "threads"),
+        ({"threads": "2"}, "threads is not a whole number"),
+        ({"mirror": 1}, "not names"),
+        ({"modality": 1}, "not names"),
     ):
         with pytest.raises(UsageError, match=words):
             bundle.segment(path, **options)
-    with pytest.raises(TypeError):
-        bundle.segment(path, **{"colour": 1})
+    for name, near in (
+        ("colour", None),
+        ("devcie", "did you mean 'device'?"),
+        ("afine_ras", "did you mean 'affine_ras'?"),
+    ):
+        with pytest.raises(UsageError, match="no such option") as caught:
+            bundle.segment(path, **{name: 1})
+        assert (caught.value.found, caught.value.hint) == (name, near)
+    for matrix in ("RAS", [[1, 0], [0]], np.eye(4) * 1j):
+        with pytest.raises(UsageError, match="not a matrix of numbers"):
+            bundle.segment(VOXELS, affine_ras=matrix)
+    with pytest.raises(DataError, match="affine cannot be used") as unusable:
+        bundle.segment(VOXELS, affine_ras=affine(a33=2))
+    assert "2." in str(unusable.value.found).splitlines()[3]
     assert not np.array_equal(np.array(VOXELS), bundle.segment(VOXELS, affine_ras=TILTED).array)
     before = VOXELS.astype(np.float32)
     bundle.segment(before, affine_ras=TILTED)
@@ -337,3 +365,24 @@ def test_a_zip_file_stays_unpacked_while_its_bundle_is_in_use(tiny_bundle: Path,
     del bundle
     gc.collect()
     assert not root.exists()
+
+
+def test_threads_take_turns_and_copies_leave_the_model(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = segpipe.open_bundle(tiny_bundle)
+    path = write_scan(tmp_path / "a.nii.gz")
+    bundles = [bundle, copy_of(bundle), pickle.loads(pickle.dumps(bundle))]
+    with ThreadPoolExecutor(4) as pool:
+        (first, *others) = pool.map(lambda _: bundle.segment(path, threads=1).array, range(8))
+    for array in others:
+        np.testing.assert_array_equal(array, first)
+    for member in [*bundles, copy_of(bundle), pickle.loads(pickle.dumps(bundle))]:
+        assert member == bundle
+        np.testing.assert_array_equal(member.segment(path, threads=1).array, first)
+
+
+def test_a_copy_keeps_an_unpacked_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = segpipe.open_bundle(shutil.make_archive(str(tmp_path / "b"), "zip", tiny_bundle))
+    copied = copy_of(bundle)
+    del bundle
+    gc.collect()
+    assert copied.segment(write_scan(tmp_path / "a.nii.gz")).voxels

@@ -33,6 +33,15 @@ def test_one_of_several_by_name(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read_dicom(tmp_path, series=name).array, volume.array)
     with pytest.raises(DataError, match="not one DICOM series"):
         read_dicom(tmp_path, series="dcm-000000000000")
+    with pytest.raises(DataError, match="none has that id") as caught:
+        read_dicom(tmp_path, series="nope")
+    assert all(member.case_id in str(caught.value.expected) for member in scan(tmp_path).series)
+
+
+def test_a_later_current_folder_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(series(), tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    assert all(file.is_absolute() for file in read_dicom("in").series.files)
 
 
 def test_a_refused_series_is_refused_for_the_reason_of_the_scan(tmp_path: Path) -> None:
@@ -48,5 +57,13 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read_dicom(tmp_path)
     with pytest.raises(UsageError, match="no such file or folder"):
         read_dicom(tmp_path / "nowhere")
+    for path in (None, 7, ""):
+        with pytest.raises(UsageError, match="not a path"):
+            read_dicom(path)  # type: ignore[arg-type]
+    for name, ending in (("scan.nrrd", ".nrrd"), ("scan", "without an ending")):
+        (tmp_path / name).write_text("NRRD0004")
+        with pytest.raises(UsageError, match="neither a DICOM folder nor") as caught:
+            read_dicom(tmp_path / name)
+        assert ending in str(caught.value.found) and "NIfTI" in str(caught.value.expected)
     with pytest.raises(UsageError, match="no such repair"):
         read_dicom(tmp_path, repair="twist")

@@ -117,7 +117,7 @@ def test_a_refused_series_carries_nothing(tmp_path: Path) -> None:
 def test_a_slice_that_has_gone(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in")
     series.files[3].unlink()
-    assert obstacles(series) == ["a slice cannot be read again"]
+    assert obstacles(series) == ["a slice cannot be read again: file 4 of 6: No such file or directory"]
     with pytest.raises(DataError, match="cannot be read again"):
         write_seg(series, some_labels(series), INFOS, tmp_path / "seg.dcm", algorithm=ALGORITHM)
 

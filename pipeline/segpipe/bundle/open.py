@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,18 @@ from segpipe.bundle.supported_subset import (
     unsupported_features,
 )
 from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
+from segpipe.common.files import absolute_path
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe, Source, split_words
+from segpipe.inference import (
+    BundleFiles,
+    ModelKeywords,
+    ModelOptions,
+    Preprocessing,
+    Recipe,
+    Source,
+    require_keywords,
+    split_words,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,7 +44,7 @@ if TYPE_CHECKING:
 CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A bundle as data; `segment` runs it.
 
@@ -93,8 +104,9 @@ class Bundle:
     regions: int = 0
     signed_by: str | None = None
     policy: TrustPolicy = field(default_factory=TrustPolicy)
-    _unpacked: object = field(default=None, repr=False, compare=False)
-    _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _unpacked: object = field(default=None, compare=False)
+    _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, compare=False)
+    _turn: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
 
     def segment(
         self,
@@ -107,8 +119,8 @@ class Bundle:
         """Return the label map of one image, on the image's own grid.
 
         The bundle is vetted before anything of it runs, in this process. The model stays loaded for further calls
-        with the same options. One scan through all doors gives the same label map, which is that of
-        `segpipe.predict`.
+        with the same options; calls from several threads take turns. One scan through all doors gives the same label
+        map, which is that of `segpipe.predict`.
 
         >>> import segpipe
         >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
@@ -135,13 +147,28 @@ class Bundle:
         from segpipe.bundle.segmentation import LoadedBundle
         from segpipe.inference import read_images
 
+        require_keywords(options, ("affine_ras", "modality", *ModelKeywords.__annotations__))
         model = ModelOptions.parse(**options)
-        if model not in self._loaded:
-            self._loaded.clear()
-            self._loaded[model] = LoadedBundle(self.recipe(model), self.policy)
-        case = read_images(image, max(1, len(self.channels)), affine_ras)
-        _require_modality(case, tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata))
-        return self._loaded[model].segment(case)
+        modalities = tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata)
+        with self._turn:
+            if model not in self._loaded:
+                self._loaded.clear()
+                self._loaded[model] = LoadedBundle(self.recipe(model), self.policy)
+            case = read_images(image, max(1, len(self.channels)), affine_ras)
+            _require_modality(case, modalities)
+            return self._loaded[model].segment(case)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes along, also to another process: all but the loaded model."""
+        return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_turn")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it up; the model is loaded when it is needed."""
+        vars(self).update(state, _loaded={}, _turn=threading.Lock())
+
+    def __repr__(self) -> str:
+        """Name it in a line."""
+        return f"Bundle({self.name!r}, version {self.version}, sha256 {self.sha256[:12]}, root {str(self.root)!r})"
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -174,10 +201,10 @@ class Bundle:
 
     def _files(self) -> dict[str, Any]:
         return {
-            "root": str(self.root.absolute()),
+            "root": str(self.root),
             "inference": self.inference,
             "metadata": self.metadata,
-            "weights": str(self.weights.absolute()),
+            "weights": str(self.weights),
             "sha256": self.sha256,
             "config_file": self.config_file.relative_to(self.root).as_posix(),
         }
@@ -197,7 +224,7 @@ def _require_modality(case: CaseInput, modalities: Sequence[str]) -> None:
 def open_bundle(
     path: str | PathLike[str],
     *,
-    allow: Iterable[str] = (),
+    allow: str | Iterable[str] = (),
     run_unvetted_code: bool = False,
     key: str | PathLike[str] | None = None,
 ) -> Bundle:
@@ -209,18 +236,20 @@ def open_bundle(
 
     Args:
         path: the folder, or one zip file, which is unpacked for as long as the bundle is in use.
-        allow: names that the bundle may use beside the list of admitted ones, as `segpipe bundle verify` gives them.
+        allow: names that the bundle may use beside the list of admitted ones, as `segpipe bundle verify` gives them;
+            one text is one name.
         run_unvetted_code: take a bundle that was changed, or whose code is not vetted: it may then read, change and
             send whatever you may on this machine.
         key: file of the public key that must have signed it; it is checked before anything else is read.
 
     Raises:
-        UsageError: no bundle, it has no inference config, or ``key`` is no public key.
+        UsageError: no bundle, it has no inference config, ``key`` is no public key, or an argument of a wrong type.
         DataError: a file of it cannot be parsed, or the weights are absent.
         RefusedError: it has SHA256SUMS, and a file was changed, is missing or was added; it is not signed by ``key``;
             or its archive is not safe to be unpacked.
     """
-    path, policy = Path(path), TrustPolicy(tuple(allow), run_unvetted_code)
+    absolute_path(path, "the folder or the zip file of a bundle")
+    path, policy = Path(path), TrustPolicy(_names(allow), run_unvetted_code)
     stack = ExitStack()
     root = stack.enter_context(bundle_folder(path))
     holder = _Unpacked()
@@ -233,7 +262,7 @@ def open_bundle(
             hint="make one with `segpipe export`",
         )
     config_file, weights = _find_files(root)
-    signed_by = None if key is None else _signer(root, Path(key))
+    signed_by = None if key is None else _signer(root, absolute_path(key, "the file of a public key"))
     try:
         sha256, intact = check_sums(root)
     except RefusedError:
@@ -252,13 +281,13 @@ def open_bundle(
     supported, unsupported = read_inference(inference)
     unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
     return Bundle(
-        root=root,
+        root=root.absolute(),
         name=str(metadata.get("name") or root.resolve().name),
         version=str(metadata.get("version", "0")),
         metadata=metadata,
         inference=inference,
-        config_file=config_file,
-        weights=weights,
+        config_file=config_file.absolute(),
+        weights=weights.absolute(),
         sha256=sha256,
         intact=intact,
         labels=labels,
@@ -296,7 +325,20 @@ def bundle_folder(path: str | Path) -> Iterator[Path]:
 
 
 class _Unpacked:
-    """What a bundle holds on to: when it is gone, so is the folder that a zip file was unpacked to."""
+    """What a bundle and its copies hold on to: when it is gone, so is the folder that a zip file was unpacked to.
+
+    A copy in another process does not hold it: it lasts as long as the bundle here.
+    """
+
+    def __deepcopy__(self, memo: object) -> _Unpacked:
+        return self
+
+
+def _names(allow: Any) -> tuple[str, ...]:
+    names = [allow] if isinstance(allow, str) else list(allow) if isinstance(allow, Iterable) else [allow]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError("not names to allow", found=repr(allow), expected="a name, or a list of names")
+    return tuple(names)
 
 
 def _signer(root: Path, key: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,11 @@ OVERLAP = "its regions overlap, and these take one label map"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
 INTENSITY_MARGIN = 0.5  # of that range's width
 COMPARED = (1, 2, 3)  # of the percentiles 0.5, 5, 50, 95 and 99.5: the extremes of an image are its outliers
+SHOWN = 8  # labels where it is named in a line
 Answer = Literal["yes", "no", "unknown"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Segmentation:
     """A label map on its image's grid.
 
@@ -67,10 +68,10 @@ class Segmentation:
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
     regions: int = 0
-    _label_map: LabelMap = field(repr=False)
-    _recipe: Recipe = field(repr=False)
-    _series: Series | None = field(repr=False, default=None)
-    _resampled: bool = field(repr=False, default=False)
+    _label_map: LabelMap
+    _recipe: Recipe
+    _series: Series | None = None
+    _resampled: bool = False
 
     @classmethod
     def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput) -> Segmentation:
@@ -97,6 +98,13 @@ class Segmentation:
             _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
             _resampled=isinstance(case, Source) and case.resampled,
         )
+
+    def __repr__(self) -> str:
+        """Name its shape and its largest volumes in a line."""
+        largest = sorted(self.volumes_ml, key=lambda name: -self.volumes_ml[name])
+        shown = [f"{name} {self.volumes_ml[name]:.4g} mL" for name in largest[:SHOWN]]
+        others = [f"{len(largest) - SHOWN} others"] if len(largest) > SHOWN else []
+        return f"Segmentation({' x '.join(map(str, self.array.shape))} voxels: {', '.join(shown + others)})"
 
     def mask(self, label: str) -> NDArray[np.bool_]:
         """Return where a label is, (X, Y, Z).

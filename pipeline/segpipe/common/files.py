@@ -27,6 +27,17 @@ def digest_of(path: str | Path, algorithm: str) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
+def absolute_path(path: Any, expected: str) -> Path:
+    """Return a path that a user gave, absolute, so that another current folder later changes nothing.
+
+    Raises:
+        UsageError: it is no ``str`` or ``Path``, or empty.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UsageError("not a path", found=repr(path), expected=expected)
+    return Path(path).absolute()
+
+
 @contextmanager
 def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of ``path`` and rename it over ``path`` when the block ends well.

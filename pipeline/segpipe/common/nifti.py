@@ -173,8 +173,8 @@ def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, pat
         raise DataError(
             "the affine cannot be used",
             path=path,
-            found=np.array2string(affine[:3] if affine.ndim else affine, precision=3),
-            expected="finite and invertible",
+            found=np.array2string(affine, precision=3),
+            expected="(4, 4), finite, invertible, with the last row 0 0 0 1",
             hint="write the header again from the original scan",
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)

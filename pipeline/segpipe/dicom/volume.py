@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.files import absolute_path
+from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, Series, Volume
 from segpipe.dicom.pixels import PixelFile, PixelHeader, frame_values, notes_on, open_pixels
 from segpipe.dicom.privacy import no_header_text
@@ -46,16 +48,26 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
         DataError: there is no series that makes a volume, there are several, or the one that is there is refused, for
             the reason that `segpipe.dicom.scan` gives.
     """
-    path, repairs = Path(path), check_repairs(repair)
+    path, repairs = absolute_path(path, "a DICOM folder, or one of its files"), check_repairs(repair)
     if not path.exists():
         raise UsageError("no such file or folder", path=path, hint="check the path")
+    if not path.is_dir() and _is_other(path):
+        raise UsageError(
+            "neither a DICOM folder nor one of its files",
+            path=path,
+            found=f"a file with the ending {path.suffix}" if path.suffix else "a file without an ending",
+            expected="DICOM; or, for `Bundle.segment`, a NIfTI file (.nii or .nii.gz)",
+            hint="convert the image to NIfTI, or give the folder of its DICOM series",
+        )
     candidates = scan(path if path.is_dir() else path.parent).series
     if not path.is_dir():
-        candidates = tuple(
-            member for member in candidates if path.absolute() in {file.absolute() for file in member.files}
-        )
-    if series:
+        candidates = tuple(member for member in candidates if path in member.files)
+    known = candidates
+    if series is not None:
         candidates = tuple(member for member in candidates if series in (member.series_uid, member.case_id))
+    if known and not candidates:
+        ids = ", ".join(member.case_id for member in known)
+        raise DataError("not one DICOM series: none has that id", path=path, found=series, expected=f"one of {ids}")
     usable = [member for member in candidates if member.state == "loaded" or can_repair(member, repairs)]
     if len(usable) == 1:
         return load_series(usable[0], repair=repairs)
@@ -69,6 +81,12 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
         expected="one series that makes a volume",
         hint="`segpipe scan` lists them; name one by its series UID or case id",
     )
+
+
+def _is_other(path: Path) -> bool:
+    """Return whether a file is of another kind than DICOM."""
+    header = read_header(path)
+    return not isinstance(header, Header) and header.file_class == "not_dicom"
 
 
 def load(root: str | Path, *, repair: str | Sequence[str] | None = None) -> list[Volume]:

@@ -62,6 +62,12 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
             expected="affine_ras=, (4, 4): voxel index to mm, RAS+",
             hint="give the affine of the image that the array was taken from",
         )
+    if affine_ras is not None and not _is_numbers(affine_ras):
+        raise UsageError(
+            "affine_ras is not a matrix of numbers",
+            found=f"{type(affine_ras).__name__} {str(affine_ras)[:40]}",
+            expected="(4, 4): voxel index to mm, RAS+",
+        )
     if affine_ras is not None and not all(arrays):
         raise UsageError("affine_ras belongs to a numpy array", found=_kind(images[0]) if images else "no image")
     if images and all(_is_nifti_path(single) for single in images):
@@ -115,6 +121,10 @@ def _read(image: Any, affine_ras: ArrayLike | None) -> tuple[Header, NDArray[Any
         return header, image_voxels(image, header)
     if _is_of("SimpleITK", "Image", image):
         return _of_simpleitk(image, path)
+    if isinstance(image, (str, os.PathLike)):
+        raise UsageError(
+            "a channel is not a NIfTI file", path=os.fspath(image), expected="a name that ends in .nii or .nii.gz"
+        )
     raise UsageError(
         "no image of a kind that is known",
         found=_kind(image),
@@ -152,6 +162,13 @@ def _of_simpleitk(image: Any, path: Path) -> tuple[Header, NDArray[Any]]:
         affine[:3, 3] = image.GetOrigin()[:3]
     header = header_of_array(values.shape, values.dtype, LPS_TO_RAS @ affine, path)
     return header, array_voxels(values, header)
+
+
+def _is_numbers(matrix: Any) -> bool:
+    try:
+        return np.asarray(matrix).dtype.kind in "iuf"
+    except ValueError:  # rows of different lengths
+        return False
 
 
 def _is_nifti_path(image: Any) -> bool:

@@ -6,8 +6,10 @@ An option of the model is one field of `ModelOptions` and one of `ModelKeywords`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from numbers import Integral
 from typing import Any, TypedDict
 
 from segpipe.errors import UsageError
@@ -58,8 +60,12 @@ class ModelOptions:
         return cls(mirror=parse_mirror(mirror), max_memory=parse_bytes(max_memory), **options)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise UsageError("no such device", found=repr(self.device), expected="auto, cpu or cuda:N")
         if self.runtime not in RUNTIMES:
             raise UsageError("no such runtime", found=self.runtime, expected=", ".join(RUNTIMES))
+        if self.threads is not None and (isinstance(self.threads, bool) or not isinstance(self.threads, Integral)):
+            raise UsageError("threads is not a whole number", found=repr(self.threads), expected="at least 1, or None")
         if self.threads is not None and self.threads < 1:
             raise UsageError("threads is too small", found=self.threads, expected="at least 1")
 
@@ -124,9 +130,30 @@ class Recipe(BundleFiles):
         return "stock" if self.preprocessing is None else "typed"
 
 
+def require_keywords(keywords: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse an option that there is not, with the nearest one that there is.
+
+    Raises:
+        UsageError: one of the keywords is not known.
+    """
+    for name in keywords:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else None
+            raise UsageError("no such option", found=name, expected=", ".join(known), hint=hint)
+
+
 def split_words(words: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return what a text with commas, or several, name, each once."""
-    texts = [words] if isinstance(words, str) else words or ()
+    """Return what a text with commas, or several, name, each once.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    texts: list[Any] = [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
+    if words is None:
+        return ()
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("not names", found=repr(words), expected="a text with commas, or a list of names")
     return tuple(dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip()))
 
 

@@ -71,7 +71,7 @@ def obstacles(series: Series) -> list[str]:
         with no_header_text():
             return _refused(series) or _lacks(_read(series, specific_tags=list(NEEDED)))
     except DataError as error:
-        return [error.message]
+        return [f"{error.message}: {error.found}" if error.found else error.message]
 
 
 def read_sources(series: Series, deidentified: bool = False) -> Sources:
@@ -117,16 +117,20 @@ def _lacks(headers: Sequence[Any]) -> list[str]:
 
 def _read(series: Series, **options: Any) -> list[Any]:
     """Read the header of each file of the frames, in their order."""
+    headers: list[Any] = []
+    paths = dict.fromkeys(frame.path for frame in series.frames)
     try:
-        paths = dict.fromkeys(frame.path for frame in series.frames)
-        return [dcmread(path, stop_before_pixels=True, force=True, **options) for path in paths]
+        for path in paths:
+            headers.append(dcmread(path, stop_before_pixels=True, force=True, **options))
     except OSError as error:
         raise DataError(
             "a slice cannot be read again",
-            found=error.strerror or kind_of(error),
+            path=path,
+            found=f"file {series.files.index(path) + 1} of {len(series.files)}: {error.strerror or kind_of(error)}",
             case_id=series.case_id,
             hint="leave the series where it is until its results are written",
         ) from error
+    return headers
 
 
 def _known_classes() -> set[str]:

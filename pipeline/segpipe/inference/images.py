@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from segpipe.common.files import absolute_path
 from segpipe.common.nifti import (
     Header,
     array_voxels,
@@ -73,7 +74,7 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
     if images and all(_is_nifti_path(single) for single in images):
         return [os.fspath(single) for single in images]
     if len(images) == 1 and isinstance(images[0], (str, os.PathLike)):
-        images = [read_dicom(os.fspath(images[0]))]
+        images = [read_dicom(absolute_path(images[0], "a NIfTI file, a DICOM folder, or one of its files"))]
     if len(images) == 1 and isinstance(images[0], Volume):
         return _of_volume(images[0], channels)
     return _of_channels([_read(single, affine_ras) for single in images], channels)

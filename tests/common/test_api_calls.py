@@ -37,7 +37,7 @@ def test_a_keyword_that_there_is_not_names_the_function_and_one_like_it(name: st
         ("predict", {"timeout": "long"}, "a number or None"),
         ("predict", {"overlay": "no"}, "True or False"),
         ("predict", {"device": 0}, "text"),
-        ("predict", {"allow": "glob"}, "a list: allow=['glob']"),
+        ("train", {"allow": "glob"}, "a list: allow=['glob']"),
         ("plan", {"overwrite": 1}, "True or False"),
         ("train", {"epochs": 2.5}, "a whole number or None"),
         ("train", {"task": 3}, "text or a path or None"),

@@ -22,18 +22,10 @@ from segpipe.bundle.supported_subset import (
     unsupported_features,
 )
 from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
+from segpipe.common.api_calls import require_keywords
 from segpipe.common.files import absolute_path
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import (
-    BundleFiles,
-    ModelKeywords,
-    ModelOptions,
-    Preprocessing,
-    Recipe,
-    Source,
-    require_keywords,
-    split_words,
-)
+from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe, Source, split_words
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -147,7 +139,7 @@ class Bundle:
         from segpipe.bundle.segmentation import LoadedBundle
         from segpipe.inference import read_images
 
-        require_keywords(options, ("affine_ras", "modality", *ModelKeywords.__annotations__))
+        require_keywords("Bundle.segment", options, ("affine_ras", "modality", *ModelKeywords.__annotations__))
         model = ModelOptions.parse(**options)
         modalities = tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata)
         with self._turn:

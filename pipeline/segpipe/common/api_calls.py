@@ -12,7 +12,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from segpipe.errors import UsageError
@@ -40,20 +40,25 @@ def checked_call(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
         where, known = f"segpipe.{function.__name__}", _types_of(function)
-        wrong = next((name for name in keywords if name not in known), None)
-        if wrong is not None:
-            near = difflib.get_close_matches(wrong, known, 1)
-            raise UsageError(
-                f"{where}: no such option",
-                found=wrong,
-                expected=", ".join(known),
-                hint=f"did you mean {near[0]!r}?" if near else None,
-            )
+        require_keywords(where, keywords, tuple(known))
         for name, value in keywords.items():
             _require_type(where, name, value, known[name])
         return function(*arguments, **keywords)
 
     return call
+
+
+def require_keywords(where: str, keywords: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse an option that there is not, with the nearest one that there is.
+
+    Raises:
+        UsageError: one of the keywords is not known.
+    """
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else None
+            raise UsageError(f"{where}: no such option", found=name, expected=", ".join(known), hint=hint)
 
 
 @functools.cache

@@ -17,7 +17,6 @@ from .recipe import ModelKeywords as ModelKeywords
 from .recipe import ModelOptions as ModelOptions
 from .recipe import Recipe as Recipe
 from .recipe import parse_bytes as parse_bytes
-from .recipe import require_keywords as require_keywords
 from .recipe import split_words as split_words
 from .runtimes import torch_runtime as torch_runtime
 from .segmenter import Prefetcher as Prefetcher

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, TypedDict
 
@@ -128,19 +127,6 @@ class Recipe(BundleFiles):
     def route(self) -> str:
         """``typed`` or ``stock``."""
         return "stock" if self.preprocessing is None else "typed"
-
-
-def require_keywords(keywords: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse an option that there is not, with the nearest one that there is.
-
-    Raises:
-        UsageError: one of the keywords is not known.
-    """
-    for name in keywords:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else None
-            raise UsageError("no such option", found=name, expected=", ".join(known), hint=hint)
 
 
 def split_words(words: str | Sequence[str] | None) -> tuple[str, ...]:

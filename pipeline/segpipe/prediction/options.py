@@ -65,7 +65,7 @@ class PredictKeywords(ModelKeywords, total=False):
     overwrite: bool
     max_case_memory: int | str | None
     ensemble: Sequence[Bundle | str | PathLike[str]]
-    allow: Sequence[str]
+    allow: str | Sequence[str]
     run_unvetted_code: bool
     require_signature: str | PathLike[str] | None
 

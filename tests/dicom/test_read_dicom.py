@@ -19,6 +19,7 @@ def test_a_folder_or_one_of_its_files(tmp_path: Path) -> None:
         volume = read_dicom(path)
         assert volume.modality == "MR" and volume.array.shape == (10, 12, 6) and volume.notes == ()
         assert volume.spacing_mm == pytest.approx((0.7, 1.5, 3.0))
+        assert repr(volume).startswith(f"Volume({volume.series.case_id}, MR, shape=(10, 12, 6)")
         assert (volume.affine_ras @ [4, 7, 2, 1])[:3] * [-1, -1, 1] == pytest.approx(position(images[2], 4, 7))
 
 

@@ -208,6 +208,9 @@ class Volume:
     notes: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:  # no array, and nothing of a header
+        return f"Volume({self.series.case_id}, {self.modality}, shape={self.array.shape}, spacing_mm={self.spacing_mm})"
+
     @property
     def modality(self) -> str:
         """Modality of the series, e.g. ``CT``."""

@@ -16,6 +16,7 @@ import pytest
 from segpipe.cli import doctor
 from segpipe.cli.app import run
 from segpipe.cli.doctor import extras, notes, requirements, try_libraries
+from segpipe.common.processes import no_answer
 from segpipe.common.subprocesses import Ended
 
 Change = Callable[[dict[str, Any]], object]
@@ -165,11 +166,17 @@ def test_what_is_here_imports() -> None:
 def test_a_library_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hanging:
         def call(self, name: str, arguments: dict[str, Any], timeout_s: float) -> Ended:
-            return Ended(-9, {"error": {"message": f"it did not end within {timeout_s} s"}}, timeout_s)
+            return Ended(-9, {"error": {"message": no_answer(timeout_s)}}, timeout_s, expired=True)
 
     monkeypatch.setattr(doctor, "Subprocesses", Hanging)
+    monkeypatch.setattr("os.getloadavg", lambda: (14.25, 9.0, 7.0))
     found = try_libraries()["torch"]
-    assert not found["imports"] and "did not end within 120" in found["error"] and found["seconds"] == 120
+    assert found["imports"] is None and found["seconds"] == 120
+    (note,) = notes(
+        {**SOUND, "libraries": {**SOUND["libraries"], "torch": {**found, "facts": {"gpus": [{}]}}}}, ">=3.10"
+    )
+    assert note.startswith("torch could not be tried: no answer in 120 s on a machine with load 14.2 for ")
+    assert "does not work" not in note
 
 
 LINES = [

@@ -93,7 +93,11 @@ def test_a_death_is_told(calls: Subprocesses, name: str, code: int, words: str) 
 
 def test_a_hang_is_ended(calls: Subprocesses, tmp_path: Path) -> None:
     ended = calls.call("callables.hang", {"mark": tmp_path / "mark"}, timeout_s=2)
-    assert ended.code == -signal.SIGKILL and ended.reason == "it did not end within 2 s"
+    assert (
+        ended.code == -signal.SIGKILL
+        and ended.expired
+        and ended.reason.startswith("no answer in 2 s on a machine with load ")
+    )
 
 
 def test_stop_interrupts_what_runs_and_starts_nothing_more(calls: Subprocesses, tmp_path: Path) -> None:

@@ -96,13 +96,17 @@ def extras(needs: list[Facts]) -> list[Facts]:
 
 
 def try_libraries() -> dict[str, Facts]:
-    """Try each of `PROBES` in a process, side by side: whether it imports, in which time, why not, and its facts."""
+    """Try each of `PROBES` in a process, side by side: whether it imports, in which time, why not, and its facts.
+
+    Whether it imports is None where it gave no answer in `PATIENCE_S`: a busy machine says nothing of a library.
+    """
     processes = Subprocesses()
 
     def tried(name: str) -> Facts:
         ended = processes.call("segpipe.cli.doctor.probe", {"name": name}, timeout_s=PATIENCE_S)
         answer = ended.result or {"error": ended.reason, "facts": {}}
-        return {"imports": answer["error"] is None, "seconds": round(ended.seconds, 1), **answer}
+        works = None if ended.expired else answer["error"] is None
+        return {"imports": works, "seconds": round(ended.seconds, 1), **answer}
 
     with ThreadPoolExecutor(len(PROBES)) as pool:
         return dict(zip(PROBES, pool.map(tried, PROBES), strict=True))
@@ -277,7 +281,8 @@ def _notes_on_libraries(facts: Facts) -> Iterator[str]:
     answer = {name: library["facts"] for name, library in facts["libraries"].items()}
     for name, library in facts["libraries"].items():
         if not library["imports"] and EXTRA_OF.get(name) in {None, *complete}:
-            yield f"{name} does not work: {library['error']}"
+            known = "does not work" if library["imports"] is False else "could not be tried"
+            yield f"{name} {known}: {library['error']}"
     for codec, available in answer.get("dicom", {}).get("codecs", {}).items():
         if not available:
             yield f"DICOM files in {codec} cannot be read: their decoder is missing"

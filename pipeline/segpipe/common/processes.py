@@ -66,6 +66,14 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cores
 
 
+def no_answer(seconds: float) -> str:
+    """Say that a process gave no answer in its time, which says more of the machine the busier that is."""
+    text = f"no answer in {seconds:g} s on a machine"
+    with suppress(OSError, AttributeError):  # a system without a load
+        return f"{text} with load {os.getloadavg()[0]:.1f} for {usable_cores()} cores"
+    return text
+
+
 def workers_to_read(files: Iterable[Path]) -> int:
     """Return as many processes as reading these files is worth, at most one a core and four."""
     size = sum(file.stat().st_size for file in files if file.is_file())

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import IO, Any
 
 from segpipe.common.console import quiet_libraries
-from segpipe.common.processes import child_environment, die_with_parent, leave, raise_interrupt
+from segpipe.common.processes import child_environment, die_with_parent, leave, no_answer, raise_interrupt
 from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
@@ -40,12 +40,14 @@ class Ended:
         document: ``{"result": {...}}`` or ``{"error": {...}}``; empty where the process died without a word.
         seconds: wall time.
         peak_memory_mb: largest resident memory of the process, in 10^6 bytes.
+        expired: it was killed, since its time was over: nothing is known of it.
     """
 
     code: int
     document: dict[str, Any]
     seconds: float = 0.0
     peak_memory_mb: float | None = None
+    expired: bool = False
 
     @property
     def result(self) -> dict[str, Any]:
@@ -123,8 +125,9 @@ class Subprocesses:
         if code == INTERRUPTED or (self._stopped and code != OK):
             self.stop()
             raise KeyboardInterrupt
-        document = {"error": {"message": f"it did not end within {timeout_s:g} s"}} if expired.is_set() else output
-        return Ended(code, document, time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6)
+        late = expired.is_set() and not output
+        document = {"error": {"message": no_answer(timeout_s or 0)}} if late else output
+        return Ended(code, document, time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6, late)
 
     def stop(self) -> None:
         """Interrupt what runs, as Ctrl-C would, and start nothing more."""

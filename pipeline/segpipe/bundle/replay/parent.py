@@ -28,6 +28,7 @@ from segpipe.bundle.golden import DOCUMENT, GOLDEN, LABELS, SCORES, Golden, read
 from segpipe.bundle.replay import child, isolation
 from segpipe.bundle.tensors import WEIGHTS
 from segpipe.bundle.vet import METADATA, Finding, shown
+from segpipe.common.processes import no_answer
 
 HEADER = 4096  # bytes of a .npy file beside its values, at most
 LEAST_MEMORY = 4 * 2**30
@@ -281,7 +282,7 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
         if late or process.returncode is None:
             said, _ = process.communicate()
-    ended = f"no end within {limits.seconds} s" if late else _how_it_ended(process.returncode, out)
+    ended = no_answer(limits.seconds) if late else _how_it_ended(process.returncode, out)
     return _outcome(said, ended, out)
 
 

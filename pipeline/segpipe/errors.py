@@ -80,12 +80,13 @@ class SegpipeError(Exception):
         return named + ", ".join([self.message, *parts])
 
     def __str__(self) -> str:
-        lines = [self.message]
-        for name in ("case_id", "path", "found", "expected", "hint"):
-            value = getattr(self, name)
-            if value is not None:
-                lines.append(f"  {name.replace('_id', '')}: {value}")
-        return "\n".join(lines)
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return the error as a person reads it: what was wrong, then a line for each part."""
+        parts = {name: getattr(self, name) for name in ("case_id", "path", "found", "expected", "hint")}
+        shown = [f"  {name.replace('_id', '')}: {value}" for name, value in parts.items() if value is not None]
+        return [self.message, *shown]
 
 
 def _rebuild(kind: type[SegpipeError], message: str, parts: dict[str, Any]) -> SegpipeError:
@@ -140,15 +141,16 @@ class RefusedError(SegpipeError):
         findings = {"findings": self.findings} if with_path and self.findings else {}
         return {**super().as_dict(with_path), **findings}
 
-    def __str__(self) -> str:
-        lines = [super().__str__()]
+    def lines(self) -> list[str]:
+        """Return the error as `SegpipeError` does, then a line for each finding, up to ``most_lines``."""
+        lines = super().lines()
         for finding in self.findings[: self.most_lines]:
             where = " ".join(part for part in (finding.get("file"), finding.get("place")) if part)
             admits = f" [--allow '{finding['name']}']" if finding.get("name") else ""
             lines.append(f"  - {where or 'archive'}: {finding.get('text')}: {finding.get('reason')}{admits}")
         if len(self.findings) > self.most_lines:
             lines.append(f"  - and {len(self.findings) - self.most_lines} more")
-        return "\n".join(lines)
+        return lines
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import unicodedata
 import warnings
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from segpipe.common.console import SCHEMA_VERSION, Console, quiet_libraries
-from segpipe.errors import DataError, UsageError
+from segpipe.cli.app import run
+from segpipe.common.console import SCHEMA_VERSION, Console, quiet_libraries, visible
+from segpipe.errors import DataError, RefusedError, UsageError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,3 +135,49 @@ def test_libraries_are_quiet_unless_one_debugs(monkeypatch: pytest.MonkeyPatch) 
     with warnings.catch_warnings(record=True) as heard:
         warnings.warn("noise", UserWarning, stacklevel=1)
     assert heard == []
+
+
+# clears the screen, sets the title, forges a line, turns what follows around, hides, and is no UTF-8
+NASTY = "a\x1b[2J\x9b31m\x1b]0;t\x07\r\n  hint: run me\t\u202egnp\u2066\u200b\ufeff\u2028\U000e0041\x7f\udcff.dcm"
+
+
+def obeyed(text: str) -> set[str]:
+    """What a terminal would obey or hide, by Unicode's own categories, but for the ends of lines."""
+    return {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
+
+
+@given(st.text())
+def test_no_control_character_is_left_and_letters_are(text: str) -> None:
+    shown = visible(text)
+    assert not obeyed(shown) and "\n" not in shown
+    if text.isascii() and text.isprintable():
+        assert shown == text
+    assert visible("Löwe 獅子 א") == "Löwe 獅子 א"
+
+
+def test_names_are_escaped_wherever_they_are_said(capsys: Capture) -> None:
+    console = Console("scan")
+    console.say(NASTY)
+    console.note(NASTY)
+    console.table(NASTY, ("file",), [(NASTY,), ([NASTY, "b"],)])
+    console.error(DataError("m", path=NASTY, found=NASTY, hint="h"))
+    console.error(RefusedError("m", findings=[{"file": NASTY, "text": "t", "reason": "r", "name": "n"}]))
+    out, err = capsys.readouterr()
+    assert not obeyed(out + err)
+    assert not any(line.startswith("  hint: run") for line in (out + err).splitlines())
+    assert err.count("\\x1b[2J") == 4 and out.count("\\x1b[2J") == 4
+
+
+def test_a_document_has_them_as_escapes_of_json(capsys: Capture) -> None:
+    Console("scan", as_json=True).document(file=NASTY)
+    out = capsys.readouterr().out
+    assert not obeyed(out) and json.loads(out)["file"] == NASTY
+
+
+@pytest.mark.parametrize(
+    "words", [["scan", NASTY], ["scan", "--" + NASTY], ["convert", NASTY, "out"], ["check", NASTY]]
+)
+def test_no_verb_says_them(words: list[str], capsys: Capture) -> None:
+    assert run(words) in (2, 3)
+    out, err = capsys.readouterr()
+    assert not obeyed(out + err) and "x1b[2J" in out + err

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from segpipe.common.console import Console
+from segpipe.common.console import Console, visible
 from segpipe.common.processes import leave, raise_interrupt
 from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, UsageError, as_segpipe_error
 
@@ -114,6 +114,7 @@ def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) 
             shown = " ".join(["segpipe", *([verb] if verb else []), "--help"])
             console.error(UsageError(error.format_message(), hint=f"see `{shown}`"))
         else:
+            error.message = visible(error.message)
             error.show()
         return USAGE
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):

@@ -96,7 +96,8 @@ def _report(console: Console, rows: list[Row], document: dict[str, Any], out: Pa
     console.table(f"{settings['dataset']}, {settings['split']} cases", COLUMNS, main_table(rows))
     for text in sentences(rows):
         console.say(text)
-    console.say(f"report: {out / 'report.html'}\nall runs: tensorboard --logdir {out / 'tensorboard'}")
+    console.say(f"report: {out / 'report.html'}")
+    console.say(f"all runs: tensorboard --logdir {out / 'tensorboard'}")
     for failure in results["failures"]:
         console.note(f"failed: {failure['run']}: {failure['reason']}")
     console.document(**{name: value for name, value in document.items() if name not in ("schema_version", "command")})

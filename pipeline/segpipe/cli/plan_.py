@@ -60,9 +60,10 @@ def command(
     console.table(
         f"Plan for {planned.dataset}, {len(planned.fingerprint.cases)} training cases",
         ["rule", "value", "why", "source"],
-        [(rule.name, _short(rule.value), rule.why, rule.source) for rule in rules],
+        [(rule.name, _short(rule.value).splitlines(), rule.why, rule.source) for rule in rules],
     )
-    console.say(f"Written: {output} and {fingerprint_path(output)}\nNext:    {next_command}")
+    console.say(f"Written: {output} and {fingerprint_path(output)}")
+    console.say(f"Next:    {next_command}")
     console.document(
         task=str(output),
         fingerprint=str(fingerprint_path(output)),

@@ -164,7 +164,8 @@ def _report(console: Console, run: TrainingRun) -> None:
                 f"best validation Dice {run.val_mean_dice:.4f} in epoch {run.best_epoch} of {run.epochs}, "
                 f"{run.seconds / 60:.1f} minutes"
             )
-        console.say(f"run folder: {run.root}\nnext: segpipe export {run.root} BUNDLE")
+        console.say(f"run folder: {run.root}")
+        console.say(f"next: segpipe export {run.root} BUNDLE")
     console.document(**run.document())
 
 

@@ -2,6 +2,9 @@
 
 Tables go to standard output, progress and errors to standard error. With ``--json``
 standard output holds exactly one document, with a ``schema_version``.
+
+File names are what strangers made of them. So nothing leaves here that a terminal would obey, or that would show a name
+as another one: such characters are written as escapes (`visible`), in a document as those of JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +26,17 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION = 1
+# C0 and C1 controls, line and paragraph separators, what has no width or turns the direction of writing, bytes of names
+# that are no UTF-8
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str) -> str:
+    """Return a line in which control characters, newlines among them, stand as escapes such as ``\\x1b``."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def quiet_libraries() -> None:
@@ -49,23 +64,23 @@ class Console:
     def say(self, text: str = "") -> None:
         """Print a line for a person; silent under ``--json``."""
         if not self.as_json:
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(visible(text) + "\n")
             sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Print a line beside the result (standard error), for a person and a log alike."""
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(visible(text) + "\n")
         sys.stderr.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Print a table for a person; silent under ``--json``. None is shown as a dash."""
+        """Print a table for a person; silent under ``--json``. None is shown as a dash, a list of words as lines."""
         if self.as_json:
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", header_style="bold")
-        rows = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        table = Table(title=visible(title), title_justify="left", header_style="bold")
+        rows = [["-" if cell is None else _cell(cell) for cell in row] for row in rows]
         for index, name in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
             table.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -89,8 +104,9 @@ class Console:
         """Report a failure: text on standard error, or an ``error`` document."""
         self.document(error={**error.as_dict(with_path=True), "exit_code": error.exit_code})
         if not self.as_json:
-            sys.stderr.write(f"segpipe {self.command}: error: {error}\n".replace("segpipe : ", "segpipe: "))
-            sys.stderr.flush()
+            first, *parts = error.lines()
+            for line in (f"{f'segpipe {self.command}'.strip()}: error: {first}", *parts):
+                self.note(line)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -118,12 +134,18 @@ def some_of(names: Iterable[str]) -> str:
     return ", ".join(names[:10]) + rest
 
 
+def _cell(cell: Any) -> str:
+    is_lines = isinstance(cell, list) and all(isinstance(line, str) for line in cell)
+    return "\n".join(visible(str(line)) for line in (cell if is_lines else [cell]))
+
+
 def _as_text(document: dict[str, Any]) -> str:
     """Return the text before a byte is printed, so that a refused value leaves room for the error's own document."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    lines = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).split("\n")
+    text = "\n".join(_UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], line) for line in lines)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal that knows few letters
+    except UnicodeEncodeError:  # a terminal that knows few letters
         text = json.dumps(document, indent=2, allow_nan=False)
     return text
 

@@ -167,6 +167,6 @@ def _parse(path: Path, noun: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise DataError(f"the {noun} cannot be parsed", path=path, found=str(error)) from error
+        raise DataError(f"the {noun} cannot be parsed", path=path, found=" ".join(str(error).split())) from error
     except RecursionError as error:
         raise DataError(f"the {noun} cannot be parsed", path=path, found="nested too deeply") from error

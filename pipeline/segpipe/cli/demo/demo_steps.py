@@ -129,7 +129,8 @@ def run_steps(
 
     steps = []
     for words, repeatable in zip(commands(settings, str(settings.out)), commands(settings), strict=True):
-        console.say(f"\n$ {shlex.join(words)}")
+        console.say()
+        console.say(f"$ {shlex.join(words)}")
         began = time.monotonic()
         if words[0] == "segpipe":
             with redirect_stdout(sys.stderr) if console.as_json else nullcontext():
@@ -157,7 +158,7 @@ def run_python(words: list[str]) -> None:
     )
     if done.returncode:
         last = [line for line in done.stdout.splitlines() if line.strip()][-5:]
-        raise SegpipeError("stock MONAI did not run the bundle", found="\n    ".join(last))
+        raise SegpipeError("stock MONAI did not run the bundle", found=" | ".join(last))
 
 
 def _remove(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""In a new environment with what a bundle's metadata names and nothing of ours, stock MONAI gives its golden case."""
+"""In a new environment with what the README says, or a bundle names, stock MONAI gives the bundle's golden case."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from docs.pages import blocks
 from segpipe.bundle.open import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,13 +45,35 @@ def python(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     small = next(need for need in wanted if need.startswith("fire=="))
     if subprocess.run([*pip, small], env=clean(), capture_output=True, check=False).returncode:
         pytest.skip(NO_REGISTRY)
-    done = subprocess.run(
-        [*pip, *wanted, "-c", str(ROOT / "constraints.txt")], env=clean(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run([*pip, *readme()[0][2:]])
+    run_readme(found, folder.parent)
+    run([*pip, *wanted, "-c", str(ROOT / "constraints.txt")])
     ours = subprocess.run([str(found), "-c", "import segpipe"], env=clean(), cwd=folder, check=False)
     assert ours.returncode == 1
     return found
+
+
+def readme() -> list[list[str]]:
+    """The commands with which the README installs and runs stock MONAI alone."""
+    text = next(block.text for block in blocks("sh") if block.page == "README.md" and "monai.bundle run" in block.text)
+    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+
+
+def run(words: list[str], folder: Path | None = None) -> None:
+    done = subprocess.run(words, env=clean(), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_readme(python: Path, folder: Path) -> None:
+    """Run the README's own line on the golden image, with what its own line installed."""
+    (root,) = SHIPPED
+    (folder / "bundles").symlink_to(root.parent)
+    (folder / "scans").symlink_to(root / "golden/images")
+    assert readme()[1][0] == "python"
+    run([str(python), *readme()[1][1:]], folder)
+    (file,) = (folder / "out").iterdir()
+    expected = np.asarray(nib.load(root / "golden/labels.nii.gz").dataobj)
+    assert np.array_equal(np.asarray(nib.load(file).dataobj), expected)
 
 
 def run_golden(python: Path, root: Path, out: Path) -> np.ndarray:
@@ -67,8 +91,7 @@ def run_golden(python: Path, root: Path, out: Path) -> np.ndarray:
         "--output_dir",
         str(out / "seg"),
     ]
-    done = subprocess.run(command, cwd=out, env=clean(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(command, out)
     (file,) = (out / "seg").iterdir()
     return np.asarray(nib.load(file).dataobj)
 

@@ -27,10 +27,28 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(golden, folder / "scans/scan.nii.gz")
     write(series(Grid(rows=40, columns=36, slices=20), "MR"), folder / "mr_series")
     shutil.copytree(folder / "mr_series", folder / "incoming")
+    write_liver(folder / "liver")
     write_data(folder / "demo_out/data", demo_manifest(), 0, coarseness=2.0)
     manifest = write_tiny_data(folder / "data")
     shutil.copy(manifest.parent / "task.yaml", folder / "task.yaml")
     return folder
+
+
+def write_liver(folder: Path) -> None:
+    """Write scans and masks of one organ as an own data set has them."""
+    import nibabel as nib
+    import numpy as np
+
+    from segpipe.data.phantom import make_phantom
+
+    for name in ("scans", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(8):
+        image, label = (folder / name / f"case_{number}.nii.gz" for name in ("scans", "masks"))
+        make_phantom(number, shape=(20, 18, 16), spacing_mm=(3.0, 3.0, 3.5)).write(image, label)
+        whole = nib.load(label)
+        liver = (np.asarray(whole.dataobj) == 1).astype(np.uint8)
+        nib.save(nib.Nifti1Image(liver, whole.affine, dtype=np.uint8), label)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPENING = re.compile(r"^(?P<indent> *)```(?P<language>\w+)?(?P<rest>.*)$")
-MARK = re.compile(r"^\s*<!-- (?P<mark>run|example)(?P<why>:.*)? -->$")
+MARK = re.compile(r"^\s*<!-- (?P<mark>run|tested|example)(?:(?:, with|:) (?P<more>.+))? -->$")
 LEADING = {"nice", "flock", "--nonblock", "exec", "env"}
 
 
@@ -23,7 +23,8 @@ class Block:
         page: from the root.
         line: of its opening, from 1.
         language: after the fence.
-        mark: "run", "example" or "", from the comment in front of it.
+        mark: "run", "tested", "example" or "", from the comment in front of it.
+        more: a verb with the options that shorten it, the test that runs the same, or why it is not run.
         text: without the fences and their indent.
     """
 
@@ -31,6 +32,7 @@ class Block:
     line: int
     language: str
     mark: str
+    more: str
     text: str
 
     def __str__(self) -> str:
@@ -76,7 +78,8 @@ def _blocks(page: Path) -> Iterator[Block]:
             number += 1
             while lines[number].strip() != "```":
                 number += 1
-            mark = next((match["mark"] for line in lines[max(start - 1, 0) : start] if (match := MARK.match(line))), "")
+            found = MARK.match(lines[start - 1]) if start else None
+            mark, more = (found["mark"], found["more"] or "") if found else ("", "")
             text = "\n".join(line.removeprefix(indent) for line in lines[start + 1 : number])
-            yield Block(str(page.relative_to(ROOT)), start + 1, opening["language"] or "", mark, text)
+            yield Block(str(page.relative_to(ROOT)), start + 1, opening["language"] or "", mark, more, text)
         number += 1

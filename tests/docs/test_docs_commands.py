@@ -56,6 +56,24 @@ def test_commands_exist(block: Block) -> None:
     assert [text for words in commands(block.text) if (text := problem(words))] == []
 
 
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_commands_run_in_a_test_or_are_called_an_example(block: Block) -> None:
+    assert block.mark, "mark it as run, as tested with the test that runs the same, or as an example with the reason"
+    assert block.mark == "run" or block.more
+    assert block.mark != "tested" or (ROOT / block.more).is_file()
+
+
+def test_the_tutorial_is_the_demo() -> None:
+    from segpipe.cli.demo.demo_steps import COMMANDS
+
+    made = [words for line in COMMANDS.splitlines() for words in commands(line.replace("OUT/", "demo_out/"))]
+    for block in blocks("sh"):
+        if block.page.endswith("tutorial.md") and block.mark == "tested":
+            for words in commands(block.text):
+                verb = words[:2] if words[0] == "bundle" else words[:1]
+                assert verb == ["bundle", "verify"] or any(set(words[:3]) <= set(step) for step in made), words
+
+
 def test_options_in_the_running_text_exist() -> None:
     wrong = []
     for page in PAGES:

@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,21 +21,22 @@ from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.uid import UID
 
+from segpipe.dicom.codestream import JPEG_FAMILIES, RLE, read_codestream
+from segpipe.dicom.model import Problem
+from segpipe.dicom.pixel_layout import END_OF_STREAM, NOT_ITS_HEADER, PADDING, Layout
 from segpipe.errors import DataError
 
-NATIVE = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2", ".1.99"))
-RLE = "1.2.840.10008.1.2.5"
-_JPEG = "1.2.840.10008.1.2.4."
-JPEG_BY_GDCM = frozenset(_JPEG + end for end in ("51", "53", "55", "57", "70"))
-JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY = _JPEG + "50", _JPEG + "80", _JPEG + "81"
-JPEG_2000, JPEG_2000_LOSSY = _JPEG + "90", _JPEG + "91"
-LOSSY = frozenset(_JPEG + end for end in ("50", "51", "53", "55", "81"))
+IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NATIVE = frozenset([IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED])
+JPEG_BY_GDCM = frozenset(JPEG_FAMILIES + end for end in ("51", "53", "55", "57", "70"))
+JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY = (JPEG_FAMILIES + end for end in ("50", "80", "81"))
+JPEG_2000, JPEG_2000_LOSSY = JPEG_FAMILIES + "90", JPEG_FAMILIES + "91"
+LOSSY = frozenset(JPEG_FAMILIES + end for end in ("50", "51", "53", "55", "81"))
 DECODED = NATIVE | JPEG_BY_GDCM | {RLE, JPEG_8_BIT, JPEG_LS, JPEG_LS_LOSSY, JPEG_2000, JPEG_2000_LOSSY}
 PLUGIN = {JPEG_8_BIT: "pillow", JPEG_LS: "pyjpegls", JPEG_LS_LOSSY: "pyjpegls", JPEG_2000: "pillow"}
 PLUGIN |= {JPEG_2000_LOSSY: "pillow", RLE: "pydicom"}
 DAMAGED = re.compile(rb"premature end|bad Huffman code|([3-9]|\d\d+) extraneous bytes")
-END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
-PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 
 
 def available_codecs() -> dict[str, bool]:
@@ -48,6 +50,17 @@ def available_codecs() -> dict[str, bool]:
     except ImportError:
         return {**available, "JPEG lossless": False}
     return {**available, "JPEG lossless": True}
+
+
+def high_bit_is_read(transfer_syntax: str, allocated: int) -> bool:
+    """Return whether values are found where HighBit says they are: wherever bits come as they are stored."""
+    return transfer_syntax == RLE or whole_values(transfer_syntax, allocated)
+
+
+def whole_values(transfer_syntax: str, allocated: int) -> bool:
+    """Return whether stored values are whole bytes that need no decoding; big endian bytes are swapped in pairs."""
+    swapped = transfer_syntax == EXPLICIT_BIG and allocated == 8
+    return transfer_syntax in NATIVE and allocated in (8, 16, 32) and not swapped
 
 
 def is_lossy(dataset: Dataset, transfer_syntax: str) -> bool:
@@ -73,27 +86,34 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
             expected="native, deflated, RLE, JPEG, JPEG-LS or JPEG 2000",
             hint="export the series uncompressed",
         )
-    if transfer_syntax.startswith(_JPEG):
-        frame = _encoded(dataset, number)
+    if transfer_syntax.startswith(JPEG_FAMILIES):
+        frame = _encoded(dataset, transfer_syntax, number)
         if not frame.rstrip(PADDING).endswith(END_OF_STREAM):
             raise ValueError("the codestream has no end")
         if transfer_syntax in JPEG_BY_GDCM:
             return _by_gdcm(dataset, transfer_syntax, frame)
     if transfer_syntax == RLE and dataset.get("SamplesPerPixel") in (None, 1):
-        return _run_lengths(dataset, _encoded(dataset, number))
+        return _run_lengths(dataset, _encoded(dataset, transfer_syntax, number))
     plugin = PLUGIN.get(transfer_syntax, "")
     decoder = get_decoder(UID(transfer_syntax))
     values, _ = decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)
     return values
 
 
-def _encoded(dataset: Dataset, number: int) -> bytes:
-    """Return the codestream of a frame."""
+def _encoded(dataset: Dataset, transfer_syntax: str, number: int) -> bytes:
+    """Return the codestream of a frame.
+
+    Raises:
+        DataError: it is of another matrix than the header says.
+    """
     offsets = None
     if dataset.get("ExtendedOffsetTable"):
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    return get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+    frame = get_frame(dataset.PixelData, number, number_of_frames=frames, extended_offsets=offsets)
+    if problem := Layout.of(dataset).codestream_problem(read_codestream(frame, transfer_syntax)):
+        raise problem.error()
+    return frame
 
 
 def _run_lengths(dataset: Dataset, frame: bytes) -> NDArray[np.generic]:
@@ -102,8 +122,6 @@ def _run_lengths(dataset: Dataset, frame: bytes) -> NDArray[np.generic]:
 
     rows, columns, bytes_each = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated) // 8
     count, *starts = (int(word) for word in np.frombuffer(frame, "<u4", 16))
-    if count != bytes_each:
-        raise ValueError("another number of segments than bytes")
     size = rows * columns
     values = np.empty((size, bytes_each), np.uint8)
     ends = [*starts[1:count], len(frame)]
@@ -111,6 +129,10 @@ def _run_lengths(dataset: Dataset, frame: bytes) -> NDArray[np.generic]:
         # one row, as nothing tells where rows end; it raises where the segment is short
         segment = Image.frombytes("L", (size, 1), frame[start:end], "packbits", "L")
         values[:, -place] = np.frombuffer(segment.tobytes(), np.uint8)
+    with suppress(ValueError):  # which says that there is no more than a few bytes of padding
+        Image.frombytes("L", (size + min(rows, columns), 1), frame[starts[0] : ends[0]], "packbits", "L")
+        more = f"a frame of more than {size} pixels"
+        raise Problem("pixel_layout", more, f"{size}: {rows} rows, {columns} columns", NOT_ITS_HEADER).error()
     return _as_stored(dataset, values)
 
 
@@ -143,8 +165,15 @@ def _as_stored(dataset: Dataset, data: NDArray[np.uint8]) -> NDArray[np.generic]
     allocated, signed = int(dataset.BitsAllocated), dataset.get("PixelRepresentation", 0)
     dtype = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
     values = data.reshape(-1).view(dtype).reshape(int(dataset.Rows), int(dataset.Columns))
-    unused = allocated - int(dataset.BitsStored)
-    return (values << unused) >> unused if unused else values
+    return without_other_bits(values, int(dataset.BitsStored), dataset.get("HighBit"))
+
+
+def without_other_bits(values: NDArray[Any], stored: int, high_bit: int | None) -> NDArray[Any]:
+    """Return values without the bits above HighBit and below the stored ones; all of them where all are stored."""
+    allocated = 8 * values.dtype.itemsize
+    unused = allocated - stored
+    above = unused if high_bit is None else allocated - 1 - int(high_bit)
+    return (values << above) >> unused if unused else values
 
 
 _Result = TypeVar("_Result")

@@ -21,7 +21,14 @@ from segpipe.dicom.headers import Header
 from segpipe.dicom.model import Reason
 from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, pixel_digest, slice_name, stack_of
 
-ORDER_OF_PROBLEMS: tuple[Reason, ...] = ("mosaic", "color", "transfer_syntax", "truncated", "missing_tag")
+ORDER_OF_PROBLEMS: tuple[Reason, ...] = (
+    "mosaic",
+    "color",
+    "transfer_syntax",
+    "truncated",
+    "pixel_layout",
+    "missing_tag",
+)
 MOST_STRAYS = 3
 SLICES_A_STRAY = 3
 SAME_DIRECTION = 1e-3  # of a component: 0.4 mm across 400 mm, which the judgement in mm then sees

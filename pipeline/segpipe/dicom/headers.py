@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,8 +13,10 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
 from segpipe.dicom.codecs import is_lossy
-from segpipe.dicom.frames import FrameHeader, frames_of, numbers, private_value, text, whole_number
-from segpipe.dicom.model import PassedOver, PixelStorage, Reason
+from segpipe.dicom.encoding import groups_misread, misdeclared
+from segpipe.dicom.frames import FrameHeader, frames_of, items, numbers, private_value, text, whole_number
+from segpipe.dicom.model import PassedOver, PixelStorage, Problem
+from segpipe.dicom.pixel_layout import NOT_ITS_HEADER, Layout
 from segpipe.dicom.pixel_storage import find_pixels
 from segpipe.dicom.privacy import kind_of
 
@@ -28,20 +30,6 @@ UNNAMED = {  # newer than pydicom's dictionary
 NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IVUS", "OCT", "OPT", "IO", "PX", "OT")
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a file's slices cannot be part of a volume."""
-
-    reason: Reason
-    found: str
-    expected: str
-    hint: str
-
-    def words(self, file: str, bad: int, of: int) -> str:
-        """Return what a person should read about ``bad`` of ``of`` files, of which ``file`` is the first."""
-        return f"{file}: found {self.found}, expected {self.expected} ({bad} of {of} files). Advice: {self.hint}."
 
 
 @dataclass(frozen=True)
@@ -92,11 +80,13 @@ def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:
     looks = magic or named
     stream.seek(0)
     try:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+        other = misdeclared(stream)
+        stream.seek(0)
+        dataset = other.dataset if other else pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         sop_class = sop_class_of(dataset)
         plausible = sop_class.is_valid and len(sop_class) > 10 and not sop_class.startswith("1.2.840.10008.1.2")
         if plausible or (text(dataset, "Modality") and whole_number(dataset, "Rows")):
-            return _classify(path, stream, dataset, sop_class)
+            return _classify(path, stream, dataset, sop_class, other.problem if other else None)
         words = "the header ends early or is damaged" if start else "the file is empty"
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -122,7 +112,9 @@ def sop_class_of(dataset: FileDataset) -> UID:
     return UID(text(dataset, "SOPClassUID") or (text(meta, "MediaStorageSOPClassUID") if meta else ""))
 
 
-def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header | PassedOver:
+def _classify(
+    path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID, problem: Problem | None
+) -> Header | PassedOver:
     name = UNNAMED.get(sop_class, sop_class.name)
     known = name != str(sop_class) and bool(sop_class)
     if known:
@@ -137,13 +129,15 @@ def _classify(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID
         return PassedOver(path, "unreadable", "the header ends early")
     if not image:
         return PassedOver(path, "non_image", name if known else "a private SOP class")
-    return _header(path, stream, dataset, sop_class)
+    pixels = PixelStorage("", problem=problem) if problem else find_pixels(dataset, stream)
+    if pixels.problem is None:
+        pixels = replace(pixels, problem=groups_misread(dataset, pixels.transfer_syntax))
+    return _header(path, dataset, sop_class, pixels)
 
 
-def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) -> Header:
-    pixels = find_pixels(dataset, stream)
+def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStorage) -> Header:
     size = (whole_number(dataset, "Rows") or 0) * (whole_number(dataset, "Columns") or 0)
-    frames = frames_of(dataset) if size > 0 and not pixels.missing else ()  # a damaged count may be endless
+    frames = frames_of(dataset) if size > 0 and pixels.problem is None else ()  # a damaged count may be endless
     image_type = tuple(value.upper() for value in text(dataset, "ImageType").split("\\"))
     count = whole_number(dataset, "ImagesInAcquisition") or whole_number(dataset, "NumberOfSlices")
     notes = []
@@ -151,6 +145,8 @@ def _header(path: Path, stream: BinaryIO, dataset: FileDataset, sop_class: UID) 
         notes.append("lossy compression: values are not those of the scanner")
     if not text(dataset, "SOPClassUID"):
         notes.append("SOPClassUID is missing: no DICOM SEG can refer to these slices")
+    if pixels.problem is None and (note := Layout.of(dataset).note):
+        notes.append(note)
     return Header(
         path=path,
         study_uid=text(dataset, "StudyInstanceUID"),
@@ -193,16 +189,15 @@ def _problem(
         return Problem(
             "color", found, "grey values (MONOCHROME1 or MONOCHROME2)", "use the series that this picture was made from"
         )
-    if not pixels.decodable:
-        return Problem(
-            "transfer_syntax",
-            f"pixels in the transfer syntax {pixels.transfer_syntax}",
-            "one that can be decoded here",
-            "let the archive send it uncompressed (Explicit VR Little Endian)",
-        )
-    if pixels.missing:
-        return Problem("truncated", pixels.missing, pixels.expected, "copy the file again from where it came from")
-    return _missing_tag(dataset, frames)
+    return pixels.problem or _missing_tag(dataset, frames) or _more_groups_than_frames(dataset, frames)
+
+
+def _more_groups_than_frames(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Problem | None:
+    groups = len(items(dataset, "PerFrameFunctionalGroupsSequence"))
+    if groups <= len(frames):
+        return None
+    found, expected = f"functional groups of {groups} frames", f"{len(frames)}, the number of frames"
+    return Problem("pixel_layout", found, expected, NOT_ITS_HEADER)
 
 
 def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Problem | None:

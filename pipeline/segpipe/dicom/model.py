@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.errors import DataError
+
 FileClass = Literal["image", "non_image", "unreadable", "not_dicom"]
 
 Reason = Literal[
@@ -32,7 +34,33 @@ Reason = Literal[
     "color",
     "transfer_syntax",
     "duplicate_conflict",
+    "pixel_layout",
 ]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a file's slices cannot be part of a volume."""
+
+    reason: Reason
+    found: str
+    expected: str
+    hint: str
+
+    def words(self, file: str, bad: int, of: int) -> str:
+        """Return what a person should read about ``bad`` of ``of`` files, of which ``file`` is the first."""
+        return f"{file}: found {self.found}, expected {self.expected} ({bad} of {of} files). Advice: {self.hint}."
+
+    def error(self, path: Path | None = None) -> DataError:
+        """Return it as the error of a file whose pixels are asked for all the same."""
+        return DataError(
+            "pixel data cannot be read",
+            path=path,
+            reason=self.reason,
+            found=self.found,
+            expected=self.expected,
+            hint=self.hint,
+        )
 
 
 Element = tuple[int, str | None, bytes]
@@ -46,9 +74,7 @@ class PixelStorage:
         transfer_syntax: UID.
         offset: of the first byte of the element's value in the file; -1 where that is not known.
         length: bytes from there on that belong to the value; -1 to the end of the file.
-        missing: what was found where pixels are missing; empty where all are there.
-        expected: what should have been there.
-        decodable: by the libraries installed here.
+        problem: why they cannot be read; None where nothing speaks against it.
         attributes: tag, VR and value of the elements that say what the pixels stand for; none where the whole header
             has to be read again for that.
         version: size and time of change of the file.
@@ -57,9 +83,7 @@ class PixelStorage:
     transfer_syntax: str
     offset: int = -1
     length: int = -1
-    missing: str = ""
-    expected: str = ""
-    decodable: bool = True
+    problem: Problem | None = None
     attributes: tuple[Element, ...] = ()
     version: tuple[int, int] = (0, 0)
 

@@ -1,4 +1,4 @@
-"""Where a file's pixels lie, whether they are all there, and whether they can be decoded; nothing is decoded."""
+"""Where a file's pixels lie, and whether they can be read; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 
-from segpipe.dicom.codecs import DECODED, END_OF_STREAM, PADDING
-from segpipe.dicom.frames import text, whole_number
-from segpipe.dicom.model import Element, PixelStorage
+from segpipe.dicom.codecs import (
+    DECODED,
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    NATIVE,
+    high_bit_is_read,
+)
+from segpipe.dicom.frames import text
+from segpipe.dicom.model import Element, PixelStorage, Problem
+from segpipe.dicom.pixel_layout import AGAIN, Layout, encapsulation_problem
 
-IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
-DEFLATED = "1.2.840.10008.1.2.1.99"
-JPEG_FAMILIES = "1.2.840.10008.1.2.4."
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
+PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 UNDEFINED = 0xFFFFFFFF
 
 # all that a grey image of one frame needs besides its pixels
@@ -45,29 +52,47 @@ def version_of(stream: BinaryIO) -> tuple[int, int]:
 def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     """Look at what follows a header read with ``stop_before_pixels`` from ``stream``."""
     syntax = text(dataset.file_meta, "TransferSyntaxUID") or guessed_syntax(dataset)
-    decodable = syntax in DECODED
-    rows, columns = whole_number(dataset, "Rows") or 0, whole_number(dataset, "Columns") or 0
-    frames = whole_number(dataset, "NumberOfFrames") or 1
-    bits = rows * columns * (whole_number(dataset, "SamplesPerPixel") or 1) * frames
-    need = (bits * (whole_number(dataset, "BitsAllocated") or 16) + 7) // 8
-    expected = f"{need} bytes of pixels" if need else "pixels"
+    layout = Layout.of(dataset)
+    if syntax not in DECODED:
+        return PixelStorage(syntax, problem=_not_decoded(syntax))
+    problem = layout.bits_problem(high_bit_is_read(syntax, layout.allocated))
     if syntax == DEFLATED:
-        return _deflated(stream, need)
+        stream.seek(0)
+        there = len(pydicom.dcmread(stream, force=True).get("PixelData", None) or b"")
+        return PixelStorage(syntax, problem=layout.length_problem(there, there) or problem)
     value = _value_of_pixels(dataset, stream)
-    if value is None:
-        return PixelStorage(syntax, missing="no pixels: the file ends before them", expected=expected)
+    if isinstance(value, Problem):
+        return PixelStorage(syntax, problem=value)
     tag, offset, length = value
     version = version_of(stream)
-    there = version[0] - offset
+    if (length == UNDEFINED) == (syntax in NATIVE):
+        found = "pixels that are not encapsulated" if syntax not in NATIVE else "encapsulated pixels"
+        return PixelStorage(syntax, problem=not_as_declared(found, syntax, "pixels"))
     if length == UNDEFINED:
-        fragments, whole = _fragments(stream, there + offset, syntax)
-        missing = "" if whole and fragments >= frames else f"{fragments} complete compressed part(s)"
-        length, expected = -1, f"{frames}, and an end mark"
+        length, problem = -1, encapsulation_problem(stream, version[0], syntax, layout, dataset) or problem
     else:
-        missing = f"{min(length, there)} bytes of pixels" if min(length, there) < need else ""
-    usual = tag == PIXEL_TAGS[0] and (length < 0) == (syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE))
-    attributes = _attributes(dataset) if usual and frames == 1 and not missing else ()
-    return PixelStorage(syntax, offset, length, missing, expected, decodable, attributes, version)
+        problem = layout.length_problem(min(length, version[0] - offset), length) or problem
+    simple = tag == PIXEL_TAGS[0] and syntax != EXPLICIT_BIG and layout.frames == 1 and problem is None
+    return PixelStorage(syntax, offset, length, problem, _attributes(dataset) if simple else (), version)
+
+
+def _not_decoded(syntax: str) -> Problem:
+    return Problem(
+        "transfer_syntax",
+        f"pixels in the transfer syntax {syntax}",
+        "one that can be decoded here",
+        "let the archive send it uncompressed (Explicit VR Little Endian)",
+    )
+
+
+def not_as_declared(found: str, declared: str, expected: str) -> Problem:
+    """Return the problem of a file that does not follow its own transfer syntax."""
+    return Problem(
+        "transfer_syntax",
+        found,
+        f"{expected} as the transfer syntax {declared} of the file says",
+        "the file contradicts itself: export the series again from its source",
+    )
 
 
 def _attributes(dataset: FileDataset) -> tuple[Element, ...]:
@@ -89,44 +114,19 @@ def guessed_syntax(dataset: FileDataset) -> str:
     return IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
 
 
-def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[tuple[int, int], int, int] | None:
-    """Return tag, offset and length of the element that the reading stopped at; None where it has no pixels."""
+def _value_of_pixels(dataset: FileDataset, stream: BinaryIO) -> tuple[tuple[int, int], int, int] | Problem:
+    """Return tag, offset and length of the element that the reading stopped at."""
     implicit, little = dataset.original_encoding
     order = "<" if little else ">"
     head = stream.read(12)
     tag = struct.unpack(order + "HH", head[:4]) if len(head) == 12 else ()
     if tag not in PIXEL_TAGS:
-        return None
+        need = Layout.of(dataset).bytes_needed
+        expected = f"{need} bytes of pixels" if need > 0 else "pixels"
+        return Problem("truncated", "no pixels: the file ends before them", expected, AGAIN)
+    if implicit == (head[4:6] in PIXEL_VRS and head[6:8] == b"\0\0"):
+        found = f"pixels with {'explicit' if implicit else 'implicit'} VR"
+        return not_as_declared(found, text(dataset.file_meta, "TransferSyntaxUID") or guessed_syntax(dataset), "pixels")
     if implicit:
         return tag, stream.seek(-4, os.SEEK_CUR), struct.unpack(order + "L", head[4:8])[0]
     return tag, stream.tell(), struct.unpack(order + "L", head[8:12])[0]
-
-
-def _fragments(stream: BinaryIO, size: int, syntax: str) -> tuple[int, bool]:
-    """Walk the items of encapsulated pixels (PS3.5 A.4): complete fragments, and whether nothing is cut off."""
-    count, end = -1, 0  # the first item is the table of offsets
-    while len(head := stream.read(8)) == 8:
-        group, element, length = struct.unpack("<HHL", head)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return max(count, 0), _codestream_ends(stream, end, syntax)
-        if (group, element) != (0xFFFE, 0xE000) or stream.tell() + length > size:
-            return max(count, 0), False
-        end = stream.seek(length, os.SEEK_CUR)
-        count += 1
-    return max(count, 0), not head and _codestream_ends(stream, end, syntax)  # some writers leave the end mark out
-
-
-def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
-    """Return whether the last fragment of a kind of JPEG, which ends at ``end``, holds the end of its stream."""
-    if not syntax.startswith(JPEG_FAMILIES):
-        return True
-    stream.seek(max(end - 16, 0))
-    return stream.read(16).rstrip(PADDING).endswith(END_OF_STREAM)
-
-
-def _deflated(stream: BinaryIO, need: int) -> PixelStorage:
-    stream.seek(0)
-    dataset = pydicom.dcmread(stream, force=True)
-    there = len(dataset.get("PixelData", None) or b"")
-    missing = f"{there} bytes of pixels" if there < need else ""
-    return PixelStorage(DEFLATED, missing=missing, expected=f"{need} bytes of pixels")

@@ -18,9 +18,10 @@ from pydicom import DataElement, Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
-from segpipe.dicom.codecs import decode_frame
+from segpipe.dicom.codecs import EXPLICIT_BIG, decode_frame, whole_values, without_other_bits
 from segpipe.dicom.model import Element, PixelStorage
-from segpipe.dicom.pixel_storage import EXPLICIT_LITTLE, IMPLICIT_LITTLE, guessed_syntax, version_of
+from segpipe.dicom.pixel_layout import Layout
+from segpipe.dicom.pixel_storage import guessed_syntax, version_of
 from segpipe.dicom.privacy import kind_of
 from segpipe.errors import DataError
 
@@ -65,18 +66,12 @@ class PixelHeader:
 
     @cached_property
     def native(self) -> np.dtype[Any] | None:
-        """Type of the values on disk where they are whole bytes, little endian and not compressed."""
+        """Type of the values on disk where they are whole bytes and not compressed."""
         allocated = int(self.dataset.get("BitsAllocated", 0))
-        if self.transfer_syntax not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE) or allocated not in (8, 16, 32):
+        if not whole_values(self.transfer_syntax, allocated) or not 0 < self.bits <= allocated:
             return None
-        if not self.bits or not 0 < self.bits <= allocated or self.high_bit >= allocated:
-            return None
-        return np.dtype(f"<{'i' if self.signed else 'u'}{allocated // 8}")
-
-    @cached_property
-    def high_bit(self) -> int:
-        """Bit of the highest value, from 0."""
-        return int(self.dataset.get("HighBit", self.bits - 1))
+        order = ">" if self.transfer_syntax == EXPLICIT_BIG else "<"
+        return np.dtype(f"{order}{'i' if self.signed else 'u'}{allocated // 8}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,18 +117,17 @@ class PixelFile:
         return values
 
     def _native(self, dtype: np.dtype[Any], number: int) -> NDArray[Any]:
-        """Return a frame of whole bytes that is not compressed, little endian."""
+        """Return a frame of whole bytes that is not compressed."""
         header = self.header
         size = header.shape[0] * header.shape[1]
         data = self.dataset.PixelData if self.data is None else self.data
         step = size * dtype.itemsize
         start = number * step
-        if len(data) < start + step:
-            raise _undecodable(self.path, f"{len(data)} bytes of pixels, {header.n_frames * step} expected")
+        if problem := Layout.of(self.dataset).length_problem(len(data), len(data)):
+            raise problem.error()
         values = np.frombuffer(data, dtype, size, start).reshape(header.shape)
-        allocated = 8 * dtype.itemsize
-        above, unused = allocated - 1 - header.high_bit, allocated - header.bits
-        return (values << above) >> unused if unused else values
+        values = values.astype(dtype.newbyteorder("="), copy=False)
+        return without_other_bits(values, header.bits, self.dataset.get("HighBit"))
 
     def _whole(self) -> Dataset:
         """Return header and pixels, as decoders ask for them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import with_test_cases, write_evaluation
 
 from segpipe.bundle.exporting.card import code, model_card, table
 from segpipe.bundle.exporting.write import export
@@ -37,6 +38,7 @@ def whole(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a run with a history and two more seeds, and with an evaluation."""
     place = tmp_path_factory.mktemp("whole")
     run = Path(shutil.copytree(run_folder, place / "seed0"))
+    with_test_cases(run)
     rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_mean_dice": epoch / 10} for epoch in (1, 2, 3)]
     write_csv(run / "history.csv", rows, list(rows[0]))
     best = {"epoch": 2, "val_mean_dice": 0.5}
@@ -54,11 +56,14 @@ def whole(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bootstrap": {"draws": 10, "seed": 0, "unit": "patient", "level": 0.95},
         "summary": {
             "overall": {"counts": {"cases": 4, "patients": 4, "missing": 0, "failed": 0}, "metrics": metrics},
-            "labels": {"1": {"name": "left | part", "counts": {}, "metrics": metrics}},
+            "labels": {
+                value: {"name": name, "counts": {}, "metrics": metrics}
+                for value, name in (("1", "left | part"), ("2", "right part"))
+            },
         },
         "cases": [{"id": f"case_{i}", "mean_dice": value} for i, value in enumerate((0.8, 0.9, None, 0.0))],
     }
-    write_json(place / "metrics" / "metrics.json", evaluation)
+    write_evaluation(place / "metrics", evaluation, export(run, place / "without"))
     return export(run, place / "bundle", evaluation=place / "metrics").root
 
 
@@ -101,7 +106,7 @@ def test_another_manifest_is_not_called_held_out(whole: Path) -> None:
     results = json.loads((whole / "configs" / "metadata.json").read_text())["results"]
     card = changed(whole, results={**results, "manifest_sha256": "0" * 64, "dataset": "elsewhere"})
     assert "held out" not in card
-    assert "test cases of another manifest than that of the training: elsewhere" in card
+    assert "test cases of another data set, none of which the training saw: elsewhere" in card
 
 
 def test_without_pictures_evaluation_and_seeds(bundle: Bundle) -> None:

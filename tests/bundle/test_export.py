@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import record_as_trained
+from tiny_run import record_as_trained, write_evaluation
 
 import segpipe
 from segpipe.bundle.exporting.write import export
@@ -179,7 +179,7 @@ def test_the_card_says_what_a_reader_needs(bundle: Bundle) -> None:
     assert "Not measured on held-out cases" in card
 
 
-def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> None:
+def test_results_come_with_their_interval(run_folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     figure = {"mean": 0.91234567, "low": 0.9, "high": 0.92, "median": 0.915, "n": 40}
     nothing = {**dict.fromkeys(figure), "n": 0}
     metrics = {name: figure for name in ("dice", "iou", "nsd", "hd_mm", "hd95_mm", "assd_mm")}
@@ -191,17 +191,21 @@ def test_results_come_with_their_interval(run_folder: Path, tmp_path: Path) -> N
         "bootstrap": {"draws": 10, "seed": 0, "unit": "patient", "level": 0.95},
         "summary": {
             "overall": {"counts": {"cases": 40, "patients": 20, "missing": 0, "failed": 1}, "metrics": metrics},
-            "labels": {"1": {"name": "left", "counts": {}, "metrics": {**metrics, "hd95_mm": nothing}}},
+            "labels": {
+                "1": {"name": "left | part", "counts": {}, "metrics": metrics},
+                "2": {"name": "right part", "counts": {}, "metrics": {**metrics, "hd95_mm": nothing}},
+            },
         },
+        "cases": [{"id": f"other_{index}", "mean_dice": 0.9} for index in range(40)],
     }
-    (tmp_path / "metrics.json").write_text(json.dumps(evaluation))
+    write_evaluation(tmp_path, evaluation, bundle)
     bundle = export(run_folder, tmp_path / "measured", evaluation=tmp_path)
     assert bundle.metadata["eval_metrics"] == {"val_mean_dice": 0.5, "test_mean_dice": 0.9123}
     card = (bundle.root / "docs" / "README.md").read_text()
     assert "| Dice | mean of labels | 0.912 [0.900, 0.920] | 0.915 | 40 |" in card
     assert "95% bootstrap interval over patients" in card and "1 failed" in card
     assert "segpipe evaluate measured/configs/manifest.json PREDICTIONS --out METRICS --split test" in card
-    assert "| HD95 (mm) | left | - | - | 0 |" in card
+    assert "| HD95 (mm) | right part | - | - | 0 |" in card
     import jsonschema
 
     jsonschema.validate(bundle.metadata, json.loads(SCHEMA.read_text()))

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.bundle.open import Bundle
 from segpipe.common.files import sha256_of, write_json
+from segpipe.common.result_folder import hashes_of
 from segpipe.data.phantom import write_nifti
+from segpipe.evaluation import seal
 
 LABELS = ["background", "left | part", "right part"]
 KEYS = {"keys": ["image", "label"], "allow_missing_keys": True}
@@ -76,6 +79,70 @@ def record_as_trained(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     hashes = {f"{name}_sha256": sha256_of(run / f"{name}.json") for name in ("config", "manifest")}
     write_json(run / "run.json", {**record, **hashes})
+
+
+def with_test_cases(run: Path, number: int = 4) -> None:
+    """Give a run's manifest test cases of patients of their own, and hashes of its training images."""
+    document = json.loads((run / "manifest.json").read_text())
+    for index, case in enumerate(document["training"]):
+        case.update(patient_id=f"Jane Doe {index}", sha256={case["image"]: f"{index:064}"})
+    document["test"] = [
+        {"id": f"case_{i}", "image": f"images/case_{i}.nii.gz", "label": f"labels/case_{i}.nii.gz"}
+        for i in range(number)
+    ]
+    write_json(run / "manifest.json", document)
+    record = json.loads((run / "run.json").read_text())
+    cases = {
+        name: [case["id"] for case in document["training"] if (case["fold"] == 0) == (name == "validation")]
+        for name in ("training", "validation")
+    }
+    write_json(run / "run.json", {**record, "cases": cases})
+    record_as_trained(run)
+
+
+def write_truth(run: Path, data: Path) -> None:
+    """Write a label map for every case of the run's manifest, one block a label."""
+    document = json.loads((run / "manifest.json").read_text())
+    for index, case in enumerate([*document["training"], *document["test"]]):
+        labels = np.zeros((12, 12, 12), np.uint8)
+        labels[2:5, 2 : 6 + index % 3, 2:6], labels[7:10, 2:6, 2:6] = 1, 2
+        (data / case["label"]).parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(data / case["label"], labels, np.eye(4))
+
+
+def write_predictions(folder: Path, bundle: Bundle, run: Path, data: Path, **changes: Any) -> Path:
+    """Write what `segpipe predict` would leave for the test cases: the truth less a slice, and its result.json."""
+    import nibabel as nib
+
+    for case in json.loads((run / "manifest.json").read_text())["test"]:
+        labels = np.asarray(nib.load(data / case["label"]).dataobj).copy()
+        labels[:, :, 2] = 0
+        (folder / case["id"]).mkdir(parents=True)
+        write_nifti(folder / case["id"] / "segmentation.nii.gz", labels, np.eye(4))
+        result = {
+            "id": case["id"],
+            "bundle": bundle.facts,
+            "model": bundle.model,
+            "ensemble": [],
+            "mirror": [],
+            "runtime": "torch",
+            "engine": "streaming",
+            "versions": {"segpipe": "1"},
+            "source_sha256": [sha256_of(data / case["label"])],
+            "sha256": hashes_of(folder / case["id"]),
+        }
+        write_json(folder / case["id"] / "result.json", {**result, **changes})
+    return folder
+
+
+def write_evaluation(folder: Path, evaluation: dict[str, Any], bundle: Bundle) -> None:
+    """Write figures as `segpipe evaluate` would have measured them on what a bundle predicted."""
+    facts = {name: bundle.facts[name] for name in ("name", "version", "sha256")}
+    how = {"ensemble": [], "mirror": [], "runtime": ["torch"], "engine": ["streaming"], "segpipe": ["1"]}
+    cases = [{"image_sha256": [], **case} for case in evaluation["cases"]]
+    predictions = {"made_by": {"bundle": facts, **bundle.model, **how}, "untied": {}}
+    document = {**evaluation, "cases": cases, "predictions": predictions}
+    write_json(folder / "metrics.json", {**document, "content_sha256": seal(document)})
 
 
 def manifest(channels: list[str], labels: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from segpipe.bundle.supported_subset import (
 )
 from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
 from segpipe.common.api_calls import require_keywords
-from segpipe.common.files import absolute_path
+from segpipe.common.files import absolute_path, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe, Source, split_words
 
@@ -54,6 +54,8 @@ class Bundle:
         config_file: where the inference config lies.
         weights: the state dict, ``models/model.pt``, or the first other one where it is called otherwise.
         sha256: names the content: the hash of the sorted SHA256SUMS lines.
+        model: what alone decides on a label map: ``files``, the hashes of its config and weights, and
+            ``postprocessing``. Bundles that differ in their words only, such as the card, have the same.
         intact: True where every file is as SHA256SUMS says, False where one is not and that was let pass, None where
             the bundle has no such file.
         labels: label value to name, background included.
@@ -96,6 +98,7 @@ class Bundle:
     regions: int = 0
     signed_by: str | None = None
     policy: TrustPolicy = field(default_factory=TrustPolicy)
+    model: dict[str, Any] = field(default_factory=dict)
     _unpacked: object = field(default=None, compare=False)
     _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, compare=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
@@ -272,6 +275,7 @@ def open_bundle(
     odd = list(unsupported_features(inference))
     supported, unsupported = read_inference(inference)
     unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
+    files = {file.relative_to(root).as_posix(): sha256_of(file) for file in (config_file, weights)}
     return Bundle(
         root=root.absolute(),
         name=str(metadata.get("name") or root.resolve().name),
@@ -288,6 +292,7 @@ def open_bundle(
         regions=regions,
         signed_by=signed_by,
         policy=policy,
+        model={"files": files, "postprocessing": list(supported.get("cleanup", ()))},
         _unpacked=holder,
         **supported,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segpipe.bundle.exporting import check_figures
 from segpipe.bundle.signing import check_signature
 from segpipe.bundle.vet import SIGNATURE, Check, Finding, Verdict, shown, unpacked, vet_unpacked
 from segpipe.errors import OK, REFUSED, RefusedError
@@ -103,6 +104,10 @@ def verify_bundle(
         static = vet_unpacked(root, findings, allow)
         signature, signed_by = _check_signature(root, key)
         checks = (*static.checks[:2], signature, *static.checks[2:])
+        if root is not None and not any(check.findings for check in checks):
+            checks = (*checks, check_figures(root, static.metadata))
+        else:
+            checks = (*checks, Check("figures", "not run", "the static checks refused it"))
         replayed = None
         if root is None or not replay or any(check.findings for check in checks):
             why = "not asked for" if not any(check.findings for check in checks) else "the static checks refused it"

@@ -90,6 +90,7 @@ def command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _show_measures(console, evaluation)
+    _show_model(console, evaluation)
     if evaluation.figures is not None:
         console.say(f"report.html shows it on one page, with {', '.join(evaluation.figures.files)}")
         for note in evaluation.figures.notes:
@@ -121,6 +122,19 @@ def _show_measures(console: Console, evaluation: Evaluation) -> None:
     )
     if settings["cases_without_label"]:
         console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
+
+
+def _show_model(console: Console, evaluation: Evaluation) -> None:
+    made_by, untied = evaluation.predictions["made_by"], evaluation.predictions["untied"]
+    if made_by is not None:
+        bundle = made_by["bundle"]
+        console.say(f"All label maps are as {bundle['name']} {bundle['version']} made them ({bundle['sha256'][:12]})")
+    elif untied:
+        case_id, reason = next(iter(untied.items()))
+        console.say(
+            f"Which model made {len(untied)} of the label maps is not known ({case_id}: {reason}): "
+            "`segpipe export --evaluation` does not take these figures"
+        )
 
 
 def _show_rules(console: Console, choices: Sequence[Choice]) -> None:

@@ -16,7 +16,8 @@ def command(
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: that of its folder.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.1.0",
     evaluation: Annotated[
-        Path | None, typer.Option(help="Folder that `segpipe evaluate` wrote: its figures go into the card.")
+        Path | None,
+        typer.Option(help="Folder of `segpipe evaluate` on what this bundle predicted: figures for the card."),
     ] = None,
     postprocessing: Annotated[
         Path | None, typer.Option(help="Rules that `segpipe evaluate --try-postprocessing` wrote.")
@@ -52,6 +53,9 @@ def command(
     The bundle runs in stock MONAI without this package: label maps as uint8 on the grid of the input files. It has
     configs to train, evaluate and infer, complete metadata, a model card, and SHA256SUMS over every file. The
     folder appears whole or not at all.
+
+    Figures get onto the card (--evaluation) where they are of label maps that this bundle predicted, of cases that its
+    training left out: export, predict, evaluate, and export again with the figures. Others are refused.
 
     Example: segpipe export runs/one bundles/liver_ct --evaluation runs/one/test
 

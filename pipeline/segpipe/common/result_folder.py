@@ -6,7 +6,7 @@
       <case id>/probability_1.nii.gz, entropy.nii.gz   float32 of label 1, and of all, where they were asked for
       <case id>/seg.dcm, labelmap.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, of a DICOM source, as asked for
       <case id>/overlay.png           the slice with most labelled voxels, with outlines
-      <case id>/result.json           volumes, times, flags; no path and no header text
+      <case id>/result.json           volumes, times, flags, hash of each file; no path and no header text
       summary.csv, .json, report.html all cases so far
       predictions.jsonl               append-only, the only state: what was tried and how it ended
       mapping.jsonl                   case id to source path; readable by its owner alone (0600)
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.files import cannot_write
+from segpipe.common.files import cannot_write, sha256_of
 from segpipe.errors import DataError, UsageError
 
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")  # of a label map
@@ -117,6 +117,12 @@ class ResultFolder:
     def map_case(self, case_id: str, paths: list[str], **more: Any) -> None:
         """Append where a case came from, and what else tells its files again, to the owner-only mapping file."""
         append_line(self.root / MAPPING, {"id": case_id, "paths": paths, **more}, 0o600)
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return name to SHA-256 of each file that was written for a case, for its ``result.json``."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path.name: sha256_of(path) for path in files if path.name != RESULT}
 
 
 def read_events(root: str | Path) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 from .cohort import Evaluation as Evaluation
 from .cohort import evaluate as evaluate
 from .evaluation_page import read_panel as read_panel
+from .made_by import made_by as made_by
+from .made_by import seal as seal
 from .measure import MEASURES as MEASURES
 from .measure import Calibration as Calibration
 from .measure import Counts as Counts

@@ -18,6 +18,7 @@ from segpipe.common.processes import MOST_WORKERS, Progress, over_cases, usable_
 from segpipe.common.result_folder import PROBABILITIES, STATE, find_probabilities, find_segmentation
 from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
+from segpipe.evaluation.made_by import Origin, origin_of
 from segpipe.evaluation.measure import Calibration, LabelMeasure, calibrate_labels, measure_case, without_prediction
 from segpipe.evaluation.postprocessing import Trial, try_rules
 
@@ -62,6 +63,7 @@ class CaseResult:
         failure: why it could not be measured; it then counts 0.
         trials: what each clean-up rule does to it, where that was asked for.
         remark: why its probabilities could not be used; it has no calibration error then, and counts in all else.
+        origin: what made the prediction; None where there is none.
     """
 
     id: str
@@ -70,6 +72,7 @@ class CaseResult:
     failure: str | None = None
     trials: list[Trial] = field(default_factory=list)
     remark: str | None = None
+    origin: Origin | None = None
 
     @property
     def missing(self) -> bool:
@@ -159,6 +162,11 @@ def _unmeasured(job: Job) -> CaseResult:
 
 def evaluate_case(job: Job) -> CaseResult:
     """Measure one case; what is wrong with its files becomes its failure."""
+    origin = None if job.prediction is None else origin_of(job.prediction, job.id, job.truth)
+    return replace(_measure(job), origin=origin)
+
+
+def _measure(job: Job) -> CaseResult:
     truth: LabelMap | None = None
     grid: Header | None = None
     try:

@@ -15,6 +15,7 @@ from segpipe.data import Manifest, manifest_sha256, open_manifest
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
 from segpipe.evaluation.evaluation_page import PAGE, Figures, draw_figures, figure_options, write_evaluation_page
+from segpipe.evaluation.made_by import made_by
 from segpipe.evaluation.postprocessing import Choice, choose_rules, refuse_test_cases, rules_document
 from segpipe.evaluation.statistics import LEVEL, Estimate
 from segpipe.evaluation.summary import Summary, summarise, write_metrics
@@ -52,13 +53,22 @@ class Evaluation:
         return {part["name"]: part["metrics"]["dice"] for part in self.summary.labels.values()}
 
     @property
+    def predictions(self) -> dict[str, Any]:
+        """Which model made the predictions, as metrics.json has it; ``made_by`` is None where that cannot be told."""
+        return made_by({case.id: case.origin for case in self.cases})
+
+    @property
     def failed(self) -> list[CaseResult]:
         """Cases whose prediction is missing or cannot be used; they count as Dice 0."""
         return [case for case in self.cases if case.failure is not None]
 
     def document(self) -> dict[str, Any]:
         """Return what ``segpipe evaluate --json`` prints, as plain values."""
-        document: dict[str, Any] = {**self.settings, "summary": self.summary.document()}
+        document: dict[str, Any] = {
+            **self.settings,
+            "predictions": self.predictions,
+            "summary": self.summary.document(),
+        }
         if self.figures is not None:
             document["figures"] = {"files": [*self.figures.files, PAGE], "notes": self.figures.notes}
         if self.rules is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import write_csv, write_json
 from segpipe.evaluation.case_evaluation import CaseResult
+from segpipe.evaluation.made_by import made_by, seal
 from segpipe.evaluation.measure import DEFINITIONS, MEASURES, LabelMeasure, mean_defined
 from segpipe.evaluation.statistics import Estimate, bootstrap_mean
 
@@ -143,6 +144,7 @@ def write_metrics(folder: Path, results: Sequence[CaseResult], summary: Summary,
     document = {
         "schema_version": SCHEMA_VERSION,
         **settings,
+        "predictions": made_by({result.id: result.origin for result in results}),
         "definitions": DEFINITIONS,
         "summary": summary.document(),
         "cases": [
@@ -150,10 +152,12 @@ def write_metrics(folder: Path, results: Sequence[CaseResult], summary: Summary,
                 "id": result.id,
                 "failure": result.failure,
                 "remark": result.remark,
+                "prediction_sha256": result.origin and result.origin.sha256,
+                "image_sha256": list(result.origin.images) if result.origin else [],
                 "mean_dice": case_value(result, "dice"),
                 "labels": [asdict(measure) for measure in result.measures],
             }
             for result in results
         ],
     }
-    write_json(folder / "metrics.json", document)
+    write_json(folder / "metrics.json", {**document, "content_sha256": seal(document)})

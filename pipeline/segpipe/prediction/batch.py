@@ -20,7 +20,7 @@ from typing import Any, Unpack
 from segpipe.bundle import Bundle, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE
+from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import InputCase, NotSelected, select_cases
@@ -296,11 +296,12 @@ class _Batch:
     def _finish(
         self, case: InputCase, folder: Path, segmented: Segmented, loaded: Loaded, source: dict[str, Any], start: float
     ) -> Outcome:
-        result = result_document(case, segmented, loaded, self.bundle, self.options)
         if (folder / SLICE).is_file():
             from segpipe.reporting import draw_overlay
 
             draw_overlay(folder / SLICE, folder / OVERLAY)
+        result = result_document(case, segmented, loaded, self.bundle, self.options)
+        result |= {"source_sha256": source.get("sha256", []), "sha256": hashes_of(folder)}
         write_json(folder / RESULT, result)
         self.folder.map_case(case.id, [str(path) for path in case.paths], **source)
         self.folder.finish(case.id)

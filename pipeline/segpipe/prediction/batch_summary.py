@@ -99,6 +99,7 @@ def result_document(
         "schema_version": SCHEMA_VERSION,
         "id": case.id,
         "bundle": bundle.facts,
+        "model": bundle.model,
         "route": "stock" if bundle.unsupported else "typed",
         "route_reasons": list(bundle.unsupported),
         "source": "dicom" if case.series else "nifti",

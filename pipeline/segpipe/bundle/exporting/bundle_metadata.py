@@ -68,7 +68,7 @@ def bundle_metadata(
         labelling: name, version and rights.
         network: the exported network's class and arguments.
         rules: post-processing by label value, which needs scikit-image.
-        results: summary of an evaluation, as `segpipe.bundle.exporting.card_figures.Evaluation` has it.
+        results: summary of an evaluation, as `segpipe.bundle.exporting.tied_evaluation.Evaluation` has it.
         section: of the manifest, which ``evaluate.json`` measures.
 
     Raises:

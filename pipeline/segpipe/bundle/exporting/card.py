@@ -46,7 +46,7 @@ def model_card(metadata: Document, provenance: Document, pictures: Collection[st
     sections = [
         _head(metadata),
         _purpose(),
-        _results(metadata, pictures),
+        _results(metadata, provenance, pictures),
         _limits(metadata),
         _running(metadata),
         _input(metadata, pictures),
@@ -90,7 +90,7 @@ def _purpose() -> str:
     )
 
 
-def _results(metadata: Document, pictures: Collection[str]) -> str:
+def _results(metadata: Document, provenance: Document, pictures: Collection[str]) -> str:
     """Write the figures with intervals, on which data, and each case as a bar."""
     results, best = metadata.get("results"), metadata["eval_metrics"].get("val_mean_dice")
     chosen = (
@@ -124,7 +124,19 @@ def _results(metadata: Document, pictures: Collection[str]) -> str:
         words = "Dice of every measured case as a bar, with the mean in red and the median in green"
         caption = "Each bar is a case, from the worst to the best; mean over its labels. Red: mean, green: median."
         parts.append(picture(BARS, words, caption))
-    return "\n\n".join([*parts, chosen]).rstrip()
+    return "\n\n".join([*parts, *_tie(provenance), chosen]).rstrip()
+
+
+def _tie(provenance: Document) -> list[str]:
+    """Write what ties the figures to this folder; nothing where nothing does."""
+    tie = provenance.get("evaluation")
+    if not tie:
+        return []
+    return [
+        "The label maps that were measured are those that these weights and configs made (runtime "
+        f"{', '.join(tie['made_by']['runtime'])}): `provenance.json` has the hashes, and `segpipe bundle verify` "
+        "compares them."
+    ]
 
 
 def _best_figure(metadata: Document) -> str | None:
@@ -141,7 +153,7 @@ def _split(metadata: Document, short: bool = False) -> str:
     trained = metadata["run"].get("manifest_sha256")
     if trained and results["manifest_sha256"] != trained:
         name = results.get("dataset") or "unnamed"
-        return f"{results['split']} cases of another manifest than that of the training: {name}"
+        return f"{results['split']} cases of another data set, none of which the training saw: {name}"
     words = SPLITS.get(str(results["split"]), str(results["split"]))
     return words.partition(":")[0] if short else words
 

@@ -176,13 +176,14 @@ def _read_seeds(folder: Path) -> dict[str, Any] | None:
     return {"runs": runs, "val_mean_dice": spread} if folder.resolve().name in folders else None
 
 
-def provenance(run: Run, state: State, root: Path) -> dict[str, Any]:
+def provenance(run: Run, state: State, root: Path, evaluation: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return all of ``provenance.json``.
 
     Args:
         run: what was trained.
         state: the weights.
         root: the bundle, with manifest, train config and weights already in it.
+        evaluation: what ties the figures to it, where it has some.
     """
     record, manifest = run.record, run.manifest
     sessions = record.get("sessions") or []
@@ -222,6 +223,7 @@ def provenance(run: Run, state: State, root: Path) -> dict[str, Any]:
             "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
         },
         "seeds": run.seeds,
+        "evaluation": evaluation,
     }
 
 

@@ -21,14 +21,15 @@ from segpipe.bundle.exporting.bundle_configs import (
 )
 from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
 from segpipe.bundle.exporting.card import model_card
-from segpipe.bundle.exporting.card_figures import draw_pictures, read_evaluation
+from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance, read_run
+from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_bytes
 from segpipe.bundle.vet import METADATA, write_sums
 from segpipe.common.api_calls import checked_call
-from segpipe.common.files import cannot_write, read_json, write_json, write_text, write_whole
+from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
 from segpipe.data import Manifest
 from segpipe.errors import UsageError
 from segpipe.inference import read_rules
@@ -95,7 +96,8 @@ def export(
         description: what the model is, in a sentence or two; default: its network, labels and channels.
         limits: sentences on what the model is not for.
         codes: label name to its codes and colour in DICOM, or a JSON file of them; default: known by name.
-        evaluation: folder of `segpipe evaluate` with ``metrics.json``, for the results in metadata and card.
+        evaluation: folder of `segpipe evaluate` with ``metrics.json``, for the results in metadata and card; of what an
+            export of this run without it predicted.
         postprocessing: rules that `segpipe evaluate --try-postprocessing` chose.
         golden: image of the golden case that anyone may be given, once a channel file; default: one is generated.
         unfinished: export a run whose training did not finish; metadata and card say so.
@@ -104,7 +106,8 @@ def export(
     Raises:
         UsageError: not a run folder, ``out`` is taken, or the run has no place in a stock config.
         DataError: the weights cannot be read or do not fit the network.
-        RefusedError: the run did not finish, or its config or manifest is not the one that it was trained with.
+        RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, or the
+            evaluation is not of label maps that this bundle made of cases that its training left out.
 
     Example:
         >>> import segpipe
@@ -132,15 +135,24 @@ def export(
     state = read_state(run / "best.pt")
     require_fits(state, network, run / "best.pt")
     text = _licence_text(licence)
+    files = max((len(case.images) for case in contents.manifest.cases()), default=1)
+    texts = {
+        INFERENCE: json_text(inference_config(contents.config, rules, files)),
+        MANIFEST: json_text(_anonymous(contents.manifest).dump()),
+    }
+    weights = torch_bytes(state)
+    if measured is not None:
+        measured = tied(measured, contents, weights, texts[INFERENCE], texts[MANIFEST])
     results = None if measured is None else measured.results
     metadata = bundle_metadata(contents, labelling, network, rules, results, _section(contents.manifest))
     with _whole_folder(out, overwrite) as folder:
-        files = _write_configs(folder, contents, rules, metadata)
-        with write_whole(folder / WEIGHTS) as stream:
-            stream.write(torch_bytes(state))
+        _write_configs(folder, contents, rules, metadata)
+        for name, content in texts.items():
+            write_text(folder / name, content)
+        write_bytes(folder / WEIGHTS, weights)
         labels = {int(value): label for value, label in contents.manifest.labels.items()}
         metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
-        record = provenance(contents, state, folder)
+        record = provenance(contents, state, folder, measured and measured.record())
         write_json(folder / PROVENANCE, record)
         dice = {} if measured is None else measured.dice
         pictures = draw_pictures(folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history})
@@ -153,11 +165,9 @@ def export(
     return open_bundle(out)
 
 
-def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> int:
-    """Write all configs but the metadata, note what they need in it, and return the number of image files of a case."""
-    files = max((len(case.images) for case in run.manifest.cases()), default=1)
+def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> None:
+    """Write the configs beside inference.json, and note in the metadata what they need."""
     configs = folder / "configs"
-    write_json(configs / "inference.json", inference_config(run.config, rules, files))
     fast = fast_config(run.config, rules)
     if fast is not None:
         write_json(configs / "inference_fast.json", fast)
@@ -165,9 +175,7 @@ def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any
         needed["inference_fast.json"] = needed["train.json"]
     write_json(configs / "evaluate.json", evaluate_config(run.config, rules, metadata["evaluate_section"]))
     write_json(folder / TRAIN, train_config(run.config))
-    write_json(folder / MANIFEST, _anonymous(run.manifest).dump())
     write_text(configs / "logging.conf", LOGGING)
-    return files
 
 
 def _licence_text(licence: str) -> str:

@@ -152,7 +152,7 @@ def export(
         write_bytes(folder / WEIGHTS, weights)
         labels = {int(value): label for value, label in contents.manifest.labels.items()}
         metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
-        record = provenance(contents, state, folder, measured and measured.record())
+        record = provenance(contents, state, folder, None if measured is None else measured.record())
         write_json(folder / PROVENANCE, record)
         dice = {} if measured is None else measured.dice
         pictures = draw_pictures(folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history})

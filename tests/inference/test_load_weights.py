@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segpipe.errors import DataError
+from segpipe.common.files import sha256_of
+from segpipe.errors import DataError, RefusedError
 from segpipe.inference.runtimes import load_weights
 
 
@@ -30,6 +31,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path:
     with pytest.raises(DataError, match="not finite") as caught:
         load_weights(torch.nn.Conv3d(1, 2, 1), path, torch.device("cpu"))
     assert "bias" in str(caught.value.found)
+
+
+def test_weights_that_are_not_those_that_were_vetted_are_not_loaded(tmp_path: Path) -> None:
+    path = weights(tmp_path / "model.pt")
+    vetted = sha256_of(path)
+    load_weights(torch.nn.Conv3d(1, 2, 1), path, torch.device("cpu"), vetted)
+    weights(tmp_path / "model.pt", bias=torch.tensor([3.0, 4.0]))
+    with pytest.raises(RefusedError, match="changed after") as caught:
+        load_weights(torch.nn.Conv3d(1, 2, 1), path, torch.device("cpu"), vetted)
+    assert caught.value.expected == vetted
 
 
 def test_weights_of_another_network_and_no_weights_are_refused(tmp_path: Path) -> None:

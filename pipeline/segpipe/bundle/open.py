@@ -71,6 +71,7 @@ class Bundle:
         window_mode: how overlapping windows are weighted, ``gaussian`` or ``constant``.
         regions: how many regions the scores have that may overlap, one a channel under a sigmoid: labels 1 and up;
             0 where there is one label map.
+        weights_sha256: of the weights' file as it was opened.
         signed_by: fingerprint of the key whose signature was required and found; None where none was required.
         policy: on which terms it may be run.
     """
@@ -96,6 +97,7 @@ class Bundle:
     sw_batch_size: int = 1
     window_mode: Literal["gaussian", "constant"] = "constant"
     regions: int = 0
+    weights_sha256: str = ""
     signed_by: str | None = None
     policy: TrustPolicy = field(default_factory=TrustPolicy)
     model: dict[str, Any] = field(default_factory=dict)
@@ -201,6 +203,7 @@ class Bundle:
             "metadata": self.metadata,
             "weights": str(self.weights),
             "sha256": self.sha256,
+            "weights_sha256": self.weights_sha256,
             "config_file": self.config_file.relative_to(self.root).as_posix(),
         }
 
@@ -259,11 +262,11 @@ def open_bundle(
     config_file, weights = _find_files(root)
     signed_by = None if key is None else _signer(root, absolute_path(key, "the file of a public key"))
     try:
-        sha256, intact = check_sums(root)
+        hashes, intact = check_sums(root)
     except RefusedError:
         if not run_unvetted_code:
             raise
-        sha256, intact = fingerprint(hash_files(root)), False
+        hashes, intact = hash_files(root), False
     if config_file is None:
         raise UsageError("the bundle has no inference config", path=root / "configs", expected=" or ".join(CONFIGS))
     if weights is None:
@@ -284,7 +287,8 @@ def open_bundle(
         inference=inference,
         config_file=config_file.absolute(),
         weights=weights.absolute(),
-        sha256=sha256,
+        weights_sha256=hashes[weights.relative_to(root).as_posix()],
+        sha256=fingerprint(hashes),
         intact=intact,
         labels=labels,
         channels=channels,

@@ -80,6 +80,7 @@ class BundleFiles:
         metadata: its metadata, which on the stock route the config may refer to.
         config_file: where the inference config lies below the folder.
         sha256: names the content that was opened; a bundle of other content is not vetted.
+        weights_sha256: of the state dict that was opened; another one is not loaded.
     """
 
     root: str
@@ -88,6 +89,7 @@ class BundleFiles:
     metadata: dict[str, Any] = field(default_factory=dict)
     config_file: str = "configs/inference.json"
     sha256: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segpipe.common.files import sha256_of, write_json
 from segpipe.common.processes import usable_cores
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.onednn import OneDnn
 from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
@@ -88,7 +88,7 @@ def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device:
     """
     return [
         Model(
-            load_weights(network, bundle.weights, device),
+            load_weights(network, bundle.weights, device, bundle.weights_sha256),
             bundle.weights,
             json.dumps(bundle.inference, sort_keys=True, default=str),
         )
@@ -96,15 +96,34 @@ def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device:
     ]
 
 
-def load_weights(network: Any, weights: str, device: torch.device) -> torch.nn.Module:
+def load_weights(network: Any, weights: str, device: torch.device, sha256: str = "") -> torch.nn.Module:
     """Return a network with a bundle's weights, in evaluation mode.
+
+    Args:
+        network: as it was built.
+        weights: path of the state dict.
+        device: where the network is to be.
+        sha256: of the file that was vetted, which is compared with the open file that is loaded; empty where none was.
 
     Raises:
         DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
+        RefusedError: they are not those that were vetted.
     """
     try:
-        state = torch.load(weights, map_location=device, weights_only=True)
+        with Path(weights).open("rb") as stream:
+            if sha256 and (found := hashlib.file_digest(stream, "sha256").hexdigest()) != sha256:
+                raise RefusedError(
+                    "the bundle's weights were changed after they were vetted",
+                    path=weights,
+                    found=f"sha256 {found}",
+                    expected=sha256,
+                    hint="find out who writes into the bundle, then try again",
+                )
+            stream.seek(0)
+            state = torch.load(stream, map_location=device, weights_only=True)
         network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
+    except RefusedError:
+        raise
     except OSError as error:
         raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
     except Exception as error:

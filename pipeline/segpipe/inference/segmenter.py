@@ -157,7 +157,8 @@ class Segmenter:
         parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build())
-        self._network = load_weights(parsed(parser, "network_def"), recipe.weights, self.device)
+        network = parsed(parser, "network_def")
+        self._network = load_weights(network, recipe.weights, self.device, recipe.weights_sha256)
         self._preprocessing = parsed(parser, "preprocessing")
         self._postprocessing = parsed(parser, "postprocessing")
         self._inferer = parsed(parser, "inferer")

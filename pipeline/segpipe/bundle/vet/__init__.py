@@ -4,7 +4,8 @@
 as data, and each class and function that its configs would reach is on a list of single objects (`names`), whatever
 path leads to it, or was admitted by its user, name by name. What cannot be read without doubt is refused.
 
-**Reading order.** `bundle_files` (what a refusal says; archive, links, names, weights as opcodes, arrays as headers),
+**Reading order.** `bundle_files` (what a refusal says; folders, links, names), `archives` (a zip file, read once and
+strictly), `contents` (what each file is), `weights` (tensors; a pickle as opcodes), `arrays` (by their headers),
 `documents` (SHA256SUMS; strict JSON and YAML; schema and versions of the metadata; logging), `names` (the list, and
 what a name leads to), `configs` (all that a config would run), `gate` (every check, and who is let through, on which
 terms). This package imports the standard library, yaml, jsonschema, packaging, `segpipe.errors` and `segpipe.common`

@@ -106,8 +106,8 @@ def write_sums(root: Path) -> str:
     return fingerprint(sums)
 
 
-def check_sums(root: Path) -> tuple[str, bool | None]:
-    """Return the bundle's fingerprint, and whether its files are those of SHA256SUMS (None: it has no such file).
+def check_sums(root: Path) -> tuple[dict[str, str], bool | None]:
+    """Return what `hash_files` does, and whether the files are those of SHA256SUMS (None: it has no such file).
 
     Raises:
         RefusedError: a file was changed, is missing, or is not listed.
@@ -123,7 +123,7 @@ def check_sums(root: Path) -> tuple[str, bool | None]:
             expected=first.expected or f"not listed in {SUMS}",
             hint="get the bundle again from where it came from; do not use this copy",
         )
-    return fingerprint(hashes), None if differences is None else True
+    return hashes, None if differences is None else True
 
 
 def compare_sums(root: Path, hashes: dict[str, str]) -> list[Difference] | None:

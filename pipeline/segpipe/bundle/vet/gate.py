@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, plain, shown, unpacked, vet_contents
+from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, plain, shown, unpacked
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
+from segpipe.bundle.vet.contents import vet_contents
 from segpipe.bundle.vet.documents import (
     SUMS,
     compare_sums,

@@ -247,6 +247,27 @@ def test_qform_and_sform_may_differ_by_a_tenth_of_a_millimetre(apart_mm: float, 
         assert f"{apart_mm:.3g} mm" in str(caught.value.found)
 
 
+@pytest.mark.parametrize("edge", [0.03, 0.1, 0.5, 3.0])
+def test_limits_are_parts_of_small_voxels(edge: float, tmp_path: Path) -> None:
+    affine = np.diag([edge, edge, edge, 1.0])
+    for share, same in ((0.05, edge <= 0.1), (0.15, False)):
+        moved = affine.copy()
+        moved[0, 3] = share * edge
+        assert (grid_difference(grid(affine), grid(moved)) is None) is same
+    for share, fine in ((0.4, 0.4 * edge <= 0.1), (0.6, False)):
+        picture = image(affine)
+        moved = affine.copy()
+        moved[0, 3] = share * edge
+        picture.set_qform(moved, 1)
+        picture.set_sform(affine, 2)
+        path = saved(tmp_path / f"{share}.nii", picture)
+        if fine:
+            read_header(path)
+        else:
+            with pytest.raises(DataError, match="qform and sform"):
+                read_header(path)
+
+
 def test_a_form_whose_code_is_zero_has_no_say(tmp_path: Path) -> None:
     far = np.diag([3.0, 3.0, 3.0, 1.0])
     for sform_code, qform_code, expected in ((1, 0, far), (0, 1, np.eye(4))):

@@ -350,7 +350,64 @@ HIGH_BITS |= {
     "high bit beyond all bits": Trap(edited(every(HighBit=16)), "pixel_layout", ("HighBit 16",)),
 }
 
-TRAPS = {**LENGTHS, **ENCODINGS, **HIGH_BITS}
+# --- places, at every scale ------------------------------------------------------------------------------------------
+
+
+def fine(edge: float, slices: int = 20, step: float | None = None) -> Grid:
+    """A stack of voxels with this edge in mm."""
+    return Grid(rows=12, columns=10, slices=slices, spacing=(edge, edge), step=step or edge, origin=(-2.0, 3.1, 5.0))
+
+
+def moved(images: Images, by: Callable[[int], tuple[float, float, float]], digits: int = 6) -> None:
+    for number, image in enumerate(images):
+        place = np.array(image.ImagePositionPatient, float) + by(number)
+        image.ImagePositionPatient = [f"{value:.{digits}f}" for value in place]
+
+
+def without(*numbers: int) -> Callable[[Images], object]:
+    def edit(images: Images) -> None:
+        for number in sorted(numbers, reverse=True):
+            del images[number]
+
+    return edit
+
+
+def shifted(pixels: float, *numbers: int) -> Callable[[Images], object]:
+    def edit(images: Images) -> None:
+        edge = float(images[0].PixelSpacing[0])
+        moved(images, lambda number: (pixels * edge if number in numbers else 0, 0, 0))
+
+    return edit
+
+
+def sheared(degrees: float, digits: int = 6) -> Callable[[Images], object]:
+    def edit(images: Images) -> None:
+        step = float(images[1].ImagePositionPatient[2]) - float(images[0].ImagePositionPatient[2])
+        moved(images, lambda number: (0, number * step * np.tan(np.radians(degrees)), 0), digits)
+
+    return edit
+
+
+PLACED = {}
+for _edge in (0.005, 0.03, 0.05, 0.1, 0.4, 3.0):
+    _grid = fine(_edge)
+    PLACED |= {
+        f"{_edge} mm, a slice missing": Trap(edited(without(9), grid=_grid), "gap", ("1 slice(s) missing",)),
+        f"{_edge} mm, a slice missing near an end": Trap(edited(without(1), grid=_grid), "gap"),
+        f"{_edge} mm, one of five missing": Trap(edited(without(2), grid=fine(_edge, 5)), "gap"),
+        f"{_edge} mm, a slice 5 pixels beside": Trap(edited(shifted(5, 7), grid=_grid), "in_plane_shift"),
+        f"{_edge} mm, half of them a pixel beside": Trap(edited(shifted(2, *range(10)), grid=_grid), "in_plane_shift"),
+        f"{_edge} mm, sheared by 0.07 degrees": Trap(edited(sheared(0.07), grid=_grid), None),
+        f"{_edge} mm, tilted by 10 degrees": Trap(edited(sheared(10), grid=_grid), "gantry_tilt"),
+        f"{_edge} mm, all in place": Trap(edited(lambda images: None, grid=_grid), None),
+    }
+PLACED |= {
+    "0.0333 mm, positions of 3 decimals": Trap(edited(sheared(0, 3), grid=fine(0.0333)), None),
+    "0.625 mm, positions of 1 decimal": Trap(edited(sheared(0, 1), grid=fine(0.625)), None),
+    "thin pixels, a slice 5 pixels beside": Trap(edited(shifted(5, 3), grid=fine(0.01, 8, 0.1)), "in_plane_shift"),
+}
+
+TRAPS = {**LENGTHS, **ENCODINGS, **HIGH_BITS, **PLACED}
 
 if __name__ == "__main__":
     for _name, _trap in TRAPS.items():

@@ -21,8 +21,8 @@ from segpipe.errors import DataError, SegpipeError, UsageError
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
 
-GEOMETRY_TOLERANCE_MM = 0.01
-FORMS_TOLERANCE_MM = 0.1
+GEOMETRY_TOLERANCE_MM, GEOMETRY_SHARE = 0.01, 0.1  # and not more than this part of a voxel's smallest edge
+FORMS_TOLERANCE_MM, FORMS_SHARE = 0.1, 0.5
 LAST_CODE = 5  # of sform and qform: template
 UNIT_MM = 2  # of xyzt_units
 GZIP_LEVEL = 2  # of 0 to 3
@@ -128,12 +128,13 @@ def header_of_image(image: Any, path: Path) -> Header:
         )
     codes_and_qform = _compare_forms(path, header, grid.shape)
     apart = corners_apart_mm(grid.affine, header.get_best_affine(), grid.shape)
-    if not apart <= GEOMETRY_TOLERANCE_MM:  # of an image in memory, whose header was changed by hand
+    limit = geometry_limit_mm(grid.affine)
+    if not apart <= limit:  # of an image in memory, whose header was changed by hand
         raise DataError(
             "affine and header of the image disagree",
             path=path,
             found=f"corners {apart:.3g} mm apart",
-            expected=f"at most {GEOMETRY_TOLERANCE_MM} mm",
+            expected=f"at most {limit:.3g} mm",
             hint="set both by image.set_sform and image.set_qform",
         )
     return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform)
@@ -309,14 +310,30 @@ def require_3d(header: Header) -> None:
         )
 
 
-def grid_difference(first: Header, second: Header, tolerance_mm: float = GEOMETRY_TOLERANCE_MM) -> str | None:
-    """Say how two grids differ, or return None where every corner agrees within the tolerance."""
+def grid_difference(first: Header, second: Header, tolerance_mm: float | None = None) -> str | None:
+    """Say how two grids differ, or return None where every corner agrees within `geometry_limit_mm` or a tolerance."""
     if first.shape != second.shape:
         return f"shape {first.shape} against {second.shape}"
     apart = corners_apart_mm(first.affine, second.affine, first.shape)
-    if not apart <= tolerance_mm:  # so that NaN differs from everything
+    if not apart <= (
+        geometry_limit_mm(first.affine) if tolerance_mm is None else tolerance_mm
+    ):  # so that NaN differs from everything
         return f"corners up to {apart:.3g} mm apart"
     return None
+
+
+def geometry_limit_mm(affine: NDArray[np.float64]) -> float:
+    """Return how far the corners of one grid may lie apart: 0.01 mm, or a tenth of a smaller voxel's edge."""
+    return min(GEOMETRY_TOLERANCE_MM, GEOMETRY_SHARE * _smallest_edge_mm(affine))
+
+
+def forms_limit_mm(affine: NDArray[np.float64]) -> float:
+    """Return the same for what a single precision quaternion loses: 0.1 mm, or half of a smaller voxel's edge."""
+    return min(FORMS_TOLERANCE_MM, FORMS_SHARE * _smallest_edge_mm(affine))
+
+
+def _smallest_edge_mm(affine: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(affine[:3, :3], axis=0).min())
 
 
 def corners_apart_mm(first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]) -> float:
@@ -340,12 +357,13 @@ def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> tuple[
     if not np.isfinite(qform).all():
         raise DataError("the qform cannot be used", path=path, found="numbers that are not finite")
     apart = corners_apart_mm(sform, qform, shape)
-    if apart > FORMS_TOLERANCE_MM:
+    limit = forms_limit_mm(sform)
+    if apart > limit:
         raise DataError(
             "qform and sform of the header disagree",
             path=path,
             found=f"corners {apart:.3g} mm apart",
-            expected=f"at most {FORMS_TOLERANCE_MM} mm",
+            expected=f"at most {limit:.3g} mm",
             hint="which one is right cannot be told from the file; write it again from the original scan",
         )
     return *codes, qform

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.common.files import write_text
-from segpipe.common.nifti import FORMS_TOLERANCE_MM, corners_apart_mm, write_nifti_whole
+from segpipe.common.nifti import corners_apart_mm, forms_limit_mm, write_nifti_whole
 from segpipe.common.result_folder import MAPPING, read_lines
 from segpipe.dicom.model import Scan, Series, Volume
 from segpipe.dicom.repair import can_repair, check_repairs
@@ -147,7 +147,7 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine_ras, code=SCANNER)
     image.set_qform(volume.affine_ras, code=SCANNER)
-    if corners_apart_mm(image.get_qform(), volume.affine_ras, volume.array.shape) > FORMS_TOLERANCE_MM:
+    if corners_apart_mm(image.get_qform(), volume.affine_ras, volume.array.shape) > forms_limit_mm(volume.affine_ras):
         image.set_qform(None, code=0)
     if volume.repaired:
         image.header["descrip"] = f"repaired: {', '.join(volume.repaired)}"

@@ -1,4 +1,4 @@
-"""Do slices lie on a regular grid? Judged in mm, at the corners of every slice.
+"""Do slices lie on a regular grid? Judged at the corners of every slice, by what part of a voxel they are off.
 
 The position of a pixel is the standard's (PS3.3 C.7.6.2.1.1): ImagePositionPatient, plus the column index times the
 column spacing along a row, plus the row index times the row spacing along a column. Slices form a volume when
@@ -18,10 +18,13 @@ from segpipe.dicom.model import Reason
 
 Array = NDArray[np.float64]
 
-LOAD_MM = 0.05  # a corner may lie so far off the best lattice
+LOAD_MM = 0.05  # a corner may lie so far off the best lattice, as by positions of one decimal
 LOAD_STEP = 0.01  # or this part of the distance between slices
+LOAD_VOXEL = 0.1  # but neither counts beyond this part of a voxel's smallest edge
+ROUNDING_MM = 1e-4  # which no header is finer than
 NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series are sheared by 0.07 degrees
-NOTE_STEP = 0.1  # but never more than this part of the distance between slices along the normal
+NOTE_STEP = 0.1  # but along the normal not more than this part of the distance between slices
+MOST_PIXELS, MOST_STEP = 0.5, 0.2  # of which LOAD_MM and LOAD_STEP, with a note, can be no more
 SAME_PLACE_MM = 0.05
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # and back
 
@@ -72,6 +75,31 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How far a corner may lie off the best lattice, mm.
+
+    Attributes:
+        unnoted: without a word.
+        along_normal, in_plane: with a note. A missing slice puts one off by a third of the distance or more.
+    """
+
+    unnoted: float
+    along_normal: float
+    in_plane: float
+
+    @classmethod
+    def of(cls, pixel: float, step: float) -> Limits:
+        """Return the limits for pixels of this edge and slices at this distance, mm."""
+        usual = max(LOAD_MM, LOAD_STEP * step)
+        unnoted = max(ROUNDING_MM, min(usual, LOAD_VOXEL * min(pixel, step)))
+        return cls(
+            unnoted,
+            max(ROUNDING_MM, min(NOTE_PIXELS * pixel, NOTE_STEP * step), min(usual, MOST_STEP * step)),
+            max(ROUNDING_MM, NOTE_PIXELS * pixel, min(usual, MOST_PIXELS * pixel)),
+        )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What was found about a stack.
 
@@ -91,14 +119,17 @@ class Verdict:
 
 
 def levels(heights: Array) -> NDArray[np.intp]:
-    """Return (N,) the level along the normal that each slice is at, from 0; slices within 0.05 mm share one."""
+    """Return (N,) the level along the normal that each slice is at, from 0.
+
+    Slices within 0.05 mm, or a tenth of the widest step where that is less, share one.
+    """
     order = np.argsort(heights, kind="stable")
     steps = np.diff(heights[order])
     if not len(steps):
         return np.zeros(len(heights), dtype=np.intp)
-    apart = min(SAME_PLACE_MM, 0.1 * float(steps.max()))
+    apart = min(SAME_PLACE_MM, NOTE_STEP * float(steps.max()))
     level = np.empty(len(heights), dtype=np.intp)
-    level[order] = np.concatenate([[0], np.cumsum(steps > max(apart, 1e-4))])
+    level[order] = np.concatenate([[0], np.cumsum(steps > max(apart, ROUNDING_MM))])
     return level
 
 
@@ -119,20 +150,17 @@ def judge_geometry(stack: Stack, name: Callable[[int], str]) -> Verdict:
 
     fit = _Fit.of(slices)
     step = float(fit.step @ slices.axes[2])
-    pixel = float(slices.spacings.min())
-    unnoted = max(LOAD_MM, LOAD_STEP * step)
-    normal_limit = max(unnoted, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
-    plane_limit = max(unnoted, NOTE_PIXELS * pixel)
-    if fit.along_normal <= normal_limit and fit.in_plane_upright <= plane_limit:
+    limits = Limits.of(float(slices.spacings.min()), step)
+    if fit.along_normal <= limits.along_normal and fit.in_plane_upright <= limits.in_plane:
         worst = max(fit.along_normal, fit.in_plane_upright)
-        notes = [] if worst <= unnoted else [f"slices lie up to {worst:.2f} mm off a regular grid"]
+        notes = [] if worst <= limits.unnoted else [f"slices lie up to {worst:.2g} mm off a regular grid"]
         if len(slices) == 2:
             notes.append("2 slices: nothing can show whether one between them is missing")
         return Verdict(order, affine_lps=fit.affine(slices), notes=tuple(notes))
-    if fit.along_normal > normal_limit:
-        reason, detail = _gap_or_variable(slices, named, normal_limit)
+    if fit.along_normal > limits.along_normal:
+        reason, detail = _gap_or_variable(slices, named, limits.along_normal)
     else:
-        reason, detail = _tilt_or_shift(slices, fit, named, plane_limit)
+        reason, detail = _tilt_or_shift(slices, fit, named, limits.in_plane)
     return Verdict(order, reason, detail)
 
 
@@ -247,15 +275,19 @@ def _tilt_or_shift(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: 
     off = np.linalg.norm(shifts - np.median(shifts, axis=0), axis=1)
     worst = int(np.argmax(off))
     return "in_plane_shift", (
-        f"{name(worst)} lies {off[worst]:.2f} mm beside the line of the other slices, expected at most {limit:.2f} mm. "
+        f"{name(worst)} lies {_mm(off[worst])} beside the line of the other slices, expected at most {_mm(limit)}. "
         "Check whether it belongs to this series."
     )
+
+
+def _mm(length: float) -> str:
+    return f"{length:.2f} mm" if length >= 0.1 else f"{length:.4f} mm"
 
 
 def _rotation(slices: Stack, name: Callable[[int], str], millimetres: float) -> str:
     usual = np.median(slices.orientations, axis=0)
     worst = int(np.argmax(np.abs(slices.orientations - usual).max(axis=1)))
     return (
-        f"{name(worst)} is turned against the other slices: corners {millimetres:.2f} mm apart. "
+        f"{name(worst)} is turned against the other slices: corners {_mm(millimetres)} apart. "
         "Check whether it belongs to this series."
     )

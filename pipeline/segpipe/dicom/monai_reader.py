@@ -10,6 +10,7 @@ import numpy as np
 from monai.data.image_reader import ImageReader
 from monai.utils.enums import MetaKeys, SpaceKeys
 
+from segpipe.common.nifti import corners_apart_mm, geometry_limit_mm
 from segpipe.dicom.model import Volume
 from segpipe.dicom.repair import check_repairs
 from segpipe.dicom.volume import read_dicom
@@ -106,8 +107,10 @@ def _looks_like_dicom(path: Path) -> bool:
 
 
 def _require_same_grid(volume: Volume, first: Volume) -> None:
-    same = volume.array.shape == first.array.shape
-    if not same or not np.allclose(volume.affine_ras, first.affine_ras, atol=1e-3):
+    shape, affine = first.array.shape, first.affine_ras
+    if volume.array.shape != shape or not (
+        corners_apart_mm(volume.affine_ras, affine, shape) <= geometry_limit_mm(affine)
+    ):
         raise DataError(
             "series that are to be channels lie on different grids",
             case_id=volume.series.case_id,

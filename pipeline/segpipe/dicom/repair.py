@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.dicom.geometry import LOAD_MM, LOAD_STEP, LPS_TO_RAS, NOTE_PIXELS, NOTE_STEP
+from segpipe.dicom.geometry import LPS_TO_RAS, NOTE_PIXELS, Limits
 from segpipe.dicom.model import Reason, Series, Volume
 from segpipe.errors import DataError, UsageError
 
@@ -139,10 +139,11 @@ def _faults(series: Series, stack: _Stack) -> set[str]:
         DataError: slices at one place, or shifted otherwise than along a line.
     """
     gaps = np.diff(stack.distances)
-    pixel, step = min(stack.spacing), float(np.median(gaps))
+    pixel = min(stack.spacing)
+    limits = Limits.of(pixel, float(np.median(gaps)))
     slope = stack.shifts[-1] / stack.distances[-1] if stack.distances[-1] else np.zeros(2)
     off_line = float(np.abs(stack.shifts - stack.distances[:, None] * slope).max()) * pixel
-    if gaps.min() <= 0 or off_line > 2 * max(LOAD_MM, LOAD_STEP * step, NOTE_PIXELS * pixel):
+    if gaps.min() <= 0 or off_line > 2 * limits.in_plane:
         raise DataError(
             "the slices cannot be resampled",
             case_id=series.case_id,
@@ -153,8 +154,7 @@ def _faults(series: Series, stack: _Stack) -> set[str]:
     if np.abs(stack.shifts[-1]).max() > 2 * NOTE_PIXELS:
         faults.add("tilt")
     even = np.linspace(0, stack.distances[-1], len(stack.distances))
-    limit = max(LOAD_MM, LOAD_STEP * step, min(NOTE_PIXELS * pixel, NOTE_STEP * step))
-    if np.abs(stack.distances - even).max() > 2 * limit:
+    if np.abs(stack.distances - even).max() > 2 * limits.along_normal:
         faults.add("spacing")
     return faults
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.nifti import FORMS_TOLERANCE_MM, GEOMETRY_TOLERANCE_MM, Header, corners_apart_mm, write_nifti
+from segpipe.common.nifti import Header, corners_apart_mm, forms_limit_mm, geometry_limit_mm, write_nifti
 from segpipe.errors import DataError
 from segpipe.inference.source import Preview
 
@@ -97,7 +97,7 @@ def _image(values: NDArray[Any], grid: Header, dtype: type[np.generic]) -> Any:
     image.set_sform(grid.affine, code=code)
     image.set_qform(grid.qform if grid.qform_code else grid.affine, code=grid.qform_code or code)
     moved_mm = 0.0 if grid.qform_code else corners_apart_mm(image.get_qform(), grid.affine, grid.shape)
-    if not moved_mm <= GEOMETRY_TOLERANCE_MM:  # a shear, which a qform cannot say
+    if not moved_mm <= geometry_limit_mm(grid.affine):  # a shear, which a qform cannot say
         image.set_qform(None, code=0)
     return image
 
@@ -121,7 +121,7 @@ def as_labels(prediction: Any, grid: Header, regions: int = 0) -> NDArray[np.uin
         )
     affine = getattr(prediction, "affine", None)
     apart = 0.0 if affine is None else corners_apart_mm(np.asarray(affine), grid.affine, grid.shape)
-    if not apart <= FORMS_TOLERANCE_MM:
+    if not apart <= forms_limit_mm(grid.affine):
         raise DataError(
             "the bundle's label map does not lie on the image's grid",
             found=f"corners {apart:.3g} mm apart",

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.files import write_whole
+from segpipe.common.nifti_bytes import judge_stored, packing_error, require_end
+from segpipe.common.rounded_quaternions import nibabel_that_shortens
 from segpipe.errors import DataError, SegpipeError, UsageError
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # its header remarks would reach the terminal
@@ -25,6 +27,7 @@ GEOMETRY_TOLERANCE_MM, GEOMETRY_SHARE = 0.01, 0.1  # and not more than this part
 FORMS_TOLERANCE_MM, FORMS_SHARE = 0.1, 0.5
 LAST_CODE = 5  # of sform and qform: template
 UNIT_MM = 2  # of xyzt_units
+REWRITE = "write the header again from the original scan"
 GZIP_LEVEL = 2  # of 0 to 3
 PLAIN_TYPES = ("uint8", "int8", "int16", "int32", "float32")  # that torch computes with
 
@@ -82,18 +85,15 @@ def read_header(path: str | Path) -> Header:
     """Read a header and judge its geometry.
 
     Raises:
-        UsageError: no such file.
-        DataError: not NIfTI, truncated header, no voxels, voxels that are colours or complex, an affine that is
-            singular or not finite, lengths that are not in mm, or qform and sform that place a corner more than
-            0.1 mm apart.
+        UsageError: no such file, or none that can be opened.
+        DataError: not NIfTI, another packing than the name says, no voxels, voxels that are colours or complex, voxels
+            that begin in the header or end elsewhere than the file, an affine that is singular or not finite, lengths
+            that are not in mm, or qform and sform that place a corner more than 0.1 mm apart.
     """
-    import nibabel as nib
-
     path = Path(path)
-    if not path.is_file():
-        raise UsageError("no such file", path=path, hint="check the path")
     try:
-        return header_of_image(nib.load(path), path)  # type: ignore[attr-defined, unused-ignore]
+        judge_stored(path)
+        return header_of_image(nibabel_that_shortens().load(path), path)
     except SegpipeError:
         raise
     except Exception as error:
@@ -176,7 +176,7 @@ def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, pat
             path=path,
             found=np.array2string(affine, precision=3),
             expected="(4, 4), finite, invertible, with the last row 0 0 0 1",
-            hint="write the header again from the original scan",
+            hint=REWRITE,
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     spacing_mm = (float(lengths[0]), float(lengths[1]), float(lengths[2]))
@@ -189,13 +189,8 @@ def read_volume(header: Header) -> NDArray[np.generic]:
     Raises:
         DataError: the data is truncated or cannot be decoded.
     """
-    import nibabel as nib
-
-    try:
-        values = np.asanyarray(nib.load(header.path).dataobj)  # type: ignore[attr-defined, unused-ignore]
-        return values.reshape(header.shape)
-    except Exception as error:
-        raise _unreadable(header.path, error) from error
+    with _opened(header.path) as image:
+        return np.asanyarray(image.dataobj).reshape(header.shape)
 
 
 def read_voxels(header: Header) -> NDArray[np.generic]:
@@ -206,11 +201,8 @@ def read_voxels(header: Header) -> NDArray[np.generic]:
     Raises:
         DataError: the data is truncated or cannot be decoded.
     """
-    try:
-        with _opened(header.path) as image:
-            return image_voxels(image, header)
-    except Exception as error:
-        raise _unreadable(header.path, error) from error
+    with _opened(header.path) as image:
+        return image_voxels(image, header)
 
 
 def image_voxels(image: Any, header: Header) -> NDArray[np.generic]:
@@ -242,17 +234,27 @@ def _lean(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file as nibabel reads it; what is compressed through igzip, in half the time."""
-    import nibabel as nib
+    """Open a file as nibabel reads it; what is packed through igzip, in half the time, and to the file's very end.
+
+    Raises:
+        UsageError: the file cannot be opened.
+        DataError: it cannot be read, or does not end after its voxels.
+    """
     from isal import igzip
 
-    image: Any = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
-    whole_file = isinstance(image, (nib.Nifti1Image, nib.Nifti2Image))  # type: ignore[attr-defined, unused-ignore]
-    if not whole_file or not path.name.lower().endswith(".gz"):
-        yield image
-        return
-    with igzip.open(path, "rb") as stream:
-        yield type(image).from_stream(stream)
+    try:
+        stored, nib = judge_stored(path), nibabel_that_shortens()
+        if not stored.compressed:
+            yield nib.load(path)
+            return
+        kind = type(nib.load(path))
+        with igzip.open(path, "rb") as stream:
+            yield kind.from_stream(stream)
+            require_end(stream, path)
+    except SegpipeError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def write_nifti(image: Any, path: str | Path) -> None:
@@ -350,12 +352,12 @@ def _compare_forms(path: Path, header: object, shape: tuple[int, ...]) -> tuple[
     try:
         qform, q_code = header.get_qform(coded=True)  # type: ignore[attr-defined]
     except (ValueError, np.linalg.LinAlgError) as error:
-        raise DataError("the qform cannot be used", path=path, found=str(error)) from error
+        raise DataError("the qform cannot be used", path=path, found=str(error), hint=REWRITE) from error
     codes = _known_code(s_code), _known_code(q_code)
     if not all(codes) or len(shape) < 3:
         return *codes, qform
     if not np.isfinite(qform).all():
-        raise DataError("the qform cannot be used", path=path, found="numbers that are not finite")
+        raise DataError("the qform cannot be used", path=path, found="numbers that are not finite", hint=REWRITE)
     apart = corners_apart_mm(sform, qform, shape)
     limit = forms_limit_mm(sform)
     if apart > limit:
@@ -376,6 +378,8 @@ def _known_code(code: int) -> int:
 def _unreadable(path: Path, error: Exception) -> SegpipeError:
     if isinstance(error, PermissionError):
         return UsageError("no permission to read the file", path=path)
+    if isinstance(error, EOFError) or type(error).__name__ == "BadGzipFile":
+        return packing_error(path, error)
     words = str(error).replace(str(path), "the file").strip() or type(error).__name__  # reports name no file
     return DataError(
         "cannot read the NIfTI file",

@@ -6,12 +6,17 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Compose, Transform
 
 from segpipe.common.nifti import read_header, read_volume
+from segpipe.common.outliers import refuse_outliers
+from segpipe.common.rounded_quaternions import accept_rounded_quaternions
 from segpipe.data import load_manifest
 from segpipe.errors import DataError, SegpipeError, UsageError, ours_within
+
+accept_rounded_quaternions()  # before MONAI reads, in each process that does
 
 
 def load_cases(manifest: str, data: str, split: str, fold: int | None = None) -> list[dict[str, Any]]:
@@ -28,6 +33,7 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
 
     Raises:
         UsageError: no such split or fold, no case in it, or a file that is not there.
+        DataError: a file whose header cannot be used.
     """
     cases = load_manifest(manifest).select(split, fold)
     if not cases:
@@ -42,6 +48,11 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
                     path=Path(data) / path,
                     hint="name the data folder with --data, or run `segpipe check`",
                 )
+            try:
+                read_header(Path(data) / path)  # MONAI would take the bytes of a wrong header for voxels
+            except SegpipeError as error:
+                error.case_id = case.id
+                raise
         images = [str(Path(data) / path) for path in case.images]
         item: dict[str, Any] = {"case_id": case.id, "image": images if len(images) > 1 else images[0]}
         if case.label:
@@ -117,6 +128,8 @@ class ValidateCased(Transform):
             raise DataError("the image has NaN or infinite voxels", case_id=case_id, hint="run `segpipe check`")
         if float(image.max()) == float(image.min()):
             raise DataError("the image is constant", case_id=case_id, hint="run `segpipe check`")
+        for channel in np.asarray(image.cpu()):  # a scaling keeps how far voxels are apart
+            refuse_outliers(channel, case_id=None if case_id is None else str(case_id))
         if label is not None:
             self._check_label(case_id, data["image"], label)
         return data

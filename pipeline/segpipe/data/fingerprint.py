@@ -17,6 +17,7 @@ from scipy.ndimage import find_objects
 
 from segpipe.common.files import read_json, write_json
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.outliers import refuse_outliers
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.manifest import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
@@ -184,6 +185,7 @@ def _read_channels(
         for values in np.moveaxis(volume, 3, 0) if stacked else [volume]:
             if not np.isfinite(values).all():
                 raise DataError("the image has values that are not finite", path=header.path)
+            refuse_outliers(values, header.path)
             yield values.astype(np.float64), header.dtype
 
 

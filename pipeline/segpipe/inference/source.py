@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.nifti import Header, grid_difference, read_header, read_voxels, require_3d
+from segpipe.common.outliers import refuse_outliers
 from segpipe.dicom import Series, load_series
 from segpipe.errors import DataError, UsageError
 
@@ -97,8 +98,8 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
 
     Raises:
         UsageError: no such file.
-        DataError: as `read_headers`, or voxels that are not finite, or a constant image, or a series that cannot
-            be read.
+        DataError: as `read_headers`, or voxels that are not finite or no measurements, or a constant image, or a
+            series that cannot be read.
     """
     headers = headers or read_headers(case, channels)
     if isinstance(case, Source):
@@ -190,7 +191,7 @@ def judge_voxels(values: NDArray[Any], path: Path) -> None:
     """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in.
 
     Raises:
-        DataError: voxels that are not finite, or a channel that is constant.
+        DataError: voxels that are not finite or no measurements, or a channel that is constant.
     """
     for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
         least, most = channel.min(), channel.max()  # NaN if there is one
@@ -204,6 +205,7 @@ def judge_voxels(values: NDArray[Any], path: Path) -> None:
             )
         if least == most:
             raise DataError("the image is constant", path=path, found=f"every voxel is {least}")
+        refuse_outliers(channel, path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.files import sha256_of
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.outliers import Outliers, find_outliers
 from segpipe.data.manifest import Case
 from segpipe.errors import SegpipeError
 
@@ -27,6 +29,7 @@ KINDS: dict[str, Severity] = {
     "channel_geometry_differs": "error",
     "label_geometry_differs": "error",
     "not_finite": "error",
+    "outlying_voxels": "error",
     "constant_image": "error",
     "fractional_label": "error",
     "unknown_label": "error",
@@ -101,13 +104,14 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class Voxels:
-    """One pass over a volume; ``values`` is cut off after `MOST_VALUES`."""
+    """One pass over a volume; ``values`` is cut off after `MOST_VALUES`, ``outliers`` are those of each channel."""
 
     digest: str
     n_not_finite: int
     lowest: float
     highest: float
     values: set[float]
+    outliers: tuple[Outliers, ...] = ()
 
 
 def examine(case: Case, root: Path, labels: frozenset[int], n_channels: int) -> CaseFacts:
@@ -190,6 +194,8 @@ def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
         facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
     elif voxels.lowest == voxels.highest:
         facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
+    for outliers in voxels.outliers:
+        facts.add("outlying_voxels", str(outliers), "voxels that a scanner can have measured", part)
 
 
 def _label(facts: CaseFacts, case: Case, root: Path, path: str, image: Header | None, labels: frozenset[int]) -> None:
@@ -239,7 +245,12 @@ def pass_over(volume: NDArray[np.generic], collect: bool) -> Voxels:
             lowest, highest = min(lowest, float(finite.min())), max(highest, float(finite.max()))
         if collect and len(values) < MOST_VALUES:
             values.update(np.unique(finite).tolist())
-    return Voxels(digest.hexdigest(), n_not_finite, lowest, highest, values)
+    outliers = () if collect or n_not_finite else tuple(filter(None, map(find_outliers, _channels(volume))))
+    return Voxels(digest.hexdigest(), n_not_finite, lowest, highest, values, outliers)
+
+
+def _channels(volume: NDArray[np.generic]) -> Sequence[NDArray[np.generic]]:
+    return np.moveaxis(volume, 3, 0) if volume.ndim == 4 else [volume]  # type: ignore[return-value]
 
 
 def in_words(error: SegpipeError) -> str:

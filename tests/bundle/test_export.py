@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from tiny_run import record_as_trained, write_evaluation
 
@@ -23,6 +24,7 @@ import segpipe
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.cli.app import run
+from segpipe.common.files import write_json
 from segpipe.errors import DataError, RefusedError, UsageError
 
 SCHEMA = Path(segpipe.__file__).parent / "schemas" / "bundle_metadata.schema.json"
@@ -444,6 +446,18 @@ def test_the_train_config_trains_from_the_bundle(
 def test_the_schema_in_the_docs_is_the_packages() -> None:
     documented = Path(__file__).parents[2] / "docs" / "schemas" / SCHEMA.name
     assert documented.read_text() == SCHEMA.read_text()
+
+
+def test_axes_that_the_training_mirrored_are_recorded_where_they_are_known(make_run: Any, tmp_path: Path) -> None:
+    for name, record in (("unknown", {}), ("none", {"mirror_axes": []}), ("two", {"mirror_axes": ["x", "z"]})):
+        folder = make_run()
+        write_json(folder / "run.json", {**json.loads((folder / "run.json").read_text()), **record})
+        made = segpipe.export(folder, tmp_path / name)
+        assert made.metadata.get("training") == (record or None)
+        jsonschema.validate(made.metadata, json.loads(SCHEMA.read_text()))
+    folder = make_run()
+    write_json(folder / "run.json", {**json.loads((folder / "run.json").read_text()), "mirror_axes": None})
+    assert "training" not in segpipe.export(folder, tmp_path / "untold").metadata
 
 
 def test_limits_stand_in_metadata_and_card(make_run: Any, tmp_path: Path) -> None:

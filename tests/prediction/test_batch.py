@@ -163,7 +163,7 @@ def test_another_bundle_is_refused_unless_overwrite(tmp_path: Path) -> None:
 
 def test_results_of_another_ensemble_or_otherwise_mirrored_are_not_kept(tmp_path: Path) -> None:
     run(tmp_path, FakeWorker(), "a", "b")
-    mirrored = ModelOptions(mirror=("x",))
+    mirrored = ModelOptions(mirror=("x",), mirror_untrained=True)
     with pytest.raises(RefusedError, match="otherwise mirrored"):
         run(tmp_path, FakeWorker(), "a", model=mirrored)
     with pytest.raises(KeyboardInterrupt):

@@ -93,7 +93,9 @@ def predict(folds: list[Path], out: Path, *options: str, code: int = OK) -> dict
 @pytest.mark.parametrize(("seeds", "mirror"), [([0, 1], ""), ([0], "z,x"), ([0, 1], "all")])
 def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int], mirror: str) -> None:
     scan = write_scan(tmp_path / "in" / "a.nii.gz", shape=(19, 18, 12))
-    options = ["--ensemble", str(folds[1])] * (len(seeds) - 1) + ["--mirror", mirror] * bool(mirror)
+    options = ["--ensemble", str(folds[1])] * (len(seeds) - 1) + ["--mirror", mirror, "--mirror-untrained"] * bool(
+        mirror
+    )
     result = predict(folds, tmp_path / "out", *options, "--probabilities", "all")
     axes = {"": [], "z,x": [0, 2], "all": [0, 1, 2]}[mirror]
     labels, probabilities = by_monai(scan, seeds, axes)
@@ -120,8 +122,10 @@ def test_a_folder_holds_results_of_one_model(
     capsys.readouterr()
     predict(folds, tmp_path / "out", "--ensemble", str(folds[1]), code=REFUSED)
     assert "another ensemble" in capsys.readouterr().err
-    predict(folds, tmp_path / "out", "--mirror", "x", code=REFUSED)
-    assert predict(folds, tmp_path / "out", "--mirror", "x", "--overwrite")["mirror"] == ["x"]
+    mirrored = ["--mirror", "x", "--mirror-untrained"]
+    predict(folds, tmp_path / "out", *mirrored, code=REFUSED)
+    assert "otherwise mirrored" in capsys.readouterr().err
+    assert predict(folds, tmp_path / "out", *mirrored, "--overwrite")["mirror"] == ["x"]
     predict(folds, tmp_path / "out", code=REFUSED)
 
 
@@ -143,7 +147,7 @@ def test_bundles_that_do_not_agree_are_refused(
 
 def test_axes_are_named() -> None:
     assert parse_mirror(None) == ()
-    assert parse_mirror("all") == ("x", "y", "z")
+    assert parse_mirror("all") == parse_mirror("x,all") == ("all",)
     assert parse_mirror("z, X") == ("x", "z")
     for odd in ("w", "", "x,w"):
         with pytest.raises(UsageError, match="axis"):

@@ -3,6 +3,8 @@ from .exporting import PROVENANCE as PROVENANCE
 from .exporting import TRAIN as TRAIN
 from .exporting import export as export
 from .inspection import inspect_bundle as inspect_bundle
+from .mirroring import judge_mirror as judge_mirror
+from .mirroring import untrained_note as untrained_note
 from .open import Bundle as Bundle
 from .open import bundle_folder as bundle_folder
 from .open import open_bundle as open_bundle

@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from segpipe.bundle.mirroring import judge_mirror
 from segpipe.bundle.supported_subset import (
     Activation,
     read_inference,
@@ -133,13 +134,14 @@ class Bundle:
             affine_ras: (4, 4) of an array: voxel index to mm, RAS+.
             modality: which a DICOM series may have, such as ``CT``; None takes the one that the bundle states, if any.
             options: ``device`` (``auto``, ``cpu`` or ``cuda:N``), ``runtime`` (``auto``, ``torch`` or ``openvino``),
-                ``threads``, ``mirror`` (axes of the network's grid, ``x,y,z`` or ``all``) and ``max_memory`` (in
-                bytes or as ``4G``).
+                ``threads``, ``mirror`` (axes of the network's grid that the training mirrored, ``x,y`` or
+                ``all`` of them), ``mirror_untrained`` (others too, at your risk) and ``max_memory`` (bytes, or ``4G``).
 
         Raises:
             UsageError: no such image, an array without its affine, a wrong option, or no such device.
             DataError: the image, the bundle's config or its weights cannot be used, or a series is of another modality.
-            RefusedError: the bundle does not pass the gate, or the image needs more memory than it may take.
+            RefusedError: the bundle does not pass the gate, its training did not mirror these axes, or the image needs
+                more memory than it may take.
         """
         from segpipe.bundle.segmentation import LoadedBundle
         from segpipe.inference import read_images
@@ -173,7 +175,11 @@ class Bundle:
         return {"name": self.name, "version": self.version, "sha256": self.sha256, "signed_by": self.signed_by}
 
     def recipe(self, options: ModelOptions, ensemble: Sequence[Bundle] = ()) -> Recipe:
-        """Return what a segmenter of this bundle, and of further ones whose scores are averaged, is made from."""
+        """Return what a segmenter of this bundle, and of further ones whose scores are averaged, is made from.
+
+        Raises:
+            RefusedError: axes to mirror that the training did not, as `segpipe.bundle.mirroring` judges them.
+        """
         windowing: dict[str, Any] = {
             "roi_size": self.roi_size,
             "overlap": self.overlap,
@@ -192,7 +198,7 @@ class Bundle:
             windowing=None if self.unsupported else windowing,
             cleanup=self.cleanup,
             regions=self.regions,
-            options=options,
+            options=judge_mirror(options, (self, *ensemble)),
             ensemble=tuple(BundleFiles(**bundle._files()) for bundle in ensemble),
         )
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.bundle.mirroring import untrained_note
 from segpipe.bundle.vet import TrustPolicy, vet_opened
 from segpipe.common.files import cannot_write
 from segpipe.common.nifti import write_nifti_whole
@@ -55,7 +56,7 @@ class Segmentation:
         flags: ``empty``, ``touches_border`` (names of labels on a face of the image), ``orientation_unknown``,
             ``far_spacing`` and ``far_intensity`` (whether the image is far from the training cases: yes, no, unknown).
         seconds: by stage.
-        notes: of the reader of a DICOM series, such as on its padding; empty for other images.
+        notes: of the reader of a DICOM series, such as on its padding, and on axes that were mirrored at your risk.
         regions: how many regions that may overlap there are; 0 for a label map.
     """
 
@@ -91,7 +92,10 @@ class Segmentation:
                 **far_from_training(recipe.metadata, spacing, intensity),
             },
             seconds=label_map.seconds,
-            notes=case.notes if isinstance(case, (Series, Source)) else (),
+            notes=(
+                *(case.notes if isinstance(case, (Series, Source)) else ()),
+                *untrained_note(recipe.options, [recipe.metadata]),
+            ),
             regions=label_map.regions,
             _label_map=label_map,
             _recipe=recipe,

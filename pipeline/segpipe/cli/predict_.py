@@ -71,8 +71,14 @@ def command(
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write no overlay.png.")] = False,
     mirror: Annotated[
         str | None,
-        typer.Option(help="Average with mirrored windows: x,y,z or all, axes of the network's grid.", metavar="AXES"),
+        typer.Option(
+            help="Average with windows mirrored along axes of the network's grid that training mirrored: x,y or all.",
+            metavar="AXES",
+        ),
     ] = None,
+    mirror_untrained: Annotated[
+        bool, typer.Option("--mirror-untrained", help="Mirror other axes too, at the risk that labels are lost.")
+    ] = False,
     ensemble: Annotated[
         list[Path] | None,
         typer.Option(help="Average with a further bundle, e.g. another fold; may be repeated.", metavar="BUNDLE"),
@@ -132,6 +138,7 @@ def command(
             threads=threads,
             max_memory=max_memory,
             mirror=mirror,
+            mirror_untrained=mirror_untrained,
             timeout=timeout,
             retries=retries,
             overwrite=overwrite,

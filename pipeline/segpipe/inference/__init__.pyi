@@ -12,6 +12,8 @@ from .output import along_ras as along_ras
 from .output import describe as describe
 from .output import save_slice as save_slice
 from .output import write_labels as write_labels
+from .recipe import ALL_AXES as ALL_AXES
+from .recipe import AXES as AXES
 from .recipe import BundleFiles as BundleFiles
 from .recipe import ModelKeywords as ModelKeywords
 from .recipe import ModelOptions as ModelOptions

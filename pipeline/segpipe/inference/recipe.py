@@ -15,6 +15,7 @@ from segpipe.errors import UsageError
 
 RUNTIMES = ("auto", "torch", "openvino")
 AXES = ("x", "y", "z")
+ALL_AXES = "all"
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -26,7 +27,9 @@ class ModelKeywords(TypedDict, total=False):
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda:N``.
         runtime: ``auto``, ``torch`` or ``openvino``.
         threads: CPU threads; None takes the cores that may be used.
-        mirror: axes of the network's grid along which windows are mirrored as well: ``x,y``, ``("x", "y")``, ``all``.
+        mirror: axes of the network's grid along which windows are mirrored as well: ``x,y``, ``("x", "y")``, or
+            ``all`` that the training mirrored.
+        mirror_untrained: mirror also along axes that the training did not mirror, or that the bundle says nothing of.
         max_memory: memory that a case may take, in bytes or as ``4G``; None for what is free.
     """
 
@@ -34,17 +37,19 @@ class ModelKeywords(TypedDict, total=False):
     runtime: str
     threads: int | None
     mirror: str | Sequence[str] | None
+    mirror_untrained: bool
     max_memory: int | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """How a model is run; attributes as of `ModelKeywords`, ``mirror`` in the order of the axes, memory in bytes."""
+    """How a model is run; attributes as of `ModelKeywords`, axes in their order or ``("all",)``, memory in bytes."""
 
     device: str = "auto"
     runtime: str = "auto"
     threads: int | None = None
     mirror: tuple[str, ...] = ()
+    mirror_untrained: bool = False
     max_memory: int | None = None
 
     @classmethod
@@ -146,16 +151,16 @@ def split_words(words: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def parse_mirror(axes: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return axes such as ``x,y``, or ``all``, in order, each once.
+    """Return axes such as ``x,y`` in order, each once; ``("all",)`` where all are meant.
 
     Raises:
         UsageError: something else.
     """
     words = [word.lower() for word in split_words(axes)]
-    wrong = next((word for word in words if word not in (*AXES, "all")), None)
+    wrong = next((word for word in words if word not in (*AXES, ALL_AXES)), None)
     if wrong is not None or (isinstance(axes, str) and not words):
         raise UsageError("no such axis to mirror", found=wrong or axes, expected="x, y, z or all")
-    return tuple(axis for axis in AXES if axis in words or "all" in words)
+    return (ALL_AXES,) if ALL_AXES in words else tuple(axis for axis in AXES if axis in words)
 
 
 def parse_bytes(amount: int | str | None) -> int | None:

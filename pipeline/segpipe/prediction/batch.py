@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from segpipe.bundle import Bundle, open_bundle
+from segpipe.bundle import Bundle, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of
@@ -81,7 +81,7 @@ def predict(
         else open_bundle(member, allow=allow or (), run_unvetted_code=bool(unvetted), key=key)
         for member in members
     ]
-    judged = replace(judged, ensemble=tuple(others))
+    judged = replace(judged, ensemble=tuple(others), model=judge_mirror(judged.model, (bundle, *others)))
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
         bundle.metadata,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from segpipe.bundle import untrained_note
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, write_csv, write_json
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
@@ -103,7 +104,10 @@ def result_document(
         "route": "stock" if bundle.unsupported else "typed",
         "route_reasons": list(bundle.unsupported),
         "source": "dicom" if case.series else "nifti",
-        "notes": list(case.series.notes) if case.series else [],
+        "notes": [
+            *(case.series.notes if case.series else ()),
+            *untrained_note(options.model, [each.metadata for each in (bundle, *options.ensemble)]),
+        ],
         **vars(segmented),
         "beside": options.outputs.extra_files(bundle.labels, bundle.activation),
         **options.about_model(),

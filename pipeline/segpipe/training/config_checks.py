@@ -75,7 +75,7 @@ def check_sense(config: dict[str, Any]) -> None:
     """Refuse values that do not fit each other.
 
     Raises:
-        UsageError: channels or labels that do not fit the network, or mirroring where labels have sides.
+        UsageError: channels or labels that do not fit the network.
     """
     expected = len(config["labels"]) - (config["activation"] == "sigmoid")
     if config["out_channels"] != expected:
@@ -86,24 +86,6 @@ def check_sense(config: dict[str, Any]) -> None:
         raise UsageError(
             "in_channels does not fit channels", found=config["in_channels"], expected=len(config["channels"])
         )
-    sides = [name for name in config["labels"] if re.search(r"(?i)(^|[^a-z])(left|right)([^a-z]|$)", name)]
-    if sides and _mirrors(config["random_transforms"]):
-        raise UsageError(
-            "mirroring left and right would teach wrong labels",
-            found=f"labels {', '.join(sides)}",
-            hint="choose --augment light or none",
-        )
-
-
-def _mirrors(transforms: list[Any]) -> bool:
-    for transform in transforms:
-        target = str(transform.get("_target_", "")).rsplit(".", 1)[-1]
-        axis = transform.get("spatial_axis")
-        if target == "RandAxisFlipd" or (
-            target == "RandFlipd" and (axis is None or 0 in ([axis] if isinstance(axis, int) else axis))
-        ):
-            return True
-    return False
 
 
 REFERENCE = re.compile(r"@([A-Za-z_]\w*(?:(?:::|#)\w+)*)")

@@ -26,6 +26,7 @@ from segpipe.training.config_checks import (
     padded_patch,
     suggestion,
 )
+from segpipe.training.mirroring import refuse_swapped_sides
 
 OWNED: dict[str, tuple[str, ...]] = {
     "task": (
@@ -98,7 +99,7 @@ def compose_config(
 
     Raises:
         UsageError: an unknown fragment, id, argument or reference, or a value of the wrong type or range; the
-            message names the nearest known one.
+            message names the nearest known one. Or random transforms that swap sides, where labels have one.
     """
     skeleton = configs_folder() / "train.yaml"
     composed = Composed(read_yaml(skeleton), {})
@@ -116,6 +117,7 @@ def compose_config(
     check_sense(composed.config)
     _pad_patch(composed)
     check_references(composed.config)
+    refuse_swapped_sides(composed.config)
     return composed
 
 

@@ -16,6 +16,7 @@ from segpipe.data import FINGERPRINT, data_root, load_manifest
 from segpipe.errors import UsageError
 from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.fragments import Composed, compose_config
+from segpipe.training.mirroring import mirrored_in_training
 
 SCHEMA_VERSION = 1
 PLACES = ("bundle_root", "dataset_dir")  # ids of a config that say where, not what
@@ -145,6 +146,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
             split: [case.id for case in dataset.select(split, config["fold"])] for split in ("training", "validation")
         },
         **{name: config[name] for name in ("fold", "seed", "threads", "num_workers")},
+        "mirror_axes": mirrored_in_training(config),
         "origins": composed.origins,
         "environment": environment(),
         "sessions": [],

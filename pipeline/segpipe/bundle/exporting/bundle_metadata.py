@@ -107,6 +107,7 @@ def bundle_metadata(
         "results": results,
         "evaluate_section": section,
         "training_data": _training_data(run),
+        **_training(run),
         "config_requirements": {
             "inference.json": [],
             "evaluate.json": [],
@@ -195,6 +196,12 @@ def _training_data(run: Run) -> dict[str, Any]:
         "test_cases": len(manifest.test) or None,
         "seen": run.seen,
     }
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Return what the training did to the axes of the network's grid; nothing where that is not known."""
+    axes = run.record.get("mirror_axes")
+    return {} if axes is None else {"training": {"mirror_axes": axes}}
 
 
 def _commands(name: str, results: Mapping[str, Any]) -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_a_stack_with_both_faults_needs_both_repairs(tmp_path: Path) -> None:
     (judged,) = scan(tmp_path).series
     with pytest.raises(DataError, match="refused"):
         load_series(judged, repair="tilt")
-    with pytest.raises(DataError, match="another repair"):
+    with pytest.raises(DataError, match="--repair tilt --repair spacing"):
         load_series(judged, repair="spacing")
     volume = load_series(judged, repair=("spacing", "tilt"))
     assert compare(volume, linear)[0] <= STORED_MM

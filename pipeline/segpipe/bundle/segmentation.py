@@ -25,9 +25,6 @@ from segpipe.errors import DataError, UsageError
 from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
-RESAMPLED = (
-    "the series was resampled to a regular grid (repair), and DICOM results refer to slices as they were scanned"
-)
 OVERLAP = "its regions overlap, and these take one label map"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
 INTENSITY_MARGIN = 0.5  # of that range's width
@@ -72,7 +69,6 @@ class Segmentation:
     _label_map: LabelMap
     _recipe: Recipe
     _series: Series | None = None
-    _resampled: bool = False
 
     @classmethod
     def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput) -> Segmentation:
@@ -100,7 +96,6 @@ class Segmentation:
             _label_map=label_map,
             _recipe=recipe,
             _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
-            _resampled=isinstance(case, Source) and case.resampled,
         )
 
     def __repr__(self) -> str:
@@ -197,8 +192,7 @@ class Segmentation:
         if not formats:
             return {}, {}
         if self._series is None or self.regions:
-            without_series = RESAMPLED if self._resampled else NO_DICOM_SOURCE
-            return {}, dict.fromkeys(formats, without_series if self._series is None else OVERLAP)
+            return {}, dict.fromkeys(formats, NO_DICOM_SOURCE if self._series is None else OVERLAP)
         recipe = self._recipe
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
         algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)

@@ -12,7 +12,7 @@ from segpipe.common.console import Console
 from segpipe.errors import BAD_DATA, OK, SOME_FAILED
 
 if TYPE_CHECKING:
-    from segpipe.dicom import ConvertedSeries
+    from segpipe.dicom import ConvertedSeries, Scan
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     console = Console("convert", as_json=json)
     with console.progress() as bar:
         task = bar.add_task("reading headers", total=None)
-        converted, passed_over = convert_folder(
+        converted, tree = convert_folder(
             source,
             out,
             series=series or (),
@@ -57,11 +57,11 @@ def command(
             overwrite=overwrite,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
-    counts = _report(console, converted, out, passed_over)
+    counts = _report(console, converted, out, tree)
     return OK if not counts["refused"] else SOME_FAILED if counts["refused"] < len(converted) else BAD_DATA
 
 
-def _report(console: Console, converted: list[ConvertedSeries], out: Path, passed_over: int) -> dict[str, int]:
+def _report(console: Console, converted: list[ConvertedSeries], out: Path, tree: Scan) -> dict[str, int]:
     from dataclasses import asdict
 
     columns = ("case", "modality", "state", "shape", "spacing (mm)", "reason or notes")
@@ -82,6 +82,7 @@ def _report(console: Console, converted: list[ConvertedSeries], out: Path, passe
     )
     counts = {state: sum(series.state == state for series in converted) for state in ("written", "kept", "refused")}
     words = ", ".join(f"{count} {state}" for state, count in counts.items())
-    console.say(f"{len(converted)} series: {words}; {passed_over} other files passed over")
+    console.say(f"{len(converted)} series: {words}; passed over: {tree.others}")
+    passed_over = len(tree.passed_over)
     console.document(out=str(out), **counts, passed_over=passed_over, series=[asdict(series) for series in converted])
     return counts

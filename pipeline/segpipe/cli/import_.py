@@ -76,6 +76,12 @@ def command(
     unlabelled: Annotated[
         str, typer.Option(help="DICOM: series without labels: skip, or include as test cases.")
     ] = "skip",
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DICOM: resample series that are refused for it to a regular grid: tilt, spacing.", show_default=False
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
@@ -138,6 +144,7 @@ def command(
                     overlap=overlap,
                     allow_missing=allow_missing,
                     unlabelled=unlabelled,
+                    repair=repair or (),
                     name=name,
                     licence=licence,
                     origin=origin,

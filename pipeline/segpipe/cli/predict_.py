@@ -40,6 +40,12 @@ def command(
     ] = None,
     min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
     max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Resample series that are refused for it to a regular grid: tilt, spacing.", show_default=False
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     runtime: Annotated[
         str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")
@@ -129,6 +135,7 @@ def command(
             series_description=series_description,
             min_slices=min_slices,
             max_slices=max_slices,
+            repair=repair,
             pseudonymise=pseudonymise,
             split=split,
             fold=fold,

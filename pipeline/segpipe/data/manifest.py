@@ -38,6 +38,9 @@ class Case(BaseModel):
     label: str | None = Field(None, description="Path of the label map on the image's grid.")
     patient_id: str | None = Field(None, description="Who it is of; cases of one patient stay together.")
     fold: int | None = Field(None, ge=0, description="Cross-validation fold in which it is validated.")
+    notes: list[str] | None = Field(
+        None, description="What has to be known of its voxels, e.g. that they were resampled."
+    )
     sha256: dict[str, str] | None = Field(None, description="Path to SHA-256, where the data was seen.")
 
     @field_validator("id")

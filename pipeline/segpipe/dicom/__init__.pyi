@@ -13,6 +13,8 @@ from .model import Series as Series
 from .model import Volume as Volume
 from .monai_reader import DicomReader as DicomReader
 from .privacy import patient_pseudonym as patient_pseudonym
+from .repair import check_repairs as check_repairs
+from .repair import repaired as repaired
 from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
 from .send import Delivery as Delivery

@@ -11,7 +11,7 @@ from segpipe.common.files import write_text
 from segpipe.common.nifti import corners_apart_mm, forms_limit_mm, write_nifti_whole
 from segpipe.common.result_folder import MAPPING, read_lines
 from segpipe.dicom.model import Scan, Series, Volume
-from segpipe.dicom.repair import can_repair, check_repairs
+from segpipe.dicom.repair import check_repairs, repaired
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
 from segpipe.errors import DataError, UsageError
@@ -45,7 +45,7 @@ def convert_folder(
     repair: str | Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
-) -> tuple[list[ConvertedSeries], int]:
+) -> tuple[list[ConvertedSeries], Scan]:
     """Write every series of a folder that makes a volume as ``OUT/CASE_ID.nii.gz``.
 
     Args:
@@ -57,7 +57,7 @@ def convert_folder(
         progress: called with the stage, and how much of it is done, of how much.
 
     Returns:
-        What became of each series, and the number of files that are no slices.
+        What became of each series, and the tree that they were found in.
 
     Raises:
         UsageError: no such folder, repair or series, or a file cannot be written.
@@ -65,15 +65,15 @@ def convert_folder(
     """
     repairs = check_repairs(repair)
     tree = scan(source, progress=lambda done, total: progress("reading headers", done, total))
-    chosen = _choose(tree, series)
+    chosen = [repaired(member, repairs, across_gaps=True) for member in _choose(tree, series)]
     converted = []
     for number, member in enumerate(chosen):
         progress("converting", number, len(chosen))
-        converted.append(_convert(member, tree.root, out, repairs, overwrite))
+        converted.append(_convert(member, tree.root, out, overwrite))
     readable = [member for member, result in zip(chosen, converted, strict=True) if result.state != "refused"]
     if readable:
         write_mapping(out, readable)
-    return converted, len(tree.passed_over)
+    return converted, tree
 
 
 def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
@@ -81,8 +81,9 @@ def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
         raise DataError(
             "there is no DICOM series",
             path=tree.root,
-            found=f"{len(tree.passed_over)} other files",
-            hint="`segpipe scan` lists them",
+            found=tree.others,
+            expected="slices of CT, MR, PET or the like",
+            hint="`segpipe scan` lists the files; give the folder of the images",
         )
     for name in uids:
         if not any(name in (series.series_uid, series.case_id) for series in tree.series):
@@ -90,7 +91,7 @@ def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
     return [series for series in tree.series if not uids or {series.series_uid, series.case_id} & set(uids)]
 
 
-def _convert(series: Series, root: Path, out: Path, repairs: tuple[str, ...], overwrite: bool) -> ConvertedSeries:
+def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> ConvertedSeries:
     refused = ConvertedSeries(
         series.case_id,
         series.series_uid,
@@ -100,13 +101,13 @@ def _convert(series: Series, root: Path, out: Path, repairs: tuple[str, ...], ov
         detail=series.detail,
         notes=series.notes,
     )
-    if series.state == "refused" and not can_repair(series, repairs):
+    if series.state == "refused":
         return refused
     path = out / f"{series.case_id}.nii.gz"
     if path.is_file() and not overwrite:
         return replace(refused, state="kept", reason=None, detail="", file=path.name)
     try:
-        volume = load_series(series, repair=repairs)
+        volume = load_series(series)
     except DataError as error:
         return replace(refused, reason=error.reason or series.reason, detail=_sentence(error, root))
     write_volume(volume, path)

@@ -26,6 +26,7 @@ NOTE_PIXELS = 0.2  # or, with a note, this part of a pixel: real oblique series 
 NOTE_STEP = 0.1  # but along the normal not more than this part of the distance between slices
 MOST_PIXELS, MOST_STEP = 0.5, 0.2  # of which LOAD_MM and LOAD_STEP, with a note, can be no more
 SAME_PLACE_MM = 0.05
+OTHER_SLICES = "Put the other slices of its series beside it; where it has none (a scout, a film), leave it out."
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # and back
 
 
@@ -142,7 +143,7 @@ def judge_geometry(stack: Stack, name: Callable[[int], str]) -> Verdict:
     """
     order = np.argsort(stack.heights, kind="stable")
     if len(stack) < 2:
-        return Verdict(order, "single_slice", f"{name(0)}: 1 slice; a volume has 2 or more.")
+        return Verdict(order, "single_slice", f"{name(0)}: found 1 slice, expected 2 or more. {OTHER_SLICES}")
     slices = stack.take(order)
 
     def named(index: int) -> str:
@@ -241,15 +242,13 @@ def _gap_or_variable(slices: Stack, name: Callable[[int], str], limit: float) ->
             missing = int(counts.sum()) - len(steps)
             return "gap", (
                 f"{name(first)} and {name(first + 1)} are {steps[first]:.3f} mm apart, the other slices "
-                f"{base:.3f} mm: {missing} slice(s) missing in {len(holes)} place(s). "
-                "Find the missing files, or export the series again."
+                f"{base:.3f} mm: {missing} slice(s) missing in {len(holes)} place(s)."
             )
     usual = float(np.median(steps))
     worst = int(np.argmax(np.abs(steps - usual)))
     return "variable_spacing", (
         f"{name(worst)} and {name(worst + 1)} are {steps[worst]:.3f} mm apart, expected {usual:.3f} mm as between "
-        f"most (found {steps.min():.3f} to {steps.max():.3f} mm). Resample it with --repair spacing, or use "
-        "an evenly spaced reconstruction."
+        f"most (found {steps.min():.3f} to {steps.max():.3f} mm)."
     )
 
 
@@ -267,7 +266,7 @@ def _tilt_or_shift(slices: Stack, fit: _Fit, name: Callable[[int], str], limit: 
         angle = math.degrees(math.atan2(float(np.linalg.norm(tilt)), float(fit.step @ normal)))
         return "gantry_tilt", (
             f"{name(0)} to {name(len(slices) - 1)}: the slices are shifted along a line tilted by {angle:.2f} degrees "
-            "against their normal, expected 0. Resample it with --repair tilt."
+            "against their normal, expected 0."
         )
     if fit.rotated > limit:
         return "mixed_orientation", _rotation(slices, name, fit.rotated)

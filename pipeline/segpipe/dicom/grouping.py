@@ -33,6 +33,7 @@ MOST_STRAYS = 3
 SLICES_A_STRAY = 3
 SAME_DIRECTION = 1e-3  # of a component: 0.4 mm across 400 mm, which the judgement in mm then sees
 SAME_SPACING = 1e-3  # relative
+MOST_NAMED = 20  # files that a person would move by hand
 MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
 Levels = NDArray[np.intp]
 
@@ -206,7 +207,13 @@ def _stray(group: Group, stray: list[Slice], number: int, main: int, name: Name)
 
 def _mixed(group: Group, main: list[Slice], stray: Slice, turned: bool, name: Name) -> Group:
     advice = f"({len(main)} of {len(group.slices)} slices are like {slice_name(main[0], name)}). "
-    advice += "Put the slices of each kind into a folder of their own with UIDs of their own, or export them again."
+    files = {part.header.path for part in main}
+    others = sorted({part.header.path for part in group.slices} - files)
+    if 0 < len(others) <= MOST_NAMED and len(files) == len(main):
+        advice += "Move the others to another folder, and read each folder on its own, into results of its own: "
+        advice += f"{', '.join(name(path) for path in others)}."
+    else:
+        advice += "Export the slices of each kind again, as a series of its own."
     if not turned:
         return group.refused(
             "mixed_matrix", f"{slice_name(stray, name)}: {_matrix_difference(main[0], stray)} {advice}"

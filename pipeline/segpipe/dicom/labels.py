@@ -7,10 +7,10 @@ shown in errors or written.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pydicom
@@ -23,6 +23,7 @@ from segpipe.dicom.frames import FrameHeader, frames_of
 from segpipe.dicom.geometry import LPS_TO_RAS
 from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
+from segpipe.dicom.repair import ScannedSlices
 from segpipe.errors import DataError, SegpipeError
 
 Kind = Literal["SEG", "RTSTRUCT"]
@@ -74,7 +75,7 @@ def open_labels(path: str | Path) -> LabelFile:
 
 
 def read_labels(path: str | Path, series: Series, names: Collection[str] | None = None) -> dict[str, Mask]:
-    """Read masks on the grid of a loadable series.
+    """Read masks on the grid of a loadable series; of a repaired one they are resampled as its slices are.
 
     Args:
         path: SEG (binary, fractional: at least half of the maximum, labelmap) or RTSTRUCT.
@@ -93,14 +94,32 @@ def read_labels(path: str | Path, series: Series, names: Collection[str] | None 
         labels = _described(path, dataset)
         _require_same_frame(labels, series)
         try:
-            if labels.kind == "RTSTRUCT":
-                return _contour_masks(dataset, series, names)
-            return _seg_masks(dataset, series, names)
+            read = _contour_masks if labels.kind == "RTSTRUCT" else _seg_masks
+            if not series.repaired:
+                return read(dataset, _grid(series), names)
+            slices = ScannedSlices.of(series)
+            masks = read(dataset, _Grid(series.case_id, slices.shape, slices.index), names)
+            return {name: slices.on_grid(mask) for name, mask in masks.items()}
         except SegpipeError as error:
             error.path = str(path)
             raise
         except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
             raise _unreadable(path, kind_of(error)) from None
+
+
+class _Grid(NamedTuple):
+    """What labels are put on: its size, and column, row and slice (N, 3) of places (N, 3) in LPS mm."""
+
+    case_id: str
+    shape: tuple[int, int, int]
+    locate: Callable[[Points], Points]
+
+
+def _grid(series: Series) -> _Grid:
+    if series.affine_ras is None or series.shape is None:
+        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
+    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras)
+    return _Grid(series.case_id, series.shape, lambda places: places @ to_index[:3, :3].T + to_index[:3, 3])
 
 
 def _read(path: Path, pixels: bool) -> FileDataset:
@@ -187,14 +206,14 @@ def _segments_of(dataset: Dataset) -> dict[int, str]:
     return {number: label if seen.count(label) == 1 else f"{label} ({number})" for number, label in labels.items()}
 
 
-def _seg_masks(dataset: FileDataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
-    """Put the segments of a SEG (PS3.3 A.51, C.8.20) on the grid of a series.
+def _seg_masks(dataset: FileDataset, grid: _Grid, names: Collection[str] | None) -> dict[str, Mask]:
+    """Put the segments of a SEG (PS3.3 A.51, C.8.20) on a grid.
 
     Raises:
-        DataError: a frame that is not on the series' grid.
+        DataError: a frame that is not on the grid.
     """
     segments = {number: label for number, label in _segments_of(dataset).items() if names is None or label in names}
-    masks = {label: np.zeros(_shape(series), bool) for label in segments.values()}
+    masks = {label: np.zeros(grid.shape, bool) for label in segments.values()}
     kind, transfer_syntax = dataset.SegmentationType, str(dataset.file_meta.TransferSyntaxUID)
     half = int(dataset.get("MaximumFractionalValue") or 1) / 2
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -209,7 +228,7 @@ def _seg_masks(dataset: FileDataset, series: Series, names: Collection[str] | No
         else:
             chosen = {number: values >= half if kind == "FRACTIONAL" else values > 0}
         for segment, pixels in chosen.items():
-            _put(masks[segments[segment]], pixels, frame, series)
+            _put(masks[segments[segment]], pixels, frame, grid)
     return masks
 
 
@@ -220,42 +239,33 @@ def _segment_number(groups: list[Dataset]) -> int:
     raise DataError("a frame of the SEG names no segment")
 
 
-def _shape(series: Series) -> tuple[int, int, int]:
-    if series.shape is None or series.affine_ras is None:
-        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
-    return series.shape
-
-
-def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, series: Series) -> None:
-    """Set the voxels of the series where a frame's pixels are."""
+def _put(mask: Mask, chosen: NDArray[Any], frame: FrameHeader, grid: _Grid) -> None:
+    """Set the voxels of the grid where a frame's pixels are."""
     rows, columns = np.nonzero(chosen)
     if not len(rows):
         return
     if frame.position is None or frame.orientation is None or frame.spacing is None:
-        raise DataError("a frame of the SEG says not where it lies", case_id=series.case_id)
-    place = np.eye(4)[:, :3]
-    place[:3, 0] = np.multiply(frame.orientation[:3], frame.spacing[1])
-    place[:3, 1] = np.multiply(frame.orientation[3:], frame.spacing[0])
-    place[:3, 2], place[3, 2] = frame.position, 1
-    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras) @ place
-    index = to_index[:3] @ np.stack([columns, rows, np.ones_like(rows)])
+        raise DataError("a frame of the SEG says not where it lies", case_id=grid.case_id)
+    right, down = np.reshape(frame.orientation, (2, 3)) * np.reshape(frame.spacing[::-1], (2, 1))
+    index = grid.locate(np.array(frame.position) + columns[:, None] * right + rows[:, None] * down)
     nearest = np.rint(index).astype(np.intp)
     off = float(np.abs(index - nearest).max())
-    if off > OFF_GRID_VOXELS or not _is_permutation(to_index[:3, :2]):
+    corner, beside, below = grid.locate(np.array(frame.position) + np.stack([0 * right, right, down]))
+    if off > OFF_GRID_VOXELS or not _is_permutation(np.stack([beside - corner, below - corner], axis=1)):
         raise DataError(
             "the SEG is not on the grid of the series",
-            case_id=series.case_id,
+            case_id=grid.case_id,
             found=f"pixels up to {off:.2f} voxels off it",
             expected=f"at most {OFF_GRID_VOXELS}",
             hint="resample it to the series with the tool that made it",
         )
-    if (np.minimum(nearest.T, np.array(mask.shape) - 1 - nearest.T) < 0).any():
+    if (np.minimum(nearest, np.array(mask.shape) - 1 - nearest) < 0).any():
         raise DataError(
             "the SEG has labels outside of the series",
-            case_id=series.case_id,
+            case_id=grid.case_id,
             hint="find the slices that are missing, or the series that it belongs to",
         )
-    mask[tuple(nearest)] = True
+    mask[tuple(nearest.T)] = True
 
 
 def _is_permutation(axes: NDArray[np.float64]) -> bool:
@@ -276,16 +286,13 @@ def _regions_of(dataset: Dataset) -> dict[int, str]:
     return {number: name if seen.count(name) == 1 else f"{name} ({number})" for number, name in names.items()}
 
 
-def _contour_masks(dataset: Dataset, series: Series, names: Collection[str] | None) -> dict[str, Mask]:
-    """Fill an RTSTRUCT's closed planar contours (PS3.3 C.8.8.6) on the grid of a series.
+def _contour_masks(dataset: Dataset, grid: _Grid, names: Collection[str] | None) -> dict[str, Mask]:
+    """Fill an RTSTRUCT's closed planar contours (PS3.3 C.8.8.6) on a grid.
 
     Raises:
         DataError: a contour that lies between slices, across them or beside the series.
     """
-    if series.affine_ras is None or series.shape is None:
-        raise DataError("the series is no volume that could have labels", case_id=series.case_id)
     regions = {number: name for number, name in _regions_of(dataset).items() if names is None or name in names}
-    to_index = np.linalg.inv(LPS_TO_RAS @ series.affine_ras)
     masks = {}
     for item in dataset.get("ROIContourSequence") or []:
         name = regions.get(int(item.ReferencedROINumber))
@@ -293,12 +300,11 @@ def _contour_masks(dataset: Dataset, series: Series, names: Collection[str] | No
             continue
         by_slice: dict[int, list[Points]] = defaultdict(list)
         for contour in _closed(item):
-            points = np.reshape(np.array(contour.ContourData, dtype=np.float64), (-1, 3))
-            points = points @ to_index[:3, :3].T + to_index[:3, 3]
-            by_slice[_slice_of(points, series)].append(points[:, :2])
-        mask = np.zeros(series.shape, bool)
+            points = grid.locate(np.reshape(np.array(contour.ContourData, dtype=np.float64), (-1, 3)))
+            by_slice[_slice_of(points, grid)].append(points[:, :2])
+        mask = np.zeros(grid.shape, bool)
         for number, polygons in by_slice.items():
-            mask[:, :, number] = fill(polygons, (series.shape[0], series.shape[1]))
+            mask[:, :, number] = fill(polygons, (grid.shape[0], grid.shape[1]))
         masks[name] = mask
     return masks
 
@@ -332,22 +338,22 @@ def _closed(item: Dataset) -> list[Dataset]:
     return [contour for contour in contours if contour.get("ContourGeometricType") in CLOSED]
 
 
-def _slice_of(points: Points, series: Series) -> int:
+def _slice_of(points: Points, grid: _Grid) -> int:
     """Return the number of the slice that a contour lies in."""
     number = int(np.rint(points[:, 2].mean()))
     off = float(np.abs(points[:, 2] - number).max())
     if off > OFF_SLICE:
         raise DataError(
             "a contour does not lie in a slice of the series",
-            case_id=series.case_id,
+            case_id=grid.case_id,
             found=f"{off:.2f} of the distance between slices off it",
             expected=f"at most {OFF_SLICE}",
             hint="use the series that it was drawn on",
         )
-    if series.shape is not None and not 0 <= number < series.shape[2]:
+    if not 0 <= number < grid.shape[2]:
         raise DataError(
             "a contour lies before the first or behind the last slice",
-            case_id=series.case_id,
+            case_id=grid.case_id,
             hint="find the slices that are missing, or the series that it was drawn on",
         )
     return number

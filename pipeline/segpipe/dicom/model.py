@@ -7,6 +7,7 @@ the slice ``k``. Slices are sorted by their position along the normal (row direc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -123,6 +124,11 @@ class PassedOver:
     detail: str = ""
 
     @property
+    def kind(self) -> str:
+        """The name of its SOP class, or the class of a file that has none."""
+        return self.detail if self.file_class == "non_image" else self.file_class
+
+    @property
     def is_label_file(self) -> bool:
         """Whether it was passed over because it is a SEG or an RTSTRUCT."""
         return self.file_class == "non_image" and self.detail in LABEL_CLASSES
@@ -146,6 +152,8 @@ class Series:
         spacing_mm: edges of a voxel along these axes.
         affine_ras: (4, 4) index to RAS mm.
         notes: what was noticed and does not stop the reading (lossy compression, small shear, ...).
+        repaired: what its slices are resampled for when they are read, ``tilt`` or ``spacing``: then shape, spacing and
+            affine are those of the regular grid, and ``frames`` the slices as scanned.
         sop_class_uid: of the first file; empty where the header has none.
         frame_of_reference_uid: empty where the header has none.
         description: SeriesDescription, to choose series by; free text, so never shown or written.
@@ -164,9 +172,18 @@ class Series:
     spacing_mm: tuple[float, float, float] | None = None
     affine_ras: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
     sop_class_uid: str = ""
     frame_of_reference_uid: str = ""
     description: str = field(default="", repr=False)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """The notes that have to stand wherever its voxels go."""
+        if not self.repaired or self.spacing_mm is None:
+            return ()
+        repairs = ", ".join(self.repaired)
+        return (f"repaired: {repairs}; resampled linearly to slices {self.spacing_mm[2]:.4g} mm apart",)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the series as values that JSON can hold, to hand it to another process.
@@ -213,6 +230,12 @@ class Scan:
     series: tuple[Series, ...]
     passed_over: tuple[PassedOver, ...]
 
+    @property
+    def others(self) -> str:
+        """What is passed over, in words: how many files of which kind."""
+        counts = Counter(file.kind for file in self.passed_over)
+        return ", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "no file"
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -221,16 +244,14 @@ class Volume:
     Attributes:
         series: where they come from.
         array: (C, R, S) values after rescale; int16 where that is exact, else float32.
-        affine_ras: (4, 4) index to mm, RAS+; differs from the series' after a repair.
+        affine_ras: (4, 4) index to mm, RAS+.
         notes: of the series and of the reading.
-        repaired: what was resampled away on request, ``tilt`` or ``spacing``; empty where voxels are as scanned.
     """
 
     series: Series
     array: NDArray[np.generic]
     affine_ras: NDArray[np.float64]
     notes: tuple[str, ...] = ()
-    repaired: tuple[str, ...] = ()
 
     def __repr__(self) -> str:  # no array, and nothing of a header
         return f"Volume({self.series.case_id}, {self.modality}, shape={self.array.shape}, spacing_mm={self.spacing_mm})"
@@ -239,6 +260,11 @@ class Volume:
     def modality(self) -> str:
         """Modality of the series, e.g. ``CT``."""
         return self.series.modality
+
+    @property
+    def repaired(self) -> tuple[str, ...]:
+        """What was resampled away on request, ``tilt`` or ``spacing``; empty where voxels are as scanned."""
+        return self.series.repaired
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from segpipe.common.console import some_of
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
 from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
 from segpipe.dicom.grouping import group_slices
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, PassedOver, Scan, Series
 from segpipe.dicom.privacy import no_header_text
+from segpipe.dicom.repair import advice
 from segpipe.dicom.slices import Group, Slice, notes_on_missing_slices, slice_name, stack_of
 from segpipe.errors import UsageError
 
 FILES_A_JOB = 64
+MAY_LACK_SLICES = ("gap", "variable_spacing", "single_slice")
 FILES_WORTH_A_WORKER = 3000  # headers: below, starting a process takes longer than what it would share
 
 
@@ -57,8 +60,11 @@ def scan(
     passed_over = [*no_files, *(file for file in read if isinstance(file, PassedOver))]
     with no_header_text():
         series = [_judged(group, name) for group in group_slices(headers, name)]
-    unreadable = Counter(file.path.parent for file in passed_over if file.file_class == "unreadable")
-    series = [_note_unreadable(member, unreadable) for member in series]
+    unreadable: dict[Path, list[str]] = defaultdict(list)
+    for file in sorted(passed_over, key=lambda file: file.path):
+        if file.file_class == "unreadable":
+            unreadable[file.path.parent].append(name(file.path))
+    series = [_with_unreadable(member, unreadable) for member in series]
     series.sort(key=lambda member: (member.study_uid, member.series_uid, member.files))
     return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda file: file.path)))
 
@@ -196,7 +202,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         detail=verdict.detail,
     )
     if verdict.affine_lps is None:
-        return series
+        return replace(series, detail=f"{verdict.detail} {advice(series)}".strip())
     columns, rows, slices = (float(edge) for edge in np.linalg.norm(verdict.affine_lps[:3, :3], axis=0))
     return replace(
         series,
@@ -213,10 +219,15 @@ def _frame(part: Slice) -> Frame:
     return Frame(path, part.frame.number, uid, position, orientation, spacing, pixels)
 
 
-def _note_unreadable(series: Series, unreadable: Mapping[Path, int]) -> Series:
-    """Add a note where a file that cannot be read lies in a folder of a volume: it may be one of its slices."""
-    count = sum(unreadable.get(folder, 0) for folder in {path.parent for path in series.files})
-    if not count or series.state != "loaded":
+def _with_unreadable(series: Series, unreadable: Mapping[Path, list[str]]) -> Series:
+    """Name files that cannot be read and lie in a folder of a series: they may be slices that it lacks."""
+    folders = sorted({path.parent for path in series.files})
+    lost = [file for folder in folders for file in unreadable.get(folder, ())]
+    if not lost:
         return series
-    note = f"{count} unreadable file(s) in the same folder: a slice at an end may be missing"
-    return replace(series, notes=(*series.notes, note))
+    words = f"{len(lost)} unreadable file(s) in the same folder"
+    if series.state == "loaded":
+        return replace(series, notes=(*series.notes, f"{words}: a slice at an end may be missing"))
+    if series.reason not in MAY_LACK_SLICES:
+        return series
+    return replace(series, detail=f"{series.detail} {words} may be what is missing, copy again: {some_of(lost)}.")

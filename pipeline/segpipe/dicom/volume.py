@@ -18,7 +18,7 @@ from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, Series, Volume
 from segpipe.dicom.pixels import PixelFile, PixelHeader, frame_values, notes_on, open_pixels
 from segpipe.dicom.privacy import no_header_text
-from segpipe.dicom.repair import can_repair, check_repairs, plan_resampling, refusal
+from segpipe.dicom.repair import check_repairs, refusal, repaired, resample
 from segpipe.dicom.scanning import scan
 from segpipe.errors import DataError, UsageError
 
@@ -68,9 +68,9 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
     if known and not candidates:
         ids = ", ".join(member.case_id for member in known)
         raise DataError("not one DICOM series: none has that id", path=path, found=series, expected=f"one of {ids}")
-    usable = [member for member in candidates if member.state == "loaded" or can_repair(member, repairs)]
+    usable = [whole for member in candidates if (whole := _whole(member, repairs)).state == "loaded"]
     if len(usable) == 1:
-        return load_series(usable[0], repair=repairs)
+        return load_series(usable[0])
     if len(candidates) == 1:
         raise refusal(candidates[0])
     ids = f" ({', '.join(member.case_id for member in candidates)})" if candidates else ""
@@ -81,6 +81,10 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
         expected="one series that makes a volume",
         hint="`segpipe scan` lists them; name one by its series UID or case id",
     )
+
+
+def _whole(series: Series, repairs: tuple[str, ...]) -> Series:
+    return repaired(series, repairs, across_gaps=True)
 
 
 def _is_other(path: Path) -> bool:
@@ -101,7 +105,7 @@ def load(root: str | Path, *, repair: str | Sequence[str] | None = None) -> list
     """
     repairs = check_repairs(repair)
     scanned = scan(Path(root)).series
-    chosen = [series for series in scanned if series.state == "loaded" or can_repair(series, repairs)]
+    chosen = [whole for series in scanned if (whole := _whole(series, repairs)).state == "loaded"]
     if not chosen:
         refused = "; ".join(f"{series.case_id}: {series.reason}" for series in scanned)
         raise DataError(
@@ -109,9 +113,9 @@ def load(root: str | Path, *, repair: str | Sequence[str] | None = None) -> list
             path=root,
             found=refused or "no image series",
             expected="a DICOM series that makes a volume",
-            hint="`segpipe scan` says more",
+            hint="`segpipe scan` lists each with what to do",
         )
-    return [load_series(series, repair=repairs) for series in chosen]
+    return [load_series(series) for series in chosen]
 
 
 def load_series(series: Series, *, repair: str | Sequence[str] | None = None) -> Volume:
@@ -130,11 +134,11 @@ def load_series(series: Series, *, repair: str | Sequence[str] | None = None) ->
         UsageError: no such repair.
         DataError: the series is refused (and not repaired), or a frame is cut short or cannot be decoded.
     """
-    if series.state == "loaded" and series.affine_ras is not None:
-        array, notes = _read_frames(series)
-        return Volume(series, array, series.affine_ras, notes)
-    resampling = plan_resampling(series, check_repairs(repair))
-    return resampling.apply(*_read_frames(series))
+    series = _whole(series, check_repairs(repair))
+    if series.state != "loaded" or series.affine_ras is None:
+        raise refusal(series)
+    array, notes = _read_frames(series)
+    return resample(series, array, notes) if series.repaired else Volume(series, array, series.affine_ras, notes)
 
 
 def _read_frames(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:

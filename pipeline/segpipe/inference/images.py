@@ -87,12 +87,7 @@ def _of_volume(volume: Volume, channels: int) -> Source:
     require_channels([header], channels)
     judge_voxels(volume.array, header.path)
     return Source(
-        header,
-        np.array(volume.array, order="K")[None],
-        None if volume.repaired else volume.series,
-        modality=volume.modality,
-        notes=volume.notes,
-        resampled=bool(volume.repaired),
+        header, np.array(volume.array, order="K")[None], volume.series, modality=volume.modality, notes=volume.notes
     )
 
 

@@ -34,10 +34,9 @@ class Source:
     Attributes:
         header: of the grid that they share, the first three sizes in ``shape``.
         array: (C, X, Y, Z), in few bytes a voxel; its values are those of the files.
-        series: whose slices the voxels are; None where they are of no DICOM series, or were resampled.
+        series: that the voxels are of; None where they are of no DICOM series.
         modality: of the DICOM series; None where there is none.
         notes: of who read the series.
-        resampled: whether a repair of the series resampled its voxels.
     """
 
     header: Header
@@ -45,7 +44,6 @@ class Source:
     series: Series | None = None
     modality: str | None = None
     notes: tuple[str, ...] = ()
-    resampled: bool = False
 
     def tensor(self) -> MetaTensor:
         """Return what `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""

@@ -160,7 +160,7 @@ def write_summary(
         },
     )
     columns = ["id", "state", "reason", "detail", "source", "seconds"]
-    columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written"]
+    columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
     write_csv(folder.root / SUMMARY_CSV, (_csv_row(case, labels) for case in cases), columns)
     write_cases_page(
         folder.root / REPORT,
@@ -235,7 +235,7 @@ def _csv_row(case: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     row = {name: case[name] for name in ("id", "state", "reason", "detail", "source", "seconds")}
     row |= {f"{name}_ml": volumes.get(name) for name in labels}
     row |= {name: _cell(flags.get(name)) for name in FLAGS}
-    return {**row, "not_written": "; ".join(case["not_written"])}
+    return {**row, "not_written": "; ".join(case["not_written"]), "notes": "; ".join(case["notes"])}
 
 
 def _cell(flag: Any) -> Any:

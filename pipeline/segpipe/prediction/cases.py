@@ -76,7 +76,7 @@ class SelectedCases:
     Attributes:
         cases: series to segment, and those that are refused.
         not_selected: what the rules left out.
-        passed_over: number of files that are no image, by class.
+        passed_over: number of files that are no image, by SOP class or other kind.
     """
 
     cases: list[InputCase] = field(default_factory=list)
@@ -111,7 +111,7 @@ def select_cases(
     mixed = [path for path in inputs if not is_manifest(path) and _may_hold_dicom(path, out)]
     selected = SelectedCases()
     if mixed:
-        selected = select_series(mixed, make_filter(metadata, channels, options), out, progress)
+        selected = select_series(mixed, make_filter(metadata, channels, options), out, progress, options.repair)
     if not cases and not selected.cases:
         raise DataError(
             "nothing to segment",
@@ -246,7 +246,11 @@ def _may_hold_dicom(path: Path, out: Path) -> bool:
 
 
 def select_series(
-    roots: Sequence[Path], series_filter: SeriesFilter, out: Path | None = None, progress: Progress | None = None
+    roots: Sequence[Path],
+    series_filter: SeriesFilter,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    repairs: Sequence[str] = (),
 ) -> SelectedCases:
     """Scan for series and judge them by the filter.
 
@@ -257,11 +261,12 @@ def select_series(
         series_filter: which to take.
         out: results below it are not looked at.
         progress: called with the number of files read and of all files.
+        repairs: what refused series are resampled for.
 
     Raises:
         UsageError: a root does not exist, or is a file of another kind.
     """
-    from segpipe.dicom import scan
+    from segpipe.dicom import repaired, scan
 
     scanned = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
     inside = out.absolute() if out is not None else None
@@ -269,7 +274,7 @@ def select_series(
     def is_input(path: Path) -> bool:
         return inside is None or inside not in path.absolute().parents
 
-    candidates = [series for series in _with_own_ids(scanned) if is_input(series.files[0])]
+    candidates = [repaired(series, repairs) for series in _with_own_ids(scanned) if is_input(series.files[0])]
     left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
     cases = [_case_of(series) for series in candidates if left_out[series.case_id] is None]
     others = [file for file in scanned.passed_over if is_input(file.path) and not is_nifti(file.path)]
@@ -282,7 +287,7 @@ def select_series(
     return SelectedCases(
         cases + _lost_folders(unreadable, candidates, scanned.root),
         [NotSelected(id, rule) for id, rule in left_out.items() if rule is not None],
-        dict(Counter(file.file_class for file in others)),
+        dict(Counter(file.kind for file in others)),
     )
 
 
@@ -344,5 +349,5 @@ def _pseudonym(kind: str, *words: str) -> str:
 def _in_numbers(selected: SelectedCases) -> str:
     rules = Counter(left_out.rule for left_out in selected.not_selected)
     words = [f"{count} series left out by {rule}" for rule, count in rules.items()]
-    words += [f"{count} other files ({kind})" for kind, count in selected.passed_over.items()]
+    words += [f"{count} {kind}" for kind, count in selected.passed_over.items()]
     return "; ".join(["no NIfTI file", *words])

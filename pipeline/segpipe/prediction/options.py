@@ -37,6 +37,8 @@ class PredictKeywords(ModelKeywords, total=False):
         modality: only DICOM series of it; None takes the bundle's.
         series_description: only series whose description matches this pattern.
         min_slices, max_slices: only series of so many slices.
+        repair: ``tilt``, ``spacing`` or both: resample series to a regular grid that are refused for a tilt, or for
+            slices at varying distances (never across a gap).
         pseudonymise: name cases by the hash of their path, not by their file.
         split, fold, data: of a manifest: which cases, and the folder of its files.
         timeout: seconds for one case.
@@ -56,6 +58,7 @@ class PredictKeywords(ModelKeywords, total=False):
     series_description: str | None
     min_slices: int | None
     max_slices: int | None
+    repair: str | Sequence[str] | None
     pseudonymise: bool
     split: str | None
     fold: int | None
@@ -156,6 +159,7 @@ class Options:
     series_description: re.Pattern[str] | None = None
     min_slices: int | None = None
     max_slices: int | None = None
+    repair: tuple[str, ...] = ()
     pseudonymise: bool = False
     split: str | None = None
     fold: int | None = None
@@ -182,6 +186,7 @@ class Options:
         values["format"] = _formats(values.get("format"))
         for name in ("probabilities", "modality"):
             values[name] = split_words(values.get(name))
+        values["repair"] = _repairs(values.get("repair"))
         values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
         model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
         outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
@@ -202,6 +207,12 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
             expected=f"a pattern ({error})",
             hint="escape special letters with a backslash",
         ) from error
+
+
+def _repairs(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
+    from segpipe.dicom import check_repairs
+
+    return check_repairs(split_words(asked_for)) if asked_for else ()
 
 
 def _formats(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:

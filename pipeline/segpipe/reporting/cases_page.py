@@ -70,6 +70,7 @@ def remarks(case: Mapping[str, Any]) -> list[str]:
         words.append("the image does not say which side is which")
     if case.get("reason"):
         words.append(f"{case['reason']} ({case['detail']})")
+    words += case.get("notes", [])
     refused: dict[str, list[str]] = {}
     for name, why in case.get("not_written", {}).items():
         refused.setdefault(why, []).append(name)

@@ -374,3 +374,43 @@ def test_contours_of_a_real_patient_are_its_masks(tmp_path: Path) -> None:
         truth = np.asarray(reference.dataobj) > 0
         dice = 2 * truth[tuple(index.T)].sum() / (len(places) + truth.sum())
         assert dice >= 0.99
+
+
+@pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
+def test_labels_go_with_the_slices_of_a_repaired_series(kind: str, tmp_path: Path) -> None:
+    """One whole pixel of 1.5 mm from slice to slice, so that what is resampled can be told exactly."""
+    images = make.series(make.Grid(slices=8))
+    make.write(images, tmp_path / "upright")
+    (upright,) = scan(tmp_path / "upright").series
+    labels = write_labels(upright, {1: "liver"}, tmp_path / "labels.dcm", kind)
+    for number, image in enumerate(images):
+        image.ImagePositionPatient[1] = float(image.ImagePositionPatient[1]) + 1.5 * number
+    make.write(images, tmp_path / "in")
+    file = dcmread(tmp_path / "labels.dcm")
+    for frame in file.get("PerFrameFunctionalGroupsSequence", []):
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        place[1] = float(place[1]) + 1.5 * round((float(place[2]) - 5) / 3)
+    for region in file.get("ROIContourSequence", []):
+        for contour in region.ContourSequence:
+            points = np.reshape(np.array(contour.ContourData, float), (-1, 3))
+            points[:, 1] += 1.5 * np.rint((points[:, 2] - 5) / 3)
+            contour.ContourData = [f"{number:.6g}" for number in points.ravel()]
+    file.save_as(tmp_path / "in/labels.dcm")
+    (tilted,) = scan(tmp_path / "in").series
+    assert tilted.reason == "gantry_tilt"
+    assert run(["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.json")]) == 3
+    code, manifest = imported(tmp_path, "--repair", "tilt")
+    (case,) = manifest.training
+    assert code == 0 and case.notes == ["repaired: tilt; resampled linearly to slices 3 mm apart"]
+    found = voxels(tmp_path, case.label)
+    assert found.shape == (10, 12 + 7, 8) == voxels(tmp_path, case.image).shape
+    for number in range(8):
+        np.testing.assert_array_equal(found[:, number : number + 12, number], labels[:, :, number])
+    assert found.sum() == labels.sum() > 0
+
+
+def test_a_gap_is_not_bridged_in_training_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(tmp_path / "in", {1: "liver"})
+    (tmp_path / "in/image_002.dcm").unlink()
+    assert run(["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.json"), "--repair", "spacing"]) == 3
+    assert "gap" in capsys.readouterr().err

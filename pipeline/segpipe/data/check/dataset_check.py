@@ -207,7 +207,7 @@ def check_dicom(root: Path, workers: int | None = None, progress: Progress = lam
         raise (DataError if dicom else UsageError)(
             "there is neither a manifest nor a DICOM series here",
             path=root,
-            found=f"{len(found.passed_over)} other files",
+            found=found.others,
             expected="a manifest, or a folder of DICOM files",
             hint="make a manifest with `segpipe import`",
         )

@@ -20,6 +20,7 @@ from segpipe.data.importers.slice_volumes import convert_stacks
 from segpipe.data.importers.source_dataset import SourceDataset
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
+from segpipe.dicom import check_repairs
 from segpipe.errors import DataError, UsageError
 
 DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
@@ -69,6 +70,7 @@ def import_dataset(
     overlap: str = "refuse",
     allow_missing: bool = False,
     unlabelled: str = "skip",
+    repair: str | Sequence[str] = (),
     name: str | None = None,
     licence: str | None = None,
     origin: str | None = None,
@@ -96,6 +98,7 @@ def import_dataset(
         overlap: DICOM voxels in two labels: ``refuse``, or keep the ``first`` or ``last`` rule's.
         allow_missing: a DICOM case without one of the labels has it nowhere.
         unlabelled: DICOM series without labels: ``skip``, or ``include`` as test cases.
+        repair: of DICOM: ``tilt``, ``spacing`` or both; what series are resampled to a regular grid for.
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
         hashes: record the SHA-256 of every file.
@@ -116,8 +119,8 @@ def import_dataset(
         raise UsageError("--converted and --skip-bad go with slices and DICOM")
     if layout != "slices" and spacing_mm:
         raise UsageError("--spacing goes with slices")
-    if layout != "dicom" and (label_rules or allow_missing or (overlap, unlabelled) != ("refuse", "skip")):
-        raise UsageError("--label, --show-names, --overlap, --allow-missing and --unlabelled go with DICOM")
+    if layout != "dicom" and (label_rules or allow_missing or repair or (overlap, unlabelled) != ("refuse", "skip")):
+        raise UsageError("--label, --show-names, --overlap, --allow-missing, --unlabelled and --repair go with DICOM")
     if unlabelled not in ("skip", "include"):
         raise UsageError(f"no such way with series without labels: {unlabelled!r}", expected="skip or include")
     notes: list[str] = []
@@ -127,7 +130,7 @@ def import_dataset(
         note(text)
 
     if source is not None and layout == "dicom":
-        tree = _find_series(source, modality, progress)
+        tree = _find_series(source, modality, progress, check_repairs(repair))
         rules = _choose_labels(tree, label_rules, label_names, tell)
         place = _place(source, output, converted)
         path = _require_new(place.manifest, overwrite)
@@ -222,9 +225,11 @@ def _require_new(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def _find_series(source: Path, modality: Sequence[str], progress: StageProgress) -> LabelledTree:
+def _find_series(
+    source: Path, modality: Sequence[str], progress: StageProgress, repairs: Sequence[str] = ()
+) -> LabelledTree:
     words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
-    return find_labelled(source, words, _stage(progress, "reading headers"))
+    return find_labelled(source, words, _stage(progress, "reading headers"), repairs)
 
 
 def _choose_labels(

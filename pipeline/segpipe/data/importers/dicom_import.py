@@ -32,6 +32,7 @@ from segpipe.dicom import (
     open_labels,
     patient_pseudonym,
     read_labels,
+    repaired,
     scan,
     write_mapping,
     write_volume,
@@ -71,7 +72,10 @@ class LabelledTree:
 
 
 def find_labelled(
-    root: Path, modalities: Collection[str] = (), progress: Callable[[int, int], object] | None = None
+    root: Path,
+    modalities: Collection[str] = (),
+    progress: Callable[[int, int], object] | None = None,
+    repairs: Sequence[str] = (),
 ) -> LabelledTree:
     """Scan a tree and match labels to series.
 
@@ -82,21 +86,24 @@ def find_labelled(
         root: the tree.
         modalities: only series of these (``CT``, ``MR``, ...).
         progress: called with the number of files read and of all files.
+        repairs: what refused series are resampled for, never across a gap.
 
     Raises:
         UsageError: no such folder.
         DataError: no DICOM series.
     """
     scanned = scan(root, progress=progress)
+    everything = [repaired(series, repairs) for series in scanned.series]
     if not scanned.series:
         raise DataError(
             "there is no DICOM series",
             path=root,
-            found=f"{len(scanned.passed_over)} other files",
-            hint="`segpipe scan` lists them",
+            found=scanned.others,
+            expected="slices of CT, MR, PET or the like",
+            hint="`segpipe scan` lists the files; give the folder of the images",
         )
     tree = LabelledTree(root)
-    selected = [series for series in scanned.series if not modalities or series.modality in modalities]
+    selected = [series for series in everything if not modalities or series.modality in modalities]
     files: dict[str, list[LabelFile]] = defaultdict(list)
     for path in [passed.path for passed in scanned.passed_over if passed.is_label_file]:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -105,7 +112,7 @@ def find_labelled(
         except DataError as error:
             tree.faults[name] = error.sentence(root).removeprefix(f"{name}: ")
             continue
-        everywhere = _referred(labels, scanned.series)
+        everywhere = _referred(labels, everything)
         here = [series for series in everywhere if series in selected]
         if len(here) == 1:
             files[here[0].case_id].append(labels)
@@ -288,7 +295,7 @@ def convert(job: Job) -> Converted:
     note = job.folder / ".sources" / f"{id}.json"
     values = [sorted(values.items()) for _, values in job.labels]
     sources = [*job.series.files, *(path for path, _ in job.labels)]
-    digest = digest_of_sources(sources, [values, list(job.names), job.overlap])
+    digest = digest_of_sources(sources, [values, list(job.names), job.overlap, job.series.repaired])
     known = earlier_conversion(note, digest, paths)
     if known is not None:
         return Converted(id, tuple(known["notes"]))
@@ -338,7 +345,8 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) 
         file = f"{job.series.case_id}.nii.gz"
         label = (below / "labels" / file).as_posix() if job.labels else None
         patient = patient_pseudonym(job.series.files[0], key)
-        return SourceCase(job.series.case_id, [(below / "images" / file).as_posix()], label, patient)
+        image = (below / "images" / file).as_posix()
+        return SourceCase(job.series.case_id, [image], label, patient, job.series.caveats)
 
     modalities = sorted({job.series.modality for job in jobs})
     modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"

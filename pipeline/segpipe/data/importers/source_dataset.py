@@ -18,12 +18,13 @@ CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 @dataclass(frozen=True)
 class SourceCase:
-    """One case as it lies on disk; paths are POSIX and relative to the data root."""
+    """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest."""
 
     id: str
     images: list[str]
     label: str | None = None
     patient_id: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

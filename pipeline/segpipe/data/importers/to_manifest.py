@@ -97,7 +97,8 @@ def to_manifest(
                 hint="rename the file, or use --pseudonymise",
             )
         image = case.images[0] if len(case.images) == 1 else case.images
-        return {"id": name, "image": image, "label": case.label, "patient_id": patient}
+        notes = list(case.notes) or None
+        return {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
 
     _require_unique(dataset)
     document = {

@@ -95,6 +95,11 @@ def read_sources(series: Series, deidentified: bool = False) -> Sources:
 
 
 def _refused(series: Series) -> list[str]:
+    if series.repaired:
+        repairs = " and ".join(series.repaired)
+        return [
+            f"it was resampled to a regular grid (repaired: {repairs}), and DICOM results refer to slices as scanned"
+        ]
     if series.state == "loaded" and series.frames:
         return []
     return [f"the series was refused ({series.reason or 'no slices'}), so its slices carry no label map"]

@@ -16,9 +16,11 @@ from small_bundle import LOGGING, change_json, small_bundle
 
 from segpipe.bundle.open import Bundle
 from segpipe.bundle.verify import Verification, verify_bundle
+from segpipe.bundle.vet.arguments import ONE_OF
 from segpipe.bundle.vet.bundle_files import Finding
-from segpipe.bundle.vet.configs import _as_evaluated, vet_config, vet_expression
-from segpipe.bundle.vet.names import ALLOWED, ARGUMENTS, Names, _listed
+from segpipe.bundle.vet.configs import vet_config, vet_expression
+from segpipe.bundle.vet.names import ALLOWED, Names, _listed
+from segpipe.bundle.vet.values import as_evaluated
 from segpipe.cli.app import run
 from tiny_bundle import write_bundle
 
@@ -168,7 +170,7 @@ def test_the_text_that_is_vetted_is_the_text_that_monai_evaluates(text: str, pat
         absolute = ConfigParser.resolve_relative_ids("::".join(path), f"${text}")
     except ValueError:  # more levels up than there are
         return
-    assert ReferenceResolver.update_refs_pattern(absolute, All())[1:] == _as_evaluated(f"${text}", path)
+    assert ReferenceResolver.update_refs_pattern(absolute, All())[1:] == as_evaluated(f"${text}", path)
 
 
 @given(st.text(max_size=60))
@@ -288,7 +290,7 @@ def test_an_import_under_the_name_of_another_is_no_way_in(tmp_path: Path) -> Non
 
 
 def test_arguments_that_name_code_are_a_closed_list() -> None:
-    assert {"reader", "writer", "weights_only"} <= set(ARGUMENTS)
+    assert {"reader", "writer", "weights_only"} <= set(ONE_OF)
     allowed = {"_target_": "LoadImaged", "keys": "image", "reader": ["ITKReader", "scripts.Reader"]}
     (use,) = (use for use in vet_config({"a": allowed}, "x.json", Names()) if use.findings)
     assert use.place == "a::reader" and use.kind == "argument"

@@ -1,8 +1,8 @@
 """Any bundle in MONAI's format, case by case: its own evaluator, as `python -m monai.bundle run` builds it.
 
 Only where cases come from and where results go is changed: the data of the evaluator's loader, `device`,
-`dataset_dir` and `output_dir`, and what saves images. All else is the config's own: imports, macros, references,
-initialisation, weights, handlers, inferer and post-processing.
+`dataset_dir`, `output_dir` and `run_dir`, and what saves images. All else is the config's own: imports, macros,
+references, initialisation, weights, handlers, inferer and post-processing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import contextlib
 import copy
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, LoadImaged
 
 from segpipe.errors import DataError, SegpipeError
-from segpipe.inference.transforms import root_cause, short_name, without_savers
+from segpipe.inference.transforms import elsewhere, root_cause, short_name, without_savers
 
 STOCK = "python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE"
 _RUN = re.compile(r"\$\s*@(\w+(?:(?:#|::)\w+)*)\.run\(\)\s*")
@@ -50,15 +48,12 @@ class MonaiEvaluator:
     def __init__(
         self, root: str, inference: Mapping[str, Any], metadata: Mapping[str, Any], device: torch.device
     ) -> None:
-        elsewhere = tempfile.mkdtemp(prefix="segpipe-stock-")
-        Path(elsewhere).rmdir()  # not there, unless the bundle makes it to write to
         if root not in sys.path:
             sys.path.insert(1, root)  # where `monai.bundle run` has it
         self._config = _as_read(inference, metadata)
-        overrides = {"device": f"$torch.device({str(device)!r})"}
-        overrides |= {"dataset_dir": elsewhere, "output_dir": elsewhere}
-        self._config["bundle_root"] = root
-        self._config.update({name: value for name, value in overrides.items() if name in self._config})
+        if "device" in self._config:
+            self._config["device"] = f"$torch.device({str(device)!r})"
+        self._config.update(bundle_root=root, **elsewhere(self._config))
         parser = ConfigParser(self._config)
         with _config_errors("parsed"):
             parser.resolve_macro_and_relative_ids()

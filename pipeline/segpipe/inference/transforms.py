@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -286,7 +288,7 @@ def bundle_parser(root: str, config: Mapping[str, Any], device: str) -> ConfigPa
     """Return MONAI's parser of a bundle's inference config, which saves nothing."""
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser(config=without_savers(config))
+    parser = ConfigParser(config={**without_savers(config), **elsewhere(config)})
     parser["bundle_root"] = root
     parser["device"] = device
     return parser
@@ -311,6 +313,16 @@ def parsed(parser: ConfigParser, id: str) -> Any:
     except Exception as error:
         raise DataError(f"the bundle's {id!r} cannot be built", found=root_cause(error)) from error
     return Compose(value) if isinstance(value, list) else value
+
+
+def elsewhere(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the ids of a config that say where data and results lie, set to one folder that is not there.
+
+    A bundle that writes there makes it.
+    """
+    folder = tempfile.mkdtemp(prefix="segpipe-stock-")
+    Path(folder).rmdir()
+    return {name: folder for name in ("dataset_dir", "output_dir", "run_dir") if name in config}
 
 
 def without_savers(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,18 +15,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segpipe.bundle.vet.arguments import ANYWHERE, BY_TARGET, short_name
 from segpipe.bundle.vet.bundle_files import Finding, Kind, Use, shown
-from segpipe.bundle.vet.names import ARGUMENTS, ATTRIBUTES, GLOBALS, METHODS, Names
+from segpipe.bundle.vet.names import ATTRIBUTES, GLOBALS, METHODS, Names
+from segpipe.bundle.vet.values import (
+    LONGEST,
+    REFERENCES,
+    WRITTEN,
+    Arguments,
+    Problem,
+    as_evaluated,
+    as_read,
+    dotted_name,
+    has_relative_ids,
+    is_free,
+    parsed,
+    reference_of,
+)
 
 _OWN_MACRO = re.compile(r"%(?:#|::)*\w+(?:(?:#|::)\w+)*", re.ASCII)
 _SPLIT = re.compile("#|::")
 KeyPath = tuple[str, ...]
-REFERENCES = "__local_refs"
-_REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
-_RELATIVE = re.compile(r"(?:@|%)(?:::)+")
 _PLAIN = re.compile(r"\w+", re.ASCII)
-_LONGEST = 10_000
-Problem = tuple[str, str | None]  # why, and the name that --allow may admit
 
 _HARMLESS_NODES = """
     Expression Constant List Tuple Dict Set Starred BinOp UnaryOp BoolOp Compare IfExp Subscript Slice FormattedValue
@@ -48,9 +58,39 @@ class _Entry:
 
 def vet_config(document: Any, file: str, names: Names) -> Iterator[Use]:
     """Yield what a config would run, with what speaks against it; arguments and macros only where something does."""
+    read, odd = as_read(document)
+    arguments = Arguments(names, read)
     for entry in _entries(document):
-        if use := _vet(entry, file, names):
+        if use := _vet(entry, file, arguments):
             yield use
+    for key in odd:
+        why = "a key of which only MONAI can tell where it leads"
+        yield _use(file, _Entry((key,), key, key, {}, True), "argument", [(why, None)])
+    yield from _vet_arguments(read, file, arguments)
+
+
+def _vet_arguments(read: dict[str, Any], file: str, arguments: Arguments) -> Iterator[Use]:
+    """Yield arguments that may not be given, in the config as MONAI reads it."""
+    for id in WRITTEN:
+        if problems := list(arguments.of_place(id, read[id])) if id in read else []:
+            yield _use(file, _Entry((id,), id, read[id], read, False), "argument", problems)
+    for path, mapping in _mappings(read):
+        target = mapping.get("_target_")
+        if target is None:
+            continue
+        resolved = arguments.names.target(target) if isinstance(target, str) else None
+        for parameter, problem in arguments.of_component(mapping, resolved):
+            entry = _Entry((*path, parameter), parameter, mapping.get(parameter), mapping, False)
+            yield _use(file, entry, "argument", [problem])
+
+
+def _mappings(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield each mapping within a config, with its path."""
+    if isinstance(value, dict):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _mappings(item, (*path, str(key)))
 
 
 def vet_metadata(document: Any, file: str) -> Iterator[Use]:
@@ -81,20 +121,20 @@ def _entries(value: Any, path: KeyPath = (), merged: bool = False) -> Iterator[_
         yield from _entries(item, below, not path and str(key).startswith("+"))
 
 
-def _vet(entry: _Entry, file: str, names: Names) -> Use | None:
+def _vet(entry: _Entry, file: str, arguments: Arguments) -> Use | None:
     key, value = entry.key, entry.value
     text = value if isinstance(value, str) else ""
     if key == "_target_":
-        return _target(entry, file, names)
+        return _target(entry, file, arguments.names)
     if key == "_mode_" and (value not in ("default", "callable") or "_target_" not in entry.beside or entry.merged):
         why = "a mode other than default and callable, or not beside its target"
         return _use(file, entry, "argument", [(why, None)])
-    if key in ARGUMENTS and not _admitted(key, value, names):
-        name = text if text and text[0] not in "$@%" else f"{key}={value}"
-        listed = ", ".join(str(each) for each in ARGUMENTS[key])
-        return _use(file, entry, "argument", [(f"{key} may only be {listed}, as a plain value", name)])
+    if key in ANYWHERE or entry.merged:
+        problems = list(arguments.of_argument(None, key, value))
+        if problems:
+            return _use(file, entry, "argument", problems)
     if text.startswith("$"):
-        used, problems = vet_expression(text, entry.path, names)
+        used, problems = vet_expression(text, entry.path, arguments.names, arguments.document)
         return _use(file, entry, "import" if imported(text) else "expression", problems, used)
     if text.startswith("%"):
         plain = _OWN_MACRO.fullmatch(text) and is_plain_path(entry.path) and not key.startswith("_")
@@ -112,19 +152,10 @@ def _target(entry: _Entry, file: str, names: Names) -> Use:
         return _use(file, entry, "target", [("characters beyond ASCII, which look like others", None)])
     resolved = names.target(value)
     problems: list[Problem] = [] if resolved.admitted else [(resolved.reason, resolved.name)]
-    if resolved.only_by_keyword and (entry.merged or entry.beside.get("_mode_", "default") != "default"):
-        problems.append((f"{resolved.name} may only be used directly: some of its arguments name code", None))
+    direct = entry.beside.get("_mode_", "default") == "default" and not entry.merged
+    if resolved.listed and not direct and not is_free(resolved.name):
+        problems.append((f"{resolved.name} may only be used directly: not every argument is admitted", None))
     return _use(file, entry, "target", problems, [resolved.name])
-
-
-def _admitted(key: str, value: Any, names: Names) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return all(is_admitted_argument(key, item) or _allowed(key, item, names) for item in values)
-
-
-def _allowed(key: str, value: Any, names: Names) -> bool:
-    plain = isinstance(value, str) and value[:1] not in "$@%"
-    return names.allows(f"{key}={value}", *([value] if plain else []))
 
 
 def _use(file: str, entry: _Entry, kind: Kind, problems: Sequence[Problem], used: Sequence[str] = ()) -> Use:
@@ -133,28 +164,31 @@ def _use(file: str, entry: _Entry, kind: Kind, problems: Sequence[Problem], used
     return Use(file, place, kind, text, tuple(dict.fromkeys(used)), findings)
 
 
-def vet_expression(text: str, path: Sequence[str], names: Names) -> tuple[list[str], list[Problem]]:
+def vet_expression(
+    text: str, path: Sequence[str], names: Names, document: Mapping[str, Any] | None = None
+) -> tuple[list[str], list[Problem]]:
     """Return the names that an expression uses, and what in it is not admitted.
 
     Args:
         text: the config's string, from its ``$`` on.
         path: where it stands, the keys from the top.
         names: what is admitted.
+        document: the config, as MONAI reads it, which its references lead into.
     """
     if not text.isascii():
         return [], [("characters beyond ASCII: names that look alike are taken for others", None)]
-    if REFERENCES in text or len(text) > _LONGEST:
-        return [], [(f"more than {_LONGEST} characters, or a name that MONAI keeps for itself", None)]
+    if REFERENCES in text or len(text) > LONGEST:
+        return [], [(f"more than {LONGEST} characters, or a name that MONAI keeps for itself", None)]
     if has_relative_ids(text) and not is_plain_path(path):
         return [], [("a relative id below keys that would become part of the expression", None)]
-    source = _as_evaluated(text, path)
+    source = as_evaluated(text, path)
     for statements in (_statements(text[1:]), _statements(source)):
         if statements and isinstance(statements[0], (ast.Import, ast.ImportFrom)):
             return _vet_import(statements, names)
-    tree = _parsed(source, "eval")
+    tree = parsed(source, "eval")
     if tree is None:
         return [], [("it cannot be parsed", None)]
-    vetter = _Vetter(names)
+    vetter = _Vetter(Arguments(names, document or {}, follows=not has_relative_ids(text)))
     try:
         vetter.visit(tree)
     except RecursionError:
@@ -174,35 +208,13 @@ def _alias(statement: ast.Import | ast.ImportFrom) -> tuple[str, str]:
     return alias.asname or alias.name, module + alias.name
 
 
-def has_relative_ids(text: str) -> bool:
-    """Return whether MONAI would put the keys above this string into it."""
-    return _RELATIVE.search(text.replace("#", "::")) is not None
-
-
 def is_plain_path(path: Sequence[str]) -> bool:
     """Return whether the keys of a path are letters, digits and underscores alone."""
     return all(_PLAIN.fullmatch(key) for key in path)
 
 
-def _as_evaluated(text: str, path: Sequence[str]) -> str:
-    text = text.replace("#", "::")
-    for prefix in sorted(set(_RELATIVE.findall(text)), reverse=True):
-        above = path[: max(len(path) - prefix.count("::"), 0)]
-        text = text.replace(prefix, prefix[0] + "".join(f"{key}::" for key in above))
-    for reference in sorted(_REFERENCE.findall(text), key=len, reverse=True):
-        text = text.replace(reference, f"{REFERENCES}['{reference[1:]}']")
-    return text[1:]
-
-
-def _parsed(source: str, mode: str) -> Any:
-    try:
-        return ast.parse(source, mode=mode)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
 def _statements(source: str) -> list[ast.stmt]:
-    tree = _parsed(source, "exec")
+    tree = parsed(source, "exec")
     return tree.body if tree else []
 
 
@@ -222,8 +234,8 @@ def _vet_import(statements: list[ast.stmt], names: Names) -> tuple[list[str], li
 class _Vetter:
     """Walks one parsed expression; what it does not know is a problem."""
 
-    def __init__(self, names: Names) -> None:
-        self.names = names
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments, self.names = arguments, arguments.names
         self.used: list[str] = []
         self.problems: list[Problem] = []
         self.local: list[str] = []
@@ -256,45 +268,50 @@ class _Vetter:
 
     def _as_dotted(self, node: ast.expr) -> str | None:
         """Return ``a.b.c`` where ``a`` is a name from outside the expression."""
-        if isinstance(node, ast.Name):
-            return None if node.id in self.local or node.id == REFERENCES else node.id
-        above = self._as_dotted(node.value) if isinstance(node, ast.Attribute) else None
-        return f"{above}.{node.attr}" if above is not None and isinstance(node, ast.Attribute) else None
+        dotted = dotted_name(node)
+        return None if dotted is None or dotted.partition(".")[0] in self.local else dotted
 
-    def _dotted(self, text: str) -> None:
+    def _dotted(self, text: str, call: ast.Call | None = None) -> None:
+        """Judge a name from outside, and what it is called with; not called, others may call it with anything."""
         if "__" in text:
             return self._refuse(f"{text}: names with two underscores reach into Python itself")
         resolved = self.names.dotted(text)
         self.used.append(resolved.name)
-        if resolved.only_by_keyword:
-            self._refuse(f"{resolved.name} may be used by `_target_` alone, where its arguments can be checked")
-        elif not resolved.admitted:
+        if not resolved.admitted:
             self._refuse(resolved.reason, resolved.name)
+        elif resolved.listed and short_name(resolved.name) in BY_TARGET:
+            self._refuse(f"{resolved.name} may be used by `_target_` alone")
+        elif call is not None:
+            self.problems += self.arguments.of_call(resolved, call)
+        elif resolved.listed and not is_free(resolved.name):
+            self._refuse(f"{resolved.name} may only be called directly: not every argument is admitted")
 
     def _call(self, node: ast.Call) -> None:
-        if not isinstance(node.func, ast.Attribute) and self._as_dotted(node.func) is None:
-            reference = self._reference(node.func)
-            if reference is None or not self.names.allows(reference):
-                self._refuse("it calls something that has no listed name", reference)
+        dotted = self._as_dotted(node.func)
+        if dotted is not None:
+            self._dotted(dotted, node)
+        else:
+            self._called(node)
+            self.visit(node.func)
         for argument in node.keywords:
             if argument.arg is None:
                 self._refuse("arguments by ** cannot be checked")
-            elif argument.arg in ARGUMENTS and not (
-                isinstance(argument.value, ast.Constant) and is_admitted_argument(argument.arg, argument.value.value)
-            ):
-                self._refuse(f"the argument {argument.arg} may be {ARGUMENTS[argument.arg]}")
             self.visit(argument.value)
-        for child in (node.func, *node.args):
+        for child in node.args:
             self.visit(child)
 
-    def _reference(self, node: ast.expr) -> str | None:
-        """Return ``@id``, from what MONAI makes of it."""
-        if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == REFERENCES):
-            return None
-        return f"@{node.slice.value!s}" if isinstance(node.slice, ast.Constant) else None
+    def _called(self, node: ast.Call) -> None:
+        """Judge the call of a method, or of what the config itself makes."""
+        if not isinstance(node.func, ast.Attribute):
+            reference = reference_of(node.func)
+            if reference is None or not self.names.allows(f"@{reference}"):
+                self._refuse("it calls something that has no listed name", reference and f"@{reference}")
+        for argument in node.keywords:
+            if argument.arg is not None:
+                self.problems += self.arguments.of_argument(None, argument.arg, argument.value)
 
     def _subscript(self, node: ast.Subscript) -> None:
-        if self._reference(node) is None:
+        if reference_of(node) is None:
             self.visit(node.value)
             self.visit(node.slice)
 
@@ -344,8 +361,3 @@ class _Vetter:
         self._within(bound, [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
 
     _listcomp = _setcomp = _generatorexp = _dictcomp = _comprehension
-
-
-def is_admitted_argument(name: str, value: object) -> bool:
-    """Return whether an argument that could name code, or open a way to it, has one of its listed values."""
-    return any(value is admitted or (isinstance(admitted, str) and value == admitted) for admitted in ARGUMENTS[name])

@@ -1,8 +1,8 @@
 """The classes and functions that a bundle may use, one by one, and what a name in a bundle leads to.
 
 What is listed, under the module where MONAI or torch documents it, takes plain values, or other components, and neither
-runs code that a text names, nor starts programs, nor opens connections. Arguments that would (`ARGUMENTS`) may only
-have the values listed with them. To read and write data where the config says is what a bundle is for.
+runs code that a text names, nor starts programs, nor opens connections, nor reads or writes elsewhere, with arguments
+of the kinds that it may be given (`arguments`).
 
 Names are resolved as MONAI and `eval` would, without importing anything new. MONAI looks a target up among the classes
 and functions of its own modules first, then takes it as a dotted path or a builtin
@@ -102,17 +102,6 @@ ALLOWED: Mapping[str, str] = {
     """,
 }
 
-ARGUMENTS: Mapping[str, tuple[object, ...]] = {
-    # MONAI imports and calls whatever these two name
-    "reader": (None, "NibabelReader", "ITKReader", "PydicomReader", "NrrdReader", "PILReader"),
-    "writer": (None, "NibabelWriter", "ITKWriter", "PILWriter"),
-    "allow_pickle": (False,),
-    "weights_only": (True,),
-    "pretrained": (None, False),  # weights from the network
-    "_debug_": (None,),
-}
-BY_KEYWORD = ("LoadImaged", "LoadImage", "SaveImaged", "SaveImage")  # of monai.transforms: they take such arguments
-
 _METHODS = """
     append copy count cpu cuda detach endswith eval extend float get half index int item items join keys
     long lower lstrip max mean min parameters removeprefix removesuffix replace rsplit rstrip run size
@@ -135,13 +124,15 @@ class Resolved:
         name: where it is defined, or the name as written where nothing of that name is loaded.
         admitted: it is listed, or allowed by the user.
         reason: why it is not admitted.
-        only_by_keyword: some of its arguments name code: only a `_target_`, whose arguments are checked, may be it.
+        listed: it is on the list, so that its arguments are judged.
+        is_value: it is a number or a type of numbers, and nothing that can be called.
     """
 
     name: str
     admitted: bool
     reason: str = ""
-    only_by_keyword: bool = False
+    listed: bool = False
+    is_value: bool = False
 
 
 @dataclass(eq=False)
@@ -196,9 +187,9 @@ class Names:
         path = path.removeprefix("builtins.")
         listed = known.get(id(thing))
         if listed is not None:
-            return Resolved(listed, True, only_by_keyword=listed.rpartition(".")[2] in BY_KEYWORD)
+            return Resolved(listed, True, listed=True)
         if _is_value(thing):
-            return Resolved(path, True)
+            return Resolved(path, True, is_value=True)
         name = path if thing is _ABSENT else _definition(thing, path)
         if self.allows(name, path, f"builtins.{path}", written):
             return Resolved(name, True)
@@ -217,6 +208,16 @@ def _listed() -> dict[int, str]:
             if thing is not _ABSENT:
                 found.setdefault(id(thing), f"{module}.{name}".removeprefix("builtins."))
     return found
+
+
+@cache
+def signature_of(listed: str) -> inspect.Signature | None:
+    """Return the signature of a listed name, None where Python cannot tell it, as of functions written in C."""
+    _listed()
+    try:
+        return inspect.signature(_walk(listed if "." in listed else f"builtins.{listed}"))
+    except (TypeError, ValueError):
+        return None
 
 
 @cache

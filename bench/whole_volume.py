@@ -28,8 +28,8 @@ import numpy as np
 from _organs import scan, trained, write
 from _page import ratio, write_page
 
+from segpipe.common.files import cache_folder
 from segpipe.common.processes import usable_cores
-from segpipe.inference.runtimes import cache_folder
 
 SPACING = (0.78, 0.78, 1.5)
 HERE = Path(__file__).parent

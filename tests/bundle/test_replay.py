@@ -16,12 +16,12 @@ from small_bundle import change_json, small_bundle
 
 from segpipe.bundle.golden.golden_case import array_sha256
 from segpipe.bundle.open import Bundle
-from segpipe.bundle.replay import isolation
 from segpipe.bundle.replay import parent as replay
 from segpipe.bundle.replay.parent import Limits, Ran, Replay, replay_bundle, run_isolated
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run as segpipe
+from segpipe.common import isolation
 from segpipe.data.phantom import write_nifti
 from zoo_bundles import NEEDED
 
@@ -45,7 +45,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
         def run(root: Path, work: Path, request: dict[str, Any], limits: Limits) -> Ran:
             (work / "out").mkdir()
             replaying.replay({**request, "bundle": str(root), "work": str(work / "out")})
-            ran = Ran({"network": None, "files": None, "surroundings": replaying.surroundings()})
+            ran = Ran({"network": None, "files": None, "calls": None, "surroundings": replaying.surroundings()})
             ran.answer = json.loads((work / "out" / replaying.ANSWER).read_text())
             change(ran, work / "out")
             return ran
@@ -228,11 +228,11 @@ def test_the_verdict_in_words_and_json(copied: Path, here: Any, by: float, capsy
 
 
 def program(monkeypatch: pytest.MonkeyPatch, path: Path, code: str) -> None:
-    """A program in the place of `segpipe.bundle.replay.isolation`, which begins as that does."""
+    """A program in the place of `segpipe.common.isolation`, which begins as that does."""
     path.write_text(
         "import json, os, signal, sys, time\n"
-        "request = json.loads(sys.stdin.buffer.read())\n"
-        "said = {'network': 'no such thing here', 'files': None, 'surroundings': {}}\n"
+        "request = json.loads(sys.stdin.buffer.readline())\n"
+        "said = {'network': 'no such thing here', 'files': 'nor this', 'calls': '', 'surroundings': {}}\n"
         "def begin():\n"
         "    sys.stdout.write(json.dumps(said) + '\\n'); sys.stdout.flush(); os.dup2(2, 1)\n" + code
     )
@@ -259,7 +259,7 @@ def test_a_process_that_does_not_come_to_its_end(
     program(monkeypatch, tmp_path / "program.py", code)
     (tmp_path / "work").mkdir()
     ran = run_isolated(copied, tmp_path / "work", {"input": None, "golden": 0}, Limits(seconds=2))
-    assert ran.isolation == ("none", "no such thing here")
+    assert ran.isolation == ("none", "no such thing here; nor this")
     assert (ran.ended is None) == (expected is None) and (expected or "") in (ran.ended or "")
     assert ran.answer == {}
 
@@ -278,7 +278,7 @@ def test_a_crash_is_a_finding(copied: Path, tmp_path: Path, monkeypatch: pytest.
     program(monkeypatch, tmp_path / "program.py", "begin(); os.abort()")
     verdict = verify_bundle(copied, replay=True)
     assert verdict.exit_code == 5
-    assert "SIGABRT" in verdict.findings[0].text and "isolation: none (no such thing here)" in verdict.words
+    assert "SIGABRT" in verdict.findings[0].text and "isolation: none (no such thing here; nor this)" in verdict.words
 
 
 def test_the_process_gets_neither_the_expected_results_nor_the_users_environment(

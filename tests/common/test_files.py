@@ -92,11 +92,11 @@ def test_a_place_that_cannot_be_written_to(place: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(**_arguments: object) -> None:  # root may write anywhere, so that a chmod would prove nothing
+    def denied(*_arguments: object) -> None:  # root may write anywhere, so that a chmod would prove nothing
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", denied)
-    with pytest.raises(UsageError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(UsageError) as caught:
+        patch.setattr(files.os, "open", denied)
         write_json(tmp_path / "f", {})
     assert caught.value.found == "Permission denied"
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from monai.networks.nets import UNet
 
+from segpipe.common.files import cache_folder
 from segpipe.inference.runtimes import (
     MARK,
     TOLERANCE,
     Model,
     NotConvertedError,
-    cache_folder,
     is_whole,
     openvino_runtime,
     torch_runtime,

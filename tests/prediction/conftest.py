@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,11 +31,15 @@ def lent() -> Iterator[dict[str, LentWorker]]:
 
 
 @pytest.fixture
-def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker]) -> None:
+def one_worker(
+    monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     original = batch.make_worker
 
     def make_worker(*arguments: Any) -> LentWorker:
         made = original(*arguments)
-        return lent.setdefault(to_json(made.load), LentWorker(made.load))
+        # of all batches that it is lent to
+        places = replace(made.places, work=tmp_path_factory.getbasetemp(), readable=("/",))
+        return lent.setdefault(to_json(made.load), LentWorker(made.load, places))
 
     monkeypatch.setattr(batch, "make_worker", make_worker)

@@ -9,8 +9,6 @@ from .open import Bundle as Bundle
 from .open import bundle_folder as bundle_folder
 from .open import open_bundle as open_bundle
 from .pack import pack_bundle as pack_bundle
-from .replay import give_up_files as give_up_files
-from .replay import give_up_network as give_up_network
 from .segmentation import Segmentation as Segmentation
 from .segmentation import readable as readable
 from .signing import PASSWORD as PASSWORD

@@ -140,8 +140,9 @@ class Bundle:
         Raises:
             UsageError: no such image, an array without its affine, a wrong option, or no such device.
             DataError: the image, the bundle's config or its weights cannot be used, or a series is of another modality.
-            RefusedError: the bundle does not pass the gate, its training did not mirror these axes, or the image needs
-                more memory than it may take.
+            RefusedError: the bundle does not pass the gate, brings code of its own and was not opened with
+                ``allow_unisolated``, its training did not mirror these axes, or the image needs more memory than it may
+                take.
         """
         from segpipe.bundle.segmentation import LoadedBundle
         from segpipe.inference import read_images
@@ -152,7 +153,7 @@ class Bundle:
         with self._turn:
             if model not in self._loaded:
                 self._loaded.clear()
-                self._loaded[model] = LoadedBundle(self.recipe(model), self.policy)
+                self._loaded[model] = LoadedBundle(self.recipe(model), self.policy, self.is_foreign)
             case = read_images(image, max(1, len(self.channels)), affine_ras)
             _require_modality(case, modalities)
             return self._loaded[model].segment(case)
@@ -168,6 +169,11 @@ class Bundle:
     def __repr__(self) -> str:
         """Name it in a line."""
         return f"Bundle({self.name!r}, version {self.version}, sha256 {self.sha256[:12]}, root {str(self.root)!r})"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it runs more than the closed form, or was let through by name or whatever was found."""
+        return bool(self.unsupported or self.policy.allow or self.policy.run_unvetted_code)
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -231,6 +237,7 @@ def open_bundle(
     allow: str | Iterable[str] = (),
     run_unvetted_code: bool = False,
     key: str | PathLike[str] | None = None,
+    allow_unisolated: bool = False,
 ) -> Bundle:
     """Read a bundle, ours or any other of MONAI's format.
 
@@ -245,6 +252,9 @@ def open_bundle(
         run_unvetted_code: take a bundle that was changed, or whose code is not vetted: it may then read, change and
             send whatever you may on this machine.
         key: file of the public key that must have signed it; it is checked before anything else is read.
+        allow_unisolated: run a bundle that brings code of its own, or was let through by the two options above, also
+            where nothing can isolate it: in `Bundle.segment`, which runs it in this very process, and in
+            `segpipe.predict` on a machine without Landlock and seccomp.
 
     Raises:
         UsageError: no bundle, it has no inference config, ``key`` is no public key, or an argument of a wrong type.
@@ -253,7 +263,7 @@ def open_bundle(
             or its archive is not safe to be unpacked.
     """
     absolute_path(path, "the folder or the zip file of a bundle")
-    path, policy = Path(path), TrustPolicy(_names(allow), run_unvetted_code)
+    path, policy = Path(path), TrustPolicy(_names(allow), run_unvetted_code, allow_unisolated)
     stack = ExitStack()
     root = stack.enter_context(bundle_folder(path))
     holder = _Unpacked()

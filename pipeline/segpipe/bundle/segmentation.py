@@ -21,7 +21,7 @@ from segpipe.common.files import cannot_write
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.result_folder import FORMATS
 from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
@@ -289,10 +289,21 @@ def _write_channel(path: Path, values: NDArray[Any], source: Source) -> None:
 
 
 class LoadedBundle:
-    """A bundle that passed the gate, with its model in this process."""
+    """A bundle that passed the gate, with its model in this process.
 
-    def __init__(self, recipe: Recipe, policy: TrustPolicy) -> None:
+    Raises:
+        RefusedError: it did not pass; or it is foreign, and nobody allowed to run it without isolation.
+    """
+
+    def __init__(self, recipe: Recipe, policy: TrustPolicy, is_foreign: bool) -> None:
         vet_opened(recipe.bundles, policy)
+        if is_foreign and not policy.allow_unisolated:
+            raise RefusedError(
+                "the bundle brings code of its own or was let through, and would run in this very process",
+                path=recipe.root,
+                hint="segpipe.predict runs it isolated; open_bundle(..., allow_unisolated=True) lets it do whatever "
+                "this process may do",
+            )
         self.segmenter = Segmenter(recipe)
 
     def segment(self, case: CaseInput) -> Segmentation:

@@ -145,10 +145,10 @@ def _dicom() -> Facts:
 
 
 def _isolation() -> Facts:
-    from segpipe.bundle import give_up_files, give_up_network
+    from segpipe.common.isolation import give_up_files, give_up_network
 
     network = give_up_network()
-    files = give_up_files((), Path(tempfile.gettempdir()))
+    files = give_up_files((), [tempfile.gettempdir()])
     return {"without_network": network or "possible", "without_files": files or "possible"}
 
 

@@ -103,6 +103,13 @@ def command(
     ] = None,
     allow: Allow = None,
     run_unvetted_code: RunUnvetted = False,
+    allow_unisolated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unisolated",
+            help="Run a bundle's own code also where nothing can isolate it: it may then do whatever you may.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Segment NIfTI images and DICOM series with a bundle, each into its own folder.
@@ -114,6 +121,8 @@ def command(
 
     A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each
     name that they found; else it is refused, with exit code 5. With --require-signature it must be signed by that key.
+    It runs in a process that reads the bundle and the cases, writes results alone, and has no network; where the system
+    cannot do that, a bundle that brings code of its own needs --allow-unisolated.
 
     Example: segpipe predict bundles/hippocampus_mri scans/ results/
 
@@ -154,6 +163,7 @@ def command(
             allow=allow or (),
             run_unvetted_code=run_unvetted_code,
             require_signature=require_signature,
+            allow_unisolated=allow_unisolated,
         )
     return _report(Console("predict", as_json=json), batch)
 
@@ -193,7 +203,8 @@ def _report(console: Console, batch: BatchResult) -> int:
         if outcome.status != "skipped"
     ]
     vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
-    trust, counts = _trust(bundle, vetting or {}), batch.counts
+    isolated = next((outcome.result for outcome in outcomes if outcome.status == "done"), {})
+    trust, counts = _trust(bundle, vetting or {}, isolated), batch.counts
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -212,6 +223,8 @@ def _report(console: Console, batch: BatchResult) -> int:
     console.document(
         bundle=bundle.facts,
         vetting=vetting,
+        isolation=isolated.get("isolation"),
+        isolation_reason=isolated.get("isolation_reason"),
         counts=counts,
         cases=[
             {
@@ -233,13 +246,16 @@ def _report(console: Console, batch: BatchResult) -> int:
     return SOME_FAILED if counts["failed"] or counts["refused"] else OK
 
 
-def _trust(bundle: Bundle, vetting: dict[str, Any]) -> list[str]:
+def _trust(bundle: Bundle, vetting: dict[str, Any], isolated: dict[str, Any]) -> list[str]:
     """Return what is to be said of running this bundle's code."""
     remarks = []
     if vetting.get("passed") is False:
         remarks.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
     if vetting.get("allowed"):
         remarks.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
+    if isolation := isolated.get("isolation"):
+        reason = isolated["isolation_reason"]
+        remarks.append(f"isolation: {isolation}" + (f" ({reason})" if reason else ""))
     if bundle.intact is None:
         remarks.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
     return remarks

@@ -38,6 +38,20 @@ def absolute_path(path: Any, expected: str) -> Path:
     return Path(path).absolute()
 
 
+def cache_folder() -> Path:
+    """Return ``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
+    own = os.environ.get("SEGPIPE_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "segpipe"
+
+
+def network_cache(sha256: str) -> Path:
+    """Return where the converted networks of a bundle are kept: apart, so that no other bundle can put one there."""
+    return cache_folder() / "openvino" / sha256
+
+
 @contextmanager
 def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of ``path`` and rename it over ``path`` when the block ends well.
@@ -48,9 +62,11 @@ def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]
         UsageError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    name = path.parent / f".{path.name}.{os.urandom(4).hex()}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        # with its mode at once: where a process is isolated, none can be changed
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -58,12 +74,9 @@ def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(mode if mode is not None else 0o666 & ~umask)
-        Path(name).replace(path)
+        name.replace(path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise

@@ -21,8 +21,9 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class ResultFolder:
             (self.root / PARTIAL).mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(self.root, error) from error
+
+    @property
+    def partial(self) -> Path:
+        """The folder of the cases under way."""
+        return self.root / PARTIAL
 
     def _put_back(self) -> None:
         """Restore older results that `finish` had set aside when it was killed."""
@@ -123,6 +129,21 @@ def hashes_of(folder: Path) -> dict[str, str]:
     """Return name to SHA-256 of each file that was written for a case, for its ``result.json``."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return {path.name: sha256_of(path) for path in files if path.name != RESULT}
+
+
+def require_plain_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse what a bundle's code left in place of results: links, pipes, folders, or names that lead elsewhere.
+
+    Raises:
+        DataError: naming it.
+    """
+    entries = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
+    odd = [name for name, facts in entries.items() if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1]
+    odd += [name for name in names if name not in entries]
+    if odd:
+        raise DataError(
+            "the bundle did not write its results as plain files", found=repr(sorted(odd)[0])[:80], expected="files"
+        )
 
 
 def read_events(root: str | Path) -> list[dict[str, Any]]:

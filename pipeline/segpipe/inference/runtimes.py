@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segpipe.common.files import sha256_of, write_json
+from segpipe.common.files import network_cache, sha256_of, write_json
 from segpipe.common.processes import usable_cores
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.onednn import OneDnn
@@ -57,11 +56,13 @@ class Model:
         module: on the CPU where it is converted, and in evaluation mode.
         weights: path of the state dict.
         config: the network's config as text.
+        bundle: hash of the bundle, which has a folder of conversions of its own.
     """
 
     module: torch.nn.Module
     weights: str
     config: str
+    bundle: str = ""
 
     def conversion_key(self, shape: tuple[int, ...], core: Any) -> str:
         """Return the hex digest that names the folder of the conversion for windows of a shape."""
@@ -91,6 +92,7 @@ def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device:
             load_weights(network, bundle.weights, device, bundle.weights_sha256),
             bundle.weights,
             json.dumps(bundle.inference, sort_keys=True, default=str),
+            bundle.sha256,
         )
         for bundle, network in zip(bundles, networks, strict=True)
     ]
@@ -253,15 +255,6 @@ def mirrored(runtime: Runtime, axes: Sequence[int]) -> Runtime:
     return average([runtime, *(flipped([axis + 2 for axis in flip]) for flip in flips)])
 
 
-def cache_folder() -> Path:
-    """Return ``$SEGPIPE_CACHE``, or ``segpipe`` in the user's cache folder (XDG Base Directory Specification)."""
-    own = os.environ.get("SEGPIPE_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "segpipe"
-
-
 def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None) -> Runtime:
     """Return the network as OpenVINO computes it, from the cache or converted now.
 
@@ -275,7 +268,7 @@ def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], thr
         NotConvertedError: it cannot be converted, or its scores differ.
     """
     core = _openvino().Core()
-    folder = cache_folder() / "openvino" / model.conversion_key(shape, core)
+    folder = network_cache(model.bundle) / model.conversion_key(shape, core)
 
     def compiled(converted: Any) -> Runtime:
         settings = {

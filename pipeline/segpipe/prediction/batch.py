@@ -20,17 +20,18 @@ from typing import Any, Unpack
 from segpipe.bundle import Bundle, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of
+from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of, require_plain_files
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import InputCase, NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
+from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
 
 AnyPath = str | PathLike[str]
-TRUST = ("allow", "run_unvetted_code", "require_signature")
+TRUST = ("allow", "run_unvetted_code", "require_signature", "allow_unisolated")
 
 
 @checked_call
@@ -68,9 +69,9 @@ def predict(
             is in use, or another scan or something that is no result has a case's name.
     """
     keywords: dict[str, Any] = dict(options)
-    allow, unvetted, key = (keywords.pop(name, None) for name in TRUST)
+    allow, unvetted, key, unisolated = (keywords.pop(name, None) for name in TRUST)
     members, out, progress = (bundle, *keywords.pop("ensemble", ())), Path(out), progress or BatchProgress()
-    if (allow or unvetted or key) and any(isinstance(member, Bundle) for member in members):
+    if (allow or unvetted or key or unisolated) and any(isinstance(member, Bundle) for member in members):
         given = [name for name in TRUST if name in options]
         hint = "give its terms to open_bundle, or its path here"
         raise UsageError("the bundle is open already", found=", ".join(given), hint=hint)
@@ -78,7 +79,9 @@ def predict(
     bundle, *others = [
         member
         if isinstance(member, Bundle)
-        else open_bundle(member, allow=allow or (), run_unvetted_code=bool(unvetted), key=key)
+        else open_bundle(
+            member, allow=allow or (), run_unvetted_code=bool(unvetted), key=key, allow_unisolated=bool(unisolated)
+        )
         for member in members
     ]
     judged = replace(judged, ensemble=tuple(others), model=judge_mirror(judged.model, (bundle, *others)))
@@ -163,10 +166,10 @@ def predict_cases(
                 (folder.root / PARTIAL).rmdir()
 
 
-def make_worker(bundle: Bundle, options: Options) -> Worker:
+def make_worker(bundle: Bundle, options: Options, places: Places) -> Worker:
     """Return the worker of a bundle, not started yet."""
     recipe = bundle.recipe(options.model, options.ensemble)
-    return Worker(Load(recipe=recipe, policy=bundle.policy), options.max_case_memory)
+    return Worker(Load(recipe=recipe, policy=bundle.policy), places, options.max_case_memory)
 
 
 def _require_codes(bundle: Bundle) -> None:
@@ -192,7 +195,12 @@ class _Batch:
         self.on_crash = on_crash
         self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in earlier.done}
         self.described: dict[str, Future[dict[str, Any]]] = {}
-        self.worker = worker or make_worker(bundle, options)
+        if worker is None:
+            bundles, to_read = (bundle, *options.ensemble), self.to_compute.values()
+            worker = make_worker(
+                bundle, options, Places.of(self.folder.partial, bundles, to_read, options.model.device)
+            )
+        self.worker = worker
         try:  # before a line is written to the folder: a bundle that is refused leaves none
             if self.to_compute:
                 self.worker.start()
@@ -275,6 +283,7 @@ class _Batch:
             request = Segment(case=files, folder=str(folder), outputs=options.outputs)
             try:
                 segmented = self.worker.segment(request, options.timeout, None if attempt else prefetch)
+                require_plain_files(folder, segmented.files.values())
                 return partial(self._finish, case, folder, segmented, self.worker.start(), source, start)
             except WorkerMemoryError as error:
                 if attempt > 0 or prefetch is None:
@@ -334,6 +343,8 @@ class _Batch:
 
 
 def _files_of(case: InputCase) -> CaseFiles:
+    """Return a case as the worker gets it, which works in another folder."""
     if case.series is None:
-        return CaseFiles(id=case.id, paths=tuple(str(path) for path in case.paths))
-    return CaseFiles(id=case.id, series=case.series.as_dict())
+        return CaseFiles(id=case.id, paths=tuple(str(path.absolute()) for path in case.paths))
+    series = case.series.as_dict()
+    return CaseFiles(id=case.id, series={**series, "files": [str(Path(name).absolute()) for name in series["files"]]})

@@ -208,6 +208,7 @@ def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: 
         "files": result.get("files"),
         "not_written": result.get("not_written", {}),
         "notes": result.get("notes", []),
+        "isolation": result.get("isolation"),
     }
 
 
@@ -227,6 +228,7 @@ def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
         "files": None,
         "not_written": {},
         "notes": [],
+        "isolation": None,
     }
 
 

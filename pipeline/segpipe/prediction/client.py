@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from segpipe import errors
-from segpipe.common.processes import child_environment
-from segpipe.errors import SegpipeError
+from segpipe.common.files import cannot_write
+from segpipe.common.isolation import in_words, is_isolated
+from segpipe.errors import RefusedError, SegpipeError
+from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import (
     CaseFiles,
     Failed,
+    Isolated,
     Load,
     Loaded,
     Prefetch,
@@ -33,7 +39,7 @@ from segpipe.prediction.protocol import (
 LAST_LINES = 8
 START_ATTEMPTS = 2
 MEMORY_POLL_S = 0.1
-Answer = TypeVar("Answer", Loaded, Segmented)
+Answer = TypeVar("Answer", Isolated, Loaded, Segmented)
 
 
 class WorkerDiedError(Exception):
@@ -66,6 +72,7 @@ class Worker:
 
     Args:
         load: what the model is made from, and on which terms.
+        places: what it may read and write; it is isolated from all else as far as the kernel lets it.
         max_bytes: of memory at which it is ended while it is at a case; None for no limit. An address space limit
             would not do, since torch reserves far more than it uses.
 
@@ -73,8 +80,9 @@ class Worker:
         loaded: what the worker said of its model.
     """
 
-    def __init__(self, load: Load, max_bytes: int | None = None) -> None:
+    def __init__(self, load: Load, places: Places, max_bytes: int | None = None) -> None:
         self.load = load
+        self.places = places
         self.max_bytes = max_bytes
         self.loaded: Loaded | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,14 +99,20 @@ class Worker:
         """Start the process and load the model, unless both are there.
 
         Raises:
-            CannotGoOnError: the bundle is refused, or its model cannot be loaded.
+            CannotGoOnError: the bundle is refused, its model cannot be loaded, or it would have to be isolated and
+                cannot be.
         """
         for attempt in range(START_ATTEMPTS):
             if self._process is not None and self.loaded is not None:
                 break
-            self._spawn()
             try:
-                self.loaded = self._ask(self.load, Loaded)
+                self._spawn()
+                isolated = vars(self._ask(json.dumps(self.places.request) + "\n", Isolated))
+                if self.places.is_required and not is_isolated(isolated):
+                    raise _not_isolated(isolated)
+                isolation, reason = in_words(isolated)
+                loaded = self._ask(to_json(self.load), Loaded)
+                self.loaded = replace(loaded, isolation=isolation, isolation_reason=reason)
             except WorkerDiedError as death:
                 if attempt + 1 == START_ATTEMPTS:
                     raise CannotGoOnError(_cannot_start(death)) from death
@@ -125,7 +139,7 @@ class Worker:
             CannotGoOnError: why no further case can be.
         """
         self.start()
-        return self._ask(request, Segmented, timeout_s, self.max_bytes, meanwhile)
+        return self._ask(to_json(request), Segmented, timeout_s, self.max_bytes, meanwhile)
 
     def prefetch(self, case: CaseFiles) -> None:
         """Have a case read while another is computed; it is to be segmented next.
@@ -144,6 +158,8 @@ class Worker:
         if process is None:
             return
         process.kill()
+        with contextlib.suppress(OSError):  # what it may have started where nothing forbids that
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if self._listener:
             self._listener.join(timeout=1)
@@ -151,17 +167,22 @@ class Worker:
             with contextlib.suppress(OSError):
                 if pipe:
                     pipe.close()
+        shutil.rmtree(self.places.private, ignore_errors=True)
 
     def _spawn(self) -> None:
         self._answers.clear()
         self._words.clear()
+        try:
+            self.places.make()
+        except OSError as error:
+            raise cannot_write(self.places.work, error) from error
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "segpipe.prediction.worker"],
+            self.places.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which ends the worker
-            env=child_environment(),
+            env=self.places.environment,
         )
         self._listener = threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
         self._listener.start()
@@ -173,7 +194,7 @@ class Worker:
 
     def _ask(
         self,
-        request: Load | Segment,
+        line: str,
         answered_by: type[Answer],
         timeout_s: float | None = None,
         max_bytes: int | None = None,
@@ -183,22 +204,22 @@ class Worker:
         if process is None or process.stdin is None or process.stdout is None:
             raise SegpipeError("the worker was not started")
         try:
-            process.stdin.write(to_json(request).encode())
+            process.stdin.write(line.encode())
             process.stdin.flush()
             if meanwhile is not None:
                 meanwhile()
             deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
             poll_s = math.inf if max_bytes is None else MEMORY_POLL_S
             check = partial(self._check_limits, deadline, max_bytes)
-            line = read_line(process.stdout.fileno(), self._answers, deadline, poll_s, check)
+            answered = read_line(process.stdout.fileno(), self._answers, deadline, poll_s, check)
         except OSError:
-            line = b""
+            answered = b""
         except BaseException:  # too late, or interrupted: its answer must not be taken for the next one's
             self.close()
             raise
-        if not line.endswith(b"\n"):
+        if not answered.endswith(b"\n"):
             raise self._death(process)
-        answer = from_json(line)
+        answer = from_json(answered)
         if isinstance(answer, Failed):
             raise CannotGoOnError(_as_error(answer)) if answer.stop else _as_error(answer)
         if not isinstance(answer, answered_by):
@@ -244,6 +265,15 @@ def _as_error(failed: Failed) -> SegpipeError:
     kind = kind if isinstance(kind, type) and issubclass(kind, SegpipeError) else SegpipeError
     error: SegpipeError = kind(parts.pop("message"), **parts)
     return error
+
+
+def _not_isolated(isolated: dict[str, str | None]) -> SegpipeError:
+    return RefusedError(
+        "the bundle brings code of its own or was let through, and nothing here can isolate it",
+        found=in_words(isolated)[1],
+        expected="seccomp or Landlock, which Linux has",
+        hint="run it on such a machine; --allow-unisolated lets it do on this one whatever you may do",
+    )
 
 
 def _cannot_start(death: WorkerDiedError) -> SegpipeError:

@@ -46,8 +46,8 @@ class PredictKeywords(ModelKeywords, total=False):
         overwrite: compute finished cases again, and take over a folder of another bundle.
         max_case_memory: memory at which a case is ended and fails, in bytes or as ``8G``.
         ensemble: further bundles whose scores are averaged with those of the first.
-        allow, run_unvetted_code, require_signature: as ``allow``, ``run_unvetted_code`` and ``key`` of
-            `segpipe.open_bundle`, for bundles that are given by their path.
+        allow, run_unvetted_code, require_signature, allow_unisolated: as ``allow``, ``run_unvetted_code``, ``key`` and
+            ``allow_unisolated`` of `segpipe.open_bundle`, for bundles that are given by their path.
     """
 
     format: str | Sequence[str] | None
@@ -71,6 +71,7 @@ class PredictKeywords(ModelKeywords, total=False):
     allow: str | Sequence[str]
     run_unvetted_code: bool
     require_signature: str | PathLike[str] | None
+    allow_unisolated: bool
 
 
 @dataclass(frozen=True, kw_only=True)

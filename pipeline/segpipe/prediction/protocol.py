@@ -25,6 +25,19 @@ Message = TypeVar("Message")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Isolated:
+    """The worker's first words: for each layer of its isolation None where it was had, else why not.
+
+    Attributes:
+        network, files, calls: as `segpipe.common.isolation.isolate` returns them.
+    """
+
+    network: str | None
+    files: str | None
+    calls: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """Vet the bundles, then make their model. Answered by `Loaded`."""
 
@@ -65,7 +78,10 @@ class Prefetch:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """The model is there: how it is run, and what the gate said. All of it stands in every ``result.json``."""
+    """The model is there: how it is run, and what the gate said. All of it stands in every ``result.json``.
+
+    How far the process is isolated the batch adds itself, from what was said before any code of the bundle ran.
+    """
 
     vetting: dict[str, Any] | None = None
     engine: str | None = None
@@ -75,6 +91,8 @@ class Loaded:
     device: str = "cpu"
     threads: int = 1
     versions: dict[str, str] = field(default_factory=dict)
+    isolation: str | None = None
+    isolation_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +128,8 @@ class Failed:
     stop: bool = False
 
 
-MESSAGES: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, Segment, Prefetch, Loaded, Segmented, Failed)}
+KINDS: tuple[type[Any], ...] = (Isolated, Load, Segment, Prefetch, Loaded, Segmented, Failed)
+MESSAGES = {kind.__name__: kind for kind in KINDS}
 
 
 def to_json(message: Any) -> str:

@@ -1,7 +1,7 @@
 """The process that holds the model: it vets the bundles, then segments case after case, as `protocol` has it.
 
-`segpipe.prediction.client` starts it. It is apart from the batch so that a crash in native code, or the kernel for want
-of memory, ends one case only.
+`segpipe.prediction.client` starts it, through `segpipe.common.isolation`. It is apart from the batch so that a crash in
+native code, or the kernel for want of memory, ends one case only, and so that a bundle's code reaches nothing else.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from segpipe import errors
 from segpipe.common.files import cannot_write
-from segpipe.common.processes import die_with_parent
 from segpipe.common.result_folder import SEGMENTATION, SLICE
 from segpipe.errors import SegpipeError, UsageError, first_cause
 from segpipe.prediction.protocol import (
     CaseFiles,
     Failed,
+    Isolated,
     Load,
     Loaded,
     Prefetch,
@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from segpipe.inference import CaseInput, Prefetcher, Segmenter
 
 
-def main() -> None:
-    """Answer requests until the other side closes its pipe."""
+def main(_request: dict[str, Any], isolation: dict[str, str | None]) -> None:
+    """Say how far this process is isolated, then answer requests until the other side closes its pipe."""
     requests, replies = _claim_pipes()
-    die_with_parent()
+    replies.write(to_json(Isolated(**isolation)))
+    replies.flush()
     segmenter: Segmenter | None = None
     inbox = _Inbox(requests)
     for request in inbox:
@@ -232,7 +233,3 @@ def _claim_pipes() -> tuple[IO[str], IO[str]]:
     os.close(null)
     os.dup2(2, 1)
     return requests, replies
-
-
-if __name__ == "__main__":
-    main()

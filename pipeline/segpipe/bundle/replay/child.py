@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,16 @@ from segpipe.common.console import quiet_libraries
 from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError, first_cause
 
-__all__ = ["replay", "surroundings"]
 ANSWER, LABELS, SCORES = "answer.json", "labels.npy", "scores.npy"
 ANY_SIZE = 64  # where the metadata lets a size be anything
+
+
+def main(request: dict[str, Any], report: dict[str, str | None]) -> None:
+    """Say how far this process is isolated and what it computes with; then let nothing else be said, and replay."""
+    sys.stdout.write(json.dumps({**report, "surroundings": surroundings()}) + "\n")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    replay(request)
 
 
 def replay(request: dict[str, Any]) -> None:

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.bundle.golden import DOCUMENT, GOLDEN, LABELS, SCORES, Golden, read_golden
-from segpipe.bundle.replay import child, isolation
+from segpipe.bundle.replay import child
 from segpipe.bundle.tensors import WEIGHTS
 from segpipe.bundle.vet import METADATA, Finding, shown
+from segpipe.common import isolation
 from segpipe.common.processes import no_answer
 
 HEADER = 4096  # bytes of a .npy file beside its values, at most
@@ -233,16 +234,11 @@ class Ran:
     @property
     def isolation(self) -> tuple[str | None, str | None]:
         """How far it was isolated, and why no further."""
-        if not self.began:
-            return None, None
-        network, files = self.began["network"], self.began["files"]
-        if network is not None:
-            return "none", network
-        return ("no network", files) if files else ("no network, no other files, no programs", None)
+        return isolation.in_words(self.began) if self.began else (None, None)
 
 
 def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits) -> Ran:
-    """Run `segpipe.bundle.replay.isolation` on a copy of a bundle that lacks what the golden case is expected to give.
+    """Run `segpipe.bundle.replay.child` isolated, on a copy of a bundle without what is expected.
 
     Args:
         root: the bundle.
@@ -258,9 +254,12 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
         **request,
         "bundle": str(bundle),
         "work": str(out),
+        "readable": [str(bundle)],
+        "namespaces": True,
         "memory_bytes": limits.memory_bytes,
         "seconds": limits.seconds,
-        "sys_path": _import_path(),
+        "sys_path": isolation.import_path(),
+        "then": f"{child.__name__}:main",
     }
     with (out / LOG).open("wb") as log:
         process = subprocess.Popen(
@@ -274,7 +273,7 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
         )
     late = False
     try:
-        said, _ = process.communicate(json.dumps(request).encode(), timeout=limits.seconds)
+        said, _ = process.communicate(json.dumps(request).encode() + b"\n", timeout=limits.seconds)
     except subprocess.TimeoutExpired:
         late = True
     finally:
@@ -303,15 +302,6 @@ def _require_plain(path: Path, most_bytes: int) -> None:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > most_bytes:
         raise ValueError(f"{path.name} is no plain file of at most {most_bytes} bytes")
-
-
-def _import_path() -> list[str]:
-    """Return where this process finds packages, this one first, but for folders where the user works or lives."""
-    own = Path(isolation.__file__).parents[3]
-    private = (Path.cwd(), Path.home())
-    entries = dict.fromkeys(Path(entry).resolve() for entry in sys.path if entry)
-    others = [path for path in entries if not any(folder.is_relative_to(path) for folder in private)]
-    return [str(path) for path in dict.fromkeys((own, *others))]
 
 
 def _environment(out: Path) -> dict[str, str]:

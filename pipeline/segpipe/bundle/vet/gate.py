@@ -48,10 +48,12 @@ class TrustPolicy:
     Attributes:
         allow: names admitted beside the list, as `vet_bundle` takes them.
         run_unvetted_code: let it through whatever is found.
+        allow_unisolated: run code of its own, or what was let through, also where nothing can isolate it.
     """
 
     allow: tuple[str, ...] = ()
     run_unvetted_code: bool = False
+    allow_unisolated: bool = False
 
 
 def require_vetted(

@@ -31,6 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Conversions are kept for the session, apart from the user's."""
     os.environ["SEGPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.bundle.disclosure import find_disclosures, machine_words
 from segpipe.bundle.exporting import NAME, VERSION
 from segpipe.bundle.tensors import WEIGHTS, read_state, safetensors_bytes
 from segpipe.bundle.vet import (
@@ -62,6 +63,7 @@ def pack_bundle(
     *,
     safetensors: bool = False,
     allow: Collection[str] = (),
+    publish: bool = False,
     overwrite: bool = False,
 ) -> Packed:
     """Write a bundle as one zip file, whole or not at all; the bundle itself is only read.
@@ -74,17 +76,27 @@ def pack_bundle(
         out: the archive; default ``NAME_vVERSION.zip`` in the current directory.
         safetensors: add ``models/model.safetensors``, the same tensors as in ``models/model.pt``.
         allow: names admitted beside the list, as `segpipe bundle verify` takes them.
+        publish: refuse a bundle in which something could name a patient or a place.
         overwrite: replace a file that is already there.
 
     Raises:
         UsageError: not a bundle, or the place of the archive is taken or cannot be written to.
-        RefusedError: the bundle is not as its SHA256SUMS says, has none, or does not pass the static checks.
+        RefusedError: the bundle is not as its SHA256SUMS says, has none, does not pass the static checks, or names
+            somebody.
         DataError: the weights cannot be written as safetensors.
     """
     with unpacked(bundle) as (root, findings):
         verdict = vet_unpacked(root, findings, allow)
         if root is None or verdict.refused or not verdict.intact:
             raise _refusal(Path(bundle), verdict)
+        disclosed = find_disclosures(root, machine_words()) if publish else []
+        if disclosed:
+            raise RefusedError(
+                "the bundle could name a patient or a place, and is not packed",
+                path=bundle,
+                findings=plain(disclosed),
+                hint="take it out of run, manifest or options, and export again",
+            )
         if not re.fullmatch(NAME, verdict.name):
             raise UsageError("this name of a bundle cannot be a folder's", found=verdict.name, expected=NAME)
         named = f"_v{verdict.version}" if re.fullmatch(VERSION, verdict.version) else ""

@@ -156,6 +156,9 @@ def pack(
     safetensors: Annotated[
         bool, typer.Option("--safetensors", help="Add models/model.safetensors, equal to models/model.pt.")
     ] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Refuse where something in it could name a patient or a place.")
+    ] = False,
     allow: Allow = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
     json: AsJson = False,
@@ -166,13 +169,17 @@ def pack(
     with --safetensors the second form of the weights and its line in SHA256SUMS are in the file alone, as the content's
     hash then says. Unpacked and packed again it gives the same file.
 
+    With --publish it is looked through first: paths of a machine, DICOM UIDs, dates, e-mail addresses other than the
+    authors', persons as DICOM writes them, original names beside pseudonyms, texts in headers of volumes and pictures.
+    File and place are named, never the text.
+
     Example: segpipe bundle pack bundles/liver_ct -o liver_ct.zip
     """
     console = Console("bundle", as_json=json)
     quiet_libraries()
     from segpipe.bundle import pack_bundle
 
-    packed = pack_bundle(bundle, out, safetensors=safetensors, allow=allow or (), overwrite=overwrite)
+    packed = pack_bundle(bundle, out, safetensors=safetensors, allow=allow or (), publish=publish, overwrite=overwrite)
     size = packed.file.stat().st_size
     rows = [
         ("file", packed.file),

@@ -89,7 +89,17 @@ def command(
         str, typer.Option(help="Patient from case id: pairs (2k-1 and 2k are one), regex:PATTERN (one group), none.")
     ] = "none",
     hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Record the SHA-256 of every file.")] = True,
-    pseudonymise: Annotated[bool, typer.Option(help="Replace case and patient ids by hashes.")] = False,
+    pseudonymise: Annotated[
+        bool, typer.Option(help="Replace case and patient ids by hashes; keep no name that the source has.")
+    ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the key of patients' pseudonyms, made where it is not there. "
+            "[default: segpipe/pseudonyms.key in ~/.config]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
     ] = False,
@@ -151,6 +161,7 @@ def command(
                     patient_rule=patient_rule,
                     hashes=hashes,
                     pseudonymise=pseudonymise,
+                    key=key,
                     overwrite=overwrite,
                     progress=progress,
                     note=console.note,

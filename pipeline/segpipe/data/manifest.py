@@ -93,6 +93,9 @@ class Manifest(BaseModel):
     numTest: int = 0  # noqa: N815
     patient_rule: str | None = Field(None, description="How patient ids were derived, where they were.")
     split_rule: str | None = Field(None, description="How the folds and the test set were drawn.")
+    pseudonymised: Literal[True] | None = Field(
+        None, description="Ids hide names: what is passed on names no file or folder of the source."
+    )
     training: list[Case] = Field(default_factory=list)
     test: list[Case] = Field(default_factory=list)
 

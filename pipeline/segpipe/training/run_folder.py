@@ -10,16 +10,17 @@ from typing import Any
 
 from segpipe.bundle import TrustPolicy, require_vetted_sources
 from segpipe.common.console import quiet_libraries
-from segpipe.common.files import cannot_write, read_json, sha256_of, write_json, write_text
+from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json, write_text
 from segpipe.common.provenance import environment
 from segpipe.data import FINGERPRINT, data_root, load_manifest
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, UsageError
 from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.fragments import Composed, compose_config
 from segpipe.training.mirroring import mirrored_in_training
 
 SCHEMA_VERSION = 1
-PLACES = ("bundle_root", "dataset_dir")  # ids of a config that say where, not what
+PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
+PLACE = "places.json"  # of a pseudonymised data set: where it lies on this machine, for the run's owner alone
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
     except OSError as error:
         raise cannot_write(out, error) from error
     write_text(out / "manifest.json", manifest.read_text(encoding="utf-8"))
+    if dataset.pseudonymised:  # the folder's name may name whom the pseudonyms hide
+        write_text(out / PLACE, json_text({"dataset_dir": config["dataset_dir"]}), mode=0o600)
+        config = {**config, **PLACES}
     write_json(out / "config.json", config)
     if fingerprint is not None and fingerprint.is_file():
         write_text(out / FINGERPRINT, fingerprint.read_text(encoding="utf-8"))
@@ -153,6 +157,20 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
     }
     write_json(out / "run.json", record)
     return record
+
+
+def read_places(out: Path) -> dict[str, str]:
+    """Return where the run's data lies, where its config does not say it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if not (out / PLACE).is_file():
+        return {}
+    places = read_json(out / PLACE, "place of the data")
+    if not isinstance(places, dict) or not isinstance(places.get("dataset_dir"), str):
+        raise DataError("not what `segpipe train` writes", path=out / PLACE, hint="name the data folder with --data")
+    return {"dataset_dir": places["dataset_dir"]}
 
 
 def require_same(out: Path, config: Mapping[str, Any], manifest: Path) -> None:

@@ -20,7 +20,7 @@ from segpipe.common.subprocesses import Ended, Subprocesses
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, DataError, SegpipeError, UsageError
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import prepare, require_same
+from segpipe.training.run_folder import prepare, read_places, require_same
 
 SEEDS = "seeds.json"
 SCHEMA_VERSION = 1
@@ -94,7 +94,7 @@ def resume_seeds(out: Path, data: Path | None = None, progress: Progress | None 
     if begun is None:
         raise UsageError("no seed was begun yet", path=out, hint="give the first command again")
     record = read_json(begun / "run.json", "run record")
-    config = {**read_json(begun / "config.json", "run config"), "seed": seeds[0]}
+    config = {**read_json(begun / "config.json", "run config"), **read_places(begun), "seed": seeds[0]}
     composed = Composed(config, record["origins"])
     return train_seeds(composed, begun / "manifest.json", out, len(seeds), begun / FINGERPRINT, data, progress)
 

@@ -1,7 +1,8 @@
 """Run and resume a training, and try one without writing: a thin shell over MONAI's ConfigWorkflow.
 
 The run folder is described in docs/decisions/0001; what runs is its ``config.json``, so
-``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module.
+``python -m monai.bundle run --config_file RUN/config.json`` does the same without this module. That of a pseudonymised
+data set names no place of this machine, and is told it with ``--dataset_dir``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import prepare
+from segpipe.training.run_folder import prepare, read_places
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -90,8 +91,7 @@ def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | No
     from monai.bundle import ConfigWorkflow
 
     override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
-    if data is not None:
-        override["dataset_dir"] = str(data.resolve())
+    override |= read_places(out) if data is None else {"dataset_dir": str(data.resolve())}
     try:
         workflow = ConfigWorkflow(
             config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override

@@ -98,18 +98,61 @@ def test_series_and_labels_become_cases(tmp_path: Path, capsys: pytest.CaptureFi
     assert cases[one.case_id].patient_id == cases[three.case_id].patient_id != cases[two.case_id].patient_id
 
 
-def test_a_patient_is_known_to_the_holder_of_the_key_alone(tmp_path: Path) -> None:
-    add(tmp_path / "in", {1: "liver"}, PatientID="17")
-    patients = []
-    for name in ("one", "two", "one"):
-        words = ["import", str(tmp_path / "in"), "--converted", str(tmp_path / name), "--overwrite"]
-        assert run(words) == 0
-        patients.append(load_manifest(tmp_path / name / "manifest.json").training[0].patient_id)
-        for file in ("mapping.jsonl", "pseudonyms.key"):
-            assert stat.S_IMODE((tmp_path / name / file).stat().st_mode) == 0o600
-    assert patients[0] == patients[2] != patients[1]
+def patient_of(source: Path, out: Path, *words: str) -> str:
+    """The pseudonym of the one patient in an import."""
+    assert run(["import", str(source), "--converted", str(out), "--overwrite", *words]) == 0
+    (patient,) = {case.patient_id for case in load_manifest(out / "manifest.json").training}
+    return str(patient)
+
+
+def test_a_patient_is_known_to_the_holder_of_the_key_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    source = tmp_path / "in"
+    add(source, {1: "liver"}, PatientID="17")
+    one, two, again = (patient_of(source, tmp_path / name) for name in ("one", "two", "one"))
+    assert one == two == again
+    key = tmp_path / "config/segpipe/pseudonyms.key"
+    assert str(key) in capsys.readouterr().err.replace("\n", "")
+    for file in (key, tmp_path / "one/mapping.jsonl"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    own, same = (patient_of(source, tmp_path / name, "--key", str(tmp_path / "k.key")) for name in ("three", "four"))
+    assert own == same != one and stat.S_IMODE((tmp_path / "k.key").stat().st_mode) == 0o600
     for plain in ("17", "\x0017"):
-        assert hashlib.sha256(plain.encode()).hexdigest()[:12] not in str(patients)
+        assert hashlib.sha256(plain.encode()).hexdigest()[:12] not in (one, own)
+
+
+def test_two_imports_of_one_tree_give_a_patient_one_pseudonym(tmp_path: Path) -> None:
+    """CT first, then PET, into folders of their own."""
+    source = tmp_path / "in"
+    add(source / "ct", {1: "liver"}, PatientID="17")
+    add(source / "pet", {1: "liver"}, PatientID="17", Modality="PT", Units="BQML")
+    assert patient_of(source, tmp_path / "ct", "--modality", "CT") == patient_of(
+        source, tmp_path / "pet", "--modality", "PET"
+    )
+
+
+def test_the_key_that_an_earlier_version_left_in_a_folder_goes_on_naming_its_patients(tmp_path: Path) -> None:
+    add(tmp_path / "in", {1: "liver"}, PatientID="17")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/pseudonyms.key").write_text("ab" * 32)
+    (tmp_path / "copy.key").write_text("ab" * 32)
+    earlier = patient_of(tmp_path / "in", tmp_path / "out")
+    assert earlier == patient_of(tmp_path / "in", tmp_path / "new", "--key", str(tmp_path / "copy.key"))
+    assert earlier != patient_of(tmp_path / "in", tmp_path / "other")
+
+
+def test_what_is_no_key_is_refused_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(tmp_path / "in", {1: "liver"})
+    (tmp_path / "short.key").write_text("17\n")
+    (tmp_path / "binary.key").write_bytes(b"\xff" * 64)
+    for key, code in (("short.key", 3), ("binary.key", 3), ("short.key/below", 2)):
+        words = ["import", str(tmp_path / "in"), "--converted", str(tmp_path / "out"), "--key", str(tmp_path / key)]
+        assert run(words) == code
+        assert "--key" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    nifti = ["import", "--images", str(tmp_path), "--labels", str(tmp_path), "--key", str(tmp_path / "k")]
+    assert run(nifti) == 2 and "--key goes with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
@@ -133,7 +176,7 @@ def test_no_text_of_a_header_leaves(kind: str, tmp_path: Path, capfd: pytest.Cap
     said = "".join(capfd.readouterr())
     assert make.MARKER not in said and "0815" not in said
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(files) == 6
+    assert len(files) == 5
     for file in files:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         content = re.sub(rb"[0-9a-f]{64}", b"", content)  # a hash may hold any four digits

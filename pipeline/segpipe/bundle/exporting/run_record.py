@@ -19,6 +19,7 @@ from segpipe.reporting import read_history
 PROVENANCE, MANIFEST, TRAIN = "provenance.json", "configs/manifest.json", "configs/train.json"
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"
+PLACES = "places.json"
 NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 
 
@@ -33,6 +34,7 @@ class Run:
         seen: what `seen_in_training` makes of the cases that were trained on; None where the run has no fingerprint.
         history: rows of ``history.csv``; empty where there is none.
         seeds: the runs that differ from it by their seed alone, as ``seeds.json`` beside it says; None without it.
+        data: where the data lay; empty where that is not known.
     """
 
     config: Mapping[str, Any]
@@ -41,6 +43,7 @@ class Run:
     seen: Mapping[str, Any] | None = None
     history: Sequence[Mapping[str, str]] = ()
     seeds: Mapping[str, Any] | None = None
+    data: str = ""
 
     @property
     def versions(self) -> dict[str, str]:
@@ -89,6 +92,7 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         _read_seen(folder, record),
         read_history(folder) if (folder / "history.csv").is_file() else (),
         _read_seeds(folder),
+        _read_place(folder, config),
     )
 
 
@@ -147,6 +151,12 @@ def seen_in_training(
 
 def _range(values: Sequence[float]) -> list[float]:
     return [float(f"{min(values):.6g}"), float(f"{max(values):.6g}")]
+
+
+def _read_place(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return where the data lay: a run of a pseudonymised data set says it in a file of its own."""
+    place = read_json(folder / PLACES, "place of the data") if (folder / PLACES).is_file() else config
+    return str(place.get("dataset_dir", "")) if isinstance(place, dict) else ""
 
 
 def _read_seeds(folder: Path) -> dict[str, Any] | None:

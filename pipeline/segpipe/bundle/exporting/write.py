@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata as packages
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segpipe.bundle.disclosure import find_disclosures, machine_words
 from segpipe.bundle.exporting.bundle_configs import (
     Rules,
     check_rules,
@@ -27,13 +30,14 @@ from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation,
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_bytes
-from segpipe.bundle.vet import METADATA, write_sums
+from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
-from segpipe.data import Manifest
-from segpipe.errors import UsageError
+from segpipe.data import Case, Manifest, nifti_stem
+from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import read_rules
 
+CHANNEL = re.compile(r"_\d{4}$")
 LOGGING = """[loggers]
 keys=root,dicom
 
@@ -128,6 +132,8 @@ def export(
         meanings,
     )
     contents = read_run(run, unfinished)
+    original = contents.manifest
+    contents = replace(contents, manifest=_anonymous(original))
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
     measured = None if evaluation is None else read_evaluation(Path(evaluation))
@@ -138,7 +144,7 @@ def export(
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     texts = {
         INFERENCE: json_text(inference_config(contents.config, rules, files)),
-        MANIFEST: json_text(_anonymous(contents.manifest).dump()),
+        MANIFEST: json_text(contents.manifest.dump()),
     }
     weights = torch_bytes(state)
     if measured is not None:
@@ -162,7 +168,29 @@ def export(
         write_text(folder / "LICENSE", text)
         write_json(folder / METADATA, metadata)
         write_sums(folder)
+        if original.pseudonymised:
+            _require_nameless(folder, _names_at_home(original, contents))
     return open_bundle(out)
+
+
+def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
+    """Return what files and folders of a pseudonymised data set are called where it lies, but words of its labels."""
+    paths = [PurePosixPath(path) for case in manifest.cases() for path in case.paths]
+    names = {*(nifti_stem(path) for path in paths), *(part for path in paths for part in path.parts[:-1])}
+    names |= {CHANNEL.sub("", name) for name in names} | {PurePosixPath(run.data).name}
+    own = {word.casefold() for word in (*manifest.labels.values(), *manifest.channels)}
+    hidden = {case.id for case in manifest.cases()}
+    return {name for name in names if name.casefold() not in own and CHANNEL.sub("", name) not in hidden}
+
+
+def _require_nameless(folder: Path, names: Collection[str]) -> None:
+    findings = find_disclosures(folder, (*names, *machine_words()))
+    if findings:
+        raise RefusedError(
+            "the bundle would name what its pseudonyms hide",
+            findings=plain(findings),
+            hint="say nothing of it in --name, --description, --authors, --limit and the manifest, then export again",
+        )
 
 
 def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> None:
@@ -198,19 +226,44 @@ def _section(manifest: Manifest) -> str:
 
 
 def _anonymous(manifest: Manifest) -> Manifest:
-    """Return the manifest with patient ids replaced by numbers: a bundle is passed on, only the grouping is needed."""
+    """Return the manifest as it is passed on: patients are numbers, since only the grouping is needed.
+
+    Where ids are pseudonyms, files are called after them: what they are called at home says who is meant.
+    """
     groups: dict[str, str] = {}
     for case in manifest.cases():
         if case.patient_id is not None:
             groups.setdefault(case.patient_id, f"p{len(groups) + 1:05}")
     sections = {
         name: [
-            case.model_copy(update={"patient_id": groups.get(case.patient_id or "")})
+            case.model_copy(
+                update={
+                    "patient_id": groups.get(case.patient_id or ""),
+                    **(_files_by_id(case) if manifest.pseudonymised else {}),
+                }
+            )
             for case in getattr(manifest, name)
         ]
         for name in ("training", "test")
     }
     return manifest.model_copy(update=sections)
+
+
+def _files_by_id(case: Case) -> dict[str, Any]:
+    """Return the paths and hashes of a case under names that are made of its id."""
+    several = len(case.images) > 1
+    images = [
+        f"images/{case.id}{f'_{index:04}' if several else ''}{_ending(path)}" for index, path in enumerate(case.images)
+    ]
+    label = f"labels/{case.id}{_ending(case.label)}" if case.label else None
+    renamed = dict(zip(case.paths, [*images, label] if label else images, strict=True))
+    hashes = {renamed[path]: value for path, value in (case.sha256 or {}).items() if path in renamed}
+    return {"image": images if several else images[0], "label": label, "sha256": hashes or None}
+
+
+def _ending(path: str) -> str:
+    """Return all endings of a file name, such as ``.nii.gz``."""
+    return path.rpartition("/")[2][len(nifti_stem(path)) :].lower()
 
 
 def _data_licence(manifest: Manifest) -> str:

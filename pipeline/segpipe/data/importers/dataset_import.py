@@ -15,6 +15,7 @@ from segpipe.common.processes import Progress
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
 from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
 from segpipe.data.importers.layouts import read_folders
+from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
 from segpipe.data.importers.slice_volumes import convert_stacks
 from segpipe.data.importers.source_dataset import SourceDataset
@@ -77,6 +78,7 @@ def import_dataset(
     patient_rule: str = "none",
     hashes: bool = True,
     pseudonymise: bool = False,
+    key: str | Path | None = None,
     overwrite: bool = False,
     progress: StageProgress = lambda stage, done, total: None,
     note: Callable[[str], object] = lambda text: None,
@@ -102,7 +104,9 @@ def import_dataset(
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
         hashes: record the SHA-256 of every file.
-        pseudonymise: replace case and patient ids by hashes.
+        pseudonymise: replace case and patient ids by hashes, and keep no name that the source has for itself.
+        key: file of the key of the patients' pseudonyms (DICOM, ``pseudonymise``), made where it is not there; None:
+            that of an earlier conversion to the same folder, else one for all of a user's imports.
         overwrite: replace a manifest that is there, with its split.
         progress: called with stage, done and total.
         note: called with each of the notes at once.
@@ -123,7 +127,10 @@ def import_dataset(
         raise UsageError("--label, --show-names, --overlap, --allow-missing, --unlabelled and --repair go with DICOM")
     if unlabelled not in ("skip", "include"):
         raise UsageError(f"no such way with series without labels: {unlabelled!r}", expected="skip or include")
+    if key is not None and not pseudonymise and layout != "dicom":
+        raise UsageError("--key goes with --pseudonymise, or with DICOM")
     notes: list[str] = []
+    secret = b""
 
     def tell(text: str) -> None:
         notes.append(text)
@@ -136,7 +143,8 @@ def import_dataset(
         path = _require_new(place.manifest, overwrite)
         if overlap not in ("refuse", "first", "last"):
             raise UsageError(f"no way {overlap!r} to go about overlaps", expected="refuse, first or last")
-        options = LabelOptions(rules, overlap, allow_missing, unlabelled == "include", skip_bad)  # type: ignore[arg-type]
+        secret = _study_key(key, place.folder, tell)
+        options = LabelOptions(rules, overlap, allow_missing, unlabelled == "include", skip_bad, secret)  # type: ignore[arg-type]
         dataset = _convert_dicom(tree, place, options, progress, tell)
     elif source is not None and layout == "slices":
         stacks = find_stacks(source, slices, masks)
@@ -149,7 +157,11 @@ def import_dataset(
         dataset = _read_nifti(source, layout, images, labels, label_names, modality, progress)
         path = _require_new(output or dataset.root / "manifest.json", overwrite)
     about = {"name": name, "licence": licence, "source": origin}
-    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, about=about)
+    hides = pseudonymise or layout == "dicom"
+    if pseudonymise:
+        secret = _study_key(key, None, tell) if layout != "dicom" else secret
+        dataset = _without_names(dataset, layout, tell)
+    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret if hides else b"", about=about)
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)
@@ -187,6 +199,23 @@ def _choose_layout(source: Path | None, layout: str | None, images: Any, labels:
             raise UsageError(f"which folder holds the {layout}?", expected="segpipe import FOLDER")
         return layout
     return detect_layout(source)
+
+
+def _study_key(named: str | Path | None, earlier: Path | None, tell: Callable[[str], None]) -> bytes:
+    key, path = study_key(named, earlier)
+    tell(f"patients are named under the key {path}: keep it, and give the same --key wherever they are to agree")
+    return key
+
+
+def _without_names(dataset: SourceDataset, layout: str | None, tell: Callable[[str], None]) -> SourceDataset:
+    """Leave out what a dataset.json says of itself in free text, all but the licence; what we wrote stays."""
+    if layout in ("slices", "dicom"):
+        return dataset
+    kept = {name: text for name, text in dataset.about.items() if name == "licence"}
+    if len(kept) < len(dataset.about):
+        left_out = ", ".join(name for name in dataset.about if name not in kept)
+        tell(f"left out: {left_out} of the dataset.json, which may name somebody: give what may be known with --name")
+    return replace(dataset, about=kept)
 
 
 def _stage(progress: StageProgress, name: str) -> Progress:

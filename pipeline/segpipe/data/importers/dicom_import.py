@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.files import require_writable, sha256_of, write_json, write_text
+from segpipe.common.files import require_writable, sha256_of, write_json
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.importers.label_rules import LabelRules
 from segpipe.data.importers.source_dataset import (
@@ -37,7 +36,7 @@ from segpipe.dicom import (
     write_mapping,
     write_volume,
 )
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ def _without_copies(files: Sequence[LabelFile]) -> tuple[LabelFile, ...]:
 
 
 Overlap = Literal["refuse", "first", "last"]
-KEY = "pseudonyms.key"  # beside the mapping, for its owner alone
 MODALITIES = {"MR": "MRI"}  # where the manifest's word is not DICOM's
 
 
@@ -163,6 +161,7 @@ class LabelOptions:
         allow_missing: whether a case without one of the labels has it nowhere; else it is refused.
         unlabelled: whether series without labels become test cases.
         skip_bad: leave out what cannot be used, instead of refusing all.
+        key: of the patients' pseudonyms.
     """
 
     rules: LabelRules
@@ -170,6 +169,7 @@ class LabelOptions:
     allow_missing: bool = False
     unlabelled: bool = False
     skip_bad: bool = False
+    key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def convert_series(
     Args:
         tree: what `segpipe.data.importers.dicom_import.find_labelled` found.
         root: the data root; the manifest's paths start here, and ``folder`` is it or lies below it.
-        folder: for the NIfTI files, the mapping from case ids to files, and the key of the patients' pseudonyms.
+        folder: for the NIfTI files and the mapping from case ids to files.
         options: which labels, and what to do in doubt.
         progress: called with the number of series done and of all.
 
@@ -236,7 +236,7 @@ def convert_series(
     kept = [job for job, volume in zip(jobs, done, strict=True) if not volume.fault]
     if not any(job.labels for job in kept) or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(kept))
-    dataset = _describe(kept, root, folder, options.rules)
+    dataset = _describe(kept, root, folder, options)
     write_mapping(folder, [job.series for job in kept])
     if options.unlabelled:
         faults |= _refused(tree.unlabelled)
@@ -337,14 +337,13 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     return labels
 
 
-def _describe(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) -> SourceDataset:
-    key = _key(folder)
+def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptions) -> SourceDataset:
     below = folder.relative_to(root)
 
     def case(job: Job) -> SourceCase:
         file = f"{job.series.case_id}.nii.gz"
         label = (below / "labels" / file).as_posix() if job.labels else None
-        patient = patient_pseudonym(job.series.files[0], key)
+        patient = patient_pseudonym(job.series.files[0], options.key)
         image = (below / "images" / file).as_posix()
         return SourceCase(job.series.case_id, [image], label, patient, job.series.caveats)
 
@@ -354,21 +353,7 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, rules: LabelRules) 
         root=root,
         training=[case(job) for job in jobs if job.labels],
         test=[case(job) for job in jobs if not job.labels],
-        labels={"0": "background", **{str(value): name for value, name in sorted(rules.names.items())}},
+        labels={"0": "background", **{str(value): name for value, name in sorted(options.rules.names.items())}},
         modality={"0": modality},
         about={"name": "dicom", "description": "Volumes and label maps made of DICOM series, SEG and RTSTRUCT."},
     )
-
-
-def _key(folder: Path) -> bytes:
-    """Return the key of this folder's pseudonyms, made once: an import that goes on names the same patients."""
-    path = folder / KEY
-    try:
-        if not path.is_file():
-            write_text(path, secrets.token_hex(32) + "\n", mode=0o600)
-        key = path.read_text().strip()
-    except OSError as error:
-        raise UsageError("cannot read the key of the pseudonyms", path=path, found=error.strerror) from error
-    if len(key) < 32:
-        raise DataError("not a key of pseudonyms", path=path, hint="remove it; patients get new pseudonyms then")
-    return key.encode()

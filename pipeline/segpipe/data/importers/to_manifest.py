@@ -10,6 +10,7 @@ How patients follow from case ids, where the data set does not say who a case is
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,14 +66,20 @@ def find_dataset(source: Path, layout: str | None = None) -> SourceDataset:
 
 
 def to_manifest(
-    dataset: SourceDataset, rule: str = "none", *, pseudonymise: bool = False, about: dict[str, Any] | None = None
+    dataset: SourceDataset,
+    rule: str = "none",
+    *,
+    pseudonymise: bool = False,
+    key: bytes = b"",
+    about: dict[str, Any] | None = None,
 ) -> Manifest:
     """Make a manifest of a data set.
 
     Args:
         dataset: cases, labels, channels.
         rule: how patient ids follow from case ids (`patient_rule`); ids that the source states are kept.
-        pseudonymise: replace case and patient ids by hashes.
+        pseudonymise: replace case and patient ids by hashes, and leave out the name of the folder.
+        key: of the patients' pseudonyms; where there is one, the manifest says that its ids are pseudonyms.
         about: descriptive fields that override its own.
 
     Raises:
@@ -85,7 +92,7 @@ def to_manifest(
         patient = case.patient_id or patient_of(case.id)
         if pseudonymise:
             name = "case-" + _digest(case.images[0])
-            patient = patient and "patient-" + _digest(patient)
+            patient = patient and "patient-" + hmac.new(key, patient.encode(), "sha256").hexdigest()[:12]
         else:
             name = case.id
         if not CASE_ID.match(name):
@@ -102,12 +109,13 @@ def to_manifest(
 
     _require_unique(dataset)
     document = {
-        "name": dataset.root.resolve().name or "dataset",
+        "name": "dataset" if key or pseudonymise else dataset.root.resolve().name or "dataset",
         **dataset.about,
         **{name: value for name, value in (about or {}).items() if value},
         "modality": dataset.modality,
         "labels": dataset.labels,
-        "patient_rule": None if rule == "none" else rule,
+        "patient_rule": None if rule == "none" else rule.partition(":")[0] if pseudonymise else rule,
+        "pseudonymised": True if key or pseudonymise else None,
         "training": [plain(case) for case in dataset.training],
         "test": [plain(case) for case in dataset.test],
     }

@@ -176,7 +176,7 @@ def export(
 def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
     """Return what files and folders of a pseudonymised data set are called where it lies, but words of its labels."""
     paths = [PurePosixPath(path) for case in manifest.cases() for path in case.paths]
-    names = {*(nifti_stem(path) for path in paths), *(part for path in paths for part in path.parts[:-1])}
+    names = {*(nifti_stem(path.name) for path in paths), *(part for path in paths for part in path.parts[:-1])}
     names |= {CHANNEL.sub("", name) for name in names} | {PurePosixPath(run.data).name}
     own = {word.casefold() for word in (*manifest.labels.values(), *manifest.channels)}
     hidden = {case.id for case in manifest.cases()}

@@ -19,7 +19,6 @@ import ctypes
 import errno
 import json
 import os
-import signal
 import struct
 import sys
 from collections.abc import Iterable, Mapping
@@ -30,7 +29,7 @@ from typing import Any
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # <linux/sched.h>
 THREAD = 0x00010000
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38  # <linux/prctl.h>
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38  # <linux/prctl.h>
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
 PATH_BENEATH = 1
 READ = 1 << 2 | 1 << 3  # <linux/landlock.h>: a file, a folder
@@ -96,7 +95,6 @@ def isolate(request: Mapping[str, Any]) -> Report:
     readable = [*SYSTEM, *(GPU_FACTS if devices else ()), *request.get("readable", ())]
     files = give_up_files(readable, [request["work"], *request.get("writable", ())], devices)
     set_limits(request.get("memory_bytes"), request.get("seconds"))
-    end_with_parent()  # once more: a change of rights may have taken it back
     return {"network": left and calls and f"{left}; {calls}", "files": files, "calls": calls}
 
 
@@ -253,12 +251,6 @@ def libraries() -> list[str]:
     return [place for place in places if place]
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this process with the one that started it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def main() -> None:
     """Isolate this process as the first line of its standard input asks, and go on with the function named there."""
     line = b""
@@ -268,7 +260,6 @@ def main() -> None:
             return
         line += block
     request = json.loads(line)
-    end_with_parent()
     sys.path[:] = request["sys_path"]
     request["readable"] = [*request.get("readable", ()), *libraries(), *sys.path]
     report = isolate(request)

@@ -1,4 +1,9 @@
-"""Processes: how many are worth starting, the same work for many cases in several, and how one begins and ends."""
+"""Processes: how many are worth starting, the same work for many cases in several, and how one begins and ends.
+
+Every process that the package starts ends with the one that started it, also when that is killed: programs are started
+as `tied` gives their command, and `over_cases` ties its pool. This file is also what runs in front of such a program,
+and imports nothing but the standard library.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +21,9 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+WATCH_S = 0.5
+NO_PROGRAM = 127  # as shells have it
+LOST = 137  # exit code of a process that was killed
 MOST_WORKERS = 4  # each holds whole volumes, and the disk is one
 BYTES_WORTH_A_WORKER = 30_000_000  # of image files: below, starting a process takes longer than what it would share
 
@@ -34,10 +44,35 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process with the one that started it; elsewhere nothing happens."""
+def tied(command: Sequence[str]) -> list[str]:
+    """Return a command that runs the same program and ends when this process does, however that ends.
+
+    On Linux the kernel sees to it; elsewhere a program of ours calls `end_with_parent` itself. What counts there is the
+    thread that starts it, which has to last as long.
+    """
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process with the one that started it, however that ends.
+
+    Args:
+        parent: its process id where it is known; it may have ended before this was called.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    if parent is not None and os.getppid() != parent:
+        os._exit(LOST)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os._exit(LOST)
 
 
 def raise_interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -124,7 +159,7 @@ def over_cases(
 
     def work_on(numbers: Sequence[int], workers: int) -> None:
         spawn = multiprocessing.get_context("spawn")  # the progress bar's thread forbids to fork
-        with ProcessPoolExecutor(workers, spawn, _leave_signals_to_the_parent) as pool:
+        with ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(),)) as pool:
             try:
                 with suppress(BrokenProcessPool):
                     futures = {pool.submit(work, jobs[number]): number for number in numbers}
@@ -145,6 +180,22 @@ def over_cases(
     return [done[number] for number in range(len(jobs))]
 
 
-def _leave_signals_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(parent: int) -> None:
+    """Leave signals of the terminal to the parent, and end with it."""
+    end_with_parent(parent)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def main() -> None:
+    """Run the program of the command line in this process, tied to the parent that it names first."""
+    end_with_parent(int(sys.argv[1]))
+    with suppress(OSError):
+        os.execvp(sys.argv[2], sys.argv[2:])
+    sys.exit(NO_PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

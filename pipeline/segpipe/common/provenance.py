@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.processes import usable_cores
+from segpipe.common.processes import tied, usable_cores
 
 PACKAGES = ("segpipe", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "scipy", "SimpleITK", "pydicom")
 
@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        tied(["git", "-C", str(folder), *arguments]), capture_output=True, text=True, timeout=10, check=True
     )
     return done.stdout.strip()
 

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import IO, Any
 
 from segpipe.common.console import quiet_libraries
-from segpipe.common.processes import child_environment, die_with_parent, leave, no_answer, raise_interrupt
+from segpipe.common.processes import child_environment, end_with_parent, leave, no_answer, raise_interrupt, tied
 from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
@@ -140,7 +140,7 @@ class Subprocesses:
 
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", CHILD],
+        tied([sys.executable, "-m", CHILD]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -177,7 +177,7 @@ def _kill(pid: int, expired: threading.Event) -> None:
 
 def main() -> None:
     """Make the call that standard input asks for, as the child, and leave with its exit code."""
-    die_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGTERM, raise_interrupt)
     answer = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no part of the answer

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from segpipe import errors
 from segpipe.common.files import cannot_write
 from segpipe.common.isolation import in_words, is_isolated
+from segpipe.common.processes import tied
 from segpipe.errors import RefusedError, SegpipeError
 from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import (
@@ -177,7 +178,7 @@ class Worker:
         except OSError as error:
             raise cannot_write(self.places.work, error) from error
         self._process = subprocess.Popen(
-            self.places.command,
+            tied(self.places.command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

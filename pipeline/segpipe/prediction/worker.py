@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from segpipe import errors
 from segpipe.common.files import cannot_write
+from segpipe.common.processes import end_with_parent
 from segpipe.common.result_folder import SEGMENTATION, SLICE
 from segpipe.errors import SegpipeError, UsageError, first_cause
 from segpipe.prediction.protocol import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 def main(_request: dict[str, Any], isolation: dict[str, str | None]) -> None:
     """Say how far this process is isolated, then answer requests until the other side closes its pipe."""
+    end_with_parent()  # once more, as a change of rights may have taken it back
     requests, replies = _claim_pipes()
     replies.write(to_json(Isolated(**isolation)))
     replies.flush()

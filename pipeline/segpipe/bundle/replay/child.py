@@ -14,6 +14,7 @@ import numpy as np
 from segpipe.bundle.golden import record, surroundings
 from segpipe.common.console import quiet_libraries
 from segpipe.common.files import read_json, write_json
+from segpipe.common.processes import end_with_parent
 from segpipe.errors import DataError, first_cause
 
 ANSWER, LABELS, SCORES = "answer.json", "labels.npy", "scores.npy"
@@ -22,6 +23,7 @@ ANY_SIZE = 64  # where the metadata lets a size be anything
 
 def main(request: dict[str, Any], report: dict[str, str | None]) -> None:
     """Say how far this process is isolated and what it computes with; then let nothing else be said, and replay."""
+    end_with_parent()  # once more, as a change of rights may have taken it back
     sys.stdout.write(json.dumps({**report, "surroundings": surroundings()}) + "\n")
     sys.stdout.flush()
     os.dup2(2, 1)

@@ -29,7 +29,7 @@ from segpipe.bundle.replay import child
 from segpipe.bundle.tensors import WEIGHTS
 from segpipe.bundle.vet import METADATA, Finding, shown
 from segpipe.common import isolation
-from segpipe.common.processes import no_answer
+from segpipe.common.processes import no_answer, tied
 
 HEADER = 4096  # bytes of a .npy file beside its values, at most
 LEAST_MEMORY = 4 * 2**30
@@ -263,7 +263,7 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
     }
     with (out / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-B", isolation.__file__],
+            tied([sys.executable, "-I", "-B", isolation.__file__]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

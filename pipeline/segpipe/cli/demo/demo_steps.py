@@ -16,6 +16,7 @@ from pathlib import Path
 from segpipe.cli.demo.demo_data import write_data
 from segpipe.common.console import Console
 from segpipe.common.files import cannot_write, write_json
+from segpipe.common.processes import tied
 from segpipe.data import Manifest
 from segpipe.errors import INTERRUPTED, OK, SegpipeError, UsageError
 
@@ -154,7 +155,7 @@ def run_python(words: list[str]) -> None:
         SegpipeError: it failed.
     """
     done = subprocess.run(
-        [sys.executable, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        tied([sys.executable, *words[1:]]), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
         last = [line for line in done.stdout.splitlines() if line.strip()][-5:]

@@ -22,15 +22,15 @@ class Opened(Protocol):
     """What of a `segpipe.Bundle` is judged."""
 
     @property
-    def root(self) -> Path: ...  # noqa: D102
+    def root(self) -> Path: ...
     @property
-    def metadata(self) -> dict[str, Any]: ...  # noqa: D102
+    def metadata(self) -> dict[str, Any]: ...
     @property
-    def inference(self) -> dict[str, Any]: ...  # noqa: D102
+    def inference(self) -> dict[str, Any]: ...
     @property
-    def labels(self) -> dict[int, str]: ...  # noqa: D102
+    def labels(self) -> dict[int, str]: ...
     @property
-    def unsupported(self) -> tuple[str, ...]: ...  # noqa: D102
+    def unsupported(self) -> tuple[str, ...]: ...
 
 
 def mirrored_in_training(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:

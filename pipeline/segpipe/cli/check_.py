@@ -58,5 +58,10 @@ def command(
         console.say(f"{number} files passed over: {kind}")
     if "refused_series" in facts["kinds"]:
         console.say("`segpipe scan` names the files of what is refused")
+    if {"unknown_label", "fractional_label"} & set(facts["kinds"]):
+        console.say(
+            "values become labels while a data set is imported: `segpipe import ... --label-values VALUE=LABEL`, "
+            "several with commas, with --overwrite"
+        )
     console.document(**facts)
     return BAD_DATA if facts["errors"] else OK

@@ -51,7 +51,8 @@ def command(
     converted: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for NIfTI files made of slices or DICOM. [default: SOURCE_nifti, or a folder beside -o]"
+            help="Folder for NIfTI files made of slices or DICOM, and for label maps written anew. "
+            "[default: SOURCE_nifti, or a folder beside -o; label maps: labels_for_segpipe in the data]"
         ),
     ] = None,
     skip_bad: Annotated[
@@ -70,6 +71,14 @@ def command(
     overlap: Annotated[
         str, typer.Option(help="DICOM: voxels in two labels: refuse, or keep the first or last --label.")
     ] = "refuse",
+    label_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NIfTI: which value of label maps becomes which label, e.g. 255=1 or 2=1,5=2; written anew.",
+            metavar="VALUE=LABEL",
+            show_default=False,
+        ),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="DICOM: a case without one of the labels has it nowhere.")
     ] = False,
@@ -108,13 +117,16 @@ def command(
     r"""Build a manifest of a Decathlon or nnU-Net data set, of two folders, of slices, or of DICOM series with labels.
 
     The manifest names every case, its files (relative to the data folder), patient, labels, modality, licence
-    and hashes; every other command starts from it. NIfTI files are neither changed nor copied; TIFF and PNG slices,
-    and DICOM series with the SEG or RTSTRUCT that refer to them, become NIfTI volumes in a folder of their own.
+    and hashes; every other command starts from it. NIfTI files are not changed; label maps that have other
+    values or axes than they should are written anew. TIFF and PNG slices, and DICOM series with the SEG or RTSTRUCT
+    that refer to them, become NIfTI volumes in a folder of their own.
     A manifest that is there already, perhaps with a split, is kept unless --overwrite is given.
 
     Example: segpipe import Task04_Hippocampus --patient-rule pairs
 
     Example: segpipe import --images scans --labels masks --modality CT --label-name liver -o manifest.json
+
+    Example: segpipe import --images scans --labels masks --label-values 255=1 -o manifest.json
 
     Example: segpipe import kaggle_3m -o lgg/manifest.json
 
@@ -152,6 +164,7 @@ def command(
                     skip_bad=skip_bad,
                     label_rules=label or [],
                     overlap=overlap,
+                    label_values=label_values or [],
                     allow_missing=allow_missing,
                     unlabelled=unlabelled,
                     repair=repair or (),

@@ -134,6 +134,15 @@ def some_of(names: Iterable[str]) -> str:
     return ", ".join(names[:10]) + rest
 
 
+def digits(value: float) -> str:
+    """Return a number with all the digits that tell it from others: 1.0000001 is not 1."""
+    import numpy as np
+
+    single = np.float32(value) if abs(value) < 3e38 else np.float64(value)
+    number = single if float(single) == value else np.float64(value)
+    return np.format_float_positional(number, trim="-")
+
+
 def _cell(cell: Any) -> str:
     is_lines = isinstance(cell, list) and all(isinstance(line, str) for line in cell)
     return "\n".join(visible(str(line)) for line in (cell if is_lines else [cell]))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose, Transform
 
+from segpipe.common.console import digits
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.outliers import refuse_outliers
 from segpipe.common.rounded_quaternions import accept_rounded_quaternions
@@ -149,7 +150,7 @@ class ValidateCased(Transform):
             raise DataError(
                 "label values outside the manifest",
                 case_id=case_id,
-                found=[round(float(value), 4) for value in values[:12]],
+                found=", ".join(digits(float(value)) for value in values[:12]),
                 expected=f"whole numbers 0 to {self.n_labels - 1}",
                 hint="run `segpipe check`",
             )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.ndimage import find_objects
 
+from segpipe.common.console import digits
 from segpipe.common.files import read_json, write_json
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
 from segpipe.common.outliers import refuse_outliers
@@ -196,8 +197,9 @@ def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
         raise DataError(
             "the label map has values that the manifest does not know",
             path=path,
-            found=", ".join(f"{value:g}" for value in unknown[:5]),
+            found=", ".join(map(digits, unknown[:5])),
             expected=f"0 to {n_labels - 1}",
+            hint="`segpipe check` lists all of them, and how `segpipe import --label-values` makes labels of them",
         )
     count_of = dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
     return [count_of.get(value, 0) for value in range(n_labels)]

@@ -42,6 +42,9 @@ class Case(BaseModel):
         None, description="What has to be known of its voxels, e.g. that they were resampled."
     )
     sha256: dict[str, str] | None = Field(None, description="Path to SHA-256, where the data was seen.")
+    label_turned: str | None = Field(
+        None, description="From which axes to which the label map was turned to lie on the image's grid: LAS to RAS."
+    )
 
     @field_validator("id")
     @classmethod
@@ -91,6 +94,9 @@ class Manifest(BaseModel):
     labels: dict[str, str] = Field(description='Label value to name, e.g. {"0": "background", "1": "liver"}.')
     numTraining: int = 0  # noqa: N815
     numTest: int = 0  # noqa: N815
+    label_values: dict[str, int] | None = Field(
+        None, description='Values of the data set\'s label maps that became other labels: {"255": 1}.'
+    )
     patient_rule: str | None = Field(None, description="How patient ids were derived, where they were.")
     split_rule: str | None = Field(None, description="How the folds and the test set were drawn.")
     pseudonymised: Literal[True] | None = Field(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.console import digits
 from segpipe.common.files import sha256_of
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
 from segpipe.common.outliers import Outliers, find_outliers
@@ -259,4 +260,4 @@ def in_words(error: SegpipeError) -> str:
 
 
 def _some(values: list[float]) -> str:
-    return ", ".join([f"{value:g}" for value in values[:8]] + ["..."] * (len(values) > 8))
+    return ", ".join([digits(value) for value in values[:8]] + ["..."] * (len(values) > 8))

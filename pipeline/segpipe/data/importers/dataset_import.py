@@ -13,7 +13,9 @@ from typing import Any
 
 from segpipe.common.processes import Progress
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
+from segpipe.data.importers.label_maps import adapt_labels
 from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
+from segpipe.data.importers.label_values import ValueRules, parse_label_values
 from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
@@ -71,6 +73,7 @@ def import_dataset(
     overlap: str = "refuse",
     allow_missing: bool = False,
     unlabelled: str = "skip",
+    label_values: Sequence[str] = (),
     repair: str | Sequence[str] = (),
     name: str | None = None,
     licence: str | None = None,
@@ -94,13 +97,15 @@ def import_dataset(
         modality: one word a channel; of DICOM series, only those of these modalities.
         slices, masks: patterns of TIFF or PNG slices and of their masks; see `find_stacks`.
         spacing_mm: of a voxel along columns, rows and slices (slices); None assumes 1 mm.
-        converted: folder for NIfTI files made of slices or DICOM; None: ``SOURCE_nifti``, or a folder beside output.
+        converted: folder for NIfTI files made of slices or DICOM, and for label maps that are written anew; None:
+            ``SOURCE_nifti``, or a folder beside output; for label maps ``labels_for_segpipe`` in the data.
         skip_bad: leave out volumes that cannot be used (slices, DICOM).
         label_rules: which DICOM regions or segments are a label: ``PATTERN=VALUE:NAME``.
         overlap: DICOM voxels in two labels: ``refuse``, or keep the ``first`` or ``last`` rule's.
         allow_missing: a DICOM case without one of the labels has it nowhere.
         unlabelled: DICOM series without labels: ``skip``, or ``include`` as test cases.
         repair: of DICOM: ``tilt``, ``spacing`` or both; what series are resampled to a regular grid for.
+        label_values: which values of NIfTI label maps become another label, as ``255=1``; these are written anew.
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
         hashes: record the SHA-256 of every file.
@@ -119,8 +124,12 @@ def import_dataset(
     source = None if source is None else Path(source)
     output = None if output is None else Path(output)
     layout = _choose_layout(source, layout, images, labels, slices, masks)
-    if layout not in ("slices", "dicom") and (converted or skip_bad):
-        raise UsageError("--converted and --skip-bad go with slices and DICOM")
+    if layout not in ("slices", "dicom") and skip_bad:
+        raise UsageError("--skip-bad goes with slices and DICOM")
+    if layout in ("slices", "dicom") and label_values:
+        raise UsageError(
+            "--label-values goes with NIfTI label maps", hint="of DICOM, --label says what becomes a label"
+        )
     if layout != "slices" and spacing_mm:
         raise UsageError("--spacing goes with slices")
     if layout != "dicom" and (label_rules or allow_missing or repair or (overlap, unlabelled) != ("refuse", "skip")):
@@ -154,8 +163,13 @@ def import_dataset(
             _convert_slices(stacks, place, spacing_mm, label_names, skip_bad, progress, tell), modality
         )
     else:
-        dataset = _read_nifti(source, layout, images, labels, label_names, modality, progress)
+        values = parse_label_values(label_values)
+        dataset = _read_nifti(source, layout, images, labels, label_names, modality, values, progress)
         path = _require_new(output or dataset.root / "manifest.json", overwrite)
+        anew = None if converted is None else Path(converted)
+        dataset, said = adapt_labels(dataset, values, anew, _stage(progress, "label maps"))
+        for text in said:
+            tell(text)
     about = {"name": name, "licence": licence, "source": origin}
     hides = pseudonymise or layout == "dicom"
     if pseudonymise:
@@ -371,17 +385,19 @@ def _read_nifti(
     labels: str | Path | None,
     label_names: Sequence[str],
     modality: Sequence[str],
+    values: ValueRules,
     progress: StageProgress,
 ) -> SourceDataset:
     if images is not None or labels is not None:
         if images is None or labels is None or source is not None or layout not in (None, "folders"):
             raise UsageError("--images and --labels go together, without another source or layout")
-        return read_folders(Path(images), Path(labels), label_names, modality, _stage(progress, "reading labels"))
+        reading = _stage(progress, "reading labels")
+        return read_folders(Path(images), Path(labels), label_names, modality, reading, values)
     if source is None:
         raise UsageError("what is to be imported?", expected="a data set, or --images DIR --labels DIR")
     if label_names:
         raise UsageError("--label-name goes with --images and --labels", hint="the dataset.json names the labels")
-    return _with_modality(find_dataset(source, layout), modality)
+    return _with_modality(find_dataset(source, layout, values), modality)
 
 
 def _with_modality(dataset: SourceDataset, modality: Sequence[str]) -> SourceDataset:

@@ -27,6 +27,7 @@ from segpipe.common.console import some_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import find_nifti, read_header, read_volume
 from segpipe.common.processes import Progress
+from segpipe.data.importers.label_values import MOST_VALUES, NO_RULES, ValueRules, require_labels, require_run
 from segpipe.data.importers.source_dataset import (
     CHANNEL_SUFFIX,
     SourceCase,
@@ -39,7 +40,7 @@ from segpipe.data.manifest import nifti_stem
 from segpipe.errors import DataError, UsageError
 
 
-def read_decathlon(source: Path) -> SourceDataset:
+def read_decathlon(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
     """Read a Decathlon ``dataset.json``, or the folder that holds it.
 
     Raises:
@@ -62,7 +63,7 @@ def read_decathlon(source: Path) -> SourceDataset:
         root=path.parent,
         training=training,
         test=test,
-        labels=label_names(document.get("labels"), path),
+        labels=label_names(document.get("labels"), path, rules),
         modality=channel_names(document.get("modality") or document.get("channel_names"), path),
         about=descriptive_fields(document),
     )
@@ -106,7 +107,7 @@ def _clean(path: str) -> str:
 ENDINGS = (".nii.gz", ".nii")
 
 
-def read_nnunet(source: Path) -> SourceDataset:
+def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
     """Read an nnU-Net raw folder, or its ``dataset.json``.
 
     Raises:
@@ -140,7 +141,7 @@ def read_nnunet(source: Path) -> SourceDataset:
         root=root,
         training=training,
         test=_cases(root, "Ts", ending, len(modality)),
-        labels=label_names(document.get("labels"), path),
+        labels=label_names(document.get("labels"), path, rules),
         modality=modality,
         about={"name": root.resolve().name, **descriptive_fields(document)},
     )
@@ -199,19 +200,21 @@ def read_folders(
     label_names: Sequence[str] = (),
     modality: Sequence[str] = (),
     progress: Progress | None = None,
+    rules: ValueRules = NO_RULES,
 ) -> SourceDataset:
     """Match two folders.
 
     Args:
         images: folder of images.
         labels: folder of label maps.
-        label_names: names of the values 1, 2, ...; without them the label maps are read for their values.
+        label_names: names of the values 1, 2, ...; without them these are called ``label_1``, ``label_2``, ...
         modality: one word a channel.
         progress: called with the number of label maps read and of all.
+        rules: which values become another label.
 
     Raises:
         UsageError: no such folder.
-        DataError: empty, files without partner, channels missing, or label values with gaps.
+        DataError: empty, files without partner, channels missing, or label values with gaps or without a name.
     """
     for folder in (images, labels):
         if not folder.is_dir():
@@ -233,7 +236,7 @@ def read_folders(
     if not cases:
         raise DataError("there are no NIfTI files", path=images, expected=".nii or .nii.gz")
     _require_equal_channels(cases, images)
-    names = list(label_names) or _names_from_values([root / case.label for case in cases if case.label], progress)
+    names = _names_from_values([root / case.label for case in cases if case.label], label_names, rules, progress)
     n_channels = max(len(modality), len(cases[0].images))
     words = list(modality) or ["unknown"] * n_channels
     return SourceDataset(
@@ -301,22 +304,22 @@ def _channels(case: SourceCase) -> tuple[str, ...]:
     return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
 
 
-def _names_from_values(paths: Sequence[Path], progress: Progress | None) -> list[str]:
-    """Return ``label_1``, ``label_2``, ... for the values that occur."""
-    values: set[float] = set()
+def _names_from_values(
+    paths: Sequence[Path], given: Sequence[str], rules: ValueRules, progress: Progress | None
+) -> list[str]:
+    """Return the names that are given, else ``label_1``, ``label_2``, ... for the values that occur."""
+    found: dict[float, Path] = {}
     for done, path in enumerate(paths, start=1):
-        values.update(np.unique(read_volume(read_header(path))).tolist())
+        for value in np.unique(read_volume(read_header(path))).tolist():
+            found.setdefault(value, path)
         if progress is not None:
             progress(done, len(paths))
-        if len(values) > 256:
+        if len(found) > MOST_VALUES:
             break
-    highest = len(values | {0}) - 1
-    if values | {0} != set(range(highest + 1)) or highest == 0:
-        raise DataError(
-            "the label values do not run 1, 2, 3, ...",
-            path=paths[0].parent,
-            found=some_of(f"{value:g}" for value in sorted(values)),
-            expected="whole numbers without gaps",
-            hint="change the values in the label maps, or name each value with --label-name",
-        )
-    return [f"label_{value}" for value in range(1, highest + 1)]
+    rules.require_apart(found, paths[0].parent)
+    labels = {rules.label_of(value): path for value, path in found.items()}
+    require_labels(labels, len(given) or None)
+    if given:
+        return list(given)
+    require_run(labels, paths[0].parent)
+    return [f"label_{label}" for label in range(1, int(max(labels)) + 1)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.console import some_of
+from segpipe.data.importers.label_values import NO_RULES, ValueRules, require_run
 from segpipe.errors import DataError, UsageError
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -25,6 +26,7 @@ class SourceCase:
     label: str | None = None
     patient_id: str | None = None
     notes: tuple[str, ...] = ()
+    label_turned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ def require_files(root: Path, cases: Iterable[SourceCase], source: Path) -> None
         )
 
 
-def label_names(document: Any, source: Path) -> dict[str, str]:
+def label_names(document: Any, source: Path, rules: ValueRules = NO_RULES) -> dict[str, str]:
     """Return label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
+
+    Args:
+        document: the object.
+        source: the file that it stands in.
+        rules: which values become another label; what becomes background loses its name.
 
     Raises:
         DataError: not a mapping, regions (several values for one name), an ignore label, or no whole numbers.
@@ -104,21 +111,28 @@ def label_names(document: Any, source: Path) -> dict[str, str]:
                 hint="regions are not supported: write label maps with one value a structure",
             )
         value, name = (key, str(entry)) if str(key).isdecimal() else (entry, str(key))
-        if name.lower() == "ignore":
+        is_value = bool(re.fullmatch("[0-9]{1,3}", str(value)))
+        to_background = is_value and rules.label_of(int(value)) == 0 != int(value)
+        if name.lower() == "ignore" and not to_background:
             raise DataError(
                 "an ignore label is not supported",
                 path=source,
                 found=f"{key!r}: {entry!r}",
-                hint="take the voxels that are not annotated out of the data set",
+                hint="voxels cannot be left out of the training yet: leave out cases that are annotated in part, "
+                f"or say that these voxels are background with --label-values {value}=0",
             )
-        if not re.fullmatch("[0-9]{1,3}", str(value)):
+        if not is_value:
             raise DataError(
                 f"label {name[:80]!r} has no whole number", path=source, found=repr(value)[:80], expected="0 to 255"
             )
-        if str(int(value)) in names:
-            raise DataError(f"label value {value} has two names", path=source, found=f"{name!r}")
-        names[str(int(value))] = "background" if int(value) == 0 else name
+        if to_background:
+            continue
+        label = int(rules.label_of(int(value)))
+        if str(label) in names:
+            raise DataError(f"label value {label} has two names", path=source, found=f"{name!r}")
+        names[str(label)] = "background" if label == 0 else name
     names.setdefault("0", "background")
+    require_run(map(int, names), source)
     return names
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.processes import Progress
+from segpipe.data.importers.label_values import NO_RULES, ValueRules
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
 from segpipe.data.importers.slice_stacks import looks_like_slices
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
@@ -50,7 +51,7 @@ def detect_layout(source: Path) -> Layout:
     )
 
 
-def find_dataset(source: Path, layout: str | None = None) -> SourceDataset:
+def find_dataset(source: Path, layout: str | None = None, rules: ValueRules = NO_RULES) -> SourceDataset:
     """Read a Decathlon or nnU-Net data set; the layout is detected where it is not named.
 
     Raises:
@@ -58,11 +59,14 @@ def find_dataset(source: Path, layout: str | None = None) -> SourceDataset:
         DataError: what is there cannot be used.
     """
     layout = layout or detect_layout(source)
-    readers: dict[str, Callable[[Path], SourceDataset]] = {"decathlon": read_decathlon, "nnunet": read_nnunet}
+    readers: dict[str, Callable[[Path, ValueRules], SourceDataset]] = {
+        "decathlon": read_decathlon,
+        "nnunet": read_nnunet,
+    }
     if layout not in readers:
         hint = "name the two folders with --images DIR --labels DIR" if layout == "folders" else None
         raise UsageError(f"cannot read layout {layout!r} here", expected=", ".join(get_args(Layout)), hint=hint)
-    return readers[layout](source)
+    return readers[layout](source, rules)
 
 
 def to_manifest(
@@ -105,7 +109,8 @@ def to_manifest(
             )
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
-        return {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        plain = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 
     _require_unique(dataset)
     document = {

@@ -40,6 +40,19 @@ def command(
     ] = None,
     min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
     max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
+    ] = None,
+    derived: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take series as well that were computed from others: localizer, subtraction, projection, reformatted, "
+            "map, spectral, computed, or all.",
+            metavar="KIND",
+            show_default=False,
+        ),
+    ] = None,
     repair: Annotated[
         list[str] | None,
         typer.Option(
@@ -144,6 +157,8 @@ def command(
             series_description=series_description,
             min_slices=min_slices,
             max_slices=max_slices,
+            series=series,
+            derived=derived,
             repair=repair,
             pseudonymise=pseudonymise,
             split=split,
@@ -208,8 +223,10 @@ def _report(console: Console, batch: BatchResult) -> int:
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    for rule in sorted({left_out.rule for left_out in batch.not_selected}):
-        console.say(f"{sum(left_out.rule == rule for left_out in batch.not_selected)} series not selected: {rule}")
+    rules = {left_out.rule: left_out.advice for left_out in batch.not_selected}
+    for rule, advice in sorted(rules.items()):
+        count = sum(left_out.rule == rule for left_out in batch.not_selected)
+        console.say(f"{count} series not selected: {rule}" + (f" ({advice})" if advice else ""))
     if batch.passed_over:
         words = ", ".join(f"{count} {kind}" for kind, count in sorted(batch.passed_over.items()))
         console.say(f"files passed over: {words}")

@@ -26,6 +26,7 @@ KEYS = [
     "shape",
     "spacing_mm",
     "affine_ras",
+    "derived",
     "notes",
 ]
 
@@ -95,7 +96,7 @@ def _report(console: Console, scan: Scan, counts: dict[str, int]) -> None:
             for line in filter(None, (series.detail, *series.notes)):
                 console.say(f"    {line}")
     if scan.series:
-        columns = ("case", "modality", "files", "shape", "spacing mm", "state", "reason")
+        columns = ("case", "modality", "derived", "files", "shape", "spacing mm", "state", "reason")
         console.table("series", columns, [_row(series) for series in scan.series])
     kinds = Counter((file.file_class, file.detail) for file in scan.passed_over)
     first = {(file.file_class, file.detail): _name(file.path, scan) for file in reversed(scan.passed_over)}
@@ -112,4 +113,5 @@ def _report(console: Console, scan: Scan, counts: dict[str, int]) -> None:
 def _row(series: Series) -> tuple[Any, ...]:
     shape = series.shape and " x ".join(map(str, series.shape))
     spacing = series.spacing_mm and " x ".join(f"{edge:.4g}" for edge in series.spacing_mm)
-    return series.case_id, series.modality, len(series.files), shape, spacing, series.state, series.reason
+    derived = ", ".join(series.derived) or None
+    return series.case_id, series.modality, derived, len(series.files), shape, spacing, series.state, series.reason

@@ -5,6 +5,7 @@ from .conversion import ConvertedSeries as ConvertedSeries
 from .conversion import convert_folder as convert_folder
 from .conversion import write_mapping as write_mapping
 from .conversion import write_volume as write_volume
+from .derived import KINDS as KINDS
 from .labels import LabelFile as LabelFile
 from .labels import open_labels as open_labels
 from .labels import read_labels as read_labels

@@ -18,6 +18,9 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
+from segpipe.dicom.derived import kind_of_code, kind_of_words
+from segpipe.dicom.model import Derived
+
 ASCII = frozenset(["CS", "DA", "DS", "DT", "IS", "TM", "UI"])  # no character set changes them
 BLOCKS = range(0x10, 0x20)  # where private creators are, in practice
 
@@ -138,6 +141,7 @@ class FrameHeader:
         stack: StackID.
         keys: values that may differ where positions repeat.
         times: values of which later volumes have later ones.
+        derived: what it was computed as, of other images.
     """
 
     number: int
@@ -147,6 +151,7 @@ class FrameHeader:
     stack: str = ""
     keys: dict[str, Key] = field(default_factory=dict)
     times: dict[str, str | float] = field(default_factory=dict)
+    derived: Derived | None = None
 
     @property
     def place(self) -> tuple[Triple, Six, Pair]:
@@ -209,7 +214,23 @@ def _frame(
         stack,
         keys,
         times,
+        _derived(levels, top, str(keys["ImageType"])),
     )
+
+
+def _derived(levels: list[Dataset], top: Dataset, image_type: str) -> Derived | None:
+    for level in levels:
+        for derivation in (level, *items(level, "DerivationImageSequence")):
+            for code in items(derivation, "DerivationCodeSequence"):
+                if kind := kind_of_code(text(code, "CodingSchemeDesignator"), text(code, "CodeValue")):
+                    return kind
+    if text(top, "MonoenergeticEnergyEquivalent"):
+        return "spectral"
+    technique = "VolumeBasedCalculationTechnique"
+    said = next((value for name in FRAME_TYPES if (value := _value(levels, name, technique))), "") or text(
+        top, technique
+    )
+    return kind_of_words(image_type, said, text(top, "Modality"))
 
 
 def _value(levels: list[Dataset], sequence: str, tag: str) -> str:

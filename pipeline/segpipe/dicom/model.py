@@ -64,6 +64,7 @@ class Problem:
         )
 
 
+Derived = Literal["localizer", "subtraction", "projection", "reformatted", "map", "spectral", "computed"]
 Element = tuple[int, str | None, bytes]
 
 
@@ -154,6 +155,7 @@ class Series:
         notes: what was noticed and does not stop the reading (lossy compression, small shear, ...).
         repaired: what its slices are resampled for when they are read, ``tilt`` or ``spacing``: then shape, spacing and
             affine are those of the regular grid, and ``frames`` the slices as scanned.
+        derived: what its slices were computed as, of other images (``map``, ``projection``, ...).
         sop_class_uid: of the first file; empty where the header has none.
         frame_of_reference_uid: empty where the header has none.
         description: SeriesDescription, to choose series by; free text, so never shown or written.
@@ -173,6 +175,7 @@ class Series:
     affine_ras: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
+    derived: tuple[Derived, ...] = ()
     sop_class_uid: str = ""
     frame_of_reference_uid: str = ""
     description: str = field(default="", repr=False)
@@ -180,10 +183,16 @@ class Series:
     @property
     def caveats(self) -> tuple[str, ...]:
         """The notes that have to stand wherever its voxels go."""
-        if not self.repaired or self.spacing_mm is None:
-            return ()
-        repairs = ", ".join(self.repaired)
-        return (f"repaired: {repairs}; resampled linearly to slices {self.spacing_mm[2]:.4g} mm apart",)
+        notes = []
+        if self.repaired and self.spacing_mm is not None:
+            repairs = ", ".join(self.repaired)
+            notes.append(f"repaired: {repairs}; resampled linearly to slices {self.spacing_mm[2]:.4g} mm apart")
+        kinds = [kind for kind in self.derived if kind != "localizer"]
+        if kinds:
+            notes.append(f"derived ({', '.join(kinds)}): computed from other images, not as the scanner measured it")
+        if "localizer" in self.derived:
+            notes.append("localizer: made to plan other images")
+        return tuple(notes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the series as values that JSON can hold, to hand it to another process.

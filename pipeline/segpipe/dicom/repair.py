@@ -65,7 +65,7 @@ def repaired(series: Series, repairs: Sequence[str], *, across_gaps: bool = Fals
         affine_ras=affine,
         repaired=needed,
     )
-    return replace(whole, notes=(*whole.caveats, *made_up, *series.notes))
+    return replace(whole, notes=tuple(dict.fromkeys([*whole.caveats, *made_up, *series.notes])))
 
 
 def advice(series: Series) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 
 from segpipe.common.console import some_of
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
+from segpipe.dicom.derived import KINDS
 from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
 from segpipe.dicom.grouping import group_slices
 from segpipe.dicom.headers import Header, read_header
-from segpipe.dicom.model import Frame, PassedOver, Scan, Series
+from segpipe.dicom.model import Derived, Frame, PassedOver, Scan, Series
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.repair import advice
 from segpipe.dicom.slices import Group, Slice, notes_on_missing_slices, slice_name, stack_of
@@ -207,10 +208,12 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         reason=group.reason,
         detail=group.detail,
         notes=tuple(notes),
+        derived=_derived(group),
         sop_class_uid=header.sop_class_uid,
         frame_of_reference_uid=header.frame_of_reference_uid,
         description=header.description,
     )
+    series = replace(series, notes=(*series.caveats, *series.notes))
     if group.reason is not None:
         return series
     verdict = judge_geometry(stack_of(group.slices), lambda index: slice_name(group.slices[index], name))
@@ -229,8 +232,13 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         state="loaded",
         spacing_mm=(columns, rows, slices),
         affine_ras=LPS_TO_RAS @ verdict.affine_lps,
-        notes=(*notes, *verdict.notes, *notes_on_missing_slices(group)),
+        notes=(*series.notes, *verdict.notes, *notes_on_missing_slices(group)),
     )
+
+
+def _derived(group: Group) -> tuple[Derived, ...]:
+    kinds = {part.frame.derived for part in group.slices} | ({"localizer"} if group.slices[0].header.scout else set())
+    return tuple(kind for kind in KINDS if kind in kinds)
 
 
 def _frame(part: Slice) -> Frame:

@@ -68,6 +68,12 @@ class NotSelected:
     id: str
     rule: str
 
+    @property
+    def advice(self) -> str:
+        """How to have it taken all the same; empty where that is plain."""
+        kind, _, kinds = self.rule.partition(": ")
+        return f"--derived {kinds.replace(' ', '')} takes it" if kind == "derived" else ""
+
 
 @dataclass(frozen=True)
 class SelectedCases:
@@ -118,7 +124,7 @@ def select_cases(
             path=", ".join(map(str, inputs)),
             found=_in_numbers(selected),
             expected="files that end in .nii or .nii.gz, or DICOM series",
-            hint="check the path and the rules",
+            hint="; ".join(["check the path and the rules", *_advice(selected)]),
         )
     cases = sorted([*cases, *selected.cases], key=lambda case: case.id)
     require_unique(cases)
@@ -275,6 +281,10 @@ def select_series(
         return inside is None or inside not in path.absolute().parents
 
     candidates = [repaired(series, repairs) for series in _with_own_ids(scanned) if is_input(series.files[0])]
+    known = {name for series in candidates for name in (series.series_uid, series.case_id)}
+    for name in series_filter.names:
+        if name not in known:
+            raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
     left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
     cases = [_case_of(series) for series in candidates if left_out[series.case_id] is None]
     others = [file for file in scanned.passed_over if is_input(file.path) and not is_nifti(file.path)]
@@ -344,6 +354,10 @@ def _lost_folders(unreadable: Sequence[Path], readable: Sequence[Series], root: 
 
 def _pseudonym(kind: str, *words: str) -> str:
     return f"{kind}-" + hashlib.sha256(b"\0".join(os.fsencode(word) for word in words)).hexdigest()[:12]
+
+
+def _advice(selected: SelectedCases) -> list[str]:
+    return list(dict.fromkeys(left_out.advice for left_out in selected.not_selected if left_out.advice))
 
 
 def _in_numbers(selected: SelectedCases) -> str:

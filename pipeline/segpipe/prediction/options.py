@@ -37,6 +37,9 @@ class PredictKeywords(ModelKeywords, total=False):
         modality: only DICOM series of it; None takes the bundle's.
         series_description: only series whose description matches this pattern.
         min_slices, max_slices: only series of so many slices.
+        series: only these, by SeriesInstanceUID or case id.
+        derived: take series as well that were computed from others: of ``localizer``, ``subtraction``, ``projection``,
+            ``reformatted``, ``map``, ``spectral``, ``computed``, or ``all``. One that ``series`` names is taken anyway.
         repair: ``tilt``, ``spacing`` or both: resample series to a regular grid that are refused for a tilt, or for
             slices at varying distances (never across a gap).
         pseudonymise: name cases by the hash of their path, not by their file.
@@ -58,6 +61,8 @@ class PredictKeywords(ModelKeywords, total=False):
     series_description: str | None
     min_slices: int | None
     max_slices: int | None
+    series: str | Sequence[str] | None
+    derived: str | Sequence[str] | None
     repair: str | Sequence[str] | None
     pseudonymise: bool
     split: str | None
@@ -160,6 +165,8 @@ class Options:
     series_description: re.Pattern[str] | None = None
     min_slices: int | None = None
     max_slices: int | None = None
+    series: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     pseudonymise: bool = False
     split: str | None = None
@@ -185,9 +192,10 @@ class Options:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
         values["series_description"] = _pattern(values.get("series_description"))
         values["format"] = _formats(values.get("format"))
-        for name in ("probabilities", "modality"):
+        for name in ("probabilities", "modality", "series"):
             values[name] = split_words(values.get(name))
         values["repair"] = _repairs(values.get("repair"))
+        values["derived"] = _derived(values.get("derived"))
         values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
         model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
         outputs = {part.name: values.pop(part.name) for part in fields(Outputs) if part.name in values}
@@ -216,6 +224,16 @@ def _repairs(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
     return check_repairs(split_words(asked_for)) if asked_for else ()
 
 
+def _derived(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
+    from segpipe.dicom import KINDS
+
+    names = split_words(asked_for)
+    wrong = next((name for name in names if name not in (*KINDS, ALL)), None)
+    if wrong is not None:
+        raise UsageError("no such kind of derived series", found=wrong, expected=", ".join((*KINDS, ALL)))
+    return tuple(KINDS) if ALL in names else tuple(names)
+
+
 def _formats(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.lower() for word in split_words(asked_for)))
     wrong = next((name for name in names if name not in FORMATS), None)
@@ -233,6 +251,8 @@ class SeriesFilter:
         modality: any of these; empty takes all.
         description: SeriesDescription has a match of it.
         min_slices, max_slices: of the volume.
+        names: SeriesInstanceUIDs and case ids; empty takes all.
+        derived: kinds of series computed from others that are taken without being named.
         channels: of the bundle; a series is one channel.
     """
 
@@ -240,10 +260,14 @@ class SeriesFilter:
     description: re.Pattern[str] | None = None
     min_slices: int | None = None
     max_slices: int | None = None
+    names: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
     channels: int = 1
 
     def rule_against(self, series: Series) -> str | None:
         """Return the rule that leaves a series out, None where it is taken."""
+        if self.names and not {series.series_uid, series.case_id} & set(self.names):
+            return "series"
         slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
         if self.modality and series.modality.upper() not in self.modality:
             return "modality"
@@ -253,13 +277,23 @@ class SeriesFilter:
             return "min-slices"
         if self.max_slices is not None and slices > self.max_slices:
             return "max-slices"
+        if not self.names and not set(series.derived) <= set(self.derived):
+            return f"derived: {', '.join(series.derived)}"
         return "channels" if self.channels != 1 else None
 
 
 def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) -> SeriesFilter:
     """Return the filter of the options; without a modality it is the one that a bundle's metadata states, if any."""
     modality = tuple(name.upper() for name in options.modality) or stated_modality(metadata)
-    return SeriesFilter(modality, options.series_description, options.min_slices, options.max_slices, channels)
+    return SeriesFilter(
+        modality,
+        options.series_description,
+        options.min_slices,
+        options.max_slices,
+        options.series,
+        options.derived,
+        channels,
+    )
 
 
 def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:

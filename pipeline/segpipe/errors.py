@@ -4,7 +4,7 @@ SegpipeError (1, a bug of ours)
  |- UsageError (2): a wrong option, config, path or place to write to
  |- DataError (3): a file whose content cannot be used
  |- RefusedError (5): something that is not trusted or not allowed to go on
-A batch some of whose cases failed ends with 4, Ctrl-C and SIGTERM with 130.
+A batch some of whose cases failed ends with 4, Ctrl-C, SIGTERM and SIGHUP with 130.
 """
 
 from __future__ import annotations

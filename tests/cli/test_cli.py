@@ -237,17 +237,29 @@ def test_ctrl_c_says_that_it_was_noticed(as_json: bool, split_is: Callable[..., 
     assert json.loads(out)["error"]["exit_code"] == 130 if as_json else out == ""
 
 
-def test_sigterm_is_ctrl_c_and_its_handler_is_given_back(split_is: Callable[..., None]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_ctrl_c_and_its_handler_is_given_back(
+    number: signal.Signals, split_is: Callable[..., None]
+) -> None:
     def own(_signal: int, _frame: object) -> None:
         pytest.fail("the caller's handler was called within a command")
 
-    before = signal.signal(signal.SIGTERM, own)
+    before = signal.signal(number, own)
     try:
-        split_is(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        split_is(lambda: os.kill(os.getpid(), number))
         assert run(["split", "m.json"]) == 130
-        assert signal.getsignal(signal.SIGTERM) is own
+        assert signal.getsignal(number) is own
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_a_closed_terminal_is_ignored_where_that_was_asked_for(split_is: Callable[..., None]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        split_is(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert run(["split", "m.json"]) != 130
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

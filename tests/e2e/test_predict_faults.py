@@ -161,7 +161,7 @@ def test_a_killed_parent_leaves_only_whole_cases_and_the_batch_goes_on(bundle: P
     assert before.items() <= times(out).items()
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_ends_with_130_and_a_second_batch_is_refused_meanwhile(
     bundle: Path, tmp_path: Path, signal_number: int
 ) -> None:

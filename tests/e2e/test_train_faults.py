@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -87,7 +88,7 @@ def test_killed_at_any_moment_resumes_to_the_same_end(tiny_manifest, tmp_path) -
 
 
 def test_terminate_leaves_a_resumable_run_and_exit_code_130(tiny_manifest, tmp_path) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         out = tmp_path / signum.name
         process = start(train_arguments(tiny_manifest, out, "--epochs", "400"))
         wait_for_epoch(process, 1)
@@ -96,6 +97,7 @@ def test_terminate_leaves_a_resumable_run_and_exit_code_130(tiny_manifest, tmp_p
         assert process.returncode == 130, output
         assert "--resume" in output
         assert "Traceback" not in output
+        assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_a_full_disk_stops_with_the_reason_and_keeps_the_last_checkpoint(tiny_manifest, tmp_path) -> None:

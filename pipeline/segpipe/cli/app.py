@@ -13,7 +13,8 @@ from typing import Any
 import typer
 
 from segpipe.common.console import Console, visible
-from segpipe.common.processes import leave, raise_interrupt
+from segpipe.common.processes import heed_signals, leave
+from segpipe.common.streams import failure, guard_streams
 from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, UsageError, as_segpipe_error
 
 # click's ClickException, or that of the click which newer Typers carry within
@@ -72,10 +73,17 @@ for _verb in VERBS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code; the words are the command line's unless given."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names in letters that a terminal does not know
-    code = run(sys.argv[1:] if arguments is None else arguments)
-    if code == OK or arguments is not None:
+    if arguments is not None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.exit(run(arguments))
+    guard_streams()
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    if error := failure():
+        Console("").error(error)
+        code = code or error.exit_code
+    if code == OK:
         sys.exit(code)
     leave(code)
 
@@ -84,10 +92,7 @@ def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; no exception leaves it."""
     verb = next((word for word in arguments if not word.startswith("-")), "")
     verb = verb if verb in VERBS else ""
-    try:
-        previous = signal.signal(signal.SIGTERM, raise_interrupt)
-    except ValueError:  # not the main thread
-        previous = None
+    previous = heed_signals()
     try:
         result = app(args=arguments, standalone_mode=False)
         if result == INTERRUPTED:  # what Typer makes of Ctrl-C
@@ -95,16 +100,11 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else OK
     except typer.Exit as error:
         return error.exit_code
-    except SystemExit as error:  # what click makes of a reader of standard output that has gone
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last wall before the user
         return _explain(error, verb, Console(verb, as_json="--json" in arguments))
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 WATCH_S = 0.5
@@ -75,9 +75,25 @@ def _watch(parent: int) -> None:
     os._exit(LOST)
 
 
-def raise_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Handle SIGTERM as Ctrl-C."""
+def raise_interrupt(number: int, _frame: FrameType | None) -> None:
+    """Handle SIGTERM, and SIGHUP of a terminal that was closed, as Ctrl-C."""
+    if number != signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)  # a closed terminal may say so again while what was begun is put in order
     raise KeyboardInterrupt
+
+
+def heed_signals() -> dict[int, Any]:
+    """Have the signals that ask a command to end interrupt it; return what they did before, by number.
+
+    Left as they are: those that this process was started to ignore, as `nohup` does.
+    """
+    previous: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            with suppress(ValueError):  # not the main thread
+                previous[number] = signal.signal(number, raise_interrupt)
+    return previous
 
 
 def leave(code: int) -> NoReturn:

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import IO, Any
 
 from segpipe.common.console import quiet_libraries
-from segpipe.common.processes import child_environment, end_with_parent, leave, no_answer, raise_interrupt, tied
+from segpipe.common.processes import child_environment, end_with_parent, heed_signals, leave, no_answer, tied
 from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
@@ -178,7 +178,7 @@ def _kill(pid: int, expired: threading.Event) -> None:
 def main() -> None:
     """Make the call that standard input asks for, as the child, and leave with its exit code."""
     end_with_parent()
-    signal.signal(signal.SIGTERM, raise_interrupt)
+    heed_signals()
     answer = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no part of the answer
     quiet_libraries()

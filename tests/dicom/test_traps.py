@@ -200,7 +200,6 @@ REFUSED: dict[str, tuple[str, Callable[[Images], object]]] = {
     "no orientation": ("missing_tag", missing("ImageOrientationPatient")),
     "no pixel spacing": ("missing_tag", missing("PixelSpacing")),
     "no position at the end": ("missing_tag", missing("ImagePositionPatient", -1)),
-    "no series UID": ("missing_tag", lambda images: [delattr(image, "SeriesInstanceUID") for image in images]),
     "no instance UID": ("missing_tag", missing("SOPInstanceUID")),
     "no bits": ("missing_tag", no_bits),
     "some without frame of reference": ("missing_tag", missing("FrameOfReferenceUID")),

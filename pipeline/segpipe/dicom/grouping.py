@@ -41,13 +41,19 @@ Levels = NDArray[np.intp]
 def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
     """Group the images of a tree by study and series, wherever their files lie; scouts are groups of their own.
 
+    Images without SeriesInstanceUID are one series where everything else says so.
+
     Some writers give each slice a study of its own: where a series has one image in each of several studies it is one
     series all the same. Otherwise equal series of different studies stay apart.
     """
     studies: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
+    nameless = defaultdict(list)
     for header in headers:
-        studies[header.series_uid][header.study_uid].append(header)
-    groups = []
+        if header.series_uid:
+            studies[header.series_uid][header.study_uid].append(header)
+        else:
+            nameless[header.study_uid or str(header.path.parent), header.scout].append(header)
+    groups = [group for _, members in sorted(nameless.items()) for group in _group_nameless(members, name)]
     for _, by_study in sorted(studies.items()):
         if all(len({header.sop_instance_uid for header in members}) == 1 for members in by_study.values()):
             members = [header for part in by_study.values() for header in part]
@@ -57,6 +63,32 @@ def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
             for study, members in sorted(by_study.items()):
                 groups += _group_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
     return groups
+
+
+def _group_nameless(members: Sequence[Header], name: Name) -> list[Group]:
+    """Take images without SeriesInstanceUID, of one study or folder, for one series, or refuse them all."""
+    uid = min(header.sop_instance_uid for header in members)
+    note = "no SeriesInstanceUID: taken for one series since study, patient, acquisition and grid agree"
+    group = Group(_slices(members), f"without UID {uid}", notes=(note,))
+    for tag in members[0].identity:
+        values = [header.identity[tag] for header in members]
+        differing = next((header for header, value in zip(members, values, strict=True) if value != values[0]), None)
+        counts_slices = tag == "AcquisitionNumber" and len(set(values)) == len(values) > 2
+        if differing is not None and not counts_slices:
+            return [group.refused("missing_tag", _nameless(members[0], differing, tag, name))]
+    groups = _split(members, group, name)
+    if len(groups) > 1:
+        first, second = (volume.slices[0].header for volume in groups[:2])
+        return [group.refused("missing_tag", _nameless(first, second, "their place or time", name))]
+    return groups
+
+
+def _nameless(first: Header, second: Header, by: str, name: Name) -> str:
+    return (
+        f"{name(first.path)} and {name(second.path)} have no SeriesInstanceUID and differ in {by}; expected one patient, "
+        "acquisition and grid where no UID says what belongs together. Put the files of each series into a folder of its "
+        "own and read each folder alone, or export them again."
+    )
 
 
 def _group_series(members: Sequence[Header], split: str, notes: tuple[str, ...], name: Name) -> list[Group]:

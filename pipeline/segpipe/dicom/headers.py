@@ -29,12 +29,21 @@ UNNAMED = {  # newer than pydicom's dictionary
 }
 NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation", "Dose")
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IVUS", "OCT", "OPT", "IO", "PX", "OT")
+IN_PLACE_OF_A_UID = """
+    PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex Modality FrameOfReferenceUID SeriesNumber
+    SeriesDate SeriesTime SeriesDescription ProtocolName BodyPartExamined Manufacturer StationName DeviceSerialNumber ImageType
+    ScanOptions KVP ConvolutionKernel ContrastBolusAgent SequenceName EchoTime RepetitionTime FlipAngle AcquisitionNumber
+"""
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What grouping and judging need to know of one image file; free text only in ``description``."""
+    """What grouping and judging need to know of one image file; free text only in ``description`` and ``identity``.
+
+    Attributes:
+        identity: of an image without SeriesInstanceUID, what has to agree in its place.
+    """
 
     path: Path
     study_uid: str
@@ -54,6 +63,7 @@ class Header:
     notes: tuple[str, ...]
     description: str
     frames: tuple[FrameHeader, ...]
+    identity: dict[str, str]
 
 
 def read_header(path: Path) -> Header | PassedOver:
@@ -168,7 +178,12 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
         notes=tuple(notes),
         description=text(dataset, "SeriesDescription"),
         frames=frames,
+        identity={} if text(dataset, "SeriesInstanceUID") else _identity(dataset),
     )
+
+
+def _identity(dataset: FileDataset) -> dict[str, str]:
+    return {name: text(dataset, name) for name in IN_PLACE_OF_A_UID.split()}
 
 
 def _problem(
@@ -202,7 +217,7 @@ def _more_groups_than_frames(dataset: FileDataset, frames: tuple[FrameHeader, ..
 
 def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Problem | None:
     hint = "ask for the original images of the scanner"
-    for name in ("SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
+    for name in ("SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
         value = text(dataset, name)
         if not value or value == "0":
             return Problem("missing_tag", f"no {name}", "a value", hint)

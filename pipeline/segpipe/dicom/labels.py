@@ -164,7 +164,7 @@ def _require_same_frame(labels: LabelFile, series: Series) -> None:
     if ours and theirs:
         same = ours == theirs
     else:
-        same = labels.series_uid == series.series_uid
+        same = bool(series.series_uid) and labels.series_uid == series.series_uid
     if not same:
         raise DataError(
             "the labels are of another frame of reference than the series",

@@ -16,9 +16,11 @@ from segpipe.inference import Preprocessing, UnsupportedTransform
 Activation = Literal["softmax", "sigmoid"]
 CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
-MOST_RESOLVED = 1_000_000  # values that a config may become, as references to references can double at each step
+MOST_RESOLVED = 100_000  # values that a config may become, as references to references can double at each step
+DEEPEST = 200  # values within values, those that references lead to included
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
+_INDEX = re.compile(r"\d{1,9}", re.ASCII)
 _EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
 _STEPS = {
     "Activationsd": {"softmax", "sigmoid"},
@@ -203,23 +205,32 @@ def short_name(component: Any) -> str:
 
 
 def resolve(
-    value: Any, config: Mapping[str, Any], seen: frozenset[str] = frozenset(), left: list[int] | None = None
+    value: Any,
+    config: Mapping[str, Any],
+    seen: frozenset[str] = frozenset(),
+    left: list[int] | None = None,
+    depth: int = 0,
 ) -> Any:
     """Return ``value`` with each string that is one ``@id`` replaced by that id's value in ``config``.
 
     What cannot be followed (an unknown id, a circle, an expression) stays as it is written.
 
     Raises:
-        DataError: it would become more than `MOST_RESOLVED` values.
+        DataError: it would become more than `MOST_RESOLVED` values, or more than `DEEPEST` deep.
     """
     left = [MOST_RESOLVED] if left is None else left
     left[0] -= 1
-    if left[0] < 0:
-        raise DataError("the config's references grow beyond any use", expected=f"at most {MOST_RESOLVED} values")
+    if left[0] < 0 or depth > DEEPEST:
+        expected = f"at most {MOST_RESOLVED} values, {DEEPEST} deep"
+        raise DataError(
+            "the config's references grow beyond any use",
+            expected=expected,
+            hint="write values where they are used, or get a bundle from whom you trust",
+        )
     if isinstance(value, Mapping):
-        return {key: resolve(item, config, seen, left) for key, item in value.items()}
+        return {key: resolve(item, config, seen, left, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [resolve(item, config, seen, left) for item in value]
+        return [resolve(item, config, seen, left, depth + 1) for item in value]
     match = _REFERENCE.match(value) if isinstance(value, str) else None
     if match is None or value in seen:
         return value
@@ -227,11 +238,11 @@ def resolve(
     for part in re.split("#|::", match[1]):
         if isinstance(target, Mapping) and part in target:
             target = target[part]
-        elif isinstance(target, list) and part.isdecimal() and int(part) < len(target):
+        elif isinstance(target, list) and _INDEX.fullmatch(part) and int(part) < len(target):
             target = target[int(part)]
         else:
             return value
-    return resolve(target, config, seen | {value}, left)
+    return resolve(target, config, seen | {value}, left, depth + 1)
 
 
 def is_plain(value: Any) -> bool:

@@ -6,11 +6,11 @@ path leads to it, or was admitted by its user, name by name. What cannot be read
 
 **Reading order.** `bundle_files` (what a refusal says; folders, links, names), `archives` (a zip file, read once and
 strictly), `contents` (what each file is), `weights` (tensors; a pickle as opcodes), `arrays` (by their headers),
-`documents` (SHA256SUMS; strict JSON and YAML; schema and versions of the metadata; logging), `names` (the list, and
-what a name leads to), `configs` (all that a config would run), `gate` (every check, and who is let through, on which
-terms). This package imports the standard library, yaml, jsonschema, packaging, `segpipe.errors` and `segpipe.common`
-alone; MONAI, torch and numpy are loaded where a name is looked up in them. The proof is the gallery of attacks in
-``tests/bundle/test_bundle_attacks.py``.
+`reading` (strict JSON and YAML), `documents` (SHA256SUMS; schema and versions of the metadata; logging), `names` (the
+list, and what a name leads to), `configs` (all that a config would run), `gate` (every check, and who is let through,
+on which terms). This package imports the standard library, yaml, jsonschema, packaging, `segpipe.errors` and
+`segpipe.common` alone; MONAI, torch and numpy are loaded where a name is looked up in them. The proof is the gallery of
+attacks in ``tests/bundle/test_bundle_attacks.py`` and ``tests/bundle/test_two_readings.py``.
 
 **Not covered.** What the listed classes do with the plain values that they get: they read and write where the config
 says. Mistakes in MONAI, torch and their readers. Whoever can write to the bundle's folder while it runs. What a user

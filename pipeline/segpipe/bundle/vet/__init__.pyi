@@ -11,8 +11,6 @@ from .documents import SUMS as SUMS
 from .documents import check_sums as check_sums
 from .documents import fingerprint as fingerprint
 from .documents import hash_files as hash_files
-from .documents import read_document as read_document
-from .documents import read_mapping as read_mapping
 from .documents import requirements as requirements
 from .documents import sums_text as sums_text
 from .documents import vet_golden_schema as vet_golden_schema
@@ -25,3 +23,5 @@ from .gate import require_vetted_sources as require_vetted_sources
 from .gate import vet_bundle as vet_bundle
 from .gate import vet_opened as vet_opened
 from .gate import vet_unpacked as vet_unpacked
+from .reading import read_document as read_document
+from .reading import read_mapping as read_mapping

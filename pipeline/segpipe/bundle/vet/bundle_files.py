@@ -28,6 +28,7 @@ LONGEST = 1000  # characters of a field of a finding, and bytes of a path
 LONGEST_PART = 255  # bytes of a file's name, as most file systems have it
 DEEPEST = 30  # folders
 MOST_FILES = MOST_MEMBERS
+MOST_FINDINGS = 100  # of one check; of more, how many there are
 LARGEST = 8 * 2**30
 LARGEST_FOLDER = 4 * LARGEST
 HIGHEST_RATIO = 100  # unpacked by packed size; deflate itself ends near 1000
@@ -102,9 +103,31 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def is_text(text: str) -> bool:
+    """Return whether it can be written: halves of characters, as of a file name in no known encoding, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def plain(findings: Iterable[Finding]) -> list[dict[str, str | None]]:
     """Return findings as a refusal carries them to a terminal."""
     return [{key: text and printable(text) for key, text in finding.as_dict().items()} for finding in findings]
+
+
+def bounded(findings: Iterable[Finding]) -> tuple[list[Finding], int]:
+    """Return the first of some findings, with one that says how many more there are, and how many they are in all."""
+    listed: list[Finding] = []
+    count = 0
+    for finding in findings:
+        count += 1
+        if count <= MOST_FINDINGS:
+            listed.append(finding)
+    if count > MOST_FINDINGS:
+        listed.append(Finding("", "", f"and {count - MOST_FINDINGS} more", "they are not listed: see to these first"))
+    return listed, count
 
 
 @contextmanager

@@ -12,8 +12,11 @@ from segpipe.bundle.vet.arrays import vet_array_file, vet_arrays
 from segpipe.bundle.vet.bundle_files import DOCUMENTS, LOGGING, Finding
 from segpipe.bundle.vet.weights import vet_onnx, vet_safetensors, vet_torch_file
 
+MOST_PACKED = 64  # looking into each may take a second
+_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+_PACKED = (*_TORCH, ".npz")
 _CHECKED = {
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin"), vet_torch_file),
+    **dict.fromkeys(_TORCH, vet_torch_file),
     ".npy": vet_array_file,
     ".npz": vet_arrays,
     ".safetensors": vet_safetensors,
@@ -52,6 +55,10 @@ def vet_contents(root: Path) -> Iterator[Finding]:
             yield Finding(
                 file, "", stat.filemode(modes[file]), "it is said to be a program: chmod a-x takes that away", file
             )
+    packed = [file for file, path in files.items() if path.suffix.lower() in _PACKED]
+    if len(packed) > MOST_PACKED:
+        yield Finding("", "", f"{len(packed)} files", f"more than {MOST_PACKED} files of weights or packed arrays")
+        return
     for file, path in files.items():
         yield from _vet_file(path, file)
 

@@ -1,6 +1,5 @@
-"""The documents of a bundle read as data, and what speaks against them.
+"""What the documents of a bundle say of it, and what speaks against them.
 
-- JSON and YAML, more strictly than their readers do, so that two readers cannot see two documents.
 - SHA256SUMS: what a bundle consists of, in the format that ``sha256sum --check`` reads.
 - ``metadata.json`` against its schema, ours where it is a bundle of ours, else the core of MONAI's specification; and
   the versions that a bundle was made with against those installed. ``golden.json`` has a schema too.
@@ -12,27 +11,36 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
-from segpipe.bundle.vet.bundle_files import DOCUMENTS, METADATA, Finding, shown
+from segpipe.bundle.vet.bundle_files import (
+    DEEPEST,
+    LARGEST_FOLDER,
+    METADATA,
+    MOST_FILES,
+    MOST_FINDINGS,
+    Finding,
+    entries,
+    is_text,
+    printable,
+    shown,
+)
 from segpipe.common.files import write_text
-from segpipe.errors import DataError, RefusedError
+from segpipe.errors import RefusedError
 
-LARGEST = 256 * 2**20
-DEEPEST = 60
-MOST_OF_JSON, MOST_OF_YAML = 5_000_000, 500_000  # values in one document, with what YAML aliases repeat
-PLAIN = (dict, list, str, int, float, bool, date, type(None))  # date also of time
+LARGEST_SUMS = 16 * 2**20
+LARGEST_LOGGING = 64 * 2**10
+MOST_PACKAGES = 200
 SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"  # at the root; over all files, SHA256SUMS included
 _LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
@@ -77,16 +85,32 @@ def hash_files(root: Path) -> dict[str, str]:
     Raises:
         RefusedError: a folder in it is a link, so that its content lies elsewhere.
     """
-    paths = sorted(root.rglob("*"))
-    linked = next((path for path in paths if path.is_symlink() and path.is_dir()), None)
-    if linked is not None:
-        raise RefusedError("a folder of the bundle is a link", path=linked, hint="copy the folder itself")
     sums = {}
-    for name in sorted(path.relative_to(root).as_posix() for path in paths if path.is_file()):
+    for name in sorted(_files(root)):
         if name not in (SUMS, SIGNATURE):
             with (root / name).open("rb") as stream:
                 sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return sums
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Yield the path of each file, also of one that is a link."""
+    total = 0
+    for count, (name, status) in enumerate(entries(root)):
+        path, total = root / name, total + status.st_size
+        if not path.is_dir():
+            if path.is_file():
+                yield name
+        elif path.is_symlink():
+            raise RefusedError("a folder of the bundle is a link", path=path, hint="copy the folder itself")
+        if total > LARGEST_FOLDER or count >= MOST_FILES or name.count("/") >= DEEPEST or not is_text(name):
+            raise RefusedError(
+                "the folder is no bundle: too many, too deep or too large files, or a name that is no text",
+                path=root,
+                found=shown(printable(name)),
+                expected=f"{MOST_FILES} files, {DEEPEST} folders deep, {LARGEST_FOLDER >> 30} GiB, names in UTF-8",
+                hint="take away what does not belong to it",
+            )
 
 
 def fingerprint(sums: dict[str, str]) -> str:
@@ -136,7 +160,8 @@ def compare_sums(root: Path, hashes: dict[str, str]) -> list[Difference] | None:
     if not path.is_file():
         return None
     listed: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= LARGEST_SUMS else "too large"
+    for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.match(line)
         if match is None or match[2] in listed:
             raise RefusedError(
@@ -148,108 +173,6 @@ def compare_sums(root: Path, hashes: dict[str, str]) -> list[Difference] | None:
         listed[match[2]] = match[1]
     names = sorted(name for name in {*hashes, *listed} if hashes.get(name) != listed.get(name))
     return [Difference(name, hashes.get(name), listed.get(name)) for name in names]
-
-
-class NotReadableError(Exception):
-    """Why a document is refused as a whole."""
-
-
-def read_documents(paths: Mapping[str, Path]) -> tuple[dict[str, Any], list[Finding]]:
-    """Return the JSON and YAML documents among some files, and those that cannot be read without doubt."""
-    documents: dict[str, Any] = {}
-    unreadable: list[Finding] = []
-    for file, path in paths.items():
-        if path.suffix.lower() in DOCUMENTS:
-            try:
-                documents[file] = read_document(path)
-            except NotReadableError as error:
-                unreadable.append(Finding(file, "", shown(str(error)), "it cannot be read without doubt"))
-    return documents, unreadable
-
-
-def read_document(path: Path) -> Any:
-    """Read a JSON or YAML document as plain values.
-
-    Raises:
-        NotReadableError: it cannot be parsed, repeats a key, holds NaN, or is too large or nested too deeply.
-    """
-    if path.stat().st_size > LARGEST:
-        raise NotReadableError(f"more than {LARGEST // 2**20} MB")
-    parse, most = (_json, MOST_OF_JSON) if path.suffix.lower() == ".json" else (_yaml, MOST_OF_YAML)
-    try:
-        document = parse(path.read_text(encoding="utf-8"))
-        _check(document, most)
-    except (ValueError, OSError) as error:
-        raise NotReadableError(str(error).replace("\n", " ")) from error
-    except RecursionError as error:
-        raise NotReadableError("nested too deeply") from error
-    return document
-
-
-def read_mapping(path: Path, noun: str) -> dict[str, Any]:
-    """Return a document as JSON could hold it, as the worker is handed it.
-
-    Raises:
-        DataError: it cannot be read, or is no mapping.
-    """
-    try:
-        document = json.loads(json.dumps(read_document(path), default=str))  # dates of YAML, and keys that are numbers
-    except NotReadableError as error:
-        raise DataError(f"the {noun} cannot be read", path=path, found=error) from error
-    if not isinstance(document, dict):
-        raise DataError(f"the {noun} is not a mapping", path=path, found=type(document).__name__)
-    return document
-
-
-def _json(text: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        _require_once(key for key, _ in items)
-        return dict(items)
-
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
-
-    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """The safe loader, with each key of a mapping once."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            _require_once(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, TypeError, OverflowError) as error:
-        raise ValueError(f"{error}") from error
-
-
-def _require_once(keys: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            raise ValueError(f"the key {key!r} stands twice in one mapping")
-        seen.add(key)
-
-
-def _check(document: Any, most: int) -> None:
-    stack, count = [(0, document)], 0
-    while stack:
-        (depth, value), count = stack.pop(), count + 1
-        if count > most:
-            raise ValueError(f"more than {most} values")
-        if depth > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("NaN or an infinite number")
-        if not isinstance(value, PLAIN):
-            raise ValueError(f"a value of the type {type(value).__name__}")
-        below = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
-        stack += [(depth + 1, part) for part in below]
 
 
 def is_ours(metadata: Mapping[str, Any]) -> bool:
@@ -270,7 +193,7 @@ def vet_golden_schema(document: Any, file: str) -> Iterator[Finding]:
 def _breaches(document: Any, schema: Mapping[str, Any], file: str) -> Iterator[Finding]:
     from jsonschema import Draft202012Validator
 
-    for error in Draft202012Validator(schema).iter_errors(document):
+    for error in islice(Draft202012Validator(schema).iter_errors(document), MOST_FINDINGS):
         place = "::".join(str(part) for part in error.absolute_path)
         yield Finding(file, place, shown(error.instance) if place else "", shown(error.message))
 
@@ -295,7 +218,7 @@ def requirements(metadata: Mapping[str, Any]) -> list[Requirement]:
     named: dict[str, Any] = {package: metadata.get(key) for key, package in _MAIN.items()}
     for key in ("required_packages_version", "optional_packages_version"):
         packages = metadata.get(key)
-        named.update(packages if isinstance(packages, dict) else {})
+        named.update(islice(packages.items(), MOST_PACKAGES) if isinstance(packages, dict) else {})
     return [_compare(str(package), made_with) for package, made_with in named.items()]
 
 
@@ -350,7 +273,7 @@ def _behind(needed: Requirement) -> bool:
 def _parsed(text: object) -> Version | None:
     try:
         return Version(str(text))
-    except InvalidVersion:
+    except ValueError:  # InvalidVersion is one, and a number of too many digits
         return None
 
 
@@ -372,13 +295,15 @@ def vet_logging(path: Path, file: str) -> Iterator[Finding]:
     """Yield what in an INI file for `fileConfig` is more than handlers that write to standard output or error."""
     parser = configparser.RawConfigParser()
     try:
+        if path.stat().st_size > LARGEST_LOGGING:
+            raise ValueError(f"more than {LARGEST_LOGGING >> 10} KiB")
         parser.read_string(path.read_text(encoding="utf-8"))
     except (configparser.Error, ValueError, OSError) as error:
         yield Finding(file, "", shown(str(error).replace("\n", " ")), "it cannot be read as a logging configuration")
         return
     for key, value in parser.defaults().items():
         yield Finding(file, "DEFAULT", f"{key}={shown(value)}", "defaults are put into every other section")
-    for section in parser.sections():
+    for section in () if parser.defaults() else parser.sections():
         kind = section.partition("_")[0]
         known = _LISTS.get(section) or (_KEYS.get(kind) if "_" in section else None)
         if known is None:

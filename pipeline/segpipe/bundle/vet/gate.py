@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, plain, shown, unpacked
+from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, bounded, plain, shown, unpacked
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
 from segpipe.bundle.vet.contents import vet_contents
 from segpipe.bundle.vet.documents import (
@@ -25,19 +25,20 @@ from segpipe.bundle.vet.documents import (
     fingerprint,
     hash_files,
     is_ours,
-    read_documents,
     requirements,
     vet_logging,
     vet_schema,
     vet_versions,
 )
 from segpipe.bundle.vet.names import Names
+from segpipe.bundle.vet.reading import read_documents
 from segpipe.common.console import quiet_libraries
 from segpipe.errors import RefusedError
 
 FLAG = "--run-unvetted-code"
 CHECKS = ("archive", "hashes", "files", "schema", "versions", "configs", "metadata", "logging")
 CARD = "docs/README.md"
+LONGEST_CARD = 2**18
 Status = Literal["passed", "refused", "absent", "not run"]
 
 
@@ -82,16 +83,17 @@ def require_vetted(
         raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
     handed_over = vet_documents(documents or {}, Names(policy.allow))
     # what is handed over is what lies there, or else is found as well
-    findings = list(dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)]))
+    found = dict.fromkeys([*verdict.findings, *(finding for use in handed_over for finding in use.findings)])
+    findings, count = bounded(found)
     if findings and not policy.run_unvetted_code:
         raise RefusedError(
             "the bundle did not pass the static checks, and nothing of it was run",
             path=path,
-            found="1 finding" if len(findings) == 1 else f"{len(findings)} findings",
+            found="1 finding" if count == 1 else f"{count} findings",
             hint=_hint(findings),
             findings=plain(findings),
         )
-    answer = {"passed": not findings, "findings": len(findings)}
+    answer = {"passed": not findings, "findings": count}
     return {**answer, "allowed": list(verdict.allowed), "intact": verdict.intact}
 
 
@@ -173,9 +175,9 @@ class Check:
     @classmethod
     def of(cls, name: str, detail: str, findings: Iterable[Finding], absent: str | None = None) -> Check:
         """Return a check that ran: refused with findings, absent where a reason for that is given, else passed."""
-        found = tuple(findings)
+        found, count = bounded(findings)
         status: Status = "refused" if found else "absent" if absent else "passed"
-        return cls(name, status, f"{len(found)} found" if found else absent or shown(detail), found)
+        return cls(name, status, f"{count} found" if found else absent or shown(detail), tuple(found))
 
     def as_dict(self) -> dict[str, str]:
         """Return plain values, as in the JSON document."""
@@ -285,8 +287,15 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
         allowed=sorted(names.admitted),
         metadata=metadata,
         sizes={file: path.stat().st_size for file, path in paths.items()},
-        card=paths[CARD].read_text(encoding="utf-8", errors="replace") if CARD in paths else "",
+        card=_card(paths[CARD]) if CARD in paths else "",
     )
+
+
+def _card(path: Path) -> str:
+    """Return the model card, of one that nobody would read the beginning."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        text = stream.read(LONGEST_CARD + 1)
+    return text if len(text) <= LONGEST_CARD else f"{text[:LONGEST_CARD]}\n\n[...] {path.stat().st_size} bytes in all"
 
 
 def _check_hashes(root: Path) -> tuple[str, Check]:

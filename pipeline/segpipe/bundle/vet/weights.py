@@ -37,7 +37,8 @@ _NEEDED = """
     SETITEMS SHORT_BINSTRING SHORT_BINUNICODE STOP TUPLE TUPLE1 TUPLE2 TUPLE3
 """
 _OPCODES = frozenset(_NEEDED.split())
-LARGEST_PICKLE = 8 * 2**20  # some thousands of tensors take one
+LARGEST_PICKLE = 4 * 2**20  # some thousands of tensors take one
+MOST_OPCODES = 1_000_000  # of which they take a third
 MOST_IN_PICKLE = 20  # findings, after which it is not read on
 _BESIDE = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 _STORAGE = re.compile(r"data/\d+", re.ASCII)
@@ -99,8 +100,11 @@ def vet_pickle(content: bytes, file: str, place: str) -> Iterator[Finding]:
     """Yield what a pickle has beyond plain values and tensors, with the byte where it stands."""
     found = end = 0
     try:
-        for opcode, argument, position in pickletools.genops(content):
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(content)):
             at, end = f"{place}: byte {position}", (position or 0) + 1
+            if number == MOST_OPCODES:
+                yield Finding(file, at, f"more than {number} opcodes", "too large to be looked through")
+                return
             if opcode.name in ("GLOBAL", "INST") and argument not in TENSORS:
                 named = shown(str(argument).replace(" ", "."))
                 yield Finding(file, at, named, f"a pickle that would call {named} when it is loaded")

@@ -50,7 +50,10 @@ def command(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Run folder, or folder of --seeds, to continue as if never interrupted.")
+        Path | None,
+        typer.Option(
+            help="Run folder, or folder of --seeds, to continue as if never interrupted; --epochs extends it."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
     explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
@@ -66,6 +69,8 @@ def command(
     Example: segpipe train manifest.json --task task.yaml --network unet --loss dice_ce --out runs/first
 
     Ctrl-C leaves a run that goes on with: segpipe train --resume runs/first
+
+    More epochs, also of a finished run: segpipe train --resume runs/first --epochs 200
 
     --explain shows the config that would run, every value with its origin; --dry-run tries it on one batch.
 
@@ -165,7 +170,11 @@ def _report(console: Console, run: TrainingRun) -> None:
                 f"{run.seconds / 60:.1f} minutes"
             )
         console.say(f"run folder: {run.root}")
-        console.say(f"next: segpipe export {run.root} BUNDLE")
+        if (run.root / "best.pt").is_file():
+            console.say(f"next: segpipe export {run.root} BUNDLE")
+        else:
+            more = f"segpipe train --resume {run.root} --epochs {run.epochs + 1}"
+            console.say(f"nothing was validated, so there is nothing to export; next: {more}")
     console.document(**run.document())
 
 

@@ -1,7 +1,7 @@
 """Have nibabel take a quaternion that rounding made longer than 1, as the reference library of NIfTI does.
 
 A header has b, c and d of a unit quaternion; a is the root of what is left to 1. In half a turn nothing is left, and
-float32 or printed decimals may leave a little less than nothing, which nibabel refuses. Valid public data are stored so.
+float32 or printed decimals may leave a little less, which nibabel refuses. Valid public data are stored so.
 """
 
 from __future__ import annotations

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segpipe.common.files import write_whole
 from segpipe.components.run_log import RunLog
 from segpipe.errors import DataError, UsageError
 
 FORMAT = 1
+OF_PROGRESS = ("last_epoch", "_step_count", "_last_lr")  # of a scheduler's state, beside what it is planned by
 
 
 class RunCheckpoint:
@@ -21,7 +24,8 @@ class RunCheckpoint:
 
     ``last.pt`` holds network, optimiser, scheduler, scaler, epoch, best metric, early-stop counter and history;
     ``best.pt`` the state dict of the network alone. Both load with ``weights_only=True``. Random states are not
-    kept: `EpochSeed` derives them from the epoch.
+    kept: `EpochSeed` derives them from the epoch. A run that is given more epochs than it was planned for goes on with
+    the learning rates of a run of that many epochs, and with patience anew.
 
     Args:
         run_dir: folder of the run.
@@ -78,6 +82,7 @@ class RunCheckpoint:
             "scaler": engine.scaler and engine.scaler.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
             "best": self.best,
             "best_epoch": self.best_epoch,
             "stale": self.stale,
@@ -102,7 +107,11 @@ class RunCheckpoint:
             raise DataError("the checkpoint cannot be read", path=path, found=str(error).splitlines()[0]) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise DataError("not a checkpoint of this version", path=path, expected=f"format {FORMAT}")
+        extended = self._is_extended(state, engine.state.max_epochs)
+        first_rates = [group["lr"] for group in self.parts["optimizer"].param_groups]
         for name, part in self.parts.items():
+            if name == "lr_scheduler" and extended:
+                continue
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, ValueError, KeyError) as error:
@@ -114,8 +123,32 @@ class RunCheckpoint:
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
         self.log.restore(state["history"])
+        if extended:
+            self._replay_schedule(first_rates, state["epoch"])
+            self.stale = 0
         if self._is_stale():
             engine.terminate()
+
+    def _is_extended(self, state: dict[str, Any], max_epochs: int) -> bool:
+        """Return whether the learning rates were planned for another number of epochs."""
+        if isinstance(self.parts["lr_scheduler"], ReduceLROnPlateau):  # goes by what was measured
+            return False
+        if "max_epochs" in state:
+            return bool(state["max_epochs"] != max_epochs)
+        before, now = (
+            {name: value for name, value in each.items() if name not in OF_PROGRESS}
+            for each in (state["lr_scheduler"], self.parts["lr_scheduler"].state_dict())
+        )
+        return before != now
+
+    def _replay_schedule(self, first_rates: list[float], epochs: int) -> None:
+        """Bring the scheduler to where it would be after so many epochs of the run as it is planned now."""
+        for group, rate in zip(self.parts["optimizer"].param_groups, first_rates, strict=True):
+            group["lr"] = rate
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the steps of the optimiser, which were made before
+            for _ in range(epochs):
+                self.parts["lr_scheduler"].step()
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_r
 class RunLog:
     """One row an epoch to ``history.csv`` and TensorBoard, whose step is the epoch everywhere.
 
-    The history travels in the checkpoint and the file is written from it, so a resumed run has no row twice.
+    The history travels in the checkpoint and the file is written from it, so a resumed run has no row twice. The last
+    epoch is validated whatever the interval, so that a run never ends with weights that nothing was measured of.
 
     Args:
         run_dir: folder of the run.
@@ -52,6 +53,7 @@ class RunLog:
         """Attach to the trainer, after the handler that validates."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_last)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
         engine.add_event_handler(Events.COMPLETED, lambda _: self.close())
         self.evaluator.add_event_handler(Events.STARTED, lambda _: self._val_losses.clear())
@@ -108,6 +110,10 @@ class RunLog:
         case = evaluator.state.output[0]
         keys = (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
         self._overlay = overlay(*(np.asarray(case[key][0].detach().cpu()) for key in keys))
+
+    def _validate_last(self, engine: Engine) -> None:
+        if engine.state.epoch == engine.state.max_epochs and not self.evaluator.state.metrics:
+            self.evaluator.run(engine.state.epoch)
 
     def _end(self, engine: Engine) -> None:
         row: dict[str, float | int | None] = {

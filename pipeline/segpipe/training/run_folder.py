@@ -19,6 +19,7 @@ from segpipe.training.fragments import Composed, compose_config
 from segpipe.training.mirroring import mirrored_in_training
 
 SCHEMA_VERSION = 1
+SEEDS = "seeds.json"  # beside runs that differ by their seed alone
 PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
 PLACE = "places.json"  # of a pseudonymised data set: where it lies on this machine, for the run's owner alone
 

@@ -20,9 +20,8 @@ from segpipe.common.subprocesses import Ended, Subprocesses
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, DataError, SegpipeError, UsageError
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import prepare, read_places, require_same
+from segpipe.training.run_folder import SEEDS, prepare, read_places, require_same
 
-SEEDS = "seeds.json"
 SCHEMA_VERSION = 1
 Progress = Callable[[str], object]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import time
@@ -17,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from segpipe.common.console import quiet_libraries
-from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
+from segpipe.common.console import Console, quiet_libraries
+from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import prepare, read_places
+from segpipe.training.run_folder import SEEDS, prepare, read_places
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -41,26 +42,87 @@ def start(
     return _session(out, record, False, None, progress)
 
 
-def resume(out: Path, data: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def resume(
+    out: Path, data: Path | None = None, progress: Progress | None = None, epochs: int | None = None
+) -> dict[str, Any]:
     """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
 
+    Args:
+        out: run folder.
+        data: folder of the data set, where it moved.
+        progress: called with a line for each epoch.
+        epochs: extend the run to so many, also one that is finished. It goes on with the learning rates of a run of
+            that many epochs, which the record says.
+
     Raises:
-        UsageError: no run there, or its config was changed.
+        UsageError: no run there, its config was changed, or ``epochs`` that it has already.
     """
     record = read_json(out / "run.json", "run record")
-    if record["status"] == "finished":
+    if record["status"] == "finished" and epochs is None:
         return record
-    if sha256_of(out / "config.json") != record["config_sha256"]:
+    if not _has_its_config(out, record):
         raise UsageError(
             "the run's config.json was changed",
             path=out / "config.json",
             hint="a changed config is another run: train it with another --out",
         )
-    return _session(out, record, True, data, progress)
+    if epochs is not None:
+        _require_more(out, record, epochs)
+    return _session(out, record, True, data, progress, epochs)
+
+
+def _has_its_config(out: Path, record: dict[str, Any]) -> bool:
+    """Return whether the config is as recorded; one of an extension that was cut off is written as it was to be."""
+    if sha256_of(out / "config.json") == record["config_sha256"]:
+        return True
+    for extension in record.get("extensions", [])[-1:]:
+        extended = {**read_json(out / "config.json", "run config"), "max_epochs": extension["to"]}
+        if hashlib.sha256(json_text(extended).encode()).hexdigest() == record["config_sha256"]:
+            write_json(out / "config.json", extended)
+            return True
+    return False
+
+
+def _require_more(out: Path, record: dict[str, Any], epochs: int) -> None:
+    planned = read_json(out / "config.json", "run config").get("max_epochs")
+    if not isinstance(planned, int) or epochs <= planned:
+        raise UsageError(
+            "the run is not extended by so many epochs",
+            path=out,
+            found=f"{epochs}; it was planned for {planned} and has {record.get('epochs', 0)}",
+            expected="more than it was planned for",
+            hint=f"name more, e.g. --epochs {planned * 2}" if isinstance(planned, int) else "max_epochs is no number",
+        )
+    if (out.resolve().parent / SEEDS).is_file():
+        raise UsageError(
+            "the run is one of several seeds, which differ by their seed alone",
+            path=out,
+            hint="train all of them with more epochs and another --out",
+        )
+
+
+def _extend(out: Path, record: dict[str, Any], epochs: int) -> str:
+    """Plan the run for more epochs; the record goes first, and says what the config is to be."""
+    config = read_json(out / "config.json", "run config")
+    begun = len(read_history(out)) if (out / "history.csv").is_file() else 0
+    schedule = f"from epoch {begun + 1} on, the learning rate is that of a run of {epochs} epochs"
+    extended = {**config, "max_epochs": epochs}
+    record["status"] = "running"
+    record["config_sha256"] = hashlib.sha256(json_text(extended).encode()).hexdigest()
+    extension = {"from": config["max_epochs"], "to": epochs, "after_epoch": begun, "schedule": schedule}
+    record["extensions"] = [*record.get("extensions", []), extension]
+    write_json(out / "run.json", record)
+    write_json(out / "config.json", extended)
+    return schedule
 
 
 def _session(
-    out: Path, record: dict[str, Any], resume: bool, data: Path | None, progress: Progress | None
+    out: Path,
+    record: dict[str, Any],
+    resume: bool,
+    data: Path | None,
+    progress: Progress | None,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     began = time.time()
     session: dict[str, Any] = {
@@ -69,6 +131,8 @@ def _session(
         "versions": environment()["versions"],
     }
     with _locked(out):
+        if epochs is not None:
+            (progress or Console("train").note)(_extend(out, record, epochs))
         record["sessions"].append(session)
         try:
             _execute(out, resume, data, progress)

@@ -107,11 +107,12 @@ def train(
         network, loss, augment, runtime: fragments, by name or path; see ``segpipe info``.
         fold: that is validated.
         seed: of everything random.
-        epochs, threads, workers: None leaves them to the runtime fragment.
+        epochs, threads, workers: None leaves them to the runtime fragment. With ``resume``, ``epochs`` extends a run.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
-        resume: run folder, or folder of several seeds, to continue; its settings are its own, but for ``data``.
+        resume: run folder, or folder of several seeds, to continue; its settings are its own, but for ``data`` and more
+            ``epochs``, with which also a finished run goes on, at the learning rates of a run of that many epochs.
         dry_run: build everything, run one batch, write nothing.
         allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
         progress: called with a line of text for each epoch and note; None writes them to standard error.
@@ -127,14 +128,19 @@ def train(
                 "--resume goes on with the training, and --dry-run would not train",
                 hint="leave one of them out: what a run is configured by stands in RUN/config.json",
             )
-        if manifest is not None or overrides or epochs is not None or seeds is not None:
+        if manifest is not None or overrides or seeds is not None:
             raise UsageError(
-                "--resume takes its settings from the run", hint="give --resume RUN alone (and --data if it moved)"
+                "--resume takes its settings from the run",
+                hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
             )
         root, place = Path(resume), None if data is None else Path(data)
         if (root / SEEDS).is_file():
+            if epochs is not None:
+                raise UsageError(
+                    "several seeds are not extended", path=root, hint="train them with more --epochs and another --out"
+                )
             return _of_seeds(root, resume_seeds(root, place, progress))
-        return _of_record(root, resume_run(root, place, progress))
+        return _of_record(root, resume_run(root, place, progress, epochs))
     if manifest is None or task is None or (out is None and not dry_run):
         raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
     settings = RunSettings(

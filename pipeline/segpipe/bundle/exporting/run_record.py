@@ -76,7 +76,8 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
                 path=folder,
                 found=f"no {name}",
                 expected="what `segpipe train` writes",
-                hint="export a run that has validated at least once",
+                hint="a run has its best.pt after its first validation, at its last epoch at the latest: go on with "
+                "`segpipe train --resume`, with --epochs for more of them where it has ended",
             )
     config, record = (read_json(folder / "config.json", "run config"), read_json(folder / "run.json", "run record"))
     if not isinstance(config, dict) or not isinstance(record, dict):
@@ -224,6 +225,7 @@ def provenance(run: Run, state: State, root: Path, evaluation: Mapping[str, Any]
         "best": record.get("best"),
         "duration_seconds": round(sum(float(session.get("seconds") or 0) for session in sessions), 1),
         "sessions": [_session(session) for session in sessions],
+        **({"extensions": record["extensions"]} if record.get("extensions") else {}),
         "environment": record.get("environment"),
         "weights": {
             "file": WEIGHTS,

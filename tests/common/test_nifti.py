@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from segpipe.common.nifti import find_nifti, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.folder_walk import find_images
+from segpipe.common.nifti import grid_difference, read_header, read_volume, require_3d
 from segpipe.errors import DataError, UsageError
 
 
@@ -25,7 +26,7 @@ def test_files_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
         (tmp_path / name).touch()
     (tmp_path / "folder.nii").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in find_nifti(tmp_path)] == [
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path).images] == [
         "B.NII.GZ",
         "a.nii",
         "sub/c.Nii.gz",

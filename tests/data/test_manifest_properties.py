@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.data.manifest import Manifest, data_root, load_manifest, nifti_stem, parse_manifest, save_manifest
+from segpipe.common.image_names import image_stem
+from segpipe.data.manifest import Manifest, data_root, load_manifest, parse_manifest, save_manifest
 from segpipe.errors import DataError, UsageError
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -151,4 +152,4 @@ def test_paths_start_from_the_manifest_s_folder_unless_named(tmp_path: Path) -> 
     [("a.nii.gz", "a"), ("x/b.c.NII", "b.c"), ("d.NII.GZ", "d"), ("e.gz", "e"), ("f.nii.nii.gz", "f.nii")],
 )
 def test_the_stem_of_a_scan(name: str, stem: str) -> None:
-    assert nifti_stem(name) == stem
+    assert image_stem(name) == stem

@@ -21,8 +21,8 @@ from segpipe.inference import ModelOptions
 from segpipe.prediction import batch
 from segpipe.prediction.batch import predict_cases
 from segpipe.prediction.batch_summary import redact
-from segpipe.prediction.cases import InputCase
 from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
+from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options, Outputs
 from segpipe.prediction.protocol import Loaded, Segment, Segmented
 from segpipe.prediction.resume import held_by

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicom.make import series, write
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.source import read_headers
-from segpipe.prediction.cases import InputCase, _of_files, find_cases, select_cases
+from segpipe.prediction.cases import select_cases
+from segpipe.prediction.file_cases import InputCase, _of_files, find_cases
 from segpipe.prediction.options import Options
 
 
@@ -61,16 +63,19 @@ def test_grouping_keeps_every_file_once(stems: set[str], channels: int) -> None:
     assert all(list(item.paths) == sorted(item.paths) and len(item.paths) == channels for item in items)
 
 
-def test_two_files_of_one_stem_are_refused_by_name_unless_pseudonymised(tmp_path: Path) -> None:
-    touch(tmp_path, "x/scan.nii.gz", "y/scan.nii")
-    with pytest.raises(UsageError) as caught:
-        find_cases([tmp_path], 1, Options())
-    assert str(tmp_path / "x/scan.nii.gz") in str(caught.value)
-    assert str(tmp_path / "y/scan.nii") in str(caught.value)
-    assert "--pseudonymise" in str(caught.value.hint)
-    assert len(set(ids(find_cases([tmp_path], 1, Options(pseudonymise=True))))) == 2
-    files = [tmp_path / "x/scan.nii.gz", tmp_path / "y/scan.nii"]
-    assert len(set(ids(find_cases(files, 1, Options(pseudonymise=True))))) == 2
+def test_files_of_one_name_have_ids_of_their_own_whatever_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, "x/scan.nii.gz", "y/scan.nii", "y/scan.nii.gz", "z/other.nii")
+    items = find_cases([tmp_path], 1, Options())
+    expected = {
+        f"scan-{hashlib.sha256(name.encode()).hexdigest()[:8]}": tmp_path / name
+        for name in ("x/scan.nii.gz", "y/scan.nii", "y/scan.nii.gz")
+    }
+    assert {item.id: item.paths[0] for item in items} == {**expected, "other": tmp_path / "z/other.nii"}
+    files = [item.paths[0] for item in items]
+    for order in (files, files[::-1]):
+        assert find_cases(order, 1, Options()) == items
+    (tmp_path / "z/other.nii").rename(tmp_path / f"z/{next(iter(expected))}.nii")  # as another is called by now
+    assert len(set(ids(find_cases([tmp_path], 1, Options())))) == 4
 
 
 def test_a_pseudonym_is_the_hash_of_the_relative_path(tmp_path: Path) -> None:
@@ -80,20 +85,97 @@ def test_a_pseudonym_is_the_hash_of_the_relative_path(tmp_path: Path) -> None:
     assert CASE_ID.match(item.id)
 
 
-@pytest.mark.parametrize("name", ["Jane Doe.nii.gz", "-a.nii", "predictions.jsonl.nii"])
-def test_a_name_that_cannot_be_an_id_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be a case id"):
-        find_cases([touch(tmp_path, name)], 1, Options())
+ODD = [
+    "Jane Doe.nii.gz",
+    "Größe.nii",
+    "-a.nii",
+    "--out.nii.gz",
+    "report.html.nii.gz",
+    "Summary.JSON.nii",
+    "predictions.jsonl.nii",
+    "a\nb\x1b[31m.nii",
+    "CON.nii",
+    "lpt1.x.nii",
+    "dot..nii",
+    "~replaced.nii.gz",
+    "x" * 200 + ".nii.gz",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_name_that_cannot_be_an_id_has_one_of_its_path_and_the_others_keep_theirs(tmp_path: Path, name: str) -> None:
+    items = find_cases([touch(tmp_path, f"sub/{name}", "plain.nii.gz")], 1, Options())
+    assert {item.id: item.paths[0] for item in items} == {
+        "plain": tmp_path / "plain.nii.gz",
+        f"case-{hashlib.sha256(f'sub/{name}'.encode()).hexdigest()[:12]}": tmp_path / "sub" / name,
+    }
+    assert all(CASE_ID.match(item.id) for item in items)
+
+
+def test_entries_that_cannot_be_opened_are_cases_and_hidden_ones_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "._a.nii", ".cache/b.nii.gz", "elsewhere/c.NII.GZ")
+    (tmp_path / "in").mkdir()
+    for name, target in (("gone.nii.gz", "nothing"), ("circle.nii", "circle.nii"), ("link.nii", "../a.nii")):
+        (tmp_path / "in" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "in/pipe.nii")
+    (tmp_path / "in/folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/folder/loop").symlink_to(tmp_path)
+    selected = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
+    assert ids(selected.cases) == ["a", "c", "circle", "gone", "link", "pipe"]
+    assert selected.passed_over == {"hidden image": 2}
+
+
+def test_a_folder_that_cannot_be_listed_is_a_refused_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.nii", "locked/b.nii", "c.txt")
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for only in (None, "dicom", "nifti"):
+        cases = select_cases([tmp_path], {}, 1, Options(only=only), tmp_path / "out").cases
+        refused = [case for case in cases if case.refusal is not None]
+        assert ids(cases) == [*(["a"] if only != "dicom" else []), *ids(refused)]
+        (case,) = refused
+        assert case.id == f"case-{hashlib.sha256(b'locked').hexdigest()[:12]}"
+        assert case.refusal is not None
+        assert "cannot be listed" in case.refusal.detail
+
+
+def test_only_one_kind_of_input(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii", "readme.txt")
+    write(series(), tmp_path / "dicom")
+    both = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
+    assert len(both.cases) == 2
+    nifti = select_cases([tmp_path], {}, 1, Options(only="nifti"), tmp_path / "out")
+    assert (ids(nifti.cases), nifti.passed_over) == (["a"], {"other file (--only nifti)": 7})
+    dicom = select_cases([tmp_path], {}, 1, Options(only="dicom"), tmp_path / "out")
+    assert ids(dicom.cases) == [id for id in ids(both.cases) if id != "a"]
+    assert dicom.passed_over == {"image (--only dicom)": 1, "not_dicom": 1}
+    with pytest.raises(UsageError, match="no such kind"):
+        Options.parse({"only": "dcm"})
+
+
+def test_a_file_called_as_a_series_has_an_id_of_its_own(tmp_path: Path) -> None:
+    write(series(), tmp_path)
+    (dicom,) = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out").cases
+    touch(tmp_path, f"{dicom.id}.nii.gz")
+    first, second = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out").cases
+    assert (first.id, first.is_dicom) == (dicom.id, True)
+    assert second.id.startswith(f"{dicom.id}-")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to segment"):
         select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
-    with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
+    with pytest.raises(UsageError, match="neither an image nor DICOM"):
         select_cases([touch(tmp_path, "b.txt") / "b.txt"], {}, 1, Options(), tmp_path / "out")
     with pytest.raises(UsageError, match="no such file"):
         find_cases([tmp_path / "gone.nii"], 1, Options())
-    with pytest.raises(UsageError, match="not a NIfTI"):
+    with pytest.raises(UsageError, match="not a file of an image"):
         find_cases([touch(tmp_path, "a.txt") / "a.txt"], 1, Options())
 
 
@@ -128,10 +210,13 @@ def test_a_missing_channel_is_never_taken_by_the_next_one(tmp_path: Path) -> Non
 def test_a_file_without_a_channel_is_a_case_and_no_channel(tmp_path: Path) -> None:
     items = find_cases([touch(tmp_path / "1", "p_0000.nii", "p_0001.nii", "q.nii")], 2, Options())
     assert [len(item.paths) for item in items] == [2, 1]
-    with pytest.raises(UsageError, match="same case id"):
-        find_cases([touch(tmp_path / "2", "p_0000.nii", "p.nii")], 2, Options())
-    with pytest.raises(UsageError, match="same channel"):
-        find_cases([touch(tmp_path / "3", "p_0000.nii", "p_0000.nii.gz")], 2, Options())
+    both = find_cases([touch(tmp_path / "2", "p_0000.nii", "p.nii")], 2, Options())
+    assert sorted(len(item.paths) for item in both) == [1, 1]
+    assert len({item.id for item in both}) == 2
+    (twice, whole) = find_cases([touch(tmp_path / "3", "p_0000.nii", "p_0000.nii.gz", "q.nii")], 2, Options())
+    assert (twice.id, whole.id, whole.refusal, twice.is_dicom) == ("p", "q", None, False)
+    assert twice.refusal is not None
+    assert twice.refusal.detail == "2 files are channel 0; keep one"
 
 
 def test_names_that_are_not_utf8_have_a_pseudonym(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ def singular(path: Path) -> None:
     path.write_bytes(gzip.compress(content))
 
 
+def good_bytes(path: Path) -> bytes:
+    write_scan(path)
+    return path.read_bytes()
+
+
+def offset_in_header(path: Path) -> None:
+    content = bytearray(gzip.decompress(good_bytes(path)))
+    content[108:112] = bytes(4)
+    path.write_bytes(gzip.compress(content))
+
+
+def outlier(path: Path) -> None:
+    voxels = np.random.default_rng(0).random((20, 20, 20), np.float32)
+    voxels[1, 2, 3] = 1e30
+    save(path, voxels)
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "noise": (lambda path: path.write_bytes(b"no image"), "cannot read the NIfTI file"),
     "empty": (lambda path: path.touch(), "cannot read the NIfTI file"),
@@ -94,6 +112,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "nan": (with_nan, "not finite"),
     "constant": (lambda path: save(path, np.full((8, 8, 8), 7, np.int16)), "constant"),
     "singular": (singular, "the affine cannot be used"),
+    "offset": (offset_in_header, "where the voxels begin; vox_offset = 0"),
+    "outlier": (outlier, "cannot be measurements; 1 voxel(s) up to 1e+30"),
+    "longer": (lambda path: path.write_bytes(good_bytes(path) * 2), "longer than its header says"),
+    "plain": (lambda path: path.write_bytes(gzip.decompress(good_bytes(path))), "does not say how the file is packed"),
+    "link": (lambda path: path.symlink_to("gone.nii.gz"), "a link to a file that is not there"),
+    "pipe": (lambda path: os.mkfifo(path), "a pipe"),
     "complex": (lambda path: save(path, np.ones((8, 8, 8), np.complex64)), "not plain numbers"),
 }
 
@@ -113,6 +137,27 @@ def test_bad_cases_fail_with_their_reason_and_the_good_one_is_done(
         assert not (out / name).exists()
     assert str(tmp_path) not in (out / "predictions.jsonl").read_text()
     assert (out / "good/result.json").is_file() and not (out / ".partial").exists()
+
+
+def test_odd_and_equal_names_run_with_the_rest_and_are_found_again(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "in", tmp_path / "out"
+    for name in ("Jane Doe.nii.gz", "report.html.nii.gz", "a/scan.nii.gz", "b/scan.nii.gz", "plain.nii.gz"):
+        write_scan(scans / name)
+    seen = []
+    for status in ("done", "skipped"):
+        assert run(["predict", str(tiny_bundle), str(scans), str(out), "--json"]) == 0
+        cases = json.loads(capsys.readouterr().out)["cases"]
+        assert {case["status"] for case in cases} == {status}
+        seen.append([case["id"] for case in cases])
+    assert len(set(seen[0])) == 5
+    assert seen[0] == seen[1]
+    assert sum(id.startswith("case-") for id in seen[0]) == 2
+    assert sum(id.startswith("scan-") for id in seen[0]) == 2
+    assert "Jane" not in (out / "summary.json").read_text() + (out / "predictions.jsonl").read_text()
+    for id in seen[0]:
+        assert (out / id / "segmentation.nii.gz").is_file()
 
 
 def test_the_table_says_what_failed_and_why(
@@ -153,7 +198,6 @@ def test_a_manifest_with_a_missing_file_and_one_with_too_many_channels(
     [
         (lambda root: (root / "in").mkdir(), 3, "nothing to segment"),
         (lambda root: None, 2, "no such file or folder"),
-        (lambda root: write_scan(root / "in/a.nii") and write_scan(root / "in/x/a.nii.gz"), 2, "--pseudonymise"),
         (lambda root: write_scan(root / "in/a.nii") and (root / "out").touch(), 2, "cannot write"),
     ],
 )

@@ -87,7 +87,7 @@ def test_what_lies_below_the_results_is_no_input(folder: Path) -> None:
 def test_wrong_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a regular expression"):
         Options.parse({"series_description": "("})
-    with pytest.raises(UsageError, match="neither NIfTI nor DICOM"):
+    with pytest.raises(UsageError, match="neither an image nor DICOM"):
         select_cases([folder / "notes.txt"], {}, 1, Options(), tmp_path)
     with pytest.raises(DataError, match="nothing to segment") as caught:
         select_cases([folder / "ct"], {}, 1, Options(modality=("MR",)), tmp_path)

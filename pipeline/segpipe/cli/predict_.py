@@ -32,6 +32,9 @@ def command(
             help="Of nifti, seg, labelmap, rtstruct, sr [default: nifti, and seg where the source is DICOM].",
         ),
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="dicom or nifti: segment nothing else of a folder that holds both.")
+    ] = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="Only DICOM series of it, e.g. CT [default: the bundle's].")
     ] = None,
@@ -153,6 +156,7 @@ def command(
             probabilities=probabilities,
             entropy=entropy,
             overlay=not no_overlay,
+            only=only,
             modality=modality,
             series_description=series_description,
             min_slices=min_slices,

@@ -69,18 +69,6 @@ class Header:
         return "".join(str(code) for code in nib.orientations.aff2axcodes(self.affine))
 
 
-def find_nifti(folder: str | Path) -> list[Path]:
-    """Return all ``.nii`` and ``.nii.gz`` files below a folder, in any case, sorted; hidden ones are passed over."""
-    folder = Path(folder)
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.lower().endswith((".nii", ".nii.gz"))
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-
-
 def read_header(path: str | Path) -> Header:
     """Read a header and judge its geometry.
 

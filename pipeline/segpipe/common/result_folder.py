@@ -208,7 +208,7 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
     root = Path(root)
     stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
     names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
-    present = [name for name in names if (root / name).is_file()]
+    present = [name for name in names if os.path.lexists(root / name)]  # who reads a link to nothing says so
     if len(present) > 1:
         raise UsageError(
             "the case has several label maps",

@@ -1,3 +1,5 @@
+from .case_ids import ids_of_files as ids_of_files
+from .case_ids import pseudonym as pseudonym
 from .check import check_dataset as check_dataset
 from .fetch import fetch_dataset as fetch_dataset
 from .fingerprint import FINGERPRINT as FINGERPRINT
@@ -16,7 +18,6 @@ from .manifest import Manifest as Manifest
 from .manifest import data_root as data_root
 from .manifest import load_manifest as load_manifest
 from .manifest import manifest_sha256 as manifest_sha256
-from .manifest import nifti_stem as nifti_stem
 from .manifest import open_manifest as open_manifest
 from .manifest import save_manifest as save_manifest
 from .phantom import PHANTOM_LABELS as PHANTOM_LABELS

@@ -291,12 +291,3 @@ def shipped_manifest(name: str) -> Path | None:
     here = Path(__file__).resolve().parents[1]
     places = [folder / "data_manifests" / f"{name}.json" for folder in (here, here.parents[1])]
     return next((path for path in places if path.is_file()), None)
-
-
-def nifti_stem(path: str | Path) -> str:
-    """Return a file name without ``.nii`` or ``.nii.gz``."""
-    name = Path(path).name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return Path(path).stem

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from segpipe.common.console import some_of
+from segpipe.common.folder_walk import key_of, walk_folders
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
 from segpipe.dicom.derived import KINDS
 from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
@@ -96,77 +95,17 @@ def walk(roots: Sequence[Path]) -> tuple[Path, list[Path], list[PassedOver]]:
         if not root.exists():
             raise UsageError("no such file or folder", path=root, hint="check the path")
     folders = [root if root.is_dir() else root.parent for root in roots]
-    files = {_key(root.resolve()): root for root in roots if not root.is_dir()}
+    files = {key_of(root.resolve()): root for root in roots if not root.is_dir()}
     odd: list[PassedOver] = []
-    entered: set[_Folder] = set()
-    waiting = [root for root in roots if root.is_dir()]
-    while waiting:
-        links: list[Path] = []
-        for folder in waiting:
-            _walk_folder(folder, entered, files, links, odd)
-        waiting = [link for link in links if link.is_dir() and _folder(link) not in entered]
-        for link in links:
-            if not link.is_dir() and files.setdefault(_key(link.resolve()), link) != link:
-                odd.append(PassedOver(link, "not_dicom", "a link to a file that is there already"))
+    entries = walk_folders([root for root in roots if root.is_dir()])
+    for entry in sorted(entries, key=lambda entry: entry.is_link):
+        if entry.fault:
+            odd.append(PassedOver(entry.path, "unreadable" if entry.is_folder else "not_dicom", entry.fault))
+        elif files.setdefault(entry.key, entry.path) != entry.path and entry.is_link:
+            odd.append(PassedOver(entry.path, "not_dicom", "a link to a file that is there already"))
     top = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     base = folders[0] if len(roots) == 1 else top
     return base, sorted(files.values()), odd
-
-
-_Folder: TypeAlias = tuple[int, int]  # device and inode, by whatever path
-
-
-def _folder(path: str | Path) -> _Folder:
-    status = Path(path).stat()
-    return status.st_dev, status.st_ino
-
-
-def _key(path: Path) -> tuple[_Folder, str]:
-    return _folder(path.parent), path.name
-
-
-def _walk_folder(
-    top: Path, entered: set[_Folder], files: dict[tuple[_Folder, str], Path], links: list[Path], odd: list[PassedOver]
-) -> None:
-    """Walk without recursion, which would end at a depth of a thousand folders."""
-    waiting = [str(top)]
-    while waiting:
-        name = waiting.pop()
-        try:
-            here = _folder(name)
-            if here in entered:
-                continue
-            entered.add(here)
-            with os.scandir(name) as found:
-                entries = list(found)
-        except OSError as error:
-            odd.append(PassedOver(Path(name), "unreadable", f"the folder cannot be listed ({error.strerror})"))
-            continue
-        for entry in entries:
-            path, kind = Path(entry.path), _kind(entry)
-            if kind == "folder":
-                waiting.append(entry.path)
-            elif kind == "link":
-                links.append(path)
-            elif kind:
-                odd.append(PassedOver(path, "not_dicom", kind))
-            else:
-                files.setdefault((here, path.name), path)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """Return nothing for a regular file, ``folder``, ``link`` for a link to either, else what it is."""
-    try:
-        if entry.is_dir(follow_symlinks=False):
-            return "folder"
-        if entry.is_file(follow_symlinks=False):
-            return ""
-        if not entry.is_symlink():
-            return "not a regular file"
-        mode = entry.stat().st_mode
-    except OSError:  # or a file that went away while the tree was walked
-        return "a link to nothing"
-    return "link" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "not a regular file"
 
 
 def _read_all(

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.nifti import Header, find_nifti, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.folder_walk import find_images
+from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
 from segpipe.common.processes import MOST_WORKERS, Progress, over_cases, usable_cores
 from segpipe.common.result_folder import PROBABILITIES, STATE, find_probabilities, find_segmentation
 from segpipe.data import Case, Manifest
@@ -102,7 +103,7 @@ def make_jobs(
         raise UsageError("none of the labels is there", path=data, hint="name the data folder with --data")
     if not predictions.is_dir():
         raise UsageError("no such folder of predictions", path=predictions, hint="check the path")
-    if not find_nifti(predictions) and not (predictions / STATE).is_file():
+    if not find_images(predictions).images and not (predictions / STATE).is_file():
         raise UsageError(
             "the folder of predictions is empty",
             path=predictions,
@@ -126,7 +127,7 @@ def make_jobs(
 def unused_predictions(predictions: Path, jobs: Sequence[Job]) -> list[str]:
     """Return the label maps in the folder that belong to none of the jobs."""
     used = {job.prediction for job in jobs}
-    unused = [path for path in find_nifti(predictions) if path not in used and path.name != PROBABILITIES]
+    unused = [path for path in find_images(predictions).images if path not in used and path.name != PROBABILITIES]
     return [path.relative_to(predictions).as_posix() for path in unused]
 
 

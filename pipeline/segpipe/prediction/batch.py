@@ -23,8 +23,9 @@ from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of, require_plain_files
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
-from segpipe.prediction.cases import InputCase, NotSelected, select_cases
+from segpipe.prediction.cases import NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
+from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from segpipe.bundle import untrained_note
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, write_csv, write_json
+from segpipe.common.image_names import image_stem
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
-from segpipe.data import nifti_stem
 from segpipe.errors import SegpipeError
-from segpipe.prediction.cases import InputCase, NotSelected
+from segpipe.prediction.cases import NotSelected
+from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
 from segpipe.prediction.protocol import Loaded, Segmented
 
@@ -122,7 +123,7 @@ def redact(text: str, case: InputCase) -> str:
             text = text.replace(name, case.id)
         if not case.is_dicom:  # whose files may be called 1, 2, 3
             text = text.replace(path.name, case.id)
-            text = re.sub(rf"(?<!\w){re.escape(nifti_stem(path))}(?!\w)", case.id, text)
+            text = re.sub(rf"(?<!\w){re.escape(image_stem(path))}(?!\w)", case.id, text)
     for folder in dict.fromkeys(path.parent for path in case.paths):  # as a whole: it may hold blanks
         for name in (str(folder), os.path.realpath(folder)):
             text = text.replace(name + "/", "/")
@@ -221,7 +222,7 @@ def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
         "state": ended["event"],
         "reason": ended.get("reason"),
         "detail": detail or None,
-        "source": "dicom" if ended["event"] == "refused" else None,
+        "source": "dicom" if ended["event"] == "refused" and id.startswith("dcm-") else None,
         "seconds": None,
         "volumes_ml": None,
         "flags": None,

@@ -34,6 +34,7 @@ class PredictKeywords(ModelKeywords, total=False):
         probabilities: write the probabilities of ``all`` classes, or of these labels alone, by name or value.
         entropy: write the entropy of the probabilities, in nats.
         overlay: write ``overlay.png``, the slice with most labelled voxels.
+        only: ``dicom`` or ``nifti``: segment nothing else of a folder that holds both.
         modality: only DICOM series of it; None takes the bundle's.
         series_description: only series whose description matches this pattern.
         min_slices, max_slices: only series of so many slices.
@@ -57,6 +58,7 @@ class PredictKeywords(ModelKeywords, total=False):
     probabilities: str | Sequence[str] | None
     entropy: bool
     overlay: bool
+    only: str | None
     modality: str | Sequence[str] | None
     series_description: str | None
     min_slices: int | None
@@ -161,6 +163,7 @@ class Options:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     outputs: Outputs = field(default_factory=Outputs)
+    only: str | None = None
     modality: tuple[str, ...] = ()
     series_description: re.Pattern[str] | None = None
     min_slices: int | None = None
@@ -190,6 +193,8 @@ class Options:
         for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
             if values.get(name) is not None and values[name] < least:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
+        if values.get("only") not in (None, "dicom", "nifti"):
+            raise UsageError("no such kind of input", found=values["only"], expected="dicom or nifti")
         values["series_description"] = _pattern(values.get("series_description"))
         values["format"] = _formats(values.get("format"))
         for name in ("probabilities", "modality", "series"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from segpipe.common.files import cannot_write, read_json, sha256_of
 from segpipe.common.result_folder import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
 from segpipe.errors import RefusedError, SegpipeError
-from segpipe.prediction.cases import InputCase
+from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def describe_source(case: InputCase) -> dict[str, Any]:
     """
     if case.series is not None:
         return {"slices": slices_of(case.series)}
+    if not all(path.is_file() for path in case.paths):  # a pipe would be waited for
+        return {}
     try:
         return {"stat": _stat(case), "sha256": [sha256_of(path) for path in case.paths]}
     except OSError:  # the worker says why

@@ -107,6 +107,6 @@ def _caption(case: Mapping[str, Any]) -> str:
 
 
 def _left_out(not_selected: Sequence[tuple[str, str]], passed_over: Mapping[str, int]) -> Section:
-    words = [f"Files that are no images: {', '.join(f'{n} {kind}' for kind, n in passed_over.items())}."]
+    words = [f"Files passed over: {', '.join(f'{n} {kind}' for kind, n in passed_over.items())}."]
     tables = [Table(("series", "left out by"), not_selected)] if not_selected else []
     return Section("Not segmented on purpose", words if passed_over else [], tables=tables)

@@ -41,7 +41,7 @@ def decathlon(root: Path, **fields: object) -> Path:
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
         "labels": {"0": "Background", "1": "front"},
-        "numTraining": 77,
+        "numTraining": 3,
         "numTest": 2,
         "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ids],
         "test": ["./imagesTs/b_9.nii.gz", {"image": "./imagesTs/b_11.nii.gz"}],
@@ -133,7 +133,7 @@ def test_decathlon_missing_files_are_named(tmp_path, capsys):
         ({"labels": {"0": "background", "1": [1, 2]}}, "region"),
         ({"modality": {}}, "channels"),
         ({"training": {}}, "Decathlon"),
-        ({"test": ["/etc/passwd"]}, "relative"),
+        ({"test": ["/etc/passwd"], "numTest": 1}, "relative"),
     ],
 )
 def test_decathlon_that_cannot_be_used(tmp_path, fields, words):
@@ -190,6 +190,10 @@ def test_nnunet_missing_channel_and_missing_label(tmp_path):
         find_dataset(root)
     assert caught.value.case_id == "c_002"
     (root / "imagesTr" / "c_002_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match="fewer cases than") as caught:
+        find_dataset(root)
+    assert (caught.value.found, caught.value.expected) == ("1 cases", "numTraining: 2")
+    root = nnunet(tmp_path)
     (root / "labelsTr" / "c_001.nii.gz").unlink()
     with pytest.raises(DataError, match="no label"):
         find_dataset(root)
@@ -318,16 +322,93 @@ def test_pseudonyms_hide_file_names_and_patients_but_keep_patients_together(tmp_
     assert all(case.patient_id.startswith("patient-") for case in manifest.cases())
 
 
-def test_names_that_cannot_be_ids_and_names_twice(tmp_path):
-    write(tmp_path / "i" / "Jane Doe.nii.gz", 5)
-    write(tmp_path / "l" / "Jane Doe.nii.gz", 1)
+@pytest.mark.parametrize("name", ["Jane Doe", "report.html", "Größe", "-x", "a" * 200, "nul"])
+def test_a_name_that_cannot_be_an_id_has_one_of_its_path_and_the_others_stay(tmp_path, capsys, name):
+    for stem in (name, "plain"):
+        write(tmp_path / "i" / f"{stem}.nii.gz", 5)
+        write(tmp_path / "l" / f"{stem}.nii.gz", 1)
+    assert run(["import", "--images", str(tmp_path / "i"), "--labels", str(tmp_path / "l")]) == 0
+    output = capsys.readouterr()
+    manifest = load_manifest(tmp_path / "manifest.json")
+    digest = hashlib.sha256(f"i/{name}.nii.gz".encode()).hexdigest()[:12]
+    assert {case.id: case.image for case in manifest.training} == {
+        "plain": "i/plain.nii.gz",
+        f"case-{digest}": f"i/{name}.nii.gz",
+    }
+    assert f"1 have ids of their own: case-{digest}" in output.out + output.err
+
+
+def test_equal_names_in_different_folders_and_one_file_twice(tmp_path):
+    entries = []
+    for site in ("north", "south"):
+        write(tmp_path / site / "scan.nii.gz", 5)
+        write(tmp_path / site / "mask.nii.gz", 1)
+        entries.append({"image": f"./{site}/scan.nii.gz", "label": f"./{site}/mask.nii.gz"})
+    for training in (entries, entries[::-1]):
+        root = decathlon(tmp_path, training=training, numTraining=2)
+        ids = {case.image: case.id for case in to_manifest(find_dataset(root)).training}
+        assert ids == {
+            f"{site}/scan.nii.gz": f"scan-{hashlib.sha256(f'{site}/scan.nii.gz'.encode()).hexdigest()[:8]}"
+            for site in ("north", "south")
+        }
+    with pytest.raises(DataError, match="listed twice"):
+        to_manifest(find_dataset(decathlon(tmp_path, training=entries[:1] * 2, numTraining=2)))
+
+
+def dangling(path):
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/not_fetched")
+
+
+@pytest.mark.parametrize("part", ["images", "labels", "both"])
+def test_links_to_nothing_are_missing_files_in_every_layout(tmp_path, part):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "f/i" / f"{name}.nii.gz", 5)
+        write(tmp_path / "f/l" / f"{name}.nii.gz", 1)
+    roots = {"decathlon": decathlon(tmp_path / "d"), "nnunet": nnunet(tmp_path / "n"), "folders": tmp_path / "f"}
+    files = {"decathlon": ("b_2", "b_2"), "nnunet": ("c_002_0001", "c_002"), "folders": ("b", "b")}
+    for layout, root in roots.items():
+        images, labels = ("i", "l") if layout == "folders" else ("imagesTr", "labelsTr")
+        if part != "labels":
+            dangling(root / images / f"{files[layout][0]}.nii.gz")
+        if part != "images":
+            dangling(root / labels / f"{files[layout][1]}.nii.gz")
+        with pytest.raises(DataError, match="are missing") as caught:
+            read_folders(root / "i", root / "l") if layout == "folders" else find_dataset(root)
+        links = 2 if part == "both" else 1
+        assert f"({links} links to files that are not there)" in caught.value.found
+        assert caught.value.path
+
+
+def test_what_is_no_part_of_a_data_set_is_said(tmp_path, capsys):
+    root = decathlon(tmp_path / "d")
+    write(root / "imagesTr" / "extra.nii.gz", 5)
+    (root / "imagesTr" / "._b_1.nii.gz").touch()
+    assert run(["import", str(root)]) == 0
+    assert "passed over: 1 files beside them that dataset.json does not name, e.g. extra.nii.gz" in "".join(
+        capsys.readouterr()
+    ).replace("\n", " ")
+    root = nnunet(tmp_path / "n")
+    write(root / "imagesTr" / "c_009.nii.gz", 5)
+    write(root / "labelsTr" / "c_010.nii.gz", 1)
+    assert "passed over: 2 files" in find_dataset(root).notes[0]
+    for name in ("i/a.nii.gz", "l/a.nii.gz"):
+        write(tmp_path / name, 1)
+    for name in ("i/notes.txt", "i/scan.nii.gz.part", "l/._a.nii.gz"):
+        (tmp_path / name).touch()
     found = read_folders(tmp_path / "i", tmp_path / "l")
-    with pytest.raises(DataError, match="case id"):
-        to_manifest(found)
-    assert to_manifest(found, pseudonymise=True).training[0].id.startswith("case-")
-    twice = [{"image": "./imagesTr/b_1.nii.gz", "label": "./labelsTr/b_1.nii.gz"}] * 2
-    with pytest.raises(DataError, match="one name"):
-        to_manifest(find_dataset(decathlon(tmp_path / "d", training=twice)))
+    assert found.notes == (
+        "passed over: 2 files that are no NIfTI in the folder i, e.g. notes.txt",
+        "passed over: 1 hidden images in the folder l, e.g. ._a.nii.gz",
+    )
+
+
+@pytest.mark.parametrize(("name", "promised"), [("numTraining", 4), ("numTest", 3)])
+def test_a_list_that_promises_more_cases_than_it_has(tmp_path, name, promised):
+    with pytest.raises(DataError, match="fewer cases") as caught:
+        find_dataset(decathlon(tmp_path, **{name: promised}))
+    assert f"write {promised - 1} into {name}" in caught.value.hint
+    find_dataset(decathlon(tmp_path, **{name: promised - 1}))
 
 
 @pytest.mark.parametrize(

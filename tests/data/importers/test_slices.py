@@ -90,6 +90,16 @@ def test_the_same_folder_twice_is_refused(tree: Path) -> None:
     assert "twice" in only_fault(tree)
 
 
+def test_a_slice_that_cannot_be_opened_ends_no_stack_early(tree: Path) -> None:
+    last = max(folder_of(tree).glob("*[0-9].tif"))
+    for path in (last, last.with_name(f"{last.stem}_mask.tif")):
+        path.unlink()
+        path.symlink_to("not_fetched")
+    with pytest.raises(DataError, match="2 entries of the folder cannot be opened") as caught:
+        find_stacks(tree)
+    assert f"{last.name}: a link to nothing" in str(caught.value.found)
+
+
 def test_patterns(tmp_path: Path) -> None:
     for patient in ("p1", "p2"):
         for kind in ("img", "seg"):

@@ -33,7 +33,8 @@ from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_byte
 from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
-from segpipe.data import Case, Manifest, nifti_stem
+from segpipe.common.image_names import image_stem
+from segpipe.data import Case, Manifest
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import read_rules
 
@@ -176,7 +177,7 @@ def export(
 def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
     """Return what files and folders of a pseudonymised data set are called where it lies, but words of its labels."""
     paths = [PurePosixPath(path) for case in manifest.cases() for path in case.paths]
-    names = {*(nifti_stem(path.name) for path in paths), *(part for path in paths for part in path.parts[:-1])}
+    names = {*(image_stem(path.name) for path in paths), *(part for path in paths for part in path.parts[:-1])}
     names |= {CHANNEL.sub("", name) for name in names} | {PurePosixPath(run.data).name}
     own = {word.casefold() for word in (*manifest.labels.values(), *manifest.channels)}
     hidden = {case.id for case in manifest.cases()}
@@ -263,7 +264,7 @@ def _files_by_id(case: Case) -> dict[str, Any]:
 
 def _ending(path: str) -> str:
     """Return all endings of a file name, such as ``.nii.gz``."""
-    return path.rpartition("/")[2][len(nifti_stem(path)) :].lower()
+    return path.rpartition("/")[2][len(image_stem(path)) :].lower()
 
 
 def _data_licence(manifest: Manifest) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import some_of
 from segpipe.common.processes import Progress
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
 from segpipe.data.importers.label_maps import adapt_labels
@@ -171,11 +172,17 @@ def import_dataset(
         for text in said:
             tell(text)
     about = {"name": name, "licence": licence, "source": origin}
+    for text in dataset.notes:
+        tell(text)
     hides = pseudonymise or layout == "dicom"
     if pseudonymise:
         secret = _study_key(key, None, tell) if layout != "dicom" else secret
         dataset = _without_names(dataset, layout, tell)
     manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret if hides else b"", about=about)
+    cases = zip([*dataset.training, *dataset.test], manifest.cases(), strict=True)
+    renamed = [case.id for source_case, case in cases if case.id != source_case.id]
+    if renamed and not pseudonymise:
+        tell(f"file names that cannot be ids, or are shared: {len(renamed)} have ids of their own: {some_of(renamed)}")
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)

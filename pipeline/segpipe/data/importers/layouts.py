@@ -25,7 +25,9 @@ import numpy as np
 
 from segpipe.common.console import some_of
 from segpipe.common.files import read_json
-from segpipe.common.nifti import find_nifti, read_header, read_volume
+from segpipe.common.folder_walk import find_images
+from segpipe.common.image_names import image_stem
+from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.processes import Progress
 from segpipe.data.importers.label_values import MOST_VALUES, NO_RULES, ValueRules, require_labels, require_run
 from segpipe.data.importers.source_dataset import (
@@ -34,9 +36,10 @@ from segpipe.data.importers.source_dataset import (
     SourceDataset,
     channel_names,
     label_names,
+    passed_over,
     require_files,
+    require_promised,
 )
-from segpipe.data.manifest import nifti_stem
 from segpipe.errors import DataError, UsageError
 
 
@@ -58,6 +61,7 @@ def read_decathlon(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
         )
     training = [_case(entry, "training", path) for entry in listed[0] or []]
     test = [_case(entry, "test", path) for entry in listed[1] or []]
+    require_promised(document, {"numTraining": len(training), "numTest": len(test)}, path)
     require_files(path.parent, [*training, *test], path)
     return SourceDataset(
         root=path.parent,
@@ -66,7 +70,17 @@ def read_decathlon(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
         labels=label_names(document.get("labels"), path, rules),
         modality=channel_names(document.get("modality") or document.get("channel_names"), path),
         about=descriptive_fields(document),
+        notes=_beside(path.parent, [*training, *test], "files beside them that dataset.json does not name"),
     )
+
+
+def _beside(root: Path, cases: Sequence[SourceCase], what: str) -> tuple[str, ...]:
+    """Return a note on the images that lie in the folders of the cases' files and are none of these."""
+    files = {root / name for case in cases for name in [*case.images, *([case.label] if case.label else [])]}
+    folders = {file.parent for file in files}
+    below = [folder for folder in folders if not any(parent in folders for parent in folder.parents)]
+    there = {image for folder in below for image in find_images(folder).images}
+    return passed_over(there - files, what)
 
 
 def descriptive_fields(document: dict[str, Any]) -> dict[str, str]:
@@ -96,7 +110,7 @@ def _case(entry: Any, section: str, path: Path) -> SourceCase:
     patient = parts.get("patient_id")
     images = [_clean(image) for image in images or []]
     return SourceCase(
-        nifti_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None
+        image_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None
     )
 
 
@@ -132,18 +146,22 @@ def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
     training = _cases(root, "Tr", ending, len(modality))
     if not training:
         raise DataError("there are no training images", path=root / "imagesTr", expected=f"CASE_0000{ending}")
+    test = _cases(root, "Ts", ending, len(modality))
+    require_promised(document, {"numTraining": len(training), "numTest": len(test)}, path)
     unlabelled = [case.id for case in training if case.label is None]
     if unlabelled:
         raise DataError(
             f"{len(unlabelled)} training cases have no label", path=root / "labelsTr", found=some_of(unlabelled)
         )
+    require_files(root, [*training, *test], path)
     return SourceDataset(
         root=root,
         training=training,
-        test=_cases(root, "Ts", ending, len(modality)),
+        test=test,
         labels=label_names(document.get("labels"), path, rules),
         modality=modality,
         about={"name": root.resolve().name, **descriptive_fields(document)},
+        notes=_beside(root, [*training, *test], f"files beside them without a case, or not called CASE_0000{ending}"),
     )
 
 
@@ -167,7 +185,7 @@ def _lists_cases_without_channel(root: Path, document: dict[str, Any]) -> bool:
 def _channel_files(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
     """Return case to channel to file; files without a channel suffix are left out."""
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
-    for path in find_nifti(folder) if folder.is_dir() else []:
+    for path in find_images(folder).images if folder.is_dir() else []:
         match = CHANNEL_SUFFIX.match(path.name.removesuffix(ending)) if path.name.endswith(ending) else None
         if match and path.parent == folder:
             channels[match["case"]][int(match["channel"])] = path
@@ -190,7 +208,7 @@ def _cases(root: Path, part: str, ending: str, n_channels: int) -> list[SourceCa
             )
         images = [files[channel].relative_to(root).as_posix() for channel in expected]
         label = root / f"labels{part}" / f"{case}{ending}"
-        cases.append(SourceCase(case, images, label.relative_to(root).as_posix() if label.is_file() else None))
+        cases.append(SourceCase(case, images, label.relative_to(root).as_posix() if os.path.lexists(label) else None))
     return cases
 
 
@@ -223,8 +241,9 @@ def read_folders(
     root = Path(os.path.commonpath([images, labels]))
     if root in (images, labels):
         raise UsageError("images and labels must be two folders side by side", path=root)
-    label_files = _named(labels)
-    groups = _group(_named(images), label_files, images)
+    label_files, label_notes = _named(labels)
+    image_files, image_notes = _named(images)
+    groups = _group(image_files, label_files, images)
     cases = [
         SourceCase(
             key.replace("/", "_"),
@@ -235,6 +254,7 @@ def read_folders(
     ]
     if not cases:
         raise DataError("there are no NIfTI files", path=images, expected=".nii or .nii.gz")
+    require_files(root, cases, images)
     _require_equal_channels(cases, images)
     names = _names_from_values([root / case.label for case in cases if case.label], label_names, rules, progress)
     n_channels = max(len(modality), len(cases[0].images))
@@ -246,18 +266,33 @@ def read_folders(
         labels={str(value): name for value, name in enumerate(["background", *names])},
         modality={str(index): word for index, word in enumerate(words)},
         about={"name": root.name or "dataset"},
+        notes=(*image_notes, *label_notes),
     )
 
 
-def _named(folder: Path) -> dict[str, Path]:
-    """Return path relative to the folder, without ending, to file."""
-    named: dict[str, Path] = {}
-    for path in find_nifti(folder):
-        key = (path.relative_to(folder).parent / nifti_stem(path)).as_posix()
+def _named(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return path relative to the folder, without ending, to file, and notes on what is no image.
+
+    Raises:
+        UsageError: a folder cannot be listed.
+        DataError: two files differ in their ending alone.
+    """
+    found, named = find_images(folder), dict[str, Path]()
+    if found.closed:
+        raise UsageError("a folder cannot be listed", path=found.closed[0], hint="ask for permission, or take it out")
+    for path in found.images:
+        key = (path.relative_to(folder).parent / image_stem(path)).as_posix()
         if key in named:
-            raise DataError("two files of one name", path=folder, found=f"{named[key].name}, {path.name}")
+            raise DataError(
+                "two files of one name",
+                path=folder,
+                found=f"{named[key].name}, {path.name}",
+                hint="keep one of them: which belongs to the other file of the case cannot be told",
+            )
         named[key] = path
-    return named
+    where = f"in the folder {folder.name}"
+    hidden, others = (f"{what} {where}" for what in ("hidden images", "files that are no NIfTI"))
+    return named, (*passed_over(found.hidden, hidden), *passed_over(found.others, others))
 
 
 def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> dict[str, list[Path]]:
@@ -299,8 +334,8 @@ def _require_equal_channels(cases: Sequence[SourceCase], folder: Path) -> None:
 
 def _channels(case: SourceCase) -> tuple[str, ...]:
     """Return the endings that tell the channels; an image that is called as its label is the first."""
-    label = nifti_stem(str(case.label))
-    stems = [nifti_stem(path) for path in case.images]
+    label = image_stem(str(case.label))
+    stems = [image_stem(path) for path in case.images]
     return tuple("0000" if stem == label else stem.removeprefix(f"{label}_") for stem in stems)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segpipe.common.console import some_of
+from segpipe.common.folder_walk import Entry, walk_folders
 from segpipe.errors import DataError, UsageError
 
 ENDINGS = (".tif", ".tiff", ".png")
@@ -53,14 +54,29 @@ class SliceStacks:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return TIFF and PNG files below a folder, sorted; hidden ones are passed over."""
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+    """Return TIFF and PNG files below a folder, sorted, also those that cannot be opened, but none that is hidden."""
+    return [entry.path for entry in _entries(root) if not entry.is_folder]
+
+
+def _entries(root: Path) -> list[Entry]:
+    return [
+        entry
+        for entry in sorted(walk_folders([root]))
+        if (entry.is_folder or entry.path.suffix.lower() in ENDINGS)
+        and not any(part.startswith(".") for part in entry.path.relative_to(root).parts)
+    ]
+
+
+def _require_open(root: Path) -> None:
+    faults = [f"{_shown(root, entry.path)}: {entry.fault}" for entry in _entries(root) if entry.fault]
+    if faults:
+        raise DataError(
+            f"{len(faults)} entries of the folder cannot be opened",
+            path=root,
+            found=some_of(faults),
+            expected="slices that can be read",
+            hint="fetch what links stand for, or take these entries out",
+        )
 
 
 def looks_like_slices(root: Path) -> bool:
@@ -82,12 +98,13 @@ def find_stacks(root: Path, images: str | None = None, masks: str | None = None)
 
     Raises:
         UsageError: no such folder, or patterns that cannot be used.
-        DataError: no slice at all.
+        DataError: no slice at all, or entries that cannot be opened.
     """
     if not root.is_dir():
         raise UsageError("no such folder", path=root, hint="check the path")
     if (images is None) != (masks is None):
         raise UsageError("--slices and --masks go together", expected="a pattern for each")
+    _require_open(root)
     named = _named_kaggle(root) if images is None else _named_by(root, images, str(masks))
     if not named.slices:
         raise DataError(

@@ -31,7 +31,16 @@ class SourceCase:
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """What a reader finds below ``root``; ``about`` holds the manifest's descriptive fields."""
+    """What a reader finds below ``root``.
+
+    Attributes:
+        root: the data folder.
+        training, test: the cases.
+        labels: value to name.
+        modality: channel to word.
+        about: the manifest's descriptive fields.
+        notes: what was passed over.
+    """
 
     root: Path
     training: list[SourceCase]
@@ -39,6 +48,7 @@ class SourceDataset:
     labels: dict[str, str]
     modality: dict[str, str]
     about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
@@ -70,7 +80,7 @@ def refusal(noun: str, faults: Mapping[str, str], usable: int) -> DataError:
 
 
 def require_files(root: Path, cases: Iterable[SourceCase], source: Path) -> None:
-    """Refuse a list of cases that names files which are not there.
+    """Refuse cases whose files are not there: not at all, or a link to nothing, or no file.
 
     Raises:
         DataError: naming the missing files.
@@ -78,13 +88,43 @@ def require_files(root: Path, cases: Iterable[SourceCase], source: Path) -> None
     paths = [path for case in cases for path in [*case.images, *([case.label] if case.label else [])]]
     missing = [path for path in paths if not (root / path).is_file()]
     if missing:
+        links = sum((root / path).is_symlink() for path in missing)
         raise DataError(
             f"{len(missing)} of {len(paths)} files are missing",
             path=source,
-            found=some_of(missing),
+            found=some_of(missing) + (f" ({links} links to files that are not there)" if links else ""),
             expected=f"below {root}",
-            hint="complete the data, or take these cases out of the list",
+            hint="complete the data (for links: fetch what they stand for), or take these cases out of it",
         )
+
+
+def require_promised(document: Mapping[str, Any], found: Mapping[str, int], source: Path) -> None:
+    """Refuse a ``dataset.json`` that promises more cases than there are.
+
+    Args:
+        document: with ``numTraining`` and ``numTest``, or without them.
+        found: number of cases by that name.
+        source: the file.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    for name, count in found.items():
+        promised = document.get(name)
+        if isinstance(promised, int) and promised > count:
+            raise DataError(
+                "there are fewer cases than dataset.json promises",
+                path=source,
+                found=f"{count} cases",
+                expected=f"{name}: {promised}",
+                hint=f"complete the data, or write {count} into {name} where it is complete",
+            )
+
+
+def passed_over(paths: Iterable[Path], what: str) -> tuple[str, ...]:
+    """Return the note on files that are no part of the data set, naming the first; none where there are none."""
+    names = [path.name for path in sorted(paths)]
+    return (f"passed over: {len(names)} {what}, e.g. {names[0]}",) if names else ()
 
 
 def label_names(document: Any, source: Path, rules: ValueRules = NO_RULES) -> dict[str, str]:

@@ -9,20 +9,21 @@ How patients follow from case ids, where the data set does not say who a case is
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.processes import Progress
+from segpipe.data.case_ids import ids_of_files, pseudonym
 from segpipe.data.importers.label_values import NO_RULES, ValueRules
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
 from segpipe.data.importers.slice_stacks import looks_like_slices
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
-from segpipe.data.manifest import CASE_ID, Manifest, parse_manifest
+from segpipe.data.manifest import Manifest, parse_manifest
 from segpipe.errors import DataError, UsageError
 
 Layout = Literal["decathlon", "nnunet", "folders", "slices", "dicom"]
@@ -88,31 +89,27 @@ def to_manifest(
 
     Raises:
         UsageError: no such patient rule.
-        DataError: ids that cannot be used, or labels and channels that are no manifest.
+        DataError: an image that is listed twice, a patient rule that does not fit an id, or labels and channels that
+            are no manifest.
     """
     patient_of = patient_rule(rule)
+    cases = [*dataset.training, *dataset.test]
+    _require_own_images(cases, dataset.root)
+    if pseudonymise:
+        ids = [pseudonym("case", case.images[0]) for case in cases]
+    else:
+        ids = ids_of_files([(case.id, case.images[0]) for case in cases])
+    names = {id(case): name for case, name in zip(cases, ids, strict=True)}
 
     def plain(case: SourceCase) -> dict[str, Any]:
         patient = case.patient_id or patient_of(case.id)
         if pseudonymise:
-            name = "case-" + _digest(case.images[0])
             patient = patient and "patient-" + hmac.new(key, patient.encode(), "sha256").hexdigest()[:12]
-        else:
-            name = case.id
-        if not CASE_ID.match(name):
-            raise DataError(
-                "a file name cannot serve as case id",
-                path=dataset.root / case.images[0],
-                found=repr(name),
-                expected="letters, digits, '.', '_' and '-'",
-                hint="rename the file, or use --pseudonymise",
-            )
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
-        plain = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        plain = {"id": names[id(case)], "image": image, "label": case.label, "patient_id": patient, "notes": notes}
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 
-    _require_unique(dataset)
     document = {
         "name": "dataset" if key or pseudonymise else dataset.root.resolve().name or "dataset",
         **dataset.about,
@@ -197,18 +194,13 @@ def _matcher(pattern: str) -> PatientOf:
     return patient_of
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _require_unique(dataset: SourceDataset) -> None:
-    seen: dict[str, Sequence[str]] = {}
-    for case in [*dataset.training, *dataset.test]:
-        if case.id in seen:
-            raise DataError(
-                "two cases have one name",
-                path=dataset.root,
-                case_id=case.id,
-                found=f"{seen[case.id][0]} and {case.images[0]}",
-            )
-        seen[case.id] = case.images
+def _require_own_images(cases: Sequence[SourceCase], root: Path) -> None:
+    image, count = Counter(case.images[0] for case in cases).most_common(1)[0] if cases else ("", 0)
+    if count > 1:
+        raise DataError(
+            "an image is listed twice",
+            path=root / image,
+            found=f"{count} cases of it",
+            expected="one case an image",
+            hint="take the others out of the list",
+        )

@@ -189,9 +189,108 @@ def test_credentials_come_from_the_environment_and_are_not_written(
     assert "clear text" in document["error"]["message"]
 
 
-def test_a_password_in_the_address_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = send(capsys, 2, results, "--to", "https://me:pw@pacs.example.org/dicom-web")
-    assert "pw" not in json.dumps(document)
+def netrc(path: Path, content: str) -> Path:
+    path.write_text(content)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("machine", ["machine pacs.example.org", "default"])
+def test_credentials_of_a_netrc_file_never_travel_in_clear(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, machine: str
+) -> None:
+    import requests
+
+    def post(*_: object, **__: object) -> None:
+        pytest.fail("something was sent")
+
+    file = netrc(tmp_path / "netrc", f"{machine} login me password s3cret\n")
+    monkeypatch.setenv("NETRC", str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(requests.Session, "send", post)
+        document = send(capsys, 5, results, "--to", "http://pacs.example.org/dicom-web")
+    assert "clear text" in document["error"]["message"] and "s3cret" not in json.dumps(document)
+    file.unlink()  # the hint, followed: without them nothing is refused
+    with stow_archive() as archive:
+        send(capsys, 0, results, "--to", archive.url)
+        assert not any("Authorization" in each for each in archive.headers)
+
+
+def test_a_netrc_file_in_the_home_folder_is_judged_alike(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    netrc(tmp_path / ".netrc", "machine pacs.example.org login me password s3cret\n")
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    document = send(capsys, 5, results, "--to", "http://pacs.example.org/dicom-web")
+    assert "~/.netrc" in document["error"]["found"]
+    assert transport.Stow("https://pacs.example.org/dicom-web")._session.auth.password == "s3cret"
+
+
+def test_credentials_of_a_netrc_file_reach_an_archive_on_this_machine(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("NETRC", str(netrc(tmp_path / "netrc", "machine 127.0.0.1 login me password pw\n")))
+    with stow_archive() as archive:
+        send(capsys, 0, results, "--to", archive.url)
+        assert {each["Authorization"] for each in archive.headers} == {"Basic bWU6cHc="}
+
+
+def test_what_goes_to_this_machine_takes_no_proxy(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """A proxy would carry token and images over the network."""
+    monkeypatch.setenv(transport.TOKEN, "t0ken")
+    with stow_archive() as proxy, stow_archive() as archive:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/dicom-web"))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        send(capsys, 0, results, "--to", archive.url)
+        assert len(archive.files) == 4 and proxy.files == []
+
+
+@pytest.mark.parametrize(
+    ("proxy", "code"),
+    [("http://me:pw@proxy.example.org:3128", 5), ("me:pw@proxy.example.org:3128", 5), ("http://127.0.0.1:9", 4)],
+)
+def test_the_password_of_a_proxy_never_travels_in_clear(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, proxy: str, code: int
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    document = send(capsys, code, results, "--to", "https://pacs.example.org/dicom-web", "--retries", 0)
+    assert "pw@" not in json.dumps(document)
+    if code == 5:
+        monkeypatch.setenv("NO_PROXY", "pacs.example.org")  # the hint, followed
+        assert transport.Stow("https://pacs.example.org/dicom-web").name
+
+
+def test_a_redirection_gets_no_credentials(results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv(transport.TOKEN, "t0ken")
+    with stow_archive() as elsewhere, stow_archive() as archive:
+        archive.script += [status(307, Location=f"{elsewhere.url}/studies")] * 4
+        send(capsys, 4, results, "--to", archive.url)
+        assert elsewhere.headers == []
+
+
+@pytest.mark.parametrize("user", ["me:pw@", ":pw@", "me@", "@"])
+def test_a_password_in_the_address_is_refused(results: Path, capsys: pytest.CaptureFixture[str], user: str) -> None:
+    for scheme in ("https", "http"):
+        document = send(capsys, 2, results, "--to", f"{scheme}://{user}pacs.example.org/dicom-web")
+        assert "pw" not in json.dumps(document)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.org", "localhost.example.org", "10.0.0.1", "[::ffff:10.0.0.1]"])
+def test_only_this_machine_is_this_machine(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, host: str
+) -> None:
+    monkeypatch.setenv(transport.TOKEN, "t0ken")
+    send(capsys, 5, results, "--to", f"http://{host}/dicom-web")
+    for here in ("localhost", "127.0.0.1:80", "127.1.2.3", "[::1]:8042"):
+        assert transport.Stow(f"http://{here}/dicom-web")._session.trust_env is False
 
 
 def test_an_untrusted_certificate(results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -6,9 +6,10 @@ What a server answers may quote a patient, so of an answer only status codes and
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,6 @@ RETRY_HTTP = {408, 425, 429, 500, 502, 503, 504}
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 STORED_WITH_WARNING = {0xB000, 0xB006, 0xB007}
 TOKEN, USER, PASSWORD = "SEGPIPE_DICOMWEB_TOKEN", "SEGPIPE_DICOMWEB_USER", "SEGPIPE_DICOMWEB_PASSWORD"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Stow:
         import requests
 
         parts = urlsplit(url)
-        if parts.username or parts.query or parts.fragment or not parts.hostname:
+        if "@" in parts.netloc or parts.query or parts.fragment or not parts.hostname:
             raise UsageError(
                 "a DICOMweb address has no user, query or fragment",
                 expected="https://HOST/dicom-web",
@@ -106,7 +106,8 @@ class Stow:
         self.name = url.rstrip("/").removesuffix("/studies")
         self._session = requests.Session()
         self._session.verify = str(ca) if ca else verify
-        self._session.auth = _credentials(parts.scheme == "http" and parts.hostname not in LOOPBACK)
+        self._session.auth = _credentials(url)
+        self._session.trust_env = not _stays_here(url)  # else a proxy may carry to the network what is meant to stay
 
     def store(self, file: DicomFile) -> None:
         import requests
@@ -137,19 +138,62 @@ class Stow:
         self._session.close()
 
 
-def _credentials(in_clear: bool) -> Any:
-    """Return what the environment says, for `requests`; None leaves it to ~/.netrc."""
+def _credentials(url: str) -> Callable[[Any], Any]:
+    """Return what adds the credentials to a request: the one place where it is decided whether they may travel.
+
+    They come from the environment, else from a netrc file. What is returned also keeps `requests` from looking for
+    some itself.
+
+    Raises:
+        RefusedError: these, or those of a proxy, would travel in clear text.
+    """
+    from requests.auth import HTTPBasicAuth
+    from requests.utils import get_environ_proxies, get_netrc_auth, select_proxy
+
     token, user, password = (os.environ.get(name) for name in (TOKEN, USER, PASSWORD))
-    if in_clear and (token or user):
-        raise RefusedError("credentials would be sent in clear text", expected="an address with https://")
-    if token:
+    source, basic = f"{TOKEN} or {USER}", (user, password or "") if user else None
+    if not token and basic is None:
+        source, basic = os.environ.get("NETRC") or "~/.netrc", get_netrc_auth(url)
+    if (token or basic) and not _is_safe(url):
+        raise RefusedError(
+            "credentials would be sent in clear text",
+            found=f"credentials of {source}, and an address with http://",
+            expected="an address with https://",
+            hint=f"send to https://, or take them away for this archive: {source}",
+        )
+    proxy = None if _stays_here(url) else select_proxy(url, get_environ_proxies(url))
+    if proxy and "@" in proxy and not _is_safe(proxy if "://" in proxy else f"http://{proxy}"):
+        raise RefusedError(
+            "the proxy's credentials would be sent in clear text",
+            found="a proxy with http://, and credentials in its address",
+            expected="a proxy with https://, or without credentials",
+            hint="change HTTPS_PROXY or HTTP_PROXY, or set NO_PROXY to the archive's host",
+        )
+    if basic is not None and not token:
+        return HTTPBasicAuth(*basic)
 
-        def sign(request: Any) -> Any:
+    def sign(request: Any) -> Any:
+        if token:
             request.headers["Authorization"] = f"Bearer {token}"
-            return request
+        return request
 
-        return sign
-    return (user, password or "") if user else None
+    return sign
+
+
+def _is_safe(url: str) -> bool:
+    """Return whether nobody on the network can read what is sent to an address."""
+    return urlsplit(url).scheme == "https" or _is_loopback(url)
+
+
+def _stays_here(url: str) -> bool:
+    return urlsplit(url).scheme == "http" and _is_loopback(url)
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _confirm(answer: Any, uid: str) -> None:

@@ -237,6 +237,54 @@ def test_ctrl_c_says_that_it_was_noticed(as_json: bool, split_is: Callable[..., 
     assert json.loads(out)["error"]["exit_code"] == 130 if as_json else out == ""
 
 
+def interrupts(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_promises_nothing_that_is_not_kept(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """What says that something is kept is a verb that keeps it; all others begin anew."""
+    monkeypatch.setattr("segpipe.cli.app.app", interrupts)
+    assert run([verb]) == 130
+    said = capsys.readouterr().err
+    keeps = {"predict", "convert", "import", "fetch", "send", "demo"}
+    assert ("the same command begins anew" in said) == (verb not in keeps)
+    assert "what was finished is kept" not in said
+
+
+def test_ctrl_c_in_plan_says_that_it_begins_anew(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("segpipe.data.fingerprint.over_cases", interrupts)
+    assert run(["plan", str(tiny_manifest), "-o", str(tmp_path / "task.yaml")]) == 130
+    assert "begins anew" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_train_names_resume_only_where_a_run_was_begun(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("segpipe.training.train", interrupts)
+    words = ["train", str(tiny_manifest), "--task", "x.yaml", "--out"]
+    for folder, begun in (("none", None), ("one", "one/run.json"), ("seeds", "seeds/seed3/run.json")):
+        if begun:
+            (tmp_path / begun).parent.mkdir(parents=True)
+            (tmp_path / begun).write_text("{}")
+        assert run([*words, str(tmp_path / folder)]) == 130
+        said = capsys.readouterr().err.replace("\n", " ")
+        assert ("--resume" in said) == (begun is not None) and ("begins anew" in said) == (begun is None)
+
+
+def test_ctrl_c_in_compare_goes_on_only_where_something_is_there(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("segpipe.studies.compare_variants", interrupts)
+    words = ["compare", str(tiny_manifest), "--task", "x.yaml", "--network", "unet", "--loss", "dice", "--steps", "1"]
+    words += ["--out", str(tmp_path)]
+    assert run(words) == 130 and "begins anew" in capsys.readouterr().err
+    (tmp_path / "compare.json").write_text("{}")
+    assert run(words) == 130 and "goes on from here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_is_ctrl_c_and_its_handler_is_given_back(
     number: signal.Signals, split_is: Callable[..., None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from segpipe.common.console import Console, visible
+from segpipe.common.console import Console, Interrupted, visible
 from segpipe.common.processes import heed_signals, leave
 from segpipe.common.streams import failure, guard_streams
 from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, UsageError, as_segpipe_error
@@ -71,6 +71,16 @@ for _verb in VERBS:
         app.command(_verb)(_module.command)
 
 
+AFTER_AN_INTERRUPTION = {  # what is there then, and what goes on; a command that knows better raises with its own words
+    "predict": "finished cases are kept, and the same command, without --overwrite, goes on",
+    "convert": "series that are written are kept, and the same command, without --overwrite, goes on",
+    "import": "no manifest was written; volumes made of slices or DICOM are kept, and the same command goes on",
+    "fetch": "what was downloaded is kept, and the same command goes on",
+    "send": "sent.jsonl has what the archive confirmed, and the same command, without --again, sends the rest",
+    "demo": "what its steps made is incomplete, and the same command with --overwrite begins anew",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and leave with its exit code; the words are the command line's unless given."""
     if arguments is not None:
@@ -117,8 +127,9 @@ def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) 
             error.message = visible(error.message)
             error.show()
         return USAGE
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        words = "interrupted; what was finished is kept"
+    if isinstance(error, (KeyboardInterrupt, typer.Abort, Interrupted)):
+        known = str(error) if isinstance(error, Interrupted) else AFTER_AN_INTERRUPTION.get(verb)
+        words = f"interrupted; {known or 'the same command begins anew'}"
         console.note(f"segpipe {verb}: {words}")
         console.document(error={"message": words, "exit_code": INTERRUPTED})
         return INTERRUPTED

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segpipe.cli.shared_options import TASK, AsJson, Augment, DataFolder, Override, Runtime, Threads, Workers
-from segpipe.common.console import Console
+from segpipe.common.console import Console, Interrupted
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ def command(
     if not (settings.networks and settings.losses):
         raise UsageError("at least one --network and one --loss are needed")
     console = Console("compare", as_json=json)
-    rows, document = compare_variants(manifest, settings, out, console, data, gif or (), jobs, redraw)
+    try:
+        rows, document = compare_variants(manifest, settings, out, console, data, gif or (), jobs, redraw)
+    except KeyboardInterrupt as interruption:
+        if not (out / "compare.json").is_file():
+            raise
+        raise Interrupted("the same command goes on from here") from interruption
     return _report(console, rows, document, out)
 
 

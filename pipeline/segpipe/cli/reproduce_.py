@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from segpipe.cli.shared_options import Allow, AsJson, BundlePath, RunUnvetted
-from segpipe.common.console import Console, quiet_libraries
+from segpipe.common.console import Console, Interrupted, quiet_libraries
 from segpipe.errors import OK, REFUSED
 
 HEAD = ("schema_version", "command")  # of every document, which the console adds itself
@@ -58,9 +58,10 @@ def command(
         out = out or Path(f"{bundle.resolve().stem}-reproduced")
         try:
             report = reproduce(recorded, checked, out, data)
-        except KeyboardInterrupt:
-            console.note("interrupted; the same command goes on from here")
-            raise
+        except KeyboardInterrupt as interruption:
+            if not (out / "run.json").is_file():
+                raise
+            raise Interrupted("the same command goes on from here") from interruption
     _show(console, report)
     console.say(f"run folder: {out}")
     console.document(run=str(out), **{name: value for name, value in report.items() if name not in HEAD})

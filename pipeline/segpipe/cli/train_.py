@@ -19,7 +19,7 @@ from segpipe.cli.shared_options import (
     Threads,
     Workers,
 )
-from segpipe.common.console import Console
+from segpipe.common.console import Console, Interrupted
 from segpipe.errors import OK, UsageError
 
 if TYPE_CHECKING:
@@ -110,13 +110,18 @@ def command(
         raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
     try:
         run = train(manifest, out=out, seeds=seeds, resume=resume, dry_run=dry_run, **settings, **policy)
-    except KeyboardInterrupt:
-        if dry_run:
+    except KeyboardInterrupt as interruption:
+        begun = resume or out
+        if dry_run or begun is None or not _can_go_on(begun):
             raise
-        console.note(f"interrupted; go on with: segpipe train --resume {resume or out}")
-        raise
+        raise Interrupted(f"go on with: segpipe train --resume {begun}") from interruption
     _report(console, run)
     return OK
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Return whether a run, or one of several seeds, was begun there."""
+    return any(file.is_file() for file in (folder / "run.json", *folder.glob("seed*/run.json")))
 
 
 def _explain(

@@ -127,6 +127,10 @@ class Console:
             yield bar
 
 
+class Interrupted(Exception):  # noqa: N818 - it is told as Ctrl-C is, not as an error
+    """What a command raises in place of KeyboardInterrupt, of which Typer keeps nothing, to say how to go on."""
+
+
 def some_of(names: Iterable[str]) -> str:
     """Return the first ten names and how many more there are."""
     names = list(names)

@@ -85,11 +85,7 @@ def compare_variants(
         with console.progress() as bar:
             progress = Progress(console, bar)
             _prepare(study, state, progress, processes)
-            try:
-                _run_cells(study, state, progress, processes, jobs)
-            except KeyboardInterrupt:
-                console.note("interrupted; the same command goes on from here")
-                raise
+            _run_cells(study, state, progress, processes, jobs)
         rows = write_outcome(study, state, gifs)
         state.write()
     return rows, state.document

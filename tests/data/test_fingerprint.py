@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.transforms import LoadImaged
 
+from segpipe.components.training_data import CaseTransforms
+from segpipe.data.check.dataset_check import check_manifest
 from segpipe.data.fingerprint import (
     SAMPLES_PER_CASE,
     CaseFingerprint,
@@ -22,6 +25,7 @@ from segpipe.data.fingerprint import (
 from segpipe.data.manifest import Case, Manifest
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, SegpipeError, UsageError
+from segpipe.inference.source import read_source
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "fingerprint.schema.json"
 LABELS = {"0": "background", "1": "liver", "2": "lesion"}
@@ -206,6 +210,37 @@ def test_errors_name_the_case(tmp_path: Path, damage, kind: type[SegpipeError], 
     with pytest.raises(kind, match=words) as caught:
         take_fingerprint(manifest_of(good, bad), tmp_path)
     assert caught.value.case_id == "bad"
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("shape", [(6, 6, 7), (6, 6, 6)])
+def test_two_channels_on_different_grids_are_called_channels(tmp_path: Path, odd: int, shape: tuple[int, ...]) -> None:
+    """Whichever of them the label agrees with; the same words everywhere, and `check` blames no label."""
+    affine = np.eye(4) if shape == (6, 6, 7) else np.diag([1.0, 1.0, 1.2, 1.0])
+    for index in range(2):
+        voxels = np.random.default_rng(index).integers(1, 99, shape if index == odd else (6, 6, 6)).astype(np.int16)
+        write_nifti(tmp_path / f"c_{index}.nii.gz", voxels, affine if index == odd else np.eye(4))
+    write_nifti(tmp_path / "label.nii.gz", np.ones((6, 6, 6), np.uint8), np.eye(4))
+    case = {"id": "c", "image": ["c_0.nii.gz", "c_1.nii.gz"], "label": "label.nii.gz"}
+    manifest = Manifest.model_validate(
+        {
+            "name": "two",
+            "modality": {"0": "T1", "1": "T2"},
+            "labels": {"0": "background", "1": "liver"},
+            "training": [case],
+        }
+    )
+    with pytest.raises(DataError, match="the channels lie on different grids") as caught:
+        take_fingerprint(manifest, tmp_path)
+    assert caught.value.case_id == "c" and "channel 0 against channel 1" in str(caught.value.found)
+    with pytest.raises(DataError, match="the channels lie on different grids"):
+        read_source([tmp_path / name for name in case["image"]], 2)
+    item = {"case_id": "c", "image": [str(tmp_path / name) for name in case["image"]], "label": None}
+    loading = CaseTransforms([LoadImaged("image", image_only=True)])
+    with pytest.raises(DataError, match="the channels lie on different grids"):
+        loading(item)
+    kinds = {finding.kind for finding in check_manifest(manifest, tmp_path)}
+    assert "channel_geometry_differs" in kinds and "label_geometry_differs" not in kinds
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import Compose, Transform
 
 from segpipe.common.console import digits
+from segpipe.common.grids import require_one_grid
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.outliers import refuse_outliers
 from segpipe.common.rounded_quaternions import accept_rounded_quaternions
@@ -80,13 +81,16 @@ class CaseTransforms(Compose):
 def _unprepared(item: Mapping[str, Any], error: Exception) -> Exception:
     """Return what is wrong with a case's files, or else that it cannot be prepared."""
     case_id = item.get("case_id")
-    for paths in (item.get("image"), item.get("label")):
-        for path in [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []:
-            try:
-                read_volume(read_header(path))
-            except SegpipeError as fault:
-                fault.case_id = case_id
-                return fault
+    parts = (item.get("image"), item.get("label"))  # paths, or what was read of them
+    images, labels = ([part] if isinstance(part, str) else part if isinstance(part, list) else [] for part in parts)
+    try:
+        for path in [*images, *labels]:
+            read_volume(read_header(path))
+        if images:
+            require_one_grid([read_header(path) for path in images], read_header(labels[0]) if labels else None)
+    except SegpipeError as fault:
+        fault.case_id = case_id
+        return fault
     return DataError(
         "the case cannot be prepared",
         case_id=case_id,

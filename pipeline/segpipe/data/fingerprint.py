@@ -17,7 +17,8 @@ from scipy.ndimage import find_objects
 
 from segpipe.common.console import digits
 from segpipe.common.files import read_json, write_json
-from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
+from segpipe.common.grids import require_one_grid
+from segpipe.common.nifti import Header, read_header, read_volume, require_3d
 from segpipe.common.outliers import refuse_outliers
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.manifest import Case, Manifest
@@ -161,28 +162,20 @@ def _read_channels(
     case: Case, root: Path, n_channels: int, grid: Header
 ) -> Iterator[tuple[NDArray[np.floating[Any]], str]]:
     """Yield each channel's voxels (X, Y, Z) and its type on disk, on the label's grid or refused."""
-    for name in case.images:
-        header = read_header(root / name)
-        stacked = len(case.images) == 1 < n_channels and header.shape[3:] == (n_channels,)
-        if not stacked:
-            require_3d(header)
-            if len(case.images) != n_channels:
-                raise DataError(
-                    "wrong number of channels",
-                    path=header.path,
-                    found=f"shape {header.shape}",
-                    expected=f"{n_channels} channels on the fourth axis",
-                )
-        volume = read_volume(header)
-        plane = Header(header.path, header.shape[:3], header.affine, header.spacing_mm, header.dtype)
-        difference = grid_difference(plane, grid)
-        if difference:
+    headers = [read_header(root / name) for name in case.images]
+    stacked = len(headers) == 1 < n_channels and headers[0].shape[3:] == (n_channels,)
+    for header in () if stacked else headers:
+        require_3d(header)
+        if len(headers) != n_channels:
             raise DataError(
-                "image and label lie on different grids",
+                "wrong number of channels",
                 path=header.path,
-                found=difference,
-                hint="look at the whole dataset with `segpipe check`",
+                found=f"shape {header.shape}",
+                expected=f"{n_channels} channels on the fourth axis",
             )
+    require_one_grid(headers, grid)
+    for header in headers:
+        volume = read_volume(header)
         for values in np.moveaxis(volume, 3, 0) if stacked else [volume]:
             if not np.isfinite(values).all():
                 raise DataError("the image has values that are not finite", path=header.path)

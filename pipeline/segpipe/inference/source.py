@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.nifti import Header, grid_difference, read_header, read_voxels, require_3d
+from segpipe.common.grids import require_one_grid
+from segpipe.common.nifti import Header, read_header, read_voxels, require_3d
 from segpipe.common.outliers import refuse_outliers
 from segpipe.dicom import Series, load_series
 from segpipe.errors import DataError, UsageError
@@ -158,14 +159,7 @@ def require_channels(headers: Sequence[Header], channels: int) -> None:
     for header in headers:
         if not stacked:
             require_3d(header)
-        difference = grid_difference(first, header)
-        if difference:
-            raise DataError(
-                "the channels lie on different grids",
-                path=header.path,
-                found=difference,
-                hint="resample the channels of a case to one grid first",
-            )
+    require_one_grid(headers)
 
 
 def _header_of(series: Series, channels: int) -> Header:

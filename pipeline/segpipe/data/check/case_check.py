@@ -137,7 +137,7 @@ def examine(case: Case, root: Path, labels: frozenset[int], n_channels: int) -> 
             if difference:
                 facts.add("channel_geometry_differs", difference, "the grid of the other channels", part)
     if case.label is not None:
-        _label(facts, case, root, case.label, first, labels)
+        _label(facts, case, root, case.label, [grid for grid in grids if grid is not None], labels)
     return facts
 
 
@@ -199,7 +199,10 @@ def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
         facts.add("outlying_voxels", str(outliers), "voxels that a scanner can have measured", part)
 
 
-def _label(facts: CaseFacts, case: Case, root: Path, path: str, image: Header | None, labels: frozenset[int]) -> None:
+def _label(
+    facts: CaseFacts, case: Case, root: Path, path: str, channels: Sequence[Header], labels: frozenset[int]
+) -> None:
+    """Judge the label map; where the channels disagree, it has to be on the grid of one of them."""
     header = _open(facts, case, root, path, "label")
     if header is None:
         return
@@ -208,9 +211,9 @@ def _label(facts: CaseFacts, case: Case, root: Path, path: str, image: Header | 
     except SegpipeError as error:
         facts.add("not_a_volume", error.found or error.message, error.expected, "label")
         return
-    difference = grid_difference(header, image) if image is not None else None
-    if difference:
-        facts.add("label_geometry_differs", difference, "the grid of the image", "label")
+    differences = [grid_difference(header, channel) for channel in channels]
+    if differences and all(differences):
+        facts.add("label_geometry_differs", str(differences[0]), "the grid of the image", "label")
     voxels = _scan(facts, header, "label", as_label=True)
     if voxels is not None:
         _judge_values(facts, voxels, labels)

@@ -18,6 +18,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
+from segpipe.dicom.clock import CLOCKS, seconds_of
 from segpipe.dicom.derived import kind_of_code, kind_of_words
 from segpipe.dicom.model import Derived
 
@@ -111,15 +112,22 @@ CATEGORIES = (
     ("CardiacPhase", "", "NominalPercentageOfCardiacPhase"),
     ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
     ("AcquisitionNumber", "", "AcquisitionNumber"),
+    ("InversionTime", "MRModifierSequence", "InversionTimes"),
     ("InversionTime", "", "InversionTime"),
+    ("FlipAngle", "MRTimingAndRelatedParametersSequence", "FlipAngle"),
     ("FlipAngle", "", "FlipAngle"),
     ("FrameReferenceTime", "", "FrameReferenceTime"),
+    ("RepetitionTime", "MRTimingAndRelatedParametersSequence", "RepetitionTime"),
     ("RepetitionTime", "", "RepetitionTime"),
+    ("KVP", "CTXRayDetailsSequence", "KVP"),
     ("KVP", "", "KVP"),
+    ("SliceThickness", "PixelMeasuresSequence", "SliceThickness"),
     ("SliceThickness", "", "SliceThickness"),
     ("SequenceName", "", "SequenceName"),
+    ("ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel"),
     ("ConvolutionKernel", "", "ConvolutionKernel"),
 )
+SCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType")
 PRIVATE_B_VALUES = (
     (0x0019, "SIEMENS MR HEADER", 0x0C),
     (0x0043, "GEMS_PARM_01", 0x39),
@@ -140,8 +148,9 @@ class FrameHeader:
         spacing: PixelSpacing, rows first.
         stack: StackID.
         keys: values that may differ where positions repeat.
-        times: values of which later volumes have later ones.
+        times: values of which later volumes have later ones; clock times in s, of the day where there is no date.
         derived: what it was computed as, of other images.
+        scale: what stored values are turned into measured ones by, those of `SCALE` that there are.
     """
 
     number: int
@@ -150,8 +159,9 @@ class FrameHeader:
     spacing: Pair | None
     stack: str = ""
     keys: dict[str, Key] = field(default_factory=dict)
-    times: dict[str, str | float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
     derived: Derived | None = None
+    scale: dict[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> tuple[Triple, Six, Pair]:
@@ -197,14 +207,17 @@ def _frame(
     keys["ImageType"] = kind or text(top, "ImageType")
     indices = numbers(_value(levels, "FrameContentSequence", "DimensionIndexValues"))
     keys |= {f"dimension {axis + 1}": indices[axis] for axis in dimensions if axis < len(indices)}
-    when = _value(levels, "FrameContentSequence", "FrameAcquisitionDateTime")
-    times: dict[str, str | float] = {
-        "AcquisitionTime": when or text(top, "AcquisitionDate") + text(top, "AcquisitionTime"),
-        "ContentTime": text(top, "ContentDate") + text(top, "ContentTime"),
+    whens = {
+        "AcquisitionTime": _value(levels, "FrameContentSequence", "FrameAcquisitionDateTime")
+        or text(top, "AcquisitionDateTime")
+        or f"{text(top, 'AcquisitionDate')[:8]:8}{text(top, 'AcquisitionTime')}",
+        "ContentTime": f"{text(top, 'ContentDate')[:8]:8}{text(top, 'ContentTime')}",
     }
+    times = {name: seconds for name in CLOCKS if (seconds := seconds_of(whens[name])) is not None}
     for name in ("TriggerTime", "FrameReferenceTime"):
-        if isinstance(keys.get(name), float):
-            times[name] = keys[name]  # type: ignore[assignment]
+        if isinstance(delay := keys.get(name), float):
+            times[name] = delay
+    found = {name: _value(levels, "PixelValueTransformationSequence", name) or text(top, name) for name in SCALE}
     stack = _value(levels, "FrameContentSequence", "StackID")
     return FrameHeader(
         number,
@@ -215,6 +228,7 @@ def _frame(
         keys,
         times,
         _derived(levels, top, str(keys["ImageType"])),
+        {name: value for name, value in found.items() if value},
     )
 
 

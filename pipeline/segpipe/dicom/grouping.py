@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.dicom.clock import CLOCKS, clock_order
+from segpipe.dicom.consistency import agreeing
 from segpipe.dicom.frames import FrameHeader
 from segpipe.dicom.geometry import Array, judge_geometry, levels
 from segpipe.dicom.headers import Header
 from segpipe.dicom.model import Reason
-from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, pixel_digest, slice_name, stack_of
+from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, missing_part, pixel_digest, slice_name, stack_of
 
 ORDER_OF_PROBLEMS: tuple[Reason, ...] = (
     "mosaic",
@@ -29,6 +31,7 @@ ORDER_OF_PROBLEMS: tuple[Reason, ...] = (
     "pixel_layout",
     "missing_tag",
 )
+OWN_STACKS = 3  # from so many stacks or frames of reference on, mostly one slice in each, they say nothing
 MOST_STRAYS = 3
 SLICES_A_STRAY = 3
 SAME_DIRECTION = 1e-3  # of a component: 0.4 mm across 400 mm, which the judgement in mm then sees
@@ -122,13 +125,19 @@ def _split(members: Sequence[Header], group: Group, name: Name) -> list[Group]:
     if 0 < len(lacking) < len(kept):
         words = "no FrameOfReferenceUID, expected one as in other slices of the series. Export the series again."
         return [group.refused("missing_tag", f"{name(lacking[0].path)}: {words}")]
+    words, note = missing_part(kept.values(), name)
+    if words:
+        return [group.refused("incomplete", words)]
     group = replace(group, slices=tuple(part for part in group.slices if part.header.path in kept))
-    return [
-        _with_copies(final, copies, name)
-        for volume in _split_by_stack(group)
+    groups = [
+        final
+        for volume in _split_by_stack(replace(group, notes=(*group.notes, *[note][: bool(note)])))
         for grid in split_by_grid(volume, name)
-        for final in split_repeated_positions(grid, name)
+        for single in split_repeated_positions(grid, name)
+        for final in agreeing(single, name)
     ]
+    counted = (replace(final, images=len(group.slices), volumes=len(groups)) for final in groups)
+    return [_with_copies(final, copies, name) for final in counted]
 
 
 def _with_copies(group: Group, copies: dict[Path, list[Path]], name: Name) -> Group:
@@ -144,7 +153,8 @@ def _split_by_stack(group: Group) -> list[Group]:
     parts: dict[tuple[str, str, str], list[Slice]] = defaultdict(list)
     for part in group.slices:
         parts[part.header.modality, part.header.frame_of_reference_uid, part.frame.stack].append(part)
-    if len(parts) == 1 or len(parts) == len(group.slices):  # a stack for every slice says nothing
+    own = len(parts) == len(group.slices) or (len(parts) > OWN_STACKS and 2 * len(parts) > len(group.slices))
+    if len(parts) == 1 or own:  # a stack for every slice says nothing
         return [group]
     return [
         group.part(
@@ -373,7 +383,13 @@ def _splits(frames: Sequence[FrameHeader], places: Levels) -> Iterator[tuple[str
             for time in times:
                 ranked = [_by_rank(frames, places, group, time) for group in groups]
                 if all(ranked):
-                    yield " and ".join([*chosen, time]), [part for parts in ranked for part in parts]
+                    yield " and ".join([*chosen, _named(time, frames)]), [part for parts in ranked for part in parts]
+
+
+def _named(time: str, frames: Sequence[FrameHeader]) -> str:
+    times = [frame.times[time] for frame in frames]
+    crosses = time in CLOCKS and clock_order(times) != times
+    return f"{time} past midnight without a date" if crosses else time
 
 
 def _by_values(frames: Sequence[FrameHeader], names: Sequence[str]) -> list[list[int]]:
@@ -394,9 +410,10 @@ def _by_rank(frames: Sequence[FrameHeader], places: Levels, group: list[int], ti
     at: dict[int, list[int]] = defaultdict(list)
     for index in group:
         at[int(places[index])].append(index)
-    values = [frame.times.get(time, "") for frame in frames]
-    if len({len(indices) for indices in at.values()}) != 1 or "" in (values[index] for index in group):
+    if len({len(indices) for indices in at.values()}) != 1 or any(time not in frames[index].times for index in group):
         return []
+    times = [frames[index].times[time] for index in group]
+    values = dict(zip(group, clock_order(times) if time in CLOCKS else times, strict=True))
     ordered = [sorted(indices, key=lambda index: values[index]) for indices in at.values()]
     ranks = [list(rank) for rank in zip(*ordered, strict=True)]
     for earlier, later in itertools.pairwise(ranks):

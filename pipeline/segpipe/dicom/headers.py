@@ -34,15 +34,38 @@ IN_PLACE_OF_A_UID = """
     SeriesDate SeriesTime SeriesDescription ProtocolName BodyPartExamined Manufacturer StationName DeviceSerialNumber ImageType
     ScanOptions KVP ConvolutionKernel ContrastBolusAgent SequenceName EchoTime RepetitionTime FlipAngle AcquisitionNumber
 """
+COMPARED = """
+    PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex PatientPosition BodyPartExamined Laterality
+    Manufacturer ManufacturerModelName DeviceSerialNumber ContrastBolusAgent Units CorrectedImage DecayCorrection
+    PhotometricInterpretation SeriesNumber SOPClassUID FrameOfReferenceUID MRAcquisitionType
+"""
+COUNTS = """
+    ImagesInAcquisition NumberOfSlices NumberOfSeriesRelatedInstances NumberOfTemporalPositions NumberOfTimeSlices
+    CardiacNumberOfImages
+"""
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVEY")
 
 
 @dataclass(frozen=True)
+class Concatenation:
+    """Which part of a multi-frame image a file is (PS3.3 C.7.6.16.2.2.4); the first has number 1 and offset 0."""
+
+    uid: str
+    number: int
+    total: int | None
+    offset: int | None
+
+
+@dataclass(frozen=True)
 class Header:
-    """What grouping and judging need to know of one image file; free text only in ``description`` and ``identity``.
+    """What grouping and judging need to know of one image file.
+
+    Free text stands only in ``description``, ``identity`` and ``compared``.
 
     Attributes:
         identity: of an image without SeriesInstanceUID, what has to agree in its place.
+        counts: of `COUNTS`, how many images, slices or volumes there should be.
+        compared: of `COMPARED`, what slices of a volume are compared in.
     """
 
     path: Path
@@ -56,7 +79,9 @@ class Header:
     columns: int
     scout: bool
     instance_number: int | None
-    images_expected: int | None
+    counts: dict[str, int]
+    compared: dict[str, str]
+    concatenation: Concatenation | None
     value_tags: tuple[str, ...]
     pixels: PixelStorage
     problem: Problem | None
@@ -149,12 +174,14 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
     size = (whole_number(dataset, "Rows") or 0) * (whole_number(dataset, "Columns") or 0)
     frames = frames_of(dataset) if size > 0 and pixels.problem is None else ()  # a damaged count may be endless
     image_type = tuple(value.upper() for value in text(dataset, "ImageType").split("\\"))
-    count = whole_number(dataset, "ImagesInAcquisition") or whole_number(dataset, "NumberOfSlices")
     notes = []
     if is_lossy(dataset, pixels.transfer_syntax):
         notes.append("lossy compression: values are not those of the scanner")
     if not text(dataset, "SOPClassUID"):
         notes.append("SOPClassUID is missing: no DICOM SEG can refer to these slices")
+    scaled = "ModalityLUTSequence" in dataset or any("RescaleSlope" in frame.scale for frame in frames)
+    if text(dataset, "Modality") == "CT" and frames and not scaled:
+        notes.append("RescaleSlope is missing: values may be no HU")
     if pixels.problem is None and (note := Layout.of(dataset).note):
         notes.append(note)
     return Header(
@@ -169,7 +196,9 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
         columns=whole_number(dataset, "Columns") or 0,
         scout=any(value.startswith(SCOUTS) for value in image_type),
         instance_number=whole_number(dataset, "InstanceNumber"),
-        images_expected=count if len(frames) == 1 else None,
+        counts=_counts(dataset),
+        compared={name: value for name in COMPARED.split() if (value := text(dataset, name))},
+        concatenation=_concatenation(dataset),
         value_tags=tuple(
             text(dataset, name) for name in ("RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation")
         ),
@@ -184,6 +213,25 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
 
 def _identity(dataset: FileDataset) -> dict[str, str]:
     return {name: text(dataset, name) for name in IN_PLACE_OF_A_UID.split()}
+
+
+def _counts(dataset: FileDataset) -> dict[str, int]:
+    counts = {name: count for name in COUNTS.split() if (count := whole_number(dataset, name))}
+    if not text(dataset, "SeriesType").startswith("DYNAMIC"):  # of a static PET it counts beds
+        counts.pop("NumberOfTimeSlices", None)
+    return counts
+
+
+def _concatenation(dataset: FileDataset) -> Concatenation | None:
+    number = whole_number(dataset, "InConcatenationNumber")
+    if number is None:
+        return None
+    return Concatenation(
+        text(dataset, "ConcatenationUID"),
+        number,
+        whole_number(dataset, "InConcatenationTotalNumber"),
+        whole_number(dataset, "ConcatenationFrameOffsetNumber"),
+    )
 
 
 def _problem(

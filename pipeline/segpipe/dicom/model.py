@@ -36,6 +36,8 @@ Reason = Literal[
     "transfer_syntax",
     "duplicate_conflict",
     "pixel_layout",
+    "mixed_attributes",
+    "incomplete",
 ]
 
 

@@ -136,6 +136,7 @@ def _lost(paths: Sequence[Path]) -> list[Header | PassedOver]:
 def _judged(group: Group, name: Callable[[Path], str]) -> Series:
     header = group.slices[0].header
     uid = f"{header.series_uid} {group.split}".strip()
+    references = {part.header.frame_of_reference_uid for part in group.slices}
     notes = dict.fromkeys([*group.notes, *(note for part in group.slices for note in part.header.notes)])
     series = Series(
         case_id=f"dcm-{hashlib.sha256(uid.encode()).hexdigest()[:12]}",
@@ -149,7 +150,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         notes=tuple(notes),
         derived=_derived(group),
         sop_class_uid=header.sop_class_uid,
-        frame_of_reference_uid=header.frame_of_reference_uid,
+        frame_of_reference_uid=header.frame_of_reference_uid if len(references) == 1 else "",
         description=header.description,
     )
     series = replace(series, notes=(*series.caveats, *series.notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class Group:
         reason, detail: why it is refused; None and empty where its geometry is to be judged.
         notes: for the user.
         copies: dropped files.
+        images, volumes: how many there are in the whole series.
     """
 
     slices: tuple[Slice, ...]
@@ -46,6 +48,8 @@ class Group:
     detail: str = ""
     notes: tuple[str, ...] = ()
     copies: tuple[Path, ...] = ()
+    images: int = 1
+    volumes: int = 1
 
     def refused(self, reason: Reason, detail: str) -> Group:
         """Return the same slices, refused."""
@@ -130,26 +134,61 @@ def pixel_digest(header: Header) -> bytes:
         return hashlib.sha256(stream.read(header.pixels.length)).digest()
 
 
+def missing_part(headers: Iterable[Header], name: Name) -> tuple[str, str]:
+    """Look for parts of a concatenation that are missing.
+
+    Returns:
+        What a person should read of the missing part, and a note where nothing can show whether one is missing.
+    """
+    concatenations: dict[str, list[Header]] = {}
+    for header in headers:
+        if header.concatenation is not None:
+            concatenations.setdefault(header.concatenation.uid, []).append(header)
+    note = ""
+    for members in concatenations.values():
+        parts = [(header.concatenation, header) for header in members if header.concatenation is not None]
+        parts.sort(key=lambda pair: pair[0].number)
+        found = [part.number for part, _ in parts]
+        totals = {part.total for part, _ in parts if part.total is not None}
+        expected = list(range(1, max([len(found), *found, *totals]) + 1))
+        offsets = [part.offset for part, _ in parts]
+        begins = [0, *itertools.accumulate(len(header.frames) for _, header in parts)][:-1]
+        beside = any(offset not in (None, begin) for offset, begin in zip(offsets, begins, strict=True))
+        if found != expected or len(totals) > 1 or beside:
+            words = (
+                f"{name(parts[-1][1].path)}: found part(s) {', '.join(map(str, found))} of a concatenated image, "
+                f"expected 1 to {expected[-1]} with their frames one after the other. "
+                "Find the missing files, or export the series again."
+            )
+            return words, ""
+        if not totals:
+            note = "InConcatenationTotalNumber is missing: a last part of the image may be, too"
+    return "", note
+
+
 def notes_on_missing_slices(group: Group) -> list[str]:
-    """Compare InstanceNumber, ImagesInAcquisition and NumberOfSlices with the slices that were found.
+    """Compare how many images, slices and volumes headers speak of, and InstanceNumber, with what was found.
 
     No geometry shows a slice that is missing at an end. None of the numbers is reliable
     enough to refuse a volume; volumes split from a series number their slices anyhow.
     """
     headers = [part.header for part in group.slices]
-    if group.split or any(len(header.frames) > 1 for header in headers):
-        return []
+    single = all(len(header.frames) == 1 for header in headers)
     notes = []
-    expected = max((header.images_expected or 0 for header in headers), default=0)
-    if expected > len(headers):
-        notes.append(
-            f"the header speaks of {expected} images, {len(headers)} were found: slices may be missing at an end"
-        )
+    for names, found, what in (
+        (("ImagesInAcquisition", "NumberOfSeriesRelatedInstances") if single else (), group.images, "images"),
+        (("NumberOfSlices",) if single else (), len(headers), "images"),
+        (("NumberOfTemporalPositions", "NumberOfTimeSlices", "CardiacNumberOfImages"), group.volumes, "volumes"),
+    ):
+        expected = max((header.counts.get(name, 0) for header in headers for name in names), default=0)
+        if expected > found:
+            where = "slices may be missing at an end" if what == "images" else "some may be missing"
+            notes.append(f"the header speaks of {expected} {what}, {found} were found: {where}")
     numbers = {header.instance_number for header in headers if header.instance_number is not None}
-    if len(numbers) == len(headers):
+    if single and not group.split and len(numbers) == len(headers):
         first, last = min(numbers), max(numbers)
         if first > 1:
             notes.append(f"InstanceNumber begins at {first}: slices may be missing at an end")
         if last - first + 1 > len(numbers):
             notes.append(f"InstanceNumber leaves out {last - first + 1 - len(numbers)} of {first} to {last}")
-    return notes
+    return list(dict.fromkeys(notes))

@@ -3,6 +3,7 @@ from .exporting import PROVENANCE as PROVENANCE
 from .exporting import TRAIN as TRAIN
 from .exporting import export as export
 from .inspection import inspect_bundle as inspect_bundle
+from .inspection import write_allow_file as write_allow_file
 from .mirroring import judge_mirror as judge_mirror
 from .mirroring import untrained_note as untrained_note
 from .open import Bundle as Bundle
@@ -23,8 +24,11 @@ from .tensors import tensors_sha256 as tensors_sha256
 from .verify import Verification as Verification
 from .verify import verify_bundle as verify_bundle
 from .vet import SIGNATURE as SIGNATURE
+from .vet import Purpose as Purpose
 from .vet import TrustPolicy as TrustPolicy
+from .vet import granted as granted
 from .vet import printable as printable
+from .vet import read_grants as read_grants
 from .vet import require_vetted as require_vetted
 from .vet import require_vetted_sources as require_vetted_sources
 from .vet import vet_opened as vet_opened

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.vet import Use, requirements, vet_bundle
-from segpipe.errors import RefusedError
+from segpipe.bundle.vet import Purpose, Use, Verdict, fits_a_line, grants_text, requirements, vet_bundle
+from segpipe.common.files import write_text
+from segpipe.errors import RefusedError, UsageError
 
 _ABOUT = "task description intended_use authors copyright data_source data_type limits references"
 
@@ -46,7 +47,7 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
             "bytes": sum(verdict.sizes.values()),
             "weights_bytes": sum(size for file, size in verdict.sizes.items() if file.startswith("models/")),
         },
-        "code": [_code(use) for use in verdict.uses],
+        "code": [_code(use, verdict) for use in verdict.uses],
         "card": verdict.card or None,
         "verdict": verdict.outcome,
         "trusted": False,
@@ -67,7 +68,7 @@ def _labels(outputs: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _code(use: Use) -> dict[str, Any]:
+def _code(use: Use, verdict: Verdict) -> dict[str, Any]:
     return {
         "file": use.file,
         "place": use.place,
@@ -75,5 +76,55 @@ def _code(use: Use) -> dict[str, Any]:
         "text": use.text,
         "names": list(use.names),
         "admitted": not use.findings,
+        "run_by_predict": verdict.is_run(use.file),
         "reasons": [finding.reason for finding in use.findings],
     }
+
+
+@dataclass(frozen=True)
+class AllowFile:
+    """A file of names that was written.
+
+    Attributes:
+        needed: names for `segpipe predict`.
+        more: names for the rest, which stand in it as comments.
+        refused: findings on what predict runs that no name admits, and names that fit no line.
+    """
+
+    needed: tuple[str, ...]
+    more: tuple[str, ...]
+    refused: int
+
+
+def write_allow_file(path: str | Path, file: Path, allow: Collection[str] = ()) -> AllowFile:
+    """Write the names that a bundle needs beside the list, with what each grants, for ``--allow-file``.
+
+    Args:
+        path: the bundle.
+        file: where they are written.
+        allow: names that are taken for admitted; those that are needed are written as well.
+
+    Raises:
+        UsageError: not a bundle, or the file is there already.
+    """
+    if file.exists():
+        raise UsageError("the file of names is there already", path=file, hint="choose another one, or take it away")
+    needed, last = _needed(path, dict.fromkeys(allow, ""), "predict")
+    everything, _ = _needed(path, needed, "all")
+    more = {name: found_in for name, found_in in everything.items() if name not in needed}
+    write_text(file, grants_text(f"{last.name} {last.version}".strip(), needed, more))
+    return AllowFile(tuple(sorted(needed)), tuple(sorted(more)), len(last.of_predict))
+
+
+def _needed(path: str | Path, names: Mapping[str, str], purpose: Purpose) -> tuple[dict[str, str], Verdict]:
+    """Return the names that a purpose needs, each with a file that does, and the verdict with them.
+
+    One name may open the view of another, such as that of an argument.
+    """
+    known = dict(names)
+    while True:
+        verdict = vet_bundle(path, known, purpose)
+        asked = {found.name: found.file for found in verdict.findings if found.name and fits_a_line(found.name)}
+        if not asked.keys() - known.keys():
+            return {name: file for name, file in known.items() if name in verdict.allowed}, verdict
+        known = {**asked, **known}

@@ -22,7 +22,16 @@ from segpipe.bundle.supported_subset import (
     stated_modality,
     unsupported_features,
 )
-from segpipe.bundle.vet import TrustPolicy, check_sums, fingerprint, hash_files, plain, read_mapping, unpacked
+from segpipe.bundle.vet import (
+    INFERENCE,
+    TrustPolicy,
+    check_sums,
+    fingerprint,
+    hash_files,
+    plain,
+    read_mapping,
+    unpacked,
+)
 from segpipe.common.api_calls import require_keywords
 from segpipe.common.files import absolute_path, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -33,8 +42,6 @@ if TYPE_CHECKING:
 
     from segpipe.bundle.segmentation import LoadedBundle, Segmentation
     from segpipe.inference import CaseInput, Image
-
-CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,7 +291,7 @@ def open_bundle(
             raise
         hashes, intact = hash_files(root), False
     if config_file is None:
-        raise UsageError("the bundle has no inference config", path=root / "configs", expected=" or ".join(CONFIGS))
+        raise UsageError("the bundle has no inference config", path=root, expected=" or ".join(INFERENCE))
     if weights is None:
         path = root / "models" / "model.pt"
         raise DataError("the bundle has no weights", path=path, hint="it needs a state dict models/model.pt")
@@ -366,7 +373,7 @@ def _signer(root: Path, key: Path) -> str:
 
 def _find_files(root: Path) -> tuple[Path | None, Path | None]:
     """Return the inference config and the weights, None for what is not there."""
-    configs = [root / "configs" / name for name in CONFIGS]
+    configs = [root / file for file in INFERENCE]
     standard = root / "models" / "model.pt"
     weights = [standard, *sorted(standard.parent.glob("*.pt"))] if standard.parent.is_dir() else []
     return next(filter(Path.is_file, configs), None), next(filter(Path.is_file, weights), None)

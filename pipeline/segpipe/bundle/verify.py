@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.bundle.exporting import check_figures
 from segpipe.bundle.signing import check_signature
-from segpipe.bundle.vet import SIGNATURE, Check, Finding, Verdict, shown, unpacked, vet_unpacked
+from segpipe.bundle.vet import SIGNATURE, Check, Finding, Purpose, Verdict, granted, shown, unpacked, vet_unpacked
 from segpipe.errors import OK, REFUSED, RefusedError
 
 if TYPE_CHECKING:
@@ -29,15 +29,23 @@ class Verification(Verdict):
     Attributes:
         signed_by: fingerprint of the given key, where the bundle is as its owner signed it.
         replay: what came of running it; None where it was not run.
+        purpose: what was to be run.
     """
 
     signed_by: str | None = None
     replay: Replay | None = None
+    purpose: Purpose = "all"
 
     @property
     def trusted(self) -> bool:
         """Whether it is as the owner of a key that the user gave has signed it, and nothing speaks against it."""
         return self.signed_by is not None and not self.refused
+
+    @property
+    def grants(self) -> dict[str, str]:
+        """What each name that is allowed, or that a finding asks for, lets the bundle do, in words."""
+        asked = {finding.name for finding in (*self.findings, *self.aside) if finding.name}
+        return {name: granted(name) for name in sorted({*asked, *self.allowed})}
 
     @property
     def exit_code(self) -> int:
@@ -51,14 +59,16 @@ class Verification(Verdict):
             where = "Nothing of it was executed."
             if self.replay is not None and self.replay.isolation is not None:
                 where = f"It ran in a process of its own alone, {self.replay.isolated}."
-            return f"REFUSED: do not run it. {where}"
+            less = "" if self.of_predict else " What `segpipe predict` runs of it passed: --for predict."
+            return f"REFUSED: do not run it. {where}{less}"
         hashes = (
             "its files are those of SHA256SUMS" if self.intact else "it has no SHA256SUMS, so nothing shows a change"
         )
         who = f"It is signed with the key {self.signed_by}: trusted, as far as you trust whoever holds that key."
         if not self.trusted:
             who = "No signature was checked: who made it is not known, so it is not trusted."
-        names = "its configs name only what is listed or allowed"
+        which = "its configs name" if self.purpose == "all" else "what `segpipe predict` runs of it names"
+        names = f"{which} only what is listed or allowed"
         golden = self.replay and self.replay.golden
         replayed = f"Replay passed: {golden}." if golden else "Not replayed."
         return f"Static checks passed: {hashes}, and {names}. {replayed} {who}"
@@ -74,11 +84,15 @@ class Verification(Verdict):
         return {
             "bundle": {"name": self.name, "version": self.version, "sha256": self.sha256},
             "verdict": self.outcome,
+            "purpose": self.purpose,
+            "passes_for_predict": not self.of_predict,
             "intact": self.intact,
             "trusted": self.trusted,
             "signed_by": self.signed_by,
             "checks": [check.as_dict() for check in self.checks],
             "findings": [finding.as_dict() for finding in self.findings],
+            "not_run_by_predict": [finding.as_dict() for finding in self.aside],
+            "grants": self.grants,
             "allowed": self.allowed,
             "isolation": self.replay and self.replay.isolation,
             "isolation_reason": self.replay and self.replay.reason,
@@ -87,7 +101,11 @@ class Verification(Verdict):
 
 
 def verify_bundle(
-    path: str | Path, allow: Collection[str] = (), key: Path | None = None, replay: bool = False
+    path: str | Path,
+    allow: Collection[str] = (),
+    key: Path | None = None,
+    replay: bool = False,
+    purpose: Purpose = "all",
 ) -> Verification:
     """Check a bundle folder or zip file; nothing of it is executed or imported in this process.
 
@@ -96,12 +114,13 @@ def verify_bundle(
         allow: names admitted beside the list: classes, functions, modules of imports, files of code, each exactly.
         key: file of the public key that must have signed it; None checks no signature.
         replay: where all static checks passed, run it in an isolated process.
+        purpose: ``predict`` sets aside what stands in configs that `segpipe predict` does not run.
 
     Raises:
         UsageError: not a bundle, not a key, or the packages that check signatures are not installed.
     """
     with unpacked(path) as (root, findings):
-        static = vet_unpacked(root, findings, allow)
+        static = vet_unpacked(root, findings, allow, purpose)
         signature, signed_by = _check_signature(root, key)
         checks = (*static.checks[:2], signature, *static.checks[2:])
         if root is not None and not any(check.findings for check in checks):
@@ -115,7 +134,7 @@ def verify_bundle(
         else:
             replayed, dynamic = _replay(root, static)
     known = {**vars(static), "checks": (*checks, *dynamic)}
-    return Verification(**known, signed_by=signed_by, replay=replayed)
+    return Verification(**known, signed_by=signed_by, replay=replayed, purpose=purpose)
 
 
 def _check_signature(root: Path | None, key: Path | None) -> tuple[Check, str | None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from segpipe.cli.shared_options import Allow, AsJson, BundlePath
+from segpipe.cli.shared_options import Allow, AllowFile, AsJson, BundlePath, allowed_names
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.errors import OK
 
@@ -28,6 +28,11 @@ group = typer.Typer(
 def verify(
     bundle: BundlePath,
     allow: Allow = None,
+    allow_file: AllowFile = None,
+    purpose: Annotated[
+        Literal["predict", "all"],
+        typer.Option("--for", help="What is to be run: all of its configs, or what `segpipe predict` runs of them."),
+    ] = "all",
     key: Annotated[Path | None, typer.Option(help="Public key that must have signed it.", metavar="PUB.pem")] = None,
     replay: Annotated[
         bool, typer.Option("--replay/--no-replay", help="Run it, isolated, where the static checks passed.")
@@ -40,6 +45,7 @@ def verify(
     expressions are parsed and never evaluated. What falls outside is shown with its place and with the name that
     --allow takes, and nothing of the bundle is executed. Where nothing does, its network is built and its golden case
     replayed in a process of its own, without network, other files and programs as far as the kernel allows it.
+    With --for predict, what stands in configs that `segpipe predict` does not run is shown and refuses nothing.
     Exit code 0: passed. 5: refused. Hashes show that nothing changed, never who made it: only a bundle that is signed
     by the key of --key is called trusted, and any other is refused then.
 
@@ -51,9 +57,10 @@ def verify(
     quiet_libraries()
     from segpipe.bundle import verify_bundle
 
-    verified = verify_bundle(bundle, allow or (), key, replay)
+    names = allowed_names(allow, allow_file)
+    verified = verify_bundle(bundle, names, key, replay, purpose)
     _show_checks(console, verified)
-    unused = sorted({*(allow or ())} - {*verified.allowed})
+    unused = sorted({*names} - {*verified.allowed})
     if unused:
         console.note(f"not needed: --allow {' --allow '.join(unused)}")
     console.document(action="verify", **verified.as_dict())
@@ -64,31 +71,60 @@ def _show_checks(console: Console, verified: Verification) -> None:
     checks = [_cells(check.name, check.status, check.detail) for check in verified.checks]
     (title,) = _cells(f"{verified.name} {verified.version}".strip() or "bundle")
     console.table(title, ["check", "outcome", "detail"], checks)
-    if verified.findings:
+    for title, findings in (("Not admitted", verified.of_predict), ("Not run by predict", verified.aside)):
         rows = [
             _cells(*(text or "-" for text in (found.file, found.place, found.text, found.reason, found.name)))
-            for found in verified.findings
+            for found in findings
         ]
-        console.table("Not admitted", ["file", "place", "text", "reason", "--allow"], rows)
+        if rows:
+            console.table(title, ["file", "place", "text", "reason", "--allow"], rows)
+    if verified.grants:
+        rows = [
+            _cells(name, words, "yes" if name in verified.allowed else "no") for name, words in verified.grants.items()
+        ]
+        console.table("What each name grants", ["--allow", "grants", "given"], rows)
     console.say(*_cells(verified.words))
 
 
 @group.command("inspect")
-def inspect(bundle: BundlePath, allow: Allow = None, json: AsJson = False) -> int:
+def inspect(
+    bundle: BundlePath,
+    allow: Allow = None,
+    allow_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--allow-file",
+            help="Write the names that it needs beside the list into this new file, with what each grants.",
+            metavar="FILE",
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> int:
     """Show what a bundle is and the code that it would run, without executing anything of it.
 
     Its card, inputs, labels, results, licence, size and requirements, and every target and expression of its configs,
-    each with whether it is on the list of admitted names. To refuse is the work of `segpipe bundle verify`.
+    each with whether it is on the list of admitted names and whether `segpipe predict` runs it. To refuse is the work
+    of `segpipe bundle verify`. The file of --allow-file is read by --allow-file of predict, verify, train, evaluate,
+    reproduce and pack: go through it before, and take out what you do not want to grant.
 
     Example: segpipe bundle inspect bundles/hippocampus_mri
+
+    Example: segpipe bundle inspect spleen --allow-file spleen.names
     """
     console = Console("bundle", as_json=json)
     quiet_libraries()
-    from segpipe.bundle import inspect_bundle
+    from segpipe.bundle import inspect_bundle, write_allow_file
 
     description = inspect_bundle(bundle, allow or ())
     _show_description(console, description)
-    console.document(action="inspect", **description)
+    written = None if allow_file is None else write_allow_file(bundle, allow_file, allow or ())
+    if written is not None:
+        needed, more = len(written.needed), len(written.more)
+        console.say(f"{allow_file}: {needed} names that predict needs, and as comments {more} for the rest")
+        if written.refused:
+            console.say(f"{written.refused} findings are admitted by no name there; see `segpipe bundle verify`")
+    names = written and {"needed": written.needed, "more": written.more, "refused": written.refused}
+    console.document(action="inspect", **description, allow_file=names)
     return OK
 
 
@@ -108,10 +144,11 @@ def _show_description(console: Console, description: dict[str, Any]) -> None:
     ]
     (title,) = _cells(f"{description['bundle']['name']} {description['bundle']['version']}")
     console.table(title, ["what", "value"], [(what.replace("_", " "), *_cells(_words(value))) for what, value in rows])
-    columns = ("package", "made_with", "installed", "state")
-    versions = [_cells(*(needed[column] or "-" for column in columns)) for needed in description["requirements"]]
-    console.table("Requirements", [column.replace("_", " ") for column in columns], versions)
-    console.table("Code that it would run", ["kind", "text", "times", "admitted", "first place"], _code_rows(code))
+    packages = ("package", "made_with", "installed", "state")
+    versions = [_cells(*(needed[column] or "-" for column in packages)) for needed in description["requirements"]]
+    console.table("Requirements", [column.replace("_", " ") for column in packages], versions)
+    columns = ["kind", "text", "times", "admitted", "run by predict", "first place"]
+    console.table("Code that it would run", columns, _code_rows(code))
     admitted = sum(use["admitted"] for use in code)
     console.say(f"{admitted} of {len(code)} places are admitted. Nothing was executed.")
 
@@ -134,16 +171,18 @@ def _words(value: Any) -> str:
 
 def _code_rows(code: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Return one row for each text, with how often it stands in the bundle."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
     for use in code:
-        groups.setdefault((use["kind"], use["text"], "; ".join(use["reasons"])), []).append(use)
+        key = (use["kind"], use["text"], "; ".join(use["reasons"]), use["run_by_predict"])
+        groups.setdefault(key, []).append(use)
     return [
         (
             *_cells(kind, text),
             len(uses),
-            *_cells(f"no: {reasons}" if reasons else "yes", f"{uses[0]['file']} {uses[0]['place']}"),
+            *_cells(f"no: {reasons}" if reasons else "yes", "yes" if run else "no"),
+            *_cells(f"{uses[0]['file']} {uses[0]['place']}"),
         )
-        for (kind, text, reasons), uses in groups.items()
+        for (kind, text, reasons, run), uses in groups.items()
     ]
 
 
@@ -160,6 +199,7 @@ def pack(
         bool, typer.Option("--publish", help="Refuse where something in it could name a patient or a place.")
     ] = False,
     allow: Allow = None,
+    allow_file: AllowFile = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
     json: AsJson = False,
 ) -> int:
@@ -179,7 +219,8 @@ def pack(
     quiet_libraries()
     from segpipe.bundle import pack_bundle
 
-    packed = pack_bundle(bundle, out, safetensors=safetensors, allow=allow or (), publish=publish, overwrite=overwrite)
+    names = allowed_names(allow, allow_file)
+    packed = pack_bundle(bundle, out, safetensors=safetensors, allow=names, publish=publish, overwrite=overwrite)
     size = packed.file.stat().st_size
     rows = [
         ("file", packed.file),

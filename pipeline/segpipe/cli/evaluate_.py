@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segpipe.cli.shared_options import Allow, AsJson, DataFolder, RunUnvetted
+from segpipe.cli.shared_options import Allow, AllowFile, AsJson, DataFolder, RunUnvetted, allowed_names
 from segpipe.common.console import Console, some_of
 from segpipe.errors import OK, SOME_FAILED
 
@@ -46,6 +46,7 @@ def command(
         Path | None, typer.Option(help="Folder that `segpipe train` wrote, for the learning curves.")
     ] = None,
     allow: Allow = None,
+    allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
     json: AsJson = False,
 ) -> int:
@@ -68,7 +69,7 @@ def command(
     from segpipe.bundle import TrustPolicy, require_vetted_sources
     from segpipe.evaluation import evaluate
 
-    require_vetted_sources((manifest, run), TrustPolicy(tuple(allow or ()), run_unvetted_code))
+    require_vetted_sources((manifest, run), TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code))
     with console.progress() as bar:
         task = bar.add_task("measuring", total=None)
         evaluation = evaluate(

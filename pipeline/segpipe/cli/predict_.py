@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, RunUnvetted
+from segpipe.cli.shared_options import Allow, AllowFile, RunUnvetted, allowed_names
 from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
@@ -118,6 +118,7 @@ def command(
         typer.Option(help="Public key that must have signed the bundle; else it is refused.", metavar="PUB.pem"),
     ] = None,
     allow: Allow = None,
+    allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
     allow_unisolated: Annotated[
         bool,
@@ -135,10 +136,11 @@ def command(
     interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
     or was refused. Several NIfTI channels are files _0000, _0001 and so on.
 
-    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify`, or with --allow for each
-    name that they found; else it is refused, with exit code 5. With --require-signature it must be signed by that key.
-    It runs in a process that reads the bundle and the cases, writes results alone, and has no network; where the system
-    cannot do that, a bundle that brings code of its own needs --allow-unisolated.
+    A bundle is code. It is run when it passes the static checks of `segpipe bundle verify --for predict`, or with
+    --allow for each name that they found (--allow-file for many); else it is refused, with exit code 5. With
+    --require-signature it must be signed by that key. It runs in a process that reads the bundle and the cases, writes
+    results alone, and has no network; where the system cannot do that, a bundle that brings code of its own needs
+    --allow-unisolated.
 
     Example: segpipe predict bundles/hippocampus_mri scans/ results/
 
@@ -179,7 +181,7 @@ def command(
             overwrite=overwrite,
             max_case_memory=max_case_memory,
             ensemble=ensemble or (),
-            allow=allow or (),
+            allow=allowed_names(allow, allow_file),
             run_unvetted_code=run_unvetted_code,
             require_signature=require_signature,
             allow_unisolated=allow_unisolated,
@@ -273,7 +275,9 @@ def _trust(bundle: Bundle, vetting: dict[str, Any], isolated: dict[str, Any]) ->
     if vetting.get("passed") is False:
         remarks.append(f"UNVETTED CODE WAS RUN: {vetting['findings']} findings; see `segpipe bundle verify`")
     if vetting.get("allowed"):
-        remarks.append(f"allowed to the bundle: {', '.join(vetting['allowed'])}")
+        from segpipe.bundle import granted
+
+        remarks += [f"--allow {name}: {granted(name)}" for name in vetting["allowed"]]
     if isolation := isolated.get("isolation"):
         reason = isolated["isolation_reason"]
         remarks.append(f"isolation: {isolation}" + (f" ({reason})" if reason else ""))

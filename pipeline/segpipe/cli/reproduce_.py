@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, AsJson, BundlePath, RunUnvetted
+from segpipe.cli.shared_options import Allow, AllowFile, AsJson, BundlePath, RunUnvetted, allowed_names
 from segpipe.common.console import Console, Interrupted, quiet_libraries
 from segpipe.errors import OK, REFUSED
 
@@ -24,6 +24,7 @@ def command(
         bool, typer.Option("--dry-run", help="Check bundle, data and environment, and train nothing.")
     ] = False,
     allow: Allow = None,
+    allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
     json: AsJson = False,
 ) -> int:
@@ -42,7 +43,7 @@ def command(
     from segpipe.studies import check_record, read_recorded, report_head, reproduce
 
     with bundle_folder(bundle) as root:
-        require_vetted(root, TrustPolicy(tuple(allow or ()), run_unvetted_code))
+        require_vetted(root, TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code))
         recorded = read_recorded(root, changed_too=run_unvetted_code)
         with console.progress() as bar:
             task = bar.add_task("checking the data", total=None)

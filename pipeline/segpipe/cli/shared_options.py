@@ -21,6 +21,14 @@ Allow = Annotated[
         "--allow", help="Let the bundle use this one name, as a finding gives it; may be repeated.", metavar="NAME"
     ),
 ]
+AllowFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--allow-file",
+        help="As --allow, for each name in a file that `segpipe bundle inspect --allow-file` wrote.",
+        metavar="FILE",
+    ),
+]
 RunUnvetted = Annotated[
     bool,
     typer.Option(
@@ -39,3 +47,12 @@ Override = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; part of what makes a run repeatable.")]
 Workers = Annotated[int | None, typer.Option(help="Loader processes (num_workers).")]
+
+
+def allowed_names(allow: list[str] | None, allow_file: Path | None) -> tuple[str, ...]:
+    """Return the names of ``--allow`` and of the file of ``--allow-file``, each once."""
+    if allow_file is None:
+        return tuple(allow or ())
+    from segpipe.bundle import read_grants
+
+    return tuple(dict.fromkeys([*(allow or ()), *read_grants(allow_file)]))

@@ -10,6 +10,7 @@ import typer
 from segpipe.cli.shared_options import (
     TASK,
     Allow,
+    AllowFile,
     AsJson,
     Augment,
     DataFolder,
@@ -18,6 +19,7 @@ from segpipe.cli.shared_options import (
     RunUnvetted,
     Threads,
     Workers,
+    allowed_names,
 )
 from segpipe.common.console import Console, Interrupted
 from segpipe.errors import OK, UsageError
@@ -61,6 +63,7 @@ def command(
         Path | None, typer.Option(help="With --explain: write the MONAI config to this file (JSON).")
     ] = None,
     allow: Allow = None,
+    allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
     json: AsJson = False,
 ) -> int:
@@ -95,7 +98,7 @@ def command(
         "data": data,
         "overrides": tuple(set_ or ()),
     }
-    policy: dict[str, Any] = {"allow": tuple(allow or ()), "run_unvetted_code": run_unvetted_code}
+    policy: dict[str, Any] = {"allow": allowed_names(allow, allow_file), "run_unvetted_code": run_unvetted_code}
     if save_config is not None and not explain:
         raise UsageError("--save-config goes with --explain", hint="a run keeps its config as RUN/config.json")
     if explain and resume is not None:

@@ -15,7 +15,9 @@ from .documents import requirements as requirements
 from .documents import sums_text as sums_text
 from .documents import vet_golden_schema as vet_golden_schema
 from .documents import write_sums as write_sums
+from .gate import INFERENCE as INFERENCE
 from .gate import Check as Check
+from .gate import Purpose as Purpose
 from .gate import TrustPolicy as TrustPolicy
 from .gate import Verdict as Verdict
 from .gate import require_vetted as require_vetted
@@ -23,5 +25,9 @@ from .gate import require_vetted_sources as require_vetted_sources
 from .gate import vet_bundle as vet_bundle
 from .gate import vet_opened as vet_opened
 from .gate import vet_unpacked as vet_unpacked
+from .grants import fits_a_line as fits_a_line
+from .grants import granted as granted
+from .grants import grants_text as grants_text
+from .grants import read_grants as read_grants
 from .reading import read_document as read_document
 from .reading import read_mapping as read_mapping

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from segpipe.bundle.vet.bundle_files import LOGGING, METADATA, Finding, Use, bounded, plain, shown, unpacked
+from segpipe.bundle.vet.bundle_files import DOCUMENTS, LOGGING, METADATA, Finding, Use, bounded, plain, shown, unpacked
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
 from segpipe.bundle.vet.contents import vet_contents
 from segpipe.bundle.vet.documents import (
@@ -39,6 +39,8 @@ FLAG = "--run-unvetted-code"
 CHECKS = ("archive", "hashes", "files", "schema", "versions", "configs", "metadata", "logging")
 CARD = "docs/README.md"
 LONGEST_CARD = 2**18
+INFERENCE = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")  # the first that is there
+Purpose = Literal["predict", "all"]
 Status = Literal["passed", "refused", "absent", "not run"]
 
 
@@ -62,6 +64,7 @@ def require_vetted(
     policy: TrustPolicy = TrustPolicy(),
     documents: Mapping[str, Any] | None = None,
     sha256: str | None = None,
+    purpose: Purpose = "all",
 ) -> dict[str, Any]:
     """Vet a bundle before anything of it runs in this process.
 
@@ -70,6 +73,7 @@ def require_vetted(
         policy: on which terms it is let through.
         documents: by file, what was read from it and is about to be executed.
         sha256: of its content when they were read.
+        purpose: what is to be run, as in `vet_unpacked`.
 
     Returns:
         What results say of it: ``passed``, ``findings`` (their number), ``allowed`` and ``intact``.
@@ -78,7 +82,7 @@ def require_vetted(
         UsageError: not a bundle.
         RefusedError: it did not pass and the policy does not let it through all the same, or its files are others now.
     """
-    verdict = vet_bundle(path, policy.allow)
+    verdict = vet_bundle(path, policy.allow, purpose)
     if sha256 is not None and verdict.sha256 not in (sha256, None):
         raise RefusedError("the bundle was changed while it was opened", path=path, hint="try again")
     handed_over = vet_documents(documents or {}, Names(policy.allow))
@@ -99,7 +103,8 @@ def require_vetted(
 
 def _hint(findings: Iterable[Finding]) -> str:
     nameable = any(finding.name for finding in findings)
-    single = "read each place and admit its name with --allow, or " if nameable else ""
+    file = "`segpipe bundle inspect BUNDLE --allow-file FILE` writes all of them, with what each grants"
+    single = f"read each place and admit its name with --allow ({file}), or " if nameable else ""
     return f"{single}get it from whom you trust; {FLAG} lets it do on this machine whatever you may do"
 
 
@@ -151,7 +156,11 @@ def vet_opened(bundles: Iterable[OpenedBundle], policy: TrustPolicy) -> dict[str
     """
     results = [
         require_vetted(
-            bundle.root, policy, {bundle.config_file: bundle.inference, METADATA: bundle.metadata}, bundle.sha256
+            bundle.root,
+            policy,
+            {bundle.config_file: bundle.inference, METADATA: bundle.metadata},
+            bundle.sha256,
+            "predict",
         )
         for bundle in bundles
     ]
@@ -198,6 +207,8 @@ class Verdict:
         metadata: ``configs/metadata.json``, empty where it cannot be read.
         sizes: bytes of each file.
         card: the model card, empty where there is none.
+        aside: what is found in documents that `segpipe predict` does not run; among the findings only where the checks
+            were for all of the bundle.
     """
 
     checks: tuple[Check, ...]
@@ -209,11 +220,21 @@ class Verdict:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     card: str = ""
+    aside: Sequence[Finding] = ()
+
+    def is_run(self, file: str) -> bool:
+        """Return whether `segpipe predict` may run or read a file; it runs one config of those that a bundle has."""
+        return is_run(file, self.sizes)
 
     @property
     def findings(self) -> list[Finding]:
         """What is refused, each with its place, in the order of the checks."""
         return [finding for check in self.checks for finding in check.findings]
+
+    @property
+    def of_predict(self) -> list[Finding]:
+        """What is refused for `segpipe predict`."""
+        return [finding for finding in self.findings if finding not in self.aside]
 
     @property
     def refused(self) -> bool:
@@ -232,34 +253,44 @@ class Verdict:
         return "refused" if self.refused else "static checks passed"
 
 
-def vet_bundle(path: str | Path, allow: Collection[str] = ()) -> Verdict:
+def vet_bundle(path: str | Path, allow: Collection[str] = (), purpose: Purpose = "all") -> Verdict:
     """Check a bundle folder or zip file; nothing of it is executed or imported.
 
     Args:
         path: the bundle.
         allow: names admitted beside the list: classes, functions, modules of imports, files of code, each exactly.
+        purpose: what is to be run, as in `vet_unpacked`.
 
     Raises:
         UsageError: not a bundle.
     """
     with unpacked(path) as (root, findings):
-        return vet_unpacked(root, findings, allow)
+        return vet_unpacked(root, findings, allow, purpose)
 
 
-def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collection[str]) -> Verdict:
-    """Check a bundle as `unpacked` gives it: its folder, None where that is not safe, and the findings on its form."""
+def vet_unpacked(
+    root: Path | None, findings: Iterable[Finding], allow: Collection[str], purpose: Purpose = "all"
+) -> Verdict:
+    """Check a bundle as `unpacked` gives it.
+
+    Args:
+        root: its folder, None where that is not safe.
+        findings: those on its form.
+        allow: as in `vet_bundle`.
+        purpose: for ``predict``, what stands in configs that it does not run is set aside; the rest is the same.
+    """
     archive = Check.of("archive", "links, paths, sizes, special files", findings)
     if root is None:
         why = "the archive is not safe to go on with"
         return Verdict((archive, *(Check(name, "not run", why) for name in CHECKS[1:])))
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    names = Names(allow)
+    names, sorting = Names(allow), _Sorting(paths, purpose)
     code_files = []
     for finding in vet_contents(root):
         allowed = finding.name is not None and names.allows(finding.name)
         code_files.append(Use(finding.file, finding.place, "file", finding.text, (), () if allowed else (finding,)))
     detail = f"{len(paths)} files: weights are tensors, arrays are numbers"
-    files = Check.of("files", detail, _findings(code_files))
+    files = Check.of("files", detail, sorting.counted(_findings(code_files)))
     sha256, hashes = _check_hashes(root)
     documents, unreadable = read_documents(paths)
     document = documents.pop(METADATA, None)
@@ -272,10 +303,11 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
     logging_files = [file for file, path in paths.items() if path.suffix.lower() in LOGGING]
     refused = [finding for file in logging_files for finding in vet_logging(paths[file], file)]
     absent = None if logging_files else "no logging configuration"
-    logging = Check.of("logging", f"{len(logging_files)} files", refused, absent)
-    code = vet_documents(documents, names)
-    detail = f"{len(documents)} files, {len(code)} targets and expressions"
-    configs = Check.of("configs", detail, [*unreadable, *_findings(code)])
+    logging = Check.of("logging", f"{len(logging_files)} files", sorting.counted(refused), absent)
+    together, apart = sorting.documents(documents)
+    code = [*vet_documents(together, names), *vet_documents(apart, Names(allow))]
+    detail = f"{len(together)} files, {len(code)} targets and expressions"
+    configs = Check.of("configs", detail, sorting.counted([*unreadable, *_findings(code)]))
     expressions = [] if document is None else list(vet_metadata(document, METADATA))
     plain_metadata = Check.of("metadata", "no expression in it", _findings(expressions))
     return Verdict(
@@ -288,7 +320,34 @@ def vet_unpacked(root: Path | None, findings: Iterable[Finding], allow: Collecti
         metadata=metadata,
         sizes={file: path.stat().st_size for file, path in paths.items()},
         card=_card(paths[CARD]) if CARD in paths else "",
+        aside=sorting.aside,
     )
+
+
+@dataclass
+class _Sorting:
+    """Sorts what is found by whether `segpipe predict` runs it."""
+
+    files: Collection[str]
+    purpose: Purpose
+    aside: list[Finding] = field(default_factory=list)
+
+    def counted(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Return what counts for the purpose; what is not run is kept aside."""
+        found = list(findings)
+        self.aside += [finding for finding in found if not is_run(finding.file, self.files)]
+        return [finding for finding in found if self.purpose == "all" or is_run(finding.file, self.files)]
+
+    def documents(self, read: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return documents that run together, whose imports count in all of them, and those that do not."""
+        together = {file: each for file, each in read.items() if self.purpose == "all" or is_run(file, self.files)}
+        return together, {file: each for file, each in read.items() if file not in together}
+
+
+def is_run(file: str, files: Collection[str]) -> bool:
+    """Return whether a file is no config, logging config or TorchScript, or the one config that `predict` runs."""
+    run = (METADATA, *[each for each in INFERENCE if each in files][:1])
+    return file in run or Path(file).suffix.lower() not in (*DOCUMENTS, *LOGGING, ".ts")
 
 
 def _card(path: Path) -> str:

@@ -21,7 +21,8 @@ from segpipe.bundle.vet.configs import vet_config, vet_expression
 from segpipe.bundle.vet.documents import write_sums
 from segpipe.bundle.vet.gate import TrustPolicy, vet_opened
 from segpipe.bundle.vet.names import Names, _listed, signature_of
-from segpipe.bundle.vet.values import Arguments, as_evaluated, as_read, is_free, kind_for
+from segpipe.bundle.vet.syntax import as_evaluated, as_read
+from segpipe.bundle.vet.values import Arguments, is_free, kind_for
 from segpipe.cli.app import run
 from segpipe.errors import REFUSED, RefusedError
 from segpipe.inference import ModelOptions
@@ -177,7 +178,7 @@ REFUSED_CALLS = [
 
 @pytest.mark.parametrize("text", REFUSED_CALLS)
 def test_calls_that_are_refused(text: str) -> None:
-    assert vet_expression(text, ("x",), Names(), {"p": HOME})[1] != []
+    assert vet_expression(text, ("x",), Names(), Arguments(Names(), {"p": HOME}))[1] != []
 
 
 ADMITTED: list[dict[str, Any]] = [
@@ -285,6 +286,22 @@ def test_references_without_end_are_no_path() -> None:
         assert found({**saver, **config}) == {("a::save_dir", "MetricsSaver.save_dir")}
 
 
+def test_the_work_grows_with_the_config_and_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    opened = Arguments._opened
+    monkeypatch.setattr(Arguments, "_opened", lambda *given: (steps.append(1), opened(*given))[1])
+
+    def work(count: int) -> int:
+        steps.clear()
+        doubling = {f"p{level}": f"$@p{level + 1} + @p{level + 1}" for level in range(count)}
+        savers = [{"_target_": "MetricsSaver", "save_dir": f"@p{level}"} for level in range(count)]
+        calls = [f"$monai.handlers.MetricsSaver(@p{level})" for level in range(count)]
+        found({**doubling, "savers": savers, "calls": calls})
+        return len(steps)
+
+    assert work(200) < 2.5 * work(100)
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("sample", "admitted_by"),
@@ -297,7 +314,7 @@ def test_bundles_that_passed_and_ran_programs_or_wrote_files(sample: str, admitt
     root = Path(os.environ["SEGPIPE_DATA"]) / "field/bundles" / sample
     if not root.is_dir():
         pytest.skip("no such input there")
-    assert {each.name for each in verify_bundle(root).findings} == admitted_by
+    assert {each.name for each in verify_bundle(root).findings} >= admitted_by
     assert run(["bundle", "verify", str(root)]) == REFUSED
     with pytest.raises(RefusedError):  # as the worker of `predict` does, before it builds anything
         vet_opened(open_bundle(root).recipe(ModelOptions()).bundles, TrustPolicy())

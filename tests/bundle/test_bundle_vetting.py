@@ -20,7 +20,7 @@ from segpipe.bundle.vet.arguments import ONE_OF
 from segpipe.bundle.vet.bundle_files import Finding
 from segpipe.bundle.vet.configs import vet_config, vet_expression
 from segpipe.bundle.vet.names import ALLOWED, Names, _listed
-from segpipe.bundle.vet.values import as_evaluated
+from segpipe.bundle.vet.syntax import as_evaluated
 from segpipe.cli.app import run
 from tiny_bundle import write_bundle
 

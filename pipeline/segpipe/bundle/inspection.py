@@ -11,6 +11,7 @@ from segpipe.bundle.vet import Purpose, Use, Verdict, fits_a_line, grants_text, 
 from segpipe.common.files import write_text
 from segpipe.errors import RefusedError, UsageError
 
+MOST_NAMES = 1000  # that anyone would go through
 _ABOUT = "task description intended_use authors copyright data_source data_type limits references"
 
 
@@ -125,6 +126,6 @@ def _needed(path: str | Path, names: Mapping[str, str], purpose: Purpose) -> tup
     while True:
         verdict = vet_bundle(path, known, purpose)
         asked = {found.name: found.file for found in verdict.findings if found.name and fits_a_line(found.name)}
-        if not asked.keys() - known.keys():
+        if not asked.keys() - known.keys() or len(known) > MOST_NAMES:
             return {name: file for name, file in known.items() if name in verdict.allowed}, verdict
         known = {**asked, **known}

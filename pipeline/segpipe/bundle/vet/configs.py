@@ -1,9 +1,6 @@
 """All that a config would run: every target, expression, import and macro, with its place, and nothing of it executed.
 
-MONAI writes an expression (``$...``) anew before `eval` sees it: ``#`` becomes ``::``, relative ids become absolute
-ones, and each ``@id`` becomes ``__local_refs['id']``, inside quotes as well
-(`monai.bundle.ReferenceResolver.update_refs_pattern`). What is parsed here is that text, so that nothing can hide in
-the difference.
+What is parsed here is an expression as MONAI evaluates it (`syntax`), so that nothing can hide in the difference.
 """
 
 from __future__ import annotations
@@ -18,23 +15,19 @@ from typing import Any
 from segpipe.bundle.vet.arguments import ANYWHERE, BY_TARGET, short_name
 from segpipe.bundle.vet.bundle_files import Finding, Kind, Use, shown
 from segpipe.bundle.vet.names import ATTRIBUTES, GLOBALS, METHODS, Names
-from segpipe.bundle.vet.values import (
-    LONGEST,
+from segpipe.bundle.vet.syntax import (
     REFERENCES,
-    WRITTEN,
-    Arguments,
-    Problem,
+    SPLIT,
     as_evaluated,
     as_read,
     dotted_name,
     has_relative_ids,
-    is_free,
     parsed,
     reference_of,
 )
+from segpipe.bundle.vet.values import LONGEST, WRITTEN, Arguments, Problem, is_free
 
 _OWN_MACRO = re.compile(r"%(?:#|::)*\w+(?:(?:#|::)\w+)*", re.ASCII)
-_SPLIT = re.compile("#|::")
 KeyPath = tuple[str, ...]
 _PLAIN = re.compile(r"\w+", re.ASCII)
 
@@ -115,7 +108,7 @@ def _entries(value: Any, path: KeyPath = (), merged: bool = False) -> Iterator[_
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     beside = value if isinstance(value, dict) else {}
     for key, item in items:
-        parts = _SPLIT.split(str(key).removeprefix("+"))
+        parts = SPLIT.split(str(key).removeprefix("+"))
         below = (*path, *parts) if not path else (*path, str(key))
         yield _Entry(below, parts[-1], item, beside, merged or len(parts) > 1)
         yield from _entries(item, below, not path and str(key).startswith("+"))
@@ -134,7 +127,7 @@ def _vet(entry: _Entry, file: str, arguments: Arguments) -> Use | None:
         if problems:
             return _use(file, entry, "argument", problems)
     if text.startswith("$"):
-        used, problems = vet_expression(text, entry.path, arguments.names, arguments.document)
+        used, problems = vet_expression(text, entry.path, arguments.names, arguments)
         return _use(file, entry, "import" if imported(text) else "expression", problems, used)
     if text.startswith("%"):
         plain = _OWN_MACRO.fullmatch(text) and is_plain_path(entry.path) and not key.startswith("_")
@@ -165,7 +158,7 @@ def _use(file: str, entry: _Entry, kind: Kind, problems: Sequence[Problem], used
 
 
 def vet_expression(
-    text: str, path: Sequence[str], names: Names, document: Mapping[str, Any] | None = None
+    text: str, path: Sequence[str], names: Names, arguments: Arguments | None = None
 ) -> tuple[list[str], list[Problem]]:
     """Return the names that an expression uses, and what in it is not admitted.
 
@@ -173,7 +166,7 @@ def vet_expression(
         text: the config's string, from its ``$`` on.
         path: where it stands, the keys from the top.
         names: what is admitted.
-        document: the config, as MONAI reads it, which its references lead into.
+        arguments: judges those of its calls, with the config that its references lead into.
     """
     if not text.isascii():
         return [], [("characters beyond ASCII: names that look alike are taken for others", None)]
@@ -188,7 +181,9 @@ def vet_expression(
     tree = parsed(source, "eval")
     if tree is None:
         return [], [("it cannot be parsed", None)]
-    vetter = _Vetter(Arguments(names, document or {}, follows=not has_relative_ids(text)))
+    if arguments is None or has_relative_ids(text):
+        arguments = Arguments(names, follows=not has_relative_ids(text))
+    vetter = _Vetter(arguments)
     try:
         vetter.visit(tree)
     except RecursionError:

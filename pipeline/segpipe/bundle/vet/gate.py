@@ -320,7 +320,7 @@ def vet_unpacked(
         metadata=metadata,
         sizes={file: path.stat().st_size for file, path in paths.items()},
         card=_card(paths[CARD]) if CARD in paths else "",
-        aside=sorting.aside,
+        aside=bounded(sorting.aside)[0],
     )
 
 

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from segpipe.bundle.vet.arguments import (
@@ -28,16 +28,20 @@ from segpipe.bundle.vet.arguments import (
     short_name,
 )
 from segpipe.bundle.vet.names import Names, Resolved, signature_of
+from segpipe.bundle.vet.syntax import (
+    REFERENCES,
+    SPLIT,
+    as_evaluated,
+    dotted_name,
+    has_relative_ids,
+    parsed,
+    reference_of,
+)
 
-REFERENCES = "__local_refs"
 NOT_ARGUMENTS = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 PLACES = ("bundle_root", "dataset_dir", "output_dir", "run_dir")  # ids that whoever runs a config sets
 WRITTEN = ("output_dir", "run_dir")
-_SPLIT = re.compile("#|::")
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)", re.ASCII)
-_REFERENCES = re.compile(r"@(?:\w*)(?:::\w*)*")
-_RELATIVE = re.compile(r"(?:@|%)(?:::)+")
-_PLAIN = re.compile(r"\w+", re.ASCII)
 _ELSEWHERE = re.compile(r"[\\:\x00-\x1f\x7f]")  # paths of other systems, addresses
 _LONGEST, _NAME = 1000, 100
 LONGEST = 10_000  # characters of an expression
@@ -68,6 +72,7 @@ class Arguments:
     document: Mapping[str, Any] = field(default_factory=dict)
     follows: bool = True
     _steps: int = 0
+    _texts: dict[str, _Text | None] = field(default_factory=dict)
 
     def of_component(self, component: Mapping[str, Any], target: Resolved | None) -> Iterator[tuple[str, Problem]]:
         """Yield each argument of a mapping with a `_target_` that it may not be given, and why.
@@ -207,8 +212,7 @@ class Arguments:
         if not isinstance(value, str):
             return value if isinstance(value, (list, Mapping, _Text)) else ast.Constant(value)
         if value[:1] == "$":
-            plain = len(value) <= LONGEST and REFERENCES not in value and not has_relative_ids(value)
-            tree = parsed(as_evaluated(value), "eval") if plain else None
+            tree = _tree(value)
             return _UNKNOWN if tree is None else self._opened(tree.body, depth + 1)
         if match := _REFERENCE.fullmatch(value):
             return self._followed(match[1], depth)
@@ -219,10 +223,10 @@ class Arguments:
             return _UNKNOWN
         if id in PLACES:
             return _Text(id, "")
-        if _SPLIT.split(id)[0] not in {*self.document, "_meta_"}:
+        if SPLIT.split(id)[0] not in {*self.document, "_meta_"}:
             return _Text(id, "")  # of another file that is read with this one, or of whoever runs it
         value: Any = self.document
-        for part in _SPLIT.split(id):
+        for part in SPLIT.split(id):
             if isinstance(value, Mapping) and part in value:
                 value = value[part]
             elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
@@ -232,8 +236,16 @@ class Arguments:
         return self._opened(value, depth + 1)
 
     def _text(self, value: Any, depth: int = 0) -> _Text | None:
-        """Return the text that a value is, None where that cannot be told."""
-        opened = self._opened(value, depth)
+        """Return the text that a value is, None where that cannot be told; that of an id is found once."""
+        id = _id_of(value)
+        if id is None:
+            return self._text_of(self._opened(value, depth), depth)
+        if id not in self._texts:
+            self._texts[id] = None  # of an id that leads to itself
+            self._texts[id] = self._text_of(self._opened(value, depth), depth)
+        return self._texts[id]
+
+    def _text_of(self, opened: Any, depth: int) -> _Text | None:
         if isinstance(opened, _Text):
             return opened
         if isinstance(opened, ast.Constant) and isinstance(opened.value, str):
@@ -280,85 +292,20 @@ def _positions(listed: str, count: int) -> list[str]:
     return [*named, *["*args"] * count][:count]
 
 
-def as_read(document: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a config as MONAI reads it, and keys of which only MONAI can tell where they lead.
-
-    Keys ``a::b`` of the top level lead into ``a``, and ``+a`` is merged into it. MONAI strips and counts from the end
-    on the way; such keys are not followed here.
-    """
-    if not isinstance(document, dict):
-        return {}, []
-    if not any("::" in str(key) or "#" in str(key) or str(key).startswith("+") for key in document):
-        return document, []
-    read: dict[str, Any] = {}
-    odd: list[str] = []
-    for key, value in document.items():
-        merges, path = str(key).startswith("+"), _SPLIT.split(str(key).removeprefix("+"))
-        plain = all(_PLAIN.fullmatch(part) for part in path) or not (merges or len(path) > 1)
-        if not plain or not _put(read, path, value, merges):
-            odd.append(str(key))
-    return read, odd
+@lru_cache(maxsize=4096)
+def _tree(text: str) -> ast.Expression | None:
+    """Return the tree of a config's expression that means the same wherever it stands, else None."""
+    plain = len(text) <= LONGEST and REFERENCES not in text and not has_relative_ids(text)
+    tree: ast.Expression | None = parsed(as_evaluated(text), "eval") if plain else None
+    return tree
 
 
-def _put(within: Any, path: list[str], value: Any, merges: bool) -> bool:
-    """Put a value where a path leads, with copies of what lies on the way; return whether it leads anywhere."""
-    place: Any = int(path[0]) if isinstance(within, list) and path[0].isdecimal() else path[0]
-    if isinstance(within, list) and not (isinstance(place, int) and place < len(within)):
-        return False
-    known = within.get(place) if isinstance(within, dict) else within[place]
-    if len(path) > 1:
-        within[place] = list(known) if isinstance(known, list) else dict(known) if isinstance(known, dict) else {}
-        return _put(within[place], path[1:], value, merges)
-    if merges and isinstance(known, dict) and isinstance(value, dict):
-        value = {**known, **value}
-    elif merges and isinstance(known, list) and isinstance(value, list):
-        value = [*known, *value]
-    within[place] = value
-    return True
-
-
-def as_evaluated(text: str, path: Sequence[str] = ()) -> str:
-    """Return an expression as MONAI would evaluate it, without its ``$``: relative ids are absolute, ids are looked up.
-
-    Args:
-        text: the config's string, from its ``$`` on.
-        path: where it stands, the keys from the top.
-    """
-    text = text.replace("#", "::")
-    for prefix in sorted(set(_RELATIVE.findall(text)), reverse=True):
-        above = path[: max(len(path) - prefix.count("::"), 0)]
-        text = text.replace(prefix, prefix[0] + "".join(f"{key}::" for key in above))
-    for reference in sorted(_REFERENCES.findall(text), key=len, reverse=True):
-        text = text.replace(reference, f"{REFERENCES}['{reference[1:]}']")
-    return text[1:]
-
-
-def has_relative_ids(text: str) -> bool:
-    """Return whether MONAI would put the keys above this string into it."""
-    return _RELATIVE.search(text.replace("#", "::")) is not None
-
-
-def parsed(source: str, mode: str) -> Any:
-    """Return the tree of an expression or of statements, None where there is none."""
-    try:
-        return ast.parse(source, mode=mode)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def reference_of(node: ast.AST) -> str | None:
-    """Return the id that a node looks up, from what MONAI makes of it."""
-    if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == REFERENCES):
-        return None
-    return str(node.slice.value) if isinstance(node.slice, ast.Constant) else None
-
-
-def dotted_name(node: ast.AST) -> str | None:
-    """Return ``a.b.c`` where that is all that a node is."""
-    if isinstance(node, ast.Name):
-        return None if node.id == REFERENCES else node.id
-    above = dotted_name(node.value) if isinstance(node, ast.Attribute) else None
-    return f"{above}.{node.attr}" if above is not None and isinstance(node, ast.Attribute) else None
+def _id_of(value: Any) -> str | None:
+    """Return the id that a value is a reference to, and no more."""
+    if isinstance(value, ast.AST):
+        return reference_of(value)
+    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return match and match[1]
 
 
 def _constant(value: Any) -> Any:

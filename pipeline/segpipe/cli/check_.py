@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from segpipe.cli.shared_options import AsJson, DataFolder, Readers
 from segpipe.common.console import SCHEMA_VERSION, Console
-from segpipe.errors import BAD_DATA, OK
+from segpipe.errors import BAD_DATA, OK, SegpipeError
 
 
 def command(
@@ -19,6 +20,13 @@ def command(
     data: DataFolder = None,
     workers: Readers = None,
     report: Annotated[Path | None, typer.Option(help="Write the JSON document to this file too.")] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for pictures of cases that should be looked at. "
+            "[default: check_pictures beside the report or the manifest]"
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Read every file of a data set and report what is wrong with it.
@@ -46,7 +54,10 @@ def command(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        facts = check_dataset(manifest, data=data, workers=workers, progress=progress).document()
+        found = check_dataset(manifest, data=data, workers=workers, progress=progress)
+    facts = found.document()
+    if found.to_look_at:
+        facts["pictures"] = _draw(found.to_look_at, manifest, data, pictures, report, console)
     if report is not None:
         write_json(report, {"schema_version": SCHEMA_VERSION, "command": "check", **facts})
     if facts["findings"]:
@@ -65,3 +76,30 @@ def command(
         )
     console.document(**facts)
     return BAD_DATA if facts["errors"] else OK
+
+
+def _draw(
+    ids: Sequence[str], source: Path, data: Path | None, folder: Path | None, report: Path | None, console: Console
+) -> list[str]:
+    """Draw cases whose label map was turned; returns the names of the pictures."""
+    from segpipe.common.files import write_bytes
+    from segpipe.data import open_manifest
+    from segpipe.reporting import labelled_figure
+
+    path = source / "manifest.json" if source.is_dir() else source
+    manifest, root = open_manifest(path, data)
+    folder = folder or (report or path).resolve().parent / "check_pictures"
+    drawn = []
+    for case in manifest.cases():
+        if case.id in ids:
+            try:
+                write_bytes(
+                    folder / f"{case.id}.png",
+                    labelled_figure(root / case.images[0], root / str(case.label), manifest.foreground),
+                )
+                drawn.append(f"{case.id}.png")
+            except SegpipeError as error:
+                console.note(f"{case.id} cannot be drawn: {error.message}")
+    if drawn:
+        console.note(f"{len(drawn)} cases to look at, image beside label map: {folder}")
+    return drawn

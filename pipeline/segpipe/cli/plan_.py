@@ -56,6 +56,8 @@ def command(
             "the manifest is not split yet, so this plan has seen cases that may be held out later: split it, "
             "then plan again with --overwrite"
         )
+    for note in planned.notes:
+        console.note(note)
     rules = list(planned.rules.values())
     console.table(
         f"Plan for {planned.dataset}, {len(planned.fingerprint.cases)} training cases",
@@ -69,6 +71,7 @@ def command(
         fingerprint=str(fingerprint_path(output)),
         rules=[vars(rule) for rule in rules],
         settings=planned.settings,
+        notes=list(planned.notes),
         next=next_command,
     )
 

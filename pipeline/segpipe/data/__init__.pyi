@@ -12,6 +12,9 @@ from .importers import Imported as Imported
 from .importers import LabelsNotChosenError as LabelsNotChosenError
 from .importers import dicom_label_names as dicom_label_names
 from .importers import import_dataset as import_dataset
+from .label_presence import labels_not_trained as labels_not_trained
+from .label_presence import labels_present as labels_present
+from .label_presence import not_trained_words as not_trained_words
 from .manifest import CASE_ID as CASE_ID
 from .manifest import Case as Case
 from .manifest import Manifest as Manifest

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segpipe.common.files import write_bytes
+from segpipe.common.nifti import read_header, read_volume
 from segpipe.reporting.charts import INK
 from segpipe.reporting.planes import grey, window
 
@@ -192,7 +193,11 @@ def legend(names: Mapping[int, str]) -> bytes:
 
 
 def example_figure(
-    image: NDArray[Any], labels: NDArray[Any], spacing_mm: Sequence[float], names: Mapping[int, str]
+    image: NDArray[Any],
+    labels: NDArray[Any],
+    spacing_mm: Sequence[float],
+    names: Mapping[int, str],
+    words: tuple[str, str] = ("input", "output"),
 ) -> bytes:
     """Return three planes, each where it shows the largest shares of the labels, as input and with outlines.
 
@@ -201,6 +206,7 @@ def example_figure(
         labels: label map on the same voxels.
         spacing_mm: edges of a voxel.
         names: value to name of each label, without background.
+        words: what the planes without and with outlines are called.
 
     Returns:
         A PNG; the planes have one scale, and the patient's right is on the left.
@@ -222,7 +228,7 @@ def example_figure(
     below = max(picture.height for picture in rows[0])
     canvas = Image.new("RGB", (width, 2 * (HEAD + below + GAP) + colours.height + GAP), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(LETTERS)
-    for number, (pictures, word) in enumerate(zip(rows, ("input", "output"), strict=True)):
+    for number, (pictures, word) in enumerate(zip(rows, words, strict=True)):
         x, y = GAP, number * (HEAD + below + GAP)
         for picture, plane in zip(pictures, PLANES, strict=True):
             draw.text((x, y + 3), f"{word}, {plane.name}", fill=INK, font=font)
@@ -232,6 +238,23 @@ def example_figure(
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def labelled_figure(image: Path, labels: Path, names: Mapping[int, str]) -> bytes:
+    """Return the same of an image and its label map in NIfTI files on one grid, of the first channel of several.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    import nibabel as nib
+
+    header = read_header(labels)
+    turn = nib.orientations.io_orientation(header.affine)
+    volume, label_map = read_volume(read_header(image)), read_volume(header)
+    volume = volume[..., 0] if volume.ndim == 4 else volume
+    shown, outlined = (nib.orientations.apply_orientation(each, turn) for each in (volume, label_map))
+    spacing = [header.spacing_mm[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3)]
+    return example_figure(shown, outlined.astype(np.uint8), spacing, names, ("image", "label map"))
 
 
 def _most(labels: NDArray[Any], axis: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,17 @@ import yaml
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_text
 from segpipe.common.processes import usable_cores
-from segpipe.data import Fingerprint, Manifest, fingerprint_path, open_manifest, save_fingerprint, take_fingerprint
+from segpipe.common.label_sides import labels_with_side
+from segpipe.data import (
+    Fingerprint,
+    Manifest,
+    fingerprint_path,
+    labels_not_trained,
+    not_trained_words,
+    open_manifest,
+    save_fingerprint,
+    take_fingerprint,
+)
 from segpipe.errors import UsageError
 from segpipe.training import planning_rules as rules
 from segpipe.training.fragments import read_fragment
@@ -48,6 +58,7 @@ class Plan:
         task: the task fragment, ids of a MONAI config.
         settings: values of the runtime to train with: ``batch_size``, ``cache_rate`` and ``overlap``.
         fingerprint: of the training cases, which the rules went by.
+        notes: what a training should know: labels that a fold lacks, labels that have a side.
     """
 
     dataset: str
@@ -56,6 +67,7 @@ class Plan:
     task: dict[str, Any]
     settings: dict[str, Any]
     fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -160,7 +172,20 @@ def apply_rules(
     ]
     by_name = {rule.name: rule for rule in applied}
     settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "overlap")}
-    return Plan(manifest.name, bool(manifest.folds()), by_name, _task(manifest, by_name), settings, fingerprint)
+    notes = tuple(_notes(manifest, fingerprint))
+    return Plan(manifest.name, bool(manifest.folds()), by_name, _task(manifest, by_name), settings, fingerprint, notes)
+
+
+def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:
+    values = {name: value for value, name in manifest.foreground.items()}
+    present = {
+        case.id: {values[name] for name, size in case.labels.items() if size.voxels} for case in fingerprint.cases
+    }
+    for fold, name in labels_not_trained(manifest, present):
+        yield not_trained_words(manifest, fold, name)
+    sided = labels_with_side(manifest.foreground.values())
+    if sided:
+        yield f"{', '.join(sided)} have a side: train with --augment light or none, which do not mirror"
 
 
 def parse_memory(amount: str | int) -> int:

@@ -153,7 +153,7 @@ def test_spacing_is_compared_along_the_patient_not_along_the_array(dataset):
     manifest, root = dataset
     for index in range(N_CASES):
         affine = np.diag([1.0, 1, 4, 1])
-        image, label = noise(index), mask(index, 1)
+        image, label = noise(index), mask(index, 1, 2)
         if index == 2:  # the same grid, stored with its axes in another order
             affine, image, label = affine[:, [2, 1, 0, 3]], image.transpose(2, 1, 0), label.transpose(2, 1, 0)
         save(root / f"i{index}.nii.gz", image, affine)

@@ -37,6 +37,8 @@ KINDS: dict[str, Severity] = {
     "empty_label": "warning",
     "identical_image": "error",
     "identical_label": "warning",
+    "label_turned": "warning",
+    "label_not_trained": "warning",
     "patient_in_two_splits": "error",
     "patient_with_unlabelled_test": "warning",
     "outlying_spacing": "warning",
@@ -90,6 +92,7 @@ class CaseFacts:
         digests: part to SHA-256 of its voxels, for comparing cases; an empty label has none.
         spacing_mm: voxel edges along the patient's left-right, front-back and head-foot axis.
         orientation: axis codes, e.g. ``RAS``.
+        labels: values in its label map; None where there is none that can be read.
     """
 
     case_id: str
@@ -97,6 +100,7 @@ class CaseFacts:
     digests: dict[str, str] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] | None = None
     orientation: str | None = None
+    labels: frozenset[int] | None = None
 
     def add(self, kind: str, found: str, expected: str | None = None, part: str | None = None) -> None:
         """Note a finding of this case."""
@@ -225,6 +229,7 @@ def _judge_values(facts: CaseFacts, voxels: Voxels, labels: frozenset[int]) -> N
     fractional = sorted(value for value in voxels.values if value != round(value))
     unknown = sorted(value for value in voxels.values if value == round(value) and value not in labels)
     known = ", ".join(map(str, sorted(labels)))
+    facts.labels = frozenset(int(value) for value in voxels.values)
     if fractional:
         facts.add("fractional_label", _some(fractional), f"whole numbers out of {known}", "label")
     if unknown:

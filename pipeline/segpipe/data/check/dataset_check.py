@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.check.case_check import CaseFacts, Finding, examine, in_words, judge_image, pass_over
+from segpipe.data.label_presence import labels_not_trained, not_trained_words
 from segpipe.data.manifest import Case, Manifest, open_manifest
 from segpipe.data.splits import find_leaks
 from segpipe.dicom import Series, load_series, scan
@@ -39,12 +40,14 @@ class CheckReport:
         cases: number of cases, or of series.
         findings: in the order of the cases, errors before warnings within a case.
         passed_over: of a DICOM folder, how many files of each class are no images.
+        to_look_at: cases whose image and label map a person should see together.
     """
 
     name: str
     cases: int
     findings: list[Finding]
     passed_over: dict[str, int] | None = None
+    to_look_at: tuple[str, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -91,7 +94,9 @@ def check_dataset(
             return check_dicom(source, workers, progress)
         source = source / "manifest.json" if source.is_dir() else source
     manifest, root = open_manifest(source, data)
-    return CheckReport(manifest.name, len(manifest.cases()), check_manifest(manifest, root, workers, progress))
+    findings = check_manifest(manifest, root, workers, progress)
+    turned = tuple(finding.case_id for finding in findings if finding.kind == "label_turned")
+    return CheckReport(manifest.name, len(manifest.cases()), findings, to_look_at=turned)
 
 
 def check_manifest(
@@ -135,7 +140,35 @@ def _died(case: Case) -> CaseFacts:
 
 def compare(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
     """Return all findings that concern more than one case."""
-    return [*find_copies(facts), *_leaks(manifest), *_spacings(facts), *_orientations(facts)]
+    single = [*_spacings(facts), *_orientations(facts), *_turned(manifest), *_not_trained(manifest, facts)]
+    return [*find_copies(facts), *_leaks(manifest), *single]
+
+
+def _turned(manifest: Manifest) -> Iterator[Finding]:
+    """Find label maps that were turned to lie on their image where others were not, or from left to right."""
+    labelled = [case for case in manifest.cases() if case.label]
+    turned = [case for case in labelled if case.label_turned]
+    for case in turned:
+        before, _, after = str(case.label_turned).partition(" to ")
+        swapped = ("L" in before) != ("L" in after)
+        if swapped or len(turned) < len(labelled):
+            found = (
+                f"the label map was stored as {before}, its image as {after}"
+                + ", with left and right the other way round" * swapped
+            )
+            expected = (
+                f"stored alike, as in {len(labelled) - len(turned)} of {len(labelled)} cases: look at the picture"
+            )
+            yield Finding(case.id, "label_turned", found, expected, "label")
+
+
+def _not_trained(manifest: Manifest, facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    present = {case.case_id: case.labels for case in facts}
+    values = {name: value for value, name in manifest.foreground.items()}
+    for fold, name in labels_not_trained(manifest, present):
+        has_it = [case.id for case in manifest.training if values[name] in (present[case.id] or ())]
+        words = not_trained_words(manifest, fold, name)
+        yield Finding([*has_it, manifest.training[0].id][0], "label_not_trained", words, f"a case with {name}", "label")
 
 
 def find_copies(facts: Sequence[CaseFacts]) -> Iterator[Finding]:

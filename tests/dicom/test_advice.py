@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import test_traps as traps
 import typer
-from make import Grid, series, tilted, write
+from make import Grid, enhanced, series, tilted, write
 from pydicom.dataset import Dataset
 
 import segpipe.dicom
@@ -26,6 +26,7 @@ ELSEWHERE = (
     "Find the missing files",
     "export the series again",
     "Export the series again",
+    "Export each volume as a series of its own",
     "Export the slices of each kind again, as a series of its own",
     "copy again",
     "copy the file again from where it came from",
@@ -59,6 +60,12 @@ def convert(folder: Path, found: Series) -> None:
     words = [word for pair in re.findall(r"(--repair) (tilt|spacing)", found.detail) for word in pair]
     assert words and run(["convert", str(folder), str(folder / "out"), *words]) == 0
     assert [path.name for path in (folder / "out").glob("*.gz")] == [f"{found.case_id}.nii.gz"]
+
+
+def name_it(folder: Path, found: Series) -> None:
+    """Give `segpipe convert` the option of the advice, with its value."""
+    words = re.findall(r"(--secondary-capture) (\S+)\.$", found.detail)[0]
+    assert run(["convert", str(folder), str(folder / "out"), *words]) == 0
 
 
 def delete_second(folder: Path, found: Series) -> None:
@@ -117,8 +124,21 @@ ADVICE: dict[str, tuple[Reason, Callable[[Images], object], Follow]] = {
     "short": ("truncated", traps.missing("PixelData"), elsewhere),
     "colour": ("color", lambda images: [traps.to_color(image) for image in images], elsewhere),
     "half the rows": ("pixel_layout", lambda images: traps.every(images, "Rows", 6), elsewhere),
+    "a capture": (
+        "secondary_capture",
+        lambda images: traps.every(images, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"),
+        name_it,
+    ),
+    "two patients": ("mixed_attributes", lambda images: traps.every(images[4:], "PatientID", "X"), elsewhere),
+    "a part of an image": ("incomplete", lambda images: part_of_an_image(images), elsewhere),
     "a film": ("transfer_syntax", traps.unknown_syntax, elsewhere),
 }
+
+
+def part_of_an_image(images: Images) -> None:
+    images[:] = [enhanced(Grid(slices=4))]
+    images[0].ConcatenationUID, images[0].InConcatenationNumber, images[0].InConcatenationTotalNumber = "1.2.3", 1, 2
+    images[0].ConcatenationFrameOffsetNumber = 0
 
 
 def many(images: Images) -> None:
@@ -201,7 +221,7 @@ def test_hints_of_errors_are_an_action() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "hint" and isinstance(node.value, ast.Constant):
                 hints.append(str(node.value.value))
-    actions = "ask check choose convert copy export find give leave let make report resample send use"
+    actions = "ask change check choose convert copy export find give leave let make report resample send use"
     stated = ("`segpipe scan` lists", "colour images are not segmented here", "the NIfTI label map is not affected")
     assert len(hints) > 15
     for hint in hints:

@@ -1,9 +1,10 @@
-"""`--repair` in `predict`: what is resampled is marked in every output, has no DICOM result, and no gap is bridged."""
+"""`--repair` and `--secondary-capture` in `predict`: such cases are marked everywhere, none has a DICOM result."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -85,3 +86,34 @@ def test_python_takes_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
     assert outcome.status == "done" and outcome.result["notes"][0].startswith("repaired: tilt")
     with pytest.raises(UsageError, match="no such repair"):
         segpipe.predict(tiny_bundle, tmp_path / "in", tmp_path / "out", repair="gap")
+
+
+def test_a_secondary_capture_is_taken_by_the_name_in_its_refusal(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make.series(make.Grid(slices=8), "MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+    make.write(images, tmp_path / "in")
+    out = tmp_path / "out"
+    words = ["predict", str(tiny_bundle), str(tmp_path / "in"), str(out)]
+    assert run(words) == 4
+    (row,) = csv.DictReader((out / "summary.csv").open())
+    assert row["reason"] == "secondary_capture" and images[0].SeriesInstanceUID not in row["detail"]
+    (name,) = re.findall(r"--secondary-capture (\S+)\.", row["detail"])
+    assert run([*words, "--secondary-capture", name]) == 0
+    note = "Secondary Capture: values may have been windowed"
+    assert note in " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    (case,) = json.loads((out / "summary.json").read_text())["cases"]
+    assert note in case["notes"] and note in (out / "report.html").read_text() and "seg" in case["not_written"]
+    assert (
+        run(
+            [
+                "predict",
+                str(tiny_bundle),
+                str(tmp_path / "in"),
+                str(tmp_path / "by UID"),
+                "--secondary-capture",
+                images[0].SeriesInstanceUID,
+            ]
+        )
+        == 0
+    )

@@ -29,6 +29,14 @@ def command(
         list[str] | None,
         typer.Option(help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
     ] = None,
+    secondary_capture: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take this Secondary Capture, whose values may have been windowed: its SeriesInstanceUID or case id.",
+            metavar="SERIES",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there already.")] = False,
     json: AsJson = False,
 ) -> int:
@@ -54,6 +62,7 @@ def command(
             out,
             series=series or (),
             repair=repair,
+            secondary_capture=secondary_capture or (),
             overwrite=overwrite,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )

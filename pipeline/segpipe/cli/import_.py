@@ -91,6 +91,14 @@ def command(
             help="DICOM: resample series that are refused for it to a regular grid: tilt, spacing.", show_default=False
         ),
     ] = None,
+    secondary_capture: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DICOM: take this Secondary Capture, whose values may be windowed: its SeriesInstanceUID or case id.",
+            metavar="SERIES",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
@@ -168,6 +176,7 @@ def command(
                     allow_missing=allow_missing,
                     unlabelled=unlabelled,
                     repair=repair or (),
+                    secondary_capture=secondary_capture or (),
                     name=name,
                     licence=licence,
                     origin=origin,

@@ -56,6 +56,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    secondary_capture: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take this Secondary Capture, whose values may have been windowed: its SeriesInstanceUID or case id.",
+            metavar="SERIES",
+            show_default=False,
+        ),
+    ] = None,
     repair: Annotated[
         list[str] | None,
         typer.Option(
@@ -165,6 +173,7 @@ def command(
             max_slices=max_slices,
             series=series,
             derived=derived,
+            secondary_capture=secondary_capture,
             repair=repair,
             pseudonymise=pseudonymise,
             split=split,

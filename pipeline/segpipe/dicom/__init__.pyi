@@ -1,3 +1,4 @@
+from .captures import admitted as admitted
 from .codecs import available_codecs as available_codecs
 from .codes import codes_metadata as codes_metadata
 from .codes import label_infos as label_infos
@@ -15,7 +16,6 @@ from .model import Volume as Volume
 from .monai_reader import DicomReader as DicomReader
 from .privacy import patient_pseudonym as patient_pseudonym
 from .repair import check_repairs as check_repairs
-from .repair import repaired as repaired
 from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
 from .send import Delivery as Delivery

@@ -10,8 +10,9 @@ from pathlib import Path
 from segpipe.common.files import write_text
 from segpipe.common.nifti import corners_apart_mm, forms_limit_mm, write_nifti_whole
 from segpipe.common.result_folder import MAPPING, read_lines
+from segpipe.dicom.captures import admitted
 from segpipe.dicom.model import Scan, Series, Volume
-from segpipe.dicom.repair import check_repairs, repaired
+from segpipe.dicom.repair import check_repairs
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
 from segpipe.errors import DataError, UsageError
@@ -43,6 +44,7 @@ def convert_folder(
     *,
     series: Sequence[str] = (),
     repair: str | Sequence[str] | None = None,
+    secondary_capture: Sequence[str] = (),
     overwrite: bool = False,
     progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
 ) -> tuple[list[ConvertedSeries], Scan]:
@@ -53,6 +55,7 @@ def convert_folder(
         out: to write to; ``mapping.jsonl`` there names the series of each case id, for its owner alone.
         series: only these SeriesInstanceUIDs and case ids.
         repair: ``tilt``, ``spacing`` or both, as of `load_series`.
+        secondary_capture: SeriesInstanceUIDs and case ids of Secondary Captures to take.
         overwrite: write again what is there already.
         progress: called with the stage, and how much of it is done, of how much.
 
@@ -65,7 +68,14 @@ def convert_folder(
     """
     repairs = check_repairs(repair)
     tree = scan(source, progress=lambda done, total: progress("reading headers", done, total))
-    chosen = [repaired(member, repairs, across_gaps=True) for member in _choose(tree, series)]
+    named = {*series, *secondary_capture}
+    chosen = [
+        member
+        for member in admitted(_choose(tree, series), repairs, secondary_capture, across_gaps=True)
+        if not member.is_picture or {member.series_uid, member.case_id} & named
+    ]
+    if not chosen:
+        raise _no_series(tree)
     converted = []
     for number, member in enumerate(chosen):
         progress("converting", number, len(chosen))
@@ -76,15 +86,19 @@ def convert_folder(
     return converted, tree
 
 
+def _no_series(tree: Scan) -> DataError:
+    return DataError(
+        "there is no DICOM series",
+        path=tree.root,
+        found=tree.others,
+        expected="slices of CT, MR, PET or the like",
+        hint="`segpipe scan` lists the files; give the folder of the images",
+    )
+
+
 def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
     if not tree.series:
-        raise DataError(
-            "there is no DICOM series",
-            path=tree.root,
-            found=tree.others,
-            expected="slices of CT, MR, PET or the like",
-            hint="`segpipe scan` lists the files; give the folder of the images",
-        )
+        raise _no_series(tree)
     for name in uids:
         if not any(name in (series.series_uid, series.case_id) for series in tree.series):
             raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")

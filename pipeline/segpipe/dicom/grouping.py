@@ -30,6 +30,7 @@ ORDER_OF_PROBLEMS: tuple[Reason, ...] = (
     "truncated",
     "pixel_layout",
     "missing_tag",
+    "secondary_capture",
 )
 OWN_STACKS = 3  # from so many stacks or frames of reference on, mostly one slice in each, they say nothing
 MOST_STRAYS = 3
@@ -41,7 +42,7 @@ MOST_KEYS = 3  # values taken together, e.g. echo, phase image and time
 Levels = NDArray[np.intp]
 
 
-def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
+def group_slices(headers: Sequence[Header], name: Name) -> list[Group]:
     """Group the images of a tree by study and series, wherever their files lie; scouts are groups of their own.
 
     Images without SeriesInstanceUID are one series where everything else says so.
@@ -49,22 +50,27 @@ def group_slices(headers: Iterable[Header], name: Name) -> list[Group]:
     Some writers give each slice a study of its own: where a series has one image in each of several studies it is one
     series all the same. Otherwise equal series of different studies stay apart.
     """
-    studies: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
+    studies: dict[tuple[str, bool], dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
+    captured = {header.series_uid for header in headers if header.is_capture}
+    whole = {header.series_uid for header in headers if not header.is_capture}
     nameless = defaultdict(list)
     for header in headers:
         if header.series_uid:
-            studies[header.series_uid][header.study_uid].append(header)
+            studies[header.series_uid, header.is_capture][header.study_uid].append(header)
         else:
-            nameless[header.study_uid or str(header.path.parent), header.scout].append(header)
+            study = header.study_uid or str(header.path.parent)
+            nameless[study, header.scout, header.is_capture].append(header)
     groups = [group for _, members in sorted(nameless.items()) for group in _group_nameless(members, name)]
-    for _, by_study in sorted(studies.items()):
+    for (uid, is_capture), by_study in sorted(studies.items()):
+        kind = "secondary capture" if is_capture and uid in captured & whole else ""
         if all(len({header.sop_instance_uid for header in members}) == 1 for members in by_study.values()):
             members = [header for part in by_study.values() for header in part]
             notes = (f"its slices name {len(by_study)} studies",) if len(by_study) > 1 else ()
-            groups += _group_series(members, "", notes, name)
+            groups += _group_series(members, kind, notes, name)
         else:
             for study, members in sorted(by_study.items()):
-                groups += _group_series(members, f"study={study}" if len(by_study) > 1 else "", (), name)
+                split = f"{kind} study={study}" if len(by_study) > 1 else kind
+                groups += _group_series(members, split.strip(), (), name)
     return groups
 
 
@@ -88,9 +94,9 @@ def _group_nameless(members: Sequence[Header], name: Name) -> list[Group]:
 
 def _nameless(first: Header, second: Header, by: str, name: Name) -> str:
     return (
-        f"{name(first.path)} and {name(second.path)} have no SeriesInstanceUID and differ in {by}; expected one patient, "
-        "acquisition and grid where no UID says what belongs together. Put the files of each series into a folder of its "
-        "own and read each folder alone, or export them again."
+        f"{name(first.path)} and {name(second.path)} have no SeriesInstanceUID and differ in {by}; expected one "
+        "patient, acquisition and grid where no UID says what belongs together. Put the files of each series into a "
+        "folder of its own and read each folder alone, or export them again."
     )
 
 

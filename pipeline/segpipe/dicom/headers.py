@@ -15,7 +15,7 @@ from pydicom.uid import UID
 from segpipe.dicom.codecs import is_lossy
 from segpipe.dicom.encoding import groups_misread, misdeclared
 from segpipe.dicom.frames import FrameHeader, frames_of, items, numbers, private_value, text, whole_number
-from segpipe.dicom.model import PassedOver, PixelStorage, Problem
+from segpipe.dicom.model import CAPTURES, PassedOver, PixelStorage, Problem
 from segpipe.dicom.pixel_layout import NOT_ITS_HEADER, Layout
 from segpipe.dicom.pixel_storage import find_pixels
 from segpipe.dicom.privacy import kind_of
@@ -31,8 +31,9 @@ NOT_VOLUMES = ("Secondary Capture", "RT Image", "Parametric Map", "Segmentation"
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "IVUS", "OCT", "OPT", "IO", "PX", "OT")
 IN_PLACE_OF_A_UID = """
     PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex Modality FrameOfReferenceUID SeriesNumber
-    SeriesDate SeriesTime SeriesDescription ProtocolName BodyPartExamined Manufacturer StationName DeviceSerialNumber ImageType
-    ScanOptions KVP ConvolutionKernel ContrastBolusAgent SequenceName EchoTime RepetitionTime FlipAngle AcquisitionNumber
+    SeriesDate SeriesTime SeriesDescription ProtocolName BodyPartExamined Manufacturer StationName DeviceSerialNumber
+    ImageType ScanOptions KVP ConvolutionKernel ContrastBolusAgent SequenceName EchoTime RepetitionTime FlipAngle
+    AcquisitionNumber
 """
 COMPARED = """
     PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex PatientPosition BodyPartExamined Laterality
@@ -89,6 +90,11 @@ class Header:
     description: str
     frames: tuple[FrameHeader, ...]
     identity: dict[str, str]
+
+    @property
+    def is_capture(self) -> bool:
+        """Whether it is stored as Secondary Capture."""
+        return self.sop_class_uid in CAPTURES
 
 
 def read_header(path: Path) -> Header | PassedOver:
@@ -162,7 +168,8 @@ def _classify(
     cut = max(dataset.keys(), default=0) <= SERIES_UID  # before, or within, what says where it belongs
     if (cut or not (text(dataset, "SeriesInstanceUID") or whole_number(dataset, "Rows"))) and (image or not known):
         return PassedOver(path, "unreadable", "the header ends early")
-    if not image:
+    capture = str(sop_class) in CAPTURES and whole_number(dataset, "Rows") and whole_number(dataset, "Columns")
+    if not image and not capture:
         return PassedOver(path, "non_image", name if known else "a private SOP class")
     pixels = PixelStorage("", problem=problem) if problem else find_pixels(dataset, stream)
     if pixels.problem is None:
@@ -252,7 +259,26 @@ def _problem(
         return Problem(
             "color", found, "grey values (MONOCHROME1 or MONOCHROME2)", "use the series that this picture was made from"
         )
-    return pixels.problem or _missing_tag(dataset, frames) or _more_groups_than_frames(dataset, frames)
+    problem = pixels.problem or _missing_tag(dataset, frames) or _more_groups_than_frames(dataset, frames)
+    return problem or (_capture_problem(dataset) if text(dataset, "SOPClassUID") in CAPTURES else None)
+
+
+def _capture_problem(dataset: FileDataset) -> Problem | None:
+    """Return what shows that a Secondary Capture is the picture of a screen, or of no known unit."""
+    hint = "use the series that this picture was made from"
+    bits = whole_number(dataset, "BitsStored") or 0
+    if bits <= 8:
+        return Problem("secondary_capture", f"a Secondary Capture of {bits} bits a pixel", "more than 8", hint)
+    if text(dataset, "BurnedInAnnotation").upper() == "YES":
+        return Problem("secondary_capture", "a Secondary Capture with burned-in annotation", "none", hint)
+    groups = [*items(dataset, "SharedFunctionalGroupsSequence"), *items(dataset, "PerFrameFunctionalGroupsSequence")]
+    scaled = [dataset, *(item for group in groups for item in items(group, "PixelValueTransformationSequence"))]
+    if text(dataset, "Modality") == "CT" and not any(
+        text(one, "RescaleSlope") and text(one, "RescaleIntercept") for one in scaled
+    ):
+        found = "a Secondary Capture of CT without RescaleSlope and RescaleIntercept"
+        return Problem("secondary_capture", found, "both, so that values are HU", hint)
+    return None
 
 
 def _more_groups_than_frames(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Problem | None:

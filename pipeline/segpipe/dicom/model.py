@@ -38,6 +38,7 @@ Reason = Literal[
     "pixel_layout",
     "mixed_attributes",
     "incomplete",
+    "secondary_capture",
 ]
 
 
@@ -115,6 +116,8 @@ class Frame:
     pixels: PixelStorage | None = field(default=None, repr=False, compare=False)
 
 
+# Secondary Capture Image Storage, multi-frame grayscale byte, multi-frame grayscale word
+CAPTURES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3")
 LABEL_CLASSES = ("Segmentation Storage", "Label Map Segmentation Storage", "RT Structure Set Storage")
 
 
@@ -183,12 +186,29 @@ class Series:
     description: str = field(default="", repr=False)
 
     @property
+    def is_capture(self) -> bool:
+        """Whether it is stored as Secondary Capture."""
+        return self.sop_class_uid in CAPTURES
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether it is a Secondary Capture that can be loaded where the user names it."""
+        return self.reason == "secondary_capture" and self.affine_ras is not None
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a Secondary Capture that cannot be a volume: it is passed over where nobody names it."""
+        return self.is_capture and self.state == "refused" and not self.is_offered
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """The notes that have to stand wherever its voxels go."""
         notes = []
         if self.repaired and self.spacing_mm is not None:
             repairs = ", ".join(self.repaired)
             notes.append(f"repaired: {repairs}; resampled linearly to slices {self.spacing_mm[2]:.4g} mm apart")
+        if self.is_capture:
+            notes.append("Secondary Capture: values may have been windowed")
         kinds = [kind for kind in self.derived if kind != "localizer"]
         if kinds:
             notes.append(f"derived ({', '.join(kinds)}): computed from other images, not as the scanner measured it")

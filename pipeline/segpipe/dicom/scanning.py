@@ -14,6 +14,7 @@ import numpy as np
 from segpipe.common.console import some_of
 from segpipe.common.folder_walk import key_of, walk_folders
 from segpipe.common.processes import MOST_WORKERS, over_cases, usable_cores
+from segpipe.dicom.captures import offered, without_bare_captures
 from segpipe.dicom.derived import KINDS
 from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
 from segpipe.dicom.grouping import group_slices
@@ -57,10 +58,10 @@ def scan(
 
     name = name or below
     read = _read_all(files, workers, progress or (lambda done, total: None))
-    headers = [header for header in read if isinstance(header, Header)]
-    passed_over = [*no_files, *(file for file in read if isinstance(file, PassedOver))]
+    headers, captures = without_bare_captures([header for header in read if isinstance(header, Header)])
+    passed_over = [*no_files, *captures, *(file for file in read if isinstance(file, PassedOver))]
     with no_header_text():
-        series = [_judged(group, name) for group in group_slices(headers, name)]
+        series = [offered(_judged(group, name)) for group in group_slices(headers, name)]
     unreadable: dict[Path, list[str]] = defaultdict(list)
     for file in sorted(passed_over, key=lambda file: file.path):
         if file.file_class == "unreadable":

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.files import absolute_path
+from segpipe.dicom.captures import admitted
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, Series, Volume
 from segpipe.dicom.pixels import PixelFile, PixelHeader, frame_values, notes_on, open_pixels
 from segpipe.dicom.privacy import no_header_text
-from segpipe.dicom.repair import check_repairs, refusal, repaired, resample
+from segpipe.dicom.repair import check_repairs, refusal, resample
 from segpipe.dicom.scanning import scan
 from segpipe.errors import DataError, UsageError
 
@@ -84,7 +85,7 @@ def read_dicom(path: str | Path, *, series: str | None = None, repair: str | Seq
 
 
 def _whole(series: Series, repairs: tuple[str, ...]) -> Series:
-    return repaired(series, repairs, across_gaps=True)
+    return admitted([series], repairs, across_gaps=True)[0]
 
 
 def _is_other(path: Path) -> bool:

@@ -130,7 +130,7 @@ def select_series(
     Raises:
         UsageError: a root does not exist, or is a file of another kind.
     """
-    from segpipe.dicom import repaired, scan
+    from segpipe.dicom import admitted, scan
 
     scanned = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
     inside = out.absolute() if out is not None else None
@@ -138,7 +138,8 @@ def select_series(
     def is_input(path: Path) -> bool:
         return inside is None or inside not in path.absolute().parents
 
-    candidates = [repaired(series, repairs) for series in _with_own_ids(scanned) if is_input(series.files[0])]
+    found = [series for series in _with_own_ids(scanned) if is_input(series.files[0])]
+    candidates = admitted(found, repairs, series_filter.captures)
     known = {name for series in candidates for name in (series.series_uid, series.case_id)}
     for name in series_filter.names:
         if name not in known:
@@ -162,10 +163,9 @@ def _case_of(series: Series) -> InputCase:
     if series.state == "loaded":
         notes = tuple(_in_words(note, series.files) for note in series.notes)
         return InputCase(series.case_id, series.files, replace(series, notes=notes))
+    detail = series.detail.replace(series.series_uid, series.case_id) if series.series_uid else series.detail
     return InputCase(
-        series.case_id,
-        series.files,
-        refusal=Refusal(series.reason or "refused", _in_words(series.detail, series.files)),
+        series.case_id, series.files, refusal=Refusal(series.reason or "refused", _in_words(detail, series.files))
     )
 
 

@@ -41,6 +41,8 @@ class PredictKeywords(ModelKeywords, total=False):
         series: only these, by SeriesInstanceUID or case id.
         derived: take series as well that were computed from others: of ``localizer``, ``subtraction``, ``projection``,
             ``reformatted``, ``map``, ``spectral``, ``computed``, or ``all``. One that ``series`` names is taken anyway.
+        secondary_capture: take these Secondary Captures, by SeriesInstanceUID or case id, whatever the other rules say;
+            their values may have been windowed.
         repair: ``tilt``, ``spacing`` or both: resample series to a regular grid that are refused for a tilt, or for
             slices at varying distances (never across a gap).
         pseudonymise: name cases by the hash of their path, not by their file.
@@ -65,6 +67,7 @@ class PredictKeywords(ModelKeywords, total=False):
     max_slices: int | None
     series: str | Sequence[str] | None
     derived: str | Sequence[str] | None
+    secondary_capture: str | Sequence[str] | None
     repair: str | Sequence[str] | None
     pseudonymise: bool
     split: str | None
@@ -170,6 +173,7 @@ class Options:
     max_slices: int | None = None
     series: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
+    secondary_capture: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     pseudonymise: bool = False
     split: str | None = None
@@ -197,7 +201,7 @@ class Options:
             raise UsageError("no such kind of input", found=values["only"], expected="dicom or nifti")
         values["series_description"] = _pattern(values.get("series_description"))
         values["format"] = _formats(values.get("format"))
-        for name in ("probabilities", "modality", "series"):
+        for name in ("probabilities", "modality", "series", "secondary_capture"):
             values[name] = split_words(values.get(name))
         values["repair"] = _repairs(values.get("repair"))
         values["derived"] = _derived(values.get("derived"))
@@ -257,6 +261,7 @@ class SeriesFilter:
         description: SeriesDescription has a match of it.
         min_slices, max_slices: of the volume.
         names: SeriesInstanceUIDs and case ids; empty takes all.
+        captures: SeriesInstanceUIDs and case ids of Secondary Captures that are taken whatever else is asked for.
         derived: kinds of series computed from others that are taken without being named.
         channels: of the bundle; a series is one channel.
     """
@@ -267,14 +272,21 @@ class SeriesFilter:
     max_slices: int | None = None
     names: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
+    captures: tuple[str, ...] = ()
     channels: int = 1
 
     def rule_against(self, series: Series) -> str | None:
         """Return the rule that leaves a series out, None where it is taken."""
-        if self.names and not {series.series_uid, series.case_id} & set(self.names):
+        names = {series.series_uid, series.case_id}
+        if names & set(self.captures):
+            return "channels" if self.channels != 1 else None
+        if self.names and not names & set(self.names):
             return "series"
+        if series.is_picture:
+            return "secondary-capture"
         slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
-        if self.modality and series.modality.upper() not in self.modality:
+        unknown = series.is_capture and series.modality == "OT"
+        if self.modality and series.modality.upper() not in self.modality and not unknown:
             return "modality"
         if self.description is not None and not self.description.search(series.description):
             return "series-description"
@@ -297,6 +309,7 @@ def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) ->
         options.max_slices,
         options.series,
         options.derived,
+        options.secondary_capture,
         channels,
     )
 

@@ -457,3 +457,19 @@ def test_a_gap_is_not_bridged_in_training_data(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "in/image_002.dcm").unlink()
     assert run(["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.json"), "--repair", "spacing"]) == 3
     assert "gap" in capsys.readouterr().err
+
+
+def test_a_secondary_capture_is_imported_where_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = make.series(modality="MR")
+    make.write(images, tmp_path / "native")
+    (native,) = scan(tmp_path / "native").series
+    (tmp_path / "in").mkdir()
+    write_labels(native, {1: "liver"}, tmp_path / "in/labels.dcm")
+    for image in images:
+        image.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    make.write(images, tmp_path / "in")
+    assert run(["import", str(tmp_path / "in"), "-o", str(tmp_path / "m.json")]) == 3
+    (name,) = re.findall(r"--secondary-capture (\S+)\.", capsys.readouterr().err)
+    code, manifest = imported(tmp_path, "--secondary-capture", name)
+    assert code == 0 and manifest.training[0].notes == ["Secondary Capture: values may have been windowed"]
+    assert "values may have been windowed" in capsys.readouterr().err

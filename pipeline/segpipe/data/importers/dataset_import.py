@@ -76,6 +76,7 @@ def import_dataset(
     unlabelled: str = "skip",
     label_values: Sequence[str] = (),
     repair: str | Sequence[str] = (),
+    secondary_capture: Sequence[str] = (),
     name: str | None = None,
     licence: str | None = None,
     origin: str | None = None,
@@ -106,6 +107,7 @@ def import_dataset(
         allow_missing: a DICOM case without one of the labels has it nowhere.
         unlabelled: DICOM series without labels: ``skip``, or ``include`` as test cases.
         repair: of DICOM: ``tilt``, ``spacing`` or both; what series are resampled to a regular grid for.
+        secondary_capture: of DICOM: SeriesInstanceUIDs and case ids of Secondary Captures to take.
         label_values: which values of NIfTI label maps become another label, as ``255=1``; these are written anew.
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
@@ -133,8 +135,11 @@ def import_dataset(
         )
     if layout != "slices" and spacing_mm:
         raise UsageError("--spacing goes with slices")
-    if layout != "dicom" and (label_rules or allow_missing or repair or (overlap, unlabelled) != ("refuse", "skip")):
-        raise UsageError("--label, --show-names, --overlap, --allow-missing, --unlabelled and --repair go with DICOM")
+    if layout != "dicom" and (
+        label_rules or allow_missing or repair or secondary_capture or (overlap, unlabelled) != ("refuse", "skip")
+    ):
+        given = "--label, --show-names, --overlap, --allow-missing, --unlabelled, --repair and --secondary-capture"
+        raise UsageError(f"{given} go with DICOM")
     if unlabelled not in ("skip", "include"):
         raise UsageError(f"no such way with series without labels: {unlabelled!r}", expected="skip or include")
     if key is not None and not pseudonymise and layout != "dicom":
@@ -147,7 +152,7 @@ def import_dataset(
         note(text)
 
     if source is not None and layout == "dicom":
-        tree = _find_series(source, modality, progress, check_repairs(repair))
+        tree = _find_series(source, modality, progress, check_repairs(repair), secondary_capture)
         rules = _choose_labels(tree, label_rules, label_names, tell)
         place = _place(source, output, converted)
         path = _require_new(place.manifest, overwrite)
@@ -276,10 +281,14 @@ def _require_new(path: Path, overwrite: bool) -> Path:
 
 
 def _find_series(
-    source: Path, modality: Sequence[str], progress: StageProgress, repairs: Sequence[str] = ()
+    source: Path,
+    modality: Sequence[str],
+    progress: StageProgress,
+    repairs: Sequence[str] = (),
+    captures: Sequence[str] = (),
 ) -> LabelledTree:
     words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
-    return find_labelled(source, words, _stage(progress, "reading headers"), repairs)
+    return find_labelled(source, words, _stage(progress, "reading headers"), repairs, captures)
 
 
 def _choose_labels(

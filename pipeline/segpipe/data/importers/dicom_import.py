@@ -27,11 +27,11 @@ from segpipe.data.importers.source_dataset import (
 from segpipe.dicom import (
     LabelFile,
     Series,
+    admitted,
     load_series,
     open_labels,
     patient_pseudonym,
     read_labels,
-    repaired,
     scan,
     write_mapping,
     write_volume,
@@ -75,6 +75,7 @@ def find_labelled(
     modalities: Collection[str] = (),
     progress: Callable[[int, int], object] | None = None,
     repairs: Sequence[str] = (),
+    captures: Sequence[str] = (),
 ) -> LabelledTree:
     """Scan a tree and match labels to series.
 
@@ -86,13 +87,14 @@ def find_labelled(
         modalities: only series of these (``CT``, ``MR``, ...).
         progress: called with the number of files read and of all files.
         repairs: what refused series are resampled for, never across a gap.
+        captures: SeriesInstanceUIDs and case ids of Secondary Captures to take.
 
     Raises:
         UsageError: no such folder.
         DataError: no DICOM series.
     """
     scanned = scan(root, progress=progress)
-    everything = [repaired(series, repairs) for series in scanned.series]
+    everything = admitted(scanned.series, repairs, captures)
     if not scanned.series:
         raise DataError(
             "there is no DICOM series",

@@ -95,6 +95,8 @@ def read_sources(series: Series, deidentified: bool = False) -> Sources:
 
 
 def _refused(series: Series) -> list[str]:
+    if series.is_capture:
+        return ["it is a Secondary Capture: no DICOM result can say that its values may have been windowed"]
     if series.repaired:
         repairs = " and ".join(series.repaired)
         return [

@@ -20,8 +20,9 @@ from segpipe.errors import DataError
 def outcome(folder: Path) -> tuple[list[str | None], str, list[Volume]]:
     """Return the reason of each series (None where it loads), all that was said, and the volumes."""
     reasons: list[str | None] = []
-    words, volumes = "", []
-    for one in scan(folder).series:
+    found = scan(folder)
+    words, volumes = " ".join(file.detail for file in found.passed_over), []
+    for one in found.series:
         words += one.detail + " ".join(one.notes)
         reasons.append(one.reason)
         if one.reason is None:

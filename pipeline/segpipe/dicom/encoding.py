@@ -7,6 +7,7 @@ two pixels off. So it is looked at here, before anything else is read.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ WORDS = {
     DEFLATED: "deflated",
 }
 PEEK = 512
+EXPLICIT_ITEM = re.compile(rb"\xfe\xff\x00\xe0.{8}(?:" + b"|".join(sorted(VRS)) + rb")", re.DOTALL)
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
@@ -74,6 +76,14 @@ def groups_misread(dataset: Dataset, declared: str) -> Problem | None:
     if all(_is_whole(item) for name in FUNCTIONAL_GROUPS for item in items(dataset, name)):
         return None
     return not_as_declared("functional groups that are written otherwise", declared, "all of the data set written")
+
+
+def has_explicit_items(stream: BinaryIO) -> bool:
+    """Return whether a sequence of a file with implicit VR is written with explicit VR, which no reader gets over."""
+    if _meta_information(stream)[0] != IMPLICIT_LITTLE:
+        return False
+    stream.seek(0)
+    return EXPLICIT_ITEM.search(stream.read()) is not None
 
 
 def _is_whole(dataset: Dataset) -> bool:

@@ -13,7 +13,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import UID
 
 from segpipe.dicom.codecs import is_lossy
-from segpipe.dicom.encoding import groups_misread, misdeclared
+from segpipe.dicom.encoding import groups_misread, has_explicit_items, misdeclared
 from segpipe.dicom.frames import FrameHeader, frames_of, items, numbers, private_value, text, whole_number
 from segpipe.dicom.model import CAPTURES, PassedOver, PixelStorage, Problem
 from segpipe.dicom.pixel_layout import NOT_ITS_HEADER, Layout
@@ -135,6 +135,8 @@ def _read(path: Path, stream: BinaryIO) -> Header | PassedOver:
         words = "the deflated data end early or are damaged"
     except Exception as error:  # noqa: BLE001 - pydicom raises whatever a broken file leads it to
         words = f"the header is damaged ({kind_of(error)})"
+    if looks and has_explicit_items(stream):
+        words = "a sequence is written with explicit VR, the rest with implicit VR as the transfer syntax says"
     return PassedOver(path, "unreadable", words) if looks else PassedOver(path, "not_dicom")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,7 @@ def of_an_older_version(study: Study, out: Path) -> Path:
         (one_without_result, "case_2: no result.json"),
         (two_swapped, "case_1: its result.json is of another case"),
         (of_two_models, "of several models"),
-        (of_an_older_version, "case_0: its result.json does not name model and hash"),
+        (of_an_older_version, "case_0: its result.json, of an older version"),
     ],
 )
 def test_label_maps_of_unknown_make_are_refused(
@@ -303,7 +304,28 @@ def spoil_tie(root: Path) -> None:
     write_json(root / "provenance.json", record)
 
 
-@pytest.mark.parametrize("spoil", [spoil_weights, spoil_figure, spoil_headline, spoil_tie])
+def spoil_table(root: Path) -> None:
+    card = (root / "docs/README.md").read_text()
+    changed = re.sub(r"^(\| Dice \| mean of labels \|) [\d.]+", r"\1 0.999", card, flags=re.MULTILINE)
+    assert changed != card
+    (root / "docs/README.md").write_text(changed)
+
+
+def spoil_summary(root: Path) -> None:
+    card = (root / "docs/README.md").read_text()
+    changed = re.sub(r"(1 at best\)) [\d.]+ \[", r"\1 0.999 [", card)
+    assert changed != card
+    (root / "docs/README.md").write_text(changed)
+
+
+def test_a_card_that_somebody_wrote_is_not_read_for_figures(carded: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(carded, tmp_path / "bundle"))
+    (root / "docs/README.md").write_text("# Mine\n\nSee the paper.\n")
+    write_sums(root)
+    assert not verify_bundle(root).refused
+
+
+@pytest.mark.parametrize("spoil", [spoil_table, spoil_summary, spoil_weights, spoil_figure, spoil_headline, spoil_tie])
 def test_verify_refuses_figures_of_something_else(carded: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     root = Path(shutil.copytree(carded, tmp_path / "bundle"))
     spoil(root)

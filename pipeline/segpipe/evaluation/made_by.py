@@ -18,7 +18,7 @@ from segpipe.common.result_folder import RESULT
 from segpipe.errors import SegpipeError
 
 NOT_RECORDED = "no result.json of `segpipe predict` lies beside it"
-TOO_OLD = "its result.json does not name model and hash: `segpipe predict` wrote it before it did that"
+TOO_OLD = "its result.json, of an older version, does not name model and hash: predict it again with --overwrite"
 OTHERS = "its result.json is of another case"
 CHANGED = "it is not the file that `segpipe predict` wrote"
 TRUTH = "it is the file of the truth"

@@ -104,7 +104,7 @@ def _results(metadata: Document, provenance: Document, pictures: Collection[str]
     if not results:
         return f"## Results\n\nNot measured on held-out cases. {chosen}".rstrip()
     rows = [
-        (name, label, _figure(entry, digits), _number(entry["median"], digits), entry["n"])
+        (name, label, figure(entry, digits), _number(entry["median"], digits), entry["n"])
         for metric, labels in results["metrics"].items()
         for name, digits in [METRICS[metric]]
         for label, entry in labels.items()
@@ -145,7 +145,7 @@ def _best_figure(metadata: Document) -> str | None:
     if not results:
         return None
     entry = results["metrics"].get("dice", {}).get(OVERALL, {})
-    return f"Dice (overlap, 1 at best) {_figure(entry)} on {results['cases']} cases ({_split(metadata, short=True)})"
+    return f"Dice (overlap, 1 at best) {figure(entry)} on {results['cases']} cases ({_split(metadata, short=True)})"
 
 
 def _split(metadata: Document, short: bool = False) -> str:
@@ -158,7 +158,8 @@ def _split(metadata: Document, short: bool = False) -> str:
     return words.partition(":")[0] if short else words
 
 
-def _figure(entry: Document, digits: int = 3) -> str:
+def figure(entry: Document, digits: int = 3) -> str:
+    """Return a mean with its interval, as the card shows it."""
     low, high = (_number(entry.get(name), digits) for name in ("low", "high"))
     bounds = "" if low is None or high is None else f" [{low}, {high}]"
     return f"{_number(entry.get('value'), digits) or '-'}{bounds}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.exporting.card import figure
 from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.supported_subset import read_inference
@@ -23,7 +25,8 @@ from segpipe.common.files import json_text, read_json, sha256_of
 from segpipe.errors import DataError, RefusedError, SegpipeError
 from segpipe.evaluation import seal
 
-INFERENCE = "configs/inference.json"
+INFERENCE, CARD = "configs/inference.json", "docs/README.md"
+IN_SHORT, CELLS = re.compile(r"Dice \(overlap, 1 at best\) (\S+(?: \[[^\]]*\])?)"), re.compile(r"(?<!\\)\|")
 AGAIN = "export without --evaluation, let that bundle predict, evaluate what it wrote, and export again with that"
 
 
@@ -220,6 +223,14 @@ def _require_unseen(measured: Evaluation, run: Run, is_own: bool) -> None:
         )
 
 
+def _dice_on(card: Path) -> set[str]:
+    """Return each mean Dice that stands on a card of ours, with its interval; none of a card that somebody wrote."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    in_short = (match[1] for line in lines for match in IN_SHORT.finditer(line))
+    cells = (CELLS.split(line) for line in lines if line.startswith("| Dice | "))
+    return {*in_short, *(row[3].strip() for row in cells if len(row) > 4)}
+
+
 def _named(labels: Mapping[int, str]) -> str:
     return ", ".join(f"{value} {name}" for value, name in labels.items())
 
@@ -263,6 +274,8 @@ def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
             tie["results_sha256"] != _hash_of(results)
         )
         faults += [("evaluation.cases", "the figures are of cases that were trained on")] * bool(seen)
+        means = {figure(entry) for entry in results["metrics"]["dice"].values()}
+        faults += [("results", "the card shows another Dice than the results")] * (not _dice_on(root / CARD) <= means)
         stated = results["metrics"]["dice"][OVERALL]["value"]
         headline = metadata.get("eval_metrics", {}).get(f"{results['split']}_mean_dice", stated)
         faults += [("eval_metrics", "it states another figure than the results")] * (headline != stated)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from segpipe.common import files
 from segpipe.common.files import (
+    cannot_write,
     digest_of,
     read_json,
     read_yaml,
@@ -99,6 +103,39 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(files.os, "open", denied)
         write_json(tmp_path / "f", {})
     assert caught.value.found == "Permission denied"
+
+
+def test_a_full_disk_is_named_with_the_file_and_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    source.write_bytes(b"x" * 3_000_000)
+    files.copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    with pytest.raises(UsageError) as caught:
+        files.copy_file(source, Path("/dev/full"))
+    assert (caught.value.path, caught.value.found) == ("/dev/full", "No space left on device")
+    assert str(caught.value.expected).startswith("3,000,000 bytes, ")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UsageError) as caught:
+        files.require_space(tmp_path / "not/there", 11)
+    assert caught.value.expected == "11 bytes, 10 are free"
+    files.require_space(tmp_path, 10)
+    assert cannot_write(tmp_path, OSError(errno.ENOSPC, "full")).expected == "more space, 10 are free (bytes)"
+    assert cannot_write(tmp_path, OSError(errno.EACCES, "no")).expected is None
+
+
+def test_a_source_that_breaks_is_no_full_disk(tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, _: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        files.copy_stream(Broken(), tmp_path / "f", 1)
+
+
+def test_the_first_failure_of_a_tree_is_named(tmp_path: Path) -> None:
+    error = shutil.Error([("/a/x", "/b/x", "[Errno 28] No space left on device: '/b/x'"), ("/a/y", "/b/y", "no")])
+    told = cannot_write(tmp_path, error)
+    assert told.path == "/b/x" and "No space left" in str(told.found)
 
 
 @pytest.mark.parametrize(("mode", "umask", "expected"), [(0o600, 0, 0o600), (None, 0o022, 0o644), (None, 0o077, 0o600)])

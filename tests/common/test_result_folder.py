@@ -6,14 +6,14 @@ import errno
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from segpipe.common.partial import OWNER, PARTIAL, REPLACED
 from segpipe.common.result_folder import (
     MAPPING,
-    PARTIAL,
-    REPLACED,
     RESULT,
     SEGMENTATION,
     STATE,
@@ -31,7 +31,17 @@ def write_case(results: ResultFolder, case_id: str, text: str = "new") -> None:
 
 
 def partial(results: ResultFolder) -> list[str]:
-    return sorted(path.name for path in (results.root / PARTIAL).iterdir())
+    """What lies there, of this process and of dead ones."""
+    owners = [path for path in (results.root / PARTIAL).iterdir() if path.is_dir()]
+    return sorted(path.name for owner in owners for path in owner.iterdir())
+
+
+def kill(results: ResultFolder) -> None:
+    """Have its folder belong to a process that has ended."""
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    machine, boot, _, start, part = results.partial.name.split("-")
+    assert OWNER.fullmatch(results.partial.name)
+    results.partial.rename(results.partial.with_name(f"{machine}-{boot}-{dead}-{start}-{part}"))
 
 
 def test_a_case_appears_when_it_is_finished(tmp_path: Path) -> None:
@@ -62,7 +72,7 @@ def test_an_abandoned_case_leaves_nothing_and_the_older_result(tmp_path: Path) -
 def test_a_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     results = ResultFolder(tmp_path)
     write_case(results, "a", "old")
-    (results.root / PARTIAL / "a" / "extra").touch()
+    (results.partial / "a" / "extra").touch()
     results.finish("a")
     write_case(results, "a")
     results.finish("a")
@@ -95,6 +105,7 @@ def test_a_kill_while_replacing_leaves_one_whole_result(
         else:
             patch.setattr("shutil.rmtree", lambda *_arguments, **_named: None)
             results.finish("a")
+    kill(results)
     again = ResultFolder(tmp_path)
     expected = "new" if renames_done == 2 else "old"
     assert {path.read_text() for path in again.final("a").iterdir()} == {expected}
@@ -106,8 +117,10 @@ def test_leftovers_are_removed_at_the_next_start(tmp_path: Path) -> None:
     write_case(results, "a")
     write_case(results, "b")
     results.finish("b")
-    (tmp_path / PARTIAL / f"c{REPLACED}").mkdir()
-    (tmp_path / PARTIAL / f"c{REPLACED}" / RESULT).write_text("old")
+    (results.partial / f"c{REPLACED}").mkdir()
+    (results.partial / f"c{REPLACED}" / RESULT).write_text("old")
+    assert partial(ResultFolder(tmp_path)) == ["a", f"c{REPLACED}"]  # its owner lives
+    kill(results)
     again = ResultFolder(tmp_path)
     assert partial(again) == []
     assert not again.is_finished("a")

@@ -5,17 +5,22 @@ import io
 import json
 import os
 import random
+import re
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from segpipe.cli.app import run
+from segpipe.common import files
 from segpipe.data import fetch
 from segpipe.data.fetch import Source, compare_files, download, unpack
 from segpipe.data.importers.to_manifest import add_hashes, find_dataset, to_manifest
@@ -271,3 +276,49 @@ def test_sources_are_those_of_monai():
 @pytest.mark.realdata
 def test_the_real_folder_passes_the_comparison():
     compare_files(Path(os.environ["SEGPIPE_DATA"]) / FOLDER, NAME)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "download"])
+def test_a_full_disk_is_named_with_the_file_and_what_it_takes(original, server, tmp_path, monkeypatch, capsys, kind):
+    archive = pack(original, tmp_path / "p.tgz")
+    server.content = archive.read_bytes()
+    md5 = hashlib.md5(server.content).hexdigest()
+    monkeypatch.setattr(fetch, "find_source", lambda name: Source(FOLDER, server.url, md5))
+    sources = {"folder": ["--from", str(original)], "archive": ["--from", str(archive)], "download": []}
+
+    if kind == "archive":
+        opened = Path.open
+
+        def full(path: Path, mode: str = "r", **named: Any) -> Any:
+            to_full = path.name == "h_1.nii.gz" and mode == "wb"
+            return opened(Path("/dev/full") if to_full else path, mode, **named)
+
+        monkeypatch.setattr(Path, "open", full)
+    else:
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    assert run(["fetch", NAME, str(tmp_path / "out"), *sources[kind], "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == "cannot write the output" and error["found"] == "No space left on device"
+    assert re.match(r"[\d,]+ bytes, [\d,]+ are free", error["expected"])
+    if kind == "archive":
+        assert error["path"].endswith("/h_1.nii.gz")
+    assert left_over(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_a_small_file_system(original, tmp_path, capsys, kind):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (original / "imagesTr" / "noise.nii.gz").write_bytes(random.Random(0).randbytes(300_000))
+    source = original if kind == "folder" else pack(original, tmp_path / "p.tgz")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        assert run(["fetch", NAME, str(disk), "--from", str(source), "--json"]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert error["found"] == "No space left on device" and "bytes, " in error["expected"]
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

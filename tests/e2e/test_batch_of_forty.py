@@ -21,7 +21,8 @@ import pytest
 from pydicom import dcmread
 
 from dicom import make
-from segpipe.common.result_folder import PARTIAL, read_events
+from segpipe.common.partial import PARTIAL
+from segpipe.common.result_folder import read_events
 from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from test_predict_faults import finish, start, under_way, until, worker_of
 
-from segpipe.common.result_folder import ENTROPY, PARTIAL, PROBABILITIES, RESULT, read_events
+from segpipe.common.partial import PARTIAL
+from segpipe.common.result_folder import ENTROPY, PROBABILITIES, RESULT, read_events
 from tiny_bundle import write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,7 +34,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def writing(out: Path, id: str) -> bool:
-    return any((out / PARTIAL / id).glob("*.nii.gz*")) or any((out / PARTIAL / id).glob(".*.raw"))
+    return any(any((out / PARTIAL).glob(f"*/{id}/{name}")) for name in ("*.nii.gz*", ".*.raw", ".*.partial"))
 
 
 def assert_whole(out: Path, *ids: str) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from segpipe.common.result_folder import PARTIAL, read_events
+from segpipe.common.partial import PARTIAL
+from segpipe.common.result_folder import read_events
 from tiny_bundle import DETERMINISTIC, TILTED, write_bundle, write_scan
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -92,7 +93,7 @@ def done(out: Path) -> list[str]:
 
 
 def under_way(out: Path) -> bool:
-    return (out / PARTIAL).is_dir() and any((out / PARTIAL).iterdir())
+    return any((out / PARTIAL).glob("*/[!~]*"))
 
 
 def worker_of(process: subprocess.Popen[str]) -> psutil.Process:

@@ -15,7 +15,8 @@ import pytest
 
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import cannot_write
-from segpipe.common.result_folder import PARTIAL, SEGMENTATION, ResultFolder, read_events
+from segpipe.common.partial import PARTIAL
+from segpipe.common.result_folder import SEGMENTATION, ResultFolder, read_events
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import ModelOptions
 from segpipe.prediction import batch
@@ -219,7 +220,7 @@ def test_an_older_result_outlives_a_kill_in_the_middle_of_its_replacement(
     rename = Path.rename
 
     def killed(self: Path, target: Path) -> Path:
-        if self.parent.name == PARTIAL:
+        if self.parent.parent.name == PARTIAL:
             os._exit(137)
         return rename(self, target)
 

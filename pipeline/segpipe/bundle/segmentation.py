@@ -5,7 +5,6 @@ The one place for this: `Bundle.segment` returns it, and the worker of a batch w
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from segpipe.bundle.mirroring import untrained_note
 from segpipe.bundle.vet import TrustPolicy, vet_opened
 from segpipe.common.files import cannot_write
 from segpipe.common.nifti import write_nifti_whole
+from segpipe.common.partial import Partial, temporary_folder
 from segpipe.common.result_folder import FORMATS
 from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -145,15 +145,16 @@ class Segmentation:
             raise UsageError("not a DICOM file", path=path, found=f"format {format}", expected="a name such as seg.dcm")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".segpipe-", dir=path.parent) as folder:
+            with Partial(path.parent) as partial:
+                folder = partial.folder
                 if format == "nifti":
-                    self._write_nifti(Path(folder) / path.name)
+                    self._write_nifti(folder / path.name)
                     written, refused = {format: path.name}, dict[str, str]()
                 else:
-                    written, refused = self._write_dicom(Path(folder), [format])
+                    written, refused = self._write_dicom(folder, [format])
                 if format not in written:
                     raise self._cannot_write_as(format, refused[format])
-                (Path(folder) / written[format]).replace(path)
+                (folder / written[format]).replace(path)
         except OSError as error:
             raise cannot_write(path, error) from error
         return path
@@ -313,6 +314,6 @@ class LoadedBundle:
             SegpipeError: as `Segmenter.segment`.
         """
         recipe = self.segmenter.recipe
-        with tempfile.TemporaryDirectory(prefix="segpipe-") as folder, readable(case, recipe, Path(folder)) as images:
+        with temporary_folder() as folder, readable(case, recipe, folder) as images:
             label_map = self.segmenter.segment(images)
         return Segmentation.of(label_map, recipe, case)

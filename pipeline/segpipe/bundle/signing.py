@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import io
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.bundle.vet import METADATA, SIGNATURE, check_sums, shown, vet_folder
 from segpipe.common.files import write_whole
+from segpipe.common.partial import temporary_folder
 from segpipe.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -149,12 +149,12 @@ def sign_bundle(root: Path, key: Path, password: str | None = None, overwrite: b
     check_sums(root)
     if (root / SIGNATURE).exists() and not overwrite:
         raise UsageError("the bundle is signed already", path=root / SIGNATURE, hint="--overwrite signs it anew")
-    with _signing_packages(), tempfile.TemporaryDirectory() as aside:
+    with _signing_packages(), temporary_folder() as aside:
         from model_signing import signing
 
         password_bytes: Any = secret  # said to be text, and handed on to where bytes are needed
         config = signing.Config().use_elliptic_key_signer(private_key=key, password=password_bytes)
-        written = Path(aside) / SIGNATURE
+        written = aside / SIGNATURE
         config.set_hashing_config(_every_file()).sign(root.resolve(), written)
         with write_whole(root / SIGNATURE) as stream:
             stream.write(written.read_bytes())

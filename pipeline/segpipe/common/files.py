@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+from segpipe.common.partial import partial_file
 from segpipe.errors import DataError, UsageError
+
+BLOCK = 1 << 20
 
 
 def sha256_of(path: str | Path) -> str:
@@ -62,7 +67,7 @@ def write_whole(path: str | Path, mode: int | None = None) -> Iterator[BinaryIO]
         UsageError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    name = path.parent / f".{path.name}.{os.urandom(4).hex()}.partial"
+    name = partial_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # with its mode at once: where a process is isolated, none can be changed
@@ -96,12 +101,75 @@ def require_writable(folder: str | Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def cannot_write(path: str | Path, error: OSError) -> UsageError:
-    """Return the error of an output that cannot be written, in the same words everywhere."""
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes into a folder that is made where it is not there.
+
+    Raises:
+        UsageError: it cannot be written: the disk is full, with the bytes that it takes.
+        OSError: the source cannot be read.
+    """
+    with source.open("rb") as reading:
+        copy_stream(reading, target, os.fstat(reading.fileno()).st_size)
+
+
+def copy_stream(reading: IO[bytes], target: Path, size: int) -> None:
+    """Write what is left of a stream, ``size`` bytes, as `copy_file` does."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writing = target.open("wb", buffering=0)
+    except OSError as error:
+        raise cannot_write(target, error, size) from error
+    with writing:
+        while block := reading.read(BLOCK):
+            rest = memoryview(block)
+            try:
+                while rest:
+                    rest = rest[writing.write(rest) :]
+            except OSError as error:
+                raise cannot_write(target, error, size) from error
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what there is no space for.
+
+    Raises:
+        UsageError: with what is free and what it takes.
+    """
+    free = _free_bytes(folder)
+    if free is not None and needed > free:
+        raise cannot_write(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed)
+
+
+def _free_bytes(path: Path) -> int | None:
+    folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), None)
+    with suppress(OSError):
+        return None if folder is None else shutil.disk_usage(folder).free
+    return None
+
+
+def cannot_write(path: str | Path, error: OSError, needed: int | None = None) -> UsageError:
+    """Return the error of an output that cannot be written, in the same words everywhere.
+
+    Args:
+        path: of the output.
+        error: what the system says.
+        needed: bytes that it takes, where they are known.
+    """
+    if isinstance(error, shutil.Error):  # of `copytree`: its first failure
+        _, failed, why = (error.args[0] or [("", path, "")])[0]
+        path, found = failed, str(why)
+    else:
+        found = error.strerror or str(error) or type(error).__name__
+    expected = None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        most = _free_bytes(Path(path))
+        free = "" if most is None else f", {most:,} are free"
+        expected = f"{needed:,} bytes{free}" if needed is not None else f"more space{free and free + ' (bytes)'}"
     return UsageError(
         "cannot write the output",
         path=path,
-        found=error.strerror or type(error).__name__,
+        found=found,
+        expected=expected,
         hint="choose another place, free some space or ask for write permission, then run it again",
     )
 

@@ -10,14 +10,15 @@
       summary.csv, .json, report.html all cases so far
       predictions.jsonl               append-only, the only state: what was tried and how it ended
       mapping.jsonl                   case id to source path; readable by its owner alone (0600)
-      .partial/                       cases under way; emptied at every start
+      .partial/OWNER/                 cases under way, of one process; what dead ones left is cleared at every start
 
-A case is written below ``.partial`` and renamed once, as a folder: what has a final folder is finished.
+A case is written there and renamed once, as a folder: what has a final folder is finished.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import cannot_write, sha256_of
+from segpipe.common.partial import Partial
 from segpipe.errors import DataError, UsageError
 
 FORMATS = ("nifti", "seg", "labelmap", "rtstruct", "sr")  # of a label map
@@ -39,10 +41,8 @@ OVERLAY = "overlay.png"
 SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
 STATE = "predictions.jsonl"
 MAPPING = "mapping.jsonl"
-PARTIAL = ".partial"
 SUMMARY_CSV, SUMMARY_JSON, REPORT = "summary.csv", "summary.json", "report.html"
 RESERVED = (STATE, MAPPING, SUMMARY_CSV, SUMMARY_JSON, REPORT)  # names that no case can have
-REPLACED = "~replaced"  # no case id ends like this
 
 
 class ResultFolder:
@@ -55,24 +55,18 @@ class ResultFolder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._put_back()
-            shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
-            (self.root / PARTIAL).mkdir(exist_ok=True)
+            self._partial = Partial(self.root)
         except OSError as error:
             raise cannot_write(self.root, error) from error
 
     @property
     def partial(self) -> Path:
         """The folder of the cases under way."""
-        return self.root / PARTIAL
+        return self._partial.folder
 
-    def _put_back(self) -> None:
-        """Restore older results that `finish` had set aside when it was killed."""
-        for aside in (self.root / PARTIAL).glob(f"*{REPLACED}"):
-            final = self.final(aside.name.removesuffix(REPLACED))
-            if not final.exists():
-                aside.rename(final)
+    def close(self) -> None:
+        """Clear away what is under way."""
+        self._partial.close()
 
     def final(self, case_id: str) -> Path:
         """Return where a finished case lies."""
@@ -88,7 +82,7 @@ class ResultFolder:
 
     def begin(self, case_id: str) -> Path:
         """Make an empty folder to write a case into."""
-        folder = self.root / PARTIAL / case_id
+        folder = self.partial / case_id
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
@@ -98,23 +92,20 @@ class ResultFolder:
 
     def finish(self, case_id: str) -> None:
         """Rename the case's folder to its final name; an older result is replaced, anything else never."""
-        source, final = self.root / PARTIAL / case_id, self.final(case_id)
+        final = self.final(case_id)
         try:
-            for path in source.iterdir():
+            for path in (self.partial / case_id).iterdir():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-            if self.is_finished(case_id):
-                aside = self.root / PARTIAL / f"{case_id}{REPLACED}"
-                shutil.rmtree(aside, ignore_errors=True)
-                final.rename(aside)
-            source.rename(final)
+            if self.is_taken(case_id):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._partial.publish(case_id, final)
         except OSError as error:
             raise cannot_write(final, error) from error
-        shutil.rmtree(self.root / PARTIAL / f"{case_id}{REPLACED}", ignore_errors=True)
 
     def abandon(self, case_id: str) -> None:
         """Remove what a failed case left behind."""
-        shutil.rmtree(self.root / PARTIAL / case_id, ignore_errors=True)
+        shutil.rmtree(self.partial / case_id, ignore_errors=True)
 
     def record(self, **event: Any) -> None:
         """Append one event to ``predictions.jsonl`` and make it durable."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import http.client
 import lzma
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segpipe.common.console import some_of
-from segpipe.common.files import cannot_write, digest_of, sha256_of, write_text
+from segpipe.common.files import cannot_write, copy_file, copy_stream, digest_of, require_space, sha256_of, write_text
+from segpipe.common.partial import Partial
 from segpipe.data.importers import find_dataset
 from segpipe.data.manifest import Manifest, load_manifest, shipped_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -85,26 +85,40 @@ def _fetch(source: Source, name: str, final: Path, local: Path | None, progress:
     if local is not None and not local.exists():
         raise UsageError("no such folder or archive", path=local, hint="check the path given to --from")
     destination = final.parent
-    temporary = destination / f".{source.folder}.partial"
     try:
-        destination.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if local is not None and local.is_dir():
-            shutil.copytree(_data_folder(local, source), temporary, ignore=shutil.ignore_patterns(".*"))
-        else:
-            archive = local or download(source.url, destination / Path(source.url).name, source.md5, progress)
-            if local is not None and shipped_manifest(name) is None:
-                require_md5(archive, source.md5)  # where files have listed hashes, those decide
-            unpack(archive, temporary)
-        folder = _data_folder(temporary, source)
-        compare_files(folder, name)
-        folder.rename(final)
-        if local is None:
-            archive.unlink()
+        with Partial(destination) as partial:
+            temporary = partial.folder / source.folder
+            if local is not None and local.is_dir():
+                _copy(_data_folder(local, source), temporary)
+            else:
+                archive = local or download(source.url, destination / Path(source.url).name, source.md5, progress)
+                if local is not None and shipped_manifest(name) is None:
+                    require_md5(archive, source.md5)  # where files have listed hashes, those decide
+                unpack(archive, temporary)
+            folder = _data_folder(temporary, source)
+            compare_files(folder, name)
+            folder.rename(final)
+            if local is None:
+                archive.unlink()
     except OSError as error:
         raise cannot_write(destination, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy all but hidden files; where there is too little space, before a byte is written.
+
+    Raises:
+        UsageError: they cannot be read or written.
+    """
+    paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    names = [path.relative_to(source) for path in paths]
+    files = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    require_space(target.parent, sum((source / name).stat().st_size for name in files))
+    for name in files:
+        try:
+            copy_file(source / name, target / name)
+        except OSError as error:
+            raise UsageError("cannot read the data set", path=source / name, found=error.strerror) from error
 
 
 def download(url: str, target: Path, md5: str, progress: Progress = lambda done, total: None) -> Path:
@@ -171,10 +185,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 stream = tar.extractfile(member)
                 if stream is None or path.name.startswith("."):  # folders, and what macOS adds
                     continue
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as output:
-                    shutil.copyfileobj(stream, output)
+                copy_stream(stream, folder / path, member.size)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise DataError("the archive cannot be read", path=archive, found=error, hint="fetch it again") from error
 
@@ -220,12 +231,13 @@ def _receive(response: http.client.HTTPResponse, partial: Path, start: int, url:
     length = response.headers.get("Content-Length")
     total = start + int(length) if length and length.isdecimal() else None
     done = start
+    require_space(partial.parent, 0 if total is None else total - start)
     with partial.open("ab" if start else "wb") as stream:
         while block := response.read(BLOCK):
             try:
                 stream.write(block)
             except OSError as error:
-                raise cannot_write(partial, error) from error
+                raise cannot_write(partial, error, total) from error
             done += len(block)
             progress(done, total)
     if total is not None and done < total:

@@ -12,7 +12,8 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from segpipe.common.files import sha256_of
-from segpipe.common.result_folder import PARTIAL, append_line, read_lines
+from segpipe.common.partial import PARTIAL
+from segpipe.common.result_folder import append_line, read_lines
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.transport import Archive, DicomFile, NotStoredError, open_archive
 from segpipe.errors import DataError, UsageError

@@ -16,12 +16,10 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import shutil
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segpipe.common.files import network_cache, sha256_of, write_json
+from segpipe.common.partial import Partial
 from segpipe.common.processes import usable_cores
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.onednn import OneDnn
@@ -40,8 +39,7 @@ from segpipe.inference.transforms import root_cause
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
 TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
 FORMAT = 1  # of the folder
-MODEL, MARK, UNFINISHED = "model.xml", "converted.json", ".partial-"
-ABANDONED_S = 3600  # no network takes that long to be written
+MODEL, MARK = "model.xml", "converted.json"
 
 
 class NotConvertedError(Exception):
@@ -362,27 +360,15 @@ def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float
 
 def _store(model: Any, folder: Path, facts: dict[str, Any]) -> None:
     """Put a conversion into the cache, whole or not at all; where that cannot be written it is made again next time."""
-    partial: Path | None = None
-    try:
+    with suppress(Exception):  # a cache that cannot be filled costs time, nothing else
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _sweep(folder.parent)
-        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-        _openvino().save_model(model, partial / MODEL, compress_to_fp16=False)
-        digests = {path.name: sha256_of(path) for path in partial.iterdir()}
-        write_json(partial / MARK, {**facts, "sha256": digests})
-        if folder.exists():  # damaged, or another process was quicker
-            shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except Exception:  # noqa: BLE001 - a cache that cannot be filled costs time, nothing else
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sweep(cache: Path) -> None:
-    """Remove what a killed process left behind."""
-    for left in cache.glob(f"{UNFINISHED}*"):
-        if time.time() - left.stat().st_mtime > ABANDONED_S:
-            shutil.rmtree(left, ignore_errors=True)
+        with Partial(folder.parent) as partial:
+            made = partial.folder / folder.name
+            made.mkdir()
+            _openvino().save_model(model, made / MODEL, compress_to_fp16=False)
+            digests = {path.name: sha256_of(path) for path in made.iterdir()}
+            write_json(made / MARK, {**facts, "sha256": digests})
+            partial.publish(folder.name, folder)  # in place of one that is damaged, or that another process made
 
 
 def _first_words(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Unpack
 from segpipe.bundle import Bundle, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import OVERLAY, PARTIAL, RESULT, SLICE, hashes_of, require_plain_files
+from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, hashes_of, require_plain_files
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import NotSelected, select_cases
@@ -161,10 +161,7 @@ def predict_cases(
         finally:
             if worker is None:
                 batch.worker.close()
-            for case in cases:
-                folder.abandon(case.id)
-            with contextlib.suppress(OSError):
-                (folder.root / PARTIAL).rmdir()
+            folder.close()
 
 
 def make_worker(bundle: Bundle, options: Options, places: Places) -> Worker:

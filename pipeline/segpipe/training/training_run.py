@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
+from segpipe.common.partial import temporary_folder
 from segpipe.data import Manifest, fingerprint_path, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.run_folder import RunSettings, compose_run
@@ -151,9 +151,9 @@ def train(
         return _train(Path(manifest), out, settings, policy, seeds, dry_run, progress)
     if data is None:
         raise UsageError("a manifest in memory does not say where its files are", hint="name their folder as data")
-    with tempfile.TemporaryDirectory() as folder:
-        save_manifest(manifest, Path(folder) / "manifest.json")
-        return _train(Path(folder) / "manifest.json", out, settings, policy, seeds, dry_run, progress)
+    with temporary_folder() as folder:
+        save_manifest(manifest, folder / "manifest.json")
+        return _train(folder / "manifest.json", out, settings, policy, seeds, dry_run, progress)
 
 
 def _train(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata as packages
@@ -34,6 +32,7 @@ from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
 from segpipe.common.image_names import image_stem
+from segpipe.common.partial import Partial
 from segpipe.data import Case, Manifest
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import read_rules
@@ -287,17 +286,10 @@ def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             found="a bundle" if is_bundle else "something else",
             hint="replace it with --overwrite" if is_bundle else "choose another place",
         )
-    folder, aside = (out.parent / f".{out.name}.{word}.{os.getpid()}" for word in ("partial", "replaced"))
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if out.exists():
-            out.rename(aside)
-        folder.rename(out)
+        with Partial(out.parent) as partial:
+            (partial.folder / out.name).mkdir()
+            yield partial.folder / out.name
+            partial.publish(out.name, out)
     except OSError as error:
         raise cannot_write(out, error) from error
-    finally:
-        if aside.exists() and not out.exists():
-            aside.rename(out)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)

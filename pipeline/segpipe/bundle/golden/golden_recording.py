@@ -10,7 +10,6 @@ import io
 import math
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from segpipe.bundle.golden.golden_input import HOW, HOW_BENT, Goal, search_image
 from segpipe.bundle.supported_subset import read_inference
 from segpipe.bundle.tensors import WEIGHTS, load_network
 from segpipe.common.files import read_json, sha256_of, write_json, write_whole
+from segpipe.common.partial import temporary_folder
 from segpipe.common.provenance import hardware, versions
 from segpipe.data import write_nifti
 from segpipe.errors import DataError, UsageError, first_cause
@@ -172,9 +172,9 @@ def _image_file(folder: Path, index: int, files: int) -> Path:
 
 
 def _record(folder: Path) -> Recording:
-    with tempfile.TemporaryDirectory(prefix="segpipe-golden-") as work:
+    with temporary_folder() as work:
         try:
-            return record(folder, folder / IMAGES, Path(work), SEED)
+            return record(folder, folder / IMAGES, work, SEED)
         except Exception as error:  # MONAI wraps what a transform raises
             words = (str(first_cause(error)).strip() or type(error).__name__).splitlines()[-1]
             raise DataError("the bundle's inference fails on the golden case", found=words[:200]) from error

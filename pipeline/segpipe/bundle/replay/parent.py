@@ -13,7 +13,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from segpipe.bundle.replay import child
 from segpipe.bundle.tensors import WEIGHTS
 from segpipe.bundle.vet import METADATA, Finding, shown
 from segpipe.common import isolation
+from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import no_answer, tied
 
 HEADER = 4096  # bytes of a .npy file beside its values, at most
@@ -85,10 +85,10 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
     if replay.findings["replay"] or (golden is None and network_input is None):
         return replay
     seed = None if golden is None else golden.document["scores"]["seed"]
-    with tempfile.TemporaryDirectory(prefix="segpipe-replay-") as fresh:
+    with temporary_folder() as fresh:
         started = time.monotonic()
         request = {"input": network_input, "golden": seed}
-        ran = run_isolated(root, Path(fresh), request, limits or Limits.of_this_machine())
+        ran = run_isolated(root, fresh, request, limits or Limits.of_this_machine())
         replay.isolation, replay.reason = ran.isolation
         if not ran.began:
             replay.not_run = ran.ended
@@ -98,7 +98,7 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
             if network_input is not None:
                 _judge_network(replay, ran.answer.get("network", {}), metadata)
             if golden is not None:
-                _judge_golden(replay, golden, ran, Path(fresh) / "out")
+                _judge_golden(replay, golden, ran, fresh / "out")
         if replay.numbers is not None:
             replay.numbers["seconds"] = round(time.monotonic() - started, 1)
     return replay

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Literal
 
 from segpipe.bundle.vet.archives import MOST_MEMBERS, STORED, Archive, BadArchiveError, Member
 from segpipe.common.files import cannot_write
+from segpipe.common.partial import temporary_folder
 from segpipe.errors import UsageError
 
 Kind = Literal["target", "expression", "import", "macro", "argument", "file"]
@@ -144,10 +144,10 @@ def unpacked(path: str | Path) -> Iterator[tuple[Path | None, list[Finding]]]:
         return
     if not path.is_file() or not zipfile.is_zipfile(path):
         raise UsageError("not a bundle", path=path, expected=f"a folder with {METADATA}, or a zip file of one")
-    with tempfile.TemporaryDirectory(prefix="segpipe-bundle-") as fresh:
-        findings = _unpack(path, Path(fresh))
-        findings = findings or list(vet_folder(Path(fresh)))
-        yield _root(Path(fresh), path) if not findings else None, findings
+    with temporary_folder() as fresh:
+        findings = _unpack(path, fresh)
+        findings = findings or list(vet_folder(fresh))
+        yield _root(fresh, path) if not findings else None, findings
 
 
 def _root(folder: Path, shown_as: Path) -> Path:

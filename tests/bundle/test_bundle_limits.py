@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -20,9 +21,12 @@ from segpipe.bundle.open import open_bundle
 from segpipe.bundle.pack import pack_bundle
 from segpipe.bundle.supported_subset import resolve
 from segpipe.bundle.verify import verify_bundle
-from segpipe.bundle.vet.bundle_files import LONGEST, MOST_FINDINGS, Finding
+from segpipe.bundle.vet.bundle_files import LONGEST, MOST_FINDINGS, Finding, Use
+from segpipe.bundle.vet.configs import vet_config
 from segpipe.bundle.vet.documents import requirements, vet_logging, write_sums
+from segpipe.bundle.vet.names import Names
 from segpipe.bundle.vet.reading import NotReadableError, read_document, read_documents
+from segpipe.bundle.vet.syntax import as_evaluated, as_read, dotted_name
 from segpipe.bundle.vet.weights import MOST_IN_PICKLE, vet_pickle
 from segpipe.cli.app import run
 from segpipe.errors import BAD_DATA, OK, REFUSED, DataError, RefusedError, SegpipeError
@@ -91,8 +95,22 @@ GROWING: dict[str, Callable[[Path, int], Callable[[], object]]] = {
     "packages": lambda _folder, n: (
         lambda: requirements({"required_packages_version": {f"no-{i}": "1" for i in range(n)}})
     ),
+    "an expression of references": lambda _folder, n: lambda: vet_config_of("$" + " + ".join(["@a"] * n)),
+    "an expression of attributes": lambda _folder, n: lambda: vet_config_of("$(1)" + ".a" * n),
+    "an expression of names": lambda _folder, n: lambda: vet_config_of("$np" + ".a" * n),
+    "an expression of loops": lambda _folder, n: lambda: vet_config_of("$[x" + " for x in y" * n + "]"),
+    "keys that lead into one": lambda _folder, n: lambda: vet_config_of(1, **{f"a::k{i}": 1 for i in range(n)}),
+    "references to many keys": lambda _folder, n: (
+        lambda: vet_config_of(
+            [{"_target_": "LoadImaged", "keys": f"@k{i}"} for i in range(n)], **{f"k{i}": "a" for i in range(n)}
+        )
+    ),
     "references": lambda _folder, n: lambda: _resolved({f"a{i}": [f"@a{i + 1}"] * 2 for i in range(n)}),
 }
+
+
+def vet_config_of(value: Any, **others: Any) -> list[Use]:
+    return list(vet_config({"x": value, **others}, "x.json", Names()))
 
 
 def logging(path: Path, text: str) -> Callable[[], object]:
@@ -107,6 +125,7 @@ def _resolved(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", GROWING)
 def test_twice_as_much_takes_twice_the_work_at_most(kind: str, tmp_path: Path) -> None:
+    vet_config_of({"_target_": "LoadImaged", "keys": "a"})  # what is looked up once
     once, twice = (work(GROWING[kind](tmp_path, n)) for n in (400, 800))
     assert twice < 2.3 * once
 
@@ -139,6 +158,9 @@ DOCUMENTS = {
     "half a character in YAML": ("x.yaml", 'a: "\\ud800"', "character"),
     "a long key": ("x.json", json.dumps({"a#" * 10**4: 1}), "key of more"),
     "expressions": ("x.json", json.dumps(["$1" + "+1" * 4000] * 200), "expressions"),
+    "many expressions": ("x.json", json.dumps(["$1"] * 11_000), "expressions"),
+    "many targets": ("x.json", json.dumps([{"_target_": "UNet"}] * 11_000), "targets"),
+    "many macros": ("x.json", json.dumps(["%a"] * 11_000), "expressions"),
     "merge keys": (
         "x.yaml",
         "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 50)}]}}\n" for n in range(1, 9)),
@@ -166,6 +188,20 @@ def test_documents_beyond_any_use_are_refused(kind: str, tmp_path: Path) -> None
     (tmp_path / file).write_text(text)
     with pytest.raises(NotReadableError, match=words):
         read_document(tmp_path / file)
+
+
+@pytest.mark.timeout(60)
+def test_copies_and_replacements_are_made_once() -> None:
+    """What C does counts as one call: quadratic, each of these took minutes."""
+    keys = {f"a::k{n}": 1 for n in range(100_000)}
+    assert len(as_read({"a": {}, **keys})[0]["a"]) == 100_000
+    many = "$" + "".join(f"@a{n}" for n in range(200_000))
+    assert as_evaluated(many).endswith("__local_refs['a199999']")
+    assert dotted_name(ast.parse("a" + ".b" * 500, mode="eval").body) == "a" + ".b" * 500
+    deep = {"k" * 900: {"l" * 900: "$" + "@#a" * 3000}}
+    assert [each.reason for use in vet_config(deep, "x.json", Names()) for each in use.findings] == [
+        "more than 10000 characters, or a name that MONAI keeps for itself"
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
@@ -210,7 +246,7 @@ def test_what_a_finding_quotes_is_short_and_can_be_written() -> None:
 # References ----------------------------------------------------------------------------------------------------
 
 CHAINS: dict[str, dict[str, Any]] = {
-    "plain": {f"a{n}": f"@a{n + 1}" for n in range(20_000)},
+    "plain": {f"a{n}": f"@a{n + 1}" for n in range(5000)},
     "in mappings": {f"a{n}": {"x": f"@a{n + 1}"} for n in range(1000)},
     "in deep lists": {f"a{n}": [[[[[f"@a{n + 1}"]]]]] for n in range(300)},
     "in components": {f"a{n}": {"_target_": "Compose", "transforms": f"@a{n + 1}"} for n in range(1000)},
@@ -226,6 +262,7 @@ def test_references_without_end_are_refused_as_data(
     write_sums(root)
     with pytest.raises(DataError, match="grow beyond any use"):
         open_bundle(root)
+    assert verify_bundle(root).exit_code == REFUSED
     assert run(["predict", str(root), str(root), str(root.parent / "out")]) == BAD_DATA
     assert "Traceback" not in capsys.readouterr().err
 

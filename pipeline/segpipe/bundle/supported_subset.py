@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from segpipe.bundle.vet import DEEPEST_REFERENCES
 from segpipe.errors import DataError
 from segpipe.inference import Preprocessing, UnsupportedTransform
 
@@ -17,7 +18,6 @@ Activation = Literal["softmax", "sigmoid"]
 CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 MOST_RESOLVED = 100_000  # values that a config may become, as references to references can double at each step
-DEEPEST = 200  # values within values, those that references lead to included
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 _INDEX = re.compile(r"\d{1,9}", re.ASCII)
@@ -216,12 +216,12 @@ def resolve(
     What cannot be followed (an unknown id, a circle, an expression) stays as it is written.
 
     Raises:
-        DataError: it would become more than `MOST_RESOLVED` values, or more than `DEEPEST` deep.
+        DataError: it would become more than `MOST_RESOLVED` values, or more than `DEEPEST_REFERENCES` deep.
     """
     left = [MOST_RESOLVED] if left is None else left
     left[0] -= 1
-    if left[0] < 0 or depth > DEEPEST:
-        expected = f"at most {MOST_RESOLVED} values, {DEEPEST} deep"
+    if left[0] < 0 or depth > DEEPEST_REFERENCES:
+        expected = f"at most {MOST_RESOLVED} values, {DEEPEST_REFERENCES} deep"
         raise DataError(
             "the config's references grow beyond any use",
             expected=expected,

@@ -31,3 +31,4 @@ from .grants import grants_text as grants_text
 from .grants import read_grants as read_grants
 from .reading import read_document as read_document
 from .reading import read_mapping as read_mapping
+from .references import DEEPEST_REFERENCES as DEEPEST_REFERENCES

@@ -15,6 +15,7 @@ from typing import Any
 from segpipe.bundle.vet.arguments import ANYWHERE, BY_TARGET, short_name
 from segpipe.bundle.vet.bundle_files import Finding, Kind, Use, shown
 from segpipe.bundle.vet.names import ATTRIBUTES, GLOBALS, METHODS, Names
+from segpipe.bundle.vet.references import DEEPEST_REFERENCES, reference_depth
 from segpipe.bundle.vet.syntax import (
     REFERENCES,
     SPLIT,
@@ -22,6 +23,7 @@ from segpipe.bundle.vet.syntax import (
     as_read,
     dotted_name,
     has_relative_ids,
+    length_with_paths,
     parsed,
     reference_of,
 )
@@ -60,6 +62,9 @@ def vet_config(document: Any, file: str, names: Names) -> Iterator[Use]:
         why = "a key of which only MONAI can tell where it leads"
         yield _use(file, _Entry((key,), key, key, {}, True), "argument", [(why, None)])
     yield from _vet_arguments(read, file, arguments)
+    if (depth := reference_depth(read)) > DEEPEST_REFERENCES:
+        reason = f"references and values more than {DEEPEST_REFERENCES} deep"
+        yield Use(file, "", "argument", f"{depth} deep", (), (Finding(file, "", f"{depth} deep", reason),))
 
 
 def _vet_arguments(read: dict[str, Any], file: str, arguments: Arguments) -> Iterator[Use]:
@@ -170,12 +175,13 @@ def vet_expression(
     """
     if not text.isascii():
         return [], [("characters beyond ASCII: names that look alike are taken for others", None)]
-    if REFERENCES in text or len(text) > LONGEST:
+    if REFERENCES in text or length_with_paths(text, path) > LONGEST:
         return [], [(f"more than {LONGEST} characters, or a name that MONAI keeps for itself", None)]
     if has_relative_ids(text) and not is_plain_path(path):
         return [], [("a relative id below keys that would become part of the expression", None)]
     source = as_evaluated(text, path)
-    for statements in (_statements(text[1:]), _statements(source)):
+    for written in (text[1:], source):
+        statements = _statements(written) if "import" in written else []
         if statements and isinstance(statements[0], (ast.Import, ast.ImportFrom)):
             return _vet_import(statements, names)
     tree = parsed(source, "eval")
@@ -257,9 +263,13 @@ class _Vetter:
     def _attribute(self, node: ast.Attribute) -> None:
         if (dotted := self._as_dotted(node)) is not None:
             return self._dotted(dotted)
-        if "__" in node.attr or not (node.attr in METHODS | ATTRIBUTES or self.names.allows(f".{node.attr}")):
-            self._refuse(f".{node.attr} is not a listed method", None if "__" in node.attr else f".{node.attr}")
-        self.visit(node.value)
+        within: ast.expr = node
+        while isinstance(within, ast.Attribute):
+            name = within.attr
+            if "__" in name or not (name in METHODS | ATTRIBUTES or self.names.allows(f".{name}")):
+                self._refuse(f".{name} is not a listed method", None if "__" in name else f".{name}")
+            within = within.value
+        self.visit(within)
 
     def _as_dotted(self, node: ast.expr) -> str | None:
         """Return ``a.b.c`` where ``a`` is a name from outside the expression."""
@@ -331,28 +341,30 @@ class _Vetter:
         for default in [*arguments.defaults, *filter(None, arguments.kw_defaults)]:
             self.visit(default)
         plain = [parameter.arg for parameter in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-        self._within(plain, [node.body])
-
-    def _within(self, bound: list[str], body: list[ast.expr]) -> None:
-        """Visit what is evaluated where some more names are bound."""
-        for name in bound:
-            if name in GLOBALS or name in self.names.aliases or hasattr(builtins, name) or "__" in name:
-                self._refuse(f"{name} is bound anew")
         before = len(self.local)
-        self.local += bound
-        for node in body:
-            self.visit(node)
+        self._bind(plain)
+        self.visit(node.body)
         del self.local[before:]
 
+    def _bind(self, names: list[str]) -> None:
+        """Take names for those of what is visited from here on."""
+        for name in names:
+            if name in GLOBALS or name in self.names.aliases or hasattr(builtins, name) or "__" in name:
+                self._refuse(f"{name} is bound anew")
+        self.local += names
+
     def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
-        bound: list[str] = []
+        before = len(self.local)
         for generator in node.generators:
             targets = [target for target in ast.walk(generator.target) if not isinstance(target, ast.expr_context)]
             if generator.is_async or not all(isinstance(target, (ast.Name, ast.Tuple, ast.List)) for target in targets):
                 self._refuse("a comprehension that binds more than names")
-            self._within(list(bound), [generator.iter])
-            bound += [target.id for target in targets if isinstance(target, ast.Name)]
-            self._within(list(bound), generator.ifs)
-        self._within(bound, [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
+            self.visit(generator.iter)
+            self._bind([target.id for target in targets if isinstance(target, ast.Name)])
+            for condition in generator.ifs:
+                self.visit(condition)
+        for part in [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]:
+            self.visit(part)
+        del self.local[before:]
 
     _listcomp = _setcomp = _generatorexp = _dictcomp = _comprehension

@@ -20,7 +20,7 @@ LARGEST = 32 * 2**20
 LARGEST_METADATA = 2**20  # each value of it is compared with a schema
 MOST_OF_YAML = 256 * 2**10  # bytes; its reader takes seconds for so many
 MOST = 400_000  # values, with what YAML aliases repeat
-MOST_CODE = 2**20  # characters of expressions, which are parsed
+MOST_CODE, EACH = 2**19, 50  # characters of expressions, which are parsed; as many as each takes, and each target
 DEEPEST = 60
 LONGEST_KEY = 1000
 LONGEST_NUMBER = 100  # characters
@@ -115,6 +115,8 @@ class _Reader:
             if isinstance(value, dict):
                 if any(len(str(key)) > LONGEST_KEY for key in value):
                     raise ValueError(f"a key of more than {LONGEST_KEY} characters")
+                if "_target_" in value:
+                    self._check_code(0)
                 stack += [(depth + 1, part) for part in (*value, *value.values())]
             elif isinstance(value, list):
                 stack += [(depth + 1, part) for part in value]
@@ -126,9 +128,13 @@ class _Reader:
     def _check_text(self, text: str) -> None:
         if not is_text(text):
             raise ValueError("half a character")
-        self._code += len(text) if text.startswith("$") else 0
+        if text.startswith(("$", "@", "%")):
+            self._check_code(len(text))
+
+    def _check_code(self, length: int) -> None:
+        self._code += length + EACH
         if self._code > MOST_CODE:
-            raise ValueError(f"more than {MOST_CODE >> 20} MiB of expressions")
+            raise ValueError(f"more than {MOST_CODE >> 10} KiB of targets and expressions")
 
     def _check_number(self, value: float) -> None:
         if isinstance(value, int):

@@ -14,6 +14,7 @@ from typing import Any
 
 REFERENCES = "__local_refs"
 SPLIT = re.compile("#|::")
+INDEX = re.compile(r"\d{1,9}", re.ASCII)
 _REFERENCES = re.compile(r"@(?:\w*)(?:::\w*)*")
 _RELATIVE = re.compile(r"(?:@|%)(?:::)+")
 _PLAIN = re.compile(r"\w+", re.ASCII)
@@ -31,28 +32,31 @@ def as_read(document: Any) -> tuple[dict[str, Any], list[str]]:
         return document, []
     read: dict[str, Any] = {}
     odd: list[str] = []
+    ours = {id(read)}  # what was copied, once
     for key, value in document.items():
         merges, path = str(key).startswith("+"), SPLIT.split(str(key).removeprefix("+"))
         plain = all(_PLAIN.fullmatch(part) for part in path) or not (merges or len(path) > 1)
-        if not plain or not _put(read, path, value, merges):
+        if not plain or not _put(read, path, value, merges, ours):
             odd.append(str(key))
     return read, odd
 
 
-def _put(within: Any, path: list[str], value: Any, merges: bool) -> bool:
+def _put(within: Any, path: list[str], value: Any, merges: bool, ours: set[int]) -> bool:
     """Put a value where a path leads, with copies of what lies on the way; return whether it leads anywhere."""
-    place: Any = int(path[0]) if isinstance(within, list) and path[0].isdecimal() else path[0]
-    if isinstance(within, list) and not (isinstance(place, int) and place < len(within)):
-        return False
-    known = within.get(place) if isinstance(within, dict) else within[place]
-    if len(path) > 1:
-        within[place] = list(known) if isinstance(known, list) else dict(known) if isinstance(known, dict) else {}
-        return _put(within[place], path[1:], value, merges)
-    if merges and isinstance(known, dict) and isinstance(value, dict):
-        value = {**known, **value}
-    elif merges and isinstance(known, list) and isinstance(value, list):
-        value = [*known, *value]
-    within[place] = value
+    for number, part in enumerate(path, 1):
+        place: Any = int(part) if isinstance(within, list) and INDEX.fullmatch(part) else part
+        if isinstance(within, list) and not (isinstance(place, int) and place < len(within)):
+            return False
+        known = within.get(place) if isinstance(within, dict) else within[place]
+        last, kind = number == len(path), dict if isinstance(known, dict) else list
+        if last and not (merges and isinstance(known, kind) and isinstance(value, kind)):
+            within[place] = value
+            return True
+        if id(known) not in ours:
+            within[place] = known = kind(known) if isinstance(known, kind) else {}
+            ours.add(id(known))
+        within = known
+    within.extend(value) if isinstance(within, list) else within.update(value)
     return True
 
 
@@ -67,9 +71,13 @@ def as_evaluated(text: str, path: Sequence[str] = ()) -> str:
     for prefix in sorted(set(_RELATIVE.findall(text)), reverse=True):
         above = path[: max(len(path) - prefix.count("::"), 0)]
         text = text.replace(prefix, prefix[0] + "".join(f"{key}::" for key in above))
-    for reference in sorted(_REFERENCES.findall(text), key=len, reverse=True):
-        text = text.replace(reference, f"{REFERENCES}['{reference[1:]}']")
-    return text[1:]
+    # MONAI replaces the longest first, each wherever it stands, which is the same: each @ begins the longest that fits
+    return _REFERENCES.sub(lambda reference: f"{REFERENCES}['{reference[0][1:]}']", text)[1:]
+
+
+def length_with_paths(text: str, path: Sequence[str]) -> int:
+    """Return how long a text may become where each relative id gets the keys above it."""
+    return len(text) + len(_RELATIVE.findall(text.replace("#", "::"))) * sum(len(key) + 2 for key in path)
 
 
 def has_relative_ids(text: str) -> bool:
@@ -94,7 +102,8 @@ def reference_of(node: ast.AST) -> str | None:
 
 def dotted_name(node: ast.AST) -> str | None:
     """Return ``a.b.c`` where that is all that a node is."""
-    if isinstance(node, ast.Name):
-        return None if node.id == REFERENCES else node.id
-    above = dotted_name(node.value) if isinstance(node, ast.Attribute) else None
-    return f"{above}.{node.attr}" if above is not None and isinstance(node, ast.Attribute) else None
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) and node.id != REFERENCES else None

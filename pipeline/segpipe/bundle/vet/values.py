@@ -28,6 +28,7 @@ from segpipe.bundle.vet.arguments import (
     short_name,
 )
 from segpipe.bundle.vet.names import Names, Resolved, signature_of
+from segpipe.bundle.vet.references import follow
 from segpipe.bundle.vet.syntax import (
     REFERENCES,
     SPLIT,
@@ -45,7 +46,7 @@ _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)", re.ASCII)
 _ELSEWHERE = re.compile(r"[\\:\x00-\x1f\x7f]")  # paths of other systems, addresses
 _LONGEST, _NAME = 1000, 100
 LONGEST = 10_000  # characters of an expression
-_MOST_STEPS = 500
+_MOST_STEPS = 200
 _UNKNOWN = object()
 Problem = tuple[str, str | None]  # why, and the name that --allow may admit
 
@@ -223,17 +224,11 @@ class Arguments:
             return _UNKNOWN
         if id in PLACES:
             return _Text(id, "")
-        if SPLIT.split(id)[0] not in {*self.document, "_meta_"}:
+        first = SPLIT.split(id, maxsplit=1)[0]
+        if first not in self.document and first != "_meta_":
             return _Text(id, "")  # of another file that is read with this one, or of whoever runs it
-        value: Any = self.document
-        for part in SPLIT.split(id):
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-                value = value[int(part)]
-            else:
-                return _UNKNOWN
-        return self._opened(value, depth + 1)
+        value = follow(self.document, id, _UNKNOWN)
+        return _UNKNOWN if value is _UNKNOWN else self._opened(value, depth + 1)
 
     def _text(self, value: Any, depth: int = 0) -> _Text | None:
         """Return the text that a value is, None where that cannot be told; that of an id is found once."""

@@ -17,8 +17,8 @@ import yaml
 
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_text
-from segpipe.common.processes import usable_cores
 from segpipe.common.label_sides import labels_with_side
+from segpipe.common.processes import usable_cores
 from segpipe.data import (
     Fingerprint,
     Manifest,

@@ -8,8 +8,8 @@ name. What cannot be read without doubt is refused.
 **Reading order.** `bundle_files` (what a refusal says; folders, links, names), `archives` (a zip file, read once and
 strictly), `contents` (what each file is), `weights` (tensors; a pickle as opcodes), `arrays` (by their headers),
 `reading` (strict JSON and YAML), `documents` (SHA256SUMS; schema and versions of the metadata; logging), `names` (the
-list, and what a name leads to), `arguments` (the kind of each parameter), `syntax` (how MONAI reads a config), `values`
-(whether an argument is of its kind), `configs` (all that a config would run), `gate` (every check, and who is let
+list, and what a name leads to), `arguments` (the kind of each parameter), `syntax` (how MONAI reads a config),
+`references` (where they lead, and how deep), `values` (whether an argument is of its kind), `configs` (all that a config would run), `gate` (every check, and who is let
 through, on which terms), `grants` (what a name of ``--allow`` grants, in words). This package imports the standard
 library, yaml, jsonschema, packaging, `segpipe.errors` and `segpipe.common` alone; MONAI, torch and numpy are loaded
 where a name is looked up in them. The proof is the gallery of attacks in ``tests/bundle/test_bundle_attacks.py``,

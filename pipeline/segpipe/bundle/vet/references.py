@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from segpipe.bundle.vet.syntax import INDEX, SPLIT
@@ -56,8 +56,9 @@ def _key(value: Any) -> Any:
 
 def _below(value: Any, document: Any) -> Iterator[Any]:
     """Yield what may lead further: the values of a list or mapping, what the references in a text stand for."""
+    found: Iterable[Any]
     if isinstance(value, str):
         found = (follow(document, id) for id in _REFERENCE.findall(value.replace("#", "::")))
     else:
-        found = iter(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
+        found = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return (each for each in found if isinstance(each, (Mapping, list)) or (isinstance(each, str) and "@" in each))

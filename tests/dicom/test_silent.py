@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from segpipe.dicom.model import Volume
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
+from segpipe.dicom.write.sources import obstacles
 from segpipe.errors import DataError
 
 
@@ -42,10 +44,10 @@ def assert_right(volume: Volume) -> None:
             image = dcmread(frame.path)
             bits = image.BitsStored
             beyond = image.HighBit + 1 - bits  # which pydicom does not know of
-            if beyond:
+            if beyond > 0:
                 image.BitsStored = image.BitsAllocated
             stored = image.pixel_array.reshape(-1, image.Rows, image.Columns)[frame.number]
-            if beyond:
+            if beyond > 0:
                 stored = stored >> beyond & ((1 << bits) - 1)
         values = stored * float(image.get("RescaleSlope") or 1) + float(image.get("RescaleIntercept") or 0)
         known = (stored != image.get("PixelPaddingValue", None)).T
@@ -108,6 +110,20 @@ def test_every_real_folder_has_its_row() -> None:
     root = Path(os.environ["SEGPIPE_DATA"])
     folders = [path for part in ("dicom", "field/dicom") for path in (root / part).iterdir() if path.is_dir()]
     assert {str(path.relative_to(root)) for path in folders} == set(REAL)
+
+
+def test_no_seg_of_slices_with_a_frame_of_reference_each(tmp_path: Path) -> None:
+    TRAPS["a frame of reference each"].make(tmp_path / "series")
+    one = scan(tmp_path).series[0]
+    assert one.frame_of_reference_uid == ""
+    assert obstacles(one) == ["its slices differ in FrameOfReferenceUID"]
+
+
+def test_notes_and_refusals_say_nothing_of_a_person(tmp_path: Path) -> None:
+    for name in ("two patients, halves", "two of PatientName", "two kernels", "two of Manufacturer", "two issuers"):
+        TRAPS[name].make(tmp_path / name.replace(" ", "_"))
+    words = " ".join(one.detail + " ".join(one.notes) for one in scan(tmp_path).series)
+    assert not re.search(r"0815|4711|Doe|Roe|B30f|B70f|\bnone\b", words)
 
 
 @pytest.mark.realdata

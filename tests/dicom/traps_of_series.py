@@ -181,7 +181,7 @@ CONSISTENCY = {
     ),
     "no rescale in one frame": Trap(frames(no_rescale_of_its_own), "mixed_attributes", ("(frame 4)", "RescaleSlope")),
     "no rescale at all": Trap(
-        edited(only(0, RescaleSlope=None, RescaleIntercept=None)), None, ("values may be no HU",)
+        edited(only(0, RescaleSlope=None, RescaleIntercept=None)), None, ("values may be in no unit",)
     ),
     "slopes in other words": Trap(edited(both(every(RescaleSlope="1"), one(2, RescaleSlope="1.000000"))), None),
     "another intercept in one": Trap(
@@ -288,6 +288,8 @@ CONSISTENCY = {
         ("CT", "DeviceSerialNumber", "1", "2"),
         ("CT", "ContrastBolusAgent", "A", "B"),
         ("CT", "PhotometricInterpretation", "MONOCHROME1", "MONOCHROME2"),
+        ("CT", "BitsStored", 12, 16),
+        ("CT", "PixelRepresentation", 0, 1),
         ("PT", "DecayCorrection", "START", "ADMIN"),
         ("CT", "ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"], ["ORIGINAL", "PRIMARY", "HELIX"]),
         ("CT", "SliceThickness", "3", "5"),

@@ -99,6 +99,8 @@ RULES: tuple[Rule, ...] = (
     _tag("DeviceSerialNumber", "text", "note"),
     _tag("ContrastBolusAgent", "text", "note"),
     _tag("PhotometricInterpretation", "text", "note"),
+    _tag("BitsStored", "text", "note"),
+    _tag("PixelRepresentation", "text", "note"),
     _tag("DecayCorrection", "text", "note"),
     _key("ImageType", "text", "note"),
     _key("SliceThickness", "1 %", "note"),

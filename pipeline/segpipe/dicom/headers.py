@@ -18,6 +18,7 @@ from segpipe.dicom.frames import FrameHeader, frames_of, items, numbers, private
 from segpipe.dicom.model import CAPTURES, PassedOver, PixelStorage, Problem
 from segpipe.dicom.pixel_layout import NOT_ITS_HEADER, Layout
 from segpipe.dicom.pixel_storage import find_pixels
+from segpipe.dicom.pixels import UNITS_BY_DEFINITION
 from segpipe.dicom.privacy import kind_of
 
 DICOM_NAMES = (".dcm", ".ima", ".dicom", ".dic")
@@ -38,7 +39,8 @@ IN_PLACE_OF_A_UID = """
 COMPARED = """
     PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex PatientPosition BodyPartExamined Laterality
     Manufacturer ManufacturerModelName DeviceSerialNumber ContrastBolusAgent Units CorrectedImage DecayCorrection
-    PhotometricInterpretation SeriesNumber SOPClassUID FrameOfReferenceUID MRAcquisitionType
+    PhotometricInterpretation BitsStored PixelRepresentation SeriesNumber SOPClassUID FrameOfReferenceUID
+    MRAcquisitionType
 """
 COUNTS = """
     ImagesInAcquisition NumberOfSlices NumberOfSeriesRelatedInstances NumberOfTemporalPositions NumberOfTimeSlices
@@ -189,8 +191,8 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
     if not text(dataset, "SOPClassUID"):
         notes.append("SOPClassUID is missing: no DICOM SEG can refer to these slices")
     scaled = "ModalityLUTSequence" in dataset or any("RescaleSlope" in frame.scale for frame in frames)
-    if text(dataset, "Modality") == "CT" and frames and not scaled:
-        notes.append("RescaleSlope is missing: values may be no HU")
+    if text(dataset, "Modality") in UNITS_BY_DEFINITION and frames and not scaled:
+        notes.append("RescaleSlope is missing: values may be in no unit")
     if pixels.problem is None and (note := Layout.of(dataset).note):
         notes.append(note)
     return Header(

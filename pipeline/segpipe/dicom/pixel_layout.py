@@ -139,12 +139,13 @@ def encapsulation_problem(stream: BinaryIO, size: int, syntax: str, layout: Layo
         return Problem(
             "pixel_layout", f"{len(begun)} compressed frame(s)", f"{frames} by NumberOfFrames", NOT_ITS_HEADER
         )
-    extended = _whole_numbers(header, "ExtendedOffsetTable")
-    for offsets in (table, extended):
-        if offsets and offsets != [fragment.item - base for fragment in begun]:
-            found = f"an offset table of {len(offsets)} frame(s)"
+    begins = [fragment.item - base for fragment in begun]
+    extended = _value(header, "ExtendedOffsetTable")
+    for offsets, width in ((table, 4), (extended, 8)):
+        if offsets and _numbers(offsets, width, frames) != begins:
+            found = f"an offset table of {len(offsets) // width} frame(s)"
             return Problem("pixel_layout", found, f"where each of {frames} frame(s) begins", NOT_ITS_HEADER)
-    lengths = _whole_numbers(header, "ExtendedOffsetTableLengths")
+    lengths = _numbers(_value(header, "ExtendedOffsetTableLengths"), 8, frames) if extended else []
     if extended and [(length + 1) // 2 for length in lengths] != [fragment.length // 2 for fragment in begun]:
         return Problem("pixel_layout", "a table of other lengths", "the lengths of the frames", NOT_ITS_HEADER)
     stream.seek(begun[0].value)
@@ -152,7 +153,7 @@ def encapsulation_problem(stream: BinaryIO, size: int, syntax: str, layout: Layo
     return layout.codestream_problem(read_codestream(head, syntax))
 
 
-def _walk(stream: BinaryIO, size: int, syntax: str) -> tuple[int, list[int], list[Fragment], bool]:
+def _walk(stream: BinaryIO, size: int, syntax: str) -> tuple[int, bytes, list[Fragment], bool]:
     """Return where offsets count from, the basic offset table, the complete fragments, and whether nothing is cut."""
     base, table, fragments = 0, b"", list[Fragment]()
     end = 0
@@ -160,9 +161,9 @@ def _walk(stream: BinaryIO, size: int, syntax: str) -> tuple[int, list[int], lis
         group, element, length = struct.unpack("<HHL", head)
         value = stream.tell()
         if (group, element) == (0xFFFE, 0xE0DD):
-            return base, _numbers(table, 4), fragments, _codestream_ends(stream, end, syntax)
+            return base, table, fragments, _codestream_ends(stream, end, syntax)
         if (group, element) != (0xFFFE, 0xE000) or value + length > size:
-            return base, [], fragments, False
+            return base, table, fragments, False
         end = value + length
         if not base:
             base, table = end, stream.read(length)
@@ -171,7 +172,7 @@ def _walk(stream: BinaryIO, size: int, syntax: str) -> tuple[int, list[int], lis
             fragments.append(Fragment(value - 8, value, length, begins))
             stream.seek(end)
     # some writers leave the end mark out
-    return base, _numbers(table, 4), fragments, not head and _codestream_ends(stream, end, syntax)
+    return base, table, fragments, not head and _codestream_ends(stream, end, syntax)
 
 
 def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
@@ -182,10 +183,13 @@ def _codestream_ends(stream: BinaryIO, end: int, syntax: str) -> bool:
     return stream.read(16).rstrip(PADDING).endswith(END_OF_STREAM)
 
 
-def _whole_numbers(header: Dataset, name: str) -> list[int]:
+def _value(header: Dataset, name: str) -> bytes:
     value = header.get(name)
-    return _numbers(value, 8) if isinstance(value, bytes) else []
+    return value if isinstance(value, bytes) else b""
 
 
-def _numbers(data: bytes, width: int) -> list[int]:
-    return [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)]
+def _numbers(table: bytes, width: int, count: int) -> list[int]:
+    """Return the numbers of a table of so many; none of a table of another length, however long."""
+    if len(table) != width * count:
+        return []
+    return [int.from_bytes(table[at : at + width], "little") for at in range(0, len(table), width)]

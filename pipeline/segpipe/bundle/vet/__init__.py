@@ -9,11 +9,12 @@ name. What cannot be read without doubt is refused.
 strictly), `contents` (what each file is), `weights` (tensors; a pickle as opcodes), `arrays` (by their headers),
 `reading` (strict JSON and YAML), `documents` (SHA256SUMS; schema and versions of the metadata; logging), `names` (the
 list, and what a name leads to), `arguments` (the kind of each parameter), `syntax` (how MONAI reads a config),
-`references` (where they lead, and how deep), `values` (whether an argument is of its kind), `configs` (all that a config would run), `gate` (every check, and who is let
-through, on which terms), `grants` (what a name of ``--allow`` grants, in words). This package imports the standard
-library, yaml, jsonschema, packaging, `segpipe.errors` and `segpipe.common` alone; MONAI, torch and numpy are loaded
-where a name is looked up in them. The proof is the gallery of attacks in ``tests/bundle/test_bundle_attacks.py``,
-``tests/bundle/test_two_readings.py`` and ``tests/bundle/test_arguments.py``.
+`references` (where they lead, and how deep), `values` (whether an argument is of its kind), `configs` (all that a
+config would run), `gate` (every check, and who is let through, on which terms), `grants` (what a name of ``--allow``
+grants, in words). This package imports the standard library, yaml, jsonschema, packaging, `segpipe.errors` and
+`segpipe.common` alone; MONAI, torch and numpy are loaded where a name is looked up in them. The proof is the gallery of
+attacks in ``tests/bundle/test_bundle_attacks.py``, ``tests/bundle/test_two_readings.py`` and
+``tests/bundle/test_arguments.py``.
 
 **Not covered.** Which images are read, and what stock MONAI makes of metadata that a config made up
 (docs/decisions/0006-what-a-bundle-may-run.md). Mistakes in MONAI, torch and their readers. Whoever can write to the

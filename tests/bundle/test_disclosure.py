@@ -260,7 +260,7 @@ def test_what_could_name_somebody_is_found(
     assert find_disclosures(root, ("weissdorn",)) == []
     spoil(root)
     findings = find_disclosures(root, ("weissdorn",))
-    assert [(finding.file, finding.text) for finding in findings] == [(file, "")] * len(findings)
+    assert [(finding.file, finding.text) for finding in findings] == [(file, "(not quoted)")] * len(findings)
     assert findings and all(finding.place for finding in findings) and reason in findings[0].reason
 
 

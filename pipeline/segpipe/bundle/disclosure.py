@@ -24,6 +24,7 @@ MANIFEST = "configs/manifest.json"
 TEXTS = ("", ".md", ".txt", ".conf", ".cfg", ".toml", ".csv", ".py", ".yaml", ".yml")
 MOST_BYTES = 64 * 2**20  # of one part of a file that is looked at
 MOST_FINDINGS = 100
+NOT_QUOTED = "(not quoted)"
 PSEUDONYM = re.compile(r"(?:case|dcm)-[0-9a-f]{12}")
 PATIENT = re.compile(r"p\d+|patient-[0-9a-f]{12}")
 GENERIC = re.compile(  # of any machine or data set
@@ -97,7 +98,7 @@ def find_disclosures(root: Path, words: Collection[str] = ()) -> list[Finding]:
         name = path.relative_to(root).as_posix()
         texts = [Text("the name of the file", name), *_texts_of(path, name)]
         known = {(text.place, reason): None for text in texts for reason in judge(text, name)}
-        findings += [Finding(name, place, "", reason) for place, reason in known]
+        findings += [Finding(name, place, NOT_QUOTED, reason) for place, reason in known]
         if len(findings) > MOST_FINDINGS:
             break
     return findings
@@ -265,9 +266,11 @@ def _manifest_names(root: Path) -> Iterator[Finding]:
     for index, case in enumerate(cases):
         patient, case_id = case.get("patient_id"), str(case.get("id"))
         if patient is not None and not PATIENT.fullmatch(str(patient)):
-            yield Finding(MANIFEST, f"case {index + 1}: patient_id", "", "a patient's own number or name")
+            yield Finding(MANIFEST, f"case {index + 1}: patient_id", NOT_QUOTED, "a patient's own number or name")
         images = case.get("image")
         paths = [*(images if isinstance(images, list) else [images]), case.get("label")]
         hidden = PSEUDONYM.fullmatch(case_id) or document.get("pseudonymised")
         if hidden and any(path and case_id not in PurePosixPath(str(path)).name for path in paths):
-            yield Finding(MANIFEST, f"case {index + 1}: image or label", "", "an original name beside its pseudonym")
+            yield Finding(
+                MANIFEST, f"case {index + 1}: image or label", NOT_QUOTED, "an original name beside its pseudonym"
+            )

@@ -104,10 +104,10 @@ def test_the_command_refuses_mirrors_and_says_in_results_what_was_risked(
     assert run([*words, "--mirror", "w"]) == USAGE
     opened = segpipe.open_bundle(tmp_path / "bundle")
     with pytest.raises(RefusedError, match="not trained on windows"):
-        opened.segment(tmp_path / "in" / "a.nii.gz", mirror="x")
-    one = opened.segment(tmp_path / "in" / "a.nii.gz", mirror=["x", "y"], mirror_untrained=True)
+        opened.segment(tmp_path / "in" / "a.nii.gz", runtime="torch", mirror="x")
+    one = opened.segment(tmp_path / "in" / "a.nii.gz", runtime="torch", mirror=["x", "y"], mirror_untrained=True)
     assert one.notes == ("mirrored along x, which no record says of the training: labels may be lost",)
-    assert opened.segment(tmp_path / "in" / "a.nii.gz", mirror="all").notes == ()
+    assert opened.segment(tmp_path / "in" / "a.nii.gz", runtime="torch", mirror="all").notes == ()
 
 
 @pytest.mark.slow

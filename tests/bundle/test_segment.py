@@ -165,6 +165,18 @@ def test_the_stock_route_is_given_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.array, np.asarray(expected.dataobj))
 
 
+def test_the_stock_route_is_given_nifti_of_another_format(tmp_path: Path) -> None:
+    turned = {"_target_": "Rotate90d", "keys": "image", "k": 2}
+    root = write_bundle(tmp_path / "b", deterministic=[*SPACED[:2], turned, SPACED[3]])
+    path = write_scan(tmp_path / "scan.nii.gz")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(tmp_path / "scan.nrrd"))
+    expected, result = predicted(root, path, tmp_path / "out")
+    found, _ = predicted(root, tmp_path / "scan.nrrd", tmp_path / "other")
+    assert result["route"] == "stock"
+    assert np.asarray(expected.dataobj).any()
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+
+
 def test_channels_are_a_list_or_the_last_axis(tmp_path: Path) -> None:
     root = write_bundle(tmp_path / "b", channels=("T1", "T2"))
     paths = [write_scan(tmp_path / f"a_000{channel}.nii.gz", channel) for channel in range(2)]
@@ -258,7 +270,7 @@ COLOUR = SimpleITK.GetImageFromArray(np.stack([VOXELS] * 3, -1), isVector=True)
         ("nowhere", "no such file or folder"),
         ("", "not a path"),
         (__file__, "neither a DICOM folder nor one of its files"),
-        (["a.nrrd", "b.nrrd"], "a channel is not a NIfTI file"),
+        (["a.gipl", "b.vtk"], "a channel is not a file of an image"),
         ([], "there is no image"),
         (7, "no image of a kind"),
         (None, "no image of a kind"),

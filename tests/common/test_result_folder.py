@@ -220,6 +220,13 @@ def test_a_segmentation_is_found_in_its_folder_or_flat(tmp_path: Path) -> None:
     assert find_segmentation(tmp_path, "b") is None
 
 
+def test_a_label_map_may_be_of_another_format_or_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "b.nii.gz").symlink_to("gone")
+    assert find_segmentation(tmp_path, "a") == tmp_path / "a.mha"
+    assert find_segmentation(tmp_path, "b") == tmp_path / "b.nii.gz"  # who reads it says so
+
+
 def test_of_several_segmentations_none_is_picked(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "a_seg.nii.gz"):
         (tmp_path / name).touch()

@@ -12,6 +12,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from segpipe.cli.app import run
 from tiny_bundle import THRESHOLD, TILTED, write_scan
@@ -158,6 +159,29 @@ def test_odd_and_equal_names_run_with_the_rest_and_are_found_again(
     assert "Jane" not in (out / "summary.json").read_text() + (out / "predictions.jsonl").read_text()
     for id in seen[0]:
         assert (out / id / "segmentation.nii.gz").is_file()
+
+
+def test_other_formats_have_the_label_map_of_the_same_image_in_nifti(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "in", tmp_path / "out"
+    write_scan(scans / "plain.nii.gz")
+    image = SimpleITK.ReadImage(str(scans / "plain.nii.gz"))
+    for name in ("n.nrrd", "m.mha", "d.mhd", "p.hdr"):
+        SimpleITK.WriteImage(image, str(scans / name))
+    nib.save(nib.MGHImage.from_image(nib.load(scans / "plain.nii.gz")), scans / "f.mgz")
+    (scans / "broken.nrrd").write_bytes((scans / "n.nrrd").read_bytes()[:-5])
+    assert run(["predict", str(tiny_bundle), str(scans), str(out), "--json"]) == 4
+    cases = {case["id"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
+    assert "the nrrd file cannot be used" in cases.pop("broken")["reason"]
+    assert set(cases) == {"plain", "n", "m", "d", "p", "f"}
+    expected = nib.load(out / "plain/segmentation.nii.gz")
+    assert expected.get_fdata().any()
+    for id, case in cases.items():
+        assert case["status"] == "done", case
+        found = nib.load(out / id / "segmentation.nii.gz")
+        np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
+        np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
 
 
 def test_the_table_says_what_failed_and_why(

@@ -11,6 +11,7 @@ from .open import bundle_folder as bundle_folder
 from .open import open_bundle as open_bundle
 from .pack import pack_bundle as pack_bundle
 from .segmentation import Segmentation as Segmentation
+from .segmentation import as_source as as_source
 from .segmentation import readable as readable
 from .signing import PASSWORD as PASSWORD
 from .signing import fingerprint_of as fingerprint_of

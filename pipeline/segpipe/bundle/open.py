@@ -136,7 +136,7 @@ class Bundle:
         True
 
         Args:
-            image: a path (NIfTI file, or folder of one DICOM series), a nibabel or SimpleITK image, a numpy array
+            image: a path (file of an image, or folder of one DICOM series), a nibabel or SimpleITK image, a numpy array
                 (X, Y, Z) with ``affine_ras``, or a volume of `segpipe.read_dicom`; or a list of these, one a channel.
             affine_ras: (4, 4) of an array: voxel index to mm, RAS+.
             modality: which a DICOM series may have, such as ``CT``; None takes the one that the bundle states, if any.

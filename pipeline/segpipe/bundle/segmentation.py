@@ -17,12 +17,23 @@ from numpy.typing import NDArray
 from segpipe.bundle.mirroring import untrained_note
 from segpipe.bundle.vet import TrustPolicy, vet_opened
 from segpipe.common.files import cannot_write
+from segpipe.common.image_names import is_nifti
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.partial import Partial, temporary_folder
 from segpipe.common.result_folder import FORMATS
 from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import CaseInput, LabelMap, Recipe, Segmenter, Source, along_ras, describe, write_labels
+from segpipe.inference import (
+    CaseInput,
+    LabelMap,
+    Recipe,
+    Segmenter,
+    Source,
+    along_ras,
+    describe,
+    read_source,
+    write_labels,
+)
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 OVERLAP = "its regions overlap, and these take one label map"
@@ -256,6 +267,18 @@ def require_format(name: str) -> None:
         raise UsageError("no such format", found=name, expected=", ".join(FORMATS))
 
 
+def as_source(case: CaseInput, recipe: Recipe) -> CaseInput:
+    """Return the voxels of files that a bundle's own transforms cannot be trusted to read; else the case as it is.
+
+    Raises:
+        UsageError: no such file.
+        DataError: as `segpipe.inference.read_source`.
+    """
+    if recipe.route == "typed" or isinstance(case, (Series, Source)) or all(map(is_nifti, case)):
+        return case
+    return read_source(case, recipe.channels)
+
+
 @contextmanager
 def readable(case: CaseInput, recipe: Recipe, folder: Path) -> Iterator[CaseInput]:
     """Give what a segmenter takes: where a bundle's own transforms read files, images become files for the time being.
@@ -314,6 +337,6 @@ class LoadedBundle:
             SegpipeError: as `Segmenter.segment`.
         """
         recipe = self.segmenter.recipe
-        with temporary_folder() as folder, readable(case, recipe, folder) as images:
+        with temporary_folder() as folder, readable(as_source(case, recipe), recipe, folder) as images:
             label_map = self.segmenter.segment(images)
         return Segmentation.of(label_map, recipe, case)

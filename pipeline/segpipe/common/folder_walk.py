@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from segpipe.common.image_names import is_image
+from segpipe.common.image_names import PAIR, ending_of, is_image
+from segpipe.common.nifti_bytes import header_of_pair, voxels_of_pair
 
 Folder: TypeAlias = tuple[int, int]  # device and inode
 Key: TypeAlias = tuple[Folder, str]
@@ -91,7 +92,9 @@ def find_images(top: Path, outside: Path | None = None) -> ImageFolder:
             continue
         if entry.is_folder:
             found.closed.append(path)
-        elif not is_image(path):
+        elif path.suffix.lower() == ".img" and header_of_pair(path).exists():
+            continue  # a part of that image
+        elif (ending_of(path) == PAIR and not voxels_of_pair(path).exists()) or not is_image(path):
             found.others.append(path)
         elif any(part.startswith(".") for part in path.relative_to(top).parts):
             found.hidden.append(path)

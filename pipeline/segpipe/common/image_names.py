@@ -6,8 +6,10 @@ from pathlib import Path
 
 NIFTI = (".nii.gz", ".nii")
 PACKED = tuple(f".nii.{word}" for word in ("bz2", "xz", "zst", "lz4", "zip", "7z", "z"))  # named to be refused
-ENDINGS = NIFTI
-EXPECTED = "a name that ends in .nii or .nii.gz"
+PAIR = ".hdr"  # beside its .img
+RASTERS = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
+ENDINGS = (*NIFTI, PAIR, *RASTERS)
+EXPECTED = "a name that ends in .nii, .nii.gz, .hdr, .nrrd, .nhdr, .mha, .mhd, .mgz or .mgh"
 
 
 def is_image(path: str | Path) -> bool:
@@ -25,3 +27,8 @@ def image_stem(path: str | Path) -> str:
     """Return a file name without the ending of an image, or else without its last one."""
     name, ending = Path(path).name, ending_of(path)
     return name[: -len(ending)] if ending else Path(path).stem
+
+
+def is_nifti(path: str | Path) -> bool:
+    """Return whether a file is NIfTI in one file by its name, which training and every bundle can read."""
+    return ending_of(path) in NIFTI

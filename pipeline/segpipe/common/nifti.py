@@ -1,4 +1,4 @@
-"""NIfTI headers and label maps, read strictly: what is doubtful is refused with its reason.
+"""Headers and voxels of images, NIfTI above all, read strictly: what is doubtful is refused with its reason.
 
 Affines map voxel indices to RAS+ millimetres, as nibabel and MONAI have it.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.files import write_whole
 from segpipe.common.nifti_bytes import judge_stored, packing_error, require_end
+from segpipe.common.rasters import is_raster, raster_voxels, read_raster
 from segpipe.common.rounded_quaternions import nibabel_that_shortens
 from segpipe.errors import DataError, SegpipeError, UsageError
 
@@ -80,6 +81,9 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     try:
+        if is_raster(path):
+            raster = read_raster(path)
+            return header_of_array(raster.shape, raster.dtype.newbyteorder("="), raster.affine, path)
         judge_stored(path)
         return header_of_image(nibabel_that_shortens().load(path), path)
     except SegpipeError:
@@ -177,6 +181,8 @@ def read_volume(header: Header) -> NDArray[np.generic]:
     Raises:
         DataError: the data is truncated or cannot be decoded.
     """
+    if is_raster(header.path):
+        return _raster_voxels(header)
     with _opened(header.path) as image:
         return np.asanyarray(image.dataobj).reshape(header.shape)
 
@@ -189,6 +195,8 @@ def read_voxels(header: Header) -> NDArray[np.generic]:
     Raises:
         DataError: the data is truncated or cannot be decoded.
     """
+    if is_raster(header.path):
+        return array_voxels(_raster_voxels(header), header)
     with _opened(header.path) as image:
         return image_voxels(image, header)
 
@@ -218,6 +226,10 @@ def _lean(raw: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     for index in range(raw.shape[-1]):
         values[..., index] = apply_read_scaling(raw[..., index], slope, inter) if scaled else raw[..., index]
     return values
+
+
+def _raster_voxels(header: Header) -> NDArray[np.generic]:
+    return raster_voxels(read_raster(header.path)).reshape(header.shape)
 
 
 @contextmanager

@@ -110,6 +110,8 @@ def judge_stored(path: Path) -> Stored:
     """
     require_file(path)
     name = path.name.lower()
+    if name.endswith(".img"):
+        return judge_stored(header_of_pair(path))
     with path.open("rb") as file:
         start = file.read(HEAD_BYTES)
     compressed = start.startswith(b"\x1f\x8b")

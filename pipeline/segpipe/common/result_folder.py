@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import cannot_write, sha256_of
+from segpipe.common.image_names import ENDINGS
 from segpipe.common.partial import Partial
 from segpipe.errors import DataError, UsageError
 
@@ -198,7 +199,7 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
     """
     root = Path(root)
     stock = (f"{case_id}_seg.nii.gz", f"{case_id}_0000_seg.nii.gz")  # the latter where channels are files
-    names = (f"{case_id}/{SEGMENTATION}", *stock, f"{case_id}.nii.gz", f"{case_id}.nii")
+    names = (f"{case_id}/{SEGMENTATION}", *stock, *(f"{case_id}{ending}" for ending in ENDINGS))
     present = [name for name in names if os.path.lexists(root / name)]  # who reads a link to nothing says so
     if len(present) > 1:
         raise UsageError(

@@ -26,6 +26,7 @@ from .segmenter import Segmenter as Segmenter
 from .sliding_window import Windowing as Windowing
 from .source import CaseInput as CaseInput
 from .source import Source as Source
+from .source import read_source as read_source
 from .transforms import CropForeground as CropForeground
 from .transforms import DivisiblePad as DivisiblePad
 from .transforms import Normalise as Normalise

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segpipe.common.files import absolute_path
+from segpipe.common.image_names import EXPECTED, is_image
 from segpipe.common.nifti import (
     Header,
     array_voxels,
@@ -38,7 +39,6 @@ else:
     Image = Any
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-ENDINGS = (".nii", ".nii.gz")
 FORM_CODES = ("qform_code", "sform_code")  # of a NIfTI file, in the metadata of SimpleITK
 
 
@@ -46,7 +46,7 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
     """Return what a segmenter takes for an image of any kind that is known.
 
     Args:
-        image: a path (NIfTI file, or folder or file of one DICOM series), a nibabel or SimpleITK image, a numpy array
+        image: a path (image, or folder or file of one DICOM series), a nibabel or SimpleITK image, a numpy array
             (X, Y, Z) or (X, Y, Z, C), a volume of `segpipe.read_dicom`; or a list of these, one a channel.
         channels: of the bundle.
         affine_ras: (4, 4) of arrays: voxel index to mm, RAS+.
@@ -71,10 +71,10 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
         )
     if affine_ras is not None and not all(arrays):
         raise UsageError("affine_ras belongs to a numpy array", found=_kind(images[0]) if images else "no image")
-    if images and all(_is_nifti_path(single) for single in images):
+    if images and all(_is_image_path(single) for single in images):
         return [os.fspath(single) for single in images]
     if len(images) == 1 and isinstance(images[0], (str, os.PathLike)):
-        images = [read_dicom(absolute_path(images[0], "a NIfTI file, a DICOM folder, or one of its files"))]
+        images = [read_dicom(absolute_path(images[0], "a file of an image, a DICOM folder, or one of its files"))]
     if len(images) == 1 and isinstance(images[0], Volume):
         return _of_volume(images[0], channels)
     return _of_channels([_read(single, affine_ras) for single in images], channels)
@@ -109,7 +109,7 @@ def _read(image: Any, affine_ras: ArrayLike | None) -> tuple[Header, NDArray[Any
     if isinstance(image, np.ndarray) and not isinstance(image, np.ma.MaskedArray):
         header = header_of_array(image.shape, image.dtype, affine_ras, path)
         return header, array_voxels(image, header)
-    if _is_nifti_path(image):
+    if _is_image_path(image):
         header = read_header(image)
         return header, read_voxels(header)
     if _is_of("nibabel", "spatialimages.SpatialImage", image):
@@ -118,13 +118,11 @@ def _read(image: Any, affine_ras: ArrayLike | None) -> tuple[Header, NDArray[Any
     if _is_of("SimpleITK", "Image", image):
         return _of_simpleitk(image, path)
     if isinstance(image, (str, os.PathLike)):
-        raise UsageError(
-            "a channel is not a NIfTI file", path=os.fspath(image), expected="a name that ends in .nii or .nii.gz"
-        )
+        raise UsageError("a channel is not a file of an image", path=os.fspath(image), expected=EXPECTED)
     raise UsageError(
         "no image of a kind that is known",
         found=_kind(image),
-        expected="a NIfTI file, a nibabel or SimpleITK image, a numpy array with affine_ras=, or one DICOM series",
+        expected="a file, a nibabel or SimpleITK image, a numpy array with affine_ras=, or one DICOM series",
     )
 
 
@@ -167,8 +165,8 @@ def _is_numbers(matrix: Any) -> bool:
         return False
 
 
-def _is_nifti_path(image: Any) -> bool:
-    return isinstance(image, (str, os.PathLike)) and os.fspath(image).lower().endswith(ENDINGS)
+def _is_image_path(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike)) and is_image(os.fspath(image))
 
 
 def _is_of(package: str, kind: str, image: Any) -> bool:

@@ -114,16 +114,17 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     Raises:
         SegpipeError: as `Segmenter.segment`.
     """
-    from segpipe.bundle import Segmentation, readable
+    from segpipe.bundle import Segmentation, as_source, readable
     from segpipe.inference import ExtraOutputs, save_slice
 
     folder, case = Path(request.folder), _case_input(request.case)
     formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
     paths = request.outputs.extra_paths(folder, segmenter.recipe)
     extra = ExtraOutputs(**paths) if any(paths.values()) else None
+    read = as_source(case, segmenter.recipe)
     with ExitStack() as files:
         try:
-            images = files.enter_context(readable(case, segmenter.recipe, folder))
+            images = files.enter_context(readable(read, segmenter.recipe, folder))
         except UsageError as error:
             raise _CannotWriteError(error) from error
         try:

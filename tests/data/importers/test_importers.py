@@ -4,15 +4,18 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segpipe.cli.app import run
+from segpipe.data.importers import import_dataset
 from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import load_manifest
@@ -263,7 +266,7 @@ def test_label_values_with_gaps_need_names(tmp_path, values):
 def test_empty_folders_unequal_channels_and_one_folder(tmp_path):
     (tmp_path / "i").mkdir()
     (tmp_path / "l").mkdir()
-    with pytest.raises(DataError, match="no NIfTI"):
+    with pytest.raises(DataError, match="no images"):
         read_folders(tmp_path / "i", tmp_path / "l")
     for name in ("a_0000", "a_0001", "b_0000"):
         write(tmp_path / "i" / f"{name}.nii.gz", 5)
@@ -355,6 +358,19 @@ def test_equal_names_in_different_folders_and_one_file_twice(tmp_path):
         to_manifest(find_dataset(decathlon(tmp_path, training=entries[:1] * 2, numTraining=2)))
 
 
+def test_equal_names_keep_their_own_label_maps_and_patients_where_these_are_written_anew(tmp_path):
+    entries = []
+    for number, site in enumerate(("north", "south"), 1):
+        write(tmp_path / site / "scan_1.nii.gz", 5)
+        write(tmp_path / site / "mask.nii.gz", [0, 254 + (number == 2)])
+        entries.append({"image": f"./{site}/scan_1.nii.gz", "label": f"./{site}/mask.nii.gz"})
+    root = decathlon(tmp_path, training=entries, test=[], numTraining=2, numTest=0)
+    found = import_dataset(root, label_values=["254=1,255=0"], patient_rule="pairs", hashes=False)
+    labels = {case.image: nib.load(found.root / case.label).get_fdata().max() for case in found.manifest.training}
+    assert labels == {"north/scan_1.nii.gz": 1, "south/scan_1.nii.gz": 0}
+    assert {case.patient_id for case in found.manifest.training} == {"P001"}
+
+
 def dangling(path):
     path.unlink()
     path.symlink_to("../.git/annex/objects/not_fetched")
@@ -398,8 +414,55 @@ def test_what_is_no_part_of_a_data_set_is_said(tmp_path, capsys):
         (tmp_path / name).touch()
     found = read_folders(tmp_path / "i", tmp_path / "l")
     assert found.notes == (
-        "passed over: 2 files that are no NIfTI in the folder i, e.g. notes.txt",
+        "passed over: 2 other files in the folder i, e.g. notes.txt",
         "passed over: 1 hidden images in the folder l, e.g. ._a.nii.gz",
+    )
+
+
+def convert(path, ending):
+    image = SimpleITK.ReadImage(str(path))
+    path.unlink()
+    SimpleITK.WriteImage(image, str(path.with_name(path.name.replace(".nii.gz", ending))))
+
+
+@pytest.mark.parametrize("layout", ["decathlon", "nnunet", "folders"])
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".hdr"])
+def test_other_formats_become_nifti_that_training_reads(tmp_path, layout, ending):
+    make = {"decathlon": decathlon, "nnunet": nnunet, "folders": decathlon}[layout]
+    plain = import_dataset(make(tmp_path / "plain"), hashes=False)
+    root = make(tmp_path / "d")
+    for path in root.rglob("*.nii.gz"):
+        if layout != "decathlon" or path.parent.name == "labelsTr":
+            convert(path, ending)
+    listed = (root / "dataset.json").read_text()
+    if layout == "decathlon":
+        listed = re.sub(r"(labelsTr/\w+)[.]nii[.]gz", rf"\1{ending}", listed)
+    (root / "dataset.json").write_text(listed.replace('"file_ending": ".nii.gz"', f'"file_ending": "{ending}"'))
+    if layout == "folders":
+        found = import_dataset(images=root / "imagesTr", labels=root / "labelsTr", hashes=False)
+    else:
+        found = import_dataset(root, hashes=False)
+    assert "files were written as NIfTI" in " ".join(found.notes)
+    assert [case.id for case in found.manifest.training] == [case.id for case in plain.manifest.training]
+    for case, before in zip(found.manifest.training, plain.manifest.training, strict=True):
+        assert all(path.endswith(".nii.gz") for path in case.paths)
+        for path, other in zip(case.paths, before.paths, strict=True):
+            one, two = nib.load(found.root / path), nib.load(plain.root / other)
+            np.testing.assert_array_equal(one.get_fdata(), two.get_fdata())
+            np.testing.assert_allclose(one.affine, two.affine)
+
+
+def test_an_image_beside_itself_in_another_format_and_lonely_ones_are_passed_over(tmp_path):
+    for name in ("i/a", "l/a"):
+        write(tmp_path / f"{name}.nii.gz", 1)
+    image = SimpleITK.ReadImage(str(tmp_path / "i/a.nii.gz"))
+    for name in ("i/a.nrrd", "i/other.mha", "l/drawn.seg.nrrd"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    found = read_folders(tmp_path / "i", tmp_path / "l")
+    assert [case.images for case in found.training] == [["i/a.nii.gz"]]
+    assert found.notes == (
+        "passed over: 1 other files in the folder i, e.g. a.nrrd",
+        "passed over: 2 files of other formats without a partner, e.g. other.mha",
     )
 
 

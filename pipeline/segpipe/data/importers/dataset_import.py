@@ -13,6 +13,7 @@ from typing import Any
 
 from segpipe.common.console import some_of
 from segpipe.common.processes import Progress
+from segpipe.data.importers.as_nifti import write_as_nifti
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
 from segpipe.data.importers.label_maps import adapt_labels
 from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
@@ -21,7 +22,7 @@ from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
 from segpipe.data.importers.slice_volumes import convert_stacks
-from segpipe.data.importers.source_dataset import SourceDataset
+from segpipe.data.importers.source_dataset import SourceDataset, with_own_ids
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
 from segpipe.dicom import check_repairs
@@ -170,28 +171,32 @@ def import_dataset(
         )
     else:
         values = parse_label_values(label_values)
-        dataset = _read_nifti(source, layout, images, labels, label_names, modality, values, progress)
+        dataset = with_own_ids(_read_nifti(source, layout, images, labels, label_names, modality, values, progress))
         path = _require_new(output or dataset.root / "manifest.json", overwrite)
         anew = None if converted is None else Path(converted)
+        dataset, written = write_as_nifti(dataset, anew, _stage(progress, "writing NIfTI"))
         dataset, said = adapt_labels(dataset, values, anew, _stage(progress, "label maps"))
-        for text in said:
+        for text in [*written, *said]:
             tell(text)
     about = {"name": name, "licence": licence, "source": origin}
-    for text in dataset.notes:
+    for text in [*dataset.notes, *_renamed(dataset)] if not pseudonymise else dataset.notes:
         tell(text)
     hides = pseudonymise or layout == "dicom"
     if pseudonymise:
         secret = _study_key(key, None, tell) if layout != "dicom" else secret
         dataset = _without_names(dataset, layout, tell)
     manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret if hides else b"", about=about)
-    cases = zip([*dataset.training, *dataset.test], manifest.cases(), strict=True)
-    renamed = [case.id for source_case, case in cases if case.id != source_case.id]
-    if renamed and not pseudonymise:
-        tell(f"file names that cannot be ids, or are shared: {len(renamed)} have ids of their own: {some_of(renamed)}")
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)
     return Imported(manifest, path, dataset.root, notes)
+
+
+def _renamed(dataset: SourceDataset) -> list[str]:
+    ids = [case.id for case in [*dataset.training, *dataset.test] if case.name is not None]
+    return [f"file names that cannot be ids, or are shared: {len(ids)} have ids of their own: {some_of(ids)}"] * bool(
+        ids
+    )
 
 
 def dicom_label_names(

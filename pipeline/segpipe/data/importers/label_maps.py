@@ -27,7 +27,7 @@ from segpipe.common.nifti import (
 )
 from segpipe.common.processes import Progress
 from segpipe.data.importers.label_values import ValueRules, require_labels
-from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, rooted
 from segpipe.errors import SegpipeError
 
 FOLDER = "labels_for_segpipe"
@@ -63,7 +63,7 @@ def adapt_labels(
     rules.require_met(seen)
     if not made:
         return dataset, []
-    adapted_set = _rooted(
+    adapted_set = rooted(
         replace(
             dataset,
             training=[made.get(case.id, case) for case in dataset.training],
@@ -141,20 +141,3 @@ def _renamed(values: NDArray[Any], rules: ValueRules, path: Path, seen: set[floa
     for value, label in labels.items():
         renamed[values == value] = int(label)
     return renamed
-
-
-def _rooted(dataset: SourceDataset, place: Path) -> SourceDataset:
-    """Let the paths start from a folder that holds both the data set and the new label maps."""
-    root = Path(os.path.commonpath([dataset.root.resolve(), place]))
-    if root == dataset.root.resolve():
-        return dataset
-
-    def from_root(path: str) -> str:
-        return Path(os.path.relpath((dataset.root / path).absolute(), root)).as_posix()
-
-    def moved(case: SourceCase) -> SourceCase:
-        label = None if case.label is None else from_root(case.label)
-        return replace(case, images=[from_root(path) for path in case.images], label=label)
-
-    training, test = ([moved(case) for case in cases] for cases in (dataset.training, dataset.test))
-    return replace(dataset, root=root, training=training, test=test)

@@ -26,7 +26,7 @@ import numpy as np
 from segpipe.common.console import some_of
 from segpipe.common.files import read_json
 from segpipe.common.folder_walk import find_images
-from segpipe.common.image_names import image_stem
+from segpipe.common.image_names import ENDINGS, EXPECTED, image_stem, is_nifti
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.processes import Progress
 from segpipe.data.importers.label_values import MOST_VALUES, NO_RULES, ValueRules, require_labels, require_run
@@ -118,9 +118,6 @@ def _clean(path: str) -> str:
     return str(PurePosixPath(path))
 
 
-ENDINGS = (".nii.gz", ".nii")
-
-
 def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
     """Read an nnU-Net raw folder, or its ``dataset.json``.
 
@@ -134,7 +131,13 @@ def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
         raise DataError("not an nnU-Net dataset.json", path=path, found=type(document).__name__)
     ending = str(document.get("file_ending", ".nii.gz"))
     if ending not in ENDINGS:
-        raise DataError("files of this kind are not read here", path=path, found=ending, expected=ENDINGS)
+        raise DataError(
+            "files of this kind are not read here",
+            path=path,
+            found=ending,
+            expected=", ".join(ENDINGS),
+            hint="convert them to NIfTI with their own program",
+        )
     if "dataset" in document:
         raise DataError(
             'lists of files ("dataset") in dataset.json are not supported',
@@ -243,6 +246,7 @@ def read_folders(
         raise UsageError("images and labels must be two folders side by side", path=root)
     label_files, label_notes = _named(labels)
     image_files, image_notes = _named(images)
+    lonely = _lonely(image_files, label_files)
     groups = _group(image_files, label_files, images)
     cases = [
         SourceCase(
@@ -253,7 +257,7 @@ def read_folders(
         for key, paths in sorted(groups.items())
     ]
     if not cases:
-        raise DataError("there are no NIfTI files", path=images, expected=".nii or .nii.gz")
+        raise DataError("there are no images", path=images, expected=f"files with {EXPECTED}")
     require_files(root, cases, images)
     _require_equal_channels(cases, images)
     names = _names_from_values([root / case.label for case in cases if case.label], label_names, rules, progress)
@@ -266,7 +270,7 @@ def read_folders(
         labels={str(value): name for value, name in enumerate(["background", *names])},
         modality={str(index): word for index, word in enumerate(words)},
         about={"name": root.name or "dataset"},
-        notes=(*image_notes, *label_notes),
+        notes=(*image_notes, *label_notes, *passed_over(lonely, "files of other formats without a partner")),
     )
 
 
@@ -278,10 +282,15 @@ def _named(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
         DataError: two files differ in their ending alone.
     """
     found, named = find_images(folder), dict[str, Path]()
+    others = found.others
     if found.closed:
         raise UsageError("a folder cannot be listed", path=found.closed[0], hint="ask for permission, or take it out")
     for path in found.images:
         key = (path.relative_to(folder).parent / image_stem(path)).as_posix()
+        if key in named and is_nifti(path) != is_nifti(named[key]):  # the same in another format, as it seems
+            others.append(path if is_nifti(named[key]) else named[key])
+            named[key] = named[key] if is_nifti(named[key]) else path
+            continue
         if key in named:
             raise DataError(
                 "two files of one name",
@@ -291,8 +300,18 @@ def _named(folder: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
             )
         named[key] = path
     where = f"in the folder {folder.name}"
-    hidden, others = (f"{what} {where}" for what in ("hidden images", "files that are no NIfTI"))
-    return named, (*passed_over(found.hidden, hidden), *passed_over(found.others, others))
+    notes = passed_over(found.hidden, f"hidden images {where}")
+    return named, (*notes, *passed_over(others, f"other files {where}"))
+
+
+def _lonely(images: dict[str, Path], labels: dict[str, Path]) -> list[Path]:
+    """Take out what is not NIfTI and has no partner, and return it: it may be anything."""
+    case_of = {
+        key: match["case"] if key not in labels and (match := CHANNEL_SUFFIX.match(key)) else key for key in images
+    }
+    without_label = [key for key, case in case_of.items() if case not in labels and not is_nifti(images[key])]
+    without_image = [key for key, path in labels.items() if key not in case_of.values() and not is_nifti(path)]
+    return [images.pop(key) for key in without_label] + [labels.pop(key) for key in without_image]
 
 
 def _group(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> dict[str, list[Path]]:

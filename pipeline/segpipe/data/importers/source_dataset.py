@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from segpipe.common.console import some_of
+from segpipe.data.case_ids import ids_of_files
 from segpipe.data.importers.label_values import NO_RULES, ValueRules, require_run
 from segpipe.errors import DataError, UsageError
 
@@ -19,7 +22,10 @@ CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 @dataclass(frozen=True)
 class SourceCase:
-    """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest."""
+    """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest.
+
+    ``name`` is what its files are called, where that could not be its id.
+    """
 
     id: str
     images: list[str]
@@ -27,6 +33,7 @@ class SourceCase:
     patient_id: str | None = None
     notes: tuple[str, ...] = ()
     label_turned: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,47 @@ class SourceDataset:
     modality: dict[str, str]
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def with_own_ids(dataset: SourceDataset) -> SourceDataset:
+    """Return a data set in which every case has an id of its own that can be one; the others stay as they are.
+
+    Raises:
+        DataError: an image that is listed twice.
+    """
+    cases = [*dataset.training, *dataset.test]
+    image, count = Counter(case.images[0] for case in cases).most_common(1)[0] if cases else ("", 0)
+    if count > 1:
+        raise DataError(
+            "an image is listed twice",
+            path=dataset.root / image,
+            found=f"{count} cases of it",
+            expected="one case an image",
+            hint="take the others out of the list",
+        )
+    ids = ids_of_files([(case.id, case.images[0]) for case in cases])
+    own = [
+        case if case.id == id else replace(case, id=id, name=case.name or case.id)
+        for case, id in zip(cases, ids, strict=True)
+    ]
+    return replace(dataset, training=own[: len(dataset.training)], test=own[len(dataset.training) :])
+
+
+def rooted(dataset: SourceDataset, place: Path) -> SourceDataset:
+    """Let the paths start from a folder that holds both the data set and what was made of it."""
+    root = Path(os.path.commonpath([dataset.root.resolve(), place]))
+    if root == dataset.root.resolve():
+        return dataset
+
+    def from_root(path: str) -> str:
+        return Path(os.path.relpath((dataset.root / path).absolute(), root)).as_posix()
+
+    def moved(case: SourceCase) -> SourceCase:
+        label = None if case.label is None else from_root(case.label)
+        return replace(case, images=[from_root(path) for path in case.images], label=label)
+
+    training, test = ([moved(case) for case in cases] for cases in (dataset.training, dataset.test))
+    return replace(dataset, root=root, training=training, test=test)
 
 
 def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:

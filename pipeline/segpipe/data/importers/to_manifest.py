@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.processes import Progress
-from segpipe.data.case_ids import ids_of_files, pseudonym
+from segpipe.data.case_ids import pseudonym
 from segpipe.data.importers.label_values import NO_RULES, ValueRules
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
 from segpipe.data.importers.slice_stacks import looks_like_slices
-from segpipe.data.importers.source_dataset import SourceCase, SourceDataset
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, with_own_ids
 from segpipe.data.manifest import Manifest, parse_manifest
 from segpipe.errors import DataError, UsageError
 
@@ -93,21 +92,16 @@ def to_manifest(
             are no manifest.
     """
     patient_of = patient_rule(rule)
-    cases = [*dataset.training, *dataset.test]
-    _require_own_images(cases, dataset.root)
-    if pseudonymise:
-        ids = [pseudonym("case", case.images[0]) for case in cases]
-    else:
-        ids = ids_of_files([(case.id, case.images[0]) for case in cases])
-    names = {id(case): name for case, name in zip(cases, ids, strict=True)}
+    dataset = with_own_ids(dataset)
 
     def plain(case: SourceCase) -> dict[str, Any]:
-        patient = case.patient_id or patient_of(case.id)
+        patient = case.patient_id or patient_of(case.name or case.id)
         if pseudonymise:
             patient = patient and "patient-" + hmac.new(key, patient.encode(), "sha256").hexdigest()[:12]
+        name = pseudonym("case", case.images[0]) if pseudonymise else case.id
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
-        plain = {"id": names[id(case)], "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        plain = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 
     document = {
@@ -192,15 +186,3 @@ def _matcher(pattern: str) -> PatientOf:
         return match.group(1)
 
     return patient_of
-
-
-def _require_own_images(cases: Sequence[SourceCase], root: Path) -> None:
-    image, count = Counter(case.images[0] for case in cases).most_common(1)[0] if cases else ("", 0)
-    if count > 1:
-        raise DataError(
-            "an image is listed twice",
-            path=root / image,
-            found=f"{count} cases of it",
-            expected="one case an image",
-            hint="take the others out of the list",
-        )

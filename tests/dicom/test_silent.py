@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make import series, write
 from pydicom import dcmread
 from traps import TRAPS
 
@@ -117,6 +118,14 @@ def test_no_seg_of_slices_with_a_frame_of_reference_each(tmp_path: Path) -> None
     one = scan(tmp_path).series[0]
     assert one.frame_of_reference_uid == ""
     assert obstacles(one) == ["its slices differ in FrameOfReferenceUID"]
+
+
+def test_a_missing_part_refuses_no_other_volume_of_the_series(tmp_path: Path) -> None:
+    TRAPS["the last part missing"].make(tmp_path / "parts")
+    part = dcmread(next((tmp_path / "parts").iterdir()))
+    others = series(modality="CT", StudyInstanceUID=part.StudyInstanceUID, SeriesInstanceUID=part.SeriesInstanceUID)
+    write(others, tmp_path / "others")
+    assert sorted(str(one.reason) for one in scan(tmp_path).series) == ["None", "incomplete"]
 
 
 def test_notes_and_refusals_say_nothing_of_a_person(tmp_path: Path) -> None:

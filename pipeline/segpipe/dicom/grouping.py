@@ -7,7 +7,7 @@ where positions repeat. The larger part of a mixed series is never taken for all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from segpipe.dicom.geometry import Array, judge_geometry
 from segpipe.dicom.headers import Header
 from segpipe.dicom.model import Reason
 from segpipe.dicom.repeated_positions import split_repeated_positions
-from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, missing_part, slice_name, stack_of
+from segpipe.dicom.slices import Group, Name, Slice, drop_duplicates, missing_parts, slice_name, stack_of
 
 ORDER_OF_PROBLEMS: tuple[Reason, ...] = (
     "mosaic",
@@ -127,9 +127,7 @@ def _split(members: Sequence[Header], group: Group, name: Name) -> list[Group]:
     if 0 < len(lacking) < len(kept):
         words = "no FrameOfReferenceUID, expected one as in other slices of the series. Export the series again."
         return [group.refused("missing_tag", f"{name(lacking[0].path)}: {words}")]
-    words, note = missing_part(kept.values(), name)
-    if words:
-        return [group.refused("incomplete", words)]
+    missing, note = missing_parts(kept.values(), name)
     group = replace(group, slices=tuple(part for part in group.slices if part.header.path in kept))
     groups = [
         final
@@ -139,7 +137,13 @@ def _split(members: Sequence[Header], group: Group, name: Name) -> list[Group]:
         for final in agreeing(single, name)
     ]
     counted = (replace(final, images=len(group.slices), volumes=len(groups)) for final in groups)
-    return [_with_copies(final, copies, name) for final in counted]
+    return [_with_copies(_whole(final, missing), copies, name) for final in counted]
+
+
+def _whole(group: Group, missing: Mapping[Path, str]) -> Group:
+    """Return a group, refused where a part of a concatenated image of it is missing."""
+    words = next((missing[part.header.path] for part in group.slices if part.header.path in missing), "")
+    return group.refused("incomplete", words) if words else group
 
 
 def _with_copies(group: Group, copies: dict[Path, list[Path]], name: Name) -> Group:

@@ -134,17 +134,17 @@ def pixel_digest(header: Header) -> bytes:
         return hashlib.sha256(stream.read(header.pixels.length)).digest()
 
 
-def missing_part(headers: Iterable[Header], name: Name) -> tuple[str, str]:
-    """Look for parts of a concatenation that are missing.
+def missing_parts(headers: Iterable[Header], name: Name) -> tuple[dict[Path, str], str]:
+    """Look for parts of concatenated images that are missing.
 
     Returns:
-        What a person should read of the missing part, and a note where nothing can show whether one is missing.
+        For each file of such an image what a person should read, and a note where nothing can show a missing part.
     """
     concatenations: dict[str, list[Header]] = {}
     for header in headers:
         if header.concatenation is not None:
             concatenations.setdefault(header.concatenation.uid, []).append(header)
-    note = ""
+    note, missing = "", dict[Path, str]()
     for members in concatenations.values():
         parts = [(header.concatenation, header) for header in members if header.concatenation is not None]
         parts.sort(key=lambda pair: pair[0].number)
@@ -160,10 +160,10 @@ def missing_part(headers: Iterable[Header], name: Name) -> tuple[str, str]:
                 f"expected 1 to {expected[-1]} with their frames one after the other. "
                 "Find the missing files, or export the series again."
             )
-            return words, ""
-        if not totals:
+            missing |= dict.fromkeys((header.path for header in members), words)
+        elif not totals:
             note = "InConcatenationTotalNumber is missing: a last part of the image may be, too"
-    return "", note
+    return missing, note
 
 
 def notes_on_missing_slices(group: Group) -> list[str]:

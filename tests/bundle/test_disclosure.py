@@ -97,7 +97,7 @@ def test_a_pseudonymised_manifest_keeps_no_name_but_the_paths(
     place = write_named_data(tmp_path)
     words = ["import", str(place), "--pseudonymise", "--patient-rule", r"regex:^(Zwetschge|Mirabelle)"]
     assert segpipe(words) == 0
-    assert "left out: name, description, reference of the dataset.json" in capsys.readouterr().err
+    assert "left out: name, description, reference, as the source has it" in capsys.readouterr().err
     document = json.loads((place / "manifest.json").read_text())
     assert (document["name"], document["pseudonymised"], document["patient_rule"]) == ("dataset", True, "regex")
     for case in document["training"]:

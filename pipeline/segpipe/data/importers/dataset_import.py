@@ -181,11 +181,12 @@ def import_dataset(
     about = {"name": name, "licence": licence, "source": origin}
     for text in [*dataset.notes, *_renamed(dataset)] if not pseudonymise else dataset.notes:
         tell(text)
-    hides = pseudonymise or layout == "dicom"
     if pseudonymise:
-        secret = _study_key(key, None, tell) if layout != "dicom" else secret
+        knows_patients = patient_rule != "none" or any(case.patient_id for case in dataset.training + dataset.test)
+        if layout != "dicom" and (knows_patients or key is not None):
+            secret = _study_key(key, None, tell)
         dataset = _without_names(dataset, layout, tell)
-    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret if hides else b"", about=about)
+    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret, about=about)
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)
@@ -245,7 +246,7 @@ def _without_names(dataset: SourceDataset, layout: str | None, tell: Callable[[s
     kept = {name: text for name, text in dataset.about.items() if name == "licence"}
     if len(kept) < len(dataset.about):
         left_out = ", ".join(name for name in dataset.about if name not in kept)
-        tell(f"left out: {left_out} of the dataset.json, which may name somebody: give what may be known with --name")
+        tell(f"left out: {left_out}, as the source has it, which may name somebody: --name says what may be known")
     return replace(dataset, about=kept)
 
 

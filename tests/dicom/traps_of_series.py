@@ -265,7 +265,7 @@ CONSISTENCY = {
     "times that take turns, MR, 3D": Trap(
         edited(clock(ALTERNATING, MRAcquisitionType="3D"), "MR", EIGHT), None, ("AcquisitionTime",), volumes=2
     ),
-    "every second slice first, MR": Trap(edited(clock(ODD_FIRST), "MR", EIGHT), None),
+    "every second slice first, MR": Trap(edited(clock(ODD_FIRST), "MR", EIGHT), None, ("takes turns",)),
     "one after the other, CT": Trap(edited(clock([f"10000{n}" for n in range(8)]), "CT", EIGHT), None),
     "a frame of reference each": Trap(
         edited(lambda images: frames_of_reference(images, 5)), None, ("FrameOfReferenceUID differs", "(5 values): no")

@@ -125,6 +125,9 @@ def agreeing(group: Group, name: Name) -> list[Group]:
         if rule.modalities and group.slices[0].header.modality not in rule.modalities:
             continue
         parts, missing = _parts(rule, group.slices)
+        if rule.compare == "interleaved" and len(parts) > 1 and not _borne_out(parts, group.slices):
+            notes.append(f"{rule.name} takes turns from slice to slice: an interleaved acquisition, or two in one")
+            continue
         if len(parts) > 1 and rule.effect != "note":
             if rule.own and len(parts) == len(group.slices) > 2:
                 notes.append(f"{rule.name} differs from slice to slice")
@@ -204,10 +207,7 @@ def _is_whole(slices: Sequence[Slice]) -> bool:
 
 
 def _interleaved(values: Sequence[Key], slices: Sequence[Slice]) -> list[list[int]]:
-    """Return the slices of acquisitions that take turns in space and follow each other in time; one part where none do.
-
-    In MR one acquisition often takes every second slice first: there another attribute has to bear it out.
-    """
+    """Return the slices of acquisitions that take turns in space and follow each other in time; else one part."""
     every = [list(range(len(slices)))]
     times = [value for value in values if isinstance(value, float)]
     if len(times) < len(slices):
@@ -216,7 +216,7 @@ def _interleaved(values: Sequence[Key], slices: Sequence[Slice]) -> list[list[in
     order = np.argsort(stack_of(slices).heights, kind="stable").tolist()
     for count in range(2, MOST_INTERLEAVED + 1):
         parts = [order[first::count] for first in range(count)]
-        if min(map(len, parts)) > 1 and _apart(parts, times) and _borne_out(parts, slices):
+        if min(map(len, parts)) > 1 and _apart(parts, times):
             return parts
     return every
 
@@ -228,6 +228,7 @@ def _apart(parts: Sequence[Sequence[int]], values: Sequence[float]) -> bool:
 
 
 def _borne_out(parts: Sequence[Sequence[int]], slices: Sequence[Slice]) -> bool:
+    """Return whether they are two acquisitions: in MR one often takes every second slice first."""
     if slices[0].header.modality != "MR" or slices[0].header.compared.get("MRAcquisitionType") == "3D":
         return True
     return any(_apart(parts, column) for column in _other_orders(slices))

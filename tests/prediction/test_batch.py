@@ -119,7 +119,7 @@ def test_state_names_bundle_and_ids_but_no_path(tmp_path: Path) -> None:
     events = read_events(tmp_path)
     assert [event["event"] for event in events] == ["start", "done", "failed"]
     assert events[0]["bundle"] == "a" * 64
-    assert events[2]["found"] == "b and (path)"
+    assert events[2]["detail"] == "found b and (path)"
     for name in ("predictions.jsonl", "a/result.json"):
         assert "/" not in (tmp_path / name).read_text()
     result = json.loads((tmp_path / "a/result.json").read_text())

@@ -227,10 +227,11 @@ def _progress() -> Iterator[BatchProgress]:
 
 def _report(console: Console, batch: BatchResult) -> int:
     bundle, outcomes = batch.bundle, batch.outcomes
+    said = [(outcome, _remark(outcome)) for outcome in outcomes]
     rows = [
-        [outcome.id, outcome.status, outcome.seconds, _remark(outcome)]
-        for outcome in outcomes
-        if outcome.status != "skipped"
+        [outcome.id, outcome.status, outcome.seconds, remark]
+        for outcome, remark in said
+        if remark or outcome.status != "skipped"
     ]
     vetting = next((outcome.result.get("vetting") for outcome in outcomes if outcome.status == "done"), None)
     isolated = next((outcome.result for outcome in outcomes if outcome.status == "done"), {})
@@ -238,6 +239,8 @@ def _report(console: Console, batch: BatchResult) -> int:
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    if to_look_at := sum(bool(remark) and outcome.status in ("done", "skipped") for outcome, remark in said):
+        console.say(f"{to_look_at} with a result to look at: flags or notes, as remarked")
     rules = {left_out.rule: left_out.advice for left_out in batch.not_selected}
     for rule, advice in sorted(rules.items()):
         count = sum(left_out.rule == rule for left_out in batch.not_selected)
@@ -269,6 +272,7 @@ def _report(console: Console, batch: BatchResult) -> int:
                 "not_written": outcome.result.get("not_written"),
                 "volumes_ml": outcome.result.get("volumes_ml"),
                 "flags": outcome.result.get("flags"),
+                "notes": outcome.result.get("notes", []),
             }
             for outcome in outcomes
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,9 @@ import typer
 
 from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
-from segpipe.errors import OK, SOME_FAILED
+from segpipe.common.files import read_json
+from segpipe.common.result_folder import RESULT
+from segpipe.errors import OK, SOME_FAILED, SegpipeError
 
 if TYPE_CHECKING:
     from segpipe.dicom import Delivery
@@ -37,7 +40,8 @@ def command(
     """Store DICOM results (SEG, RTSTRUCT, SR) in a PACS.
 
     What arrived is written down in FOLDER/sent.jsonl, so the same command sends only what is missing. Only what the
-    archive confirms counts as sent; the exit code is 4 when any file failed. Credentials for DICOMweb come from
+    archive confirms counts as sent; the exit code is 4 when any file failed. What the prediction remarked of a case,
+    such as a flag or a missing image, is said again. Credentials for DICOMweb come from
     the environment (SEGPIPE_DICOMWEB_TOKEN, or SEGPIPE_DICOMWEB_USER and SEGPIPE_DICOMWEB_PASSWORD) or ~/.netrc.
 
     Example: segpipe send results --to https://pacs.example.org/dicom-web
@@ -61,11 +65,23 @@ def command(
             retries=retries,
             progress=lambda sending, total: bar.update(task, total=total, advance=1, description=sending.file.case_id),
         )
-    counts = _report(console, delivery)
+    counts = _report(console, delivery, _remarks(folder, delivery))
     return SOME_FAILED if counts["failed"] else OK
 
 
-def _report(console: Console, delivery: Delivery) -> dict[str, int]:
+def _remarks(folder: Path, delivery: Delivery) -> dict[str, list[str]]:
+    """Return what `segpipe predict` remarked of the cases of the files, by case."""
+    from segpipe.reporting import remarks
+
+    found: dict[str, list[str]] = {}
+    files = {sending.file.case_id: folder / sending.file.name for sending in delivery.files}
+    for case_id, file in files.items():
+        with suppress(SegpipeError, AttributeError, TypeError):  # files of another folder than a batch's
+            found[case_id] = remarks(read_json(file.with_name(RESULT)))
+    return {case_id: words for case_id, words in found.items() if words}
+
+
+def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]]) -> dict[str, int]:
     counts = {
         status: sum(sending.status == status for sending in delivery.files) for status in ("sent", "skipped", "failed")
     }
@@ -77,6 +93,8 @@ def _report(console: Console, delivery: Delivery) -> dict[str, int]:
     if rows:
         console.table(f"to {delivery.archive}", ["case", "kind", "outcome", "tries", "reason"], rows)
     console.say(", ".join(f"{count} {status}" for status, count in counts.items()))
+    for case_id, words in remarks.items():
+        console.say(f"look at {case_id}: {'; '.join(words)}")
     if delivery.passed_over:
         console.say(f"{delivery.passed_over} other DICOM files were passed over")
     console.document(
@@ -92,6 +110,7 @@ def _report(console: Console, delivery: Delivery) -> dict[str, int]:
                 "status": sending.status,
                 "attempts": sending.attempts,
                 "reason": sending.reason,
+                "remarks": remarks.get(sending.file.case_id, []),
             }
             for sending in delivery.files
         ],

@@ -310,7 +310,7 @@ class _Batch:
         result = result_document(case, segmented, loaded, self.bundle, self.options)
         result |= {"source_sha256": source.get("sha256", []), "sha256": hashes_of(folder)}
         write_json(folder / RESULT, result)
-        self.folder.map_case(case.id, [str(path) for path in case.paths], **source)
+        self.folder.map_case(case.id, [str(path) for path in case.paths], **source, **case.uids)
         self.folder.finish(case.id)
         seconds = round(time.monotonic() - start, 3)
         self.folder.record(event="done", id=case.id, seconds=seconds)
@@ -324,18 +324,18 @@ class _Batch:
         self.folder.abandon(case.id)
         parts = {name: redact(text, case) for name, text in error.as_dict().items()}
         parts.pop("case_id", None)
+        words = {"found": "found ", "expected": "expected ", "hint": ""}
+        details = [f"{before}{parts[name]}" for name, before in words.items() if name in parts]
         if reason := getattr(error, "reason", None):  # the voxels of a series, not the computing
-            detail = "; ".join(parts[name] for name in ("message", "found", "expected", "hint") if name in parts)
-            return self._refuse(case, reason, detail, round(seconds, 3))
-        reason = parts.pop("message")
-        self.folder.record(event="failed", id=case.id, reason=reason, **parts)
-        words = [reason, parts.get("found"), parts.get("expected") and f"expected {parts['expected']}"]
-        return Outcome(case.id, "failed", round(seconds, 3), reason="; ".join(word for word in words if word))
+            return self._refuse(case, reason, "; ".join([parts["message"], *details]), round(seconds, 3))
+        reason, detail = parts["message"], "; ".join(details) or None
+        self.folder.record(event="failed", id=case.id, reason=reason, detail=detail)
+        return Outcome(case.id, "failed", round(seconds, 3), reason, detail)
 
     def _refuse(self, case: InputCase, reason: str, detail: str, seconds: float | None = None) -> Outcome:
         paths = [str(path) for path in case.paths]
         if self.earlier.refused.get(case.id) != paths:
-            self.folder.map_case(case.id, paths, refused=reason)
+            self.folder.map_case(case.id, paths, refused=reason, **case.uids)
         self.folder.record(event="refused", id=case.id, reason=reason, detail=detail)
         return Outcome(case.id, "refused", seconds, reason, detail)
 

@@ -41,8 +41,8 @@ class Outcome:
         id: of the case.
         status: ``done``, ``skipped`` (finished before), ``failed``, or ``refused`` (a DICOM series that is no volume).
         seconds: that it took.
-        reason: of what failed, in a sentence; of what is refused, in a word.
-        detail: of what is refused, in a sentence or two.
+        reason: why it has no result: what went wrong, of what is refused in a word.
+        detail: what was found, what was expected and what to do, where that is known.
         result: ``result.json``, of a skipped case that of before; empty where nothing was segmented.
     """
 
@@ -162,7 +162,11 @@ def write_summary(
     )
     columns = ["id", "state", "reason", "detail", "source", "seconds"]
     columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
-    write_csv(folder.root / SUMMARY_CSV, (_csv_row(case, labels) for case in cases), columns)
+    rows = [_csv_row(case, labels) for case in cases]
+    rows += [
+        {"id": each.id, "state": "not_selected", "reason": each.rule, "detail": each.advice} for each in not_selected
+    ]
+    write_csv(folder.root / SUMMARY_CSV, rows, columns)
     write_cases_page(
         folder.root / REPORT,
         f"{bundle.name} {bundle.version}: {len(cases)} cases",
@@ -214,14 +218,11 @@ def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: 
 
 
 def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
-    detail = ended.get("detail") or "; ".join(
-        f"{words}{ended[key]}" for key, words in (("found", ""), ("expected", "expected ")) if ended.get(key)
-    )
     return {
         "id": id,
         "state": ended["event"],
         "reason": ended.get("reason"),
-        "detail": detail or None,
+        "detail": ended.get("detail"),
         "source": "dicom" if ended["event"] == "refused" and id.startswith("dcm-") else None,
         "seconds": None,
         "volumes_ml": None,

@@ -160,13 +160,13 @@ def select_series(
 
 
 def _case_of(series: Series) -> InputCase:
+    uids = {name: uid for name in ("study_uid", "series_uid") if (uid := getattr(series, name))}
     if series.state == "loaded":
         notes = tuple(_in_words(note, series.files) for note in series.notes)
-        return InputCase(series.case_id, series.files, replace(series, notes=notes))
+        return InputCase(series.case_id, series.files, replace(series, notes=notes), uids=uids)
     detail = series.detail.replace(series.series_uid, series.case_id) if series.series_uid else series.detail
-    return InputCase(
-        series.case_id, series.files, refusal=Refusal(series.reason or "refused", _in_words(detail, series.files))
-    )
+    refusal = Refusal(series.reason or "refused", _in_words(detail, series.files))
+    return InputCase(series.case_id, series.files, refusal=refusal, uids=uids)
 
 
 def _in_words(detail: str, files: Sequence[Path]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +42,14 @@ class InputCase:
         paths: image files in the order of the channels, or all files of a DICOM series.
         series: of a DICOM case that can be read.
         refusal: of a case that cannot.
+        uids: ``study_uid`` and ``series_uid``, which find a DICOM case in the archive; for ``mapping.jsonl`` alone.
     """
 
     id: str
     paths: tuple[Path, ...]
     series: Series | None = None
     refusal: Refusal | None = None
+    uids: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_dicom(self) -> bool:

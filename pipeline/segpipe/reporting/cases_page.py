@@ -40,7 +40,7 @@ def write_cases_page(
     figures = [
         (str(len(done)), "with a result"),
         (str(len(unfinished)), "without: failed or refused"),
-        (str(len(odd)), "to look at: flagged"),
+        (str(len(odd)), "to look at: flags or notes"),
     ]
     sections = [Section("All cases", [notice], figures=figures)]
     if unfinished:

@@ -66,7 +66,10 @@ def group_slices(headers: Sequence[Header], name: Name) -> list[Group]:
         else:
             for study, members in sorted(by_study.items()):
                 split = f"{kind} study={study}" if len(by_study) > 1 else kind
-                groups += _group_series(members, split.strip(), (), name)
+                several = (
+                    f"other images of its SeriesInstanceUID name another study ({len(by_study)}): slices may be missing"
+                )
+                groups += _group_series(members, split.strip(), (several,)[: len(by_study) - 1], name)
     return groups
 
 

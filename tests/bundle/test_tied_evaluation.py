@@ -335,8 +335,17 @@ def test_verify_refuses_figures_of_something_else(carded: Path, tmp_path: Path, 
     assert {finding.file for finding in verification.findings} == {"provenance.json"}
 
 
-def test_verify_says_where_nothing_ties_them() -> None:
-    """The shipped bundle is older than the record of what its figures were measured on."""
-    shipped = Path(__file__).parents[2] / "bundles/hippocampus_mri"
-    check = next(check for check in verify_bundle(shipped).checks if check.name == "figures")
-    assert check.status == "absent" and "believe them as far as you believe its author" in check.detail
+def test_verify_says_where_nothing_ties_them(tmp_path: Path) -> None:
+    """The figures of the shipped bundle are tied; those of older ones are not."""
+    shipped, older = Path(__file__).parents[2] / "bundles/hippocampus_mri", tmp_path / "older"
+    shutil.copytree(shipped, older)
+    record = json.loads((older / "provenance.json").read_text())
+    assert record.pop("evaluation")["split"] == "test"
+    write_json(older / "provenance.json", record)
+    write_sums(older)
+    tied, untied = (
+        next(check for check in verify_bundle(root, replay=False).checks if check.name == "figures")
+        for root in (shipped, older)
+    )
+    assert tied.status == "passed"
+    assert untied.status == "absent" and "believe them as far as you believe its author" in untied.detail

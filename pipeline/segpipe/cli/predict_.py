@@ -226,6 +226,8 @@ def _progress() -> Iterator[BatchProgress]:
 
 
 def _report(console: Console, batch: BatchResult) -> int:
+    from segpipe.reporting import is_to_look_at
+
     bundle, outcomes = batch.bundle, batch.outcomes
     said = [(outcome, _remark(outcome)) for outcome in outcomes]
     rows = [
@@ -239,7 +241,7 @@ def _report(console: Console, batch: BatchResult) -> int:
     if rows:
         console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    if to_look_at := sum(bool(remark) and outcome.status in ("done", "skipped") for outcome, remark in said):
+    if to_look_at := sum(is_to_look_at(outcome.result) for outcome in outcomes):
         console.say(f"{to_look_at} with a result to look at: flags or notes, as remarked")
     rules = {left_out.rule: left_out.advice for left_out in batch.not_selected}
     for rule, advice in sorted(rules.items()):

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from segpipe import errors
 from segpipe.common.files import cannot_write
 from segpipe.common.processes import end_with_parent
-from segpipe.common.result_folder import SEGMENTATION, SLICE
+from segpipe.common.result_folder import NOT_ASKED_FOR, SEGMENTATION, SLICE
 from segpipe.errors import SegpipeError, UsageError, first_cause
 from segpipe.prediction.protocol import (
     CaseFiles,
@@ -140,7 +140,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
         if request.outputs.overlay:
             save_slice(folder / SLICE, label_map.preview, label_map.labels, label_map.grid, label_map.regions)
         else:
-            not_written = {**not_written, "overlay": "it was not asked for"}
+            not_written = {**not_written, "overlay": NOT_ASKED_FOR}
     return Segmented(
         shape=label_map.labels.shape,
         spacing_mm=tuple(round(edge, 6) for edge in label_map.grid.spacing_mm),

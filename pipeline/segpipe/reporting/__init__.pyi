@@ -2,6 +2,7 @@ from .animation import gif as gif
 from .case_overlay import draw_overlay as draw_overlay
 from .case_overlay import example_figure as example_figure
 from .case_overlay import labelled_figure as labelled_figure
+from .cases_page import is_to_look_at as is_to_look_at
 from .cases_page import remarks as remarks
 from .cases_page import write_cases_page as write_cases_page
 from .charts import comparison as comparison

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.result_folder import NOT_ASKED_FOR
 from segpipe.reporting.case_overlay import legend
 from segpipe.reporting.html import Picture, Section, Table, write_page
 
@@ -36,7 +37,7 @@ def write_cases_page(
     """
     done = [row for row in rows if row[0]["state"] == "done"]
     unfinished = [case for case, _ in rows if case["state"] != "done"]
-    odd = [case for case, _ in done if remarks(case)]
+    odd = [case for case, _ in done if is_to_look_at(case)]
     figures = [
         (str(len(done)), "with a result"),
         (str(len(unfinished)), "without: failed or refused"),
@@ -54,6 +55,11 @@ def write_cases_page(
     if not_selected or passed_over:
         sections.append(_left_out(not_selected, passed_over))
     write_page(path, title, sections, "Automatic segmentation; check each one before it is used.")
+
+
+def is_to_look_at(case: Mapping[str, Any]) -> bool:
+    """Return whether something is odd about a finished case, beside what it was not asked for."""
+    return any(not words.endswith(NOT_ASKED_FOR) for words in remarks(case))
 
 
 def remarks(case: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-test test-slow: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow validators lint docs bench clean
+test test-slow fuzz: export OMP_NUM_THREADS = 1
+.PHONY: help demo test test-slow fuzz validators lint docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,11 @@ validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, o
 test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow
 
+fuzz: export FUZZ_MINUTES ?= 10
+fuzz: export FUZZ_FOUND ?= fuzz_found
+fuzz: .venv/.ready  ## Changed files of each kind, FUZZ_MINUTES of each; what breaks a promise is kept in fuzz_found/
+	$(BIN)/pytest tests/fuzz -m slow --timeout 0 -k breaks_no_promise || (ls $(FUZZ_FOUND)/*; exit 1)
+
 # a folder of its own: what renders the site is no part of segpipe's environment
 .venv-docs/.ready: docs/requirements.txt
 	@echo "Installing into .venv-docs (once)"
@@ -51,4 +56,4 @@ bench: .venv/.ready  ## Benchmarks, each printing its ratio
 	@for script in bench/[!_]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove what was made, .venv too
-	rm -rf .venv .venv-docs site demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-docs site demo_out fuzz_found .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

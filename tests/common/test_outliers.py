@@ -47,6 +47,16 @@ def test_many_impossible_voxels_are_found_as_well(share: float) -> None:
     assert found.count == count
 
 
+@pytest.mark.parametrize("value", [-3.4e38, -2147483648.0, 1e30])
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_the_impossible_voxels_are_named_not_the_others(value: float, share: float) -> None:
+    found = find_outliers(with_voxels(value, int(share * BRAIN.size)))
+    assert found is not None
+    assert found.farthest == pytest.approx(value, rel=1e-6)
+    assert found.count == int(share * BRAIN.size)
+    assert (found.low, found.high) == pytest.approx(np.percentile(BRAIN, [0.5, 99.5]), abs=3)
+
+
 def bladder() -> NDArray[np.float32]:
     body = RANDOM.exponential(0.5, (60, 60, 60)).astype(np.float32)
     body[20:24, 20:24, 20:24] = 150  # hotter than 99.5 % by 56 times their range

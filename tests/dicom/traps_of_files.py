@@ -228,6 +228,21 @@ def not_compressed_declared(folder: Path) -> None:
         path.write_bytes(path.read_bytes().replace(RLELossless.encode(), ExplicitVRLittleEndian.encode()))
 
 
+def declared(syntax: str) -> Callable[[Images], object]:
+    def edit(images: Images) -> None:
+        for image in images:
+            image.file_meta.TransferSyntaxUID = syntax
+
+    return edit
+
+
+def with_comments(images: Images) -> None:
+    """Codestreams that begin with a comment, as both JPEG and JPEG-LS may."""
+    for image in images:
+        stream = next(generate_frames(image.PixelData, number_of_frames=1))
+        image.PixelData = encapsulate([stream[:2] + b"\xff\xfe\0\x04by" + stream[2:]])
+
+
 _LITTLE, _IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 _BIG, _DEFLATED = ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian
 ENCODINGS = {
@@ -246,6 +261,16 @@ ENCODINGS = {
     "deflated declared, explicit written": Trap(written(_DEFLATED, _LITTLE), "transfer_syntax", ("deflated",)),
     "deflated declared, implicit written": Trap(written(_DEFLATED, _IMPLICIT, 8), "transfer_syntax", ("deflated",)),
     "explicit declared, deflated": Trap(written(_LITTLE, _DEFLATED), "transfer_syntax", ("deflated",)),
+    "JPEG-LS declared, run lengths": Trap(
+        coded("pydicom_rle", declared("1.2.840.10008.1.2.4.80")), "transfer_syntax", ("as RLE", "JPEG-LS")
+    ),
+    "JPEG-LS declared, JPEG 2000": Trap(
+        coded("jpeg_2000", declared("1.2.840.10008.1.2.4.80")), "transfer_syntax", ("as JPEG 2000", "JPEG-LS")
+    ),
+    "JPEG declared, JPEG-LS": Trap(
+        coded("jpeg_ls", declared("1.2.840.10008.1.2.4.70")), "transfer_syntax", ("as JPEG-LS", "JPEG,")
+    ),
+    "JPEG-LS with comments": Trap(coded("jpeg_ls", with_comments), None),
     "compression declared, not compressed": Trap(
         written("1.2.840.10008.1.2.4.80", _LITTLE), "transfer_syntax", ("not encapsulated",)
     ),

@@ -130,6 +130,15 @@ def of_frames(name: str, sequence: str, value: Callable[[int], Any], number: Cal
     return edit
 
 
+def with_table(image: Dataset) -> None:
+    """Values by a table, which turns them round."""
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "US"
+    table.LUTData = np.arange(4095, -1, -1, dtype="<u2").tobytes()
+    table["LUTData"].VR = "OW"
+    image.ModalityLUTSequence = [table]
+
+
 def no_rescale_of_its_own(image: Dataset) -> None:
     del image.RescaleSlope, image.RescaleIntercept
     for place, frame in enumerate(image.PerFrameFunctionalGroupsSequence):
@@ -183,6 +192,13 @@ CONSISTENCY = {
     "no rescale at all": Trap(
         edited(only(0, RescaleSlope=None, RescaleIntercept=None)), None, ("values may be in no unit",)
     ),
+    "a slope of 0 in one": Trap(edited(one(2, RescaleSlope="0")), "missing_tag", ("RescaleSlope", "1 of 5 files")),
+    "two intercepts in one": Trap(edited(one(2, RescaleIntercept=["0", "1"])), "missing_tag", ("RescaleIntercept",)),
+    "a table of values in one": Trap(
+        edited(both(only(0, RescaleSlope=None, RescaleIntercept=None), lambda images: with_table(images[2])), "MR"),
+        "mixed_attributes",
+        ("ModalityLUTSequence",),
+    ),
     "slopes in other words": Trap(edited(both(every(RescaleSlope="1"), one(2, RescaleSlope="1.000000"))), None),
     "another intercept in one": Trap(
         edited(one(2, RescaleIntercept="0")), None, ("RescaleIntercept differs between slices (2 values)",)
@@ -222,6 +238,19 @@ CONSISTENCY = {
     "two flip angles": Trap(differs("MR", {"FlipAngle": "5"}, {"FlipAngle": "26"}), None, ("FlipAngle",), volumes=2),
     "two b-values": Trap(
         differs("MR", {"DiffusionBValue": 0.0}, {"DiffusionBValue": 1000.0}), None, ("DiffusionBValue",), volumes=2
+    ),
+    "magnitude and phase of frames": Trap(
+        frames(
+            of_frames(
+                "ComplexImageComponent",
+                "MRImageFrameTypeSequence",
+                lambda number: "PHASE" if number % 2 else "MAGNITUDE",
+                lambda number: True,
+            )
+        ),
+        None,
+        ("split by ComplexImageComponent",),
+        volumes=2,
     ),
     "magnitude and phase": Trap(
         differs("MR", {"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}),

@@ -282,6 +282,12 @@ def test_words_for_a_report_hold_no_part_of_a_folder_with_blanks_nor_a_bare_stem
     assert redact(text, item) == "no (path) and no 'case-1' or Doe Jane_seg"
 
 
+def test_a_file_named_by_an_ordinary_word_leaves_the_sentence_alone() -> None:
+    item = InputCase("image-1", (Path("/data/a/image.nii.gz"),))
+    text = "the image cannot be read: image.nii.gz, /data/a/image.nii.gz"
+    assert redact(text, item) == "the image cannot be read: image-1, image-1"
+
+
 def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path) -> None:
     scan = tmp_path / "p1" / "p1.nii.gz"
     scan.parent.mkdir()

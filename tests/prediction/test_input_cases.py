@@ -6,17 +6,21 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom.make import series, write
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.source import read_headers
 from segpipe.prediction.cases import select_cases
 from segpipe.prediction.file_cases import InputCase, _of_files, find_cases
 from segpipe.prediction.options import Options
+from segpipe.prediction.places import Places
+from segpipe.prediction.resume import _refuse_other_source, describe_source
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -35,6 +39,27 @@ def test_folder_is_searched_below_and_results_and_hidden_files_are_passed_over(t
     items = find_cases([tmp_path], 1, Options(), out=tmp_path / "out")
     assert ids(items) == ["a", "b"]
     assert items[0].paths == (tmp_path / "deep/a.nii",)
+
+
+def test_an_image_in_two_files_is_read_and_known_again_by_both(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    for name in ("p.hdr", "d.mhd", "n.nhdr", "m.mha"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    cases = {case.id: case for case in find_cases([tmp_path], 1, Options())}
+    assert {id: [path.name for path in case.files] for id, case in cases.items()} == {
+        "p": ["p.hdr", "p.img"],
+        "d": ["d.mhd", "d.raw"],
+        "n": ["n.nhdr", "n.raw"],
+        "m": ["m.mha"],
+    }
+    readable = Places.of(tmp_path / "out", [], cases.values(), "cpu").readable
+    assert {str(tmp_path / name) for name in ("p.img", "d.raw", "n.raw")} <= set(readable)
+    for id, voxels in (("p", "p.img"), ("d", "d.raw"), ("n", "n.raw")):
+        before = {"paths": [str(path) for path in cases[id].paths], **describe_source(cases[id])}
+        _refuse_other_source(cases[id], before)
+        (tmp_path / voxels).write_bytes((tmp_path / voxels).read_bytes()[:-1] + b"\x01")
+        with pytest.raises(RefusedError, match="has changed"):
+            _refuse_other_source(cases[id], before)
 
 
 def test_a_file_named_twice_is_one_case(tmp_path: Path) -> None:

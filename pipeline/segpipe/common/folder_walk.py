@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TypeAlias
 
 from segpipe.common.image_names import PAIR, ending_of, is_image
 from segpipe.common.nifti_bytes import header_of_pair, voxels_of_pair
+from segpipe.common.rasters import is_raster, read_raster
+from segpipe.errors import SegpipeError
 
 Folder: TypeAlias = tuple[int, int]  # device and inode
 Key: TypeAlias = tuple[Folder, str]
@@ -101,6 +104,16 @@ def find_images(top: Path, outside: Path | None = None) -> ImageFolder:
         else:
             found.images.append(path)
     return found
+
+
+def files_of_image(path: Path) -> tuple[Path, ...]:
+    """Return the files that an image lies in: its own, and that of its voxels where a header names another."""
+    if ending_of(path) == PAIR:
+        return path, voxels_of_pair(path)
+    if is_raster(path):
+        with suppress(SegpipeError):  # who reads the voxels says what is wrong
+            return tuple(dict.fromkeys((path, read_raster(path).data)))
+    return (path,)
 
 
 def _is_below(folder: str, top: str) -> bool:

@@ -65,7 +65,12 @@ def find_outliers(values: NDArray[Any]) -> Outliers | None:
         count = sum(_count(part, low, high, FAR) for part in _parts(values))
     if not count:
         return None
-    return Outliers(count, most if most - high >= low - least else least, low, high)
+    farthest = most if most - high >= low - least else least
+    if abs(low) > LARGEST or abs(high) > LARGEST:  # so many that they are of the range
+        farthest = max(least, most, key=abs)
+        possible = np.concatenate([part[np.abs(part) <= LARGEST] for part in _parts(values)])
+        low, high = _range(possible) if possible.size else (low, high)
+    return Outliers(count, farthest, low, high)
 
 
 def refuse_outliers(values: NDArray[Any], path: Path | None = None, case_id: str | None = None) -> None:

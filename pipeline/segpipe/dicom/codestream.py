@@ -15,6 +15,8 @@ BOX_BEGINS = b"\0\0\0\x0cjP  "  # JPEG 2000 in a file format of its own
 NO_LENGTH = frozenset([0x01, *range(0xD0, 0xDA)])
 START_OF_FRAME = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN = 0xDA
+JPEG_LS_FRAME = 0xF7
+JPEG_TABLES = (START_OF_FRAME - {JPEG_LS_FRAME}) | {0xC4, 0xDB}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,25 @@ def begins_frame(head: bytes, syntax: str) -> bool:
         count, first = struct.unpack("<LL", head.ljust(8, b"\0"))
         return 1 <= count <= 15 and first == 64
     return head.startswith((b"\xff\xd8", JPEG_2000_BEGINS, BOX_BEGINS))
+
+
+def family_of(head: bytes) -> str:
+    """Return which codec wrote a frame that starts so, by PS3.5's name; empty where it cannot be told."""
+    if head.startswith((JPEG_2000_BEGINS, BOX_BEGINS)):
+        return "JPEG 2000"
+    if head.startswith(b"\xff\xd8\xff") and len(head) > 3:  # with others both may begin
+        return "JPEG-LS" if head[3] == JPEG_LS_FRAME else "JPEG" if head[3] in JPEG_TABLES else ""
+    return "RLE" if begins_frame(head, RLE) else ""
+
+
+def family_meant(syntax: str) -> str:
+    """Return which codec a transfer syntax stands for, by PS3.5's name; empty where it is another."""
+    if syntax == RLE:
+        return "RLE"
+    number = syntax.removeprefix(JPEG_FAMILIES)
+    if number == syntax or not number.isdigit() or not 50 <= int(number) < 94:
+        return ""
+    return "JPEG" if int(number) < 80 else "JPEG-LS" if int(number) < 90 else "JPEG 2000"
 
 
 def read_codestream(stream: bytes, syntax: str) -> Codestream | None:

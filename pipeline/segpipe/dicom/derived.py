@@ -30,7 +30,8 @@ _SPECTRAL = (  # of CT: monoenergetic, virtual non-contrast, materials
     r"VMI\w*|MONO(?!CHROME)\w*|\d*KEV|GSI|VNC\w*|VUE|VUC|VIRTUAL|IODINE\w*|MAT|MD|EFF ATOMIC|Z ?EFF|ZEFF\w*|"
     r"ELECTRON DENSITY|RHO|CALCIUM\w*|URIC\w*"
 )
-_COMPUTED = r"ADDITION|DIVISION|MULTIPLICATION|MASKED|MEAN|AVERAGE"  # where the image says that it is derived
+# where the image says that it is derived
+_COMPUTED = r"ADDITION|DIVISION|MULTIPLICATION|MASKED|MEAN|AVERAGE|CALC\w*|COMPUTED\w*|SYNTHETIC\w*"
 _CODES: dict[Derived, tuple[int, ...]] = {  # of DCM, PS3.16 CID 7203 and what it replaced
     "subtraction": (113062,),
     "projection": (113048, 113051, 113074, 113075, 113078, 113079),

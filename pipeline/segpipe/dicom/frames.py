@@ -126,8 +126,11 @@ CATEGORIES = (
     ("SequenceName", "", "SequenceName"),
     ("ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel"),
     ("ConvolutionKernel", "", "ConvolutionKernel"),
+    ("ComplexImageComponent", "MRImageFrameTypeSequence", "ComplexImageComponent"),
+    ("ComplexImageComponent", "", "ComplexImageComponent"),
 )
 SCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType")
+TABLE = "ModalityLUTSequence"
 PRIVATE_B_VALUES = (
     (0x0019, "SIEMENS MR HEADER", 0x0C),
     (0x0043, "GEMS_PARM_01", 0x39),
@@ -150,7 +153,8 @@ class FrameHeader:
         keys: values that may differ where positions repeat.
         times: values of which later volumes have later ones; clock times in s, of the day where there is no date.
         derived: what it was computed as, of other images.
-        scale: what stored values are turned into measured ones by, those of `SCALE` that there are.
+        scale: what stored values are turned into measured ones by, those of `SCALE` that there are, and whether
+            there is a `TABLE`.
     """
 
     number: int
@@ -228,7 +232,7 @@ def _frame(
         keys,
         times,
         _derived(levels, top, str(keys["ImageType"])),
-        {name: value for name, value in found.items() if value},
+        {name: value for name, value in found.items() if value} | ({TABLE: "1"} if TABLE in top else {}),
     )
 
 

@@ -308,6 +308,11 @@ def _missing_tag(dataset: FileDataset, frames: tuple[FrameHeader, ...]) -> Probl
         ):
             if measure is None:
                 return Problem("missing_tag", f"no usable {name}{where}", expected, hint)
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            value = frame.scale.get(name, "0" if name == "RescaleIntercept" else "1")
+            if len(factor := numbers(value)) != 1 or (name == "RescaleSlope" and not factor[0]):
+                found, hint = f"a {name}{where} that is no number, or 0", "export the series again from its source"
+                return Problem("missing_tag", found, "one number, of a slope not 0", hint)
     if not frames:
         return Problem("missing_tag", "no frame", "NumberOfFrames of at least 1", hint)
     return None

@@ -12,13 +12,14 @@ from typing import BinaryIO, NamedTuple
 
 from pydicom import Dataset
 
-from segpipe.dicom.codestream import JPEG_FAMILIES, Codestream, begins_frame, read_codestream
+from segpipe.dicom.codestream import JPEG_FAMILIES, Codestream, begins_frame, family_meant, family_of, read_codestream
 from segpipe.dicom.frames import whole_number
 from segpipe.dicom.model import Problem
 
 END_OF_STREAM = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
 PADDING = b"\0\xff"  # what writers fill a fragment with to an even length
 CODESTREAM_HEADER = 4096  # bytes, in which a frame mostly says its matrix; the decoding looks at all of it
+CONTRADICTS = "the file contradicts itself: export the series again from its source"
 AGAIN = "copy the file again from where it came from"
 NOT_ITS_HEADER = "pixels and header are not of one image: export the series again from its source"
 
@@ -131,6 +132,14 @@ def encapsulation_problem(stream: BinaryIO, size: int, syntax: str, layout: Layo
     """Judge the items of encapsulated pixels (PS3.5 A.4), of which ``stream`` is at the first, the offset table."""
     base, table, fragments, whole = _walk(stream, size, syntax)
     frames = layout.frames
+    if fragments:
+        stream.seek(fragments[0].value)
+        found, meant = family_of(stream.read(min(fragments[0].length, 8))), family_meant(syntax)
+        if found and meant and found != meant:
+            words = f"pixels that are compressed as {found}"
+            return Problem(
+                "transfer_syntax", words, f"{meant}, as the transfer syntax {syntax} of the file says", CONTRADICTS
+            )
     if not whole or len(fragments) < frames:
         found = f"{len(fragments)} complete compressed part(s)"
         return Problem("truncated", found, f"{frames}, and an end mark", AGAIN)

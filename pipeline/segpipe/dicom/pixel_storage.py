@@ -22,7 +22,7 @@ from segpipe.dicom.codecs import (
 )
 from segpipe.dicom.frames import text
 from segpipe.dicom.model import Element, PixelStorage, Problem
-from segpipe.dicom.pixel_layout import AGAIN, Layout, encapsulation_problem
+from segpipe.dicom.pixel_layout import AGAIN, CONTRADICTS, Layout, encapsulation_problem
 
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
@@ -88,10 +88,7 @@ def _not_decoded(syntax: str) -> Problem:
 def not_as_declared(found: str, declared: str, expected: str) -> Problem:
     """Return the problem of a file that does not follow its own transfer syntax."""
     return Problem(
-        "transfer_syntax",
-        found,
-        f"{expected} as the transfer syntax {declared} of the file says",
-        "the file contradicts itself: export the series again from its source",
+        "transfer_syntax", found, f"{expected} as the transfer syntax {declared} of the file says", CONTRADICTS
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
 ENDS = ("done", "failed", "refused")
+ORDINARY_WORD = re.compile(r"[a-z]+")  # of a sentence rather than of a name, such as `image`
 PATH_LIKE = re.compile(r"(?<!\w)/[^\s'\"]+")
 FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation_unknown")
 
@@ -123,7 +124,9 @@ def redact(text: str, case: InputCase) -> str:
             text = text.replace(name, case.id)
         if not case.is_dicom:  # whose files may be called 1, 2, 3
             text = text.replace(path.name, case.id)
-            text = re.sub(rf"(?<!\w){re.escape(image_stem(path))}(?!\w)", case.id, text)
+            stem = image_stem(path)
+            if not ORDINARY_WORD.fullmatch(stem):
+                text = re.sub(rf"(?<!\w){re.escape(stem)}(?!\w)", case.id, text)
     for folder in dict.fromkeys(path.parent for path in case.paths):  # as a whole: it may hold blanks
         for name in (str(folder), os.path.realpath(folder)):
             text = text.replace(name + "/", "/")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe.common.folder_walk import ImageFolder, find_images
+from segpipe.common.folder_walk import ImageFolder, files_of_image, find_images
 from segpipe.common.image_names import EXPECTED, ending_of, image_stem, is_image
 from segpipe.data import data_root, ids_of_files, load_manifest, pseudonym
 from segpipe.errors import UsageError
@@ -50,6 +50,11 @@ class InputCase:
     series: Series | None = None
     refusal: Refusal | None = None
     uids: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return all files that are read of it."""
+        return self.paths if self.is_dicom else tuple(file for path in self.paths for file in files_of_image(path))
 
     @property
     def is_dicom(self) -> bool:

@@ -49,7 +49,7 @@ class Places:
     @classmethod
     def of(cls, work: Path, bundles: Sequence[Bundle], cases: Iterable[InputCase], device: str) -> Places:
         """Return what a batch of cases takes."""
-        files = [*dict.fromkeys(path.absolute() for case in cases for path in case.paths)]
+        files = [*dict.fromkeys(path.absolute() for case in cases for path in case.files)]
         if len(files) > MOST_FILES:
             files = [*dict.fromkeys(path.parent for path in files)]
         readable = [path for bundle in bundles for path in (bundle.root, bundle.weights)] + files

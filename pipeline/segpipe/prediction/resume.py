@@ -187,16 +187,16 @@ def describe_source(case: InputCase) -> dict[str, Any]:
     """
     if case.series is not None:
         return {"slices": slices_of(case.series)}
-    if not all(path.is_file() for path in case.paths):  # a pipe would be waited for
+    if not all(path.is_file() for path in case.files):  # a pipe would be waited for
         return {}
     try:
-        return {"stat": _stat(case), "sha256": [sha256_of(path) for path in case.paths]}
+        return {"stat": _stat(case), "sha256": [sha256_of(path) for path in case.files]}
     except OSError:  # the worker says why
         return {}
 
 
 def _stat(case: InputCase) -> list[list[int]]:
-    return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in case.paths)]
+    return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in case.files)]
 
 
 def _has_changed(case: InputCase, before: Mapping[str, Any]) -> bool:

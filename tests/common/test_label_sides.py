@@ -12,7 +12,8 @@ PAIRS = """
     Niere_links Niere_rechts, linkeNiere rechteNiere, Niere_li Niere_re, ReinGauche ReinDroit, rein_g rein_d,
     reni_sinistri reni_destri, rene_sx rene_dx, riñón_izquierdo riñón_derecho, rinon_izq rinon_der,
     ren_sinister ren_dexter, glandula_sinistra glandula_dextra, ren_sin ren_dex, rim_esquerdo rim_direito, 左肺 右肺,
-    rib_left_1 rib_right_1
+    rib_left_1 rib_right_1, Niere_lks Niere_rts, izqda_rinon dcha_rinon, rein.gau rein.dro, hipp_lft hipp_rght,
+    lt_lung rgt_lung, occhio_sin occhio_dest, lobus_sin lobus_dxt
 """
 
 

@@ -15,33 +15,14 @@ from typing import Any
 LEFT = r"left|links|linke[rsnm]?|gauches?|sinister|sinistr(?:[aoei]|um|ae|am)|izquierd[ao]s?|esquerd[ao]s?|左"
 RIGHT = r"right|rechts?|rechte[rsnm]?|dexter|dextr(?:[aoei]|um|ae|am)|destr[aoei]|derech[ao]s?|direit[ao]s?|右"
 RIGHT_IN_A_PAIR = rf"{RIGHT}|droite?s?"  # alone, the muscles called droit are straight
-SHORT = {
-    "l r",
-    "lt rt",
-    "lft rgt",
-    "lh rh",
-    "lhs rhs",
-    "li re",
-    "g d",
-    "gche dte",
-    "gch dte",
-    "sx dx",
-    "sn dx",
-    "sin dx",
-}
-SHORT |= {
-    "sin dex",
-    "sin dext",
-    "sin dst",
-    "sin des",
-    "ga dr",
-    "izq der",
-    "izq dcha",
-    "izda dcha",
-    "izdo dcho",
-    "i d",
-    "esq dir",
-}
+SHORT = (  # of one language each: any of the left goes with any of the right
+    ("l lt lft lh lhs", "r rt rgt rght rh rhs"),
+    ("li lks", "re rts"),
+    ("g ga gau gche gch", "d dr dro drt dte"),
+    ("sx sn sin sinis", "dx dex dext dxt dst des dest destr"),
+    ("i izq izda izdo izqda izqdo", "d der dcha dcho"),
+    ("esq", "dir"),
+)
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]")
 
 
@@ -67,7 +48,9 @@ def _differ_in_side(left: Sequence[str], right: Sequence[str]) -> bool:
 
 
 def _are_sides(left: str, right: str) -> bool:
-    if f"{left} {right}" in SHORT or (re.fullmatch(LEFT, left) and re.fullmatch(RIGHT_IN_A_PAIR, right)):
+    if any(left in lefts.split() and right in rights.split() for lefts, rights in SHORT) or (
+        re.fullmatch(LEFT, left) and re.fullmatch(RIGHT_IN_A_PAIR, right)
+    ):
         return True
     begins, ends = (left[0] + right[0], left[1:], right[1:]), (left[-1] + right[-1], left[:-1], right[:-1])
     return any(letters == "lr" and rest == other and len(rest) > 3 for letters, rest, other in (begins, ends))

@@ -201,6 +201,19 @@ def test_labels_and_channels_of_metadata_that_names_its_tensors_otherwise(tmp_pa
     assert opened.channels == ["channel 0", "channel 1", "channel 2", "channel 3"]
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [{"channel_def": "MRI"}, {"channel_def": 3}, {"channel_def": True}, {"num_channels": 10**12}, {"num_channels": -1}],
+)
+def test_channels_that_are_no_list_or_beyond_any_image_are_data_errors(tmp_path: Path, tensor: dict[str, Any]) -> None:
+    folder = foreign(tmp_path / "zoo")
+    formats = {"inputs": {"image": tensor}, "outputs": {"pred": {"channel_def": {"0": "background", "1": "tumour"}}}}
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": formats}))
+    with pytest.raises(DataError, match="network_data_format") as caught:
+        open_bundle(folder)
+    assert "channel" in str(caught.value.found)
+
+
 def test_a_config_is_read_as_plain_values_and_not_blown_up(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "zoo")
     config = folder / "configs" / "inference.yaml"

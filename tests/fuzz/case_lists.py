@@ -95,8 +95,9 @@ def datasets() -> Target:
             (path.parent / folder / name).write_bytes(content)
         path.rename(path.parent / "dataset.json")
         out = room.output / "manifest.json"
-        for layout in ("decathlon", "nnunet", None):
-            rules = {"label_values": ["255=1"], "overwrite": True, "hashes": False}
+        rules = {"label_values": ["255=1"], "overwrite": True, "hashes": False}
+        for layout in ("decathlon", "nnunet"):
             end(import_dataset, path.parent, output=out, layout=layout, **rules)
+        import_dataset(path.parent, output=out, **rules)
 
     return Target("dataset", [(".json", as_text(decathlon)), (".json", as_text(nnunet))], inputs, use)

@@ -296,3 +296,24 @@ def test_labels_that_are_not_turned_back_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not lie on the image's grid"):
         Segmenter(recipe(bundle, False, inference=stock)).segment([scan])
     assert Segmenter(recipe(bundle, False)).segment([scan]).labels.any()
+
+
+@pytest.mark.parametrize(("channels", "window"), [(("A", "B", "C"), [16, 16, 16]), (("A",), [4, 4, 4])])
+def test_a_network_that_does_not_take_the_bundles_windows_is_said(
+    tmp_path: Path, channels: tuple[str, ...], window: list[int]
+) -> None:
+    import torch
+
+    import segpipe
+    import tiny_bundle
+
+    kernel = 1 if len(channels) > 1 else 5
+    network = {**tiny_bundle.BRIGHT, "in_channels": 1, "kernel_size": kernel}
+    state = {"weight": torch.zeros(2, 1, kernel, kernel, kernel), "bias": torch.zeros(2)}
+    root = tiny_bundle.write_bundle(tmp_path / "b", network=network, state=state, channels=channels)
+    config = root / "configs/inference.json"
+    config.write_text(config.read_text().replace("[16, 16, 16]", str(window)))
+    image = np.arange(512.0).reshape(8, 8, 8)
+    with pytest.raises(DataError, match="cannot compute a window") as caught:
+        segpipe.open_bundle(root).segment([image] * len(channels), affine_ras=np.eye(4), device="cpu", runtime="torch")
+    assert caught.value.expected == f"{len(channels)} channels of {' x '.join(map(str, window))} voxels"

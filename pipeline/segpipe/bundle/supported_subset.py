@@ -18,6 +18,7 @@ Activation = Literal["softmax", "sigmoid"]
 CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted", "SplitDimd", "ConcatItemsd")
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 MOST_RESOLVED = 100_000  # values that a config may become, as references to references can double at each step
+MOST_CHANNELS = 1000  # of an image: each is a volume, mostly a file
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 _INDEX = re.compile(r"\d{1,9}", re.ASCII)
@@ -165,12 +166,16 @@ def read_meaning(metadata: dict[str, Any], config: dict[str, Any]) -> tuple[dict
 
     def channel_def(side: str, name: str) -> dict[int, str]:
         names = tensor(side, name).get("channel_def") or {}
+        if not isinstance(names, (dict, list)):
+            raise TypeError(f"channel_def is {type(names).__name__}, neither an object nor a list")
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
         return {int(key): str(value) for key, value in sorted(pairs, key=lambda item: int(item[0]))}
 
     try:
         labels, channels = channel_def("outputs", "pred"), list(channel_def("inputs", "image").values())
         counted = tensor("inputs", "image").get("num_channels")
+        if isinstance(counted, int) and not 0 <= counted <= MOST_CHANNELS:
+            raise ValueError(f"more input channels than {MOST_CHANNELS}, or fewer than none")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError("network_data_format of the metadata cannot be read", found=str(error)) from error
     if not channels and isinstance(counted, int):

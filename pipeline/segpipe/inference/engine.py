@@ -24,13 +24,13 @@ from monai.data.utils import compute_importance_map
 from numpy.typing import NDArray
 
 from segpipe.common.nifti import PLAIN_TYPES, Header
-from segpipe.errors import RefusedError, SegpipeError
+from segpipe.errors import DataError, RefusedError, SegpipeError
 from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, probability_maps
 from segpipe.inference.prepare import network_shape, prepare
 from segpipe.inference.restore import Restorer
 from segpipe.inference.sliding_window import BORDER, Runtime, Windowing, stream_blocks
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
-from segpipe.inference.transforms import CropForeground, Preprocessing, SpatialPad
+from segpipe.inference.transforms import CropForeground, Preprocessing, SpatialPad, root_cause
 
 AT_ONCE_VOXELS = 400_000  # of windows in one forward pass on the CPU
 MOST_STRIPS = 4
@@ -137,10 +137,24 @@ class Probe:
 
     @classmethod
     def measure(cls, runtime: Runtime, channels: int, roi_size: Sequence[int], device: torch.device) -> Probe:
-        """Run an empty window twice, the first time to warm up, and look at the peak of the process."""
+        """Run an empty window twice, the first time to warm up, and look at the peak of the process.
+
+        Raises:
+            DataError: the network fails on it, as where it takes another number of channels than the bundle names.
+        """
         window = torch.zeros((1, channels, *roi_size), device=device)
         with torch.inference_mode():
-            scores = runtime(window)
+            try:
+                scores = runtime(window)
+            except Exception as error:
+                if isinstance(error, MemoryError) or "memory" in str(error).lower():
+                    raise
+                raise DataError(
+                    "the bundle's network cannot compute a window of its images",
+                    found=root_cause(error),
+                    expected=f"{channels} channels of {' x '.join(map(str, roi_size))} voxels",
+                    hint="its metadata, network and window do not fit together: ask who made the bundle",
+                ) from error
             classes, least = scores.shape[1], scores.numel() * scores.element_size()
             del scores
             before = _peak_since_now()

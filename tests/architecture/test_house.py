@@ -86,5 +86,5 @@ def test_no_file_names_a_path_of_a_workplace() -> None:
 
 def test_manifests_and_json_in_the_repository_can_be_read() -> None:
     for path in tracked():
-        if path.suffix == ".json":
+        if path.suffix == ".json" and "corpus" not in path.parts:  # of the fuzzing, which is broken on purpose
             json.loads(path.read_text())

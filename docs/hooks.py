@@ -68,7 +68,7 @@ def _resolved(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
     while isinstance(schema, dict) and "$ref" in schema:
         found: Any = root
         for part in schema["$ref"].removeprefix("#").strip("/").split("/"):
-            found = found[part] if part else found
+            found = found[int(part) if isinstance(found, list) else part] if part else found
         schema = found
     return schema if isinstance(schema, dict) else {}
 

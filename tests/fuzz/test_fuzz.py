@@ -144,7 +144,14 @@ def _many(target: Target, one: Callable[[Input], None], turn: int) -> None:
     ]
     phases = (Phase.generate, Phase.shrink)
     run = given(target.inputs)(one)
-    run = settings(max_examples=50, deadline=None, database=None, phases=phases, suppress_health_check=quiet)(run)
+    run = settings(
+        max_examples=50,
+        report_multiple_bugs=False,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=quiet,
+    )(run)
     seed(turn)(run)()
 
 

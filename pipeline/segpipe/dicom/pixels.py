@@ -189,7 +189,7 @@ def _read(path: Path) -> PixelFile:
 def _usable(path: Path, header: PixelHeader) -> PixelHeader:
     """Return the header of a grey image; refuse any other."""
     try:
-        empty = min(header.shape) <= 0
+        empty, _ = min(header.shape) <= 0, (header.native, header.n_frames, header.signed)  # or a number is none
         channels = int(header.dataset.get("SamplesPerPixel") or 1)
     except Exception as error:  # noqa: BLE001 - pydicom raises what it likes
         raise _undecodable(path, kind_of(error)) from None

@@ -91,7 +91,7 @@ def test_a_case_without_memory_fails_alone_with_the_numbers(bundle: Path, tmp_pa
     cases = {case["id"]: case for case in json.loads(text)["cases"]}
     assert code == 4 and "Traceback" not in err
     assert "more memory than it may take" in cases["large"]["reason"]
-    assert "1.00 GiB (--max-memory)" in cases["large"]["reason"]
+    assert "1.00 GiB (--max-memory)" in cases["large"]["detail"]
     assert cases["a"]["status"] == "done" and (out / "a" / RESULT).is_file()
     assert not (out / "large").exists() and not (out / PARTIAL).exists()
     assert [event["id"] for event in read_events(out) if event["event"] == "failed"] == ["large"]

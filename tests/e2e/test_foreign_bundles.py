@@ -172,7 +172,7 @@ def test_one_bad_case_does_not_stop_a_foreign_bundle(
     command = ["predict", str(root), str(tmp_path / "in"), str(tmp_path / "out"), *allowing(own_scripts)]
     assert run([*command, "--device", "cpu", "--json"]) == 4
     cases = {case["id"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
-    assert cases["s00"]["status"] == "failed" and "too bright" in cases["s00"]["reason"]
+    assert cases["s00"]["status"] == "failed" and "too bright" in cases["s00"]["detail"]
     assert cases["s0"]["status"] == cases["s1"]["status"] == "done"
 
 

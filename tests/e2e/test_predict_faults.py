@@ -121,7 +121,7 @@ def test_cases_that_crash_hang_or_raise_stop_nothing_else(bundle: Path, tmp_path
     cases = {case["id"]: case for case in json.loads(text)["cases"]}
     assert {id for id, case in cases.items() if case["status"] == "done"} == {"s0", "s1"}
     assert "SIGABRT" in cases["aborts"]["reason"] and "code 9" in cases["exits"]["reason"]
-    assert "too long" in cases["hangs"]["reason"] and "ZeroDivisionError" in cases["raises"]["reason"]
+    assert "too long" in cases["hangs"]["reason"] and "ZeroDivisionError" in cases["raises"]["detail"]
     assert_complete(out, "s0", "s1")
     assert not (out / PARTIAL).exists()
     result = json.loads((out / "s0/result.json").read_text())

@@ -113,8 +113,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "nan": (with_nan, "not finite"),
     "constant": (lambda path: save(path, np.full((8, 8, 8), 7, np.int16)), "constant"),
     "singular": (singular, "the affine cannot be used"),
-    "offset": (offset_in_header, "where the voxels begin; vox_offset = 0"),
-    "outlier": (outlier, "cannot be measurements; 1 voxel(s) up to 1e+30"),
+    "offset": (offset_in_header, "where the voxels begin; found vox_offset = 0"),
+    "outlier": (outlier, "cannot be measurements; found 1 voxel(s) up to 1e+30"),
     "longer": (lambda path: path.write_bytes(good_bytes(path) * 2), "longer than its header says"),
     "plain": (lambda path: path.write_bytes(gzip.decompress(good_bytes(path))), "does not say how the file is packed"),
     "link": (lambda path: path.symlink_to("gone.nii.gz"), "a link to a file that is not there"),
@@ -134,7 +134,8 @@ def test_bad_cases_fail_with_their_reason_and_the_good_one_is_done(
     cases = {case["id"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
     assert cases.pop("good")["status"] == "done"
     for name, (_, reason) in BAD.items():
-        assert cases[name]["status"] == "failed" and reason in cases[name]["reason"], cases[name]
+        said = f"{cases[name]['reason']}; {cases[name]['detail']}"
+        assert cases[name]["status"] == "failed" and reason in said, cases[name]
         assert not (out / name).exists()
     assert str(tmp_path) not in (out / "predictions.jsonl").read_text()
     assert (out / "good/result.json").is_file() and not (out / ".partial").exists()
@@ -214,7 +215,7 @@ def test_a_manifest_with_a_missing_file_and_one_with_too_many_channels(
     assert run([*arguments, "--data", str(tmp_path / "data"), "--split", "test", "--json"]) == 4
     cases = {case["id"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
     assert cases["good"]["status"] == "done" and "no such file" in cases["gone"]["reason"]
-    assert "wrong number of channels; 2; expected 1" in cases["two"]["reason"]
+    assert (cases["two"]["reason"], cases["two"]["detail"][:19]) == ("wrong number of channels", "found 2; expected 1")
 
 
 @pytest.mark.parametrize(

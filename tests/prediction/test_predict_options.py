@@ -56,7 +56,7 @@ def test_a_case_that_cannot_fit_fails_with_the_numbers(
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert case["id"] == "a"
     assert "more memory" in case["reason"]
-    assert "0.02 GiB (--max-memory)" in case["reason"]
+    assert "0.02 GiB (--max-memory)" in case["detail"]
 
 
 def test_an_amount_that_is_none_is_said(tiny_bundle: Path, tmp_path: Path) -> None:

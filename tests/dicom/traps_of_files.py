@@ -101,6 +101,32 @@ for _syntax in ("jpeg_ls", "jpeg_2000", "jpeg_lossless"):
     )
 
 
+def pixels_pushed(inserted: bytes, implicit: bool) -> Callable[[Path], object]:
+    """A series of which one file has bytes in front of its pixels that nothing counts."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        for number, image in enumerate(scan_of()):
+            content, pixels = dataset_bytes(image, syntax), bytes(image.PixelData)
+            if number == 2:
+                content = content.replace(pixels, inserted + pixels)
+            (folder / f"image_{number:03d}.dcm").write_bytes(meta_bytes(image, syntax) + content)
+
+    return make
+
+
+for _words, _bytes in {
+    "two pixels": b"\x2a\0\x2a\0",
+    "an element's head": b"OW\0\0\xf0\0\0\0",
+    "negative": b"\0\xfc" * 4,
+}.items():
+    for _implicit in (False, True):
+        LENGTHS[f"{_words} in front of the pixels, {'implicit' if _implicit else 'explicit'}"] = Trap(
+            pixels_pushed(_bytes, _implicit), "pixel_layout", ("bytes behind the pixels that are no element",)
+        )
+
+
 # --- a transfer syntax that the data set does not follow --------------------------------------------------------------
 
 ITEM = b"\xfe\xff\x00\xe0"

@@ -16,14 +16,12 @@ from typing import BinaryIO
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.valuerep import VR
 
 from segpipe.dicom.codecs import DECODED, DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from segpipe.dicom.frames import items
 from segpipe.dicom.model import Problem
-from segpipe.dicom.pixel_storage import UNDEFINED, not_as_declared
+from segpipe.dicom.pixel_storage import UNDEFINED, VRS, not_as_declared
 
-VRS = frozenset(vr.value.encode() for vr in VR)
 WORDS = {
     IMPLICIT_LITTLE: "implicit VR, little endian",
     EXPLICIT_LITTLE: "explicit VR, little endian",

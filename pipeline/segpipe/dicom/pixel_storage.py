@@ -10,6 +10,7 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.valuerep import VR
 
 from segpipe.dicom.codecs import (
     DECODED,
@@ -25,8 +26,10 @@ from segpipe.dicom.model import Element, PixelStorage, Problem
 from segpipe.dicom.pixel_layout import AGAIN, CONTRADICTS, Layout, encapsulation_problem
 
 PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
+BEHIND_PIXELS = ((0xFFFA, 0xFFFA), (0xFFFC, 0xFFFC))  # signatures, padding
 PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 UNDEFINED = 0xFFFFFFFF
+VRS = frozenset(vr.value.encode() for vr in VR)
 
 # all that a grey image of one frame needs besides its pixels
 _PIXEL_ATTRIBUTES = """
@@ -71,9 +74,25 @@ def find_pixels(dataset: FileDataset, stream: BinaryIO) -> PixelStorage:
     if length == UNDEFINED:
         length, problem = -1, encapsulation_problem(stream, version[0], syntax, layout, dataset) or problem
     else:
-        problem = layout.length_problem(min(length, version[0] - offset), length) or problem
+        behind = _problem_behind(dataset, stream, offset + length)
+        problem = layout.length_problem(min(length, version[0] - offset), length) or behind or problem
     simple = tag == PIXEL_TAGS[0] and syntax != EXPLICIT_BIG and layout.frames == 1 and problem is None
     return PixelStorage(syntax, offset, length, problem, _attributes(dataset) if simple else (), version)
+
+
+def _problem_behind(dataset: FileDataset, stream: BinaryIO, end: int) -> Problem | None:
+    """Return the problem of bytes behind the pixels that are neither an element nor zeros: pixels may be shifted."""
+    stream.seek(end)
+    head = stream.read(8)
+    if len(head) < 4 or not any(head):
+        return None
+    implicit, little = dataset.original_encoding
+    tag = struct.unpack(("<" if little else ">") + "HH", head[:4])
+    if tag in BEHIND_PIXELS or (not implicit and head[4:6] in VRS):  # some writers do not sort their elements
+        return None
+    return Problem(
+        "pixel_layout", "bytes behind the pixels that are no element", "the end of the file, or an element", CONTRADICTS
+    )
 
 
 def _not_decoded(syntax: str) -> Problem:

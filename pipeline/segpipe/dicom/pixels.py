@@ -189,7 +189,8 @@ def _read(path: Path) -> PixelFile:
 def _usable(path: Path, header: PixelHeader) -> PixelHeader:
     """Return the header of a grey image; refuse any other."""
     try:
-        empty, _ = min(header.shape) <= 0, (header.native, header.n_frames, header.signed)  # or a number is none
+        empty = min(header.shape) <= 0
+        _ = header.native, header.n_frames, header.signed, header.bits  # where a number is none, this raises
         channels = int(header.dataset.get("SamplesPerPixel") or 1)
     except Exception as error:  # noqa: BLE001 - pydicom raises what it likes
         raise _undecodable(path, kind_of(error)) from None
@@ -301,8 +302,13 @@ class _Rule:
 
 def _rule(file: PixelFile, number: int) -> _Rule:
     table = "ModalityLUTSequence" in file.dataset and "RescaleSlope" not in file.dataset
-    slope, intercept = (None, 0.0) if table else rescale(file, number)
-    return _Rule(slope, intercept, _padding(file), is_inverted(file))
+    try:
+        slope, intercept = (None, 0.0) if table else rescale(file, number)
+        return _Rule(slope, intercept, _padding(file), is_inverted(file))
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of an element's value, pydicom raises what it likes
+        raise _undecodable(file.path, kind_of(error)) from None
 
 
 def rescale(file: PixelFile, number: int = 0) -> tuple[float, float]:

@@ -324,7 +324,8 @@ def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], tmp_path: Pa
         )
     finally:
         os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
+    notes = [line for line in done.stderr.splitlines() if not line.startswith("the label maps are not there (--data)")]
+    assert (done.returncode, notes) == (0, [])
 
 
 def test_each_verb_is_one_module_with_one_command() -> None:

@@ -57,7 +57,7 @@ def gap() -> list[Dataset]:
     return [*images[:2], *images[3:]]
 
 
-def undecodable() -> list[Dataset]:
+def slope_of_zero() -> list[Dataset]:
     images = make.series()
     images[2].RescaleSlope = "0"
     return images
@@ -69,7 +69,7 @@ def undecodable() -> list[Dataset]:
         (sound(), None, 0),
         (gap(), "refused_series", 3),
         (constant(), "constant_image", 3),
-        (undecodable(), "unreadable_file", 3),
+        (slope_of_zero(), "refused_series", 3),
         (make.series(make.Grid(slices=1)), "single_slice", 0),
         (with_values(make.series(), noise(0, 200)), "no_air", 0),
         (with_values(make.series(modality="MR"), noise(0, 200)), None, 0),

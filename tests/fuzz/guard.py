@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -115,6 +116,7 @@ class Room:
 @contextlib.contextmanager
 def room(root: Path) -> Iterator[Room]:
     """Make a room, and a home and a working folder in it, for the time of the block."""
+    gc.collect()  # what was opened in the room before removes its own temporary folder, which is beside this one
     root = root.resolve()
     for folder in ("home", "here", "beside", "output", "temporary"):
         (root / folder).mkdir(parents=True)

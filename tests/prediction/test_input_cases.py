@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom.make import series, write
+from segpipe.common.folder_walk import ImageFolder, find_images
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.source import read_headers
+from segpipe.prediction import file_cases
 from segpipe.prediction.cases import select_cases
 from segpipe.prediction.file_cases import InputCase, _of_files, find_cases
 from segpipe.prediction.options import Options
@@ -148,6 +150,19 @@ def test_entries_that_cannot_be_opened_are_cases_and_hidden_ones_are_counted(tmp
     selected = select_cases([tmp_path], {}, 1, Options(), tmp_path / "out")
     assert ids(selected.cases) == ["a", "c", "circle", "gone", "link", "pipe"]
     assert selected.passed_over == {"hidden image": 2}
+
+
+def test_an_input_folder_is_looked_through_once(tmp_path: Path, monkeypatch) -> None:
+    touch(tmp_path, "scans/a.nii", "b.nii")
+    looked: list[Path] = []
+
+    def find(folder: Path, *rest: object) -> ImageFolder:
+        looked.append(folder)
+        return find_images(folder, *rest)
+
+    monkeypatch.setattr(file_cases, "find_images", find)
+    selected = select_cases([tmp_path / "scans", tmp_path / "b.nii"], {}, 1, Options(), tmp_path / "out")
+    assert ids(selected.cases) == ["a", "b"] and looked == [tmp_path / "scans"]
 
 
 def test_a_folder_that_cannot_be_listed_is_a_refused_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

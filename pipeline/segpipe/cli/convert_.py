@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segpipe.cli.shared_options import AsJson
+from segpipe.cli.shared_options import AsJson, Repair, SecondaryCapture, SeriesNames
 from segpipe.common.console import Console
 from segpipe.errors import BAD_DATA, OK, SOME_FAILED
 
@@ -18,25 +18,9 @@ if TYPE_CHECKING:
 def command(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of DICOM files.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write to.", show_default=False)],
-    repair: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Resample what is refused for it to a regular grid: tilt, spacing. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    series: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
-    ] = None,
-    secondary_capture: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Take this Secondary Capture, whose values may have been windowed: its SeriesInstanceUID or case id.",
-            metavar="SERIES",
-            show_default=False,
-        ),
-    ] = None,
+    repair: Repair = None,
+    series: SeriesNames = None,
+    secondary_capture: SecondaryCapture = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there already.")] = False,
     json: AsJson = False,
 ) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segpipe.cli.shared_options import AsJson
+from segpipe.cli.shared_options import AsJson, Repair, SecondaryCapture
 from segpipe.common.console import Console
 from segpipe.errors import UsageError
 
@@ -85,20 +85,8 @@ def command(
     unlabelled: Annotated[
         str, typer.Option(help="DICOM: series without labels: skip, or include as test cases.")
     ] = "skip",
-    repair: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="DICOM: resample series that are refused for it to a regular grid: tilt, spacing.", show_default=False
-        ),
-    ] = None,
-    secondary_capture: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="DICOM: take this Secondary Capture, whose values may be windowed: its SeriesInstanceUID or case id.",
-            metavar="SERIES",
-            show_default=False,
-        ),
-    ] = None,
+    repair: Repair = None,
+    secondary_capture: SecondaryCapture = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import Allow, AllowFile, RunUnvetted, allowed_names
+from segpipe.cli.shared_options import (
+    Allow,
+    AllowFile,
+    Repair,
+    RunUnvetted,
+    SecondaryCapture,
+    SeriesNames,
+    allowed_names,
+)
 from segpipe.common.console import Console
 from segpipe.errors import OK, SOME_FAILED
 
@@ -43,10 +51,7 @@ def command(
     ] = None,
     min_slices: Annotated[int | None, typer.Option(min=1, help="Only series of so many slices.")] = None,
     max_slices: Annotated[int | None, typer.Option(min=1, help="Only series of at most so many.")] = None,
-    series: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
-    ] = None,
+    series: SeriesNames = None,
     derived: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,20 +61,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    secondary_capture: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Take this Secondary Capture, whose values may have been windowed: its SeriesInstanceUID or case id.",
-            metavar="SERIES",
-            show_default=False,
-        ),
-    ] = None,
-    repair: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Resample series that are refused for it to a regular grid: tilt, spacing.", show_default=False
-        ),
-    ] = None,
+    secondary_capture: SecondaryCapture = None,
+    repair: Repair = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     runtime: Annotated[
         str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")

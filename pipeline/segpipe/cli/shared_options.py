@@ -37,6 +37,26 @@ RunUnvetted = Annotated[
         "you may on this machine.",
     ),
 ]
+SeriesNames = Annotated[
+    list[str] | None,
+    typer.Option("--series", help="Only this SeriesInstanceUID or case id. May be repeated.", show_default=False),
+]
+Repair = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="DICOM: resample series that are refused for it to a regular grid: tilt, spacing. May be repeated.",
+        show_default=False,
+    ),
+]
+SecondaryCapture = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="DICOM: take this Secondary Capture, whose values may have been windowed: its SeriesInstanceUID or case "
+        "id. May be repeated.",
+        metavar="SERIES",
+        show_default=False,
+    ),
+]
 
 TASK = typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
 Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")]

@@ -79,16 +79,16 @@ def select_cases(
         UsageError: no such input, or a file of another kind.
         DataError: nothing to segment was found.
     """
-    folders = [path for path in inputs if path.is_dir()]
-    found = look_into(folders, out)
     others = [path for path in inputs if path.exists() and not (path.is_dir() or is_image(path) or is_manifest(path))]
-    mixed = [path for path in folders if any(path.absolute() in other.parents for other in found.others)]
+    named = [path for path in inputs if path not in others]
+    found = look_into([path for path in named if not is_manifest(path)], out)
+    mixed = [path for path in named if any(path.absolute() in other.parents for other in found.others)]
     selected = SelectedCases()
     if (mixed or others) and options.only != "nifti":
         series_filter = make_filter(metadata, channels, options)
         selected = select_series([*mixed, *others], series_filter, out, progress, options.repair, found.closed)
     taken = {*(case.id for case in selected.cases), *(series.id for series in selected.not_selected)}
-    cases = find_cases([path for path in inputs if path not in others], channels, options, out, taken)
+    cases = find_cases(named, channels, options, out, taken, found)
     unseen = {
         "hidden image": len(found.hidden),
         "image (--only dicom)": len(found.images) if options.only == "dicom" else 0,

@@ -63,7 +63,12 @@ class InputCase:
 
 
 def find_cases(
-    inputs: Sequence[Path], channels: int, options: Options, out: Path | None = None, taken: Collection[str] = ()
+    inputs: Sequence[Path],
+    channels: int,
+    options: Options,
+    out: Path | None = None,
+    taken: Collection[str] = (),
+    found: ImageFolder | None = None,
 ) -> list[InputCase]:
     """Return the cases of image files and folders (recursive), or of one manifest; none where there are none.
 
@@ -77,6 +82,7 @@ def find_cases(
         options: of the batch.
         out: results below it are passed over.
         taken: ids that series have.
+        found: what `look_into` found in them; None looks now.
 
     Raises:
         UsageError: no such input, a file of another kind, or options that do not go with it.
@@ -98,7 +104,7 @@ def find_cases(
         base = Path(
             os.path.commonpath([path.absolute() if path.is_dir() else path.absolute().parent for path in inputs])
         )
-        found = look_into(inputs, out)
+        found = found or look_into(inputs, out)
         files = [] if options.only == "dicom" else found.images
         cases = [*_of_files(files, channels), *(_closed(folder) for folder in found.closed)]
     below = [os.path.relpath(case.paths[0], base) for case in cases]

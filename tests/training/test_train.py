@@ -275,6 +275,6 @@ def test_the_scaler_of_mixed_precision_travels_in_the_checkpoint(tiny_manifest, 
     out = tmp_path / "amp"
     with monkeypatch.context() as patch:
         stop_after(out, 1, patch)
-        assert run(train_arguments(tiny_manifest, out, "--epochs", "2", "--set", "amp=true")) == 130
+        assert run(train_arguments(tiny_manifest, out, "--epochs", "2", "--set", "train#trainer#amp=true")) == 130
     assert torch.load(out / "last.pt", weights_only=True)["scaler"] == {}
     assert run(["train", "--resume", str(out)]) == 0

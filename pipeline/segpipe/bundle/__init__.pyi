@@ -2,6 +2,7 @@ from .exporting import MANIFEST as MANIFEST
 from .exporting import PROVENANCE as PROVENANCE
 from .exporting import TRAIN as TRAIN
 from .exporting import export as export
+from .exporting import weights_of as weights_of
 from .inspection import inspect_bundle as inspect_bundle
 from .inspection import write_allow_file as write_allow_file
 from .mirroring import judge_mirror as judge_mirror

@@ -167,18 +167,22 @@ def _value(composed: Composed, name: str) -> Any:
 
 def _report(console: Console, run: TrainingRun) -> None:
     """Say how the run, or the runs, ended."""
+    from segpipe.training import weights_of
+
     if run.trial is not None:
         console.table("Dry run", ["what", "value"], list(run.trial.items()))
     elif run.seeds is not None:
         _report_seeds(console, run.seeds)
     else:
+        weights = weights_of(run.root)
         if run.val_mean_dice is not None:
+            best = "best " if weights.name == "best.pt" else ""
             console.say(
-                f"best validation Dice {run.val_mean_dice:.4f} in epoch {run.best_epoch} of {run.epochs}, "
+                f"{best}validation Dice {run.val_mean_dice:.4f} in epoch {run.best_epoch} of {run.epochs}, "
                 f"{run.seconds / 60:.1f} minutes"
             )
         console.say(f"run folder: {run.root}")
-        if (run.root / "best.pt").is_file():
+        if weights.is_file():
             console.say(f"next: segpipe export {run.root} BUNDLE")
         else:
             more = f"segpipe train --resume {run.root} --epochs {run.epochs + 1}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,7 @@ from typing import Any
 
 from segpipe.common.processes import tied, usable_cores
 
+BFLOAT16 = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16"}  # kind of CPU to the flag that the system names
 PACKAGES = ("segpipe", "monai", "torch", "pytorch-ignite", "numpy", "nibabel", "scipy", "SimpleITK", "pydicom")
 
 
@@ -48,6 +50,7 @@ def hardware() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_kind": cpu_kind(),
         "gpus": gpus,
     }
 
@@ -71,10 +74,22 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def processor() -> str:
     """Return what the processor is called."""
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def cpu_kind() -> str:
+    """Return with what this CPU multiplies matrices of bfloat16: ``amx``, ``avx512_bf16`` or ``neither``."""
+    flags = _of_processor("flags").split()
+    return next((kind for kind, flag in BFLOAT16.items() if flag in flags), "neither")
+
+
+@functools.cache
+def _of_processor(name: str) -> str:
+    """Return what the system says of the first core, empty where it says nothing."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.split(":", 1)[0].strip() == name:
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

@@ -22,6 +22,7 @@ from segpipe.components.losses import (
 )
 from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.networks import UNetPlusPlus
+from segpipe.components.precision import in_precision, scales_loss
 from segpipe.components.run_log import RunLog
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
 from segpipe.dicom import DicomReader
@@ -58,5 +59,7 @@ __all__ = [
     "TverskyLoss",
     "UNetPlusPlus",
     "ValidateCased",
+    "in_precision",
     "load_cases",
+    "scales_loss",
 ]

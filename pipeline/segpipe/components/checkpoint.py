@@ -23,9 +23,10 @@ class RunCheckpoint:
     """Save after every epoch; restore at the start; stop early.
 
     ``last.pt`` holds network, optimiser, scheduler, scaler, epoch, best metric, early-stop counter and history;
-    ``best.pt`` the state dict of the network alone. Both load with ``weights_only=True``. Random states are not
-    kept: `EpochSeed` derives them from the epoch. A run that is given more epochs than it was planned for goes on with
-    the learning rates of a run of that many epochs, and with patience anew.
+    ``best.pt`` the state dict of the network alone, as it was best; ``final.pt`` as it was at the end, where that is
+    what is kept. All load with ``weights_only=True``. Random states are not kept: `EpochSeed` derives them from the
+    epoch. A run that is given more epochs than it was planned for goes on with the learning rates of a run of that many
+    epochs, and with patience anew.
 
     Args:
         run_dir: folder of the run.
@@ -35,6 +36,7 @@ class RunCheckpoint:
         metric: its name in the evaluator's metrics.
         resume: restore ``last.pt``.
         patience: validations without a better metric before the run ends; 0 never ends it early.
+        keep: ``best`` or ``last``; with ``last``, ``final.pt`` is what the run is for.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RunCheckpoint:
         metric: str = "val_mean_dice",
         resume: bool = False,
         patience: int = 0,
+        keep: str = "best",
     ) -> None:
         self.folder = Path(run_dir)
         self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
@@ -56,6 +59,7 @@ class RunCheckpoint:
         self.metric = metric
         self.resume = resume
         self.patience = patience
+        self.keeps_last = keep == "last"
         self.best: float | None = None
         self.best_epoch = 0
         self.stale = 0
@@ -88,6 +92,9 @@ class RunCheckpoint:
             "stale": self.stale,
             "history": self.log.history,
         }
+        if self.keeps_last and (self._is_stale() or engine.state.epoch == engine.state.max_epochs):
+            # before last.pt, so that a run is not taken as ended without them
+            _write(self.folder / "final.pt", _on_cpu(self.parts["network"].state_dict()))
         _write(self.folder / "last.pt", state)
         if self._is_stale():
             engine.terminate()
@@ -128,6 +135,8 @@ class RunCheckpoint:
             self.stale = 0
         if self._is_stale():
             engine.terminate()
+        elif state["epoch"] < engine.state.max_epochs:
+            (self.folder / "final.pt").unlink(missing_ok=True)  # of a run that was shorter
 
     def _is_extended(self, state: dict[str, Any], max_epochs: int) -> bool:
         """Return whether the learning rates were planned for another number of epochs."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.bundle import MANIFEST, PROVENANCE, TRAIN, State, open_bundle, read_state, tensors_sha256
+from segpipe.bundle import MANIFEST, PROVENANCE, TRAIN, State, open_bundle, read_state, tensors_sha256, weights_of
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, sha256_of, write_json
 from segpipe.common.processes import usable_cores
@@ -26,6 +26,7 @@ NEEDED = ("run_dir", "manifest", "dataset_dir", *NUMBERS)
 OF_A_RUN = {"run_dir": "@bundle_root", "manifest": "$@bundle_root + '/manifest.json'", "resume": False}
 MOST_NAMED = 10
 REPORT = "reproduction.json"
+KIND = "instructions for bfloat16"
 WIDTH = 2.0  # standard deviations to either side of the mean over seeds
 Verdict = Literal["bit-identical", "within the spread", "outside the spread", "spread unknown", "not bit-identical"]
 VERDICTS: dict[Verdict, str] = {
@@ -245,6 +246,8 @@ def differences(
     if recorded is None:
         return None
     then, now = _flat(recorded, on_gpu), _flat(current, on_gpu)
+    if KIND not in then:  # of earlier versions
+        now.pop(KIND, None)
     return [
         Difference(name, then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)
     ]
@@ -258,6 +261,7 @@ def _flat(environment: Mapping[str, Any], on_gpu: bool) -> dict[str, str]:
         "system": environment.get("system"),
         "processor": hardware.get("processor"),
         "vector instructions": hardware.get("cpu_capability"),
+        KIND: hardware.get("cpu_kind"),
         "GPUs": ", ".join(hardware.get("gpus") or []) if on_gpu else None,
     }
     return {what: str(value) for what, value in values.items() if value is not None}
@@ -283,7 +287,7 @@ def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> di
     """
     record = _train(recorded, out, data)
     differing = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
-    weights = compare_weights(recorded.weights, read_state(out / "best.pt"))
+    weights = compare_weights(recorded.weights, read_state(weights_of(out)))
     validation = compare_validation(recorded.best, record.get("best"), recorded.spread)
     verdict = _verdict(weights["identical"], validation["within_spread"], differing)
     report = {

@@ -15,6 +15,7 @@ from .planning_rules import profile_of as profile_of
 from .run_folder import RunSettings as RunSettings
 from .run_folder import compose_run as compose_run
 from .run_folder import require_same as require_same
+from .run_folder import weights_of as weights_of
 from .session import resume as resume
 from .session import start as start
 from .training_run import TrainingRun as TrainingRun

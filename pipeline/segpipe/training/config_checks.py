@@ -31,14 +31,17 @@ class Settings(BaseModel):
     network_name: str
     patch_divisor: int = Field(gt=0)
     loss_name: str
-    amp: bool
+    precision: str = Field(pattern="^(auto|float32|bfloat16|float16)$")
+    channels_last: bool
     threads: int = Field(gt=0)
     num_workers: int = Field(ge=0)
     batch_size: int = Field(gt=0)
+    steps_per_epoch: int = Field(ge=0)
     max_epochs: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     val_interval: int = Field(gt=0)
     early_stop_patience: int = Field(ge=0)
+    keep_weights: str = Field(pattern="^(best|last)$")
     cache_rate: float = Field(ge=0, le=1)
     overlap: float = Field(ge=0, lt=1)
     sw_batch_size: int = Field(gt=0)

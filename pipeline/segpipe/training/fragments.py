@@ -44,21 +44,31 @@ OWNED: dict[str, tuple[str, ...]] = {
     "augment": ("random_transforms",),
     "runtime": (
         "device",
-        "amp",
+        "precision",
+        "channels_last",
         "threads",
         "num_workers",
         "batch_size",
+        "steps_per_epoch",
         "max_epochs",
         "learning_rate",
         "optimizer",
         "lr_scheduler",
         "val_interval",
         "early_stop_patience",
+        "keep_weights",
         "cache_rate",
         "overlap",
         "sw_batch_size",
         "max_gradient_norm",
     ),
+}
+# what a fragment that does not name an id is taken to say
+DEFAULTS: dict[str, Any] = {
+    "precision": "float32",
+    "channels_last": False,
+    "steps_per_epoch": 0,
+    "keep_weights": "best",
 }
 
 
@@ -151,8 +161,9 @@ def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:
                 f"id {key!r} is not known in a {kind} fragment",
                 path=path,
                 expected=f"one of {', '.join(OWNED[kind])}",
-                hint=f"it belongs in a {owner} fragment" if owner else suggestion(key, OWNED[kind]),
+                hint=f"it belongs in a {owner} fragment" if owner else _known_as(key) or suggestion(key, OWNED[kind]),
             )
+    content = {**{key: DEFAULTS[key] for key in OWNED[kind] if key in DEFAULTS}, **content}
     missing = [key for key in OWNED[kind] if key not in content]
     if missing:
         raise UsageError(f"the {kind} fragment lacks {', '.join(missing)}", path=path)
@@ -211,13 +222,19 @@ def _set(composed: Composed, name: str, value: Any, origin: str) -> None:
         else:
             known = list(place) + list(arguments_of(place)) if isinstance(place, dict) else range(len(place or ""))
             raise UsageError(
-                f"id {name!r} is not known: {where} has no {part!r}", hint=suggestion(part, list(map(str, known)))
+                f"id {name!r} is not known: {where} has no {part!r}",
+                hint=_known_as(name) or suggestion(part, list(map(str, known))),
             )
         if last:
             place[key] = _like(place.get(key) if isinstance(place, dict) else place[key], value)
         else:
             place = place[key]
     composed.origins[name] = origin
+
+
+def _known_as(name: str) -> str | None:
+    """Return what an id of earlier versions is called today."""
+    return "precision replaces it: float32 for false, auto for true" if name == "amp" else None
 
 
 def _like(old: Any, new: Any) -> Any:

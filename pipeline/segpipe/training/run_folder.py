@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import TrustPolicy, require_vetted_sources
+from segpipe.bundle import weights_of as weights_of
 from segpipe.common.console import quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json, write_text
+from segpipe.common.precision import precision_of
 from segpipe.common.provenance import environment
 from segpipe.data import FINGERPRINT, data_root, load_manifest
 from segpipe.errors import DataError, UsageError
@@ -20,6 +22,7 @@ from segpipe.training.mirroring import mirrored_in_training
 
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"  # beside runs that differ by their seed alone
+OF_THE_RECORD = ("fold", "seed", "threads", "num_workers", "precision", "channels_last")  # ids
 PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
 PLACE = "places.json"  # of a pseudonymised data set: where it lies on this machine, for the run's owner alone
 
@@ -100,9 +103,19 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     if not dataset.select("validation", config["fold"]):
         raise UsageError("the fold has no validation cases", found=f"fold {config['fold']}")
     quiet_libraries()
+    _settle_precision(composed)
     check_components(config)
     check_network(config)
     return composed
+
+
+def _settle_precision(composed: Composed) -> None:
+    """Replace ``auto`` by what it is here, so that a run that goes on elsewhere computes as it began."""
+    config = composed.config
+    used = precision_of(config["precision"], "cuda" if "cuda" in str(config["device"]) else "cpu")
+    if used != config["precision"]:
+        composed.origins["precision"] += f", auto: {used} on this machine"
+        config["precision"] = used
 
 
 def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
     Raises:
         UsageError: the folder already holds a run, or weights of one.
     """
-    taken = next((name for name in ("run.json", "last.pt", "best.pt") if (out / name).exists()), None)
+    taken = next((name for name in ("run.json", "last.pt", "best.pt", "final.pt") if (out / name).exists()), None)
     if taken is not None:
         raise UsageError(
             "the folder already holds a run",
@@ -150,7 +163,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         "cases": {
             split: [case.id for case in dataset.select(split, config["fold"])] for split in ("training", "validation")
         },
-        **{name: config[name] for name in ("fold", "seed", "threads", "num_workers")},
+        **{name: config[name] for name in OF_THE_RECORD if name in config},
         "mirror_axes": mirrored_in_training(config),
         "origins": composed.origins,
         "environment": environment(),

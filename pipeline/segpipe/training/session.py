@@ -24,7 +24,7 @@ from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import SEEDS, prepare, read_places
+from segpipe.training.run_folder import SEEDS, prepare, read_places, weights_of
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -170,13 +170,15 @@ def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | No
 
 
 def _best(out: Path) -> dict[str, Any]:
-    """Return the best epoch by the history; nothing before the first validation."""
+    """Return the epoch whose weights are kept, by the history: the best or the last; none before it is validated."""
     if not (out / "history.csv").is_file():
         return {}
     rows = read_history(out)
     judged = [row for row in rows if row["val_mean_dice"]]
     if not judged:
         return {"epochs": len(rows)}
+    if weights_of(out).name == "final.pt":
+        judged = judged[-1:]
     best = max(judged, key=lambda row: float(row["val_mean_dice"]))
     return {"epochs": len(rows), "best": {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])}}
 

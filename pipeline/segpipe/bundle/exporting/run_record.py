@@ -20,6 +20,10 @@ PROVENANCE, MANIFEST, TRAIN = "provenance.json", "configs/manifest.json", "confi
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"
 PLACES = "places.json"
+WHEN_WRITTEN = {
+    "best.pt": "after its first validation, at its last epoch at the latest",
+    "final.pt": "after its last epoch",
+}
 NEEDED = ("deterministic_transforms", "network_def", "patch_size", "out_channels", "activation")
 
 
@@ -61,7 +65,7 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
     """Read what `segpipe train` wrote.
 
     Args:
-        folder: with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt``.
+        folder: with ``config.json``, ``run.json``, ``manifest.json`` and the weights of `weights_of`.
         unfinished: take a run whose training did not finish.
 
     Raises:
@@ -69,15 +73,15 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         DataError: a file of it cannot be read.
         RefusedError: the run did not finish, or its config or manifest is not the one that it was trained with.
     """
-    for name in ("config.json", "run.json", "manifest.json", "best.pt"):
+    for name in ("config.json", "run.json", "manifest.json", weights_of(folder).name):
         if not (folder / name).is_file():
             raise UsageError(
                 "not a finished run folder",
                 path=folder,
                 found=f"no {name}",
                 expected="what `segpipe train` writes",
-                hint="a run has its best.pt after its first validation, at its last epoch at the latest: go on with "
-                "`segpipe train --resume`, with --epochs for more of them where it has ended",
+                hint=f"a run has its {name} {WHEN_WRITTEN.get(name, 'from its start')}: go on with `segpipe train "
+                "--resume`, with --epochs for more of them where it has ended",
             )
     config, record = (read_json(folder / "config.json", "run config"), read_json(folder / "run.json", "run record"))
     if not isinstance(config, dict) or not isinstance(record, dict):
@@ -95,6 +99,16 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         _read_seeds(folder),
         _read_place(folder, config),
     )
+
+
+def weights_of(run: Path) -> Path:
+    """Return the file of a run folder that export takes: ``final.pt`` where the last weights are kept, or ``best.pt``.
+
+    It need not be there yet.
+    """
+    config = read_json(run / "config.json", "run config") if (run / "config.json").is_file() else {}
+    keeps_last = isinstance(config, dict) and config.get("keep_weights") == "last"
+    return run / ("final.pt" if keeps_last else "best.pt")
 
 
 def _require_as_trained(folder: Path, record: Mapping[str, Any], unfinished: bool) -> None:

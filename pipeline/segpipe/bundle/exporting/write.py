@@ -23,7 +23,7 @@ from segpipe.bundle.exporting.bundle_configs import (
 from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
-from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance, read_run
+from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance, read_run, weights_of
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
@@ -86,12 +86,12 @@ def export(
     unfinished: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write the best weights of a run as a bundle folder, whole or not at all, and open it.
+    """Write the weights that a run kept as a bundle folder, whole or not at all, and open it.
 
     Stock MONAI runs the bundle without this package.
 
     Args:
-        run: run folder with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt``.
+        run: run folder with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt`` or ``final.pt``.
         out: the bundle's folder.
         name: of the bundle; default: that of its folder.
         version: of the bundle, such as ``1.2.0``.
@@ -138,8 +138,8 @@ def export(
     check_rules(rules, contents.config)
     measured = None if evaluation is None else read_evaluation(Path(evaluation))
     network = network_definition(contents.config)
-    state = read_state(run / "best.pt")
-    require_fits(state, network, run / "best.pt")
+    state = read_state(weights_of(run))
+    require_fits(state, network, weights_of(run))
     text = _licence_text(licence)
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     texts = {

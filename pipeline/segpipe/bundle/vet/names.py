@@ -92,13 +92,14 @@ ALLOWED: Mapping[str, str] = {
         CosineAnnealingLR CosineAnnealingWarmRestarts ExponentialLR LinearLR MultiStepLR PolynomialLR
         ReduceLROnPlateau SequentialLR StepLR
     """,
-    "torch.utils.data": "DataLoader Subset",
+    "torch.utils.data": "DataLoader RandomSampler Subset",
     "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
         CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss DiceFocalLoss
         DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss GradientClip
-        HausdorffLoss JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax PooledMetric RunCheckpoint RunLog
-        SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased
+        HausdorffLoss in_precision JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax PooledMetric
+        RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss
+        UNetPlusPlus ValidateCased
     """,
 }
 

@@ -1,0 +1,125 @@
+"""In which type a network computes: weights, logits and names stay as they were. No test asks what the CPU can do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import UNet
+
+from segpipe.common import precision, provenance
+from segpipe.common.precision import precision_of
+from segpipe.components import UNetPlusPlus, in_precision, scales_loss
+from segpipe.errors import UsageError
+
+
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=[4, 8], strides=[2], num_res_units=1)
+
+
+def seen_inside(network: torch.nn.Module, x: torch.Tensor) -> set[torch.dtype]:
+    """The types of what the convolutions of a network give."""
+    found: set[torch.dtype] = set()
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: found.add(output.dtype))
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv3d)
+    ]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(("word", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_network_computes_in_its_type_and_gives_float32(word, dtype, channels_last) -> None:
+    network = unet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    made = in_precision(network, word, channels_last)
+    assert made is network and isinstance(made, UNet)
+    x = torch.randn(2, 1, 8, 8, 8)
+    assert seen_inside(made, x) == {dtype}
+    scores = made(MetaTensor(x))
+    assert scores.dtype == torch.float32 and not isinstance(scores, MetaTensor)
+    after = made.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(value.dtype == torch.float32 for value in after.values())
+    scores.sum().backward()
+    assert {parameter.grad.dtype for parameter in made.parameters()} == {torch.float32}
+
+
+def test_float32_is_what_the_network_alone_gives_bit_for_bit() -> None:
+    x = torch.randn(1, 1, 8, 8, 8)
+    assert torch.equal(unet()(x), in_precision(unet(), "float32")(x))
+
+
+def test_bfloat16_is_near_float32_and_not_equal() -> None:
+    x = torch.randn(1, 1, 8, 8, 8)
+    exact, near = unet()(x), in_precision(unet(), "bfloat16", True)(x)
+    assert not torch.equal(exact, near)
+    assert (exact - near).abs().max().item() < 0.05 * exact.abs().max().item()
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    network = in_precision(unet(), "bfloat16")
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    x = torch.randn(1, 1, 8, 8, 8)
+    assert not other(x).any() and network(x).any()
+    assert seen_inside(other, x) == {torch.bfloat16}
+
+
+def test_each_head_of_deep_supervision_is_float32() -> None:
+    network = UNetPlusPlus(spatial_dims=3, out_channels=2, features=[4, 4, 4, 8, 8, 4], deep_supervision=True)
+    heads = in_precision(network, "bfloat16").train()(torch.randn(1, 1, 32, 32, 32))
+    assert isinstance(heads, list) and {head.dtype for head in heads} == {torch.float32}
+
+
+def test_the_order_in_memory_is_asked_of_the_input_and_the_kernels() -> None:
+    network = in_precision(unet(), "float32", channels_last=True)
+    kernel = next(value for value in network.parameters() if value.ndim == 5 and value.shape[1] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last_3d)
+    assert network(torch.randn(2, 1, 8, 8, 8)).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_float16_is_refused_on_a_cpu_with_what_helps() -> None:
+    with pytest.raises(UsageError, match="float16") as caught:
+        in_precision(unet(), "float16")
+    assert "precision=bfloat16" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("kind", "used"), [("amx", "bfloat16"), ("avx512_bf16", "bfloat16"), ("neither", "float32")])
+def test_auto_goes_by_what_the_cpu_multiplies(monkeypatch, kind: str, used: str) -> None:
+    monkeypatch.setattr(precision, "cpu_kind", lambda: kind)
+    assert precision_of("auto", "cpu") == used
+    assert precision_of("float32", "cpu") == "float32" and precision_of("auto", "mps") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("fpu avx512f avx512_bf16 amx_bf16 amx_tile", "amx"),
+        ("fpu avx512f avx512_bf16", "avx512_bf16"),
+        ("fpu avx2", "neither"),
+        ("", "neither"),
+    ],
+)
+def test_the_kind_of_cpu_is_what_the_system_says(monkeypatch, flags: str, kind: str) -> None:
+    monkeypatch.setattr(provenance, "_of_processor", lambda name: flags if name == "flags" else "")
+    assert provenance.cpu_kind() == kind
+
+
+@pytest.mark.parametrize(("native", "used"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_on_cuda_and_the_scaler(monkeypatch, native: bool, used: str) -> None:
+    assert torch.cuda.is_available() or precision_of("auto", "cuda") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert precision_of("auto", "cuda") == used
+    assert scales_loss("auto", "cuda") == (used == "float16")
+    assert not scales_loss("bfloat16", "cuda") and not scales_loss("bfloat16", "cpu")

@@ -1,0 +1,120 @@
+"""Settings of the step: how many there are, in which type, and which weights are kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from segpipe.cli.app import run
+from segpipe.training import weights_of
+from tiny_data import train_arguments
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    loaded = torch.load(path, weights_only=True)
+    return loaded.get("network", loaded)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def kept_last(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "last"
+    more = ["--set", "keep_weights=last", "--set", "steps_per_epoch=3", "--set", "precision=bfloat16"]
+    assert run(train_arguments(tiny_manifest, out, "--epochs", "3", *more)) == 0
+    return out
+
+
+def test_an_epoch_has_the_stated_number_of_steps(kept_last: Path) -> None:
+    last = torch.load(kept_last / "last.pt", weights_only=True)
+    assert (last["epoch"], last["iteration"]) == (3, 9)  # of 3 cases and a batch of 2, each once, there would be 2
+
+
+def test_no_stated_number_is_each_case_once(tiny_manifest: Path, tmp_path: Path) -> None:
+    assert run(train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "1")) == 0
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["iteration"] == 2
+
+
+def test_the_last_weights_are_what_is_kept_and_reported(kept_last: Path) -> None:
+    assert weights_of(kept_last) == kept_last / "final.pt"
+    assert equal(state(kept_last / "final.pt"), state(kept_last / "last.pt"))
+    best = json.loads((kept_last / "run.json").read_text())["best"]
+    assert best == {"epoch": 3, "val_mean_dice": float(rows(kept_last)[-1]["val_mean_dice"])}
+
+
+def test_what_was_used_is_recorded(kept_last: Path) -> None:
+    record = json.loads((kept_last / "run.json").read_text())
+    assert record["precision"] == "bfloat16" and record["channels_last"] is True
+    assert record["environment"]["hardware"]["cpu_kind"] in ("amx", "avx512_bf16", "neither")
+
+
+def test_auto_is_settled_when_a_run_begins(tiny_manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    from segpipe.common import precision
+
+    for kind, used in (("amx", "bfloat16"), ("neither", "float32")):
+        monkeypatch.setattr(precision, "cpu_kind", lambda kind=kind: kind)
+        saved = tmp_path / f"{kind}.json"
+        arguments = train_arguments(tiny_manifest, tmp_path / "run", "--explain", "--save-config", str(saved))
+        assert run(arguments) == 0
+        assert json.loads(saved.read_text())["precision"] == used
+
+
+def test_a_run_in_bfloat16_that_keeps_its_last_weights_resumes_bit_for_bit(
+    kept_last: Path, tiny_manifest: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from segpipe.components.handlers import StopOnNonFinite
+
+    def interrupt(self, engine) -> None:
+        if engine.state.iteration == 5:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "stopped"
+    more = ["--set", "keep_weights=last", "--set", "steps_per_epoch=3", "--set", "precision=bfloat16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnNonFinite, "__call__", interrupt)
+        assert run(train_arguments(tiny_manifest, out, "--epochs", "3", *more)) == 130
+    assert not (out / "final.pt").exists()
+    assert run(["train", "--resume", str(out)]) == 0
+    assert equal(state(out / "final.pt"), state(kept_last / "final.pt"))
+
+
+def test_a_run_that_is_extended_has_no_final_weights_until_its_new_end(
+    kept_last: Path, tmp_path: Path, monkeypatch
+) -> None:
+    import shutil
+
+    from segpipe.components.handlers import StopOnNonFinite
+
+    out = tmp_path / "extended"
+    shutil.copytree(kept_last, out)
+
+    def interrupt(self, engine) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnNonFinite, "__call__", interrupt)
+        assert run(["train", "--resume", str(out), "--epochs", "4"]) == 130
+    assert not (out / "final.pt").exists()
+    assert run(["train", "--resume", str(out)]) == 0
+    assert equal(state(out / "final.pt"), state(out / "last.pt"))
+    assert not equal(state(out / "final.pt"), state(kept_last / "final.pt"))
+
+
+def test_amp_of_earlier_fragments_is_refused_with_what_replaces_it(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    assert run(train_arguments(tiny_manifest, tmp_path / "run", "--set", "amp=true")) == 2
+    assert "precision" in capsys.readouterr().err
+    own = tmp_path / "runtime.yaml"
+    own.write_text("amp: false\n")
+    assert run(train_arguments(tiny_manifest, tmp_path / "run", "--runtime", str(own))) == 2
+    assert "precision" in capsys.readouterr().err

@@ -41,6 +41,7 @@ FILES = (
     "provenance",
     "golden",
     "sent",
+    "test_readings",
 )
 Documents = dict[str, list[Any]]
 
@@ -201,6 +202,7 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
         into = root / f"evaluation_{code}"
         found.append(("evaluate", printed("evaluate", manifest, out, "--out", into, *words, code=code)))
         found.append(("metrics", json.loads((into / "metrics.json").read_text())))
+    found.append(("test_readings", json.loads((root / "manifest.test_readings.json").read_text())))
     found.append(("postprocessing", json.loads((into / "postprocessing.json").read_text())))
     return found
 

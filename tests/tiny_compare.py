@@ -98,8 +98,17 @@ class FakeSubprocesses:
         return Ended(0, {})
 
     def _evaluate(
-        self, on_line: Listener, manifest: str, predictions: str, out: str, data: str, split: str, fold: int | None
+        self,
+        on_line: Listener,
+        manifest: str,
+        predictions: str,
+        out: str,
+        data: str,
+        split: str,
+        fold: int | None,
+        reason: str,
     ) -> Ended:
+        assert reason == "segpipe compare"
         dataset = load_manifest(manifest)
         cases = [
             measured(case.id, Path(data) / str(case.label), Path(predictions) / case.id / SEGMENTATION, dataset)

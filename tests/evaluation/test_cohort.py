@@ -23,7 +23,7 @@ def study(tmp_path: Path) -> Study:
     return study
 
 
-def test_it_measures_what_the_verb_measures_and_writes_nothing(study: Study) -> None:
+def test_it_measures_what_the_verb_measures_and_writes_the_reading_alone(study: Study) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.root.rglob("*")}
     seen: list[tuple[int, int]] = []
     manifest = study.root / "manifest.json"
@@ -34,7 +34,9 @@ def test_it_measures_what_the_verb_measures_and_writes_nothing(study: Study) -> 
     assert set(evaluation.label_dice) == {"head", "tail"}
     assert [case.id for case in evaluation.failed] == ["lost"] and evaluation.unused == ()
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert {path: path.stat().st_mtime_ns for path in study.root.rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in study.root.rglob("*")}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"manifest.test_readings.json"}
+    assert evaluation.readings is not None and evaluation.readings.count == 1
 
 
 def test_a_manifest_in_memory_needs_its_data_folder(study: Study) -> None:

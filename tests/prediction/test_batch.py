@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from segpipe.bundle.open import Bundle
-from segpipe.common.files import cannot_write
+from segpipe.common.files import cannot_write, sha256_of, write_json
 from segpipe.common.partial import PARTIAL
 from segpipe.common.result_folder import SEGMENTATION, ResultFolder, read_events
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -128,6 +128,23 @@ def test_state_names_bundle_and_ids_but_no_path(tmp_path: Path) -> None:
     mapping = tmp_path / "mapping.jsonl"
     assert json.loads(mapping.read_text()) == {"id": "a", "paths": ["/scans/a"]}
     assert mapping.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_result_says_whether_the_bundle_was_trained_on_the_case(tmp_path: Path) -> None:
+    root, scan = tmp_path / "bundle", tmp_path / "scan.nii"
+    scan.write_bytes(b"voxels")
+    image = {"image": "a.nii", "label": "a_seg.nii", "sha256": {"a.nii": sha256_of(scan)}}
+    write_json(root / "configs/manifest.json", {"training": [{"id": "a", **image}], "test": []})
+    split = {"training": ["a"], "validation": ["v"]}
+    write_json(root / "provenance.json", {"split": split, "manifest": {"sha256": "c" * 64}})
+    cases = [InputCase("renamed", (scan,)), *items("a", "v", "new")]
+    model = replace(bundle(), root=root)
+    predict_cases(model, cases, tmp_path / "out", Options(), worker=FakeWorker())  # type: ignore[arg-type]
+    said = {case.id: json.loads((tmp_path / "out" / case.id / "result.json").read_text())["training"] for case in cases}
+    assert said["renamed"] == {"image": "training", "case": None, "manifests": ["c" * 64]}
+    assert (said["a"]["case"], said["v"]["case"], said["new"]["case"]) == ("training", "validation", None)
+    run(tmp_path / "other", FakeWorker(), "a")
+    assert json.loads((tmp_path / "other/a/result.json").read_text())["training"] is None
 
 
 def test_a_case_that_crashes_the_worker_is_tried_again(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from .supported_subset import stated_modality as stated_modality
 from .tensors import State as State
 from .tensors import read_state as read_state
 from .tensors import tensors_sha256 as tensors_sha256
+from .trained_cases import TrainedCases as TrainedCases
 from .verify import Verification as Verification
 from .verify import verify_bundle as verify_bundle
 from .vet import SIGNATURE as SIGNATURE

@@ -45,6 +45,9 @@ def command(
     run: Annotated[
         Path | None, typer.Option(help="Folder that `segpipe train` wrote, for the learning curves.")
     ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="What the test set is read for, in a line, for its ledger.", metavar="TEXT")
+    ] = None,
     allow: Allow = None,
     allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
@@ -60,6 +63,9 @@ def command(
 
     report.html shows it all on one page: Dice by case with mean (red) and median (green), and the worst cases with
     the outlines of the prediction (red) and the truth (green); --gif animates cases, --run adds learning curves.
+
+    Each model that is measured on test cases is counted in a ledger beside the manifest, once, with --reason. Cases
+    that the model was trained on are not called test cases: that is refused with exit code 5.
 
     A manifest that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
 
@@ -88,10 +94,12 @@ def command(
             worst=worst,
             gifs=gif or [],
             run=run,
+            reason=reason,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _show_measures(console, evaluation)
     _show_model(console, evaluation)
+    _show_readings(console, evaluation)
     if evaluation.figures is not None:
         console.say(f"report.html shows it on one page, with {', '.join(evaluation.figures.files)}")
         for note in evaluation.figures.notes:
@@ -136,6 +144,17 @@ def _show_model(console: Console, evaluation: Evaluation) -> None:
             f"Which model made {len(untied)} of the label maps is not known ({case_id}: {reason}): "
             "`segpipe export --evaluation` does not take these figures"
         )
+
+
+def _show_readings(console: Console, evaluation: Evaluation) -> None:
+    readings = evaluation.readings
+    if readings is None:
+        return
+    if readings.count is not None:
+        models = "1 model has" if readings.count == 1 else f"{readings.count} models have"
+        console.say(f"{models} been measured on this test set so far, this one among them")
+    if readings.note:
+        console.note(f"this reading of the test set is not in its ledger: {readings.note}")
 
 
 def _show_rules(console: Console, choices: Sequence[Choice]) -> None:

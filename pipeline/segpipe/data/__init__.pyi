@@ -27,4 +27,9 @@ from .phantom import PHANTOM_LABELS as PHANTOM_LABELS
 from .phantom import Phantom as Phantom
 from .phantom import make_phantom as make_phantom
 from .phantom import write_nifti as write_nifti
+from .reading_ledger import Reading as Reading
+from .reading_ledger import Readings as Readings
+from .reading_ledger import checked_reason as checked_reason
+from .reading_ledger import readings_of as readings_of
+from .reading_ledger import record_reading as record_reading
 from .splits import draw_split as draw_split

@@ -11,10 +11,11 @@ from typing import Any
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import require_writable, write_json
 from segpipe.common.processes import Progress
-from segpipe.data import Manifest, manifest_sha256, open_manifest
+from segpipe.data import Manifest, Readings, checked_reason, manifest_sha256, open_manifest, readings_of
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
 from segpipe.evaluation.evaluation_page import PAGE, Figures, draw_figures, figure_options, write_evaluation_page
+from segpipe.evaluation.held_out import read_test_set, refuse_trained_cases
 from segpipe.evaluation.made_by import made_by
 from segpipe.evaluation.postprocessing import Choice, choose_rules, refuse_test_cases, rules_document
 from segpipe.evaluation.statistics import LEVEL, Estimate
@@ -32,6 +33,7 @@ class Evaluation:
         rules: the clean-up rule for each label, where that was asked for.
         figures: what was drawn, and what was not and why.
         unused: label maps among the predictions that belong to no case, where predictions are missing.
+        readings: how often the test set has been read; None where no test case was measured.
     """
 
     settings: dict[str, Any]
@@ -40,6 +42,7 @@ class Evaluation:
     rules: list[Choice] | None = None
     figures: Figures | None = None
     unused: tuple[str, ...] = ()
+    readings: Readings | None = None
 
     @property
     def mean_dice(self) -> Estimate:
@@ -95,6 +98,7 @@ def evaluate(
     worst: int = 4,
     gifs: Sequence[str] = (),
     run: str | Path | None = None,
+    reason: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure predictions against the truth, per case and label, as ``segpipe evaluate`` does.
@@ -124,12 +128,13 @@ def evaluate(
         worst: number of worst cases in the gallery.
         gifs: ids of cases to animate.
         run: folder that ``segpipe train`` wrote, for the learning curves.
+        reason: what the test set is read for, in a line, for its ledger.
         progress: called with the number of cases done and of all.
 
     Raises:
         UsageError: options that do not go together, no such split or fold, or nothing to measure or to read.
-        DataError: the manifest cannot be used.
-        RefusedError: a clean-up rule was to be chosen on test cases.
+        DataError: the manifest cannot be used, or the ledger of test readings beside it.
+        RefusedError: a clean-up rule was to be chosen on test cases, or the model was trained on cases of the test.
     """
     if not math.isfinite(tolerance_mm):
         raise UsageError("the tolerance must be a finite number of mm", found=tolerance_mm)
@@ -143,24 +148,31 @@ def evaluate(
         if out is None:
             raise UsageError("without a folder for the report there is no place for --gif and --run", hint="name out")
         raise UsageError("--no-figures draws neither --gif nor --run", hint="leave --no-figures out")
-    predictions = Path(predictions)
+    predictions, reason = Path(predictions), checked_reason(reason)
     dataset, root = open_manifest(manifest, data)
     cases = dataset.select(split, fold)
     if try_postprocessing:
         refuse_test_cases(dataset, cases)
     jobs = make_jobs(dataset, cases, root, predictions, tolerance_mm, try_postprocessing)
     options = figure_options(jobs, worst, gifs, None if run is None else Path(run))
+    test, sha256 = {case.id for case in dataset.test}, manifest_sha256(manifest)
+    if any(job.id in test for job in jobs):
+        readings_of(manifest)  # what cannot be counted is not measured
     if out is not None:
         require_writable(out)
     results = evaluate_cases(jobs, workers, progress)
+    if split == "test":
+        refuse_trained_cases(results, sha256)
+    readings = read_test_set(manifest, sha256, results, test, reason)
     summary = summarise(results, dataset.foreground, bootstrap, seed)
     settings: dict[str, Any] = {
         "dataset": dataset.name,
-        "manifest_sha256": manifest_sha256(manifest),
+        "manifest_sha256": sha256,
         "split": split,
         "fold": fold,
         "cases_without_label": len(cases) - len(jobs),
         "tolerance_mm": tolerance_mm,
+        "test_readings": None if readings is None else readings.document(),
         "bootstrap": {"draws": bootstrap, "seed": seed, "unit": "patient", "level": LEVEL},
     }
     drawn, rules = None, None
@@ -176,4 +188,4 @@ def evaluate(
         if out is not None:
             write_json(Path(out) / "postprocessing.json", rules_document(rules, settings))
     unused = unused_predictions(predictions, jobs) if any(result.missing for result in results) else []
-    return Evaluation(settings, summary, results, rules, drawn, tuple(unused))
+    return Evaluation(settings, summary, results, rules, drawn, tuple(unused), readings)

@@ -36,6 +36,8 @@ class Origin:
         reason: why not.
         how: runtime, engine and version of segpipe, which change a label map by rounding alone.
         images: SHA-256 of each image file that it was made from.
+        seen: whether the model was trained on the case, as `segpipe.bundle.TrainedCases.judge` says; empty where its
+            bundle does not list what it was trained on.
     """
 
     sha256: str | None = None
@@ -43,6 +45,7 @@ class Origin:
     reason: str = ""
     how: Mapping[str, str] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    seen: Mapping[str, Any] = field(default_factory=dict)
 
 
 def origin_of(prediction: Path, case_id: str, truth: Path) -> Origin:
@@ -67,6 +70,7 @@ def origin_of(prediction: Path, case_id: str, truth: Path) -> Origin:
         }
         how = {"runtime": str(result["runtime"]), "engine": str(result["engine"])}
         how["segpipe"] = str(result["versions"]["segpipe"])
+        seen = dict(result.get("training") or {})
         images, written = tuple(map(str, result["source_sha256"])), result["sha256"].get(prediction.name)
     except (SegpipeError, KeyError, TypeError, AttributeError) as error:
         return Origin(sha256, reason=f"its result.json cannot be used ({type(error).__name__})")
@@ -76,7 +80,7 @@ def origin_of(prediction: Path, case_id: str, truth: Path) -> Origin:
         return Origin(sha256, reason=CHANGED)
     if truth.is_file() and sha256_of(truth) == sha256:
         return Origin(sha256, reason=TRUTH)
-    return Origin(sha256, model, how=how, images=images)
+    return Origin(sha256, model, how=how, images=images, seen=seen)
 
 
 def made_by(origins: Mapping[str, Origin | None]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def rules_document(choices: Sequence[Choice], settings: Mapping[str, Any]) -> di
         "schema_version": SCHEMA_VERSION,
         "rules": {str(choice.label): asdict(choice.rule) for choice in choices if choice.rule},
         "evidence": {
-            **settings,
+            **{name: value for name, value in settings.items() if name != "test_readings"},  # never on test cases
             "criterion": "mean Dice over cases rises and the lower end of the 95 % paired bootstrap interval "
             "over patients is above 0; a label empty in truth and prediction counts 1 here",
             "labels": {

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from segpipe.bundle import Bundle, judge_mirror, open_bundle
+from segpipe.bundle import Bundle, TrainedCases, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, hashes_of, require_plain_files
@@ -191,6 +191,7 @@ class _Batch:
     ) -> None:
         self.bundle, self.earlier, self.folder, self.options = bundle, earlier, earlier.folder, options
         self.on_crash = on_crash
+        self.trained = TrainedCases.of([member.root for member in (bundle, *options.ensemble)])
         self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in earlier.done}
         self.described: dict[str, Future[dict[str, Any]]] = {}
         if worker is None:
@@ -308,7 +309,9 @@ class _Batch:
 
             draw_overlay(folder / SLICE, folder / OVERLAY)
         result = result_document(case, segmented, loaded, self.bundle, self.options)
-        result |= {"source_sha256": source.get("sha256", []), "sha256": hashes_of(folder)}
+        images = source.get("sha256", [])
+        result |= {"source_sha256": images, "sha256": hashes_of(folder)}
+        result["training"] = None if self.trained is None else self.trained.judge(case.id, images)
         write_json(folder / RESULT, result)
         self.folder.map_case(case.id, [str(path) for path in case.paths], **source, **case.uids)
         self.folder.finish(case.id)

@@ -255,6 +255,7 @@ def _measure(cell: Cell, study: Study, processes: Subprocesses) -> int:
         arguments = {"bundle": bundle, "inputs": study.manifest, "out": predictions, **cases}
         _done("prediction", processes.call("segpipe.predict", {**arguments, "threads": study.settings.threads}))
         arguments = {"manifest": study.manifest, "predictions": predictions, "out": metrics, **cases}
+        arguments["reason"] = "segpipe compare"
         _done("evaluation", processes.call("segpipe.evaluate", arguments))
     results = read_json(metrics / "metrics.json", "evaluation")["cases"]
     return sum(case["failure"] is not None for case in results)

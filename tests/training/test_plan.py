@@ -19,7 +19,7 @@ from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing
-from segpipe.training.fragments import OWNED, configs_folder, known_fragments
+from segpipe.training.fragments import OWNED, configs_folder, known_fragments, read_fragment
 from segpipe.training.planning import apply_rules, fragment_text, parse_memory
 from segpipe.training.planning_rules import (
     LARGEST_PATCH,
@@ -232,8 +232,9 @@ def test_command(manifest_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     seen = capsys.readouterr()
     assert seen.err == ""
     assert "nnU-Net" in seen.out
-    assert f"--task {output} --network unet --loss dice_ce --fold 0" in seen.out.replace("\n", " ")
-    assert "--set batch_size=" in seen.out
+    runtime = output.parent / "task.runtime.yaml"
+    assert f"--task {output} --network unet --loss dice_ce --runtime {runtime} --fold 0" in seen.out.replace("\n", " ")
+    assert read_fragment("runtime", str(runtime))[0]["batch_size"] == 2
     fragment = yaml.safe_load(output.read_text())
     assert fragment["patch_size"] == [24, 24, 24]
     assert json.loads((output.parent / "task.fingerprint.json").read_text())["summary"]["cases"] == 3
@@ -273,6 +274,10 @@ def test_a_network_of_ones_own_tells_its_divisor(manifest_path: Path, capsys) ->
         (["--memory", "plenty"], 2, "not an amount of memory"),
         (["--memory", "9" * 400 + "G"], 2, "not an amount of memory"),
         (["--network", "vnet"], 2, "no network fragment 'vnet'"),
+        (["--budget", "soon"], 2, "not a budget of time"),
+        (["--budget", "2h30"], 2, "not a budget of time"),
+        (["--device", "tpu"], 2, "no such device"),
+        (["--folds", "3"], 2, "--folds shares a budget"),
         (["--data", "nowhere"], 2, "no such data folder"),
         (["-o", "m.json/task.yaml"], 2, "cannot write the output"),
     ],

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from segpipe.cli.shared_options import AsJson, DataFolder
 from segpipe.common.console import Console
-
-if TYPE_CHECKING:
-    from segpipe.training import Plan
 
 
 def command(
@@ -21,6 +18,13 @@ def command(
     data: DataFolder = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
     network: Annotated[str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")] = "unet",
+    budget: Annotated[
+        str | None, typer.Option(help="Time to train in, e.g. 2h or 45m: plan for this machine, by measured steps.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
+    folds: Annotated[
+        int | None, typer.Option(help="With --budget: trainings that share it, one a fold [default: one run].")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -31,10 +35,13 @@ def command(
     choose orientation, spacing, intensity normalisation, patch size, batch size, depth, cache and overlap,
     and the table says why, and who says so. The fragment is YAML with the same words: change it by hand.
 
+    With --budget, steps and loading are measured on this machine for some seconds; spacing, patch, batch, steps and
+    validations follow, and what the training will take is printed.
+
     Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
     """
     from segpipe.data import fingerprint_path
-    from segpipe.training import plan
+    from segpipe.training import plan, runtime_path
 
     console = Console("plan", as_json=json)
     with console.progress() as progress:
@@ -43,13 +50,16 @@ def command(
             manifest,
             network=network,
             memory=memory,
+            budget=budget,
+            device=device,
+            folds=folds,
             data=data,
             out=output,
             overwrite=overwrite,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if planned.has_folds:
-        next_command = _train_command(manifest, data, output, network, planned)
+        next_command = _train_command(manifest, data, output, network)
     else:
         next_command = shlex.join(["segpipe", "split", str(manifest)])
         console.note(
@@ -64,13 +74,15 @@ def command(
         ["rule", "value", "why", "source"],
         [(rule.name, _short(rule.value).splitlines(), rule.why, rule.source) for rule in rules],
     )
-    console.say(f"Written: {output} and {fingerprint_path(output)}")
+    console.say(f"Written: {output}, {runtime_path(output)} and {fingerprint_path(output)}")
     console.say(f"Next:    {next_command}")
     console.document(
         task=str(output),
+        runtime=str(runtime_path(output)),
         fingerprint=str(fingerprint_path(output)),
         rules=[vars(rule) for rule in rules],
         settings=planned.settings,
+        estimate=None if planned.estimate is None else _rounded(vars(planned.estimate)),
         notes=list(planned.notes),
         next=next_command,
     )
@@ -83,9 +95,13 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _train_command(manifest: Path, data: Path | None, task: Path, network: str, planned: Plan) -> str:
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in values.items()}
+
+
+def _train_command(manifest: Path, data: Path | None, task: Path, network: str) -> str:
+    from segpipe.training import runtime_path
+
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
-    words += ["--network", network, "--loss", "dice_ce", "--fold", "0", "--out", "runs/first"]
-    for name, value in planned.settings.items():
-        words += ["--set", f"{name}={value}"]
-    return shlex.join(words)
+    words += ["--network", network, "--loss", "dice_ce", "--runtime", str(runtime_path(task))]
+    return shlex.join([*words, "--fold", "0", "--out", "runs/first"])

@@ -80,6 +80,14 @@ class CaseFingerprint(_Model):
         x, y, z = (self.spacing_mm[axis] for axis in self._axes())
         return x, y, z
 
+    @property
+    def foreground_box_ras_mm(self) -> tuple[float, float, float] | None:
+        """Extent of all labels along the axes of RAS, in mm; None where the case has none."""
+        if self.foreground_box_mm is None:
+            return None
+        x, y, z = (self.foreground_box_mm[axis] for axis in self._axes())
+        return x, y, z
+
     def _axes(self) -> list[int]:
         return [next(axis for axis, code in enumerate(self.orientation) if code in pair) for pair in RAS_AXES]
 

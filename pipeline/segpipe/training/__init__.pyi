@@ -1,3 +1,5 @@
+from .budgets import duration as duration
+from .budgets import parse_budget as parse_budget
 from .config_checks import check_components as check_components
 from .config_checks import check_network as check_network
 from .config_checks import padded_patch as padded_patch
@@ -16,6 +18,7 @@ from .run_folder import RunSettings as RunSettings
 from .run_folder import compose_run as compose_run
 from .run_folder import require_same as require_same
 from .run_folder import weights_of as weights_of
+from .runtime_plan import runtime_path as runtime_path
 from .session import resume as resume
 from .session import start as start
 from .training_run import TrainingRun as TrainingRun

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
@@ -31,8 +31,14 @@ from segpipe.data import (
 )
 from segpipe.errors import UsageError
 from segpipe.training import planning_rules as rules
-from segpipe.training.fragments import read_fragment
+from segpipe.training.budgets import parse_budget
+from segpipe.training.fragments import OWNED, read_fragment
 from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
+from segpipe.training.runtime_plan import BASE, runtime_path, runtime_text
+
+if TYPE_CHECKING:
+    from segpipe.training.budget_plan import BudgetPlan
+    from segpipe.training.budget_rules import Estimate
 
 RULE_OF = {
     "patch_size": "patch_size",
@@ -56,9 +62,12 @@ class Plan:
         has_folds: whether it is split; if not, the plan has seen cases that may be held out later.
         rules: by name, each with its value, why, and its source.
         task: the task fragment, ids of a MONAI config.
-        settings: values of the runtime to train with: ``batch_size``, ``cache_rate`` and ``overlap``.
+        settings: values of the runtime to train with: ``batch_size``, ``cache_rate`` and ``overlap``; within a budget
+            also how long, and how often to validate.
         fingerprint: of the training cases, which the rules went by.
         notes: what a training should know: labels that a fold lacks, labels that have a side.
+        device: that the runtime fragment is for, ``cpu`` or ``cuda``.
+        estimate: seconds of what is planned, by what takes them; None without a budget.
     """
 
     dataset: str
@@ -68,20 +77,28 @@ class Plan:
     settings: dict[str, Any]
     fingerprint: Fingerprint
     notes: tuple[str, ...] = ()
+    device: str = "cpu"
+    estimate: Estimate | None = None
 
     @property
     def text(self) -> str:
         """The task fragment as YAML, with reasons and sources as comments."""
         return fragment_text(self)
 
+    @property
+    def runtime_text(self) -> str:
+        """The runtime fragment as YAML: that of the device, with the settings in their places."""
+        return runtime_text(self.device, self.settings, self.rules)
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the task fragment, and the fingerprint beside it; returns the fingerprint's path.
+        """Write the task fragment, with runtime fragment and fingerprint beside it; returns the fingerprint's path.
 
         Raises:
             UsageError: the fragment is there already, or cannot be written.
         """
         _refuse_existing(path, overwrite)
         save_fingerprint(self.fingerprint, fingerprint_path(path))
+        write_text(runtime_path(path), self.runtime_text)
         write_text(path, self.text)
         return fingerprint_path(path)
 
@@ -92,6 +109,9 @@ def plan(
     *,
     network: str = "unet",
     memory: str | int = "8G",
+    budget: str | int | float | None = None,
+    device: str = "cpu",
+    folds: int | None = None,
     data: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -110,15 +130,21 @@ def plan(
         manifest: the dataset, whose training cases are read once each.
         network: that will be trained: a name of `segpipe info networks`, or the path of a network fragment.
         memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``.
+        budget: time that training may take on this machine, such as ``2h`` or ``45m``, or seconds. Steps, windows and
+            loading are then measured here for some seconds, and spacing, patch, batch, steps and validations follow.
+        device: ``cpu`` or ``cuda``, to train on.
+        folds: trainings that share the budget, with the prediction of their validation cases; None for one run.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         out: task fragment to write, as `Plan.save` does; refused before any case is read where it is there.
         overwrite: replace it.
         progress: called with the number of cases read and of all.
 
     Raises:
-        UsageError: no such network, folder or file, too little memory, or a fragment that is there already.
+        UsageError: no such network, folder, file or device, too little memory, or a fragment that is there already.
         DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
     """
+    seconds = None if budget is None else parse_budget(budget)
+    _require_sense(device, seconds, folds)
     memory_bytes = parse_memory(memory)
     profile = profile_of(network, read_fragment("network", network)[0]["patch_divisor"])
     dataset, root = open_manifest(manifest, data)
@@ -127,9 +153,50 @@ def plan(
     fingerprint = take_fingerprint(dataset, root, progress=progress)
     free_bytes = psutil.virtual_memory().available
     planned = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
+    planned = replace(planned, device=device)
+    if seconds is not None:
+        from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
+
+        asked = Request(
+            task=planned.task,
+            fingerprint=fingerprint,
+            manifest=dataset,
+            root=root,
+            network=network,
+            loss="dice_ce",
+            augment="light",
+            profile=profile,
+            memory_bytes=memory_bytes,
+            free_bytes=free_bytes,
+            seconds=seconds,
+            folds=folds,
+            device=device,
+        )
+        planned = _with(planned, dataset, within_budget(asked))
     if out is not None:
         planned.save(out, overwrite=overwrite)
     return planned
+
+
+def _require_sense(device: str, seconds: float | None, folds: int | None) -> None:
+    if device not in BASE:
+        raise UsageError("no such device", found=device, expected="cpu or cuda")
+    if folds is not None and (seconds is None or folds < 2):
+        raise UsageError("--folds shares a budget among two folds or more", found=folds, hint="give --budget, e.g. 2h")
+
+
+def _with(planned: Plan, manifest: Manifest, decided: BudgetPlan) -> Plan:
+    """Return the plan with what its budget decided."""
+    by_name = {name: rule for name, rule in planned.rules.items() if name != "epoch_seconds"} | decided.rules
+    settings = {name: rule.value for name, rule in by_name.items() if name in OWNED["runtime"]}
+    return replace(
+        planned,
+        rules=by_name,
+        task=_task(manifest, by_name),
+        settings=settings,
+        notes=(*planned.notes, *decided.notes),
+        estimate=decided.estimate,
+    )
 
 
 def apply_rules(

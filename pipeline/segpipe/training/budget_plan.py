@@ -1,0 +1,219 @@
+"""From a budget of time to a plan for the machine at hand: measure, choose, and measure what was chosen."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segpipe.data import Case, Fingerprint, Manifest
+from segpipe.training import planning_rules as rules
+from segpipe.training.budget_rules import (
+    ENOUGH_STEPS,
+    Cases,
+    Estimate,
+    Resolution,
+    choose,
+    estimate,
+    larger,
+    resolutions,
+    whole_patch,
+)
+from segpipe.training.budget_rules import scaled as at_other_place
+from segpipe.training.budgets import duration
+from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
+from segpipe.training.runtime_plan import BASE
+from segpipe.training.step_measurement import Measured, measure, require_device, startup_seconds
+
+ROUNDS = 4  # measurements, each at what the one before let choose
+OVERLAP = 0.5
+UNSPLIT_FOLDS = 5  # as `segpipe split` makes, where there are none yet
+OURS = "measured on this machine"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan within a budget goes by.
+
+    Attributes:
+        task: the task fragment without a budget, whose spacing is the finest.
+        fingerprint: of the training cases.
+        manifest, root: the dataset, and the folder that its paths start from.
+        network: name or path of the fragment; ``loss`` and ``augment`` the same.
+        profile: of the network.
+        memory_bytes: what one training step may use.
+        free_bytes: memory that is free now, for the cache.
+        seconds: the budget of all runs.
+        folds: runs that share it; None for a single run.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    task: Mapping[str, Any]
+    fingerprint: Fingerprint
+    manifest: Manifest
+    root: Path
+    network: str
+    loss: str
+    augment: str
+    profile: NetworkProfile
+    memory_bytes: int
+    free_bytes: int
+    seconds: float
+    folds: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What was decided: rules by name, and what a run is expected to take."""
+
+    rules: dict[str, Rule]
+    estimate: Estimate
+    notes: tuple[str, ...]
+
+
+def within_budget(request: Request) -> BudgetPlan:
+    """Measure steps, windows and loading, and decide all that time decides.
+
+    Raises:
+        UsageError: there is no such device, or the network does not take what is tried.
+        DataError: a case cannot be prepared.
+    """
+    require_device(request.device)
+    startup_s = startup_seconds()
+    spacing = next(item["pixdim"] for item in request.task["deterministic_transforms"] if "pixdim" in item)
+    places = resolutions(request.fingerprint, spacing, request.profile, request.memory_bytes)
+    place, known = places[-1], _measured(request, places[-1])
+
+    def price(other: Resolution) -> Estimate:
+        return _estimate(request, at_other_place(known, place, other), other, startup_s)
+
+    for _ in range(ROUNDS):
+        chosen = choose(places, price, lambda base: larger(base, request.profile, request.memory_bytes))
+        if chosen == place:
+            break
+        known, place = _measured(request, chosen), chosen
+    spent = _estimate(request, known, place, startup_s)
+    return BudgetPlan(_rules(request, place, spent), spent, tuple(_notes(request, spent)))
+
+
+def cases_of_a_run(manifest: Manifest, folds: int | None) -> tuple[int, int]:
+    """Return the training and validation cases of one run, the mean over the folds that are run."""
+    known = sorted(manifest.folds())
+    if not known:
+        held = max(1, len(manifest.training) // (folds or UNSPLIT_FOLDS))
+        return max(1, len(manifest.training) - held), held
+    counted = known if folds else known[:1]
+    sizes = [[len(manifest.select(split, fold)) for split in ("training", "validation")] for fold in counted]
+    training, validation = (round(float(value)) for value in np.mean(sizes, axis=0))
+    return training, validation
+
+
+def usual_cases(manifest: Manifest, fingerprint: Fingerprint, number: int = 2) -> list[Case]:
+    """Return the cases whose volume is in the middle."""
+    order = sorted(fingerprint.cases, key=lambda case: math.prod(case.shape))
+    first = max(0, (len(order) - number) // 2)
+    ids = {case.id for case in order[first : first + number]}
+    return [case for case in manifest.training if case.id in ids]
+
+
+def _measured(request: Request, place: Resolution) -> Measured:
+    task = copy.deepcopy(dict(request.task)) | {"patch_size": place.patch}
+    for item in task["deterministic_transforms"]:
+        if "pixdim" in item:
+            item["pixdim"] = place.spacing_mm
+    fragments = {name: getattr(request, name) for name in ("network", "loss", "augment")}
+    fragments["runtime"] = BASE[request.device]
+    values = {"batch_size": place.batch, "overlap": OVERLAP}
+    if request.device == "cpu":
+        values["threads"] = torch.get_num_threads()
+    cases = usual_cases(request.manifest, request.fingerprint)
+    return measure(task, fragments, values, request.manifest, request.root, cases)
+
+
+def _estimate(request: Request, known: Measured, place: Resolution, startup_s: float) -> Estimate:
+    training, validation = cases_of_a_run(request.manifest, request.folds)
+    cached = rules.cache_rate(request.fingerprint, place.shape, request.free_bytes).value
+    cases = Cases(training, validation, request.folds or 1, predicted=request.folds is not None, cached_share=cached)
+    return estimate(known, place, request.fingerprint, cases, startup_s, request.seconds, OVERLAP)
+
+
+def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Rule]:
+    step = f"a step of {place.batch} patches takes {spent.step_s:.3g} s"
+    decided = [
+        _spacing(request, place),
+        _patch(request, place),
+        Rule(
+            "batch_size",
+            place.batch,
+            f"{step}; from 2 to 4, more only where the budget still gives {2 * ENOUGH_STEPS:,} steps",
+            OURS,
+        ),
+        rules.depth(place.patch, place.spacing_mm),
+        rules.overlap(),
+        rules.cache_rate(request.fingerprint, place.shape, request.free_bytes),
+        Rule("steps_per_epoch", spent.steps_per_epoch, f"{spent.steps:,} steps in {spent.epochs} epochs", OURS),
+        Rule("max_epochs", spent.epochs, f"{step}: {spent.steps:,} steps fill the budget of a run", OURS),
+        Rule(
+            "val_interval",
+            spent.validation_interval,
+            f"a validation case takes {spent.validation_case_s:.3g} s; validating costs at most 15 % of a run, but the "
+            "last epoch is always validated",
+            OURS,
+        ),
+        Rule("seconds", round(spent.total_s, 1), _parts(spent), OURS),
+    ]
+    if request.device == "cpu":
+        decided.append(Rule("threads", torch.get_num_threads(), "PyTorch's own choice for this machine", "PyTorch"))
+    return {rule.name: rule for rule in decided}
+
+
+def _spacing(request: Request, place: Resolution) -> Rule:
+    if place.factor == 1:
+        return Rule("spacing_mm", place.spacing_mm, "the data set's own: the budget gives steps enough at it", NNUNET)
+    why = (
+        f"coarser than the data set's own, at which the budget gives fewer than {ENOUGH_STEPS:,} steps of patches that "
+        "see half of the labelled region"
+    )
+    return Rule("spacing_mm", place.spacing_mm, why, OURS)
+
+
+def _patch(request: Request, place: Resolution) -> Rule:
+    whole = place.patch == whole_patch(place.shape, request.profile.divisor)
+    size = "x".join(map(str, place.shape))
+    why = f"the median image ({size} at the target spacing) {'whole' if whole else 'in parts'}: half of the labelled "
+    why += f"region at least, more where the budget still gives {2 * ENOUGH_STEPS:,} steps"
+    return Rule("patch_size", place.patch, f"{why}; multiples of {request.profile.divisor}", OURS)
+
+
+def _parts(spent: Estimate) -> str:
+    parts = {
+        "starting": spent.startup_s,
+        "loading": spent.loading_s,
+        "training": spent.training_s,
+        "validation": spent.validation_s,
+        "prediction": spent.prediction_s,
+    }
+    words = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    return f"of a run: {words}" + (f"; {spent.runs} runs" if spent.runs > 1 else "")
+
+
+def _notes(request: Request, spent: Estimate) -> list[str]:
+    notes = []
+    if spent.steps < ENOUGH_STEPS:
+        notes.append(
+            f"the budget gives {spent.steps:,} steps, fewer than the {ENOUGH_STEPS:,} that such a network needs, "
+            "at the coarsest spacing that keeps the labels: give more time"
+        )
+    if spent.total_s > request.seconds:
+        notes.append(
+            f"starting, loading and one validation alone take more than the budget: about {duration(spent.total_s)} "
+            f"instead of {duration(request.seconds)}"
+        )
+    return notes

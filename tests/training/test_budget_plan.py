@@ -1,0 +1,66 @@
+"""A plan within a budget, measured on this machine; its printed command is followed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from segpipe.cli.app import run
+from segpipe.data.manifest import load_manifest
+from segpipe.errors import UsageError
+from segpipe.training.budget_plan import cases_of_a_run, usual_cases
+from segpipe.training.planning import plan
+from segpipe.training.step_measurement import require_device
+
+
+def test_a_device_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device to measure"):
+        require_device("cuda")
+    require_device("cpu")
+
+
+def test_cases_of_a_run(tiny_manifest: Path) -> None:
+    manifest = load_manifest(tiny_manifest)  # 6 cases, 2 folds
+    assert cases_of_a_run(manifest, None) == cases_of_a_run(manifest, 2) == (3, 3)
+    unsplit = manifest.model_copy(
+        update={"training": [case.model_copy(update={"fold": None}) for case in manifest.training]}
+    )
+    assert cases_of_a_run(unsplit, None) == (5, 1)
+
+
+def test_cuda_without_a_budget_starts_from_the_gpu_fragment(tiny_manifest: Path) -> None:
+    runtime = yaml.safe_load(plan(tiny_manifest, device="cuda").runtime_text)
+    assert "cuda" in runtime["device"]
+
+
+def test_usual_cases_are_those_of_medium_size(tiny_manifest: Path) -> None:
+    manifest, fingerprint = load_manifest(tiny_manifest), plan(tiny_manifest).fingerprint
+    sizes = {f"case_{number}": number for number in range(6)}
+    cases = [case.model_copy(update={"shape": (1 + sizes[case.id], 9, 9)}) for case in fingerprint.cases]
+    chosen = usual_cases(manifest, fingerprint.model_copy(update={"cases": cases}))
+    assert [case.id for case in chosen] == ["case_2", "case_3"]
+
+
+@pytest.mark.slow
+def test_the_printed_command_trains_what_was_planned(
+    tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    assert run(["plan", str(tiny_manifest), "-o", "task.yaml", "--budget", "12s", "--json"]) == 0
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), generator)
+    document = json.loads(capsys.readouterr().out)
+    spent, settings = document["estimate"], document["settings"]
+    assert spent["step_s"] > 0 and spent["validation_case_s"] > 0 and spent["load_case_s"] > 0
+    assert settings["max_epochs"] == spent["epochs"]
+    assert run([*shlex.split(document["next"])[1:], "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["epochs"] == spent["epochs"]
+    config = json.loads((tmp_path / "runs/first/config.json").read_text())
+    assert {name: config[name] for name in settings} == settings

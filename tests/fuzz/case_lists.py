@@ -80,14 +80,8 @@ def datasets() -> Target:
     inputs = st.one_of(edited, spoiled(edited)).map(lambda data: (".json", data))
     voxels = VOXELS.astype(np.uint8)
     image = gzip.compress(nib.Nifti1Image(voxels, TURNED).to_bytes(), 1, mtime=0)
-<<<<<<< HEAD
     binary = np.where(voxels > 128, 255, 0).astype(np.uint8)
     label = gzip.compress(nib.Nifti1Image(binary, TURNED).to_bytes(), 1, mtime=0)
-=======
-    label = gzip.compress(
-        nib.Nifti1Image(np.where(voxels > 128, 255, 0).astype(np.uint8), TURNED).to_bytes(), 1, mtime=0
-    )
->>>>>>> 1c3c922 (plan --budget: spacing, patch, batch, steps and validations from what a step costs on this machine)
 
     def use(path: Path, room: Room) -> None:
         from segpipe.data import import_dataset

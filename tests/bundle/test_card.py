@@ -12,9 +12,11 @@ import pytest
 from tiny_run import with_test_cases, write_evaluation
 
 from segpipe.bundle.exporting.card import code, model_card, table
+from segpipe.bundle.exporting.tied_evaluation import read_evaluation
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import write_csv, write_json
+from segpipe.evaluation import seal
 
 HEADINGS = [
     "What it is for, and what not",
@@ -75,6 +77,29 @@ def test_every_section_and_picture_is_there(whole: Path) -> None:
     assert sorted(path.name for path in (whole / "docs").glob("*.png")) == sorted(pictures)
     for file in re.findall(r"^\| `([\w/.]+)` \|", card, re.MULTILINE):
         assert (whole / file).exists(), file
+
+
+@pytest.mark.parametrize(
+    ("readings", "words"),
+    [
+        ({"count": 1}, "the first model that was measured on this test set"),
+        ({"count": 7}, "7 models have been measured on this test set, this one among them"),
+        ({"count": None}, None),
+        (None, None),
+    ],
+)
+def test_it_says_how_often_the_test_set_was_read(
+    whole: Path, tmp_path: Path, readings: dict[str, Any] | None, words: str | None
+) -> None:
+    document = {**json.loads((whole.parent / "metrics/metrics.json").read_text()), "test_readings": readings}
+    write_json(tmp_path / "metrics.json", {**document, "content_sha256": seal(document)})
+    results = read_evaluation(tmp_path).results
+    assert results.get("test_readings") == (readings or {}).get("count")
+    metadata, provenance = (
+        json.loads((whole / name).read_text()) for name in ("configs/metadata.json", "provenance.json")
+    )
+    card = model_card({**metadata, "results": results}, provenance, ())
+    assert ("this test set" in card) == (words is not None) and (words or "") in card
 
 
 def test_pictures_and_card_are_the_same_when_made_again(whole: Path, run_folder: Path, tmp_path: Path) -> None:

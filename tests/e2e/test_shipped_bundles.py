@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from segpipe.bundle.open import open_bundle
 from segpipe.cli.app import run
-from segpipe.data.manifest import load_manifest
+from segpipe.data.manifest import load_manifest, save_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -74,13 +75,18 @@ def _hippocampus() -> Path:
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_hippocampus_test_cases_give_the_stated_dice_here_and_with_stock_monai(tmp_path: Path) -> None:
-    folder, manifest_path = (ROOT / "bundles/hippocampus_mri", ROOT / "data_manifests/msd_task04_hippocampus.json")
-    manifest = load_manifest(manifest_path)
+    folder, shipped = (ROOT / "bundles/hippocampus_mri", ROOT / "data_manifests/msd_task04_hippocampus.json")
+    manifest, manifest_path = (
+        load_manifest(shipped),
+        Path(shutil.copy(shipped, tmp_path)),
+    )  # a ledger comes to lie beside
     arguments = [str(manifest_path), str(tmp_path / "ours"), "--split", "test", "--data", str(_hippocampus())]
     assert run(["predict", str(folder), *arguments]) == 0
     evaluate = ["evaluate", str(manifest_path), str(tmp_path / "ours"), "--split", "test"]
     assert run([*evaluate, "--data", str(_hippocampus()), "--out", str(tmp_path / "metrics")]) == 0
-    summary = json.loads((tmp_path / "metrics/metrics.json").read_text())["summary"]
+    report = json.loads((tmp_path / "metrics/metrics.json").read_text())
+    assert report["test_readings"]["count"] == 1
+    summary = report["summary"]
     measured = summary["overall"]["metrics"]["dice"]["mean"]
     stated = open_bundle(folder).metadata["eval_metrics"]["test_mean_dice"]
     assert measured == pytest.approx(stated, abs=1e-3)
@@ -99,3 +105,23 @@ def test_hippocampus_test_cases_give_the_stated_dice_here_and_with_stock_monai(t
         assert theirs.get_data_dtype() == np.uint8
         assert np.allclose(ours.affine, theirs.affine, atol=1e-4)
         assert np.mean(np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)) >= 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_cases_that_it_was_trained_on_are_not_called_test_cases(tmp_path: Path, capsys) -> None:
+    folder = ROOT / "bundles/hippocampus_mri"
+    manifest = load_manifest(ROOT / "data_manifests/msd_task04_hippocampus.json")
+    trained = json.loads((folder / "provenance.json").read_text())["split"]["training"]
+    seen = next(case for case in manifest.training if case.id in trained).model_copy(update={"id": "as_if_new"})
+    save_manifest(manifest.model_copy(update={"training": [], "test": [seen, manifest.test[0]]}), tmp_path / "m.json")
+    words = [str(tmp_path / "m.json"), str(tmp_path / "out"), "--data", str(_hippocampus())]
+    assert run(["predict", str(folder), *words]) == 0
+    said = {
+        path.parent.name: json.loads(path.read_text())["training"] for path in (tmp_path / "out").glob("*/result.json")
+    }
+    assert said["as_if_new"]["image"] == "training" and said[manifest.test[0].id]["image"] is None
+    capsys.readouterr()
+    assert run(["evaluate", *words, "--out", str(tmp_path / "metrics")]) == 5
+    assert "1 of 2: as_if_new" in capsys.readouterr().err
+    assert run(["evaluate", *words, "--out", str(tmp_path / "metrics"), "--split", "all", "--no-figures"]) == 0

@@ -124,7 +124,20 @@ def _results(metadata: Document, provenance: Document, pictures: Collection[str]
         words = "Dice of every measured case as a bar, with the mean in red and the median in green"
         caption = "Each bar is a case, from the worst to the best; mean over its labels. Red: mean, green: median."
         parts.append(picture(BARS, words, caption))
-    return "\n\n".join([*parts, *_tie(provenance), chosen]).rstrip()
+    return "\n\n".join([*parts, *_read_so_far(results), *_tie(provenance), chosen]).rstrip()
+
+
+def _read_so_far(results: Document) -> list[str]:
+    """Write how many models were measured on the test set; nothing where no ledger counts them."""
+    count = results.get("test_readings")
+    if count is None:
+        return []
+    if count == 1:
+        return ["This is the first model that was measured on this test set, by the ledger beside its manifest."]
+    return [
+        f"{count} models have been measured on this test set, this one among them, by the ledger beside its manifest: "
+        "the more there are, the more the best of them owes to chance."
+    ]
 
 
 def _tie(provenance: Document) -> list[str]:

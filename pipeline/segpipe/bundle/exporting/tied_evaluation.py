@@ -37,7 +37,7 @@ class Evaluation:
     Attributes:
         results: ``metrics`` (measure to label to ``value``, ``low``, ``high``, ``median`` and ``n``), ``dataset``,
             ``split``, ``cases``, ``patients``, ``missing`` and ``failed`` cases, ``interval`` in words,
-            ``tolerance_mm`` of the surface Dice.
+            ``tolerance_mm`` of the surface Dice, ``test_readings`` where a ledger counts them.
         dice: case id to its mean Dice over the labels; None where no label counts.
         labels: value to name of what was measured.
         made_by: the model that made all label maps, as metrics.json names it; None where that is not known.
@@ -83,6 +83,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             "interval": f"the {bootstrap['level']:.0%} bootstrap interval over {bootstrap['unit']}s",
             "tolerance_mm": document["tolerance_mm"],
             "manifest_sha256": document["manifest_sha256"],
+            **_read_so_far(document.get("test_readings") or {}),
             "metrics": {
                 metric: {name: _estimate(part["metrics"][metric]) for name, part in parts.items()} for metric in METRICS
             },
@@ -104,6 +105,11 @@ def read_evaluation(folder: Path) -> Evaluation:
             found=f"{type(error).__name__}: {error}",
             expected="the metrics.json that `segpipe evaluate` writes",
         ) from error
+
+
+def _read_so_far(readings: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many models were measured on the test set, as far as a ledger counts them."""
+    return {} if readings.get("count") is None else {"test_readings": int(readings["count"])}
 
 
 def _estimate(estimate: Mapping[str, Any]) -> dict[str, float | int | None]:

@@ -25,12 +25,15 @@ from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
 from tiny_compare import FakeSubprocesses
 from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
+from tiny_folds import fold_arguments, stand_in
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
 FILES = (
     "run",
     "seeds",
+    "cross_validation",
+    "out_of_fold",
     "postprocessing",
     "prediction_event",
     "result",
@@ -164,8 +167,10 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
     words = train_arguments(root / "manifest.json", root / "run")
     again = ("reproduce", root / "bundle", "--data", root, "--out", root / "again")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.training.seeds.Subprocesses", InThisProcess)
+        patch.setattr("segpipe.training.several_runs.Subprocesses", InThisProcess)
         seeds = printed(*train_arguments(root / "manifest.json", root / "seeds"), "--seeds", 2, "--epochs", 1)
+        stand_in(patch, {0: 1})
+        folds = printed(*fold_arguments(root / "manifest.json", root / "folds"))
     return [
         ("train", printed(*words, "--explain")),
         ("train", printed(*words, "--dry-run")),
@@ -173,6 +178,11 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("run", json.loads((root / "run" / "run.json").read_text())),
         ("train", seeds),
         ("seeds", json.loads((root / "seeds" / "seeds.json").read_text())),
+        ("train", folds),
+        ("train", printed(*train_arguments(root / "manifest.json", root / "every"), "--fold", "none", "--epochs", 1)),
+        ("run", json.loads((root / "every" / "run.json").read_text())),
+        ("cross_validation", json.loads((root / "folds" / "cross_validation.json").read_text())),
+        ("out_of_fold", json.loads((root / "folds" / "out_of_fold.json").read_text())),
         ("export", printed("export", root / "run", root / "bundle")),
         ("bundle_metadata", json.loads((root / "bundle/configs/metadata.json").read_text())),
         ("provenance", json.loads((root / "bundle/provenance.json").read_text())),
@@ -341,11 +351,13 @@ def test_the_documents_show_what_there_is_to_show(documents: Documents) -> None:
     events = [event["event"] for event in documents["prediction_event"]]
     assert set(events) == {"start", "crashed", "done", "failed", "skipped"}
     assert {"missing_file"} <= set(documents["check"][-1]["kinds"])
-    assert [set(each) & {"origins", "dry_run", "status", "seeds"} for each in documents["train"]] == [
+    assert [set(each) & {"origins", "dry_run", "status", "seeds", "folds"} for each in documents["train"]] == [
         {"origins"},
         {"dry_run"},
         {"status"},
         {"seeds"},
+        {"folds"},
+        {"status"},
     ]
     assert documents["evaluate"][0]["failures"] and "rules" in documents["evaluate"][1]
     assert [each["manifest"] is None for each in documents["fetch"]] == [True, False]

@@ -20,7 +20,7 @@ from tiny_data import InThisProcess, train_arguments
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
     found = InThisProcess()
-    monkeypatch.setattr("segpipe.training.seeds.Subprocesses", lambda: found)
+    monkeypatch.setattr("segpipe.training.several_runs.Subprocesses", lambda: found)
     return found
 
 
@@ -29,7 +29,7 @@ def three(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Three seeds, the first of which was trained alone before."""
     out = tmp_path_factory.mktemp("seeds") / "of three"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.training.seeds.Subprocesses", InThisProcess)
+        patch.setattr("segpipe.training.several_runs.Subprocesses", InThisProcess)
         assert run(train_arguments(tiny_manifest, out / "seed5", "--epochs", "2", "--seed", "5")) == 0
         assert run(several(tiny_manifest, out)) == 0
     return out

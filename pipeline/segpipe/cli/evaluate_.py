@@ -25,7 +25,7 @@ def command(
         Path, typer.Argument(help="Folder that `segpipe predict` wrote, or of <case id>.nii.gz label maps.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for metrics.csv, metrics.json, report.html and figures.")],
-    split: Annotated[str, typer.Option(help="Which cases: test, validation, training or all.")] = "test",
+    split: Annotated[str, typer.Option(help="Which cases: test, validation, training, out_of_fold or all.")] = "test",
     fold: Annotated[int | None, typer.Option(help="The fold, for validation and training.")] = None,
     data: DataFolder = None,
     tolerance_mm: Annotated[float, typer.Option(min=0, help="Tolerance of NSD, the surface Dice.")] = 1.0,

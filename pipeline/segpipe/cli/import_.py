@@ -194,8 +194,7 @@ def _print_names(console: Console, names: Counter[str]) -> None:
 def _report(console: Console, imported: Imported) -> None:
     manifest, path, root = imported.manifest, imported.path, imported.root
     elsewhere = path.resolve().parent != root.resolve()
-    known = manifest.patient_rule or any(case.patient_id for case in manifest.cases())
-    patients = len({case.group for case in manifest.cases()}) if known else None
+    patients = len({case.group for case in manifest.cases()}) if manifest.knows_patients else None
     facts = {
         "name": manifest.name,
         "training": len(manifest.training),

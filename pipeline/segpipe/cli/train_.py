@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +22,8 @@ from segpipe.cli.shared_options import (
     Workers,
     allowed_names,
 )
-from segpipe.common.console import Console, Interrupted
-from segpipe.errors import OK, UsageError
+from segpipe.common.console import Console, Interrupted, some_of
+from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
     from segpipe.training import Composed, TrainingRun
@@ -38,7 +39,14 @@ def command(
     loss: Annotated[str, typer.Option(help="Loss fragment: dice_ce, tversky, focal_tversky, or a path.")] = "dice_ce",
     augment: Augment = "light",
     runtime: Runtime = "cpu",
-    fold: Annotated[int, typer.Option(help="Fold that is validated; made by `segpipe split`.")] = 0,
+    fold: Annotated[
+        str, typer.Option(help="Fold that is validated, made by `segpipe split`; none: train on every case.")
+    ] = "0",
+    folds: Annotated[
+        str | None,
+        typer.Option(help="Cross-validation: all folds, or some (0,2), into OUT/fold_0, ... [default: one run]"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Folds or seeds that are trained at the same time.")] = 1,
     data: DataFolder = None,
     set_: Override = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (max_epochs).")] = None,
@@ -54,7 +62,7 @@ def command(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder, or folder of --seeds, to continue as if never interrupted; --epochs extends it."
+            help="Run folder, or that of --seeds or --folds, to continue as if never interrupted; --epochs extends it."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
@@ -79,6 +87,11 @@ def command(
 
     --seeds 3 trains three times and records how far apart the seeds end, in OUT/seeds.json.
 
+    --folds all trains a model a fold, each with the weights of its last epoch, and measures every case by the model
+    that left it out: OUT/out_of_fold.json.
+
+    --fold none trains on every training case and validates none.
+
     A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
     """
     from segpipe.training import train
@@ -90,7 +103,7 @@ def command(
         "loss": loss,
         "augment": augment,
         "runtime": runtime,
-        "fold": fold,
+        "fold": _fold(fold),
         "seed": seed,
         "epochs": epochs,
         "threads": threads,
@@ -107,24 +120,38 @@ def command(
             hint="leave one of them out: RUN/config.json has each value, origins in RUN/run.json where it came from",
         )
     if explain:
-        _explain(console, manifest, out, settings, policy, save_config)
+        _explain(console, manifest, out, {**settings, "folds": folds}, policy, save_config)
         return OK
     if resume is None and (manifest is None or task is None or (out is None and not dry_run)):
         raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
     try:
-        run = train(manifest, out=out, seeds=seeds, resume=resume, dry_run=dry_run, **settings, **policy)
+        run = train(
+            manifest, out=out, folds=folds, seeds=seeds, jobs=jobs, resume=resume, dry_run=dry_run, **settings, **policy
+        )
     except KeyboardInterrupt as interruption:
         begun = resume or out
         if dry_run or begun is None or not _can_go_on(begun):
             raise
         raise Interrupted(f"go on with: segpipe train --resume {begun}") from interruption
     _report(console, run)
-    return OK
+    failed = any(case["failure"] is not None for case in (run.out_of_fold or {"cases": []})["cases"])
+    return SOME_FAILED if failed else OK
+
+
+def _fold(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise UsageError(
+            "the fold cannot be read", found=text, expected="a number like 0, or none", hint="every fold: --folds all"
+        )
+    return int(text)
 
 
 def _can_go_on(folder: Path) -> bool:
-    """Return whether a run, or one of several seeds, was begun there."""
-    return any(file.is_file() for file in (folder / "run.json", *folder.glob("seed*/run.json")))
+    """Return whether a run, or one of several seeds or folds, was begun there."""
+    runs = (*folder.glob("seed*/run.json"), *folder.glob("fold_*/run.json"))
+    return any(file.is_file() for file in (folder / "run.json", *runs))
 
 
 def _explain(
@@ -173,6 +200,8 @@ def _report(console: Console, run: TrainingRun) -> None:
         console.table("Dry run", ["what", "value"], list(run.trial.items()))
     elif run.seeds is not None:
         _report_seeds(console, run.seeds)
+    elif run.folds is not None:
+        _report_folds(console, run)
     else:
         weights = weights_of(run.root)
         if run.val_mean_dice is not None:
@@ -188,6 +217,42 @@ def _report(console: Console, run: TrainingRun) -> None:
             more = f"segpipe train --resume {run.root} --epochs {run.epochs + 1}"
             console.say(f"nothing was validated, so there is nothing to export; next: {more}")
     console.document(**run.document())
+
+
+def _report_folds(console: Console, run: TrainingRun) -> None:
+    """Say what the models of a cross-validation are worth, and what the figure is of."""
+    facts = run.out_of_fold or {}
+    rows = [(row["fold"], row["folder"], row["epochs"], row["cases"], _mean(row)) for row in facts["folds"]]
+    console.table("Folds", ["fold", "run", "epochs", "cases", "mean Dice"], rows)
+    raw, corrected = facts["figure"]["raw"], facts["figure"]["corrected"]
+    console.say(f"out-of-fold mean Dice {_interval(raw)} over patients")
+    if facts["figure"]["candidates"] > 1:
+        console.say(f"corrected for the choice among {facts['figure']['candidates']} trainings: {_interval(corrected)}")
+    console.say(f"({facts['of']})")
+    if facts["patients"]["note"]:
+        console.say(facts["patients"]["note"])
+    failed = [case["id"] for case in facts["cases"] if case["failure"] is not None]
+    if failed:
+        console.note(f"{len(failed)} case(s) have no usable prediction and count as Dice 0: {some_of(failed)}")
+    for label in facts["postprocessing"]["labels"]:
+        if label["raw_gain"] is not None:
+            console.say(
+                f"post-processing of {label['name']}, {label['rule']}: {label['raw_gain']:+.4f} Dice, corrected "
+                f"{label['corrected_gain']:+.4f} (segpipe export --postprocessing)"
+            )
+    console.say(f"each case: {run.root / 'evaluation' / 'report.html'}")
+
+
+def _mean(row: Mapping[str, Any]) -> str | None:
+    mean = row["mean_dice"]["mean"]
+    return None if mean is None else f"{mean:.4f}"
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    if estimate["mean"] is None:
+        return "unknown"
+    interval = "" if estimate["low"] is None else f", 95 % interval {estimate['low']:.4f} to {estimate['high']:.4f}"
+    return f"{estimate['mean']:.4f}{interval}"
 
 
 def _report_seeds(console: Console, seeds: Any) -> None:

@@ -28,7 +28,7 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
         manifest: path of the manifest.
         data: folder that its paths start from.
         split: ``training``, ``validation`` or ``test``.
-        fold: validation fold.
+        fold: validation fold; None trains on every case, and validates none.
 
     Returns:
         Dictionaries with ``case_id``, ``image`` (a path, or one path per channel) and ``label``.
@@ -37,6 +37,8 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
         UsageError: no such split or fold, no case in it, or a file that is not there.
         DataError: a file whose header cannot be used.
     """
+    if split == "validation" and fold is None:
+        return []
     cases = load_manifest(manifest).select(split, fold)
     if not cases:
         raise UsageError(f"the manifest has no {split} cases", path=manifest, hint="make a split with `segpipe split`")

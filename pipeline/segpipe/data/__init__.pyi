@@ -16,6 +16,7 @@ from .label_presence import labels_not_trained as labels_not_trained
 from .label_presence import labels_present as labels_present
 from .label_presence import not_trained_words as not_trained_words
 from .manifest import CASE_ID as CASE_ID
+from .manifest import PATIENTS_UNKNOWN as PATIENTS_UNKNOWN
 from .manifest import Case as Case
 from .manifest import Manifest as Manifest
 from .manifest import data_root as data_root
@@ -32,4 +33,5 @@ from .reading_ledger import Readings as Readings
 from .reading_ledger import checked_reason as checked_reason
 from .reading_ledger import readings_of as readings_of
 from .reading_ledger import record_reading as record_reading
+from .splits import chosen_folds as chosen_folds
 from .splits import draw_split as draw_split

@@ -23,6 +23,7 @@ from segpipe.errors import DataError, UsageError
 
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
+PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
 
 class Case(BaseModel):
@@ -162,6 +163,11 @@ class Manifest(BaseModel):
         """Label value to name, without background."""
         return {int(value): name for value, name in self.labels.items() if value != "0"}
 
+    @property
+    def knows_patients(self) -> bool:
+        """Whether it is known which cases are of one patient; else a patient may be trained on and measured."""
+        return self.patient_rule is not None or any(case.patient_id for case in self.cases())
+
     def cases(self) -> list[Case]:
         """Return all cases: training, then test."""
         return [*self.training, *self.test]
@@ -178,7 +184,8 @@ class Manifest(BaseModel):
         """Return cases by role.
 
         Args:
-            split: ``training`` (without the fold), ``validation`` (the fold), ``test`` or ``all``.
+            split: ``training`` (without the fold), ``validation`` (the fold), ``test``, ``all``, or ``out_of_fold``
+                (the training cases that have a fold, whose models left them out).
             fold: the validation fold; None takes every training case.
 
         Raises:
@@ -188,8 +195,10 @@ class Manifest(BaseModel):
             return self.cases()
         if split == "test":
             return list(self.test)
+        if split == "out_of_fold":
+            return [case for case in self.training if case.fold is not None]
         if split not in ("training", "validation"):
-            raise UsageError(f"no split {split!r}", expected="training, validation, test or all")
+            raise UsageError(f"no split {split!r}", expected="training, validation, out_of_fold, test or all")
         if fold is None:
             if split == "training":
                 return list(self.training)

@@ -66,6 +66,35 @@ def draw_split(
     return copy
 
 
+def chosen_folds(manifest: Manifest, folds: str | Sequence[int]) -> tuple[int, ...]:
+    """Return the folds of a cross-validation.
+
+    Args:
+        manifest: with folds.
+        folds: ``all`` that it has, or some of them: numbers, or their text such as ``0,2``.
+
+    Raises:
+        UsageError: the manifest has fewer than two folds, or not these; or they cannot be read.
+    """
+    there = manifest.folds()
+    if len(there) < 2:
+        raise UsageError(
+            "cross-validation needs a manifest with at least two folds",
+            found=f"folds {there}" if there else "no folds",
+            hint="make them with `segpipe split`",
+        )
+    if folds == "all":
+        return tuple(there)
+    try:
+        chosen = tuple(sorted({int(word) for word in (folds.split(",") if isinstance(folds, str) else folds)}))
+    except ValueError as error:
+        raise UsageError("the folds cannot be read", found=folds, expected="all, or numbers like 0,2") from error
+    unknown = [fold for fold in chosen if fold not in there]
+    if unknown or not chosen:
+        raise UsageError("the manifest has no such fold", found=f"folds {unknown}", expected=f"of {there}, or all")
+    return chosen
+
+
 def parse_test_size(text: str) -> int | float | None:
     """Read ``0.25``: a fraction of the labelled cases; ``45``: a number of them; ``keep``: None.
 

@@ -13,7 +13,12 @@ from .measure import dice as dice
 from .measure import label_channels as label_channels
 from .measure import label_pairs as label_pairs
 from .measure import mean_defined as mean_defined
+from .postprocessing import CANDIDATES as CANDIDATES
 from .postprocessing import Choice as Choice
+from .postprocessing import rules_document as rules_document
+from .selection import METHOD as METHOD
+from .selection import Selection as Selection
+from .selection import corrected_for_selection as corrected_for_selection
 from .statistics import Estimate as Estimate
 from .statistics import bootstrap_mean as bootstrap_mean
 from .summary import TABLE_COLUMNS as TABLE_COLUMNS

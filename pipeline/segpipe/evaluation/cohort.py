@@ -19,7 +19,7 @@ from segpipe.evaluation.held_out import read_test_set, refuse_trained_cases
 from segpipe.evaluation.made_by import made_by
 from segpipe.evaluation.postprocessing import Choice, choose_rules, refuse_test_cases, rules_document
 from segpipe.evaluation.statistics import LEVEL, Estimate
-from segpipe.evaluation.summary import Summary, summarise, write_metrics
+from segpipe.evaluation.summary import Summary, case_value, summarise, write_metrics
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Evaluation:
         """Mean Dice over cases, each the mean of its labels, with the interval over patients."""
         estimate: Estimate = self.summary.overall["metrics"]["dice"]
         return estimate
+
+    @property
+    def case_dice(self) -> dict[str, float | None]:
+        """Dice of each case by id, the mean of its labels; 0 where its prediction cannot be used."""
+        return {case.id: case_value(case, "dice") for case in self.cases}
 
     @property
     def label_dice(self) -> dict[str, Estimate]:

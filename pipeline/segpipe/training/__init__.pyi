@@ -3,6 +3,7 @@ from .budgets import parse_budget as parse_budget
 from .config_checks import check_components as check_components
 from .config_checks import check_network as check_network
 from .config_checks import padded_patch as padded_patch
+from .cross_validation import read_cross_validation as read_cross_validation
 from .fragments import Composed as Composed
 from .fragments import compose_config as compose_config
 from .fragments import known_fragments as known_fragments
@@ -11,6 +12,8 @@ from .fragments import read_fragment as read_fragment
 from .network_cost import build_network as build_network
 from .network_cost import cost_of_step as cost_of_step
 from .network_cost import output_shapes as output_shapes
+from .out_of_fold import read_out_of_fold as read_out_of_fold
+from .out_of_fold import record_candidates as record_candidates
 from .planning import Plan as Plan
 from .planning import plan as plan
 from .planning_rules import profile_of as profile_of

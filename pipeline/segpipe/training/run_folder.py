@@ -14,7 +14,7 @@ from segpipe.common.console import quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json, write_text
 from segpipe.common.precision import precision_of
 from segpipe.common.provenance import environment
-from segpipe.data import FINGERPRINT, data_root, load_manifest
+from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.fragments import Composed, compose_config
@@ -23,6 +23,7 @@ from segpipe.training.mirroring import mirrored_in_training
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"  # beside runs that differ by their seed alone
 OF_THE_RECORD = ("fold", "seed", "threads", "num_workers", "precision", "channels_last")  # ids
+CROSS_VALIDATION = "cross_validation.json"  # beside runs that differ by the fold that they leave out
 PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
 PLACE = "places.json"  # of a pseudonymised data set: where it lies on this machine, for the run's owner alone
 
@@ -33,9 +34,12 @@ class RunSettings:
 
     Attributes:
         task, network, loss, augment, runtime: fragments, by name or path.
-        fold, seed, epochs, threads, workers: ids of the config; None leaves the value of the fragment.
+        fold: that is validated; None trains on every case, and keeps the weights of the last epoch.
+        seed, epochs, threads, workers: ids of the config; None leaves the value of the fragment.
         data: data folder, or None for the manifest's own.
         overrides: ``id=value``.
+        folds: of a cross-validation, ``all`` or some such as ``0,2``; the config is that of the first, and every model
+            keeps the weights of its last epoch.
     """
 
     task: str | Path
@@ -43,13 +47,14 @@ class RunSettings:
     loss: str | Path = "dice_ce"
     augment: str | Path = "light"
     runtime: str | Path = "cpu"
-    fold: int = 0
+    fold: int | None = 0
     seed: int = 0
     epochs: int | None = None
     threads: int | None = None
     workers: int | None = None
     data: str | Path | None = None
     overrides: Sequence[str] = ()
+    folds: str | Sequence[int] | None = None
 
     @property
     def fragments(self) -> dict[str, str]:
@@ -65,8 +70,30 @@ class RunSettings:
             "max_epochs": (self.epochs, "--epochs"),
             "threads": (self.threads, "--threads"),
             "num_workers": (self.workers, "--workers"),
+            "keep_weights": ("last", self._why_last) if self._why_last else (None, ""),
         }
         return {name: pair for name, pair in values.items() if pair[0] is not None}
+
+    @property
+    def _why_last(self) -> str:
+        return "--fold none" if self.fold is None else "--folds" if self.folds is not None else ""
+
+    def require_fixed_length(self, config: Mapping[str, Any]) -> None:
+        """Refuse a choice of the weights by validation, where nothing is validated or the figure is of those cases.
+
+        Raises:
+            UsageError: naming the id.
+        """
+        if not self._why_last:
+            return
+        for name, needed in (("keep_weights", "last"), ("early_stop_patience", 0)):
+            if config[name] != needed:
+                raise UsageError(
+                    f"{self._why_last} keeps the weights of the last of a fixed number of epochs",
+                    found=f"{name}: {config[name]}",
+                    expected=f"{name}: {needed}",
+                    hint=f"leave {name} out, or set it to {needed}",
+                )
 
 
 def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustPolicy) -> Composed:
@@ -89,6 +116,8 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
         "dataset_dir": (str(data_root(manifest, settings.data).resolve()), "--data"),
         **settings.values,
     }
+    if settings.folds is not None:
+        values["fold"] = (chosen_folds(dataset, settings.folds)[0], "--folds")
     composed = compose_config(settings.fragments, settings.overrides, values)
     config = composed.config
     for name, theirs in (("labels", list(dataset.labels.values())), ("channels", dataset.channels)):
@@ -99,9 +128,8 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
                 expected=theirs,
                 hint="make the task fragment of this manifest with `segpipe plan`",
             )
-    dataset.select("training", config["fold"])
-    if not dataset.select("validation", config["fold"]):
-        raise UsageError("the fold has no validation cases", found=f"fold {config['fold']}")
+    settings.require_fixed_length(config)
+    require_cases(dataset, config["fold"])
     quiet_libraries()
     _settle_precision(composed)
     check_components(config)
@@ -116,6 +144,18 @@ def _settle_precision(composed: Composed) -> None:
     if used != config["precision"]:
         composed.origins["precision"] += f", auto: {used} on this machine"
         config["precision"] = used
+
+
+def require_cases(dataset: Manifest, fold: int | None) -> None:
+    """Refuse a fold, or a whole data set where it is None, that nothing can be trained on or validated.
+
+    Raises:
+        UsageError: naming the fold.
+    """
+    if not dataset.select("training", fold):
+        raise UsageError("there are no cases to train on", found="no fold" if fold is None else f"fold {fold}")
+    if fold is not None and not dataset.select("validation", fold):
+        raise UsageError("the fold has no validation cases", found=f"fold {fold}")
 
 
 def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | None = None) -> dict[str, Any]:
@@ -143,6 +183,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         )
     config = composed.config
     dataset = load_manifest(manifest)
+    validated = [] if config["fold"] is None else dataset.select("validation", config["fold"])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,7 +202,8 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         "manifest_sha256": sha256_of(out / "manifest.json"),
         "dataset": dataset.name,
         "cases": {
-            split: [case.id for case in dataset.select(split, config["fold"])] for split in ("training", "validation")
+            "training": [case.id for case in dataset.select("training", config["fold"])],
+            "validation": [case.id for case in validated],
         },
         **{name: config[name] for name in OF_THE_RECORD if name in config},
         "mirror_axes": mirrored_in_training(config),

@@ -24,7 +24,7 @@ from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
-from segpipe.training.run_folder import SEEDS, prepare, read_places, weights_of
+from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -93,12 +93,13 @@ def _require_more(out: Path, record: dict[str, Any], epochs: int) -> None:
             expected="more than it was planned for",
             hint=f"name more, e.g. --epochs {planned * 2}" if isinstance(planned, int) else "max_epochs is no number",
         )
-    if (out.resolve().parent / SEEDS).is_file():
-        raise UsageError(
-            "the run is one of several seeds, which differ by their seed alone",
-            path=out,
-            hint="train all of them with more epochs and another --out",
-        )
+    for file, noun in ((SEEDS, "seed"), (CROSS_VALIDATION, "fold")):
+        if (out.resolve().parent / file).is_file():
+            raise UsageError(
+                f"the run is one of several {noun}s, which differ by their {noun} alone",
+                path=out,
+                hint="train all of them with more epochs and another --out",
+            )
 
 
 def _extend(out: Path, record: dict[str, Any], epochs: int) -> str:
@@ -227,13 +228,15 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
             value = loss(network(batch["image"].to(device)), batch["label"].to(device))
             value.backward()
             seconds = time.perf_counter() - began
-        case = next(iter(parser.get_parsed_content("validate::dataloader")))
+        case = next(iter(parser.get_parsed_content("validate::dataloader")), None)  # none where the fold is none
+        scores, validation_seconds = None, None
         network.eval()
-        began = time.perf_counter()
-        with torch.no_grad():
-            scores = parser.get_parsed_content("validate::inferer")(case["image"].to(device), network)
-        loss(scores, case["label"].to(device))
-        validation_seconds = time.perf_counter() - began
+        if case is not None:
+            began = time.perf_counter()
+            with torch.no_grad():
+                scores = parser.get_parsed_content("validate::inferer")(case["image"].to(device), network)
+            loss(scores, case["label"].to(device))
+            validation_seconds = round(time.perf_counter() - began, 3)
     except Exception as error:
         raise unwrap(error) from error
     if not math.isfinite(float(value)):
@@ -242,10 +245,10 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "batch_shape": list(batch["image"].shape),
         "first_loss": float(value),
-        "validation_scores_shape": list(scores.shape),
+        "validation_scores_shape": None if scores is None else list(scores.shape),
         "seconds_per_step": round(seconds, 3),
         "steps_per_epoch": len(loader),
-        "seconds_per_validation_case": round(validation_seconds, 3),
+        "seconds_per_validation_case": validation_seconds,
         "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
     }
 

@@ -1,4 +1,4 @@
-"""`segpipe.train`: a run from its settings to its best weights, the same again with several seeds, or a trial of it."""
+"""`segpipe.train`: a run from its settings to its weights, the same with several seeds or on every fold, or a trial."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
 from segpipe.common.partial import temporary_folder
-from segpipe.data import Manifest, fingerprint_path, save_manifest
+from segpipe.data import PATIENTS_UNKNOWN, Manifest, chosen_folds, fingerprint_path, load_manifest, save_manifest
 from segpipe.errors import UsageError
-from segpipe.training.run_folder import RunSettings, compose_run
-from segpipe.training.seeds import SEEDS, resume_seeds, train_seeds
+from segpipe.training.cross_validation import resume_folds, train_folds
+from segpipe.training.out_of_fold import measure_out_of_fold
+from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, RunSettings, compose_run
+from segpipe.training.seeds import resume_seeds, train_seeds
 from segpipe.training.session import dry_run as try_run
 from segpipe.training.session import resume as resume_run
 from segpipe.training.session import start
+from segpipe.training.several_runs import Sources
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,20 @@ class TrainingRun:
     """How a training ended.
 
     Attributes:
-        root: the run folder, or the folder of all runs where there are several seeds; of a dry run the folder that was
-            named, which is not made.
+        root: the run folder, or the folder of all runs where there are several; of a dry run the folder that was named,
+            which is not made.
         status: ``finished``, or ``dry run``.
         epochs: that were trained.
-        best_epoch: whose weights are kept; None where none was validated, and of several seeds.
-        val_mean_dice: validation Dice of that epoch; of several seeds the mean of theirs.
-        fold, seed: of the run; of several seeds the first.
+        best_epoch: of the best validation; None where none was validated, and of several runs.
+        val_mean_dice: validation Dice of that epoch; of several seeds the mean of theirs, of a cross-validation that of
+            all cases, each by the model that left it out.
+        fold, seed: of the run; of several seeds the first. No fold where the run has every case, or there are several.
         seconds: of all sessions together.
         notes: what was adapted, such as a padded patch.
         trial: what a dry run measured: parameters, shapes, seconds a step, minutes in all.
         seeds: content of ``seeds.json``, where there are several.
+        folds: content of ``cross_validation.json``, of a cross-validation.
+        out_of_fold: content of ``out_of_fold.json``, of a cross-validation.
     """
 
     root: Path
@@ -49,6 +55,8 @@ class TrainingRun:
     notes: tuple[str, ...] = ()
     trial: Mapping[str, Any] | None = None
     seeds: Mapping[str, Any] | None = None
+    folds: Mapping[str, Any] | None = None
+    out_of_fold: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Return what ``segpipe train --json`` prints."""
@@ -56,6 +64,9 @@ class TrainingRun:
             return {"dry_run": dict(self.trial)}
         if self.seeds is not None:
             return {"run": str(self.root), **{name: self.seeds[name] for name in ("seeds", "val_mean_dice")}}
+        if self.folds is not None and self.out_of_fold is not None:
+            figures = {name: self.out_of_fold[name] for name in ("of", "patients", "figure", "spread", "selected")}
+            return {"run": str(self.root), "folds": self.folds["folds"], "out_of_fold": figures}
         best = None if self.best_epoch is None else {"epoch": self.best_epoch, "val_mean_dice": self.val_mean_dice}
         facts = {name: getattr(self, name) for name in ("epochs", "fold", "seed", "seconds")}
         return {"run": str(self.root), "status": self.status, "best": best, **facts}
@@ -71,7 +82,9 @@ def train(
     loss: str | Path = "dice_ce",
     augment: str | Path = "light",
     runtime: str | Path = "cpu",
-    fold: int = 0,
+    fold: int | None = 0,
+    folds: str | Sequence[int] | None = None,
+    jobs: int = 1,
     seed: int = 0,
     epochs: int | None = None,
     threads: int | None = None,
@@ -105,14 +118,16 @@ def train(
         task: task fragment: the path of one that `segpipe.plan` wrote, or a name of those that are shipped.
         out: new run folder; not needed for a dry run.
         network, loss, augment, runtime: fragments, by name or path; see ``segpipe info``.
-        fold: that is validated.
+        fold: that is validated; None trains on every training case, validates none and keeps the last weights.
+        folds: cross-validation: ``all`` folds, or some, each in a process of its own, into ``out/fold_0``, ...
+        jobs: folds or seeds at the same time.
         seed: of everything random.
         epochs, threads, workers: None leaves them to the runtime fragment. With ``resume``, ``epochs`` extends a run.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
-        resume: run folder, or folder of several seeds, to continue; its settings are its own, but for ``data`` and more
-            ``epochs``, with which also a finished run goes on, at the learning rates of a run of that many epochs.
+        resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
+            and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
         dry_run: build everything, run one batch, write nothing.
         allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
         progress: called with a line of text for each epoch and note; None writes them to standard error.
@@ -128,32 +143,44 @@ def train(
                 "--resume goes on with the training, and --dry-run would not train",
                 hint="leave one of them out: what a run is configured by stands in RUN/config.json",
             )
-        if manifest is not None or overrides or seeds is not None:
+        if manifest is not None or overrides or seeds is not None or folds is not None:
             raise UsageError(
                 "--resume takes its settings from the run",
                 hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
             )
         root, place = Path(resume), None if data is None else Path(data)
-        if (root / SEEDS).is_file():
-            if epochs is not None:
-                raise UsageError(
-                    "several seeds are not extended", path=root, hint="train them with more --epochs and another --out"
-                )
-            return _of_seeds(root, resume_seeds(root, place, progress))
+        several = next((name for name in (SEEDS, CROSS_VALIDATION) if (root / name).is_file()), None)
+        if several and epochs is not None:
+            raise UsageError(
+                f"several {'seeds' if several == SEEDS else 'folds'} are not extended",
+                path=root,
+                hint="train them with more --epochs and another --out",
+            )
+        if several == SEEDS:
+            return _of_seeds(root, resume_seeds(root, place, jobs, progress))
+        if several:
+            trained = resume_folds(root, place, jobs, progress)
+            return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
         return _of_record(root, resume_run(root, place, progress, epochs))
     if manifest is None or task is None or (out is None and not dry_run):
         raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
+    if folds is not None and (seeds is not None or fold != 0):
+        raise UsageError(
+            "--folds trains every fold with one seed",
+            found="--seeds" if seeds is not None else "--fold",
+            hint="leave it out, or --folds",
+        )
     settings = RunSettings(
-        task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides)
+        task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides), folds
     )
     policy = TrustPolicy(tuple(allow), run_unvetted_code)
     if not isinstance(manifest, Manifest):
-        return _train(Path(manifest), out, settings, policy, seeds, dry_run, progress)
+        return _train(Path(manifest), out, settings, policy, seeds, jobs, dry_run, progress)
     if data is None:
         raise UsageError("a manifest in memory does not say where its files are", hint="name their folder as data")
     with temporary_folder() as folder:
         save_manifest(manifest, folder / "manifest.json")
-        return _train(folder / "manifest.json", out, settings, policy, seeds, dry_run, progress)
+        return _train(folder / "manifest.json", out, settings, policy, seeds, jobs, dry_run, progress)
 
 
 def _train(
@@ -162,20 +189,27 @@ def _train(
     settings: RunSettings,
     policy: TrustPolicy,
     seeds: int | None,
+    jobs: int,
     dry_run: bool,
     progress: Callable[[str], object] | None,
 ) -> TrainingRun:
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
-    notes = tuple(composed.notes)
+    dataset = load_manifest(manifest)
+    unknown = settings.folds is not None and not dataset.knows_patients
+    notes = (*composed.notes, *([PATIENTS_UNKNOWN] if unknown else []))
     for note in notes:
         (progress or Console("train").note)(note)
     if dry_run:
         return TrainingRun(root, "dry run", notes=notes, trial=try_run(composed, manifest))
     fingerprint = fingerprint_path(settings.task)
+    sources = Sources(composed, manifest, fingerprint, Path(composed.config["dataset_dir"]))
     if seeds is not None:
-        place = Path(composed.config["dataset_dir"])
-        return _of_seeds(root, train_seeds(composed, manifest, root, seeds, fingerprint, place, progress), notes)
+        return _of_seeds(root, train_seeds(sources, root, seeds, jobs, progress), notes)
+    if settings.folds is not None:
+        chosen = chosen_folds(dataset, settings.folds)
+        trained = train_folds(sources, root, chosen, jobs, progress)
+        return _of_folds(root, trained, measure_out_of_fold(root, sources.data, jobs, progress), notes)
     return _of_record(root, start(composed, manifest, root, fingerprint, progress), notes)
 
 
@@ -206,4 +240,19 @@ def _of_seeds(root: Path, document: Mapping[str, Any], notes: tuple[str, ...] = 
         seed=rows[0]["seed"],
         notes=notes,
         seeds=document,
+    )
+
+
+def _of_folds(
+    root: Path, document: Mapping[str, Any], out_of_fold: Mapping[str, Any], notes: tuple[str, ...] = ()
+) -> TrainingRun:
+    """Summarise a cross-validation by the content of ``cross_validation.json`` and ``out_of_fold.json``."""
+    return TrainingRun(
+        root,
+        "finished",
+        sum(row["epochs"] for row in document["folds"]),
+        val_mean_dice=out_of_fold["figure"]["raw"]["mean"],
+        notes=notes,
+        folds=document,
+        out_of_fold=out_of_fold,
     )

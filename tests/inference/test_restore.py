@@ -21,10 +21,11 @@ from scipy.special import entr
 
 from segpipe.common.nifti import Header
 from segpipe.errors import DataError
+from segpipe.inference.averaging import average, mirrored
 from segpipe.inference.engine import segment_source
 from segpipe.inference.output import ProbabilityMaps, describe
 from segpipe.inference.prepare import prepare
-from segpipe.inference.runtimes import average, mirrored, torch_runtime
+from segpipe.inference.runtimes import torch_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import Source, read_source
 from segpipe.inference.transforms import Preprocessing, build_step

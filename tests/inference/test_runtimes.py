@@ -10,16 +10,8 @@ import torch
 
 from segpipe.errors import UsageError
 from segpipe.inference import runtimes
-from segpipe.inference.runtimes import (
-    ChosenRuntime,
-    Model,
-    NotConvertedError,
-    Runtime,
-    average,
-    choose_runtime,
-    mirrored,
-    torch_runtime,
-)
+from segpipe.inference.averaging import average, mirrored
+from segpipe.inference.runtimes import ChosenRuntime, Model, NotConvertedError, Runtime, choose_runtime, torch_runtime
 
 SHAPE = (1, 4, 4, 4)
 CPU = torch.device("cpu")

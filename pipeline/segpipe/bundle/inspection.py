@@ -41,6 +41,7 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
         "inputs": inputs,
         "outputs": outputs,
         "labels": _labels(outputs),
+        "members": _members(metadata),
         "results": metadata.get("results") or metadata.get("eval_metrics"),
         "requirements": [asdict(needed) for needed in requirements(metadata)],
         "size": {
@@ -53,6 +54,12 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
         "verdict": verdict.outcome,
         "trusted": False,
     }
+
+
+def _members(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the members that an ensemble names; empty for a single model."""
+    members = metadata.get("members")
+    return [member for member in members if isinstance(member, dict)] if isinstance(members, list) else []
 
 
 def _tensors(formats: Any, side: str) -> dict[str, Any]:

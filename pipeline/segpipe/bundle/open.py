@@ -19,6 +19,7 @@ from segpipe.bundle.supported_subset import (
     Activation,
     read_inference,
     read_meaning,
+    read_members,
     stated_modality,
     unsupported_features,
 )
@@ -35,7 +36,16 @@ from segpipe.bundle.vet import (
 from segpipe.common.api_calls import require_keywords
 from segpipe.common.files import absolute_path, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.inference import BundleFiles, ModelKeywords, ModelOptions, Preprocessing, Recipe, Source, split_words
+from segpipe.inference import (
+    BundleFiles,
+    ModelKeywords,
+    ModelOptions,
+    Preprocessing,
+    Recipe,
+    Source,
+    WeightsFile,
+    split_words,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -61,6 +71,7 @@ class Bundle:
         inference: the inference config as it is written, never evaluated.
         config_file: where the inference config lies.
         weights: the state dict, ``models/model.pt``, or the first other one where it is called otherwise.
+        members: of an ensemble, the state dict of each of its networks, ``weights`` first; empty for a single model.
         sha256: names the content: the hash of the sorted SHA256SUMS lines.
         model: what alone decides on a label map: ``files``, the hashes of its config and weights, and
             ``postprocessing``. Bundles that differ in their words only, such as the card, have the same.
@@ -106,6 +117,7 @@ class Bundle:
     window_mode: Literal["gaussian", "constant"] = "constant"
     regions: int = 0
     weights_sha256: str = ""
+    members: tuple[WeightsFile, ...] = ()
     signed_by: str | None = None
     policy: TrustPolicy = field(default_factory=TrustPolicy)
     model: dict[str, Any] = field(default_factory=dict)
@@ -199,6 +211,7 @@ class Bundle:
             "batch": self.sw_batch_size,
             "mode": self.window_mode,
             "activation": self.activation,
+            "members": max(1, len(self.members)),
         }
         typed = None if self.unsupported else self.preprocessing
         return Recipe(
@@ -223,6 +236,7 @@ class Bundle:
             "weights": str(self.weights),
             "sha256": self.sha256,
             "weights_sha256": self.weights_sha256,
+            "members": self.members[1:],
             "config_file": self.config_file.relative_to(self.root).as_posix(),
         }
 
@@ -292,16 +306,21 @@ def open_bundle(
         hashes, intact = hash_files(root), False
     if config_file is None:
         raise UsageError("the bundle has no inference config", path=root, expected=" or ".join(INFERENCE))
+    metadata = read_mapping(root / "configs/metadata.json", "bundle metadata")
+    inference = read_mapping(config_file, "inference config")
+    files = [root / file for file in read_members(inference)]
+    gone = next((file for file in files if not file.is_file()), None)
+    if gone is not None:
+        raise DataError("a member of the ensemble has no weights", path=gone, hint="get the bundle again")
+    weights = files[0] if files else weights
     if weights is None:
         path = root / "models" / "model.pt"
         raise DataError("the bundle has no weights", path=path, hint="it needs a state dict models/model.pt")
-    metadata = read_mapping(root / "configs/metadata.json", "bundle metadata")
-    inference = read_mapping(config_file, "inference config")
     labels, channels, regions = read_meaning(metadata, inference)
     odd = list(unsupported_features(inference))
     supported, unsupported = read_inference(inference)
-    unsupported += odd if weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
-    files = {file.relative_to(root).as_posix(): sha256_of(file) for file in (config_file, weights)}
+    unsupported += odd if files or weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
+    deciding = {file.relative_to(root).as_posix(): sha256_of(file) for file in (config_file, *(files or [weights]))}
     return Bundle(
         root=root.absolute(),
         name=str(metadata.get("name") or root.resolve().name),
@@ -311,6 +330,9 @@ def open_bundle(
         config_file=config_file.absolute(),
         weights=weights.absolute(),
         weights_sha256=hashes[weights.relative_to(root).as_posix()],
+        members=tuple(
+            WeightsFile(path=str(file.absolute()), sha256=hashes[file.relative_to(root).as_posix()]) for file in files
+        ),
         sha256=fingerprint(hashes),
         intact=intact,
         labels=labels,
@@ -319,7 +341,7 @@ def open_bundle(
         regions=regions,
         signed_by=signed_by,
         policy=policy,
-        model={"files": files, "postprocessing": list(supported.get("cleanup", ()))},
+        model={"files": deciding, "postprocessing": list(supported.get("cleanup", ()))},
         _unpacked=holder,
         **supported,
     )

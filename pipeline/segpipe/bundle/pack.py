@@ -14,14 +14,17 @@ from pathlib import Path
 
 from segpipe.bundle.disclosure import find_disclosures, machine_words
 from segpipe.bundle.exporting import NAME, VERSION
+from segpipe.bundle.supported_subset import read_members
 from segpipe.bundle.tensors import WEIGHTS, read_state, safetensors_bytes
 from segpipe.bundle.vet import (
+    INFERENCE,
     SIGNATURE,
     SUMS,
     Verdict,
     fingerprint,
     hash_files,
     plain,
+    read_mapping,
     sums_text,
     unpacked,
     vet_unpacked,
@@ -29,7 +32,6 @@ from segpipe.bundle.vet import (
 from segpipe.common.files import sha256_of, write_whole
 from segpipe.errors import RefusedError, UsageError
 
-SAFETENSORS = "models/model.safetensors"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
 _UNIX = 3
 _MODE = stat.S_IFREG | 0o644
@@ -74,7 +76,8 @@ def pack_bundle(
     Args:
         bundle: its folder, or a zip file of one.
         out: the archive; default ``NAME_vVERSION.zip`` in the current directory.
-        safetensors: add ``models/model.safetensors``, the same tensors as in ``models/model.pt``.
+        safetensors: add ``models/model.safetensors``, the same tensors as in ``models/model.pt``; of an ensemble
+            ``models/member_0.safetensors`` and so on.
         allow: names admitted beside the list, as `segpipe bundle verify` takes them.
         publish: refuse a bundle in which something could name a patient or a place.
         overwrite: replace a file that is already there.
@@ -108,8 +111,8 @@ def pack_bundle(
         }
         if safetensors:
             added = _as_safetensors(root)
-            content[SAFETENSORS] = added
-            sums[SAFETENSORS] = hashlib.sha256(added).hexdigest()
+            content.update(added)
+            sums.update({name: hashlib.sha256(each).hexdigest() for name, each in added.items()})
             content[SUMS] = sums_text(sums).encode()
         write_archive(archive, verdict.name, content)
         return Packed(archive, sha256_of(archive), verdict.name, verdict.version, fingerprint(sums), len(content))
@@ -140,16 +143,23 @@ def write_archive(archive: Path, folder: str, content: Content) -> None:
                 shutil.copyfileobj(reading, writing, 1 << 20)
 
 
-def _as_safetensors(root: Path) -> bytes:
+def _as_safetensors(root: Path) -> dict[str, bytes]:
+    """Return the weights once more, by the name of the file that they become."""
     if (root / SIGNATURE).is_file():
         raise UsageError(
             "a signed bundle cannot get another file",
             path=root / SIGNATURE,
             hint="pack it with --safetensors first, unpack and sign that",
         )
-    if not (root / WEIGHTS).is_file():
-        raise UsageError("the bundle has no weights to write as safetensors", path=root / WEIGHTS)
-    return safetensors_bytes(read_state(root / WEIGHTS), root / WEIGHTS)
+    config = next((root / file for file in INFERENCE if (root / file).is_file()), None)
+    files = (read_members(read_mapping(config, "inference config")) if config else ()) or (WEIGHTS,)
+    gone = next((file for file in files if not (root / file).is_file()), None)
+    if gone is not None:
+        raise UsageError("the bundle has no weights to write as safetensors", path=root / gone)
+    return {
+        f"{file.removesuffix('.pt')}.safetensors": safetensors_bytes(read_state(root / file), root / file)
+        for file in files
+    }
 
 
 def _refusal(bundle: Path, verdict: Verdict) -> RefusedError:

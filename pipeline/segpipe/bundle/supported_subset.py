@@ -19,10 +19,14 @@ CLEANUP = ("KeepLargestConnectedComponentd", "RemoveSmallObjectsd", "AsDiscreted
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT"}
 MOST_RESOLVED = 100_000  # values that a config may become, as references to references can double at each step
 MOST_CHANNELS = 1000  # of an image: each is a volume, mostly a file
-WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/models/model\.pt['\"]")
+WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/(models/(?:model|member_\d{1,3})\.pt)['\"]", re.ASCII)
+MODEL = "models/model.pt"
+_AVERAGED = ["Activationsd", "MeanEnsembled"]
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 _INDEX = re.compile(r"\d{1,9}", re.ASCII)
 _EVALUATOR = {"_target_", "device", "val_data_loader", "network", "inferer", "postprocessing", "val_handlers"}
+_ENSEMBLE = (_EVALUATOR - {"network"}) | {"networks", "pred_keys"}
+_MEMBER = {"_target_": "torch.nn.Module.to", "self": "%network_def", "device": "@device"}
 _STEPS = {
     "Activationsd": {"softmax", "sigmoid"},
     "Invertd": {"transform", "orig_keys", "nearest_interp", "to_tensor"},
@@ -40,7 +44,7 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     else:
         unsupported.append("network_def: not plain data")
     _read_inferer(resolve(config.get("inferer"), config), supported, unsupported)
-    _read_postprocessing(resolve(config.get("postprocessing"), config), supported, unsupported)
+    _read_postprocessing(_steps_of(config), supported, unsupported)
     transforms = resolve(config.get("preprocessing"), config)
     if short_name(transforms) == "Compose" and set(transforms) == {"_target_", "transforms"}:
         transforms = transforms["transforms"]
@@ -72,8 +76,53 @@ def _read_inferer(inferer: Any, supported: dict[str, Any], unsupported: list[str
         )
 
 
-def _read_postprocessing(postprocessing: Any, supported: dict[str, Any], unsupported: list[str]) -> None:
+def read_members(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files with the weights of an ensemble's networks, below the bundle; empty for anything else.
+
+    An ensemble has at least two networks, each a copy of ``network_def`` with a checkpoint of its own, in the order of
+    ``networks``; a checkpoint that is loaded twice or into another place makes it something else.
+    """
+    if len(keys := _member_keys(config)) < 2:
+        return ()
+    evaluator, networks = config["evaluator"], config["networks"]
+    stated = evaluator.get("networks"), resolve(evaluator.get("pred_keys", keys), config)
+    if stated != ("@networks", keys) or any(network != _MEMBER for network in networks):
+        return ()
+    files: dict[str, str] = {}
+    loaders = [each for each in _dicts(config) if short_name(each) == "CheckpointLoader"]
+    for loader in loaders:
+        path, loaded = loader.get("load_path"), loader.get("load_dict")
+        match = WEIGHTS.fullmatch(path) if isinstance(path, str) else None
+        if match is None or set(loader) != {"_target_", "load_path", "load_dict"} or not isinstance(loaded, dict):
+            return ()
+        files[str(loaded.get("model"))] = match[1]
+    wanted = [f"@networks#{index}" for index in range(len(networks))]
+    whole = len(loaders) == len(files) == len(set(files.values())) == len(wanted) and sorted(files) == sorted(wanted)
+    return tuple(files[name] for name in wanted) if whole else ()
+
+
+def _member_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys under which an `EnsembleEvaluator` leaves the scores of its networks; empty where it is none."""
+    networks = config.get("networks")
+    is_ensemble = short_name(config.get("evaluator")) == "EnsembleEvaluator" and isinstance(networks, list)
+    return [f"pred_{index}" for index in range(len(networks))] if is_ensemble and networks else []
+
+
+def _steps_of(config: Mapping[str, Any]) -> Any:
+    """Return the post-processing's transforms; of an ensemble as if one network had given the mean probabilities."""
+    postprocessing = resolve(config.get("postprocessing"), config)
     steps = postprocessing.get("transforms") if isinstance(postprocessing, dict) else postprocessing
+    keys = _member_keys(config)
+    if not keys or not isinstance(steps, list) or [short_name(step) for step in steps[:2]] != _AVERAGED:
+        return steps
+    activation, mean, *rest = steps
+    averaged = {name: value for name, value in mean.items() if name != "_target_"}
+    if activation.get("keys") != keys or averaged != {"keys": keys, "output_key": "pred"}:
+        return steps
+    return [{**activation, "keys": "pred"}, *rest]
+
+
+def _read_postprocessing(steps: Any, supported: dict[str, Any], unsupported: list[str]) -> None:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         unsupported.append("postprocessing: not a list of transforms")
         return
@@ -99,8 +148,7 @@ def unsupported_features(config: dict[str, Any]) -> Iterator[str]:
         yield "network_def: not a class of MONAI or torch"
     yield from _of_evaluator(config)
     yield from _of_weights(config)
-    steps = resolve(config.get("postprocessing"), config)
-    steps = steps.get("transforms") if isinstance(steps, dict) else steps
+    steps = _steps_of(config)
     for step in steps[:3] if isinstance(steps, list) else ():
         name = short_name(step)
         odd = sorted(set(step) - {"_target_", "keys"} - _STEPS.get(name, set())) if name else []
@@ -112,10 +160,12 @@ def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
     evaluator = config.get("evaluator")
     if evaluator is None:
         return
-    if short_name(evaluator) != "SupervisedEvaluator":
-        yield "evaluator: not a SupervisedEvaluator"
+    kinds = {"SupervisedEvaluator": _EVALUATOR, "EnsembleEvaluator": _ENSEMBLE}
+    known = kinds.get(short_name(evaluator))
+    if known is None:
+        yield "evaluator: neither SupervisedEvaluator nor EnsembleEvaluator"
         return
-    odd = sorted(set(evaluator) - _EVALUATOR)
+    odd = sorted(set(evaluator) - known)
     others = [name for name in ("inferer", "postprocessing") if evaluator.get(name) != f"@{name}"]
     if odd or others:
         yield f"evaluator: {odd[0] if odd else others[0]}"
@@ -125,13 +175,18 @@ def _of_evaluator(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_weights(config: dict[str, Any]) -> Iterator[str]:
+    if short_name(config.get("evaluator")) == "EnsembleEvaluator":
+        if not read_members(config):
+            yield "evaluator: its networks, keys and checkpoints are not those of an ensemble"
+        return
     loaders = [each for each in _dicts(config) if short_name(each) == "CheckpointLoader"]
     for loader in loaders:
         path, loaded = loader.get("load_path"), loader.get("load_dict")
+        match = WEIGHTS.fullmatch(path) if isinstance(path, str) else None
         odd = sorted(set(loader) - {"_target_", "load_path", "load_dict", "map_location"})
         if len(loaders) > 1 or odd or not isinstance(loaded, dict) or list(loaded) != ["model"]:
             yield f"checkpoint: {odd[0] if odd else 'not one model'}"
-        elif not (isinstance(path, str) and WEIGHTS.fullmatch(path)):
+        elif match is None or match[1] != MODEL:
             yield "checkpoint: not models/model.pt"
 
 

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = "models/model.pt"
+MEMBER = "models/member_{}.pt"
 State = Mapping[str, "torch.Tensor"]
+
+
+def weights_files(members: int) -> list[str]:
+    """Return where a bundle of ours keeps its weights: one file, or one for each member of an ensemble."""
+    return [WEIGHTS] if members == 1 else [MEMBER.format(index) for index in range(members)]
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

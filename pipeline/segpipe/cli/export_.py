@@ -94,7 +94,8 @@ def command(
             ("folder", out),
             ("labels", ", ".join(bundle.labels.values())),
             ("network", bundle.network_def and bundle.network_def["_target_"]),
-            ("weights", f"{bundle.weights.stat().st_size / 1e6:.1f} MB"),
+            *([("members", len(bundle.members))] if bundle.members else []),
+            ("weights", f"{sum(file.stat().st_size for file in bundle.weights.parent.glob('*.pt')) / 1e6:.1f} MB"),
             ("content", bundle.sha256),
         ],
     )

@@ -13,7 +13,7 @@ from monai.transforms import Compose
 from segpipe.common.files import read_json
 from segpipe.common.nifti import read_header
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.inference import Preprocessing, StreamingEngine, Windowing, torch_runtime, write_labels
+from segpipe.inference import Preprocessing, StreamingEngine, Windowing, side_by_side, torch_runtime, write_labels
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ class FastPrediction:
 
     Args:
         config_file: the bundle's ``inference.json``, whose deterministic transforms are read as data.
-        weights: state dict of the network.
-        network: the network.
+        weights: state dict of the network; of an ensemble one for each.
+        network: the network, or those of an ensemble, the mean of whose probabilities decides.
         datalist: cases, each with a path or a list of paths under ``image``.
         output_dir: folder for the label maps, ``<name>_seg.nii.gz``.
         roi_size: window in voxels.
@@ -40,8 +40,8 @@ class FastPrediction:
     def __init__(
         self,
         config_file: str,
-        weights: str,
-        network: torch.nn.Module,
+        weights: str | Sequence[str],
+        network: torch.nn.Module | Sequence[torch.nn.Module],
         datalist: Sequence[Mapping[str, Any]],
         output_dir: str,
         roi_size: Sequence[int],
@@ -60,12 +60,14 @@ class FastPrediction:
             raise UsageError("this bundle's transforms do not stream", found=reason, hint="run inference.json alone")
         self.datalist, self.output_dir = datalist, Path(output_dir)
         where = torch.device(device)
-        network.load_state_dict(torch.load(weights, map_location=where, weights_only=True))
+        networks = [network] if isinstance(network, torch.nn.Module) else list(network)
+        for each, file in zip(networks, [weights] if isinstance(weights, str) else weights, strict=True):
+            each.load_state_dict(torch.load(file, map_location=where, weights_only=True))
         x, y, z = roi_size
         self._engine = StreamingEngine(
             preprocessing,
-            Windowing((x, y, z), overlap, sw_batch_size, mode, activation),
-            torch_runtime(network.to(where).eval()),
+            Windowing((x, y, z), overlap, sw_batch_size, mode, activation, members=len(networks)),
+            side_by_side([torch_runtime(each.to(where).eval()) for each in networks]),
             where,
             max_memory=max_memory,
             cleanup=Compose(list(cleanup)) if cleanup else None,

@@ -1,3 +1,4 @@
+from .averaging import side_by_side as side_by_side
 from .cleanup import LabelRule as LabelRule
 from .cleanup import cleanup_transforms as cleanup_transforms
 from .cleanup import read_rules as read_rules
@@ -18,6 +19,7 @@ from .recipe import BundleFiles as BundleFiles
 from .recipe import ModelKeywords as ModelKeywords
 from .recipe import ModelOptions as ModelOptions
 from .recipe import Recipe as Recipe
+from .recipe import WeightsFile as WeightsFile
 from .recipe import parse_bytes as parse_bytes
 from .recipe import split_words as split_words
 from .runtimes import torch_runtime as torch_runtime

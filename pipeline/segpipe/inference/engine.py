@@ -109,7 +109,8 @@ class StreamingEngine:
         """
         if self.probe is None:
             raise SegpipeError("a case is segmented before it was read")
-        header, classes, activation = source.header, self.probe.classes, self.windowing.activation
+        header, activation = source.header, self.windowing.activation
+        classes = self.probe.classes // self.windowing.members
         regions = classes if activation == "sigmoid" and classes > 1 else 0
         filled: contextlib.AbstractContextManager[ProbabilityMaps | None] = contextlib.nullcontext()
         if extra_outputs is not None:
@@ -128,7 +129,7 @@ class Probe:
     """What one window costs.
 
     Attributes:
-        classes: channels of the scores.
+        classes: channels of the scores, of all networks together.
         window_bytes: what a network takes at most for a batch of one window, its scores included.
     """
 
@@ -191,11 +192,16 @@ def plan(
             return candidate, peak
     raise RefusedError(
         "the case needs more memory than it may take",
-        found=f"about {peak / GIB:.2f} GiB, for {probe.classes} classes on "
+        found=f"about {peak / GIB:.2f} GiB, for {_counted(probe, windowing)} on "
         f"{' x '.join(str(size) for size in headers[0].shape[:3])} voxels",
         expected=f"at most {allowed / GIB:.2f} GiB ({'--max-memory' if limit == allowed else 'free here'})",
         hint="use a machine with more memory, or cut the image to what is of interest",
     )
+
+
+def _counted(probe: Probe, windowing: Windowing) -> str:
+    classes = f"{probe.classes // windowing.members} classes"
+    return classes if windowing.members == 1 else f"{classes} of {windowing.members} networks"
 
 
 def _smaller(windowing: Windowing) -> Iterator[Windowing]:
@@ -302,7 +308,7 @@ def segment_source(
     seconds["preprocess"] = round(time.perf_counter() - start, 3)
     start = time.perf_counter()
     grid = windowing.grid(transform.network_shape)
-    restorer = Restorer(transform, grid, windowing.activation, maps)
+    restorer = Restorer(transform, grid, windowing.activation, maps, windowing.members)
     blocks = stream_blocks(
         image[None],
         grid,

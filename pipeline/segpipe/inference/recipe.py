@@ -75,6 +75,19 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A state dict as it was opened.
+
+    Attributes:
+        path: of the file.
+        sha256: of its content; another one is not loaded.
+    """
+
+    path: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleFiles:
     """What of a bundle is vetted, then executed.
 
@@ -86,6 +99,7 @@ class BundleFiles:
         config_file: where the inference config lies below the folder.
         sha256: names the content that was opened; a bundle of other content is not vetted.
         weights_sha256: of the state dict that was opened; another one is not loaded.
+        members: where the bundle is an ensemble, the state dicts of its further networks, which are built alike.
     """
 
     root: str
@@ -95,6 +109,12 @@ class BundleFiles:
     config_file: str = "configs/inference.json"
     sha256: str = ""
     weights_sha256: str = ""
+    members: tuple[WeightsFile, ...] = ()
+
+    @property
+    def all_weights(self) -> tuple[WeightsFile, ...]:
+        """All state dicts, one a network."""
+        return WeightsFile(path=self.weights, sha256=self.weights_sha256), *self.members
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,8 @@ class Restorer:
         grid: where the windows of the network's grid lie.
         activation: ``softmax`` over the classes, or ``sigmoid`` of one or of several that may overlap.
         maps: arrays on the source's grid that are filled as well, or None.
+        members: networks whose scores lie one behind the other along the channels; the mean of their probabilities
+            is restored.
 
     Attributes:
         labels: (X, Y, Z) uint8 on the source's grid; 0 where the network did not look. Under a sigmoid bit c says
@@ -47,9 +49,14 @@ class Restorer:
     """
 
     def __init__(
-        self, transform: GridTransform, grid: WindowGrid, activation: Activation, maps: ProbabilityMaps | None = None
+        self,
+        transform: GridTransform,
+        grid: WindowGrid,
+        activation: Activation,
+        maps: ProbabilityMaps | None = None,
+        members: int = 1,
     ) -> None:
-        self.transform, self.grid, self.activation = transform, grid, activation
+        self.transform, self.grid, self.activation, self.members = transform, grid, activation, members
         self.labels = np.zeros(transform.source_shape, np.uint8, order="F")
         self.undecided = 0
         self._borders = _BlockBorders(grid)
@@ -72,15 +79,19 @@ class Restorer:
         Raises:
             DataError: there are more labels than a byte holds.
         """
-        if len(block.scores) > (MOST_CLASSES if self.activation == "softmax" else MOST_REGIONS):
+        classes = len(block.scores) // self.members
+        if classes > (MOST_CLASSES if self.activation == "softmax" else MOST_REGIONS):
             raise DataError(
                 "the bundle has too many labels",
-                found=f"{self.activation} over {len(block.scores)} channels",
+                found=f"{self.activation} over {classes} channels",
                 expected=f"softmax over at most {MOST_CLASSES} channels, or sigmoid over {MOST_REGIONS}",
             )
         scores = self._borders.without(block)
         for plane in scores.split(max(1, ACTIVATED * scores.shape[1] // max(1, scores.numel())), 1):
-            plane.copy_(torch.softmax(plane, 0) if self.activation == "softmax" else torch.sigmoid(plane))
+            each = plane.unflatten(0, (self.members, classes))
+            each = torch.softmax(each, 1) if self.activation == "softmax" else torch.sigmoid(each)
+            plane[:classes].copy_(each[0] if self.members == 1 else each.mean(0))
+        block.scores = block.scores[:classes]
         self._borders.fill(block)
         best = argmax(block.scores, self.activation).numpy()
         if self._tables is None:

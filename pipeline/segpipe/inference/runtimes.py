@@ -1,8 +1,6 @@
 """What computes the scores of windows: a network with a bundle's weights, by PyTorch or by OpenVINO.
 
-What computes scores is a `Runtime`: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z). Averages, of several networks or
-of mirrored windows, are of scores before activation, as `MeanEnsembled` in front of `Activationsd` has them; they are
-summed in place.
+What computes scores is a `Runtime`: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z).
 
 OpenVINO's conversion of a network is made once and kept outside the bundle. It is compared with PyTorch when it is
 made, on windows that were not used for tracing, and never used where they differ by more than `TOLERANCE`. All is
@@ -14,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import itertools
 import json
 import sys
 import warnings
@@ -31,6 +28,7 @@ from segpipe.common.files import network_cache, sha256_of, write_json
 from segpipe.common.partial import Partial
 from segpipe.common.processes import usable_cores
 from segpipe.errors import DataError, RefusedError, UsageError
+from segpipe.inference.averaging import average, mirrored, side_by_side
 from segpipe.inference.onednn import OneDnn
 from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
@@ -80,19 +78,20 @@ class Model:
 
 
 def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device: torch.device) -> list[Model]:
-    """Return the networks of bundles, which were built from their configs, with their weights.
+    """Return the networks of bundles, which were built from their configs, with their weights: one for each file.
 
     Raises:
         DataError: as `load_weights`.
     """
     return [
         Model(
-            load_weights(network, bundle.weights, device, bundle.weights_sha256),
-            bundle.weights,
+            load_weights(copy.deepcopy(network) if bundle.members else network, file.path, device, file.sha256),
+            file.path,
             json.dumps(bundle.inference, sort_keys=True, default=str),
             bundle.sha256,
         )
         for bundle, network in zip(bundles, networks, strict=True)
+        for file in bundle.all_weights
     ]
 
 
@@ -162,6 +161,7 @@ def choose_runtime(
     shape: tuple[int, ...],
     threads: int | None = None,
     mirror: Sequence[int] = (),
+    members: bool = False,
 ) -> ChosenRuntime:
     """Choose OpenVINO where it can compute all networks, and PyTorch otherwise.
 
@@ -172,6 +172,7 @@ def choose_runtime(
         shape: (C, X, Y, Z) of a window.
         threads: CPU threads; None takes the cores that this process may use.
         mirror: spatial axes (0 to 2) along which windows are mirrored as well.
+        members: whether the networks are members of one bundle, whose scores are not averaged but stay side by side.
 
     Raises:
         UsageError: OpenVINO was asked for by name and is not installed, or not for this device.
@@ -184,6 +185,12 @@ def choose_runtime(
             expected="a CPU, and the package openvino",
             hint="pip install 'segpipe[openvino]'" if missing else "--device cpu, or --runtime torch",
         )
+
+    def together(runtimes: Sequence[Runtime]) -> Runtime:
+        if members:
+            return side_by_side([mirrored(runtime, mirror) for runtime in runtimes])
+        return mirrored(average(runtimes), mirror)
+
     networks = [torch_runtime(model.module) for model in models]
     reasons: tuple[str, ...] = ()
     if wanted != "torch" and (missing or device.type != "cpu"):
@@ -194,10 +201,10 @@ def choose_runtime(
         try:
             pairs = zip(networks, models, strict=True)
             converted = [openvino_runtime(network, model, shape, threads) for network, model in pairs]
-            return ChosenRuntime("openvino", mirrored(average(converted), mirror))
+            return ChosenRuntime("openvino", together(converted))
         except NotConvertedError as error:
             reasons = (f"openvino was not used: {error}",)
-    return ChosenRuntime("torch", mirrored(average(networks), mirror), reasons)
+    return ChosenRuntime("torch", together(networks), reasons)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
@@ -221,36 +228,6 @@ def torch_runtime(network: torch.nn.Module) -> Runtime:
         return only
 
     return run
-
-
-def average(runtimes: Sequence[Runtime]) -> Runtime:
-    """Return the mean of the scores of several networks, for example of folds."""
-    if len(runtimes) == 1:
-        return runtimes[0]
-
-    def run(windows: torch.Tensor) -> torch.Tensor:
-        first, *rest = runtimes
-        total = first(windows).clone()
-        for runtime in rest:
-            total += runtime(windows)
-        return total.div_(len(runtimes))
-
-    return run
-
-
-def mirrored(runtime: Runtime, axes: Sequence[int]) -> Runtime:
-    """Return the mean of a network's scores over windows mirrored along some axes or none (test-time augmentation).
-
-    Args:
-        runtime: the network; it is called 2 to the power of their number times, the plain window first.
-        axes: spatial axes (0 to 2).
-    """
-
-    def flipped(dims: Sequence[int]) -> Runtime:
-        return lambda windows: runtime(windows.flip(dims)).flip(dims)
-
-    flips = [some for count in range(1, len(axes) + 1) for some in itertools.combinations(axes, count)]
-    return average([runtime, *(flipped([axis + 2 for axis in flip]) for flip in flips)])
 
 
 def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None) -> Runtime:

@@ -28,11 +28,12 @@ from monai.transforms import Compose
 from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
+from segpipe.inference.averaging import side_by_side
 from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
 from segpipe.inference.recipe import AXES, Recipe
-from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, load_weights, torch_runtime
+from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, torch_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
 from segpipe.inference.transforms import Preprocessing, bundle_parser, parsed
@@ -85,6 +86,7 @@ class Segmenter:
             (recipe.channels, *windowing.roi_size),
             torch.get_num_threads(),
             [AXES.index(axis) for axis in options.mirror],
+            members=windowing.members > 1,
         )
         self._streaming = StreamingEngine(
             typed, windowing, self.runtime.run, self.device, recipe.channels, options.max_memory, cleanup
@@ -136,9 +138,9 @@ class Segmenter:
             batch = list_data_collate([self._preprocessing({"image": image})])
         with _timed(seconds, "network"):
             image = batch["image"].to(self.device)
-            scores = self._inferer(image, self._network)
+            scores = {key: self._inferer(image, network) for key, network in self._networks.items()}
         with _timed(seconds, "postprocess"):
-            item = decollate_batch({**batch, "image": image, "pred": scores})[0]
+            item = decollate_batch({**batch, "image": image, **scores})[0]
             return self._postprocessing(item)["pred"]
 
     def _use_monai(self, typed: Preprocessing | None) -> ChosenRuntime:
@@ -157,12 +159,13 @@ class Segmenter:
         parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build())
-        network = parsed(parser, "network_def")
-        self._network = load_weights(network, recipe.weights, self.device, recipe.weights_sha256)
+        models = load_models([recipe], [parsed(parser, "network_def")], self.device)
+        keys = ["pred"] if len(models) == 1 else [f"pred_{number}" for number in range(len(models))]
+        self._networks = dict(zip(keys, (model.module for model in models), strict=True))
         self._preprocessing = parsed(parser, "preprocessing")
         self._postprocessing = parsed(parser, "postprocessing")
         self._inferer = parsed(parser, "inferer")
-        return ChosenRuntime("torch", torch_runtime(self._network), reasons)
+        return ChosenRuntime("torch", side_by_side([torch_runtime(model.module) for model in models]), reasons)
 
 
 def _paths_of(case: CaseInput) -> list[str] | str:

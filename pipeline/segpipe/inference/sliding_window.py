@@ -143,6 +143,7 @@ class Windowing:
         activation: from scores to probabilities.
         strips: parts of the volume that are computed one after the other, to hold less at a time.
         overlapped: whether a block is restored while the next windows are computed.
+        members: networks whose scores lie one behind the other along the channels; their probabilities are averaged.
     """
 
     roi_size: tuple[int, int, int]
@@ -152,6 +153,7 @@ class Windowing:
     activation: Activation = "softmax"
     strips: int = 1
     overlapped: bool = True
+    members: int = 1
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Place windows on a volume (X, Y, Z), the longest axis first: so the least scores are open."""

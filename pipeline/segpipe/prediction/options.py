@@ -329,6 +329,14 @@ def require_agreement(bundle: Bundle, others: Sequence[Bundle]) -> None:
                 found="; ".join(member.unsupported),
                 hint="predict with each bundle alone",
             )
+        if member.members:
+            raise RefusedError(
+                "a bundle that is an ensemble itself cannot be part of another one",
+                path=member.root,
+                found=f"{len(member.members)} members, whose probabilities are averaged",
+                expected="single models, whose scores are",
+                hint="predict with it alone, or export the runs together",
+            )
         if member.sha256 in [before.sha256 for before in [bundle, *others][:number]]:
             raise RefusedError("the same bundle stands twice in the ensemble", path=member.root)
         if member.policy != bundle.policy:

@@ -3,6 +3,9 @@
 ``inference.json`` and ``evaluate.json`` name only ``monai.*`` and ``torch.*``. Their only expressions are the sorted
 listing of ``dataset_dir``, path joins and ``run()``. ``inference_fast.json`` is an overlay for where this package is
 installed.
+
+An ensemble has a copy of ``network_def`` for each of its members (a macro, which MONAI copies as text), a
+`CheckpointLoader` for each, and the mean of their activated scores where one network's would be.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segpipe.bundle.supported_subset import is_plain, resolve
+from segpipe.bundle.tensors import weights_files
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 
@@ -53,13 +57,14 @@ def network_definition(config: Config) -> dict[str, Any]:
     return network
 
 
-def inference_config(config: Config, rules: Rules, files: int) -> dict[str, Any]:
+def inference_config(config: Config, rules: Rules, files: int, members: int = 1) -> dict[str, Any]:
     """Return a flat config that stock MONAI runs over a folder of NIfTI files.
 
     Args:
         config: a run's resolved config.
         rules: post-processing by label value.
         files: image files of one case; with more than one they end in ``_0000.nii.gz``, ``_0001.nii.gz``, ...
+        members: networks of an ensemble; 1 for a single model.
 
     Raises:
         UsageError: something in the run has no place in a stock config.
@@ -79,32 +84,33 @@ def inference_config(config: Config, rules: Rules, files: int) -> dict[str, Any]
         "print_log": False,
     }
     return {
-        **_head(config),
+        **_head(config, members),
         "files": {"_target_": "torch.utils.data.datapipes.iter.FileLister", "root": "@dataset_dir", "masks": masks},
         "datalist": f"$[{{'image': {listing}}} for p in sorted(@files)]",
         "preprocessing": _compose("@deterministic_transforms"),
         **_data_to_scores(config),
-        "postprocessing": _compose([*_label_map_transforms(config, rules), save]),
-        "handlers": [LOAD_WEIGHTS],
-        "evaluator": EVALUATOR,
+        "postprocessing": _compose([*_label_map_transforms(config, rules, members), save]),
+        "handlers": _loaders(members),
+        "evaluator": _evaluator(members),
         **RUN,
     }
 
 
-def fast_config(config: Config, rules: Rules) -> dict[str, Any] | None:
+def fast_config(config: Config, rules: Rules, members: int = 1) -> dict[str, Any] | None:
     """Return an overlay of the inference config that runs our engine where this package is installed.
 
     Given to `monai.bundle run` behind ``inference.json``. None where the transforms do not stream.
     """
-    if Preprocessing.parse(_head(config)["deterministic_transforms"]).why_not_streamed():
+    if Preprocessing.parse(_head(config, members)["deterministic_transforms"]).why_not_streamed():
         return None
+    weights = [f"$@bundle_root + '/{file}'" for file in weights_files(members)]
     windows = {key: value for key, value in _data_to_scores(config)["inferer"].items() if key != "_target_"}
     return {
         "fast": {
             "_target_": FAST,
             "config_file": "$@bundle_root + '/configs/inference.json'",
-            "weights": "$@bundle_root + '/models/model.pt'",
-            "network": "@network_def",
+            "weights": weights[0] if members == 1 else weights,
+            "network": "@network_def" if members == 1 else "@networks",
             "datalist": "@datalist",
             "output_dir": "@output_dir",
             "device": "@device",
@@ -116,7 +122,7 @@ def fast_config(config: Config, rules: Rules) -> dict[str, Any] | None:
     }
 
 
-def evaluate_config(config: Config, rules: Rules, section: str) -> dict[str, Any]:
+def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1) -> dict[str, Any]:
     """Return a config that measures Dice over a section of ``manifest.json``, on the files' grid, in stock MONAI.
 
     The truth is read beside the deterministic transforms, so that no resampling touches it.
@@ -137,7 +143,7 @@ def evaluate_config(config: Config, rules: Rules, section: str) -> dict[str, Any
         "summary_ops": "*",
     }
     return {
-        **_head(config),
+        **_head(config, members),
         "datalist": {
             "_target_": "monai.data.load_decathlon_datalist",
             "data_list_file_path": "$@bundle_root + '/configs/manifest.json'",
@@ -146,7 +152,7 @@ def evaluate_config(config: Config, rules: Rules, section: str) -> dict[str, Any
         },
         "preprocessing": _compose(truth),
         **_data_to_scores(config),
-        "postprocessing": _compose([*_label_map_transforms(config, rules), one_hot]),
+        "postprocessing": _compose([*_label_map_transforms(config, rules, members), one_hot]),
         "key_metric": {
             "val_mean_dice": {
                 "_target_": "MeanDice",
@@ -154,8 +160,8 @@ def evaluate_config(config: Config, rules: Rules, section: str) -> dict[str, Any
                 "output_transform": {"_target_": "monai.handlers.from_engine", "keys": ["pred", "label"]},
             }
         },
-        "handlers": [LOAD_WEIGHTS, {"_target_": "StatsHandler", "iteration_log": False}, save],
-        "evaluator": {**EVALUATOR, "key_val_metric": "@key_metric"},
+        "handlers": [*_loaders(members), {"_target_": "StatsHandler", "iteration_log": False}, save],
+        "evaluator": {**_evaluator(members), "key_val_metric": "@key_metric"},
         **RUN,
     }
 
@@ -203,32 +209,46 @@ def n_labels(config: Config) -> int:
     return max(2, int(resolve(config["out_channels"], config)))
 
 
-LOAD_WEIGHTS = {
-    "_target_": "CheckpointLoader",
-    "load_path": "$@bundle_root + '/models/model.pt'",
-    "load_dict": {"model": "@network"},
-}
-EVALUATOR = {
-    "_target_": "SupervisedEvaluator",
-    "device": "@device",
-    "val_data_loader": "@dataloader",
-    "network": "@network",
-    "inferer": "@inferer",
-    "postprocessing": "@postprocessing",
-    "val_handlers": "@handlers",
-}
 RUN: Config = {"initialize": [], "run": ["$@evaluator.run()"]}
 
 
-def _head(config: Config) -> dict[str, Any]:
+def _evaluator(members: int) -> dict[str, Any]:
+    networks = {"network": "@network"} if members == 1 else {"networks": "@networks", "pred_keys": _score_keys(members)}
+    return {
+        "_target_": "SupervisedEvaluator" if members == 1 else "EnsembleEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        **networks,
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    }
+
+
+def _loaders(members: int) -> list[dict[str, Any]]:
+    """Return what loads the weights of each network when the evaluator starts."""
+    networks = ["@network"] if members == 1 else [f"@networks#{index}" for index in range(members)]
+    return [
+        {"_target_": "CheckpointLoader", "load_path": f"$@bundle_root + '/{file}'", "load_dict": {"model": network}}
+        for file, network in zip(weights_files(members), networks, strict=True)
+    ]
+
+
+def _score_keys(members: int) -> list[str]:
+    return [f"pred_{index}" for index in range(members)]
+
+
+def _head(config: Config, members: int) -> dict[str, Any]:
     transforms = resolve(config["deterministic_transforms"], config)
+    network = {"_target_": "torch.nn.Module.to", "self": "@network_def", "device": "@device"}
+    copies = [{**network, "self": "%network_def"} for _ in range(members)]
     return {
         "bundle_root": ".",
         "output_dir": "eval",
         "dataset_dir": "data",
         "device": "cpu",
         "network_def": network_definition(config),
-        "network": {"_target_": "torch.nn.Module.to", "self": "@network_def", "device": "@device"},
+        **({"network": network} if members == 1 else {"networks": copies}),
         "deterministic_transforms": Preprocessing.parse(transforms).to_config(),
     }
 
@@ -251,10 +271,12 @@ def _compose(transforms: str | list[dict[str, Any]]) -> dict[str, Any]:
     return {"_target_": "Compose", "transforms": transforms}
 
 
-def _label_map_transforms(config: Config, rules: Rules) -> list[dict[str, Any]]:
+def _label_map_transforms(config: Config, rules: Rules, members: int) -> list[dict[str, Any]]:
     """Return the way from logits on the network's grid to a label map on the file's grid.
 
-    Scores are inverted, never logits: the inverse of a crop pads with 0, and a logit of 0 is not background.
+    The members of an ensemble are averaged behind their activation: logits of networks that were trained apart have
+    no common scale, probabilities have. Scores are inverted, never logits: the inverse of a crop pads with 0, and a
+    logit of 0 is not background.
     """
     activation = _activation(config)
     discrete = {"argmax": True} if activation == "softmax" else {"threshold": 0.5}
@@ -266,8 +288,11 @@ def _label_map_transforms(config: Config, rules: Rules) -> list[dict[str, Any]]:
         "nearest_interp": False,
         "to_tensor": True,
     }
+    keys = _score_keys(members)
+    mean = {"_target_": "MeanEnsembled", "keys": keys, "output_key": "pred"}
     return [
-        {"_target_": "Activationsd", "keys": "pred", activation: True},
+        {"_target_": "Activationsd", "keys": "pred" if members == 1 else keys, activation: True},
+        *([] if members == 1 else [mean]),
         invert,
         {"_target_": "AsDiscreted", "keys": "pred", **discrete},
         *cleanup_transforms(rules, n_labels(config)),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.exporting.bundle_configs import train_config
-from segpipe.bundle.tensors import WEIGHTS, State, tensors_sha256
+from segpipe.bundle.tensors import State, tensors_sha256
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.provenance import versions as installed_versions
 from segpipe.data import FINGERPRINT, Manifest, load_manifest, read_fingerprint
@@ -94,7 +94,7 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         config,
         record,
         load_manifest(folder / "manifest.json"),
-        _read_seen(folder, record),
+        seen_by(folder, (record.get("cases") or {}).get("training", [])),
         read_history(folder) if (folder / "history.csv").is_file() else (),
         _read_seeds(folder),
         _read_place(folder, config),
@@ -131,10 +131,9 @@ def _require_as_trained(folder: Path, record: Mapping[str, Any], unfinished: boo
         )
 
 
-def _read_seen(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def seen_by(folder: Path, trained: Collection[str]) -> dict[str, Any] | None:
     """Read spacing and intensity of the cases that were trained on; None where the run has no fingerprint."""
     fingerprint = read_fingerprint(folder / FINGERPRINT)
-    trained = set((record.get("cases") or {}).get("training", []))
     cases = [case for case in fingerprint.cases if case.id in trained] if fingerprint else []
     if not cases:
         return None
@@ -201,14 +200,21 @@ def _read_seeds(folder: Path) -> dict[str, Any] | None:
     return {"runs": runs, "val_mean_dice": spread} if folder.resolve().name in folders else None
 
 
-def provenance(run: Run, state: State, root: Path, evaluation: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(
+    run: Run,
+    states: Mapping[str, State],
+    root: Path,
+    evaluation: Mapping[str, Any] | None = None,
+    members: Sequence[Run] = (),
+) -> dict[str, Any]:
     """Return all of ``provenance.json``.
 
     Args:
-        run: what was trained.
-        state: the weights.
+        run: what was trained; of an ensemble its members together.
+        states: the weights by file.
         root: the bundle, with manifest, train config and weights already in it.
         evaluation: what ties the figures to it, where it has some.
+        members: of an ensemble the run of each, in the order of the weights.
     """
     record, manifest = run.record, run.manifest
     sessions = record.get("sessions") or []
@@ -241,16 +247,34 @@ def provenance(run: Run, state: State, root: Path, evaluation: Mapping[str, Any]
         "sessions": [_session(session) for session in sessions],
         **({"extensions": record["extensions"]} if record.get("extensions") else {}),
         "environment": record.get("environment"),
-        "weights": {
-            "file": WEIGHTS,
-            "sha256": sha256_of(root / WEIGHTS),
-            "tensors_sha256": tensors_sha256(state),
-            "tensors": len(state),
-            "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
-        },
+        "weights": _weights(root, *next(iter(states.items()))),
         "seeds": run.seeds,
         "evaluation": evaluation,
+        **({"members": _members(members, states, root)} if members else {}),
     }
+
+
+def _weights(root: Path, file: str, state: State) -> dict[str, Any]:
+    return {
+        "file": file,
+        "sha256": sha256_of(root / file),
+        "tensors_sha256": tensors_sha256(state),
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point()),
+    }
+
+
+def _members(runs: Sequence[Run], states: Mapping[str, State], root: Path) -> list[dict[str, Any]]:
+    """Return of each member what is its own."""
+    return [
+        {
+            **{name: run.record.get(name) for name in ("status", "fold", "seed", "epochs", "best", "config_sha256")},
+            **{part: run.cases.get(part, []) for part in ("training", "validation")},
+            "environment": run.record.get("environment"),
+            "weights": _weights(root, file, state),
+        }
+        for run, (file, state) in zip(runs, states.items(), strict=True)
+    ]
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from segpipe.bundle.exporting.card import figure
 from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.supported_subset import read_inference
-from segpipe.bundle.tensors import WEIGHTS
 from segpipe.bundle.vet import Check, Finding, shown
 from segpipe.common.console import some_of
 from segpipe.common.files import json_text, read_json, sha256_of
@@ -137,18 +136,19 @@ def _require_sealed(path: Path, document: Mapping[str, Any]) -> None:
         )
 
 
-def tied(measured: Evaluation, run: Run, weights: bytes, inference: str, manifest: str) -> Evaluation:
+def tied(measured: Evaluation, run: Run, weights: Mapping[str, bytes], inference: str, manifest: str) -> Evaluation:
     """Return an evaluation that fits the bundle that is about to be written.
 
     Args:
         measured: as it was read.
         run: what was trained.
-        weights, inference, manifest: what the bundle's files will hold: the first two decide on a label map.
+        weights: content of the files of weights, by name; they and the next decide on a label map.
+        inference, manifest: what the bundle's files will hold.
 
     Raises:
         RefusedError: it is of other label maps, weights, settings, labels or cases.
     """
-    model = {INFERENCE: _sha256(inference.encode()), WEIGHTS: _sha256(weights)}
+    model = {INFERENCE: _sha256(inference.encode()), **{file: _sha256(each) for file, each in weights.items()}}
     _require_same_model(measured, model, read_inference(json.loads(inference))[0].get("cleanup", ()))
     if dict(measured.labels) != run.manifest.foreground:
         raise RefusedError(
@@ -176,8 +176,9 @@ def _require_same_model(measured: Evaluation, model: Mapping[str, str], cleanup:
         )
     made_by = measured.made_by
     files = made_by["files"]
-    if files.get(WEIGHTS) != model[WEIGHTS]:
-        what, found, expected = "weights", files.get(WEIGHTS), model[WEIGHTS]
+    other = next((file for file in model if file != INFERENCE and files.get(file) != model[file]), None)
+    if other is not None:
+        what, found, expected = "weights", files.get(other), model[other]
     elif list(made_by["postprocessing"]) != list(cleanup):
         what, found, expected = "post-processing", _words(made_by["postprocessing"]), _words(cleanup)
     elif files != model:
@@ -254,6 +255,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _weights_in(root: Path) -> list[str]:
+    """Return the weights that a bundle's provenance names."""
+    document = read_json(root / PROVENANCE)
+    return [part["weights"]["file"] for part in document.get("members") or [document]]
+
+
 def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
     """Check that the figures of a bundle's metadata are those that its provenance ties to its files.
 
@@ -273,7 +280,7 @@ def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
         files = tie["made_by"]["files"]
         faults = [
             (f"evaluation.made_by.files.{name}", "the figures are of another file than the bundle's")
-            for name in (WEIGHTS, INFERENCE)
+            for name in (INFERENCE, *_weights_in(root))
             if files.get(name) != sha256_of(root / name)
         ]
         faults += [("evaluation.results_sha256", "the figures are not those that were tied")] * (

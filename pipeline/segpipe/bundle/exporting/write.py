@@ -23,11 +23,11 @@ from segpipe.bundle.exporting.bundle_configs import (
 from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
-from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance, read_run, weights_of
+from segpipe.bundle.exporting.members import members_metadata, read_members
+from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
-from segpipe.bundle.tensors import WEIGHTS, read_state, require_fits, torch_bytes
 from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
@@ -91,7 +91,8 @@ def export(
     Stock MONAI runs the bundle without this package.
 
     Args:
-        run: run folder with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt`` or ``final.pt``.
+        run: run folder with ``config.json``, ``run.json``, ``manifest.json`` and ``best.pt`` or ``final.pt``; or that
+            of a cross-validation, whose finished folds become one ensemble.
         out: the bundle's folder.
         name: of the bundle; default: that of its folder.
         version: of the bundle, such as ``1.2.0``.
@@ -110,8 +111,9 @@ def export(
     Raises:
         UsageError: not a run folder, ``out`` is taken, or the run has no place in a stock config.
         DataError: the weights cannot be read or do not fit the network.
-        RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, or the
-            evaluation is not of label maps that this bundle made of cases that its training left out.
+        RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, folds were
+            not trained alike, or the evaluation is not of label maps that this bundle made of cases that its training
+            left out.
 
     Example:
         >>> import segpipe
@@ -131,34 +133,39 @@ def export(
         tuple(limits),
         meanings,
     )
-    contents = read_run(run, unfinished)
+    members = read_members(run, unfinished)
+    contents = members.together()
     original = contents.manifest
     contents = replace(contents, manifest=_anonymous(original))
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
     measured = None if evaluation is None else read_evaluation(Path(evaluation))
     network = network_definition(contents.config)
-    state = read_state(weights_of(run))
-    require_fits(state, network, weights_of(run))
+    weights = members.read(network)
     text = _licence_text(licence)
     files = max((len(case.images) for case in contents.manifest.cases()), default=1)
     texts = {
-        INFERENCE: json_text(inference_config(contents.config, rules, files)),
+        INFERENCE: json_text(inference_config(contents.config, rules, files, len(members))),
         MANIFEST: json_text(contents.manifest.dump()),
     }
-    weights = torch_bytes(state)
     if measured is not None:
-        measured = tied(measured, contents, weights, texts[INFERENCE], texts[MANIFEST])
+        measured = tied(
+            measured, contents, {each.file: each.content for each in weights}, texts[INFERENCE], texts[MANIFEST]
+        )
     results = None if measured is None else measured.results
     metadata = bundle_metadata(contents, labelling, network, rules, results, _section(contents.manifest))
+    metadata.update(members_metadata(weights))
     with _whole_folder(out, overwrite) as folder:
-        _write_configs(folder, contents, rules, metadata)
+        _write_configs(folder, contents, rules, metadata, len(members))
         for name, content in texts.items():
             write_text(folder / name, content)
-        write_bytes(folder / WEIGHTS, weights)
+        for each in weights:
+            write_bytes(folder / each.file, each.content)
         labels = {int(value): label for value, label in contents.manifest.labels.items()}
         metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
-        record = provenance(contents, state, folder, None if measured is None else measured.record())
+        tie = None if measured is None else measured.record()
+        states = {each.file: each.state for each in weights}
+        record = provenance(contents, states, folder, tie, members.runs if len(members) > 1 else ())
         write_json(folder / PROVENANCE, record)
         dice = {} if measured is None else measured.dice
         pictures = draw_pictures(folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history})
@@ -193,15 +200,15 @@ def _require_nameless(folder: Path, names: Collection[str]) -> None:
         )
 
 
-def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any]) -> None:
+def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any], members: int) -> None:
     """Write the configs beside inference.json, and note in the metadata what they need."""
     configs = folder / "configs"
-    fast = fast_config(run.config, rules)
+    fast = fast_config(run.config, rules, members)
     if fast is not None:
         write_json(configs / "inference_fast.json", fast)
         needed = metadata["config_requirements"]
         needed["inference_fast.json"] = needed["train.json"]
-    write_json(configs / "evaluate.json", evaluate_config(run.config, rules, metadata["evaluate_section"]))
+    write_json(configs / "evaluate.json", evaluate_config(run.config, rules, metadata["evaluate_section"], members))
     write_json(folder / TRAIN, train_config(run.config))
     write_text(configs / "logging.conf", LOGGING)
 

@@ -10,7 +10,8 @@ import io
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from segpipe.bundle.golden.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST, SCORES, array_sha256
 from segpipe.bundle.golden.golden_input import HOW, HOW_BENT, Goal, search_image
-from segpipe.bundle.supported_subset import read_inference
+from segpipe.bundle.supported_subset import read_inference, read_members
 from segpipe.bundle.tensors import WEIGHTS, load_network
 from segpipe.common.files import read_json, sha256_of, write_json, write_whole
 from segpipe.common.partial import temporary_folder
@@ -121,8 +122,9 @@ def _generate(
     channels = int(metadata["network_data_format"]["inputs"]["image"]["num_channels"])
     if unsupported or files not in (1, channels):
         raise _NoneFoundError(f"nothing is generated for {unsupported[0] if unsupported else f'{files} files a case'}")
-    state = torch.load(folder / WEIGHTS, weights_only=True)
-    network = load_network(known["network_def"], state).eval().requires_grad_(False)
+    states = [torch.load(folder / file, weights_only=True) for file in read_members(config) or (WEIGHTS,)]
+    networks = [load_network(known["network_def"], state).eval().requires_grad_(False) for state in states]
+    network = networks[0] if len(networks) == 1 else _as_one(networks, known["activation"] == "softmax")
     seen = ((metadata.get("training_data") or {}).get("seen") or {}).get("intensity") or ()
     ranges = tuple((channel[0][0], channel[-1][1]) for channel in seen)
     exclusive, room = known["activation"] == "softmax", math.prod(known["roi_size"]) // (2 * len(labels))
@@ -145,6 +147,19 @@ def _generate(
         if not image.reached or wanted < voxels:
             break
     raise _NoneFoundError(f"no generated image shows {LEAST} voxels of each label; the last one: {few}")
+
+
+def _as_one(networks: Sequence[Callable[[torch.Tensor], Any]], exclusive: bool) -> Callable[[torch.Tensor], Any]:
+    """Return an ensemble as one network, whose logits are those of the mean probabilities."""
+    import torch
+
+    def logits(windows: torch.Tensor) -> torch.Tensor:
+        answers = [network(windows) for network in networks]
+        scores = torch.stack([each[0] if isinstance(each, (list, tuple)) else each for each in answers])
+        mean = (torch.softmax(scores, 2) if exclusive else torch.sigmoid(scores)).mean(0).clamp(1e-7, 1 - 1e-7)
+        return mean.log() if exclusive else torch.logit(mean)
+
+    return logits
 
 
 def _copy(folder: Path, files: int, images: Sequence[Path]) -> None:
@@ -249,10 +264,13 @@ def record(bundle: Path, images: Path, work: Path, seed: int = 0) -> Recording:
         for number in range(len(parser.get("initialize") or ())):
             parser.get_parsed_content(f"initialize::{number}")
         evaluator = parser.get_parsed_content("evaluator")
-        inferer = evaluator.inferer = _LastOutput(evaluator.inferer)
+        keys = getattr(evaluator, "pred_keys", ("pred",))
+        inferer = evaluator.inferer = _LastOutputs(evaluator.inferer, len(keys))
         for number in range(len(parser["run"])):
             parser.get_parsed_content(f"run::{number}")
-        activated = _activated(parser.get_parsed_content("postprocessing"), inferer.output)
+        activated = _activated(
+            parser.get_parsed_content("postprocessing"), dict(zip(keys, inferer.outputs, strict=True))
+        )
     written: list[Any] = [nib.load(path) for path in sorted(work.rglob("*.nii.gz"))]  # type: ignore[attr-defined, unused-ignore]
     shapes = [image.shape for image in written]
     if len(shapes) != 1 or len(shapes[0]) != 3 or activated.ndim != 4:
@@ -289,28 +307,35 @@ def points(n: int, seed: int = 0) -> NDArray[np.int64]:
     return (seed + np.arange(min(n, POINTS), dtype=np.int64) * step) % n
 
 
-class _LastOutput:
-    """An inferer that keeps what it gave last."""
+class _LastOutputs:
+    """An inferer that keeps what it gave last to each network."""
 
-    def __init__(self, inferer: Any) -> None:
+    def __init__(self, inferer: Any, networks: int) -> None:
         self.inferer = inferer
-        self.output: Any = None
+        self.outputs: deque[Any] = deque(maxlen=networks)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.output = self.inferer(*args, **kwargs)
-        return self.output
+        self.outputs.append(self.inferer(*args, **kwargs))
+        return self.outputs[-1]
 
 
-def _activated(postprocessing: Any, logits: Any) -> torch.Tensor:
-    """Return the (C, X, Y, Z) scores, by the first transform behind the network."""
+def _activated(postprocessing: Any, logits: Mapping[str, Any]) -> torch.Tensor:
+    """Return the (C, X, Y, Z) scores, by the first transform behind the network, or behind those of an ensemble."""
     import torch
 
-    first: Any = getattr(postprocessing, "transforms", (None,))[0]
-    if type(first).__name__ != "Activationsd" or not isinstance(logits, torch.Tensor) or len(logits) != 1:
+    steps: Any = getattr(postprocessing, "transforms", (None,))[: 1 if len(logits) == 1 else 2]
+    names = [type(step).__name__ for step in steps]
+    whole = all(isinstance(each, torch.Tensor) and len(each) == 1 for each in logits.values())
+    if names != ["Activationsd", "MeanEnsembled"][: len(steps)] or not whole:
         raise DataError(
-            "no scores to record", found=type(first).__name__, expected="Activationsd as the first postprocessing"
+            "no scores to record",
+            found=", ".join(names),
+            expected="Activationsd as the first postprocessing, then MeanEnsembled where there are several networks",
         )
-    return torch.as_tensor(first({"pred": logits[0]})["pred"]).detach().cpu().float()
+    item: Any = {key: each[0] for key, each in logits.items()}
+    for step in steps:
+        item = step(item)
+    return torch.as_tensor(item["pred"]).detach().cpu().float()
 
 
 @contextlib.contextmanager

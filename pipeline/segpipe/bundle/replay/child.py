@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segpipe.bundle.golden import record, surroundings
+from segpipe.bundle.supported_subset import read_members
+from segpipe.bundle.tensors import WEIGHTS
 from segpipe.common.console import quiet_libraries
 from segpipe.common.files import read_json, write_json
 from segpipe.common.processes import end_with_parent
@@ -62,36 +64,41 @@ def _feed(bundle: Path, channels: int, spatial_shape: list[int | str]) -> dict[s
     import torch
     from monai.bundle.scripts import _get_fake_spatial_shape
 
-    network = _network(bundle)
     shape = _get_fake_spatial_shape(spatial_shape, any=ANY_SIZE)
-    with torch.no_grad():
-        output = network.eval()(torch.zeros(1, channels, *shape))
-    output = output[0] if isinstance(output, (list, tuple)) else output
-    return {"input": [1, channels, *shape], "output": list(output.shape)}
+    shapes = []
+    for network in _networks(bundle):
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(1, channels, *shape))
+        shapes.append(list((output[0] if isinstance(output, (list, tuple)) else output).shape))
+    if any(other != shapes[0] for other in shapes):
+        raise DataError("the members of the ensemble give scores of different shapes", found=str(shapes))
+    return {"input": [1, channels, *shape], "output": shapes[0]}
 
 
-def _network(bundle: Path) -> Any:
-    """Build the network with its weights; as the evaluator loads them, where they are not in the usual place."""
+def _networks(bundle: Path) -> Iterator[Any]:
+    """Build each network with its weights; as the evaluator loads them, where they are not in the usual place."""
     import torch
     from monai.bundle import ConfigParser
 
     config = next(path for path in sorted((bundle / "configs").glob("inference.*")))
     metadata = bundle / "configs" / "metadata.json"
-    weights = bundle / "models" / "model.pt"
+    written = ConfigParser.load_config_file(config)
+    files = [bundle / file for file in read_members(written) or (WEIGHTS,)]
     parser = ConfigParser()
     parser.read_config(str(config))
-    if "network_def" not in parser or not weights.is_file():
+    if "network_def" not in parser or not all(file.is_file() for file in files):
         from segpipe.inference import MonaiEvaluator
 
-        written = ConfigParser.load_config_file(config)
         stock = MonaiEvaluator(str(bundle), written, read_json(metadata), torch.device("cpu"))
-        return stock.network_with_weights()
+        yield stock.network_with_weights()
+        return
     parser.read_meta(str(metadata))
     parser.update({"bundle_root": str(bundle), "device": "cpu"})
     network = parser.get_parsed_content("network_def")
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["model"] if isinstance(state.get("model"), dict) else state)
-    return network
+    for weights in files:  # one network is filled after the other
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["model"] if isinstance(state.get("model"), dict) else state)
+        yield network
 
 
 def _replay_golden(bundle: Path, work: Path, seed: int) -> dict[str, Any]:

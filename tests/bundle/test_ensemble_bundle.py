@@ -138,9 +138,7 @@ def test_mirrored_windows_are_averaged_within_each_member(ensemble: Bundle, imag
     assert (found == mean.argmax(0).numpy()).mean() > 0.9999
 
 
-def test_the_evaluate_config_measures_the_ensemble(
-    ensemble: Bundle, images: Path, tmp_path: Path
-) -> None:
+def test_the_evaluate_config_measures_the_ensemble(ensemble: Bundle, images: Path, tmp_path: Path) -> None:
     (images.parent / "labels").mkdir(exist_ok=True)
     for path in images.glob("*.nii.gz"):  # the truth is what the ensemble says: any other model has less
         segmentation = ensemble.segment(path, device="cpu")

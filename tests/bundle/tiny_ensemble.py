@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from segpipe.common.files import write_json
 from tiny_run import record_as_trained
+
+from segpipe.common.files import write_json
 
 
 def write_folds(run: Path, folder: Path, folds: int = 2) -> Path:

@@ -137,7 +137,11 @@ def _show_description(console: Console, description: dict[str, Any]) -> None:
         ("licence", description["licence"]),
         *((f"input {name}", tensor) for name, tensor in description["inputs"].items()),
         ("labels", ", ".join(f"{value} {name}" for value, name in description["labels"].items())),
-        *([("members", f"{len(description['members'])}, whose probabilities are averaged")] if description["members"] else []),
+        *(
+            [("members", f"{len(description['members'])}, whose probabilities are averaged")]
+            if description["members"]
+            else []
+        ),
         ("results", "in the card and under --json" if description["results"] else "none stated"),
         ("size", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"),
         ("weights", f"{size['weights_bytes'] / 1e6:.1f} MB"),

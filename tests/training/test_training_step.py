@@ -118,3 +118,56 @@ def test_amp_of_earlier_fragments_is_refused_with_what_replaces_it(tiny_manifest
     own.write_text("amp: false\n")
     assert run(train_arguments(tiny_manifest, tmp_path / "run", "--runtime", str(own))) == 2
     assert "precision" in capsys.readouterr().err
+
+
+AVERAGED = ["--set", "averaging=0.9", "--set", "warmup_epochs=2", "--set", "steps_per_epoch=4", "--epochs", "4"]
+
+
+def test_averaged_weights_are_validated_kept_and_resumed_bit_for_bit(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from segpipe.components.handlers import StopOnNonFinite
+
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    for keep in ("best", "last"):
+        assert run(train_arguments(tiny_manifest, whole / keep, *AVERAGED, "--set", f"keep_weights={keep}")) == 0
+    last = torch.load(whole / "last" / "last.pt", weights_only=True)
+    assert equal(state(whole / "last" / "final.pt"), last["averaged"])
+    assert not equal(last["averaged"], last["network"])
+    assert [float(row["learning_rate"]) for row in rows(whole / "last")][:3] == pytest.approx(
+        [0.002 / 3, 0.004 / 3, 0.002]
+    )
+    best = torch.load(whole / "best" / "last.pt", weights_only=True)
+    assert equal(last["network"], best["network"]), "what is kept does not change what is trained"
+    kept = state(whole / "best" / "best.pt")
+    assert (best["best_epoch"] == 4) == equal(kept, best["averaged"]) and not equal(kept, best["network"])
+
+    def interrupt(self, engine) -> None:
+        if engine.state.iteration == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnNonFinite, "__call__", interrupt)
+        assert run(train_arguments(tiny_manifest, out, *AVERAGED, "--set", "keep_weights=last")) == 130
+    assert run(["train", "--resume", str(out)]) == 0
+    again = torch.load(out / "last.pt", weights_only=True)
+    assert equal(again["averaged"], last["averaged"]) and equal(again["network"], last["network"])
+    told = [{name: row[name] for name in ("val_mean_dice", "val_loss", "learning_rate")} for row in rows(out)]
+    assert told == [
+        {name: row[name] for name in ("val_mean_dice", "val_loss", "learning_rate")} for row in rows(whole / "last")
+    ]
+
+
+def test_early_stopping_is_told_and_stands_in_the_history(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "early"
+    stop = ["--set", "early_stop_patience=2", "--set", "learning_rate=1e-9", "--set", "keep_weights=last"]
+    assert run(train_arguments(tiny_manifest, out, *stop, "--epochs", "9")) == 0
+    assert "stopped early: no better validation Dice in 2 validations" in capsys.readouterr().err
+    assert [row["validations_since_best"] for row in rows(out)][-2:] == ["1.0", "2.0"]
+    assert len(rows(out)) < 9 and (out / "final.pt").is_file()
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    arguments = train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "2", "--set", "warmup_epochs=2")
+    assert run(arguments) == 2
+    assert "warm-up" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 Everything here is constructed from a MONAI config, so arguments are plain values or other components.
 """
 
+from segpipe.components.averaging import WeightAveraging, averaged_network, warmed_up
 from segpipe.components.checkpoint import RunCheckpoint
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
@@ -59,7 +60,10 @@ __all__ = [
     "TverskyLoss",
     "UNetPlusPlus",
     "ValidateCased",
+    "WeightAveraging",
+    "averaged_network",
     "in_precision",
     "load_cases",
     "scales_loss",
+    "warmed_up",
 ]

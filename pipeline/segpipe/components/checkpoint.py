@@ -22,11 +22,11 @@ OF_PROGRESS = ("last_epoch", "_step_count", "_last_lr")  # of a scheduler's stat
 class RunCheckpoint:
     """Save after every epoch; restore at the start; stop early.
 
-    ``last.pt`` holds network, optimiser, scheduler, scaler, epoch, best metric, early-stop counter and history;
-    ``best.pt`` the state dict of the network alone, as it was best; ``final.pt`` as it was at the end, where that is
-    what is kept. All load with ``weights_only=True``. Random states are not kept: `EpochSeed` derives them from the
-    epoch. A run that is given more epochs than it was planned for goes on with the learning rates of a run of that many
-    epochs, and with patience anew.
+    ``last.pt`` holds network, averaged network, optimiser, scheduler, scaler, epoch, best metric, early-stop counter
+    and history; ``best.pt`` the state dict of the network alone, as it was best; ``final.pt`` as it was at the end,
+    where that is what is kept. All load with ``weights_only=True``. Random states are not kept: `EpochSeed` derives
+    them from the epoch. A run that is given more epochs than it was planned for goes on with the learning rates of a
+    run of that many epochs, and with patience anew.
 
     Args:
         run_dir: folder of the run.
@@ -37,6 +37,7 @@ class RunCheckpoint:
         resume: restore ``last.pt``.
         patience: validations without a better metric before the run ends; 0 never ends it early.
         keep: ``best`` or ``last``; with ``last``, ``final.pt`` is what the run is for.
+        averaged: the network whose weights are validated and kept; None or the network itself where there is no other.
     """
 
     def __init__(
@@ -51,9 +52,13 @@ class RunCheckpoint:
         resume: bool = False,
         patience: int = 0,
         keep: str = "best",
+        averaged: Any = None,
     ) -> None:
         self.folder = Path(run_dir)
         self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.kept = network if averaged is None else averaged
+        if self.kept is not network:
+            self.parts["averaged"] = averaged
         self.log = log
         self.evaluator = evaluator
         self.metric = metric
@@ -72,11 +77,14 @@ class RunCheckpoint:
 
     def _judge(self, evaluator: Engine, trainer: Engine) -> None:
         value = evaluator.state.metrics[self.metric]
-        if self.best is not None and value <= self.best:
-            self.stale += 1
+        better = self.best is None or value > self.best
+        self.stale = 0 if better else self.stale + 1
+        if self.patience:
+            self.log.note("validations_since_best", self.stale)
+        if not better:
             return
-        self.best, self.best_epoch, self.stale = value, trainer.state.epoch, 0
-        _write(self.folder / "best.pt", _on_cpu(self.parts["network"].state_dict()))
+        self.best, self.best_epoch = value, trainer.state.epoch
+        _write(self.folder / "best.pt", _on_cpu(self.kept.state_dict()))
 
     def _save(self, engine: Any) -> None:
         self.log.flush()
@@ -94,9 +102,10 @@ class RunCheckpoint:
         }
         if self.keeps_last and (self._is_stale() or engine.state.epoch == engine.state.max_epochs):
             # before last.pt, so that a run is not taken as ended without them
-            _write(self.folder / "final.pt", _on_cpu(self.parts["network"].state_dict()))
+            _write(self.folder / "final.pt", _on_cpu(self.kept.state_dict()))
         _write(self.folder / "last.pt", state)
         if self._is_stale():
+            self.log.say(f"stopped early: no better validation Dice in {self.stale} validations")
             engine.terminate()
 
     def _is_stale(self) -> bool:

@@ -43,6 +43,7 @@ class RunLog:
         self._tell: Callable[[str], object] | None = None
         self.history: list[dict[str, float | int | None]] = []
         self._writer: Any = None
+        self._noted: dict[str, float] = {}
         self._losses: list[float] = []
         self._val_losses: list[float] = []
         self._overlay: np.ndarray | None = None
@@ -67,6 +68,15 @@ class RunLog:
     def restore(self, history: list[dict[str, float | int | None]]) -> None:
         """Take over the history of the run that is resumed."""
         self.history = list(history)
+
+    def note(self, name: str, value: float) -> None:
+        """Add a number to the row of the epoch that is under way."""
+        self._noted[name] = value
+
+    def say(self, text: str) -> None:
+        """Say something to whoever watches, in a line."""
+        if self.progress or self._tell is not None:
+            (self._tell or Console("train").note)(text)
 
     def flush(self) -> None:
         """Bring the history to disk, before the checkpoint that says that the epoch is done."""
@@ -124,7 +134,8 @@ class RunLog:
             "train_seconds": round(self._trained - self._began, 3),
             "seconds": round(time.perf_counter() - self._began, 3),
         }
-        row.update({name: float(value) for name, value in self.evaluator.state.metrics.items()})
+        row.update({name: float(value) for name, value in {**self.evaluator.state.metrics, **self._noted}.items()})
+        self._noted.clear()
         self.history.append(row)
         for name, value in row.items():
             if name != "epoch" and value is not None:
@@ -135,8 +146,6 @@ class RunLog:
         self._report(engine, row)
 
     def _report(self, engine: Engine, row: dict[str, float | int | None]) -> None:
-        if not self.progress and self._tell is None:
-            return
         dice = row.get("val_mean_dice")
         if self._has_bar() and dice is None:
             return
@@ -145,7 +154,7 @@ class RunLog:
         text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}  loss {row['train_loss']:.4f}"
         if dice is not None:
             text += f"  validation Dice {dice:.4f}"
-        (self._tell or Console("train").note)(f"{text}  {_duration(left)} left")
+        self.say(f"{text}  {_duration(left)} left")
 
     def _has_bar(self) -> bool:
         return self.progress and self._tell is None and sys.stderr.isatty()

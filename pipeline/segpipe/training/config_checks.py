@@ -41,6 +41,8 @@ class Settings(BaseModel):
     learning_rate: float = Field(gt=0)
     val_interval: int = Field(gt=0)
     early_stop_patience: int = Field(ge=0)
+    averaging: float = Field(ge=0, lt=1)
+    warmup_epochs: int = Field(ge=0)
     keep_weights: str = Field(pattern="^(best|last)$")
     cache_rate: float = Field(ge=0, le=1)
     overlap: float = Field(ge=0, lt=1)
@@ -78,8 +80,13 @@ def check_sense(config: dict[str, Any]) -> None:
     """Refuse values that do not fit each other.
 
     Raises:
-        UsageError: channels or labels that do not fit the network.
+        UsageError: channels or labels that do not fit the network, or a warm-up of the whole run.
     """
+    warm, epochs = config["warmup_epochs"], config["max_epochs"]
+    if isinstance(warm, int) and isinstance(epochs, int) and 0 < epochs <= warm:
+        raise UsageError(
+            "the warm-up is as long as the run", found=f"warmup_epochs {warm}", expected=f"less than {epochs} epochs"
+        )
     expected = len(config["labels"]) - (config["activation"] == "sigmoid")
     if config["out_channels"] != expected:
         raise UsageError(

@@ -56,6 +56,8 @@ OWNED: dict[str, tuple[str, ...]] = {
         "lr_scheduler",
         "val_interval",
         "early_stop_patience",
+        "averaging",
+        "warmup_epochs",
         "keep_weights",
         "cache_rate",
         "overlap",
@@ -68,6 +70,8 @@ DEFAULTS: dict[str, Any] = {
     "precision": "float32",
     "channels_last": False,
     "steps_per_epoch": 0,
+    "averaging": 0.0,
+    "warmup_epochs": 0,
     "keep_weights": "best",
 }
 

@@ -31,19 +31,19 @@ PARAMETERS: Mapping[Kind, str] = {
         a_max a_min above abspath accumulation_steps act act_name acti_type activation adn_ordering affine
         affine_lps_to_ras align_corners allow_missing_keys allow_smaller alpha amp amp_kwargs amsgrad angle
         anti_aliasing anti_aliasing_sigma applied_labels apply_argmax approx argmax as_closest_canonical
-        as_contiguous attn_drop_rate axcodes b_max b_min backbone batch batch_sampler batch_size beta betas
-        bg_indices_key bg_postfix bias bins blocks_bottleneck blocks_down blocks_up bottleneck_expansion_ratio
-        buffer_dim buffer_size buffer_steps buffer_timeout by_measure cache_grid cache_num cache_rate
-        cache_roi_weight_map capturable channel_dim channel_indices channel_matching channel_wise channels
-        channels_last class_thresholds class_weights classes cleanup clip coeff_range compute_sample
-        connectivity constant_values conv_block cooldown copy_cache cpu_thresh cumulative_delta cval cycles
-        dampening data data_list_key data_source data_type datalist dataset decoder_bias decoder_channels
-        decoder_expansion_ratio decollate decoupled_weight_decay deep_supervision deep_supr_num degree delimiter
-        delta depths detach device diagonal differentiable dilation dim directed dist_matrix distance_metric
-        distance_type divisor downsample downsample_mode drop_last drop_rate dropout dropout_dim dropout_holes
-        dropout_path_rate dropout_prob dropout_prob_down dropout_prob_up dropout_rate dsdepth dst
+        as_contiguous attn_drop_rate averaged axcodes b_max b_min backbone batch batch_sampler batch_size beta
+        betas bg_indices_key bg_postfix bias bins blocks_bottleneck blocks_down blocks_up
+        bottleneck_expansion_ratio buffer_dim buffer_size buffer_steps buffer_timeout by_measure cache_grid
+        cache_num cache_rate cache_roi_weight_map capturable channel_dim channel_indices channel_matching
+        channel_wise channels channels_last class_thresholds class_weights classes cleanup clip coeff_range
+        compute_sample connectivity constant_values conv_block cooldown copy_cache cpu_thresh cumulative_delta
+        cval cycles dampening data data_list_key data_source data_type datalist dataset decay decoder_bias
+        decoder_channels decoder_expansion_ratio decollate decoupled_weight_decay deep_supervision deep_supr_num
+        degree delimiter delta depths detach device diagonal differentiable dilation dim directed dist_matrix
+        distance_metric distance_type divisor downsample downsample_mode drop_last drop_rate dropout dropout_dim
+        dropout_holes dropout_path_rate dropout_prob dropout_prob_down dropout_prob_up dropout_rate dsdepth dst
         encoder_expansion_ratio end_coord_key end_factor end_lr end_values ensure_channel_first
-        ensure_same_shape epoch_bound epoch_length epoch_level eps epsilon et_label eta_min evaluator
+        ensure_same_shape epoch_bound epoch_length epoch_level epochs eps epsilon et_label eta_min evaluator
         even_divisible event exec_at_start expanduser factor factor_key factors feature_size features
         fg_indices_key fg_postfix fill_value filters first fname_regex focal_alpha fold foreach frame_dim fused
         gamma generator get_not_nans global_resp_norm grad_averaging groups hash_as_key hidden_size holes
@@ -74,11 +74,11 @@ PARAMETERS: Mapping[Kind, str] = {
         resolution resume retain_stats return_coords return_with_label reverse_indexing roi_center roi_end
         roi_size roi_slices roi_start roi_weight_map rotate_order rotate_range rounding runtime_cache safe
         sample_std sampler save_attn save_details save_final save_interval save_key_metric save_rank
-        savepath_in_metadict scale scale_extent scale_range schedulers seed sep separate_folder series_meta
-        series_name series_uid shear_range shuffle sigma sigma1_x sigma1_y sigma1_z sigma2_x sigma2_y sigma2_z
-        sigma_range sigma_scale sigma_x sigma_y sigma_z sigmoid simple_keys size_average size_mode
-        skip_unrolling smooth smooth_above smooth_dr smooth_nr soft_label softmax source_key spacing spacing_mm
-        spatial_axes spatial_axis spatial_border spatial_dim spatial_dims spatial_size split squared
+        savepath_in_metadict scale scale_extent scale_range schedule schedulers seed sep separate_folder
+        series_meta series_name series_uid shear_range shuffle sigma sigma1_x sigma1_y sigma1_z sigma2_x
+        sigma2_y sigma2_z sigma_range sigma_scale sigma_x sigma_y sigma_z sigmoid simple_keys size_average
+        size_mode skip_unrolling smooth smooth_above smooth_dr smooth_nr soft_label softmax source_key spacing
+        spacing_mm spatial_axes spatial_axis spatial_border spatial_dim spatial_dims spatial_size split squared
         squared_pred squeeze_end_dims squeeze_non_spatial_dims src start start_coord_key start_factor
         stat_length state_attributes std step_size strict strict_check strict_shape stride strides subtrahend
         summary_ops summary_writer sw_batch_size sw_device swap_ij symmetric T_0 T_max T_mult t_total tag_name

@@ -95,11 +95,11 @@ ALLOWED: Mapping[str, str] = {
     "torch.utils.data": "DataLoader RandomSampler Subset",
     "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
-        CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss DiceFocalLoss
-        DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss GradientClip
-        HausdorffLoss in_precision JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax PooledMetric
-        RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss
-        UNetPlusPlus ValidateCased
+        averaged_network CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss
+        DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss
+        GradientClip HausdorffLoss in_precision JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax
+        PooledMetric RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer
+        TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
     """,
 }
 

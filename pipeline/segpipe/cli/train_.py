@@ -65,6 +65,9 @@ def command(
             help="Run folder, or that of --seeds or --folds, to continue as if never interrupted; --epochs extends it."
         ),
     ] = None,
+    allow_other_cpu: Annotated[
+        bool, typer.Option(help="With --resume: go on also on another kind of CPU, where bits differ.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
     explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
     save_config: Annotated[
@@ -122,11 +125,22 @@ def command(
     if explain:
         _explain(console, manifest, out, {**settings, "folds": folds}, policy, save_config)
         return OK
+    if allow_other_cpu and resume is None:
+        raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
     if resume is None and (manifest is None or task is None or (out is None and not dry_run)):
         raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
     try:
         run = train(
-            manifest, out=out, folds=folds, seeds=seeds, jobs=jobs, resume=resume, dry_run=dry_run, **settings, **policy
+            manifest,
+            out=out,
+            folds=folds,
+            seeds=seeds,
+            jobs=jobs,
+            resume=resume,
+            allow_other_cpu=allow_other_cpu,
+            dry_run=dry_run,
+            **settings,
+            **policy,
         )
     except KeyboardInterrupt as interruption:
         begun = resume or out

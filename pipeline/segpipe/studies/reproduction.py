@@ -19,7 +19,7 @@ from segpipe.common.processes import usable_cores
 from segpipe.common.provenance import environment
 from segpipe.data import Case, Manifest, data_root, load_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.training import Composed, check_components, check_network, require_same, resume, start
+from segpipe.training import Composed, accept_this_cpu, check_components, check_network, require_same, resume, start
 
 NUMBERS = ("seed", "fold", "threads", "num_workers", "max_epochs")
 NEEDED = ("run_dir", "manifest", "dataset_dir", *NUMBERS)
@@ -319,6 +319,7 @@ def _train(recorded: Recorded, out: Path, data: Path) -> dict[str, Any]:
     composed = recorded.at(out, data)
     if (out / "run.json").exists():
         require_same(out, composed.config, recorded.manifest_file)
+        accept_this_cpu(out)  # the report tells of the difference
         return resume(out, data)
     check_components(composed.config)
     check_network(composed.config)

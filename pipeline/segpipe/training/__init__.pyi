@@ -22,6 +22,7 @@ from .run_folder import compose_run as compose_run
 from .run_folder import require_same as require_same
 from .run_folder import weights_of as weights_of
 from .runtime_plan import runtime_path as runtime_path
+from .same_cpu import accept_this_cpu as accept_this_cpu
 from .session import resume as resume
 from .session import start as start
 from .training_run import TrainingRun as TrainingRun

@@ -25,6 +25,7 @@ from segpipe.errors import DataError, UsageError, chain, first_cause, ours_withi
 from segpipe.reporting import read_history
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
+from segpipe.training.same_cpu import require_same_cpu
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -55,7 +56,8 @@ def resume(
             that many epochs, which the record says.
 
     Raises:
-        UsageError: no run there, its config was changed, or ``epochs`` that it has already.
+        UsageError: no run there, its config was changed, it began on another kind of CPU, or ``epochs`` that it has
+            already.
     """
     record = read_json(out / "run.json", "run record")
     if record["status"] == "finished" and epochs is None:
@@ -66,6 +68,7 @@ def resume(
             path=out / "config.json",
             hint="a changed config is another run: train it with another --out",
         )
+    require_same_cpu(out, record)
     if epochs is not None:
         _require_more(out, record, epochs)
     return _session(out, record, True, data, progress, epochs)

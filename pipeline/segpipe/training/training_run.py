@@ -16,6 +16,7 @@ from segpipe.errors import UsageError
 from segpipe.training.cross_validation import resume_folds, train_folds
 from segpipe.training.out_of_fold import measure_out_of_fold
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, RunSettings, compose_run
+from segpipe.training.same_cpu import accept_this_cpu
 from segpipe.training.seeds import resume_seeds, train_seeds
 from segpipe.training.session import dry_run as try_run
 from segpipe.training.session import resume as resume_run
@@ -93,6 +94,7 @@ def train(
     overrides: Sequence[str] = (),
     seeds: int | None = None,
     resume: str | Path | None = None,
+    allow_other_cpu: bool = False,
     dry_run: bool = False,
     allow: Sequence[str] = (),
     run_unvetted_code: bool = False,
@@ -128,6 +130,7 @@ def train(
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
         resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
             and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
+        allow_other_cpu: with ``resume``: go on also on another kind of CPU, where bits differ; the record says so.
         dry_run: build everything, run one batch, write nothing.
         allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
         progress: called with a line of text for each epoch and note; None writes them to standard error.
@@ -149,6 +152,8 @@ def train(
                 hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
             )
         root, place = Path(resume), None if data is None else Path(data)
+        if allow_other_cpu:
+            accept_this_cpu(root)
         several = next((name for name in (SEEDS, CROSS_VALIDATION) if (root / name).is_file()), None)
         if several and epochs is not None:
             raise UsageError(
@@ -162,6 +167,8 @@ def train(
             trained = resume_folds(root, place, jobs, progress)
             return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
         return _of_record(root, resume_run(root, place, progress, epochs))
+    if allow_other_cpu:
+        raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
     if manifest is None or task is None or (out is None and not dry_run):
         raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
     if folds is not None and (seeds is not None or fold != 0):

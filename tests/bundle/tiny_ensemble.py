@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tiny_run import record_as_trained
 
-from segpipe.common.files import write_json
+from segpipe.bundle import weights_of
+from segpipe.common.files import sha256_of, write_json
 
 
 def write_folds(run: Path, folder: Path, folds: int = 2) -> Path:
@@ -38,3 +39,42 @@ def write_folds(run: Path, folder: Path, folds: int = 2) -> Path:
         rows.append({"fold": fold, "folder": member.name, "status": "finished", "epochs": 3})
     write_json(folder / "cross_validation.json", {"schema_version": 1, "folds": rows})
     return folder
+
+
+def write_out_of_fold(folder: Path) -> None:
+    """Write the figures that a cross-validation's ``out_of_fold.json`` has, of the weights that are there."""
+    folds = sorted(folder.glob("fold_*"))
+    document = {
+        "schema_version": 1,
+        "of": "each case by the model of the fold that left it out: figures of the fold models",
+        "patients": {"known": False, "rule": None, "note": "patients unknown: figures may be too good"},
+        "folds": [
+            {
+                "fold": index,
+                "folder": fold.name,
+                "epochs": 3,
+                "weights": {"file": weights_of(fold).name, "sha256": sha256_of(weights_of(fold))},
+                "cases": 2,
+                "patients": 2,
+                "mean_dice": {"mean": 0.87, "low": 0.8, "high": 0.9, "median": 0.87, "n": 2},
+            }
+            for index, fold in enumerate(folds)
+        ],
+        "figure": {
+            "measure": "mean Dice",
+            "raw": {"mean": 0.8711, "low": 0.8502, "high": 0.8899, "median": 0.88, "n": 4},
+            "corrected": {"mean": 0.86423, "low": 0.84211, "high": 0.88404},
+            "candidates": 3,
+            "chosen_again": 0.7,
+            "method": "by a bootstrap over patients",
+        },
+        "selected": [
+            {
+                "what": "training",
+                "chosen": "second",
+                "candidates": [{"name": name} for name in ("first", "second", "c")],
+            },
+            {"what": "post-processing of right part", "chosen": "none", "candidates": 14},
+        ],
+    }
+    write_json(folder / "out_of_fold.json", document)

@@ -11,7 +11,13 @@ from segpipe.cli.shared_options import AsJson
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `segpipe train` wrote.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run folder that `segpipe train` wrote; of a cross-validation, an ensemble of its folds.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Folder of the bundle, to be made.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: that of its folder.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.1.0",
@@ -21,6 +27,12 @@ def command(
     ] = None,
     postprocessing: Annotated[
         Path | None, typer.Option(help="Rules that `segpipe evaluate --try-postprocessing` wrote.")
+    ] = None,
+    estimated_by: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `segpipe train --folds`, whose out-of-fold figures stand for a model of all cases."
+        ),
     ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
@@ -48,7 +60,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     json: AsJson = False,
 ) -> int:
-    """Write the best weights of a run as a MONAI bundle.
+    """Write the weights that a run kept as a MONAI bundle; of a cross-validation all its folds, as one ensemble.
 
     The bundle runs in stock MONAI without this package: label maps as uint8 on the grid of the input files. It has
     configs to train, evaluate and infer, complete metadata, a model card, and SHA256SUMS over every file. The
@@ -80,6 +92,7 @@ def command(
         codes=codes,
         evaluation=evaluation,
         postprocessing=postprocessing,
+        estimated_by=estimated_by,
         golden=golden or (),
         unfinished=unfinished,
         overwrite=overwrite,

@@ -60,6 +60,7 @@ def bundle_metadata(
     rules: Mapping[int, LabelRule],
     results: dict[str, Any] | None,
     section: str,
+    members: int = 1,
 ) -> dict[str, Any]:
     """Return all of ``metadata.json``.
 
@@ -70,6 +71,7 @@ def bundle_metadata(
         rules: post-processing by label value, which needs scikit-image.
         results: summary of an evaluation, as `segpipe.bundle.exporting.tied_evaluation.Evaluation` has it.
         section: of the manifest, which ``evaluate.json`` measures.
+        members: networks of an ensemble; 1 for a single model.
 
     Raises:
         UsageError: codes for what is no label.
@@ -78,7 +80,9 @@ def bundle_metadata(
     foreground = ", ".join(manifest.foreground.values())
     modality = " and ".join(manifest.channels)
     outputs = _output_channels(run)
-    described = f"A {target.rpartition('.')[2]} that labels {foreground} in 3D {modality} volumes."
+    net = target.rpartition(".")[2]
+    what = f"A {net} that labels" if members == 1 else f"An ensemble of {members} {net} networks that label"
+    described = f"{what} {foreground} in 3D {modality} volumes."
     return {
         "schema": SCHEMA,
         "name": labelling.name,
@@ -120,6 +124,7 @@ def bundle_metadata(
         "run": {
             "network": run.config.get("network_name"),
             "loss": run.config.get("loss_name"),
+            "keep_weights": run.config.get("keep_weights", "best"),
             **{key: run.record.get(key) for key in RECORDED},
             "git_revision": (run.record.get("environment") or {}).get("git_revision"),
         },

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from segpipe.bundle.exporting.card_estimate import estimate_in_short, estimate_paragraphs
 from segpipe.bundle.exporting.card_figures import BARS, CURVES, EXAMPLE, OVERALL
+from segpipe.bundle.exporting.markdown import code, facts, figure, number, picture, table
+from segpipe.bundle.tensors import WEIGHTS
 
 Document = Mapping[str, Any]
-WIDTH = 100
 FILES = (
     ("docs/README.md", "this card; its pictures lie beside it"),
     ("configs/inference.json", "images in a folder to label maps, with MONAI alone"),
@@ -17,7 +19,7 @@ FILES = (
     ("configs/train.json", "the training, as it was"),
     ("configs/metadata.json", "what this card says, for programs"),
     ("configs/manifest.json", "the cases of the data set, without the data; patients are numbers"),
-    ("models/model.pt", "the weights: a PyTorch state dict of plain tensors (`weights_only=True` loads it)"),
+    (WEIGHTS, "the weights: a PyTorch state dict of plain tensors (`weights_only=True` loads it)"),
     ("golden/", "an input that may be passed on, with the expected output"),
     ("provenance.json", "data, split, settings, versions, machine and hashes of the training"),
     ("SHA256SUMS", "hash of every file"),
@@ -67,7 +69,7 @@ def _head(metadata: Document) -> str:
         "in short",
         reads=f"3D NIfTI volumes: {', '.join(image['channel_def'].values())}",
         gives=f"a label map on the same grid: {metadata['label_classes'].removeprefix('0 is background; ')}",
-        measured=_best_figure(metadata) or "not on held-out cases",
+        measured=_best_figure(metadata) or estimate_in_short(metadata) or "not on held-out cases",
         trained_on=f"{data['name']}, {data['training_cases'] or 'an unknown number of'} cases",
         needs="Python 3.10 or later and MONAI; no GPU",
         licence_of_the_weights=metadata["license"].removeprefix("see "),
@@ -93,18 +95,12 @@ def _purpose() -> str:
 def _results(metadata: Document, provenance: Document, pictures: Collection[str]) -> str:
     """Write the figures with intervals, on which data, and each case as a bar."""
     results, best = metadata.get("results"), metadata["eval_metrics"].get("val_mean_dice")
-    chosen = (
-        ""
-        if best is None
-        else (
-            "The weights are those of the epoch with the best mean Dice over the validation cases, "
-            f"{best:.3f}; as a choice it is a little too good, and no result on new cases."
-        )
-    )
+    estimated = estimate_paragraphs(metadata)
+    chosen = _choice_of_weights(metadata, best)
     if not results:
-        return f"## Results\n\nNot measured on held-out cases. {chosen}".rstrip()
+        return "\n\n".join(["## Results", *(estimated or [f"Not measured on held-out cases. {chosen}".rstrip()])])
     rows = [
-        (name, label, figure(entry, digits), _number(entry["median"], digits), entry["n"])
+        (name, label, figure(entry, digits), number(entry["median"], digits), entry["n"])
         for metric, labels in results["metrics"].items()
         for name, digits in [METRICS[metric]]
         for label, entry in labels.items()
@@ -124,7 +120,22 @@ def _results(metadata: Document, provenance: Document, pictures: Collection[str]
         words = "Dice of every measured case as a bar, with the mean in red and the median in green"
         caption = "Each bar is a case, from the worst to the best; mean over its labels. Red: mean, green: median."
         parts.append(picture(BARS, words, caption))
-    return "\n\n".join([*parts, *_read_so_far(results), *_tie(provenance), chosen]).rstrip()
+    return "\n\n".join([*parts, *_read_so_far(results), *_tie(provenance), chosen, *estimated]).rstrip()
+
+
+def _choice_of_weights(metadata: Document, best: float | None) -> str:
+    """Write by what the epoch was chosen; nothing where no epoch was validated."""
+    if best is None:
+        return ""
+    if metadata["run"].get("keep_weights") == "last":
+        return (
+            "The weights are those of the last epoch, of a length that was fixed before: their mean Dice over the "
+            f"validation cases is {best:.3f}, by which nothing was chosen."
+        )
+    return (
+        "The weights are those of the epoch with the best mean Dice over the validation cases, "
+        f"{best:.3f}; as a choice it is a little too good, and no result on new cases."
+    )
 
 
 def _read_so_far(results: Document) -> list[str]:
@@ -168,18 +179,9 @@ def _split(metadata: Document, short: bool = False) -> str:
         name = results.get("dataset") or "unnamed"
         return f"{results['split']} cases of another data set, none of which the training saw: {name}"
     words = SPLITS.get(str(results["split"]), str(results["split"]))
+    if results["split"] == "validation" and metadata["run"].get("keep_weights") == "last":
+        words = "validation: left out of the training, and nothing was chosen by them"
     return words.partition(":")[0] if short else words
-
-
-def figure(entry: Document, digits: int = 3) -> str:
-    """Return a mean with its interval, as the card shows it."""
-    low, high = (_number(entry.get(name), digits) for name in ("low", "high"))
-    bounds = "" if low is None or high is None else f" [{low}, {high}]"
-    return f"{_number(entry.get('value'), digits) or '-'}{bounds}"
-
-
-def _number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
 
 
 def _limits(metadata: Document) -> str:
@@ -278,10 +280,11 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
         rule_for_patients=data["patient_rule"],
         cases=", ".join(f"{number} {part}" for part, number in cases.items() if number),
         voxels_seen=_voxels_seen(data),
-        network=f"{net} ({run['network']}), {provenance['weights']['parameters']:,} parameters",
+        network=f"{net} ({run['network']}), {provenance['weights']['parameters']:,} parameters{_each(metadata)}",
+        members=_members(metadata),
         loss=run["loss"],
         epochs=run["epochs"],
-        seed=run["seed"],
+        seed=None if metadata.get("members") else run["seed"],
         threads=provenance["threads"],
         time=f"{hours:.1f} hours on {place}" if hours and place else None,
     )
@@ -294,6 +297,19 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
         )
         parts.append(picture(CURVES, words, caption))
     return "\n\n".join([*parts, _spread(provenance)]).rstrip()
+
+
+def _each(metadata: Document) -> str:
+    return " in each member" if metadata.get("members") else ""
+
+
+def _members(metadata: Document) -> str | None:
+    """Name the members of an ensemble by what their trainings left out."""
+    members = metadata.get("members")
+    if not members:
+        return None
+    named = ", ".join(f"fold {member['fold']} left out (seed {member['seed']})" for member in members)
+    return f"{len(members)}, whose probabilities are averaged: {named}"
 
 
 def _voxels_seen(data: Document) -> str | None:
@@ -321,7 +337,7 @@ def _spread(provenance: Document) -> str:
 
 def _checking(metadata: Document) -> str:
     """Write how to check that the folder is intact and does what it did, to measure and to train again."""
-    commands = metadata["commands"]
+    commands, members = metadata["commands"], metadata.get("members")
     needs = ", ".join(metadata["config_requirements"]["train.json"])
     replay = " and that it still gives for the case in `golden/` what it gave its author"
     again = code(commands["predict_again"], commands["evaluate"])
@@ -336,7 +352,7 @@ def _checking(metadata: Document) -> str:
         f"Dice over its {metadata['evaluate_section']} cases with MONAI alone:",
         code(commands["evaluate_stock"]),
         *(["The whole table of results, with segpipe:", again] if metadata.get("results") else []),
-        f"Train again ({f'needs {needs}' if needs else 'MONAI is enough'}):",
+        f"Train {'the first member ' if members else ''}again ({f'needs {needs}' if needs else 'MONAI is enough'}):",
         code(commands["train"]),
         "Train again with all that `provenance.json` records, and compare with these weights. On the same class of "
         "processor, with the same versions, they come out the same, bit for bit; elsewhere the difference is told:",
@@ -363,32 +379,8 @@ def _licence(metadata: Document) -> str:
 
 def _files(metadata: Document) -> str:
     fast = "inference_fast.json" in metadata["config_requirements"]
-    there = {"configs/inference_fast.json": fast, "golden/": _has_golden(metadata)}
+    members = metadata.get("members") or []
+    there = {"configs/inference_fast.json": fast, "golden/": _has_golden(metadata), WEIGHTS: not members}
     rows = [(f"`{name}`", words) for name, words in FILES if there.get(name, True)]
+    rows += [(f"`{each['file']}`", f"the weights of the member without fold {each['fold']}") for each in members]
     return "## What is in this folder\n\n" + table(["file", "what it is"], rows)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table; a cell that is None is a dash."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = ["-" if cell is None else str(cell).replace("|", "\\|").replace("\n", " ") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def facts(head: str, **known: Any) -> str:
-    """Return a table of what is known, without what is not; an underscore in a name is a blank."""
-    rows = [(name.replace("_", " "), value) for name, value in known.items() if value not in (None, "", [], {})]
-    return table([head, ""], rows)
-
-
-def code(*commands: str) -> str:
-    """Return a block of commands, one a line; a long one goes on in the next lines, an option each."""
-    lines = [line if len(line) <= WIDTH else line.replace(" --", " \\\n    --") for line in commands]
-    return "\n".join(["```", *lines, "```"])
-
-
-def picture(name: str, words: str, caption: str) -> str:
-    """Return a picture beside the card, and the sentence below it."""
-    return f"![{words}]({name})\n\n*{caption}*"

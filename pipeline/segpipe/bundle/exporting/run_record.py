@@ -206,6 +206,7 @@ def provenance(
     root: Path,
     evaluation: Mapping[str, Any] | None = None,
     members: Sequence[Run] = (),
+    estimate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return all of ``provenance.json``.
 
@@ -215,6 +216,7 @@ def provenance(
         root: the bundle, with manifest, train config and weights already in it.
         evaluation: what ties the figures to it, where it has some.
         members: of an ensemble the run of each, in the order of the weights.
+        estimate: what ties the figures of fold models to it, where they stand for it.
     """
     record, manifest = run.record, run.manifest
     sessions = record.get("sessions") or []
@@ -250,6 +252,7 @@ def provenance(
         "weights": _weights(root, *next(iter(states.items()))),
         "seeds": run.seeds,
         "evaluation": evaluation,
+        **({} if estimate is None else {"estimate": estimate}),
         **({"members": _members(members, states, root)} if members else {}),
     }
 

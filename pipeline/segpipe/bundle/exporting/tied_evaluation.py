@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.exporting.card import figure
 from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
+from segpipe.bundle.exporting.estimate import estimate_sha256
+from segpipe.bundle.exporting.markdown import figure
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.supported_subset import read_inference
 from segpipe.bundle.vet import Check, Finding, shown
@@ -255,6 +256,21 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _check_estimate(root: Path, metadata: Mapping[str, Any]) -> Check | None:
+    """Return what speaks against the figures of fold models, that they are not those that were recorded; else None."""
+    estimate = metadata.get("estimate")
+    if estimate is None:
+        return None
+    try:
+        recorded = read_json(root / PROVENANCE)["estimate"]["estimate_sha256"]
+        reason = None if recorded == estimate_sha256(estimate) else "it is not the estimate that was recorded"
+    except (SegpipeError, AttributeError, KeyError, TypeError) as error:
+        reason = f"what the estimate is of cannot be read ({type(error).__name__})"
+    if reason is None:
+        return None
+    return Check.of("figures", "", [Finding(PROVENANCE, "estimate", shown(estimate), reason)])
+
+
 def _weights_in(root: Path) -> list[str]:
     """Return the weights that a bundle's provenance names."""
     document = read_json(root / PROVENANCE)
@@ -269,8 +285,10 @@ def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
         metadata: its ``configs/metadata.json``.
     """
     results = metadata.get("results")
+    if (broken := _check_estimate(root, metadata)) is not None:
+        return broken
     if not isinstance(results, Mapping):
-        return Check("figures", "absent", "its metadata has no figures")
+        return Check("figures", "absent", "its metadata has no figures of its own")
     try:
         tie = read_json(root / PROVENANCE).get("evaluation")
         if tie is None:

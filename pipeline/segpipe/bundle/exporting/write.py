@@ -23,6 +23,7 @@ from segpipe.bundle.exporting.bundle_configs import (
 from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
+from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
 from segpipe.bundle.exporting.members import members_metadata, read_members
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
@@ -82,6 +83,7 @@ def export(
     codes: str | Path | Mapping[str, Any] | None = None,
     evaluation: str | Path | None = None,
     postprocessing: str | Path | None = None,
+    estimated_by: str | Path | None = None,
     golden: Sequence[str | Path] = (),
     unfinished: bool = False,
     overwrite: bool = False,
@@ -104,12 +106,14 @@ def export(
         evaluation: folder of `segpipe evaluate` with ``metrics.json``, for the results in metadata and card; of what an
             export of this run without it predicted.
         postprocessing: rules that `segpipe evaluate --try-postprocessing` chose.
+        estimated_by: cross-validation of the same training, whose out-of-fold figures stand for a model of all cases;
+            the card says whose they are. An ensemble takes those of its own folds.
         golden: image of the golden case that anyone may be given, once a channel file; default: one is generated.
         unfinished: export a run whose training did not finish; metadata and card say so.
         overwrite: replace a bundle that is already there.
 
     Raises:
-        UsageError: not a run folder, ``out`` is taken, or the run has no place in a stock config.
+        UsageError: not a run folder, ``out`` is taken, the run has no place in a stock config, or it needs no estimate.
         DataError: the weights cannot be read or do not fit the network.
         RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, folds were
             not trained alike, or the evaluation is not of label maps that this bundle made of cases that its training
@@ -137,6 +141,8 @@ def export(
     contents = members.together()
     original = contents.manifest
     contents = replace(contents, manifest=_anonymous(original))
+    whose = None if estimated_by is None else Path(estimated_by)
+    estimate = read_estimate(members, run, whose)
     rules = {} if postprocessing is None else read_rules(postprocessing)
     check_rules(rules, contents.config)
     measured = None if evaluation is None else read_evaluation(Path(evaluation))
@@ -153,8 +159,9 @@ def export(
             measured, contents, {each.file: each.content for each in weights}, texts[INFERENCE], texts[MANIFEST]
         )
     results = None if measured is None else measured.results
-    metadata = bundle_metadata(contents, labelling, network, rules, results, _section(contents.manifest))
-    metadata.update(members_metadata(weights))
+    section = _section(contents.manifest)
+    metadata = bundle_metadata(contents, labelling, network, rules, results, section, len(members))
+    metadata.update({**members_metadata(weights), **({} if estimate is None else {"estimate": estimate})})
     with _whole_folder(out, overwrite) as folder:
         _write_configs(folder, contents, rules, metadata, len(members))
         for name, content in texts.items():
@@ -165,7 +172,8 @@ def export(
         metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
         tie = None if measured is None else measured.record()
         states = {each.file: each.state for each in weights}
-        record = provenance(contents, states, folder, tie, members.runs if len(members) > 1 else ())
+        whence = None if estimate is None else estimate_record(whose or run, estimate)
+        record = provenance(contents, states, folder, tie, members.runs if len(members) > 1 else (), whence)
         write_json(folder / PROVENANCE, record)
         dice = {} if measured is None else measured.dice
         pictures = draw_pictures(folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history})

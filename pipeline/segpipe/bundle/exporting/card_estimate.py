@@ -1,0 +1,71 @@
+"""What a card says of a model that has no figure of its own: an ensemble of all folds, or a model of all cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segpipe.bundle.exporting.markdown import figure, table
+
+Document = Mapping[str, Any]
+
+
+def estimate_in_short(metadata: Document) -> str | None:
+    """Return the corrected figure of the fold models, in a few words that say whose it is; None where there is none."""
+    estimate = metadata.get("estimate")
+    if not estimate:
+        return None
+    what = f"{estimate['measure']} {figure(estimate['corrected'])}"
+    return f"not itself; its fold models have {what} on the cases that they left out"
+
+
+def estimate_paragraphs(metadata: Document) -> list[str]:
+    """Return whose figures there are, the figures raw and corrected, and what was chosen by them.
+
+    Empty for a model that left cases out itself: it has figures of its own.
+    """
+    estimate, members = metadata.get("estimate"), metadata.get("members") or []
+    data = metadata["training_data"]
+    whole = data["training_cases"] and not data["validation_cases"]
+    if not estimate:
+        if not (members or whole):
+            return []
+        seen = f"all its {data['training_cases']} cases were trained on" if whole else "its members saw all cases"
+        return [f"No validation figure of this model: {seen}."]
+    left_out = f"{estimate['cases']} cases of {estimate['patients']} patients, each by the model that did not see it"
+    models = f"{estimate['folds']} models of the same training, each without one fold"
+    if members:
+        head = (
+            f"No validation figure of this ensemble: together its members saw every case. The figures below are of the "
+            f"fold models, its members, not of this ensemble: {left_out}."
+        )
+    else:
+        head = (
+            f"No validation figure of this model: it was trained on all {data['training_cases']} cases. It is "
+            f"estimated by {models}; the figures below are theirs, not this model's: {left_out}."
+        )
+    rows = [
+        ("as measured", figure(estimate["raw"])),
+        (f"corrected for the choice among {_trainings(estimate['candidates'])}", figure(estimate["corrected"])),
+    ]
+    means = "In brackets the 95% bootstrap interval over patients."
+    parts = [head, table([f"{estimate['measure']} of the fold models", "mean"], rows), f"{means} {_method(estimate)}"]
+    return [*parts, *_chosen(estimate), *([f"**{_sentence(estimate['note'])}**"] if estimate["note"] else [])]
+
+
+def _trainings(candidates: int) -> str:
+    return "one training" if candidates == 1 else f"{candidates} trainings"
+
+
+def _method(estimate: Document) -> str:
+    return f"Correction: {estimate['method'].rstrip('.')}."
+
+
+def _chosen(estimate: Document) -> list[str]:
+    """Write all that was chosen by these figures."""
+    chosen = [f"{each['what']}: {each['chosen']}, of {each['candidates']}" for each in estimate["selected"]]
+    return [f"Chosen by them: {'; '.join(chosen)}."] if chosen else []
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,29 +15,10 @@ import torch
 
 from segpipe.cli.app import run
 from tiny_data import train_arguments
+from whole_commands import start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(*words: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "segpipe", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(words):
-            return
-    raise AssertionError(f"ended without {words!r}: {lines}")
 
 
 def weights(folder: Path, name: str = "best.pt") -> dict[str, torch.Tensor]:

@@ -170,9 +170,10 @@ def test_some_folds_grow_into_all(whole, tiny_manifest, tmp_path, children) -> N
     first = read_out_of_fold(out)
     assert [case["id"] for case in first["cases"]] == ["case_0", "case_2", "case_4"]
     assert [row["fold"] for row in first["folds"]] == [0]
-    assert run(fold_arguments(tiny_manifest, out)) == 0
+    assert run(fold_arguments(tiny_manifest, out, folds="1")) == 0  # the one that is there stays part of it
     assert [call for call in children.calls if call[0] == "train"] == [("train", "fold_0"), ("train", "fold_1")]
     assert read_out_of_fold(out) == read_out_of_fold(whole)
+    assert [row["fold"] for row in read_cross_validation(out)["folds"]] == [0, 1]
 
 
 def test_a_case_without_a_prediction_counts_as_nothing_found(whole, tmp_path, monkeypatch, capsys) -> None:
@@ -294,6 +295,13 @@ def test_what_is_no_cross_validation_is_said(tmp_path, capsys) -> None:
     (tmp_path / "out_of_fold.json").write_text("{}")
     with pytest.raises(DataError):
         read_out_of_fold(tmp_path)
+
+
+def test_more_threads_than_cores_are_said(tiny_manifest, tmp_path, children, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("segpipe.training.training_run.usable_cores", lambda: 2)
+    children.instead = {"fold_0": Ended(3, {"error": {"message": "enough"}})}
+    assert run([*fold_arguments(tiny_manifest, tmp_path / "run", "--jobs", "3")]) == 3
+    assert "3 runs at the same time, with 1 threads each, share 2 cores" in capsys.readouterr().err
 
 
 def test_a_dry_run_and_an_explanation_are_of_the_first_fold(tiny_manifest, tmp_path, children, capsys) -> None:

@@ -10,7 +10,7 @@ the very fold that is reported would choose on the cases that the figure is of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def train_folds(
     Args:
         sources: config of one of them, and the data set.
         out: folder of the runs.
-        folds: which.
+        folds: which; those that were begun there belong to it as well.
         jobs: folds at the same time.
         progress: called with a line for each fold and epoch; None writes them to standard error.
 
@@ -42,7 +42,8 @@ def train_folds(
         SegpipeError: a training failed; with its exit code.
         KeyboardInterrupt: it was interrupted; `resume_folds` goes on.
     """
-    return _train(series_of(out, folds), sources, jobs, progress)
+    begun = read_cross_validation(out)["folds"] if (out / CROSS_VALIDATION).is_file() else []
+    return _train(series_of(out, {*folds, *(row["fold"] for row in begun)}), sources, jobs, progress)
 
 
 def resume_folds(
@@ -76,7 +77,7 @@ def read_cross_validation(out: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def series_of(out: Path, folds: Sequence[int]) -> Series:
+def series_of(out: Path, folds: Iterable[int]) -> Series:
     """Return the runs of a cross-validation."""
     return Series("fold", tuple(sorted(folds)), out, "fold_{}")
 

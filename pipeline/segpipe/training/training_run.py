@@ -11,6 +11,7 @@ from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
 from segpipe.common.partial import temporary_folder
+from segpipe.common.processes import usable_cores
 from segpipe.data import PATIENTS_UNKNOWN, Manifest, chosen_folds, fingerprint_path, load_manifest, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.cross_validation import resume_folds, train_folds
@@ -209,6 +210,7 @@ def _train(
         (progress or Console("train").note)(note)
     if dry_run:
         return TrainingRun(root, "dry run", notes=notes, trial=try_run(composed, manifest))
+    _note_crowded(composed.config, jobs, progress)
     fingerprint = fingerprint_path(settings.task)
     sources = Sources(composed, manifest, fingerprint, Path(composed.config["dataset_dir"]))
     if seeds is not None:
@@ -218,6 +220,13 @@ def _train(
         trained = train_folds(sources, root, chosen, jobs, progress)
         return _of_folds(root, trained, measure_out_of_fold(root, sources.data, jobs, progress), notes)
     return _of_record(root, start(composed, manifest, root, fingerprint, progress), notes)
+
+
+def _note_crowded(config: Mapping[str, Any], jobs: int, progress: Callable[[str], object] | None) -> None:
+    threads, cores = config["threads"], usable_cores()
+    if jobs > 1 and jobs * threads > cores:
+        text = f"{jobs} runs at the same time, with {threads} threads each, share {cores} cores"
+        (progress or Console("train").note)(text)
 
 
 def _of_record(root: Path, record: Mapping[str, Any], notes: tuple[str, ...] = ()) -> TrainingRun:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segpipe.cli.shared_options import AsJson, DataFolder
+from segpipe.cli.shared_options import AsJson, Augment, DataFolder
 from segpipe.common.console import Console
 
 
@@ -18,6 +18,8 @@ def command(
     data: DataFolder = None,
     memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
     network: Annotated[str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")] = "unet",
+    loss: Annotated[str, typer.Option(help="Loss fragment to train with; its time counts with --budget.")] = "dice_ce",
+    augment: Augment = "light",
     budget: Annotated[
         str | None, typer.Option(help="Time to train in, e.g. 2h or 45m: plan for this machine, by measured steps.")
     ] = None,
@@ -49,6 +51,8 @@ def command(
         planned = plan(
             manifest,
             network=network,
+            loss=loss,
+            augment=augment,
             memory=memory,
             budget=budget,
             device=device,
@@ -59,7 +63,7 @@ def command(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     if planned.has_folds:
-        next_command = _train_command(manifest, data, output, network)
+        next_command = _train_command(manifest, data, output, network, loss, augment)
     else:
         next_command = shlex.join(["segpipe", "split", str(manifest)])
         console.note(
@@ -99,9 +103,10 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in values.items()}
 
 
-def _train_command(manifest: Path, data: Path | None, task: Path, network: str) -> str:
+def _train_command(manifest: Path, data: Path | None, task: Path, network: str, loss: str, augment: str) -> str:
     from segpipe.training import runtime_path
 
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
-    words += ["--network", network, "--loss", "dice_ce", "--runtime", str(runtime_path(task))]
+    words += ["--network", network, "--loss", loss, *(["--augment", augment] if augment != "light" else [])]
+    words += ["--runtime", str(runtime_path(task))]
     return shlex.join([*words, "--fold", "0", "--out", "runs/first"])

@@ -15,7 +15,10 @@ from .network_cost import output_shapes as output_shapes
 from .out_of_fold import read_out_of_fold as read_out_of_fold
 from .out_of_fold import record_candidates as record_candidates
 from .planning import Plan as Plan
+from .planning import Wishes as Wishes
+from .planning import parse_memory as parse_memory
 from .planning import plan as plan
+from .planning import plan_from as plan_from
 from .planning_rules import profile_of as profile_of
 from .run_folder import RunSettings as RunSettings
 from .run_folder import compose_run as compose_run

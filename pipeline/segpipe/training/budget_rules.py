@@ -23,6 +23,7 @@ SEEN_SHARE = 0.5  # of the foreground's box, along each axis, that a patch holds
 FEWEST_VOXELS = 200  # of the smallest label in its median case, below which no coarser spacing is tried
 MOST_VALIDATIONS, VALIDATION_SHARE = 10, 0.15  # validations cost at most this share of a run, but one is always made
 RESERVE = 0.05  # of the budget, for writing and for what no measurement foresees
+PROCESSES_OF_A_PREDICTION = 3  # that import and build a network: the export, its check, and the prediction's worker
 MOST_EPOCHS, FEWEST_STEPS_AN_EPOCH = 40, 10
 
 
@@ -191,7 +192,10 @@ def estimate(
     uncached = 1 - cases.cached_share
     fill_s = measured.load_case_s * (cases.training + cases.validation) * cases.cached_share
     once_s = cases.validation * (validation_case_s + uncached * measured.load_case_s)
-    predicted_s = cases.validation * (validation_case_s + measured.load_case_s) if cases.predicted else 0.0
+    predicted_s = 0.0
+    if cases.predicted:
+        processes_s = PROCESSES_OF_A_PREDICTION * (startup_s + measured.build_s)
+        predicted_s = processes_s + cases.validation * (validation_case_s + measured.load_case_s)
     step_s = measured.step_s + uncached * place.batch * measured.load_case_s
     fixed_s = startup_s + measured.build_s + fill_s + predicted_s
     run_s = seconds * (1 - RESERVE) / cases.runs

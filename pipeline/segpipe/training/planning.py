@@ -108,6 +108,8 @@ def plan(
     manifest: str | Path | Manifest,
     *,
     network: str = "unet",
+    loss: str = "dice_ce",
+    augment: str = "light",
     memory: str | int = "8G",
     budget: str | int | float | None = None,
     device: str = "cpu",
@@ -129,6 +131,7 @@ def plan(
     Args:
         manifest: the dataset, whose training cases are read once each.
         network: that will be trained: a name of `segpipe info networks`, or the path of a network fragment.
+        loss, augment: fragments of loss and augmentation, whose time counts within a budget.
         memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``.
         budget: time that training may take on this machine, such as ``2h`` or ``45m``, or seconds. Steps, windows and
             loading are then measured here for some seconds, and spacing, patch, batch, steps and validations follow.
@@ -143,39 +146,85 @@ def plan(
         UsageError: no such network, folder, file or device, too little memory, or a fragment that is there already.
         DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
     """
-    seconds = None if budget is None else parse_budget(budget)
-    _require_sense(device, seconds, folds)
-    memory_bytes = parse_memory(memory)
-    profile = profile_of(network, read_fragment("network", network)[0]["patch_divisor"])
     dataset, root = open_manifest(manifest, data)
+    asked = Wishes(network, loss, augment, parse_memory(memory), device, _seconds(budget, device, folds), folds)
+    profile = _profile(network)  # refused before any case is read
     if out is not None:
         _refuse_existing(out, overwrite)
     fingerprint = take_fingerprint(dataset, root, progress=progress)
-    free_bytes = psutil.virtual_memory().available
-    planned = apply_rules(fingerprint, dataset, profile, memory_bytes, free_bytes, usable_cores())
-    planned = replace(planned, device=device)
-    if seconds is not None:
-        from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
-
-        asked = Request(
-            task=planned.task,
-            fingerprint=fingerprint,
-            manifest=dataset,
-            root=root,
-            network=network,
-            loss="dice_ce",
-            augment="light",
-            profile=profile,
-            memory_bytes=memory_bytes,
-            free_bytes=free_bytes,
-            seconds=seconds,
-            folds=folds,
-            device=device,
-        )
-        planned = _with(planned, dataset, within_budget(asked))
+    planned = plan_from(fingerprint, dataset, root, asked, profile)
     if out is not None:
         planned.save(out, overwrite=overwrite)
     return planned
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is planned for; see `plan`.
+
+    Attributes:
+        network, loss, augment: fragments, by name or path.
+        memory_bytes: what one training step may use.
+        device: ``cpu`` or ``cuda``.
+        seconds: the budget; None plans for no time.
+        folds: trainings that share it; None for one run.
+    """
+
+    network: str = "unet"
+    loss: str = "dice_ce"
+    augment: str = "light"
+    memory_bytes: int = 8 * 10**9
+    device: str = "cpu"
+    seconds: float | None = None
+    folds: int | None = None
+
+
+def plan_from(
+    fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes, profile: NetworkProfile | None = None
+) -> Plan:
+    """Plan from a fingerprint that was taken already; arguments and errors as of `plan`.
+
+    Args:
+        fingerprint: of the training cases.
+        dataset: the manifest.
+        root: folder that its paths start from.
+        asked: what is planned for.
+        profile: of the network; None reads its fragment.
+    """
+    profile = profile or _profile(asked.network)
+    free_bytes = psutil.virtual_memory().available
+    planned = apply_rules(fingerprint, dataset, profile, asked.memory_bytes, free_bytes, usable_cores())
+    planned = replace(planned, device=asked.device)
+    if asked.seconds is None:
+        return planned
+    from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
+
+    request = Request(
+        task=planned.task,
+        fingerprint=fingerprint,
+        manifest=dataset,
+        root=root,
+        network=asked.network,
+        loss=asked.loss,
+        augment=asked.augment,
+        profile=profile,
+        memory_bytes=asked.memory_bytes,
+        free_bytes=free_bytes,
+        seconds=asked.seconds,
+        folds=asked.folds,
+        device=asked.device,
+    )
+    return _with(planned, dataset, within_budget(request))
+
+
+def _profile(network: str) -> NetworkProfile:
+    return profile_of(network, read_fragment("network", network)[0]["patch_divisor"])
+
+
+def _seconds(budget: str | int | float | None, device: str, folds: int | None) -> float | None:
+    seconds = None if budget is None else parse_budget(budget)
+    _require_sense(device, seconds, folds)
+    return seconds
 
 
 def _require_sense(device: str, seconds: float | None, folds: int | None) -> None:

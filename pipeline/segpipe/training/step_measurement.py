@@ -6,6 +6,7 @@ they do in a run. Nothing is written.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -88,6 +89,7 @@ def measure(
                 raise unwrap(error) from error
 
 
+@functools.cache
 def startup_seconds() -> float:
     """Return how long a process takes until it has imported what a training needs."""
     began = time.perf_counter()

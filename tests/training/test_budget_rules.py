@@ -14,7 +14,6 @@ from monai.inferers.utils import _get_scan_interval
 from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
 from segpipe.errors import UsageError
 from segpipe.training.budget_rules import (
-    ENOUGH_STEPS,
     FEWEST_VOXELS,
     Cases,
     Resolution,
@@ -26,7 +25,7 @@ from segpipe.training.budget_rules import (
     validation_interval,
     whole_patch,
 )
-from segpipe.training.budgets import duration, parse_budget
+from segpipe.training.budgets import ENOUGH_STEPS, duration, parse_budget
 from segpipe.training.planning_rules import profile_of
 from segpipe.training.step_measurement import Measured, windows_of
 

@@ -35,6 +35,7 @@ VERBS = (
     "send",
     "evaluate",
     "compare",
+    "auto",
     "reproduce",
     "demo",
     "info",

@@ -59,7 +59,7 @@ SecondaryCapture = Annotated[
 ]
 
 TASK = typer.Option(help="Task fragment: a path from `segpipe plan`, or a name in configs/task.")
-Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, mirror, none, or a path.")]
+Augment = Annotated[str, typer.Option(help="Augmentation fragment: light, by_class, mirror, none, or a path.")]
 Runtime = Annotated[str, typer.Option(help="Runtime fragment: cpu, gpu, or a path.")]
 Override = Annotated[
     list[str] | None,

@@ -1,3 +1,5 @@
+from .auto_run import Asked as Asked
+from .auto_run import run_auto as run_auto
 from .comparison_page import COLUMNS as COLUMNS
 from .comparison_page import main_table as main_table
 from .comparison_page import sentences as sentences
@@ -8,5 +10,7 @@ from .reproduction import check_record as check_record
 from .reproduction import read_recorded as read_recorded
 from .reproduction import report_head as report_head
 from .reproduction import reproduce as reproduce
+from .search import Candidate as Candidate
+from .search import parse_candidate as parse_candidate
 from .variants import Settings as Settings
 from .variants import listed as listed

@@ -1,3 +1,4 @@
+from .budgets import ENOUGH_STEPS as ENOUGH_STEPS
 from .budgets import duration as duration
 from .budgets import parse_budget as parse_budget
 from .config_checks import check_components as check_components

@@ -15,7 +15,6 @@ import torch
 from segpipe.data import Case, Fingerprint, Manifest
 from segpipe.training import planning_rules as rules
 from segpipe.training.budget_rules import (
-    ENOUGH_STEPS,
     Cases,
     Estimate,
     Resolution,
@@ -26,7 +25,7 @@ from segpipe.training.budget_rules import (
     whole_patch,
 )
 from segpipe.training.budget_rules import scaled as at_other_place
-from segpipe.training.budgets import duration
+from segpipe.training.budgets import ENOUGH_STEPS, duration
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
 from segpipe.training.runtime_plan import BASE
 from segpipe.training.step_measurement import Measured, measure, require_device, startup_seconds

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from segpipe.data import Fingerprint
+from segpipe.training.budgets import ENOUGH_STEPS
 from segpipe.training.planning_rules import LARGEST_PATCH, MAX_BATCH, MIN_BATCH, NetworkProfile, resampled_shape
 from segpipe.training.step_measurement import Measured, windows_of
 
-ENOUGH_STEPS = 1000  # of two patches; with fewer, resolution is given up for steps
 PLENTY = 2.0  # times that, and patch and batch grow
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)  # voxel edges, as multiples of the finest one
 SEEN_SHARE = 0.5  # of the foreground's box, along each axis, that a patch holds at least

@@ -1,4 +1,4 @@
-"""A budget of time, read from text and put into words."""
+"""A budget of time: how much training is enough, and the time read from text and put into words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 
 from segpipe.errors import UsageError
 
+ENOUGH_STEPS = 1000  # of two patches; with fewer, resolution is given up for steps
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 DURATION = re.compile(r"(\d{1,6}(?:\.\d+)?)\s*(h|min|m|s)\s*")
 

@@ -299,6 +299,8 @@ def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:
     }
     for fold, name in labels_not_trained(manifest, present):
         yield not_trained_words(manifest, fold, name)
+    if len(manifest.foreground) > 1:
+        yield f"{len(manifest.foreground)} labels: --augment by_class draws patches of each of them equally often"
     sided = labels_with_side(manifest.foreground.values())
     if sided:
         yield f"{', '.join(sided)} have a side: train with --augment light or none, which do not mirror"

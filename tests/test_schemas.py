@@ -22,6 +22,7 @@ from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
+from tiny_auto import FakeSearch
 from tiny_compare import FakeSubprocesses
 from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
@@ -124,7 +125,7 @@ def root(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(root: Path) -> Documents:
     """What all verbs print and leave, going the whole way once."""
     found: Documents = defaultdict(list)
-    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _demo, _about):
+    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _auto, _demo, _about):
         for name, document in part(root):
             found[name].append(document)
     return found
@@ -296,6 +297,16 @@ def _compare(root: Path) -> list[tuple[str, Any]]:
         first = printed(*words, code=4)
         lost.clear()
         return [("compare", each) for each in (first, printed(*words))]
+
+
+def _auto(root: Path) -> list[tuple[str, Any]]:
+    fake = FakeSearch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segpipe.studies.auto_run.search", fake.search)
+        patch.setattr("segpipe.studies.auto_run.export", fake.export)
+        words = ("auto", root / "manifest.json", "--budget", "1h", "-o", root / "auto", "--candidate", "unet")
+        found = [("auto", printed(*words))]
+    return [*found, ("auto", json.loads((root / "auto/auto.json").read_text()))]
 
 
 def _demo(root: Path) -> list[tuple[str, Any]]:

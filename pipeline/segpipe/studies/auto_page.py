@@ -97,25 +97,20 @@ def _in_short(state: Document, out_of_fold: Document) -> Section:
 
 def _candidates(search: Document) -> Section:
     paragraphs = [
-        "All candidates train the first fold for the same time; the better half trains the next one, until one is left. "
-        "Nothing is decided on cases that a model was trained on."
+        "All candidates train the first fold for the same time; the better half trains the next one, until one is "
+        "left. Nothing is decided on cases that a model was trained on."
     ]
     if search["given_up"]:
         paragraphs.append(f"{search['given_up']}.")
     rows = [
-        [
-            f"folds {', '.join(map(str, entry['folds']))}",
-            name,
-            dice,
-            "goes on" if name in entry["kept"] else "is given up",
-        ]
+        [", ".join(map(str, entry["folds"])), name, dice, "goes on" if name in entry["kept"] else "is given up"]
         for entry in search["rounds"]
         for name, dice in entry["out_of_fold_dice"].items()
     ]
     return Section(
         f"Which training: {search['chosen']}",
         paragraphs=paragraphs,
-        tables=[Table(["measured on", "candidate", "mean Dice out of fold", "then"], rows)],
+        tables=[Table(["folds", "candidate", "mean Dice out of fold", "then"], rows)],
     )
 
 

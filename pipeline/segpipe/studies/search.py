@@ -35,6 +35,7 @@ from segpipe.training import (
 STATE = "search.json"
 SCHEMA_VERSION = 1
 JUDGED_SHARE = 0.5  # of the steps that are enough: with fewer, candidates cannot be told apart, and the first is taken
+PLANNING_S = 15.0  # about what measuring a candidate takes
 Progress = Callable[[str], object]
 
 
@@ -198,15 +199,15 @@ def _plan(question: Question, out: Path, state: dict[str, Any], progress: Progre
     folds = len(state["folds"])
     if others:
         runs = runs_of(len(question.candidates), folds)
+        share = (question.seconds - PLANNING_S * len(question.candidates)) * folds / runs  # the same for all
         plans = {}
         for candidate in question.candidates:
-            share = (question.seconds - (time.monotonic() - began)) * folds / runs
             plans[candidate.name] = _planned(question, out, candidate, share, progress)
             steps = plans[candidate.name]["estimate"]["steps"]
             if steps < JUDGED_SHARE * ENOUGH_STEPS:
                 state["given_up"] = (
-                    f"{duration(question.seconds)} for {runs} trainings give {candidate.name} {steps} steps each, too few "
-                    f"to tell candidates apart: {first.name} has all of the time"
+                    f"{duration(question.seconds)} for {runs} trainings give {candidate.name} {steps} steps each, too "
+                    f"few to tell candidates apart: {first.name} has all of the time"
                 )
                 progress(state["given_up"])
                 break

@@ -1,0 +1,185 @@
+"""`segpipe auto`: its folder, what it refuses, the page; and the whole way on generated scans, killed in between."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segpipe.cli.app import run
+from segpipe.common.processes import child_environment
+from segpipe.data.manifest import PATIENTS_UNKNOWN, load_manifest, save_manifest
+from segpipe.studies import auto_run
+from segpipe.studies.auto_page import times
+from segpipe.studies.search import Candidate, Found
+from tiny_auto import SEARCH, FakeSearch
+from tiny_data import write_data
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
+    fake = FakeSearch()
+    monkeypatch.setattr(auto_run, "search", fake.search)
+    monkeypatch.setattr(auto_run, "export", fake.export)
+    return fake
+
+
+def auto(source: Path, out: Path, *more: str) -> int:
+    return run(["auto", str(source), "--budget", "30m", "-o", str(out), *more])
+
+
+def test_the_way_of_a_manifest(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert auto(tiny_manifest, out, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == "finished"
+    assert [step["status"] for step in document["steps"].values()] == ["finished"] * 6
+    assert document["notes"] == [PATIENTS_UNKNOWN]
+    question = fake.questions[0]
+    assert [candidate.name for candidate in question.candidates] == [
+        "unet+by_class+dice_ce",
+        "unet_fine+by_class+dice_ce",
+    ]
+    assert question.data.resolve() == tiny_manifest.parent.resolve()
+    assert 1500 < question.seconds < 1800
+    page = (out / "auto.html").read_text()
+    assert PATIENTS_UNKNOWN in page and "0.812" in page and "0.799" in page
+    assert all(rule["why"] in page for rule in SEARCH["plans"]["unet+light+dice_ce"]["rules"])
+
+
+def test_a_folder_is_imported_and_split(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    source = write_data(tmp_path / "data").parent
+    (source / "manifest.json").unlink()
+    for name in ("images", "labels"):
+        (source / name).rename(source / f"{name}Tr")
+    names = {"0": "background", "1": "liver", "2": "kidney", "3": "lesion"}
+    rows = [
+        {"image": f"./imagesTr/case_{number}.nii.gz", "label": f"./labelsTr/case_{number}.nii.gz"}
+        for number in range(6)
+    ]
+    document = {"name": "made", "modality": {"0": "MRI"}, "labels": names, "training": rows, "test": []}
+    (source / "dataset.json").write_text(json.dumps(document))
+    out = tmp_path / "out"
+    assert auto(source, out, "--patient-rule", r"regex:case_(\d)", "--folds", "2") == 0
+    manifest = load_manifest(out / "manifest.json")
+    assert len(manifest.folds()) == 2 and manifest.knows_patients
+    assert PATIENTS_UNKNOWN not in capsys.readouterr().out
+    assert fake.questions[0].data.resolve() == source.resolve()
+    assert auto(source, out, "--patient-rule", r"regex:case_(\d)", "--folds", "2") == 0  # and its data is found again
+    assert fake.questions[1].data.resolve() == source.resolve()
+    assert fake.exported == 1
+
+
+def test_a_test_set_is_not_opened(fake: FakeSearch, tmp_path: Path) -> None:
+    path = write_data(tmp_path / "data")
+    manifest = load_manifest(path)
+    kept = manifest.training[5].model_copy(update={"fold": None})
+    save_manifest(manifest.model_copy(update={"training": manifest.training[:5], "test": [kept]}), path)
+    (path.parent / kept.image).write_bytes(b"nobody reads this")
+    (path.parent / str(kept.label)).write_bytes(b"nor this")
+    assert auto(path, tmp_path / "out") == 0
+
+
+def test_errors_of_the_data_end_it_with_the_case(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    path = write_data(tmp_path / "data")
+    (path.parent / "images/case_2.nii.gz").write_bytes(b"no image")
+    assert auto(path, tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert "case_2" in said and "segpipe check" in said
+    assert not fake.questions
+    hint = said.split("see all of them: segpipe ")[1].split("\n")[0].split()
+    assert run(hint) == 3
+
+
+def test_other_settings_and_other_folders_are_refused(
+    fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys
+) -> None:
+    assert auto(tiny_manifest, tmp_path / "out") == 0
+    assert auto(tiny_manifest, tmp_path / "out", "--seed", "4") == 2
+    assert "begun with other settings" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("mine")
+    assert auto(tiny_manifest, tmp_path / "full") == 2
+    assert "not of `segpipe auto`" in capsys.readouterr().err
+    assert auto(tiny_manifest, tmp_path / "other", "--folds", "5") == 2
+    assert "has its folds already" in capsys.readouterr().err
+    assert auto(tiny_manifest, tmp_path / "third", "--candidate", "vnet") == 2
+    assert "no network fragment 'vnet'" in capsys.readouterr().err
+
+
+def test_an_interruption_names_what_goes_on(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    fake.stop = True
+    assert auto(tiny_manifest, tmp_path / "out") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    state = json.loads((tmp_path / "out/auto.json").read_text())
+    assert state["steps"]["check"]["status"] == "finished" and state["steps"]["search"]["status"] == "running"
+    fake.stop = False
+    assert auto(tiny_manifest, tmp_path / "out") == 0
+    assert fake.questions[0].seconds == fake.questions[1].seconds  # decided once
+
+
+def test_a_second_process_is_kept_out(
+    fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    real, codes = fake.search, []
+
+    def meanwhile(*given: Any) -> Found:
+        codes.append(auto(tiny_manifest, tmp_path / "out"))
+        return real(*given)
+
+    monkeypatch.setattr(auto_run, "search", meanwhile)
+    assert auto(tiny_manifest, tmp_path / "out") == 0
+    assert codes == [2]
+    assert "another process works in this folder" in capsys.readouterr().err
+
+
+def test_times_add_up(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> None:
+    assert auto(tiny_manifest, tmp_path / "out") == 0
+    state = json.loads((tmp_path / "out/auto.json").read_text())
+    state["steps"]["search"]["seconds"] = 500.0
+    rows = times(state, SEARCH)
+    assert sum(real for _, _, real in rows) == pytest.approx(sum(step["seconds"] for step in state["steps"].values()))
+    training = {name: (foreseen, real) for name, foreseen, real in rows if name.startswith("training")}
+    assert training == {"training unet+light+dice_ce, 2 folds": (2 * 90.0, 190.0)}
+
+
+def test_usual_candidates_draw_by_class_where_labels_are_several(tiny_manifest: Path) -> None:
+    manifest = load_manifest(tiny_manifest)
+    assert auto_run.usual_candidates(manifest)[0] == Candidate("unet", "by_class")
+    one = manifest.model_copy(update={"labels": {"0": "background", "1": "liver"}})
+    assert auto_run.usual_candidates(one)[0] == Candidate("unet", "light")
+
+
+@pytest.mark.slow
+def test_the_whole_way_killed_in_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, out = write_data(tmp_path / "data", cases=4), tmp_path / "out"
+    words = ["auto", str(manifest), "--budget", "40s", "-o", str(out), "--candidate", "unet"]
+    command = [sys.executable, "-m", "segpipe", *words]
+    with subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr or ():
+            if "fold_0 epoch" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    killed = json.loads((out / "auto.json").read_text())
+    assert killed["status"] == "running" and killed["steps"]["search"]["status"] == "running"
+    plans = json.loads((out / "search/search.json").read_text())["plans"]
+    assert run([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    search = json.loads((out / "search/search.json").read_text())
+    assert search["plans"] == plans  # measured once
+    assert document["result"]["chosen"] == "unet+light+dice_ce"
+    assert document["result"]["seconds"] > killed["steps"]["search"]["seconds"]
+    metadata = json.loads((out / "bundle/configs/metadata.json").read_text())
+    assert len(metadata["members"]) == 2
+    figures = json.loads((out / "search/candidates/unet+light+dice_ce/run/out_of_fold.json").read_text())
+    assert len(figures["cases"]) == 4
+    assert document["result"]["figure"]["raw"] == figures["figure"]["raw"]
+    assert "–" in (out / "auto.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (out / "search").rglob("*.pt")}
+    assert run([*words, "--json"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "search").rglob("*.pt")} == before

@@ -1,0 +1,177 @@
+"""The search: who trains which fold, what is kept, and that every choice is made by out-of-fold figures alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segpipe.data.manifest import load_manifest
+from segpipe.errors import UsageError
+from segpipe.studies import search as searching
+from segpipe.studies.search import Candidate, Question, most_candidates, parse_candidate, runs_of, search
+from segpipe.training.budget_rules import Estimate
+from segpipe.training.planning import plan
+from segpipe.training.training_run import TrainingRun
+
+GOOD = {"unet": 0.6, "unet_fine": 0.8, "dynunet": 0.7, "segresnet": 0.5}
+
+
+class FakeTraining:
+    """Stands for planning and training: a candidate is as good as `GOOD` says; steps follow from the seconds."""
+
+    def __init__(self, steps_a_second: float = 100.0) -> None:
+        self.trained: list[tuple[str, tuple[int, ...]]] = []
+        self.planned: list[tuple[str, float]] = []
+        self.recorded: list[tuple[list[str], str]] = []
+        self.steps_a_second = steps_a_second
+        self.stop_at: tuple[str, int] | None = None
+
+    def plan_from(self, fingerprint: Any, dataset: Any, root: Path, asked: Any) -> Any:
+        self.planned.append((asked.network, asked.seconds))
+        made = plan(self.manifest)
+        steps = int(self.steps_a_second * asked.seconds / asked.folds)
+        zero = Estimate(1, 1, 1, 1, 1, asked.seconds, steps, 10, 10, 5, asked.folds, 0.1, 0.1, 0.1)
+        return replace(made, estimate=zero)
+
+    def train(self, manifest: Path, *, network: str, folds: list[int], out: Path, **more: Any) -> TrainingRun:
+        if self.stop_at == (network, len(folds)):
+            raise KeyboardInterrupt
+        self.trained.append((network, tuple(folds)))
+        for fold in folds:
+            (out / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
+            (out / f"fold_{fold}/run.json").write_text(json.dumps({"sessions": [{"seconds": 2.0}]}))
+        cases = [
+            {"id": case.id, "fold": case.fold, "failure": None, "mean_dice": GOOD[network]}
+            for case in load_manifest(manifest).training
+            if case.fold in folds
+        ]
+        return TrainingRun(out, "finished", out_of_fold={"cases": cases})
+
+    def record_candidates(self, run: Path, candidates: dict[str, Path], chosen: str) -> dict[str, Any]:
+        assert candidates[chosen] == run
+        self.recorded.append(([path.parent.name for path in candidates.values()], chosen))
+        return {"chosen": chosen}
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, three_folds: Path) -> FakeTraining:
+    fake = FakeTraining()
+    fake.manifest = three_folds  # type: ignore[attr-defined]
+    for name in ("plan_from", "train", "record_candidates"):
+        monkeypatch.setattr(searching, name, getattr(fake, name))
+    return fake
+
+
+@pytest.fixture
+def three_folds(tiny_manifest: Path, tmp_path: Path) -> Path:
+    document = json.loads(tiny_manifest.read_text())
+    for number, case in enumerate(document["training"]):
+        case["fold"] = number % 3
+    for name in ("images", "labels"):
+        (tmp_path / name).symlink_to(tiny_manifest.parent / name)
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    return tmp_path / "manifest.json"
+
+
+def question(manifest: Path, *networks: str, seconds: float = 6000.0) -> Question:
+    candidates = tuple(Candidate(network) for network in networks)
+    return Question(manifest, load_manifest(manifest), plan(manifest).fingerprint, manifest.parent, candidates, seconds)
+
+
+def test_the_better_half_goes_on_and_one_trains_every_fold(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path
+) -> None:
+    networks = ("unet", "dynunet", "unet_fine", "segresnet")
+    found = search(question(three_folds, *networks), tmp_path / "search", lambda line: None)
+    assert fake.trained == [
+        *((network, (0,)) for network in networks),
+        ("unet_fine", (0, 1)),
+        ("dynunet", (0, 1)),
+        ("unet_fine", (0, 1, 2)),
+    ]
+    assert found.chosen.network == "unet_fine"
+    assert found.run == tmp_path / "search/candidates/unet_fine+light+dice_ce/run"
+    assert len({seconds for _, seconds in fake.planned}) == 1  # all have the same time
+    assert fake.recorded == [([f"{network}+light+dice_ce" for network in networks], "unet_fine+light+dice_ce")]
+    document = json.loads((tmp_path / "search/search.json").read_text())
+    assert [entry["kept"][0] for entry in document["rounds"]] == ["unet_fine+light+dice_ce"] * 3
+
+
+def test_the_trainings_are_as_many_as_the_time_is_shared_among(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path
+) -> None:
+    for networks in (("unet",), ("unet", "dynunet"), ("unet", "dynunet", "unet_fine", "segresnet")):
+        fake.trained.clear()
+        search(question(three_folds, *networks), tmp_path / networks[-1], lambda line: None)
+        begun = {(network, fold) for network, folds in fake.trained for fold in folds}
+        assert len(begun) == runs_of(len(networks), 3)
+
+
+def test_of_equals_the_first_goes_on(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GOOD, "dynunet", 0.6)
+    assert search(question(three_folds, "unet", "dynunet"), tmp_path / "a", len).chosen.network == "unet"
+    assert search(question(three_folds, "dynunet", "unet"), tmp_path / "b", len).chosen.network == "dynunet"
+
+
+def test_with_too_few_steps_the_first_has_all_of_the_time(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path
+) -> None:
+    fake.steps_a_second = 1.0
+    said: list[str] = []
+    found = search(question(three_folds, "unet", "unet_fine", seconds=900.0), tmp_path / "search", said.append)
+    assert found.chosen.network == "unet"
+    assert {network for network, _ in fake.trained} == {"unet"}
+    assert any("too few to tell candidates apart" in line for line in said)
+    assert fake.planned[-1] == ("unet", pytest.approx(900, abs=20))
+
+
+@pytest.mark.parametrize("stop", [("unet_fine", 1), ("unet_fine", 3)])
+def test_the_same_call_goes_on(fake: FakeTraining, three_folds: Path, tmp_path: Path, stop: tuple[str, int]) -> None:
+    asked = question(three_folds, "unet", "unet_fine")
+    whole = search(asked, tmp_path / "whole", len)
+    fake.planned.clear()
+    fake.stop_at = stop
+    with pytest.raises(KeyboardInterrupt):
+        search(asked, tmp_path / "stopped", len)
+    fake.stop_at = None
+    found = search(asked, tmp_path / "stopped", len)
+    assert len(fake.planned) == 2  # once each
+    assert found.document["rounds"] == whole.document["rounds"]
+
+
+def test_another_question_is_refused(fake: FakeTraining, three_folds: Path, tmp_path: Path) -> None:
+    search(question(three_folds, "unet"), tmp_path / "search", len)
+    with pytest.raises(UsageError, match="begun with another search") as caught:
+        search(question(three_folds, "unet", seconds=60.0), tmp_path / "search", len)
+    assert caught.value.found == "budget_seconds: 60.0"
+
+
+@pytest.mark.parametrize("networks", [(), ("unet", "unet"), ("unet", "dynunet", "unet_fine", "segresnet", "unetpp")])
+def test_candidates_that_cannot_be_compared(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path, networks: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError, match="cannot be compared"):
+        search(question(three_folds, *networks), tmp_path / "search", len)
+
+
+@pytest.mark.parametrize("folds", range(2, 6))
+def test_the_last_fold_is_trained_by_one_alone(folds: int) -> None:
+    most = most_candidates(folds)
+    left = most
+    for _ in range(folds - 1):
+        left = (left + 1) // 2
+    assert left == 1
+    assert runs_of(1, folds) == folds and runs_of(2, folds) == folds + 1
+
+
+def test_candidates_by_name() -> None:
+    assert parse_candidate("unet_fine+mirror") == Candidate("unet_fine", "mirror")
+    assert parse_candidate("unet") == Candidate("unet", "light")
+    with pytest.raises(UsageError, match="no network fragment 'vnet'"):
+        parse_candidate("vnet")

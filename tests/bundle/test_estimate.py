@@ -13,6 +13,7 @@ from tiny_ensemble import write_folds, write_out_of_fold
 from tiny_run import record_as_trained
 
 from segpipe.bundle.exporting.write import export
+from segpipe.bundle.open import Bundle
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet import write_sums
 from segpipe.cli.app import run
@@ -44,6 +45,11 @@ def all_cases(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="module")
+def ensemble(folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(folds, tmp_path_factory.mktemp("bundles") / "ensemble")
+
+
 def card(root: Path) -> str:
     return (root / "docs/README.md").read_text()
 
@@ -67,9 +73,8 @@ def change(path: Path, **values: Any) -> None:
     write_json(path, {**json.loads(path.read_text()), **values})
 
 
-def test_an_ensemble_shows_its_folds_figures_as_theirs(folds: Path, tmp_path: Path) -> None:
-    bundle = export(folds, tmp_path / "ensemble")
-    text = card(bundle.root)
+def test_an_ensemble_shows_its_folds_figures_as_theirs(ensemble: Bundle) -> None:
+    bundle, text = ensemble, card(ensemble.root)
     assert "No validation figure of this ensemble" in text and "not of this ensemble" in text
     assert "| as measured | 0.871 [0.850, 0.890] |" in text
     assert "| corrected for the choice among 3 trainings | 0.864 [0.842, 0.884] |" in text
@@ -157,8 +162,8 @@ def test_what_needs_no_estimate_gets_none(folds: Path, all_cases: Path, run_fold
     assert "no out_of_fold.json" in str(caught.value.found)
 
 
-def test_verify_finds_an_estimate_that_was_changed(folds: Path, tmp_path: Path) -> None:
-    root = export(folds, tmp_path / "ensemble").root
+def test_verify_finds_an_estimate_that_was_changed(ensemble: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(ensemble.root, tmp_path / "changed"))
     assert verify_bundle(root).exit_code == 0
     metadata = json.loads((root / "configs/metadata.json").read_text())
     metadata["estimate"]["corrected"]["value"] = 0.95

@@ -31,9 +31,10 @@ def command(
     """Train a bundle's weights again from its own record, and say whether they are the same.
 
     The bundle is vetted first. The files that the training reads are compared with the hashes in the bundle's manifest;
-    missing and changed ones are named. Then its config is trained with the recorded seed, threads and workers. With the
-    recorded versions and processor the weights are bit-identical; elsewhere the difference in validation Dice is judged
-    by the recorded spread over seeds. Exit code 0: reproduced. 5: not, or the bundle was refused.
+    missing and changed ones are named. Then its config is trained with the recorded seed, threads and workers; the
+    members of an ensemble one after the other. With the recorded versions and processor the weights are bit-identical;
+    elsewhere the difference in validation Dice is judged by the recorded spread over seeds. Exit code 0: reproduced. 5:
+    not, or the bundle was refused.
 
     Example: segpipe reproduce bundles/hippocampus_mri --data Task04_Hippocampus --out runs/again
     """
@@ -60,7 +61,7 @@ def command(
         try:
             report = reproduce(recorded, checked, out, data)
         except KeyboardInterrupt as interruption:
-            if not (out / "run.json").is_file():
+            if not any(out.glob(run) for run in ("run.json", "fold_*/run.json")):
                 raise
             raise Interrupted("the same command goes on from here") from interruption
     _show(console, report)
@@ -82,6 +83,10 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         *((part["what"], part["recorded"], part["here"]) for part in report["environment"]["differences"]),
     ]
     console.table("Reproduction", ["what", *sides], rows)
+    if members := report.get("members"):
+        cells = [(each["folder"], *(each["weights"]["sha256"][side][:16] for side in sides)) for each in members]
+        rows = [(*row, each["verdict"]) for row, each in zip(cells, members, strict=True)]
+        console.table("Members", ["run", *sides, "verdict"], rows)
     if not weights["identical"]:
         largest = weights["max_abs_difference"]
         console.say(

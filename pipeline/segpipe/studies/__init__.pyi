@@ -5,9 +5,9 @@ from .comparison_page import main_table as main_table
 from .comparison_page import sentences as sentences
 from .comparison_results import Row as Row
 from .comparison_run import compare_variants as compare_variants
+from .recorded import read_recorded as read_recorded
 from .reproduction import VERDICTS as VERDICTS
 from .reproduction import check_record as check_record
-from .reproduction import read_recorded as read_recorded
 from .reproduction import report_head as report_head
 from .reproduction import reproduce as reproduce
 from .search import Candidate as Candidate

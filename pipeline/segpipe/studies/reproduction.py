@@ -1,29 +1,28 @@
 """A bundle's training once more, from its own record: is the data the same, is the machine, are the weights?
 
-`read_recorded` takes the record out of a bundle as data, `check_record` compares data and machine with it, and
+`check_record` compares data and machine with it, and
 `reproduce` trains in an ordinary run folder and judges what came of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.bundle import MANIFEST, PROVENANCE, TRAIN, State, open_bundle, read_state, tensors_sha256, weights_of
+from segpipe.bundle import State, read_state, tensors_sha256, weights_of
 from segpipe.common.console import SCHEMA_VERSION
-from segpipe.common.files import read_json, sha256_of, write_json
+from segpipe.common.files import sha256_of, write_json
 from segpipe.common.processes import usable_cores
 from segpipe.common.provenance import environment
-from segpipe.data import Case, Manifest, data_root, load_manifest
-from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.training import Composed, accept_this_cpu, check_components, check_network, require_same, resume, start
+from segpipe.data import Case, data_root
+from segpipe.errors import DataError, UsageError
+from segpipe.studies.recorded import Recorded
+from segpipe.training import accept_this_cpu, check_components, check_network, require_same, resume, start
 
-NUMBERS = ("seed", "fold", "threads", "num_workers", "max_epochs")
-NEEDED = ("run_dir", "manifest", "dataset_dir", *NUMBERS)
-OF_A_RUN = {"run_dir": "@bundle_root", "manifest": "$@bundle_root + '/manifest.json'", "resume": False}
 MOST_NAMED = 10
 REPORT = "reproduction.json"
 KIND = "instructions for bfloat16"
@@ -37,124 +36,13 @@ VERDICTS: dict[Verdict, str] = {
     "spread unknown": "not shown: other weights, and the bundle records no seed-to-seed spread to judge by",
     "not bit-identical": "not reproduced: the environment is the recorded one, and the weights are others",
 }
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A bundle's training.
-
-    Attributes:
-        bundle: name, version and sha256 of the bundle.
-        config: ``configs/train.json``.
-        manifest_file: the bundle's manifest, whose patients are numbers and whose cases stand in their order.
-        manifest: the same, read.
-        weights: the state dict.
-        environment: versions, system and hardware that it was trained with; None where nothing is recorded.
-        best: best epoch and its validation Dice; None where nothing is recorded.
-        spread: mean, sd, min, max and n of the best validation Dice over seeds; None where it was not measured.
-        finished: whether the training went to its end.
-    """
-
-    bundle: dict[str, str]
-    config: dict[str, Any]
-    manifest_file: Path
-    manifest: Manifest
-    weights: State
-    environment: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
-    spread: dict[str, Any] | None = None
-    finished: bool = True
-
-    @property
-    def on_gpu(self) -> bool:
-        """Return whether it was trained on a GPU."""
-        return "cuda" in str(self.config.get("device"))
-
-    def at(self, out: Path, data: Path) -> Composed:
-        """Return the config of the training, with a run folder and a data folder of this machine."""
-        places = {"bundle_root": str(out.resolve()), "dataset_dir": str(data.resolve())}
-        config = {**self.config, **OF_A_RUN, **places}
-        origin = f"bundle {self.bundle['name']} {self.bundle['version']}"
-        return Composed(config, {**dict.fromkeys(config, origin), **dict.fromkeys(places, "segpipe reproduce")})
-
-
-def read_recorded(root: Path, changed_too: bool = False) -> Recorded:
-    """Read what a bundle records; nothing of it is evaluated.
-
-    Args:
-        root: the bundle's folder.
-        changed_too: take one whose files are not those of SHA256SUMS, too.
-
-    Raises:
-        UsageError: not a bundle, or none that says how it was trained.
-        DataError: a file of it cannot be read.
-        RefusedError: its record contradicts its content.
-    """
-    for name in (TRAIN, MANIFEST):
-        if not (root / name).is_file():
-            raise UsageError(
-                "the bundle does not say how it was trained",
-                path=root,
-                found=f"no {name}",
-                expected=f"{TRAIN} and {MANIFEST}, as `segpipe export` writes them",
-            )
-    bundle = open_bundle(root, run_unvetted_code=changed_too)
-    config, weights = _read_config(root), read_state(bundle.weights)
-    return Recorded(
-        {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-        config,
-        root / MANIFEST,
-        load_manifest(root / MANIFEST),
-        weights,
-        **_read_provenance(root, config, weights),
-    )
-
-
-def _read_config(root: Path) -> dict[str, Any]:
-    config = read_json(root / TRAIN, "training config")
-    given = config if isinstance(config, dict) else {}
-    missing = [name for name in NEEDED if name not in given]
-    missing += [name for name in NUMBERS if name in given and not isinstance(given[name], int)]
-    if missing:
-        raise UsageError(
-            "not a training config of segpipe",
-            path=root / TRAIN,
-            found=f"no {', '.join(missing)}",
-            hint="a bundle of other origin is trained by its own means",
-        )
-    return given
-
-
-def _read_provenance(root: Path, config: dict[str, Any], weights: State) -> dict[str, Any]:
-    """Return what ``provenance.json`` adds, empty where there is none; one of another bundle is refused."""
-    path = root / PROVENANCE
-    if not path.is_file():
-        return {}
-    document = read_json(path, "provenance")
-    try:
-        stated = {"the settings": document["config"], "the weights": document["weights"]["tensors_sha256"]}
-        best, seeds = document["best"], document["seeds"]
-        record = {
-            "environment": document["environment"] and dict(document["environment"]),
-            "best": best and {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])},
-            "spread": seeds and {name: seeds["val_mean_dice"][name] for name in ("mean", "sd", "min", "max", "n")},
-            "finished": document["status"] in ("finished", None),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            "the provenance cannot be read",
-            path=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="what `segpipe export` writes",
-        ) from error
-    for what, here in (("the settings", config), ("the weights", tensors_sha256(weights))):
-        if stated[what] != here:
-            raise RefusedError(
-                f"{PROVENANCE} is not of this bundle: {what} differ",
-                path=root,
-                hint="get the bundle again from where it came from",
-            )
-    return record
+SEVERITY: tuple[Verdict, ...] = (
+    "bit-identical",
+    "within the spread",
+    "spread unknown",
+    "outside the spread",
+    "not bit-identical",
+)
 
 
 @dataclass(frozen=True)
@@ -192,14 +80,13 @@ def check_record(recorded: Recorded, data: Path, advance: Callable[[int], object
     Raises:
         DataError: files are missing or were changed; it names them.
     """
-    fold = recorded.config["fold"]
-    cases = [*recorded.manifest.select("training", fold), *recorded.manifest.select("validation", fold)]
+    cases = recorded.cases
     files = check_data(cases, data_root(recorded.manifest_file, data), lambda: advance(len(cases)))
     differing = differences(recorded.environment, environment(), recorded.on_gpu)
     notes, threads = [], recorded.config["threads"]
     if files["without_hash"]:
         notes.append(f"{files['without_hash']} of {files['files']} files have no recorded hash: taken as they are")
-    if not recorded.finished:
+    if not all(each.finished for each in recorded.members or (recorded,)):
         notes.append("the recorded training did not finish: this one goes on to its end")
     if usable_cores() < threads:
         notes.append(f"recorded with {threads} threads, which is more than the cores here")
@@ -270,12 +157,12 @@ def _flat(environment: Mapping[str, Any], on_gpu: bool) -> dict[str, str]:
 def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> dict[str, Any]:
     """Train with the recorded config, seed, threads and workers, judge the weights, and write ``reproduction.json``.
 
-    A run that is there goes on, a finished one is kept.
+    A run that is there goes on, a finished one is kept. The members of an ensemble are trained one after the other.
 
     Args:
         recorded: of the bundle.
         checked: of `check_record`.
-        out: run folder.
+        out: run folder; of an ensemble the folder of its runs, ``fold_0`` and so on.
         data: folder of the data set.
 
     Returns:
@@ -285,18 +172,24 @@ def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> di
         UsageError: the folder holds another run, or the config needs what this version does not have.
         KeyboardInterrupt: the same call goes on from there.
     """
-    record = _train(recorded, out, data)
-    differing = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
-    weights = compare_weights(recorded.weights, read_state(weights_of(out)))
-    validation = compare_validation(recorded.best, record.get("best"), recorded.spread)
-    verdict = _verdict(weights["identical"], validation["within_spread"], differing)
+    if recorded.members and (out / "run.json").exists():
+        raise UsageError("the folder holds a single run", path=out, hint="choose another --out")
+    runs = [(each, out / f"fold_{each.fold}") for each in recorded.members] or [(recorded, out)]
+    outcomes = [_outcome(each, folder, data) for each, folder in runs]
+    first = outcomes[0]
+    verdict = _worst([each.verdict for each in outcomes])
+    members = [
+        {"fold": each.fold, "seed": each.config["seed"], "folder": folder.name, **outcome.document()}
+        for (each, folder), outcome in zip(runs, outcomes, strict=True)
+    ]
     report = {
         "schema_version": SCHEMA_VERSION,
         "command": "reproduce",
-        **report_head(recorded, replace(checked, differences=differing)),
-        "seconds": round(sum(session["seconds"] for session in record["sessions"]), 1),
-        "weights": weights,
-        "validation": validation,
+        **report_head(recorded, replace(checked, differences=_all_differences(outcomes))),
+        "seconds": round(sum(each.seconds for each in outcomes), 1),
+        "weights": first.weights if len(outcomes) == 1 else _together([each.weights for each in outcomes]),
+        "validation": first.validation if len(outcomes) == 1 else compare_validation(None, None, None),
+        **({"members": members} if recorded.members else {}),
         "verdict": verdict,
         "reproduced": verdict in ("bit-identical", "within the spread"),
     }
@@ -304,12 +197,69 @@ def reproduce(recorded: Recorded, checked: Checked, out: Path, data: Path) -> di
     return report
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of one training: seconds, both sides of its weights and validation, and the verdict."""
+
+    seconds: float
+    weights: dict[str, Any]
+    validation: dict[str, Any]
+    verdict: Verdict
+    differences: list[Difference] | None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "weights": self.weights,
+            "validation": self.validation,
+            "verdict": self.verdict,
+        }
+
+
+def _outcome(recorded: Recorded, out: Path, data: Path) -> _Outcome:
+    record = _train(recorded, out, data)
+    differing = differences(recorded.environment, record["environment"], recorded.on_gpu)  # of when it was trained
+    weights = compare_weights(recorded.weights, read_state(weights_of(out)))
+    validation = compare_validation(recorded.best, record.get("best"), recorded.spread)
+    verdict = _verdict(weights["identical"], validation["within_spread"], differing)
+    seconds = round(sum(session["seconds"] for session in record["sessions"]), 1)
+    return _Outcome(seconds, weights, validation, verdict, differing)
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict on an ensemble: it is reproduced where each of its members is."""
+    return max(verdicts, key=SEVERITY.index)
+
+
+def _all_differences(outcomes: Sequence[_Outcome]) -> list[Difference] | None:
+    """Return each difference between the environments once; None where one member has no record of its own."""
+    if any(each.differences is None for each in outcomes):
+        return None
+    return list(dict.fromkeys(part for each in outcomes for part in each.differences or []))
+
+
+def _together(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the weights of all members as one: sums, the largest difference, and hashes over theirs."""
+    apart = [each["max_abs_difference"] for each in members]
+    hashes = {
+        side: hashlib.sha256("\n".join(each["sha256"][side] for each in members).encode()).hexdigest()
+        for side in ("recorded", "here")
+    }
+    return {
+        "identical": all(each["identical"] for each in members),
+        "tensors": sum(each["tensors"] for each in members),
+        "differing": sum(each["differing"] for each in members),
+        "max_abs_difference": None if None in apart else max(apart),
+        "sha256": hashes,
+    }
+
+
 def report_head(recorded: Recorded, checked: Checked) -> dict[str, Any]:
     """Return the part of the report that is known before the training."""
     differing = checked.differences
     return {
         "bundle": recorded.bundle,
-        "training": {name: recorded.config[name] for name in NUMBERS},
+        "training": recorded.numbers,
         "data": checked.data,
         "environment": {"recorded": differing is not None, "differences": [asdict(part) for part in differing or []]},
     }

@@ -146,3 +146,34 @@ def test_mirroring_hidden_in_the_field_sample_is_found(tmp_path: Path) -> None:
     names = {**NAMES, "task": str(tmp_path / "task.yaml"), "augment": str(sample)}
     with pytest.raises(UsageError, match="mirroring"):
         compose_config(names)
+
+
+def of_batch(tmp_path: Path, *transforms: dict[str, Any], labels: str = "kidney_L, kidney_R, liver") -> dict[str, Any]:
+    """A config whose transforms of the batch are these."""
+    (tmp_path / "task.yaml").write_text(TASK.replace("liver, kidney, lesion", labels))
+    crop = {"_target_": "RandSpatialCropd", **BOTH, "roi_size": "@patch_size", "random_size": False}
+    fragment = {"random_transforms": [crop], "batch_transforms": list(transforms)}
+    (tmp_path / "augment.yaml").write_text(yaml.safe_dump(fragment))
+    places = {name: str(tmp_path / f"{name}.yaml") for name in ("task", "augment")}
+    return compose_config({**NAMES, **places}).config
+
+
+def test_transforms_of_the_batch_are_tried_as_well(tmp_path: Path) -> None:
+    mirror = {"_target_": "segpipe.components.BatchMirror", "axes": [0], "prob": 0.1}
+    affine = {"_target_": "segpipe.components.BatchAffine", "prob": 0.2, "degrees": 30}
+    noise = {"_target_": "segpipe.components.BatchNoise"}
+    assert mirrored_in_training(of_batch(tmp_path, affine, noise)) == []
+    for swapping in (mirror, {**affine, "degrees": 180}):
+        with pytest.raises(UsageError, match="mirroring left and right"):
+            of_batch(tmp_path, swapping)
+    assert mirrored_in_training(of_batch(tmp_path, noise, mirror, labels="liver, kidney, lesion")) == ["x"]
+    assert mirrored_in_training(of_batch(tmp_path, {**mirror, "axes": [1, 2]})) == ["y", "z"]
+    with pytest.raises(UsageError, match="axs"):
+        of_batch(tmp_path, {**mirror, "axs": [1]})
+
+
+def test_the_recipes_of_nnunet_keep_the_sides_but_for_the_one_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(TASK)
+    names = {**NAMES, "task": str(tmp_path / "task.yaml")}
+    assert mirrored_in_training(compose_config({**names, "augment": "nnunet"}).config) == []
+    assert mirrored_in_training(compose_config({**names, "augment": "nnunet_mirror"}).config) == ["x", "y", "z"]

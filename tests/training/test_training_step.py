@@ -171,3 +171,49 @@ def test_a_warm_up_as_long_as_the_run_is_refused(tiny_manifest: Path, tmp_path: 
     arguments = train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "2", "--set", "warmup_epochs=2")
     assert run(arguments) == 2
     assert "warm-up" in capsys.readouterr().err
+
+
+def test_the_recipe_of_nnunet_trains_and_resumes_bit_for_bit(tiny_manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    from segpipe.components.handlers import StopOnNonFinite
+
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    more = ["--augment", "nnunet_mirror", "--epochs", "3", "--set", "steps_per_epoch=3"]
+    assert run(train_arguments(tiny_manifest, whole, *more)) == 0
+    assert json.loads((whole / "run.json").read_text())["mirror_axes"] == ["x", "y", "z"]
+
+    def interrupt(self, engine) -> None:
+        if engine.state.iteration == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopOnNonFinite, "__call__", interrupt)
+        assert run(train_arguments(tiny_manifest, out, *more)) == 130
+    assert run(["train", "--resume", str(out)]) == 0
+    assert equal(state(out / "last.pt"), state(whole / "last.pt"))
+    plain = [*more[2:], "--augment", "none"]
+    assert run(train_arguments(tiny_manifest, tmp_path / "plain", *plain)) == 0
+    assert not equal(state(tmp_path / "plain" / "last.pt"), state(whole / "last.pt"))
+
+
+def test_a_dry_run_takes_the_transforms_of_the_batch_too(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    arguments = train_arguments(tiny_manifest, tmp_path / "run", "--augment", "nnunet", "--dry-run", "--json")
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["dry_run"]["batch_shape"] == [2, 1, 16, 16, 16]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "batch_transforms#0#degrees=big",
+        "batch_transforms#0#scale=[2]",
+        "batch_transforms#0#prob=1.5",
+        "batch_transforms#1#std=[0.3,0.1]",
+        "batch_transforms#2#channel_prob=x",
+        "batch_transforms=3",
+        "batch_transforms=[1]",
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(tiny_manifest: Path, tmp_path: Path, capsys, override: str) -> None:
+    arguments = train_arguments(tiny_manifest, tmp_path / "run", "--augment", "nnunet", "--dry-run", "--set", override)
+    assert run(arguments) == 2
+    assert override.partition("=")[0].rpartition("#")[2] in capsys.readouterr().err

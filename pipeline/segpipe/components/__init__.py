@@ -4,6 +4,17 @@ Everything here is constructed from a MONAI config, so arguments are plain value
 """
 
 from segpipe.components.averaging import WeightAveraging, averaged_network, warmed_up
+from segpipe.components.batch_transforms import (
+    BatchAffine,
+    BatchAugmentation,
+    BatchBlur,
+    BatchBrightness,
+    BatchContrast,
+    BatchGamma,
+    BatchLowResolution,
+    BatchMirror,
+    BatchNoise,
+)
 from segpipe.components.checkpoint import RunCheckpoint
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
@@ -30,6 +41,15 @@ from segpipe.dicom import DicomReader
 from segpipe.inference import StreamingSlidingWindowInferer
 
 __all__ = [
+    "BatchAffine",
+    "BatchAugmentation",
+    "BatchBlur",
+    "BatchBrightness",
+    "BatchContrast",
+    "BatchGamma",
+    "BatchLowResolution",
+    "BatchMirror",
+    "BatchNoise",
     "CalibrationError",
     "CaseDice",
     "CaseMetric",

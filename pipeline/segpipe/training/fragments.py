@@ -41,7 +41,7 @@ OWNED: dict[str, tuple[str, ...]] = {
     ),
     "network": ("network_name", "network_def", "patch_divisor"),
     "loss": ("loss_name", "loss"),
-    "augment": ("random_transforms",),
+    "augment": ("random_transforms", "batch_transforms"),
     "runtime": (
         "device",
         "precision",
@@ -67,6 +67,7 @@ OWNED: dict[str, tuple[str, ...]] = {
 }
 # what a fragment that does not name an id is taken to say
 DEFAULTS: dict[str, Any] = {
+    "batch_transforms": [],
     "precision": "float32",
     "channels_last": False,
     "steps_per_epoch": 0,

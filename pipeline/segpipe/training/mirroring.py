@@ -68,7 +68,7 @@ def refuse_swapped_sides(config: Mapping[str, Any]) -> None:
     sided = labels_with_side(config["labels"])
     if not sided:
         return
-    check_components({"random_transforms": config["random_transforms"]})
+    check_components({name: config.get(name) for name in ("random_transforms", "batch_transforms")})
     try:
         turns = turns_in_training(config)
     except SegpipeError:
@@ -85,7 +85,7 @@ def refuse_swapped_sides(config: Mapping[str, Any]) -> None:
     if swapped:
         raise UsageError(
             "mirroring left and right would teach wrong labels",
-            found=f"labels {', '.join(sided)}, and random_transforms that swap the sides along {', '.join(swapped)}",
+            found=f"labels {', '.join(sided)}, and transforms that swap the sides along {', '.join(swapped)}",
             hint="choose --augment light or none, or leave out of your own fragment what turns left to right",
         )
 
@@ -110,12 +110,12 @@ def turns_in_training(config: Mapping[str, Any]) -> Turns:
 @functools.lru_cache(maxsize=8)
 def _turns(text: str) -> Turns:
     config = json.loads(text)
-    transforms, channels = _random_transforms(config), int(config["in_channels"])
+    transforms, moves, channels = _random_transforms(config), _batch_transforms(config), int(config["in_channels"])
     found = [
         matrix
         for seed in range(TRIES)
         for case in _cases(transforms.set_random_state(seed=seed)(_probe(channels)))
-        for matrix in _matrices(case)
+        for matrix in _matrices(_moved(case, moves, seed))
     ]
     return Turns(np.array(found) if found else np.eye(3)[None])
 
@@ -138,6 +138,28 @@ def _random_transforms(config: Mapping[str, Any]) -> Compose:
     for step in kept:
         _draw_evenly(step)
     return Compose(kept, lazy=composed.lazy)
+
+
+def _batch_transforms(config: Mapping[str, Any]) -> list[Any]:
+    """Return what moves voxels of what a training does to a whole batch; drawn as often as not."""
+    from monai.bundle import ConfigParser
+
+    if not config.get("batch_transforms"):
+        return []
+    moves = [each for each in ConfigParser(dict(config)).get_parsed_content("batch_transforms") if each.moves]
+    for each in moves:
+        each.prob = min(each.prob, 0.5)
+    return moves
+
+
+def _moved(case: Mapping[str, Any], moves: list[Any], seed: int) -> Mapping[str, Any]:
+    """Return a case after the transforms of its batch; there is no affine then, and its numbers tell."""
+    if not moves:
+        return case
+    from segpipe.components import BatchAugmentation
+
+    batch = BatchAugmentation(moves, seed)({key: case[key][None] for key in ("image", "label")})
+    return {key: value[0] for key, value in batch.items()}
 
 
 def _shrunk(node: Any) -> Any:

@@ -224,11 +224,13 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         trainer, device = parser.get_parsed_content("train::trainer"), parser.get_parsed_content("device")
         network, loss = parser.get_parsed_content("train::network"), parser.get_parsed_content("train::loss")
         loader = parser.get_parsed_content("train::dataloader")
+        augment = parser.get_parsed_content("train::augmentation")
         batch = next(iter(loader))
         network.train()
         for _ in range(2):  # the first step warms up
             began = time.perf_counter()
-            value = loss(network(batch["image"].to(device)), batch["label"].to(device))
+            given = augment(batch, device=device)
+            value = loss(network(given["image"].to(device)), given["label"].to(device))
             value.backward()
             seconds = time.perf_counter() - began
         case = next(iter(parser.get_parsed_content("validate::dataloader")), None)  # none where the fold is none

@@ -31,42 +31,42 @@ PARAMETERS: Mapping[Kind, str] = {
         a_max a_min above abspath accumulation_steps act act_name acti_type activation adn_ordering affine
         affine_lps_to_ras align_corners allow_missing_keys allow_smaller alpha amp amp_kwargs amsgrad angle
         anti_aliasing anti_aliasing_sigma applied_labels apply_argmax approx argmax as_closest_canonical
-        as_contiguous attn_drop_rate averaged axcodes b_max b_min backbone batch batch_sampler batch_size beta
-        betas bg_indices_key bg_postfix bias bins blocks_bottleneck blocks_down blocks_up
+        as_contiguous attn_drop_rate averaged axcodes axes b_max b_min backbone batch batch_sampler batch_size
+        beta betas bg_indices_key bg_postfix bias bins blocks_bottleneck blocks_down blocks_up
         bottleneck_expansion_ratio buffer_dim buffer_size buffer_steps buffer_timeout by_measure cache_grid
         cache_num cache_rate cache_roi_weight_map capturable channel_dim channel_indices channel_matching
-        channel_wise channels channels_last class_thresholds class_weights classes cleanup clip coeff_range
-        compute_sample connectivity constant_values conv_block cooldown copy_cache cpu_thresh cumulative_delta
-        cval cycles dampening data data_list_key data_source data_type datalist dataset decay decoder_bias
-        decoder_channels decoder_expansion_ratio decollate decoupled_weight_decay deep_supervision deep_supr_num
-        degree delimiter delta depths detach device diagonal differentiable dilation dim directed dist_matrix
-        distance_metric distance_type divisor downsample downsample_mode drop_last drop_rate dropout dropout_dim
-        dropout_holes dropout_path_rate dropout_prob dropout_prob_down dropout_prob_up dropout_rate dsdepth dst
-        encoder_expansion_ratio end_coord_key end_factor end_lr end_values ensure_channel_first
-        ensure_same_shape epoch_bound epoch_length epoch_level epochs eps epsilon et_label eta_min evaluator
-        even_divisible event exec_at_start expanduser factor factor_key factors feature_size features
-        fg_indices_key fg_postfix fill_value filters first fname_regex focal_alpha fold foreach frame_dim fused
-        gamma generator get_not_nans global_resp_norm grad_averaging groups hash_as_key hidden_size holes
-        hyena_fft_padding hyena_grid_type hyena_kernel_layers hyena_kernel_mlp_dim hyena_kernel_size
-        hyena_l_cache hyena_mask_max_attenuation hyena_omega_0 hyena_short_conv_fft_chunks hyena_stages
-        hyena_use_chunked_fft hyena_use_fft_short_conv ignore_empty ignore_index image_key image_only
-        image_threshold img_size in_channels in_order include_background include_others independent
-        independent_channels index index_order indices indices_key init init_filters inplace input_image_size
-        inputs interp_mode interval invert_image is_multilabel is_onehot is_pad is_segmentation iter_ jaccard k
-        k_divisible keep keep_size keepdim kernel_ops kernel_size key_dst key_metric_greater_or_equal
-        key_metric_n_saved key_metric_negative_sign key_metric_save_state keys label_dict label_key
-        label_smoothing labels lambda_ce lambda_dice lambda_focal lambda_gdl last_epoch layer_params lazy length
-        list_output load_dict log lower lr lr_scheduler lr_values magnitude_range map_items margin mask_data
-        mask_key masks match_types max_channels max_epochs max_frames max_holes max_k max_memory max_norm
-        max_pixdim max_roi_size max_samples_per_class max_spatial_size max_zoom maximize maxv mean measure
-        memory_format meta_key_postfix meta_keys method metric metric_details metric_name metrics milestones
-        min_delta min_lr min_pixdim min_size min_zoom minv mlp_dim mlp_ratio mode momentum momentum_decay
-        n_labels n_saved name names nearest_interp neg negative_slope nesterov non_blocking non_deterministic
-        nonzero norm norm_name norm_type normalize npz_keys num_classes num_components num_control_points
-        num_features num_groups num_heads num_parameters num_partitions num_res_units num_samples num_workers
-        offset offsets optim_set_to_none optimizer orig_keys orig_labels orig_meta_keys out_channels
-        output_format output_key output_postfixes output_shape overlap overrides overwriting pad padding
-        padding_mode params patch_norm patch_size patience per_component per_sample percentile
+        channel_prob channel_wise channels channels_last class_thresholds class_weights classes cleanup clip
+        coeff_range compute_sample connectivity constant_values conv_block cooldown copy_cache cpu_thresh
+        cumulative_delta cval cycles dampening data data_list_key data_source data_type datalist dataset decay
+        decoder_bias decoder_channels decoder_expansion_ratio decollate decoupled_weight_decay deep_supervision
+        deep_supr_num degree degrees delimiter delta depths detach device diagonal differentiable dilation dim
+        directed dist_matrix distance_metric distance_type divisor downsample downsample_mode drop_last
+        drop_rate dropout dropout_dim dropout_holes dropout_path_rate dropout_prob dropout_prob_down
+        dropout_prob_up dropout_rate dsdepth dst encoder_expansion_ratio end_coord_key end_factor end_lr
+        end_values ensure_channel_first ensure_same_shape epoch_bound epoch_length epoch_level epochs eps
+        epsilon et_label eta_min evaluator even_divisible event exec_at_start expanduser factor factor_key
+        factors feature_size features fg_indices_key fg_postfix fill_value filters first fname_regex focal_alpha
+        fold foreach frame_dim fused gamma generator get_not_nans global_resp_norm grad_averaging groups
+        hash_as_key hidden_size holes hyena_fft_padding hyena_grid_type hyena_kernel_layers hyena_kernel_mlp_dim
+        hyena_kernel_size hyena_l_cache hyena_mask_max_attenuation hyena_omega_0 hyena_short_conv_fft_chunks
+        hyena_stages hyena_use_chunked_fft hyena_use_fft_short_conv ignore_empty ignore_index image_key
+        image_only image_threshold img_size in_channels in_order include_background include_others independent
+        independent_channels index index_order indices indices_key indices_postfix init init_filters inplace
+        input_image_size inputs interp_mode interval invert invert_image is_multilabel is_onehot is_pad
+        is_segmentation iter_ jaccard k k_divisible keep keep_size keepdim kernel_ops kernel_size key_dst
+        key_metric_greater_or_equal key_metric_n_saved key_metric_negative_sign key_metric_save_state keys
+        label_dict label_key label_smoothing labels lambda_ce lambda_dice lambda_focal lambda_gdl last_epoch
+        layer_params lazy length list_output load_dict log lower lr lr_scheduler lr_values magnitude_range
+        map_items margin mask_data mask_key masks match_types max_channels max_epochs max_frames max_holes max_k
+        max_memory max_norm max_pixdim max_roi_size max_samples_per_class max_spatial_size max_zoom maximize
+        maxv mean measure memory_format meta_key_postfix meta_keys method metric metric_details metric_name
+        metrics milestones min_delta min_lr min_pixdim min_size min_zoom minv mlp_dim mlp_ratio mode momentum
+        momentum_decay n_labels n_saved name names nearest_interp neg negative_slope nesterov non_blocking
+        non_deterministic nonzero norm norm_name norm_type normalize npz_keys num_classes num_components
+        num_control_points num_features num_groups num_heads num_parameters num_partitions num_res_units
+        num_samples num_workers offset offsets optim_set_to_none optimizer orig_keys orig_labels orig_meta_keys
+        out_channels output_format output_key output_postfixes output_shape overlap overrides overwriting pad
+        padding padding_mode params patch_norm patch_size patience per_component per_sample percentile
         persistent_workers pin_memory pin_memory_device pixdim pos pos_weight power pre_conv precision pred_keys
         prefetch_factor preprocess print_log print_lr prob progress proj_type prune_meta_pattern prune_meta_sep
         prune_metadata qkv_bias ramp random_center random_size range_x range_y range_z ratios recompute_affine

@@ -29,11 +29,11 @@ ALLOWED: Mapping[str, str] = {
     """,
     "monai.transforms": """
         Activations Activationsd AdjustContrastd AsDiscrete AsDiscreted BorderPadd CastToTyped CenterSpatialCrop
-        CenterSpatialCropd Compose ConcatItemsd ConvertToMultiChannelBasedOnBratsClassesd CopyItemsd CropForeground
-        CropForegroundd DeleteItemsd DivisiblePad DivisiblePadd EnsureChannelFirst EnsureChannelFirstd EnsureType
-        EnsureTyped FgBgToIndicesd FillHoles FillHolesd Flip Flipd FromMetaTensord GaussianSmoothd Identity Identityd
-        Invertd KeepLargestConnectedComponent KeepLargestConnectedComponentd LabelFilter LabelFilterd LoadImage
-        LoadImaged MapLabelValued MaskIntensityd MeanEnsembled NormalizeIntensity NormalizeIntensityd OneOf
+        CenterSpatialCropd ClassesToIndicesd Compose ConcatItemsd ConvertToMultiChannelBasedOnBratsClassesd CopyItemsd
+        CropForeground CropForegroundd DeleteItemsd DivisiblePad DivisiblePadd EnsureChannelFirst EnsureChannelFirstd
+        EnsureType EnsureTyped FgBgToIndicesd FillHoles FillHolesd Flip Flipd FromMetaTensord GaussianSmoothd Identity
+        Identityd Invertd KeepLargestConnectedComponent KeepLargestConnectedComponentd LabelFilter LabelFilterd
+        LoadImage LoadImaged MapLabelValued MaskIntensityd MeanEnsembled NormalizeIntensity NormalizeIntensityd OneOf
         Orientation Orientationd Rand2DElasticd Rand3DElasticd RandAdjustContrastd RandAffined RandAxisFlipd
         RandBiasFieldd RandCoarseDropoutd RandCropByLabelClassesd RandCropByPosNegLabeld RandFlipd RandGaussianNoised
         RandGaussianSharpend RandGaussianSmoothd RandGibbsNoised RandHistogramShiftd RandomOrder RandRicianNoised
@@ -95,11 +95,12 @@ ALLOWED: Mapping[str, str] = {
     "torch.utils.data": "DataLoader RandomSampler Subset",
     "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
-        averaged_network CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss DeepSupervision DiceCELoss
-        DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss
-        GradientClip HausdorffLoss in_precision JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax
-        PooledMetric RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer
-        TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
+        averaged_network BatchAffine BatchAugmentation BatchBlur BatchBrightness BatchContrast BatchGamma
+        BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss
+        DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
+        FocalTverskyLoss GeneralisedDiceLoss GradientClip HausdorffLoss in_precision JaccardLoss load_cases
+        LossSchedule LovaszHinge LovaszSoftmax PooledMetric RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite
+        StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
     """,
 }
 

@@ -5,9 +5,12 @@ In bfloat16, with averaged weights.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -64,13 +67,38 @@ def test_killed_in_training_and_in_prediction_it_goes_on_to_what_each_fold_would
         assert np.array_equal(stored, mine)
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tiny_manifest, tmp_path) -> None:
-    out = tmp_path / "folds"
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_ctrl_c_says_how_to_go_on_and_a_full_disk_why_it_does_not(tiny_manifest, disk) -> None:
+    out = disk / "folds"
     process = start(*train_arguments(tiny_manifest, out, "--epochs", "400", "--folds", "all", "--jobs", "2"))
-    wait_for(process, "fold_1 epoch 1/400")
+    wait_for(process, "fold_1 epoch 2/400")
+    wait_for(process, "fold_0 epoch")
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert f"segpipe train --resume {out}" in said
     assert "Traceback" not in said
     assert statuses(out) == ["interrupted", "interrupted"]
+    last = {fold: (out / f"fold_{fold}" / "last.pt").read_bytes() for fold in (0, 1)}
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+    process = start("train", "--resume", out, "--jobs", "2")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert "No space left" in said
+    assert "Traceback" not in said
+    (disk / "filler").unlink()
+    assert statuses(out) == ["interrupted", "interrupted"]
+    assert all((out / f"fold_{fold}" / "last.pt").read_bytes() == content for fold, content in last.items())

@@ -148,6 +148,16 @@ def test_an_interrupted_one_goes_on_by_the_same_command(bundle, data, tmp_path, 
     assert [session["resumed"] for session in sessions] == [False, True]
 
 
+def test_a_model_of_every_case_is_reproduced_as_well(data, tmp_path) -> None:
+    words = train_arguments(data / "manifest.json", tmp_path / "run", "--epochs", "1", "--fold", "none")
+    assert run(words) == 0
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "every")]) == 0
+    assert run(["reproduce", str(tmp_path / "every"), "--data", str(data), "--out", str(tmp_path / "again")]) == 0
+    report = json.loads((tmp_path / "again" / "reproduction.json").read_text())
+    assert (report["verdict"], report["training"]["fold"], report["data"]["cases"]) == ("bit-identical", None, 6)
+    assert report["validation"]["here"] is None
+
+
 def test_missing_and_changed_files_are_named_before_anything_is_trained(bundle, data, tmp_path, capsys) -> None:
     copy = tmp_path / "data"
     shutil.copytree(data, copy)

@@ -255,6 +255,7 @@ def _report_folds(console: Console, run: TrainingRun) -> None:
                 f"{label['corrected_gain']:+.4f} (segpipe export --postprocessing)"
             )
     console.say(f"each case: {run.root / 'evaluation' / 'report.html'}")
+    console.say(f"next: segpipe export {run.root} BUNDLE")
 
 
 def _mean(row: Mapping[str, Any]) -> str | None:

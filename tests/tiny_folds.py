@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import segpipe
-from segpipe.common.result_folder import SEGMENTATION
+from segpipe.common.result_folder import RESULT, SEGMENTATION
 from segpipe.common.subprocesses import Ended
 from segpipe.data.manifest import load_manifest
 from tiny_data import InThisProcess, train_arguments
@@ -53,6 +53,7 @@ class Folds(InThisProcess):
             truth = nib.load(Path(data) / str(case.label))
             moved = np.roll(np.asarray(truth.dataobj).astype(np.uint8), shift, 0)
             nib.save(nib.Nifti1Image(moved, truth.affine), out / case.id / SEGMENTATION)
+            (out / case.id / RESULT).write_text("{}")
         return Ended(0, {})
 
 

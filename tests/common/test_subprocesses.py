@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from segpipe.common import subprocesses
-from segpipe.common.subprocesses import Ended, Subprocesses
+from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
 
 MODULE = """
 import os, sys, time
@@ -134,3 +135,53 @@ def test_the_child_ends_with_its_parent(calls: Subprocesses, tmp_path: Path) -> 
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert children and not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+class Stoppable:
+    stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def worked_on(work: Callable[[int], object], jobs: int, count: int = 4) -> tuple[list[int], Stoppable, type | None]:
+    begun: list[int] = []
+    children = Stoppable()
+
+    def task(value: int) -> None:
+        begun.append(value)
+        work(value)
+
+    try:
+        in_threads(task, range(count), jobs, children)
+    except BaseException as error:  # noqa: BLE001 - the test looks at it
+        return begun, children, type(error)
+    return begun, children, None
+
+
+def test_one_after_the_other_in_their_order() -> None:
+    at_once, most = [], []
+
+    def work(value: int) -> None:
+        at_once.append(value)
+        most.append(len(at_once))
+        at_once.remove(value)
+
+    assert worked_on(work, 1)[0] == [0, 1, 2, 3]
+    assert max(most) == 1
+
+
+def test_two_at_the_same_time() -> None:
+    both = threading.Barrier(2)
+    begun, children, error = worked_on(lambda _: both.wait(10), 2)
+    assert (sorted(begun), children.stopped, error) == ([0, 1, 2, 3], False, None)
+
+
+@pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
+def test_nothing_is_begun_after_a_failure_and_what_runs_is_stopped(failure: BaseException) -> None:
+    def work(value: int) -> None:
+        if value == 1:
+            raise failure
+
+    begun, children, error = worked_on(work, 1)
+    assert (begun, children.stopped, error) == ([0, 1], True, type(failure))

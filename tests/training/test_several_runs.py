@@ -1,65 +1,29 @@
-"""Runs in threads: so many at the same time, nothing after a failure, and what it is that failed."""
+"""Runs that differ by one id: how long all of them will last, and what it is that failed."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import json
+from pathlib import Path
 
 import pytest
 
 from segpipe.common.subprocesses import Ended
 from segpipe.errors import BAD_DATA, USAGE, SegpipeError
-from segpipe.training.several_runs import in_threads, require_ended_well
+from segpipe.training.several_runs import Series, TimeLeft, require_ended_well
 
 
-class Children:
-    stopped = False
-
-    def stop(self) -> None:
-        self.stopped = True
-
-
-def worked_on(work: Callable[[int], object], jobs: int, count: int = 4) -> tuple[list[int], Children, type | None]:
-    begun: list[int] = []
-    children = Children()
-
-    def task(value: int) -> None:
-        begun.append(value)
-        work(value)
-
-    try:
-        in_threads(task, range(count), jobs, children)
-    except BaseException as error:  # noqa: BLE001 - the test looks at it
-        return begun, children, type(error)
-    return begun, children, None
-
-
-def test_one_after_the_other_in_their_order() -> None:
-    at_once, most = [], []
-
-    def work(value: int) -> None:
-        at_once.append(value)
-        most.append(len(at_once))
-        at_once.remove(value)
-
-    assert worked_on(work, 1)[0] == [0, 1, 2, 3]
-    assert max(most) == 1
-
-
-def test_two_at_the_same_time() -> None:
-    both = threading.Barrier(2)
-    begun, children, error = worked_on(lambda _: both.wait(10), 2)
-    assert (sorted(begun), children.stopped, error) == ([0, 1, 2, 3], False, None)
-
-
-@pytest.mark.parametrize("failure", [SegpipeError("no"), KeyboardInterrupt()])
-def test_nothing_is_begun_after_a_failure_and_what_runs_is_stopped(failure: BaseException) -> None:
-    def work(value: int) -> None:
-        if value == 1:
-            raise failure
-
-    begun, children, error = worked_on(work, 1)
-    assert (begun, children.stopped, error) == ([0, 1], True, type(failure))
+def test_the_time_left_is_that_of_all_epochs_by_those_of_this_start(tmp_path: Path, monkeypatch) -> None:
+    for fold, record in enumerate(({"status": "finished", "epochs": 10}, {"status": "interrupted", "epochs": 4})):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / "run.json").write_text(json.dumps(record))
+    now = iter([100.0, 130.0, 190.0])
+    monkeypatch.setattr("segpipe.training.several_runs.time.monotonic", lambda: next(now))
+    left = TimeLeft(Series("fold", (0, 1, 2), tmp_path, "fold_{}"), {"max_epochs": 10})
+    assert left.after(1, 5) == ", 0:07:30 of all 3 folds"  # 15 epochs of 30 s
+    assert left.after(2, 1) == ", 0:10:30 of all 3 folds"  # 14 of 45 s
+    monkeypatch.undo()
+    unknown = TimeLeft(Series("seed", (0,), tmp_path, "seed{}"), {"max_epochs": "@epochs"})
+    assert unknown.after(0, 1) == ""
 
 
 def test_a_failure_has_the_words_and_the_code_that_it_had_there() -> None:

@@ -147,6 +147,13 @@ def digits(value: float) -> str:
     return np.format_float_positional(number, trim="-")
 
 
+def as_clock(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
 def _cell(cell: Any) -> str:
     is_lines = isinstance(cell, list) and all(isinstance(line, str) for line in cell)
     return "\n".join(visible(str(line)) for line in (cell if is_lines else [cell]))

@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from segpipe.common.console import quiet_libraries
 from segpipe.common.processes import child_environment, end_with_parent, heed_signals, leave, no_answer, tied
@@ -29,6 +30,7 @@ CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
 CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate", "segpipe.cli.doctor.probe")
 PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,()'\"]+/)+([^\s/:;,()'\"]*)")  # the group is the file's name
 Listener = Callable[[str], object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,43 @@ class Subprocesses:
             for pid in self._live:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+
+
+def in_threads(work: Callable[[T], object], values: Iterable[T], jobs: int, children: Subprocesses) -> None:
+    """Work on each value, several at the same time; nothing is begun after one that failed.
+
+    Args:
+        work: what makes its calls in ``children``, which are stopped when it fails or is interrupted.
+        values: in their order.
+        jobs: how many at the same time.
+        children: the processes.
+
+    Raises:
+        BaseException: of the first that failed, when all have ended.
+    """
+    ended = threading.Event()
+
+    def run(value: T) -> None:
+        if ended.is_set():
+            return
+        try:
+            work(value)
+        except BaseException:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        pending = {pool.submit(run, value) for value in values}
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        except BaseException:
+            ended.set()
+            children.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from scipy import ndimage
 
-from segpipe.common.console import Console
+from segpipe.common.console import Console, as_clock
 from segpipe.common.files import write_csv
 
 FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "train_seconds", "seconds"]
@@ -154,7 +154,7 @@ class RunLog:
         text = f"epoch {engine.state.epoch}/{engine.state.max_epochs}  loss {row['train_loss']:.4f}"
         if dice is not None:
             text += f"  validation Dice {dice:.4f}"
-        self.say(f"{text}  {_duration(left)} left")
+        self.say(f"{text}  {as_clock(left)} left")
 
     def _has_bar(self) -> bool:
         return self.progress and self._tell is None and sys.stderr.isatty()
@@ -206,9 +206,3 @@ def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

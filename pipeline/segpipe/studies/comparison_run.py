@@ -14,13 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.console import Console
+from segpipe.common.console import Console, as_clock
 from segpipe.common.files import cannot_write, read_json
-from segpipe.common.subprocesses import Ended, Listener, Subprocesses
+from segpipe.common.subprocesses import Ended, Listener, Subprocesses, in_threads
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import OK, SegpipeError, UsageError
 from segpipe.reporting import read_history
@@ -167,17 +166,7 @@ def _run_cells(study: Study, state: State, progress: Progress, processes: Subpro
         state.end(cell, facts)
         progress.end(cell, facts)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        pending = {pool.submit(work, cell) for cell in cells}
-        try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop()
-            raise
+    in_threads(work, cells, jobs, processes)
 
 
 class _CellFailed(Exception):  # noqa: N818 - it is the outcome of a cell, not a fault
@@ -354,6 +343,4 @@ class Progress:
             rest = sum(self._work.values()) - done
         if not done:
             return "unknown time"
-        seconds = round((time.monotonic() - self._began) * rest / done)
-        hours, minutes = divmod(seconds // 60, 60)
-        return f"{hours}:{minutes:02d}:{seconds % 60:02d}"
+        return as_clock((time.monotonic() - self._began) * rest / done)

@@ -18,14 +18,15 @@ from segpipe.bundle import weights_of
 from segpipe.common.console import Console
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
 from segpipe.common.partial import Partial
-from segpipe.common.subprocesses import Subprocesses
+from segpipe.common.result_folder import RESULT
+from segpipe.common.subprocesses import Subprocesses, in_threads
 from segpipe.data import Manifest, load_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import Evaluation, evaluate
 from segpipe.training.cross_validation import read_cross_validation, series_of
 from segpipe.training.out_of_fold_figures import choose_among, fold_rows, out_of_fold_document
 from segpipe.training.run_folder import read_places
-from segpipe.training.several_runs import Progress, Series, in_threads, require_ended_well
+from segpipe.training.several_runs import Progress, Series, require_ended_well
 
 OUT_OF_FOLD = "out_of_fold.json"
 
@@ -150,10 +151,13 @@ class _Models:
         """Export the model of a fold and predict the cases that it did not see; cases that are there are kept."""
         run, place = self.series.folder(fold), _measured(self.series, fold)
         self._keep_only_of(fold, place)
-        self.progress(f"predicting the cases of fold {fold}")
         if not (place / "bundle").exists():
             arguments: dict[str, Any] = {"run": run, "out": place / "bundle", "name": place.name}
             require_ended_well(f"export of fold {fold}", self.children.call("segpipe.export", arguments))
+        cases = load_manifest(run / "manifest.json").select("validation", fold)
+        if all((place / "predictions" / case.id / RESULT).is_file() for case in cases):
+            return
+        self.progress(f"predicting the cases of fold {fold}")
         arguments = {
             "bundle": place / "bundle",
             "inputs": run / "manifest.json",

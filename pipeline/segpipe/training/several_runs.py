@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.console import Console
+from segpipe.common.console import Console, as_clock
 from segpipe.common.files import read_json
-from segpipe.common.subprocesses import Ended, Subprocesses
+from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, SegpipeError, UsageError
 from segpipe.training.fragments import Composed
@@ -116,43 +115,6 @@ def train_series(
     record()
 
 
-def in_threads(work: Callable[[int], object], values: Sequence[int], jobs: int, children: Subprocesses) -> None:
-    """Work on each value, several at the same time; nothing is begun after one that failed.
-
-    Args:
-        work: what makes its calls in ``children``, which are stopped when it fails or is interrupted.
-        values: in their order.
-        jobs: how many at the same time.
-        children: the processes.
-
-    Raises:
-        BaseException: of the first that failed, when all have ended.
-    """
-    ended = threading.Event()
-
-    def run(value: int) -> None:
-        if ended.is_set():
-            return
-        try:
-            work(value)
-        except BaseException:
-            ended.set()
-            raise
-
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        pending = {pool.submit(run, value) for value in values}
-        try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-        except BaseException:
-            ended.set()
-            children.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def sources_of(series: Series, data: Path | None = None) -> Sources:
     """Return what the runs of a series were begun with, by one that was.
 
@@ -175,7 +137,7 @@ class _Work:
         self.children = Subprocesses()
         self._record = record
         self._lock = threading.Lock()
-        self._time = _TimeLeft(series, sources.composed.config)
+        self._time = TimeLeft(series, sources.composed.config)
 
     def train(self, value: int) -> None:
         """Begin or go on with a run, in a process of its own."""
@@ -203,8 +165,13 @@ class _Work:
             self.progress(f"{self.series.folder(value).name} {line}{left}")
 
 
-class _TimeLeft:
-    """How long the epochs of all runs will last, by those that were trained since this process began."""
+class TimeLeft:
+    """How long the epochs of all runs will last, by those that were trained since this process began.
+
+    Args:
+        series: the runs, some of which may have epochs already.
+        config: of one of them.
+    """
 
     def __init__(self, series: Series, config: Mapping[str, Any]) -> None:
         rows = series.rows("status", "epochs")
@@ -224,9 +191,8 @@ class _TimeLeft:
         if self._planned is None or done <= self._first:
             return ""
         left = self._planned * len(self._epochs) - done
-        seconds = round(left * (time.monotonic() - self._began) / (done - self._first))
-        hours, minutes = divmod(seconds // 60, 60)
-        return f", {hours}:{minutes:02d}:{seconds % 60:02d} of all {self._runs}"
+        seconds = left * (time.monotonic() - self._began) / (done - self._first)
+        return f", {as_clock(seconds)} of all {self._runs}"
 
 
 def require_ended_well(name: str, ended: Ended) -> None:

@@ -7,9 +7,12 @@ import json
 import shutil
 from collections import defaultdict
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
@@ -46,6 +49,7 @@ FILES = (
     "golden",
     "sent",
     "test_readings",
+    "precision_proof",
 )
 Documents = dict[str, list[Any]]
 
@@ -111,6 +115,21 @@ class TrueLabels:
             files={"nifti": SEGMENTATION},
             seconds={"network": 0.1},
         )
+
+
+class NearlyTrueLabels(TrueLabels):
+    """The same, but for a voxel: nothing passes for a prediction that is the file of the truth."""
+
+    loaded = replace(TrueLabels.loaded, versions={"python": "3", "segpipe": "1"})
+
+    def segment(self, request: Segment, *rest: Any) -> Segmented:
+        segmented = super().segment(request, *rest)
+        path = Path(request.folder) / SEGMENTATION
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).copy()
+        labels[tuple(np.argwhere(labels == 1)[0])] = 0
+        nib.save(nib.Nifti1Image(labels, image.affine, image.header), path)
+        return segmented
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +227,16 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
     found.append(("summary", json.loads((out / "summary.json").read_text())))
     training = json.loads(manifest.read_text())["training"]
     spoilt = next((case["fold"] for case in training if case["id"] == "case_1"), None)
-    choice = ("--split", "validation", "--fold", 1 if spoilt == 0 else 0, "--try-postprocessing")
+    fold = 1 if spoilt == 0 else 0
+    words = ("bundle", "precision", root / "bundle", manifest, "--fold", fold, "--out", root / "precision.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segpipe.prediction.batch.make_worker", lambda *_: NearlyTrueLabels())
+        found.append(("bundle", printed(*words)))
+    found.append(("precision_proof", json.loads((root / "precision.json").read_text())))
+    again = ("export", root / "run", root / "proven", "--precision", root / "precision.json", "--name", "bundle")
+    found.append(("export", printed(*again)))
+    found.append(("bundle_metadata", json.loads((root / "proven/configs/metadata.json").read_text())))
+    choice = ("--split", "validation", "--fold", fold, "--try-postprocessing")
     for words, code in ((("--split", "all"), 4), (choice, 0)):
         into = root / f"evaluation_{code}"
         found.append(("evaluate", printed("evaluate", manifest, out, "--out", into, *words, code=code)))

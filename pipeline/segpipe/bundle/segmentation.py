@@ -30,6 +30,7 @@ from segpipe.inference import (
     Segmenter,
     Source,
     along_ras,
+    bfloat16_note,
     describe,
     read_source,
     write_labels,
@@ -102,6 +103,7 @@ class Segmentation:
             notes=(
                 *(case.notes if isinstance(case, (Series, Source)) else ()),
                 *untrained_note(recipe.options, [recipe.metadata]),
+                *bfloat16_note(recipe.options.precision, [recipe.metadata], label_map.runtime, recipe.options.mirror),
             ),
             regions=label_map.regions,
             _label_map=label_map,

@@ -34,6 +34,10 @@ def command(
             help="Folder of `segpipe train --folds`, whose out-of-fold figures stand for a model of all cases."
         ),
     ] = None,
+    precision: Annotated[
+        Path | None,
+        typer.Option(help="Proof that `segpipe bundle precision` wrote: predict may then compute in bfloat16."),
+    ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
     ] = "Apache-2.0",
@@ -93,6 +97,7 @@ def command(
         evaluation=evaluation,
         postprocessing=postprocessing,
         estimated_by=estimated_by,
+        precision=precision,
         golden=golden or (),
         unfinished=unfinished,
         overwrite=overwrite,

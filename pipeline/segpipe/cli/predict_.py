@@ -67,6 +67,13 @@ def command(
     runtime: Annotated[
         str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")
     ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32 or bfloat16; auto takes bfloat16 where it is fast and the bundle proves that its label "
+            "maps stay."
+        ),
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads [default: the cores that it may use].")
     ] = None,
@@ -174,6 +181,7 @@ def command(
             data=data,
             device=device,
             runtime=runtime,
+            precision=precision,
             threads=threads,
             max_memory=max_memory,
             mirror=mirror,
@@ -246,6 +254,9 @@ def _report(console: Console, batch: BatchResult) -> int:
     reasons = next((outcome.result.get("runtime_reasons") for outcome in outcomes if outcome.status == "done"), None)
     if reasons:
         console.say(f"computed with torch: {'; '.join(reasons)}")
+    used = next((outcome.result for outcome in outcomes if outcome.status == "done"), {})
+    if used.get("precision") == "bfloat16":
+        console.say(f"computed in bfloat16: {used['precision_reason']}")
     if bundle.unsupported:
         console.say(f"through the bundle's own transforms (stock): {'; '.join(bundle.unsupported)}")
     for remark in trust:

@@ -1,6 +1,8 @@
+from .case_evaluation import CaseResult as CaseResult
 from .cohort import Evaluation as Evaluation
 from .cohort import evaluate as evaluate
 from .evaluation_page import read_panel as read_panel
+from .held_out import part_of_training as part_of_training
 from .made_by import made_by as made_by
 from .made_by import seal as seal
 from .measure import MEASURES as MEASURES

@@ -29,14 +29,10 @@ def refuse_trained_cases(results: Sequence[CaseResult], manifest_sha256: str) ->
     Raises:
         RefusedError: the bundle that made a label map lists the case's image, or the case of this very manifest.
     """
-    seen = {
-        result.id: result.origin
-        for result in results
-        if result.origin is not None and _was_seen(result.origin, manifest_sha256)
-    }
+    seen = {result.id: result.origin for result in results if part_of_training(result.origin, manifest_sha256)}
     if seen:
         first = next(iter(seen.values()))
-        bundle = (first.model or {}).get("bundle", {})
+        bundle = ((first and first.model) or {}).get("bundle", {})
         raise RefusedError(
             "cases that the model was trained on cannot be called test cases",
             found=f"{len(seen)} of {len(results)}: {some_of(list(seen))}",
@@ -46,10 +42,18 @@ def refuse_trained_cases(results: Sequence[CaseResult], manifest_sha256: str) ->
         )
 
 
-def _was_seen(origin: Origin, manifest_sha256: str) -> bool:
-    seen = origin.seen
-    same = seen.get("case") is not None and manifest_sha256 in seen.get("manifests", ())
-    return origin.model is not None and (seen.get("image") is not None or same)
+def part_of_training(origin: Origin | None, manifest_sha256: str) -> str | None:
+    """Return whether the model of a label map was trained on the case (``training``) or chosen by it (``validation``).
+
+    Args:
+        origin: of the label map; nothing is known without a model, or where its bundle lists nothing.
+        manifest_sha256: of the manifest whose case it is: in the manifest of the training an id is the same case.
+    """
+    if origin is None or origin.model is None:
+        return None
+    same = manifest_sha256 in origin.seen.get("manifests", ())
+    part = origin.seen.get("image") or (origin.seen.get("case") if same else None)
+    return None if part is None else str(part)
 
 
 def read_test_set(

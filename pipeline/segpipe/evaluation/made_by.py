@@ -22,6 +22,7 @@ TOO_OLD = "its result.json, of an older version, does not name model and hash: p
 OTHERS = "its result.json is of another case"
 CHANGED = "it is not the file that `segpipe predict` wrote"
 TRUTH = "it is the file of the truth"
+HOW = ("runtime", "engine", "precision", "segpipe")
 SEVERAL = "the label maps are of several models"
 
 
@@ -34,7 +35,7 @@ class Origin:
         model: what made it: bundle, hashes of its files, post-processing, ensemble, mirrored axes; None where that is
             not known.
         reason: why not.
-        how: runtime, engine and version of segpipe, which change a label map by rounding alone.
+        how: runtime, engine, precision and version of segpipe, which change a label map by rounding alone.
         images: SHA-256 of each image file that it was made from.
         seen: whether the model was trained on the case, as `segpipe.bundle.TrainedCases.judge` says; empty where its
             bundle does not list what it was trained on.
@@ -69,6 +70,7 @@ def origin_of(prediction: Path, case_id: str, truth: Path) -> Origin:
             "mirror": [str(axis) for axis in result["mirror"]],
         }
         how = {"runtime": str(result["runtime"]), "engine": str(result["engine"])}
+        how["precision"] = str(result.get("precision", "float32"))  # which older results do not name
         how["segpipe"] = str(result["versions"]["segpipe"])
         seen = dict(result.get("training") or {})
         images, written = tuple(map(str, result["source_sha256"])), result["sha256"].get(prediction.name)
@@ -99,7 +101,7 @@ def made_by(origins: Mapping[str, Origin | None]) -> dict[str, Any]:
         untied |= {case_id: SEVERAL for case_id in known if case_id not in untied}
     if untied or not models:
         return {"made_by": None, "untied": untied}
-    how = {name: _each(origin.how[name] for origin in known.values()) for name in ("runtime", "engine", "segpipe")}
+    how = {name: _each(origin.how[name] for origin in known.values()) for name in HOW}
     return {"made_by": {**(models[0] or {}), **how}, "untied": {}}
 
 

@@ -13,6 +13,8 @@ from .output import along_ras as along_ras
 from .output import describe as describe
 from .output import save_slice as save_slice
 from .output import write_labels as write_labels
+from .precision import bfloat16_faults as bfloat16_faults
+from .precision import bfloat16_note as bfloat16_note
 from .recipe import ALL_AXES as ALL_AXES
 from .recipe import AXES as AXES
 from .recipe import BundleFiles as BundleFiles

@@ -35,6 +35,7 @@ class LabelMap:
         preview: of the source.
         seconds: that each stage took.
         regions: how many bits of a voxel say in which regions, which may overlap, it lies; 0 for one label a voxel.
+        runtime: that computed it: ``torch`` or ``openvino``.
     """
 
     labels: NDArray[np.uint8]
@@ -42,6 +43,7 @@ class LabelMap:
     preview: Preview
     seconds: dict[str, float] = field(default_factory=dict)
     regions: int = 0
+    runtime: str = "torch"
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from segpipe.errors import UsageError
 
 RUNTIMES = ("auto", "torch", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16")
 AXES = ("x", "y", "z")
 ALL_AXES = "all"
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -26,6 +27,8 @@ class ModelKeywords(TypedDict, total=False):
     Attributes:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda:N``.
         runtime: ``auto``, ``torch`` or ``openvino``.
+        precision: that networks compute in: ``float32``, ``bfloat16``, or ``auto``, which takes bfloat16 only where the
+            processor is fast with it and the bundle proves that its label maps stay as they are.
         threads: CPU threads; None takes the cores that may be used.
         mirror: axes of the network's grid along which windows are mirrored as well: ``x,y``, ``("x", "y")``, or
             ``all`` that the training mirrored.
@@ -35,6 +38,7 @@ class ModelKeywords(TypedDict, total=False):
 
     device: str
     runtime: str
+    precision: str
     threads: int | None
     mirror: str | Sequence[str] | None
     mirror_untrained: bool
@@ -47,6 +51,7 @@ class ModelOptions:
 
     device: str = "auto"
     runtime: str = "auto"
+    precision: str = "auto"
     threads: int | None = None
     mirror: tuple[str, ...] = ()
     mirror_untrained: bool = False
@@ -68,6 +73,8 @@ class ModelOptions:
             raise UsageError("no such device", found=repr(self.device), expected="auto, cpu or cuda:N")
         if self.runtime not in RUNTIMES:
             raise UsageError("no such runtime", found=self.runtime, expected=", ".join(RUNTIMES))
+        if self.precision not in PRECISIONS:
+            raise UsageError("no such precision", found=self.precision, expected=", ".join(PRECISIONS))
         if self.threads is not None and (isinstance(self.threads, bool) or not isinstance(self.threads, Integral)):
             raise UsageError("threads is not a whole number", found=repr(self.threads), expected="at least 1, or None")
         if self.threads is not None and self.threads < 1:

@@ -3,8 +3,9 @@
 What computes scores is a `Runtime`: windows (N, C, X, Y, Z) to scores (N, K, X, Y, Z).
 
 OpenVINO's conversion of a network is made once and kept outside the bundle. It is compared with PyTorch when it is
-made, on windows that were not used for tracing, and never used where they differ by more than `TOLERANCE`. All is
-float32: OpenVINO would take bfloat16 on processors that have it.
+made, on windows that were not used for tracing, and never used where they differ by more than `TOLERANCE`. That is in
+float32; what is computed in, `precision` decides: OpenVINO by itself would take bfloat16 on processors that have it.
+Scores are float32 in any case.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ from segpipe.common.partial import Partial
 from segpipe.common.processes import usable_cores
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.averaging import average, mirrored, side_by_side
+from segpipe.inference.gpu_memory import in_parts
 from segpipe.inference.onednn import OneDnn
+from segpipe.inference.precision import ChosenPrecision, ForRuntime
 from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
 from segpipe.inference.transforms import root_cause
 
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
+FLOAT32 = ChosenPrecision()
 TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
 FORMAT = 1  # of the folder
 MODEL, MARK = "model.xml", "converted.json"
@@ -147,11 +151,13 @@ class ChosenRuntime:
         name: ``torch`` or ``openvino``.
         run: windows to scores.
         reasons: why it is not OpenVINO, where that was wished or left open.
+        precision: what the networks compute in.
     """
 
     name: str
     run: Runtime
     reasons: tuple[str, ...] = ()
+    precision: ChosenPrecision = FLOAT32
 
 
 def choose_runtime(
@@ -162,6 +168,7 @@ def choose_runtime(
     threads: int | None = None,
     mirror: Sequence[int] = (),
     members: bool = False,
+    precision: ForRuntime = lambda runtime: FLOAT32,
 ) -> ChosenRuntime:
     """Choose OpenVINO where it can compute all networks, and PyTorch otherwise.
 
@@ -173,6 +180,7 @@ def choose_runtime(
         threads: CPU threads; None takes the cores that this process may use.
         mirror: spatial axes (0 to 2) along which windows are mirrored as well.
         members: whether the networks are members of one bundle, whose scores are not averaged but stay side by side.
+        precision: what a runtime computes in.
 
     Raises:
         UsageError: OpenVINO was asked for by name and is not installed, or not for this device.
@@ -199,12 +207,14 @@ def choose_runtime(
         reasons = ("the network is too small to be worth a conversion",)
     elif wanted != "torch":
         try:
-            pairs = zip(networks, models, strict=True)
-            converted = [openvino_runtime(network, model, shape, threads) for network, model in pairs]
-            return ChosenRuntime("openvino", together(converted))
+            pairs, chosen = zip(networks, models, strict=True), precision("openvino")
+            converted = [openvino_runtime(network, model, shape, threads, chosen) for network, model in pairs]
+            return ChosenRuntime("openvino", together(converted), precision=chosen)
         except NotConvertedError as error:
             reasons = (f"openvino was not used: {error}",)
-    return ChosenRuntime("torch", together(networks), reasons)
+    chosen = precision("torch")
+    networks = [in_parts(torch_runtime(model.module, chosen)) for model in models]
+    return ChosenRuntime("torch", together(networks), reasons, chosen)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
@@ -218,19 +228,36 @@ def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
     return counter.get_total_flops()
 
 
-def torch_runtime(network: torch.nn.Module) -> Runtime:
+def torch_runtime(network: torch.nn.Module, precision: ChosenPrecision = FLOAT32) -> Runtime:
     """Return a network of torch as a runtime; of a list of one output that one, as MONAI's inferer takes it."""
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         with OneDnn():
-            scores: Any = network(windows)
-        only: torch.Tensor = scores[0] if isinstance(scores, (list, tuple)) and len(scores) == 1 else scores
-        return only
+            return _only(network(windows))
+
+    return _by_autocast(network) if precision.name == "bfloat16" else run
+
+
+def _by_autocast(network: torch.nn.Module) -> Runtime:
+    """Channels lie side by side in memory, which matrix units read as they are."""
+    turned = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
+
+    def run(windows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(windows.device.type, torch.bfloat16):
+            scores = _only(turned(windows.contiguous(memory_format=torch.channels_last_3d)))
+        return scores.float().contiguous()
 
     return run
 
 
-def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None) -> Runtime:
+def _only(scores: Any) -> torch.Tensor:
+    only: torch.Tensor = scores[0] if isinstance(scores, (list, tuple)) and len(scores) == 1 else scores
+    return only
+
+
+def openvino_runtime(
+    network: Runtime, model: Model, shape: tuple[int, ...], threads: int | None, precision: ChosenPrecision = FLOAT32
+) -> Runtime:
     """Return the network as OpenVINO computes it, from the cache or converted now.
 
     Args:
@@ -238,16 +265,20 @@ def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], thr
         model: what is converted.
         shape: (C, X, Y, Z) of a window.
         threads: CPU threads; None takes the cores that this process may use.
+        precision: that it computes in, once its conversion was found right in float32.
 
     Raises:
-        NotConvertedError: it cannot be converted, or its scores differ.
+        NotConvertedError: it cannot be converted, its scores differ, or this processor has no bfloat16.
     """
     core = _openvino().Core()
     folder = network_cache(model.bundle) / model.conversion_key(shape, core)
+    hint = "bf16" if precision.name == "bfloat16" else "f32"
+    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise NotConvertedError("this processor has no bfloat16 that it knows")
 
-    def compiled(converted: Any) -> Runtime:
+    def compiled(converted: Any, hint: str = hint) -> Runtime:
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
@@ -258,8 +289,9 @@ def openvino_runtime(network: Runtime, model: Model, shape: tuple[int, ...], thr
         if is_whole(folder):
             return compiled(core.read_model(folder / MODEL))
         converted = _convert(model.module, shape)
-        runtime = compiled(converted)
-        difference = _compared(runtime, network, shape)
+        right = compiled(converted, "f32")
+        difference = _compared(right, network, shape)
+        runtime = right if hint == "f32" else compiled(converted)
     except NotConvertedError:
         raise
     except Exception as error:  # whatever a converter raises; PyTorch computes all the same

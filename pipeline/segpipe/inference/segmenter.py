@@ -32,11 +32,14 @@ from segpipe.inference.averaging import side_by_side
 from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
+from segpipe.inference.precision import ChosenPrecision, precision_for
 from segpipe.inference.recipe import AXES, Recipe
 from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, torch_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
 from segpipe.inference.transforms import Preprocessing, bundle_parser, parsed
+
+NOT_OURS = "the bundle's own inferer calls the network"
 
 
 class Segmenter:
@@ -87,6 +90,9 @@ class Segmenter:
             torch.get_num_threads(),
             [AXES.index(axis) for axis in options.mirror],
             members=windowing.members > 1,
+            precision=precision_for(
+                options.precision, self.device.type, [bundle.metadata for bundle in recipe.bundles], options.mirror
+            ),
         )
         self._streaming = StreamingEngine(
             typed, windowing, self.runtime.run, self.device, recipe.channels, options.max_memory, cleanup
@@ -129,7 +135,7 @@ class Segmenter:
                 labels = as_labels(self._evaluator.predict(_paths_of(case), seconds), grid, regions)
             else:
                 labels = as_labels(self._by_monai(source, seconds), grid, regions)
-        return LabelMap(labels, grid, read.preview, seconds, regions)
+        return LabelMap(labels, grid, read.preview, seconds, regions, self.runtime.name)
 
     def _by_monai(self, source: Source, seconds: dict[str, float]) -> Any:
         with _timed(seconds, "preprocess"):
@@ -146,16 +152,23 @@ class Segmenter:
     def _use_monai(self, typed: Preprocessing | None) -> ChosenRuntime:
         """Build the bundle's own evaluator, or its inferer and post-processing, which call the network themselves."""
         recipe = self.recipe
-        reasons = () if recipe.options.runtime == "torch" else ("the bundle's own inferer calls the network",)
+        reasons = () if recipe.options.runtime == "torch" else (NOT_OURS,)
         if recipe.options.mirror or recipe.ensemble:
             raise UsageError(
                 "this bundle's scores cannot be averaged",
                 found="; ".join(self.engine_reasons),
                 hint="predict without --mirror and --ensemble",
             )
+        if recipe.options.precision == "bfloat16":
+            raise UsageError(
+                "this bundle is computed in float32 alone",
+                found="; ".join(self.engine_reasons),
+                hint="predict without --precision bfloat16",
+            )
+        precision = ChosenPrecision("float32", NOT_OURS)
         if typed is None:
             self._evaluator = MonaiEvaluator(recipe.root, recipe.inference, recipe.metadata, self.device)
-            return ChosenRuntime("torch", torch_runtime(self._evaluator.network), reasons)
+            return ChosenRuntime("torch", torch_runtime(self._evaluator.network), reasons, precision)
         parser = bundle_parser(recipe.root, recipe.inference, str(self.device))
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build())
@@ -165,7 +178,8 @@ class Segmenter:
         self._preprocessing = parsed(parser, "preprocessing")
         self._postprocessing = parsed(parser, "postprocessing")
         self._inferer = parsed(parser, "inferer")
-        return ChosenRuntime("torch", side_by_side([torch_runtime(model.module) for model in models]), reasons)
+        network = side_by_side([torch_runtime(model.module) for model in models])
+        return ChosenRuntime("torch", network, reasons, precision)
 
 
 def _paths_of(case: CaseInput) -> list[str] | str:

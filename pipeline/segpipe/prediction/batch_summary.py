@@ -17,6 +17,7 @@ from segpipe.common.files import read_json, write_csv, write_json
 from segpipe.common.image_names import image_stem
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
 from segpipe.errors import SegpipeError
+from segpipe.inference import bfloat16_note
 from segpipe.prediction.cases import NotSelected
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
@@ -98,6 +99,7 @@ def result_document(
     case: InputCase, segmented: Segmented, loaded: Loaded, bundle: Bundle, options: Options
 ) -> dict[str, Any]:
     """Return ``result.json``."""
+    metadata = [each.metadata for each in (bundle, *options.ensemble)]
     return {
         "schema_version": SCHEMA_VERSION,
         "id": case.id,
@@ -108,7 +110,8 @@ def result_document(
         "source": "dicom" if case.series else "nifti",
         "notes": [
             *(case.series.notes if case.series else ()),
-            *untrained_note(options.model, [each.metadata for each in (bundle, *options.ensemble)]),
+            *untrained_note(options.model, metadata),
+            *bfloat16_note(options.model.precision, metadata, loaded.runtime or "", options.model.mirror),
         ],
         **vars(segmented),
         "beside": options.outputs.extra_files(bundle.labels, bundle.activation),

@@ -88,6 +88,8 @@ class Loaded:
     engine_reasons: tuple[str, ...] = ()
     runtime: str | None = None
     runtime_reasons: tuple[str, ...] = ()
+    precision: str = "float32"
+    precision_reason: str = ""
     device: str = "cpu"
     threads: int = 1
     versions: dict[str, str] = field(default_factory=dict)

@@ -105,6 +105,8 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
         engine_reasons=segmenter.engine_reasons,
         runtime=segmenter.runtime.name,
         runtime_reasons=segmenter.runtime.reasons,
+        precision=segmenter.runtime.precision.name,
+        precision_reason=segmenter.runtime.precision.reason,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
 from segpipe.bundle.exporting.members import members_metadata, read_members
+from segpipe.bundle.exporting.proven_precision import read_proof
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
@@ -84,6 +86,7 @@ def export(
     evaluation: str | Path | None = None,
     postprocessing: str | Path | None = None,
     estimated_by: str | Path | None = None,
+    precision: str | Path | None = None,
     golden: Sequence[str | Path] = (),
     unfinished: bool = False,
     overwrite: bool = False,
@@ -108,6 +111,8 @@ def export(
         postprocessing: rules that `segpipe evaluate --try-postprocessing` chose.
         estimated_by: cross-validation of the same training, whose out-of-fold figures stand for a model of all cases;
             the card says whose they are. An ensemble takes those of its own folds.
+        precision: file of `segpipe bundle precision`, measured with an export of this run without it, which lets
+            ``predict`` compute in bfloat16 where that is fast.
         golden: image of the golden case that anyone may be given, once a channel file; default: one is generated.
         unfinished: export a run whose training did not finish; metadata and card say so.
         overwrite: replace a bundle that is already there.
@@ -116,8 +121,8 @@ def export(
         UsageError: not a run folder, ``out`` is taken, the run has no place in a stock config, or it needs no estimate.
         DataError: the weights cannot be read or do not fit the network.
         RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, folds were
-            not trained alike, or the evaluation is not of label maps that this bundle made of cases that its training
-            left out.
+            not trained alike, the evaluation is not of label maps that this bundle made of cases that its training
+            left out, or the precision is of another model or changes label maps.
 
     Example:
         >>> import segpipe
@@ -162,6 +167,10 @@ def export(
     section = _section(contents.manifest)
     metadata = bundle_metadata(contents, labelling, network, rules, results, section, len(members))
     metadata.update({**members_metadata(weights), **({} if estimate is None else {"estimate": estimate})})
+    if precision is not None:
+        contents_of = {INFERENCE: texts[INFERENCE].encode(), **{each.file: each.content for each in weights}}
+        hashes = {file: hashlib.sha256(content).hexdigest() for file, content in contents_of.items()}
+        metadata["precision"] = read_proof(precision, hashes)
     with _whole_folder(out, overwrite) as folder:
         _write_configs(folder, contents, rules, metadata, len(members))
         for name, content in texts.items():

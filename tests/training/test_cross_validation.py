@@ -170,10 +170,18 @@ def test_some_folds_grow_into_all(whole, tiny_manifest, tmp_path, children) -> N
     first = read_out_of_fold(out)
     assert [case["id"] for case in first["cases"]] == ["case_0", "case_2", "case_4"]
     assert [row["fold"] for row in first["folds"]] == [0]
+    assert first["manifest_sha256"] == read_out_of_fold(whole)["manifest_sha256"]
+    given_up = tmp_path / "given_up"
+    shutil.copytree(out, given_up)
     assert run(fold_arguments(tiny_manifest, out, folds="1")) == 0  # the one that is there stays part of it
     assert [call for call in children.calls if call[0] == "train"] == [("train", "fold_0"), ("train", "fold_1")]
     assert read_out_of_fold(out) == read_out_of_fold(whole)
     assert [row["fold"] for row in read_cross_validation(out)["folds"]] == [0, 1]
+    found = record_candidates(out, {"kept": out, "given up": given_up}, "kept")
+    assert [(each["name"], each["folds"]) for each in found["selected"][0]["candidates"]] == [
+        ("kept", [0, 1]),
+        ("given up", [0]),
+    ]
 
 
 def test_a_case_without_a_prediction_counts_as_nothing_found(whole, tmp_path, monkeypatch, capsys) -> None:

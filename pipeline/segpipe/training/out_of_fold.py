@@ -65,7 +65,8 @@ def measure_out_of_fold(
     dataset = _measured_cases(series)
     evaluation = _evaluate(series, dataset, place)
     rows = fold_rows(series, dataset, evaluation, weights)
-    document = out_of_fold_document(rows, dataset, evaluation)
+    manifest = sha256_of(_begun(series) / "manifest.json")  # also where only some of its folds were measured
+    document = {**out_of_fold_document(rows, dataset, evaluation), "manifest_sha256": manifest}
     write_json(out / OUT_OF_FOLD, document)
     return document
 

@@ -138,6 +138,8 @@ REFUSED_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (component("segpipe.components.FastPrediction", output_dir="@output_dir", weights="/x"), "weights"),
     # what nobody judged
     (component("UNet", unheard_of=1), "unheard_of"),
+    (component("segpipe.components.in_precision", network="@net", compiled=True), "compiled"),
+    (component("segpipe.components.in_precision", network="@net", compiled="@flag", flag=False), "compiled"),
     (component("LoadImaged", keys="image", converter="$len"), "converter"),
     (component("DataLoader", dataset="@net", unheard_of=1), "unheard_of"),
 ]  # fmt: skip
@@ -196,6 +198,8 @@ ADMITTED: list[dict[str, Any]] = [
     component("CropForegroundd", keys="image", source_key="image", constant_values=-1),
     component("EnsureTyped", keys="image", dtype="$torch.float16"),
     component("MeanDice", output_transform="$monai.handlers.from_engine(['pred', 'label'])"),
+    component("segpipe.components.in_precision", network="@net", precision="@p", channels_last=True, compiled=False),
+    component("segpipe.components.BatchMirror", axes=[0, 1], prob=0.5),
     component("UNet", act=["leakyrelu", {"inplace": True}], norm="batch"),
     component("Activationsd", keys="pred", other="$torch.sigmoid"),
     component("torch.nn.Module.to", self="@net", device="$torch.device('cpu')"),

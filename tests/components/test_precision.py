@@ -123,3 +123,22 @@ def test_auto_on_cuda_and_the_scaler(monkeypatch, native: bool, used: str) -> No
     assert precision_of("auto", "cuda") == used
     assert scales_loss("auto", "cuda") == (used == "float16")
     assert not scales_loss("bfloat16", "cuda") and not scales_loss("bfloat16", "cpu")
+
+
+def test_a_compiled_network_computes_the_same_under_the_same_names(monkeypatch) -> None:
+    compile_module = torch.nn.Module.compile
+    # the capture of the graph is real, what it is compiled to is not: that needs a compiler and a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    x = torch.randn(2, 1, 8, 8, 8)
+    for word in ("float32", "bfloat16"):
+        plain, made = in_precision(unet(), word, True), in_precision(unet(), word, True, compiled=True)
+        assert list(plain.state_dict()) == list(made.state_dict())
+        scores = made(MetaTensor(x))
+        assert scores.dtype == torch.float32 and torch.allclose(scores, plain(x), atol=1e-6)
+        scores.sum().backward()
+        assert all(parameter.grad is not None for parameter in made.parameters())
+        with torch.no_grad():
+            other = copy.deepcopy(made)
+            for parameter in other.parameters():
+                parameter.zero_()
+            assert not other(x).any() and made(x).any()

@@ -19,6 +19,7 @@ def in_precision(
     precision: Precision = "auto",
     channels_last: bool = False,
     device: str | torch.device = "cpu",
+    compiled: bool = False,
 ) -> torch.nn.Module:
     """Return the network itself, on a device, with its forward pass in a type of less bits.
 
@@ -31,6 +32,7 @@ def in_precision(
         channels_last: keep the channels of a voxel side by side in memory, which convolutions on CPUs and tensor cores
             read faster.
         device: where it computes.
+        compiled: by `torch.compile`, at its first call; needs a compiler, and pays on GPUs in long runs.
 
     Raises:
         UsageError: float16 on a CPU, where gradients would be lost without a sign.
@@ -47,6 +49,8 @@ def in_precision(
     kind = type(network)
     network.__class__ = type(kind.__name__, (_InPrecision, kind), {"__module__": kind.__module__})
     network._computes = (device.type, TYPES[used], channels_last)
+    if compiled:
+        network.compile()
     return network
 
 
@@ -61,11 +65,13 @@ class _InPrecision(torch.nn.Module):
 
     _computes: Any
 
+    def __call__(self, x: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        """Compute without the metadata of a `MetaTensor`: it costs at each operation, and no network looks at it."""
+        return super().__call__(x.as_tensor() if isinstance(x, MetaTensor) else x, *arguments, **named)
+
     def forward(self, x: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         """Return logits in float32, or what the network gives of them."""
         device, dtype, channels_last = self._computes
-        if isinstance(x, MetaTensor):
-            x = x.as_tensor()  # what its metadata cost at each operation, no network looks at
         if channels_last and x.ndim == 5:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):

@@ -127,11 +127,12 @@ def _config(
     places = {"bundle_root": (str(folder), "the plan"), "dataset_dir": (str(root.resolve()), "the plan")}
     composed = compose_config({**fragments, "task": str(folder / "task.json")}, (), {**given, **places})
     config: dict[str, Any] = json.loads(json.dumps(composed.config))
-    kept = ("GradientClip", "LossSchedule")
+    kept = ("GradientClip", "LossSchedule", "WeightAveraging")
     config["train"]["handlers"] = [
         handler
         for handler in config["train"]["handlers"]
-        if isinstance(handler, dict) and handler["_target_"].rpartition(".")[2] in kept
+        if handler == "@train::augmentation"
+        or (isinstance(handler, dict) and handler["_target_"].rpartition(".")[2] in kept)
     ]
     return config | {"cache_rate": 1.0, "fold": None, "steps_per_epoch": WARM_UP + FEWEST + MOST}
 

@@ -117,6 +117,7 @@ ONE_OF: Mapping[str, OneOf] = {
     "weights_only": (True,),
     "pretrained": (None, False),  # weights from the network
     "compile": (None, False),  # starts a compiler
+    "compiled": (None, False),  # the same
     "data_root_dir": (None, ""),  # a file would go where its metadata says that the image lies, relative to it
     "unpack_items": (False,),  # would hand on what the data says as arguments of a transform, such as a file's name
     "log_stats": (None, False),  # would log what is in the data

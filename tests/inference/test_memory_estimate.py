@@ -104,6 +104,21 @@ def test_the_window_batch_is_chosen_for_the_memory() -> None:
     assert "0.50 GiB (--max-memory)" in str(caught.value.expected)
 
 
+def test_the_scores_of_all_members_count_and_are_named() -> None:
+    config, classes = Preprocessing.parse(STEPS[:4]), 14
+    single = estimate_memory([ct(400)], config, Windowing((96, 96, 96), 0.5, 1), Probe(classes, GIB // 4))
+    together = Windowing((96, 96, 96), 0.5, 1, members=5)
+    probe = Probe(5 * classes, GIB // 4)
+    ensemble = estimate_memory([ct(400)], config, together, probe)
+    _, opened = together.grid(network_shape(ct(400), config)).block_voxels()
+    assert ensemble - single > 4 * 4 * classes * opened
+    whole = 4 * 5 * classes * int(np.prod(network_shape(ct(400), config)))
+    assert ensemble - resident() < whole / 2  # what stock MONAI holds of the members' scores alone
+    with pytest.raises(RefusedError) as caught:
+        plan([ct(400)], config, together, probe, GIB // 2)
+    assert "for 14 classes of 5 networks" in str(caught.value.found)
+
+
 def test_what_is_free_is_the_limit_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() > 0
     monkeypatch.setattr(engine, "available", lambda: 10)

@@ -75,6 +75,8 @@ def test_one_runtime_computes_all_of_an_ensemble(module: torch.nn.Module, monkey
         both = choose_runtime("auto", models, CPU, SHAPE)
         assert both.name == "openvino" and both.reasons == ()
         torch.testing.assert_close(both.run(windows), windows + 1)
+        apart = choose_runtime("auto", models, CPU, SHAPE, members=True)
+        torch.testing.assert_close(apart.run(windows), torch.cat([windows - 1, windows + 3], 1))
         del converted["b.pt"]
         mixed = choose_runtime("auto", models, CPU, SHAPE)
         assert mixed.name == "torch" and mixed.reasons == ("openvino was not used: its scores differ",)

@@ -85,7 +85,7 @@ def read_members(config: Mapping[str, Any]) -> tuple[str, ...]:
     if len(keys := _member_keys(config)) < 2:
         return ()
     evaluator, networks = config["evaluator"], config["networks"]
-    stated = evaluator.get("networks"), resolve(evaluator.get("pred_keys", keys), config)
+    stated = evaluator.get("networks"), resolve(evaluator.get("pred_keys"), config)
     if stated != ("@networks", keys) or any(network != _MEMBER for network in networks):
         return ()
     files: dict[str, str] = {}
@@ -105,7 +105,7 @@ def _member_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys under which an `EnsembleEvaluator` leaves the scores of its networks; empty where it is none."""
     networks = config.get("networks")
     is_ensemble = short_name(config.get("evaluator")) == "EnsembleEvaluator" and isinstance(networks, list)
-    return [f"pred_{index}" for index in range(len(networks))] if is_ensemble and networks else []
+    return [f"member_{index}" for index in range(len(networks))] if is_ensemble and networks else []
 
 
 def _steps_of(config: Mapping[str, Any]) -> Any:

@@ -173,7 +173,7 @@ class Segmenter:
         # as an object, so that Invertd refers to the very same
         parser["preprocessing"] = Compose(typed.build())
         models = load_models([recipe], [parsed(parser, "network_def")], self.device)
-        keys = ["pred"] if len(models) == 1 else [f"pred_{number}" for number in range(len(models))]
+        keys = ["pred"] if len(models) == 1 else [f"member_{number}" for number in range(len(models))]
         self._networks = dict(zip(keys, (model.module for model in models), strict=True))
         self._preprocessing = parsed(parser, "preprocessing")
         self._postprocessing = parsed(parser, "postprocessing")

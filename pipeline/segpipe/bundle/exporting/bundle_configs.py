@@ -235,7 +235,8 @@ def _loaders(members: int) -> list[dict[str, Any]]:
 
 
 def _score_keys(members: int) -> list[str]:
-    return [f"pred_{index}" for index in range(members)]
+    """Return the keys of the members' scores: not MONAI's ``pred_0``, which splitting ``pred`` into labels makes."""
+    return [f"member_{index}" for index in range(members)]
 
 
 def _head(config: Config, members: int) -> dict[str, Any]:

@@ -120,12 +120,13 @@ def test_it_says_what_the_figure_is_of_and_that_patients_are_unknown(tiny_manife
     }
 
 
-def test_known_patients_stay_together_in_the_interval(tiny_manifest, tmp_path, children, capsys) -> None:
+def test_known_patients_stay_together_and_pseudonyms_do_not_hinder(tiny_manifest, tmp_path, children, capsys) -> None:
     shutil.copytree(tiny_manifest.parent, tmp_path / "data")
     manifest = tmp_path / "data" / "manifest.json"
     document = read(manifest)
     for number, case in enumerate(document["training"]):
         case["patient_id"] = f"patient_{number % 2}_{number // 4}"
+    document["pseudonymised"] = True
     manifest.write_text(json.dumps(document))
     assert run(fold_arguments(manifest, tmp_path / "run")) == 0
     said = capsys.readouterr()
@@ -133,6 +134,15 @@ def test_known_patients_stay_together_in_the_interval(tiny_manifest, tmp_path, c
     found = read(tmp_path / "run" / "out_of_fold.json")
     assert found["patients"]["known"] is True
     assert [(row["cases"], row["patients"]) for row in found["folds"]] == [(3, 2), (3, 2)]
+    (tmp_path / "run" / "out_of_fold.json").unlink()
+    assert run(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert read(tmp_path / "run" / "out_of_fold.json") == found
+    document["training"][0]["patient_id"] = document["training"][1]["patient_id"]
+    manifest.write_text(json.dumps(document))
+    assert run([*fold_arguments(manifest, tmp_path / "torn"), "--dry-run"]) == 0
+    assert "1 of 4 patients have cases in several folds: figures may be too good" in capsys.readouterr().err
+    named = [path for path in (tmp_path / "run").glob("*.json") if str(tmp_path / "data") in path.read_text()]
+    assert named == []
 
 
 def test_what_is_finished_is_kept_and_what_is_not_goes_on(whole, tmp_path, children) -> None:
@@ -241,7 +251,7 @@ def test_a_manifest_without_folds_is_refused_with_what_to_do(tiny_manifest, tmp_
     assert run(fold_arguments(manifest, tmp_path / "run")) == 2
     assert "segpipe split" in capsys.readouterr().err
     assert run(["split", str(manifest), "--test", "keep", "--folds", "2"]) == 0
-    assert run(fold_arguments(manifest, tmp_path / "run")) == 0
+    assert run([*fold_arguments(manifest, tmp_path / "run"), "--explain"]) == 0
 
 
 def test_a_failure_and_an_interruption_end_it_and_it_goes_on(tiny_manifest, tmp_path, children, capsys) -> None:

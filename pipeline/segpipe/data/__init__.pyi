@@ -35,3 +35,4 @@ from .reading_ledger import readings_of as readings_of
 from .reading_ledger import record_reading as record_reading
 from .splits import chosen_folds as chosen_folds
 from .splits import draw_split as draw_split
+from .splits import patients_note as patients_note

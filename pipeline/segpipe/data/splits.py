@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from segpipe.data.manifest import Case, Manifest
+from segpipe.data.manifest import PATIENTS_UNKNOWN, Case, Manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 
 
@@ -93,6 +93,19 @@ def chosen_folds(manifest: Manifest, folds: str | Sequence[int]) -> tuple[int, .
     if unknown or not chosen:
         raise UsageError("the manifest has no such fold", found=f"folds {unknown}", expected=f"of {there}, or all")
     return chosen
+
+
+def patients_note(manifest: Manifest) -> str | None:
+    """Return why figures of its folds may be too good: a patient that is measured may be one that was trained on."""
+    if not manifest.knows_patients:
+        return PATIENTS_UNKNOWN
+    folds: dict[str, set[int | None]] = defaultdict(set)
+    for case in manifest.training:
+        folds[case.group].add(case.fold)
+    torn = sum(len(where) > 1 for where in folds.values())
+    if not torn:
+        return None
+    return f"{torn} of {len(folds)} patients have cases in several folds: figures may be too good"
 
 
 def parse_test_size(text: str) -> int | float | None:

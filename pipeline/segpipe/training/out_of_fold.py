@@ -62,11 +62,12 @@ def measure_out_of_fold(
     in_threads(models.predict, series.values, jobs, models.children)
     _pool(series)
     progress("evaluating all of them")
-    dataset = _measured_cases(series)
-    evaluation = _evaluate(series, dataset, place)
+    path = _begun(series) / "manifest.json"
+    dataset = load_manifest(path)
+    evaluation = _evaluate(series, path, dataset, place)
     rows = fold_rows(series, dataset, evaluation, weights)
-    manifest = sha256_of(_begun(series) / "manifest.json")  # also where only some of its folds were measured
-    document = {**out_of_fold_document(rows, dataset, evaluation), "manifest_sha256": manifest}
+    document = out_of_fold_document(rows, dataset, evaluation)
+    document["manifest_sha256"] = sha256_of(path)  # also where only some of its folds were measured
     write_json(out / OUT_OF_FOLD, document)
     return document
 
@@ -212,17 +213,12 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _measured_cases(series: Series) -> Manifest:
-    """Return the data set with the cases of these folds alone."""
-    dataset = load_manifest(_begun(series) / "manifest.json")
-    return dataset.model_copy(update={"training": [case for case in dataset.training if case.fold in series.values]})
-
-
-def _evaluate(series: Series, dataset: Manifest, data: Path) -> Evaluation:
-    manifest = _begun(series) / "manifest.json"
-    whole = tuple(dataset.folds()) == tuple(load_manifest(manifest).folds())
+def _evaluate(series: Series, path: Path, dataset: Manifest, data: Path) -> Evaluation:
+    """Evaluate the cases of these folds, by the path of the manifest where they are all of its folds."""
+    cases = [case for case in dataset.training if case.fold in series.values]
+    whole = list(series.values) == dataset.folds()
     return evaluate(
-        manifest if whole else dataset,  # by its path, so that its hash is that of the runs
+        path if whole else dataset.model_copy(update={"training": cases}),
         series.out / "out_of_fold",
         out=series.out / "evaluation",
         split="out_of_fold",

@@ -8,7 +8,7 @@ from typing import Any
 
 from segpipe.bundle import weights_of
 from segpipe.common.files import read_json
-from segpipe.data import PATIENTS_UNKNOWN, Manifest
+from segpipe.data import Manifest, patients_note
 from segpipe.evaluation import (
     CANDIDATES,
     METHOD,
@@ -61,19 +61,24 @@ def fold_rows(
 def out_of_fold_document(
     rows: Sequence[Mapping[str, Any]], dataset: Manifest, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """Return all of ``out_of_fold.json`` of one training, which was chosen among nothing."""
+    """Return all of ``out_of_fold.json`` of one training, which was chosen among nothing.
+
+    Args:
+        rows: of `fold_rows`.
+        dataset: all its cases.
+        evaluation: of those that were measured.
+    """
     settings = evaluation.settings
     folds = {case.id: case.fold for case in dataset.training}
     dice = [row["mean_dice"]["mean"] for row in rows if row["mean_dice"]["mean"] is not None]
     groups = {case.id: case.group for case in dataset.training}
     figure = corrected_for_selection({"this": evaluation.case_dice}, groups, "this")
-    known = dataset.knows_patients
     choices = evaluation.rules or []
     return {
         "schema_version": SCHEMA_VERSION,
         "of": OF,
         **{name: settings[name] for name in ("dataset", "manifest_sha256", "tolerance_mm", "bootstrap")},
-        "patients": {"known": known, "rule": dataset.patient_rule, "note": None if known else PATIENTS_UNKNOWN},
+        "patients": {"known": dataset.knows_patients, "rule": dataset.patient_rule, "note": patients_note(dataset)},
         "folds": list(rows),
         "spread": spread(dice),
         "figure": _figure(figure),

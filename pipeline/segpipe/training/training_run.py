@@ -12,7 +12,7 @@ from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import usable_cores
-from segpipe.data import PATIENTS_UNKNOWN, Manifest, chosen_folds, fingerprint_path, load_manifest, save_manifest
+from segpipe.data import Manifest, chosen_folds, fingerprint_path, load_manifest, patients_note, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.cross_validation import resume_folds, train_folds
 from segpipe.training.out_of_fold import measure_out_of_fold
@@ -204,8 +204,8 @@ def _train(
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
     dataset = load_manifest(manifest)
-    unknown = settings.folds is not None and not dataset.knows_patients
-    notes = (*composed.notes, *([PATIENTS_UNKNOWN] if unknown else []))
+    doubt = None if settings.folds is None else patients_note(dataset)
+    notes = (*composed.notes, *([doubt] if doubt else []))
     for note in notes:
         (progress or Console("train").note)(note)
     if dry_run:

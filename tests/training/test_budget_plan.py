@@ -16,6 +16,7 @@ from segpipe.errors import UsageError
 from segpipe.training.budget_plan import cases_of_a_run, usual_cases
 from segpipe.training.planning import plan
 from segpipe.training.step_measurement import require_device
+from tiny_data import train_arguments
 
 
 def test_a_device_that_is_not_there_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +65,34 @@ def test_the_printed_command_trains_what_was_planned(
     assert trained["epochs"] == spent["epochs"]
     config = json.loads((tmp_path / "runs/first/config.json").read_text())
     assert {name: config[name] for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "1h", "--epochs", "3"], "both say how long"),
+        (["--budget", "never"], "not a budget of time"),
+        (["--budget", "1h", "--explain"], "--budget measures"),
+    ],
+)
+def test_budgets_of_train_that_make_no_sense(
+    tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert run(train_arguments(tiny_manifest, tmp_path / "run", *words)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_within_a_budget(tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = train_arguments(tiny_manifest, out, "--budget", "10s")
+    assert run(words) == 0
+    seen = capsys.readouterr()
+    config = json.loads((out / "config.json").read_text())
+    steps = config["steps_per_epoch"] * config["max_epochs"]
+    assert f"{steps:,} steps of" in seen.err and "of 10 s" in seen.err
+    assert config["max_epochs"] % config["val_interval"] == 0
+    assert run(words) == 2  # its length is decided
+    said = capsys.readouterr().err
+    assert f"segpipe train --resume {out}" in said
+    assert run(["train", "--resume", str(out)]) == 0

@@ -50,6 +50,9 @@ def command(
     data: DataFolder = None,
     set_: Override = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (max_epochs).")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for all of it, e.g. 2h: steps are measured here, and their number follows.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Threads = None,
     workers: Workers = None,
@@ -93,6 +96,8 @@ def command(
     --folds all trains a model a fold, each with the weights of its last epoch, and measures every case by the model
     that left it out: OUT/out_of_fold.json.
 
+    --budget 2h measures a step on this machine and trains as many as fit, whatever the number of runs.
+
     --fold none trains on every training case and validates none.
 
     A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
@@ -122,6 +127,8 @@ def command(
             "--resume goes on with the training, and --explain would not train",
             hint="leave one of them out: RUN/config.json has each value, origins in RUN/run.json where it came from",
         )
+    if explain and budget is not None:
+        raise UsageError("--budget measures, and --explain would not", hint="leave one of them out")
     if explain:
         _explain(console, manifest, out, {**settings, "folds": folds}, policy, save_config)
         return OK
@@ -136,6 +143,7 @@ def command(
             folds=folds,
             seeds=seeds,
             jobs=jobs,
+            budget=budget,
             resume=resume,
             allow_other_cpu=allow_other_cpu,
             dry_run=dry_run,

@@ -28,7 +28,7 @@ from segpipe.training.budget_rules import scaled as at_other_place
 from segpipe.training.budgets import ENOUGH_STEPS, duration
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
 from segpipe.training.runtime_plan import BASE
-from segpipe.training.step_measurement import Measured, measure, require_device, startup_seconds
+from segpipe.training.step_measurement import Measured, measure, measure_config, require_device, startup_seconds
 
 ROUNDS = 4  # measurements, each at what the one before let choose
 OVERLAP = 0.5
@@ -69,6 +69,20 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Trainings that share a time: one, one a seed (``seeds``), or one a fold (``folds``)."""
+
+    seconds: float
+    folds: tuple[int, ...] = ()
+    seeds: int = 1
+
+    @property
+    def number(self) -> int:
+        """Return how many there are."""
+        return len(self.folds) or self.seeds
+
+
+@dataclass(frozen=True)
 class BudgetPlan:
     """What was decided: rules by name, and what a run is expected to take."""
 
@@ -100,6 +114,33 @@ def within_budget(request: Request) -> BudgetPlan:
         known, place = _measured(request, chosen), chosen
     spent = _estimate(request, known, place, startup_s)
     return BudgetPlan(_rules(request, place, spent), spent, tuple(_notes(request, spent)))
+
+
+def length_within(
+    config: Mapping[str, Any], fingerprint: Fingerprint, manifest: Manifest, root: Path, runs: Runs
+) -> Estimate:
+    """Return how long a training that is decided but for its length may be.
+
+    Args:
+        config: composed, of one of the runs.
+        fingerprint: of the training cases.
+        manifest, root: the dataset, and the folder that its paths start from.
+        runs: that share the time.
+
+    Raises:
+        UsageError: there is no such device.
+        DataError: a case cannot be prepared.
+    """
+    require_device("cuda" if "cuda" in str(config["device"]) else "cpu")
+    pixdim = [item["pixdim"] for item in config["deterministic_transforms"] if "pixdim" in item]
+    spacing = list(pixdim[0] if pixdim else fingerprint.summary.median_spacing_ras_mm)
+    shape = rules.resampled_shape(fingerprint, spacing)
+    place = Resolution(1.0, spacing, list(config["patch_size"]), config["batch_size"], shape)
+    startup_s = startup_seconds()
+    known = measure_config(config, manifest, root, usual_cases(manifest, fingerprint))
+    training, validation = cases_of_a_run(manifest, len(runs.folds))
+    cases = Cases(training, validation, runs.number, bool(runs.folds), config["cache_rate"])
+    return estimate(known, place, fingerprint, cases, startup_s, runs.seconds, config["overlap"])
 
 
 def cases_of_a_run(manifest: Manifest, folds: int | None) -> tuple[int, int]:

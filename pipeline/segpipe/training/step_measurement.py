@@ -79,12 +79,21 @@ def measure(
         UsageError: the parts do not fit together, or there is no such device.
         DataError: a case cannot be prepared.
     """
+    with temporary_folder() as folder:
+        write_json(folder / "task.json", dict(task))
+        given = {name: (value, "the plan") for name, value in values.items()}
+        composed = compose_config({**fragments, "task": str(folder / "task.json")}, (), given)
+    return measure_config(composed.config, manifest, root, cases)
+
+
+def measure_config(config: Mapping[str, Any], manifest: Manifest, root: Path, cases: Sequence[Case]) -> Measured:
+    """Measure a config that is composed already; arguments and errors as of `measure`."""
     quiet_libraries()
     with temporary_folder() as folder:
-        config = _config(folder, task, fragments, values, manifest, root, cases)
+        measured = _to_measure(config, folder, manifest, root, cases)
         with _threads_and_random_state_kept():
             try:
-                return _measured(config, len(cases))
+                return _measured(measured, len(cases))
             except Exception as error:
                 raise unwrap(error) from error
 
@@ -111,30 +120,27 @@ def require_device(device: str) -> None:
         )
 
 
-def _config(
-    folder: Path,
-    task: Mapping[str, Any],
-    fragments: Mapping[str, str],
-    values: Mapping[str, Any],
-    manifest: Manifest,
-    root: Path,
-    cases: Sequence[Case],
+def _to_measure(
+    config: Mapping[str, Any], folder: Path, manifest: Manifest, root: Path, cases: Sequence[Case]
 ) -> dict[str, Any]:
-    write_json(folder / "task.json", dict(task))
+    """Return the config of a training on these cases alone, which writes nothing and does not end by itself."""
     chosen = [case.model_copy(update={"fold": None}) for case in cases]
     save_manifest(manifest.model_copy(update={"training": chosen, "test": []}), folder / "manifest.json")
-    given = {name: (value, "the plan") for name, value in values.items()}
-    places = {"bundle_root": (str(folder), "the plan"), "dataset_dir": (str(root.resolve()), "the plan")}
-    composed = compose_config({**fragments, "task": str(folder / "task.json")}, (), {**given, **places})
-    config: dict[str, Any] = json.loads(json.dumps(composed.config))
-    kept = ("GradientClip", "LossSchedule", "WeightAveraging")
-    config["train"]["handlers"] = [
+    changed: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    kept = ("GradientClip", "LossSchedule")
+    changed["train"]["handlers"] = [
         handler
-        for handler in config["train"]["handlers"]
-        if handler == "@train::augmentation"
-        or (isinstance(handler, dict) and handler["_target_"].rpartition(".")[2] in kept)
+        for handler in changed["train"]["handlers"]
+        if isinstance(handler, dict) and handler["_target_"].rpartition(".")[2] in kept
     ]
-    return config | {"cache_rate": 1.0, "fold": None, "steps_per_epoch": WARM_UP + FEWEST + MOST}
+    return changed | {
+        "bundle_root": str(folder),
+        "manifest": str(folder / "manifest.json"),
+        "dataset_dir": str(root.resolve()),
+        "cache_rate": 1.0,
+        "fold": None,
+        "steps_per_epoch": WARM_UP + FEWEST + MOST,
+    }
 
 
 def _measured(config: dict[str, Any], cases: int) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,20 @@ from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import usable_cores
-from segpipe.data import Manifest, chosen_folds, fingerprint_path, load_manifest, patients_note, save_manifest
+from segpipe.data import (
+    Manifest,
+    chosen_folds,
+    fingerprint_path,
+    load_manifest,
+    patients_note,
+    read_fingerprint,
+    save_manifest,
+    take_fingerprint,
+)
 from segpipe.errors import UsageError
+from segpipe.training.budgets import duration, parse_budget
 from segpipe.training.cross_validation import resume_folds, train_folds
+from segpipe.training.fragments import Composed
 from segpipe.training.out_of_fold import measure_out_of_fold
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, RunSettings, compose_run
 from segpipe.training.same_cpu import accept_this_cpu
@@ -94,6 +105,7 @@ def train(
     data: str | Path | None = None,
     overrides: Sequence[str] = (),
     seeds: int | None = None,
+    budget: str | int | float | None = None,
     resume: str | Path | None = None,
     allow_other_cpu: bool = False,
     dry_run: bool = False,
@@ -128,6 +140,7 @@ def train(
         epochs, threads, workers: None leaves them to the runtime fragment. With ``resume``, ``epochs`` extends a run.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
+        budget: time for all of it, such as ``2h``: a step is measured and the number of steps follows, not ``epochs``.
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
         resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
             and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
@@ -147,7 +160,7 @@ def train(
                 "--resume goes on with the training, and --dry-run would not train",
                 hint="leave one of them out: what a run is configured by stands in RUN/config.json",
             )
-        if manifest is not None or overrides or seeds is not None or folds is not None:
+        if manifest is not None or overrides or any(given is not None for given in (seeds, folds, budget)):
             raise UsageError(
                 "--resume takes its settings from the run",
                 hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
@@ -172,6 +185,8 @@ def train(
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
     if manifest is None or task is None or (out is None and not dry_run):
         raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
+    if budget is not None and epochs is not None:
+        raise UsageError("--budget and --epochs both say how long", hint="give one of them")
     if folds is not None and (seeds is not None or fold != 0):
         raise UsageError(
             "--folds trains every fold with one seed",
@@ -182,13 +197,14 @@ def train(
         task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides), folds
     )
     policy = TrustPolicy(tuple(allow), run_unvetted_code)
+    seconds = None if budget is None else parse_budget(budget)
     if not isinstance(manifest, Manifest):
-        return _train(Path(manifest), out, settings, policy, seeds, jobs, dry_run, progress)
+        return _train(Path(manifest), out, settings, policy, seeds, jobs, dry_run, seconds, progress)
     if data is None:
         raise UsageError("a manifest in memory does not say where its files are", hint="name their folder as data")
     with temporary_folder() as folder:
         save_manifest(manifest, folder / "manifest.json")
-        return _train(folder / "manifest.json", out, settings, policy, seeds, jobs, dry_run, progress)
+        return _train(folder / "manifest.json", out, settings, policy, seeds, jobs, dry_run, seconds, progress)
 
 
 def _train(
@@ -199,10 +215,14 @@ def _train(
     seeds: int | None,
     jobs: int,
     dry_run: bool,
+    seconds: float | None,
     progress: Callable[[str], object] | None,
 ) -> TrainingRun:
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
+    if seconds is not None:
+        length = _length(manifest, root, settings, composed, seeds, seconds, progress)
+        composed = compose_run(manifest, root, replace(settings, **length), policy)
     dataset = load_manifest(manifest)
     doubt = None if settings.folds is None else patients_note(dataset)
     notes = (*composed.notes, *([doubt] if doubt else []))
@@ -220,6 +240,34 @@ def _train(
         trained = train_folds(sources, root, chosen, jobs, progress)
         return _of_folds(root, trained, measure_out_of_fold(root, sources.data, jobs, progress), notes)
     return _of_record(root, start(composed, manifest, root, fingerprint, progress), notes)
+
+
+def _length(
+    manifest: Path,
+    root: Path,
+    settings: RunSettings,
+    composed: Composed,
+    seeds: int | None,
+    seconds: float,
+    progress: Callable[[str], object] | None,
+) -> dict[str, Any]:
+    """Return the settings that say how long to train, by a step that is measured here."""
+    from segpipe.training.budget_plan import Runs, length_within  # with torch and MONAI
+
+    if any(path.is_file() for path in (root / "run.json", *root.glob("*/run.json"))):
+        hint = f"go on with `segpipe train --resume {root}`, or choose another --out"
+        raise UsageError("the folder already holds a run, whose length is decided", path=root, hint=hint)
+    dataset, place = load_manifest(manifest), Path(composed.config["dataset_dir"])
+    fingerprint = read_fingerprint(fingerprint_path(settings.task)) or take_fingerprint(dataset, place)
+    folds = () if settings.folds is None else tuple(chosen_folds(dataset, settings.folds))
+    spent = length_within(composed.config, fingerprint, dataset, place, Runs(seconds, folds, seeds or 1))
+    (progress or Console("train").note)(
+        f"{spent.steps:,} steps of {spent.step_s:.3g} s in {spent.epochs} epochs, {spent.runs} "
+        f"{'run' if spent.runs == 1 else 'runs'}: about {duration(spent.total_s)} of {duration(seconds)}"
+    )
+    lengths = {"steps_per_epoch": spent.steps_per_epoch, "val_interval": spent.validation_interval}
+    overrides = (*settings.overrides, *(f"{name}={value}" for name, value in lengths.items()))
+    return {"epochs": spent.epochs, "overrides": overrides}
 
 
 def _note_crowded(config: Mapping[str, Any], jobs: int, progress: Callable[[str], object] | None) -> None:

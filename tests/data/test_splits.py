@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from segpipe.cli.app import run
 from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
-from segpipe.data.splits import draw_split, find_leaks, parse_test_size
+from segpipe.data.splits import chosen_folds, draw_split, find_leaks, parse_test_size, patients_note
 from segpipe.errors import DataError, RefusedError, UsageError
 
 
@@ -147,3 +147,33 @@ def test_the_shipped_split_is_what_the_documented_command_draws():
     assert find_leaks(shipped) == [] and len(shipped.test) >= 45
     assert len({case.patient_id for case in shipped.cases()}) == 129
     assert all(set(case.sha256 or {}) == set(case.paths) for case in shipped.cases())
+
+
+def test_the_folds_of_a_cross_validation() -> None:
+    split = draw_split(dataset([1] * 9), 0, 3)
+    assert chosen_folds(split, "all") == (0, 1, 2)
+    assert chosen_folds(split, "2, 0") == chosen_folds(split, [0, 2, 2]) == (0, 2)
+    for folds, words in (("1,5", "no such fold"), ("", "cannot be read"), ([], "no such fold"), ("one", "cannot be")):
+        with pytest.raises(UsageError, match=words):
+            chosen_folds(split, folds)
+    with pytest.raises(UsageError, match="at least two folds"):
+        chosen_folds(dataset([1] * 9), "all")
+
+
+def test_out_of_fold_are_the_cases_that_some_fold_leaves_out() -> None:
+    split = draw_split(dataset([2] * 6), 2, 2)
+    assert split.select("out_of_fold") == split.training
+    split.training[0].fold = None
+    assert split.select("out_of_fold") == split.training[1:]
+
+
+def test_what_makes_the_figures_of_folds_doubtful() -> None:
+    split = draw_split(dataset([2, 2, 2, 1]), 0, 2)
+    assert patients_note(split) is None
+    torn = next(case for case in split.training if case.id == "c0_0")
+    torn.fold = 1 - torn.fold
+    assert patients_note(split) == "1 of 4 patients have cases in several folds: figures may be too good"
+    for case in split.cases():
+        case.patient_id = None
+    assert patients_note(split) == "patients unknown: figures may be too good"
+    assert patients_note(split.model_copy(update={"patient_rule": "regex:x"})) is None

@@ -23,6 +23,7 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveIm
 from segpipe.inference import engine as streaming
 from segpipe.inference.engine import Probe
 from segpipe.inference.output import write_labels
+from segpipe.inference.precision import ChosenPrecision
 from segpipe.inference.runtimes import Model, choose_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.transforms import Preprocessing, build_step
@@ -121,7 +122,11 @@ def _ours(task: dict[str, Any]) -> Work:
     torch.save(network.state_dict(), state)
     shape = (1, *task["roi"])
     model = Model(network, str(state), str(task["classes"]))
-    chosen = choose_runtime(task["side"], [model], torch.device("cpu"), shape, task["threads"])
+    wanted, _, kind = task["side"].partition(" ")
+    precision = ChosenPrecision(kind or "float32")
+    chosen = choose_runtime(
+        wanted, [model], torch.device("cpu"), shape, task["threads"], precision=lambda runtime: precision
+    )
     serial = task.get("serial", False)
     windowing = Windowing(
         tuple(task["roi"]), task["overlap"], task["batch"], "gaussian", "softmax", overlapped=not serial

@@ -217,3 +217,46 @@ def test_arguments_that_make_no_sense_are_named(tiny_manifest: Path, tmp_path: P
     arguments = train_arguments(tiny_manifest, tmp_path / "run", "--augment", "nnunet", "--dry-run", "--set", override)
     assert run(arguments) == 2
     assert override.partition("=")[0].rpartition("#")[2] in capsys.readouterr().err
+
+
+def test_a_run_whose_config_an_earlier_version_wrote_trains_and_resumes_bit_for_bit(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from segpipe.components.handlers import StopOnNonFinite
+    from segpipe.training import start
+    from segpipe.training.fragments import Composed, compose_config
+
+    bundle = Path(__file__).resolve().parents[2] / "bundles" / "hippocampus_mri" / "configs" / "train.json"
+    earlier = json.loads(bundle.read_text())
+    assert earlier["amp"] is False and "precision" not in earlier and "averaged" not in earlier["train"]
+    fragments = {"network": "unet", "loss": "dice_ce", "augment": "none", "runtime": "cpu"}
+    task = compose_config({**fragments, "task": str(tiny_manifest.parent / "task.yaml")}).config
+    names = ("channels", "labels", "in_channels", "out_channels", "patch_size", "deterministic_transforms")
+    small = {
+        "max_epochs": 3,
+        "val_interval": 1,
+        "batch_size": 2,
+        "threads": 1,
+        "dataset_dir": str(tiny_manifest.parent),
+    }
+    small["manifest"] = "$@bundle_root + '/manifest.json'"
+    small["run_dir"] = "@bundle_root"
+    for name in ("whole", "stopped"):
+        out = tmp_path / name
+        config = {**earlier, **{id: task[id] for id in names}, **small, "bundle_root": str(out)}
+        config["network_def"] = {**earlier["network_def"], "channels": [4, 8], "strides": [2]}
+
+        def interrupt(self, engine) -> None:
+            if engine.state.epoch == 2:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if name == "stopped":
+                patch.setattr(StopOnNonFinite, "__call__", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    start(Composed(config), tiny_manifest, out)
+            else:
+                start(Composed(config), tiny_manifest, out)
+    assert run(["train", "--resume", str(tmp_path / "stopped")]) == 0
+    assert equal(state(tmp_path / "whole" / "last.pt"), state(tmp_path / "stopped" / "last.pt"))
+    assert weights_of(tmp_path / "whole") == tmp_path / "whole" / "best.pt"

@@ -78,7 +78,10 @@ def test_an_ensemble_shows_its_folds_figures_as_theirs(ensemble: Bundle) -> None
     assert "No validation figure of this ensemble" in text and "not of this ensemble" in text
     assert "| as measured | 0.871 [0.850, 0.890] |" in text
     assert "| corrected for the choice among 3 trainings | 0.864 [0.842, 0.884] |" in text
-    assert "Chosen by them: training: second, of 3; post-processing of right part: none, of 14." in text
+    assert "Chosen by them: training: second, of 3." in text
+    assert "Tried on them, and not applied here: post-processing of right part: none, of 14." in text
+    assert "Correction: by a bootstrap over patients." in text
+    assert "4 cases of unknown patients, each by the model that did not see it" in text
     assert "**Patients unknown: figures may be too good.**" in text
     assert "its fold models have mean Dice 0.864 [0.842, 0.884] on the cases that they left out" in text
     assert "`models/member_1.pt`" in text and "`models/model.pt`" not in text
@@ -87,6 +90,15 @@ def test_an_ensemble_shows_its_folds_figures_as_theirs(ensemble: Bundle) -> None
     assert bundle.metadata["eval_metrics"] == {} and bundle.metadata["results"] is None
     assert bundle.metadata["training_data"]["training_cases"] == 4
     assert bundle.metadata["training_data"]["validation_cases"] is None
+    assert conforms(bundle.root)
+
+
+def test_rules_that_the_bundle_applies_are_among_what_was_chosen(folds: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "rules.json", {"schema_version": 1, "rules": {"2": {"keep_largest": True}}})
+    bundle = export(folds, tmp_path / "ensemble", postprocessing=tmp_path / "rules.json")
+    text = plain(card(bundle.root))
+    assert "Chosen by them: post-processing of right part: none, of 14." in text
+    assert "they are 0.881 as measured, and 0.871 corrected for the choice of rules too" in text
     assert conforms(bundle.root)
 
 

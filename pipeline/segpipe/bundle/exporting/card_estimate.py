@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from segpipe.bundle.exporting.markdown import figure, table
+from segpipe.bundle.exporting.markdown import figure, number, table
 
 Document = Mapping[str, Any]
+RULE = "post-processing of "
 
 
 def estimate_in_short(metadata: Document) -> str | None:
@@ -32,7 +33,8 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
             return []
         seen = f"all its {data['training_cases']} cases were trained on" if whole else "its members saw all cases"
         return [f"No validation figure of this model: {seen}."]
-    left_out = f"{estimate['cases']} cases of {estimate['patients']} patients, each by the model that did not see it"
+    patients = "unknown patients" if estimate["note"] else f"{estimate['patients']} patients"
+    left_out = f"{estimate['cases']} cases of {patients}, each by the model that did not see it"
     models = f"{estimate['folds']} models of the same training, each without one fold"
     if members:
         head = (
@@ -46,25 +48,52 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
         )
     rows = [
         ("as measured", figure(estimate["raw"])),
-        (f"corrected for the choice among {_trainings(estimate['candidates'])}", figure(estimate["corrected"])),
+        (_corrected(estimate["candidates"]), figure(estimate["corrected"])),
     ]
     means = "In brackets the 95% bootstrap interval over patients."
-    parts = [head, table([f"{estimate['measure']} of the fold models", "mean"], rows), f"{means} {_method(estimate)}"]
-    return [*parts, *_chosen(estimate), *([f"**{_sentence(estimate['note'])}**"] if estimate["note"] else [])]
+    parts = [head, table([f"{estimate['measure']} of the fold models", "mean"], rows), f"{means}{_method(estimate)}"]
+    return [
+        *parts,
+        *_chosen(estimate),
+        *_rules(metadata, estimate),
+        *([f"**{_sentence(estimate['note'])}**"] if estimate["note"] else []),
+    ]
 
 
-def _trainings(candidates: int) -> str:
-    return "one training" if candidates == 1 else f"{candidates} trainings"
+def _corrected(candidates: int) -> str:
+    return (
+        "corrected (nothing was chosen)"
+        if candidates == 1
+        else f"corrected for the choice among {candidates} trainings"
+    )
 
 
 def _method(estimate: Document) -> str:
-    return f"Correction: {estimate['method'].rstrip('.')}."
+    return "" if estimate["candidates"] == 1 else f" Correction: {estimate['method'].rstrip('.')}."
 
 
 def _chosen(estimate: Document) -> list[str]:
-    """Write all that was chosen by these figures."""
-    chosen = [f"{each['what']}: {each['chosen']}, of {each['candidates']}" for each in estimate["selected"]]
+    """Write all that was chosen by these figures but rules for labels."""
+    chosen = [_words(each) for each in estimate["selected"] if not each["what"].startswith(RULE)]
     return [f"Chosen by them: {'; '.join(chosen)}."] if chosen else []
+
+
+def _rules(metadata: Document, estimate: Document) -> list[str]:
+    """Write which rules for labels were tried on these cases, and whether this bundle applies any."""
+    tried = [_words(each) for each in estimate["selected"] if each["what"].startswith(RULE)]
+    if not tried:
+        return []
+    if not metadata["postprocessing"]:
+        return [f"Tried on them, and not applied here: {'; '.join(tried)}."]
+    with_rules = {name: number(value, 3) or "-" for name, value in estimate["with_postprocessing"].items()}
+    return [
+        f"Chosen by them: {'; '.join(tried)}. The figures above are without any rule; with the chosen ones "
+        f"they are {with_rules['raw']} as measured, and {with_rules['corrected']} corrected for the choice of rules too."
+    ]
+
+
+def _words(choice: Document) -> str:
+    return f"{choice['what']}: {choice['chosen']}, of {choice['candidates']}"
 
 
 def _sentence(text: str) -> str:

@@ -99,6 +99,11 @@ def _figures(folds: Members, folder: Path) -> dict[str, Any]:
             "candidates": int(figure["candidates"]),
             "method": str(figure["method"]),
             "selected": [_selected(choice) for choice in document["selected"]],
+            "with_postprocessing": {
+                name: None if value is None else round(float(value), DIGITS)
+                for name in ("raw", "corrected")
+                for value in [document["postprocessing"][name]]
+            },
             "note": document["patients"]["note"],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -98,7 +98,7 @@ def test_rules_that_the_bundle_applies_are_among_what_was_chosen(folds: Path, tm
     bundle = export(folds, tmp_path / "ensemble", postprocessing=tmp_path / "rules.json")
     text = plain(card(bundle.root))
     assert "Chosen by them: post-processing of right part: none, of 14." in text
-    assert "they are 0.881 as measured, and 0.871 corrected for the choice of rules too" in text
+    assert "they are 0.881 as measured, and 0.871 corrected for the choice of rules" in text
     assert conforms(bundle.root)
 
 

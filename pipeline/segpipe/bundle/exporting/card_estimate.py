@@ -88,7 +88,7 @@ def _rules(metadata: Document, estimate: Document) -> list[str]:
     with_rules = {name: number(value, 3) or "-" for name, value in estimate["with_postprocessing"].items()}
     return [
         f"Chosen by them: {'; '.join(tried)}. The figures above are without any rule; with the chosen ones "
-        f"they are {with_rules['raw']} as measured, and {with_rules['corrected']} corrected for the choice of rules too."
+        f"they are {with_rules['raw']} as measured, and {with_rules['corrected']} corrected for the choice of rules."
     ]
 
 

@@ -138,9 +138,10 @@ def test_no_third_party_noise_on_success(tiny_manifest, tmp_path) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
-def test_stock_monai_trains_the_same_weights_from_the_config(tiny_manifest, tmp_path) -> None:
+@pytest.mark.parametrize("fold", ["0", "none"])  # none: there is nothing to validate
+def test_stock_monai_trains_the_same_weights_from_the_config(tiny_manifest, tmp_path, fold: str) -> None:
     ours, stock = tmp_path / "ours", tmp_path / "stock"
-    assert run(train_arguments(tiny_manifest, ours, "--epochs", "2")) == 0
+    assert run(train_arguments(tiny_manifest, ours, "--epochs", "2", "--fold", fold)) == 0
     stock.mkdir()
     for name in ("config.json", "manifest.json"):
         shutil.copy(ours / name, stock / name)

@@ -332,6 +332,7 @@ def _auto(root: Path) -> list[tuple[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("segpipe.studies.auto_run.search", fake.search)
         patch.setattr("segpipe.studies.auto_run.export", fake.export)
+        patch.setattr("segpipe.studies.auto_run.startup_seconds", lambda: 5.0)
         words = ("auto", root / "manifest.json", "--budget", "1h", "-o", root / "auto", "--candidate", "unet")
         found = [("auto", printed(*words))]
     return [*found, ("auto", json.loads((root / "auto/auto.json").read_text()))]

@@ -26,6 +26,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSearch:
     fake = FakeSearch()
     monkeypatch.setattr(auto_run, "search", fake.search)
     monkeypatch.setattr(auto_run, "export", fake.export)
+    monkeypatch.setattr(auto_run, "startup_seconds", lambda: 5.0)
     return fake
 
 

@@ -25,7 +25,6 @@ from segpipe.bundle import export
 from segpipe.common.files import cannot_write, read_json, write_json
 from segpipe.data import (
     FINGERPRINT,
-    PATIENTS_UNKNOWN,
     Fingerprint,
     Manifest,
     check_dataset,
@@ -33,6 +32,7 @@ from segpipe.data import (
     draw_split,
     import_dataset,
     load_manifest,
+    patients_note,
     read_fingerprint,
     save_fingerprint,
     save_manifest,
@@ -41,14 +41,14 @@ from segpipe.data import (
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_page import write_auto_page
 from segpipe.studies.search import Candidate, Found, Question, search
-from segpipe.training import duration
+from segpipe.training import duration, startup_seconds
 
 STATE, PAGE, MANIFEST, BUNDLE = "auto.json", "auto.html", "manifest.json", "bundle"
 SCHEMA_VERSION = 1
 STEPS = ("import", "check", "split", "fingerprint", "search", "export")
 NETWORKS = ("unet", "unet_fine")  # the first is the cheaper; see docs/reference/networks.md
 SECONDS_A_FOLD, FEWEST_FOLDS, MOST_FOLDS = 120.0, 2, 5  # of the budget: with less a fold, fewer folds
-EXPORT_SHARE, EXPORT_S = 0.03, 12.0  # of the budget left for the export, at least so many seconds
+EXPORT_STARTS = 2.5  # as long as starting so many trainings takes the export: networks, golden case, checks
 SAVED_EVERY_S = 2.0  # a killed run knows its time to this
 Progress = Callable[[str], object]
 
@@ -273,9 +273,6 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
         channels=manifest.channels,
         patients=len({case.group for case in manifest.training}) if manifest.knows_patients else None,
     )
-    if not manifest.knows_patients and PATIENTS_UNKNOWN not in state.document["notes"]:
-        state.document["notes"].append(PATIENTS_UNKNOWN)
-        state.say(f"{PATIENTS_UNKNOWN}: name the rule with --patient-rule")
     return manifest, root
 
 
@@ -309,6 +306,10 @@ def _split(asked: Asked, manifest: Manifest, state: State) -> Manifest:
         save_manifest(manifest, asked.out / MANIFEST)
     elif asked.folds is not None and asked.folds != len(manifest.folds()):
         raise UsageError("the manifest has its folds already", found=len(manifest.folds()), hint="leave --folds out")
+    doubt = patients_note(manifest)
+    if doubt and doubt not in state.document["notes"]:
+        state.document["notes"].append(doubt)
+        state.say(doubt if manifest.knows_patients else f"{doubt}; name the rule with --patient-rule")
     state.decide(folds=manifest.fold_sizes(), rule=manifest.split_rule)
     return manifest
 
@@ -324,7 +325,7 @@ def _fingerprint(path: Path, manifest: Manifest, root: Path) -> Fingerprint:
 def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Path, state: State) -> Found:
     seconds = state.decided("search").get("seconds")
     if seconds is None:
-        seconds = round(max(1.0, state.left - max(EXPORT_S, EXPORT_SHARE * asked.seconds)), 1)
+        seconds = round(max(1.0, state.left - EXPORT_STARTS * startup_seconds()), 1)
         state.decide(seconds=seconds)
         state.write()
     path = asked.out / MANIFEST

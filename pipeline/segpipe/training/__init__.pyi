@@ -29,5 +29,6 @@ from .runtime_plan import runtime_path as runtime_path
 from .same_cpu import accept_this_cpu as accept_this_cpu
 from .session import resume as resume
 from .session import start as start
+from .step_measurement import startup_seconds as startup_seconds
 from .training_run import TrainingRun as TrainingRun
 from .training_run import train as train

@@ -13,9 +13,10 @@ from segpipe.training.fragments import read_fragment
 
 
 def test_a_small_label_is_drawn_as_often_as_a_large_one(tmp_path: Path) -> None:
-    transforms = read_fragment("augment", "by_class")[0]["random_transforms"]
-    crop = next(item for item in transforms if item["_target_"] == "RandCropByLabelClassesd")
-    parser = ConfigParser({"crop": crop, "patch_size": [9, 9, 9], "out_channels": 4})
+    steps = read_fragment("augment", "by_class")[0]["random_transforms"]
+    names = ("ClassesToIndicesd", "RandCropByLabelClassesd")
+    crop = {"_target_": "Compose", "transforms": [step for step in steps if step["_target_"] in names]}
+    parser = ConfigParser({"crop": crop, "patch_size": [9, 9, 9], "labels": ["background", "a", "b", "c"]})
     draw = parser.get_parsed_content("crop").set_random_state(seed=0)
     label = torch.zeros((1, 40, 40, 40))
     label[0, 5:25, 5:25, 5:25] = 1

@@ -260,3 +260,13 @@ def test_a_run_whose_config_an_earlier_version_wrote_trains_and_resumes_bit_for_
     assert run(["train", "--resume", str(tmp_path / "stopped")]) == 0
     assert equal(state(tmp_path / "whole" / "last.pt"), state(tmp_path / "stopped" / "last.pt"))
     assert weights_of(tmp_path / "whole") == tmp_path / "whole" / "best.pt"
+
+
+def test_the_estimate_of_a_dry_run_counts_steps_and_validations(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    arguments = train_arguments(tiny_manifest, tmp_path / "run", "--dry-run", "--json", "--epochs", "1000")
+    assert run([*arguments, "--set", "steps_per_epoch=7", "--set", "val_interval=3"]) == 0
+    found = json.loads(capsys.readouterr().out)["dry_run"]
+    assert found["steps_per_epoch"] == 7
+    seconds = 7000 * found["seconds_per_step"] + 334 * 3 * found["seconds_per_validation_case"]
+    rounding = (7000 + 1002) * 0.0005 + 3
+    assert abs(found["estimated_minutes"] * 60 - seconds) <= rounding

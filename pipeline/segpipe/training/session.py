@@ -246,6 +246,8 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         raise unwrap(error) from error
     if not math.isfinite(float(value)):
         raise DataError("the first loss is not finite", found=float(value))
+    epochs, cases = trainer.state.max_epochs, len(parser.get_parsed_content("validate::dataset"))
+    checks = math.ceil(epochs / composed.config["val_interval"]) * cases
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "batch_shape": list(batch["image"].shape),
@@ -254,7 +256,7 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
         "seconds_per_step": round(seconds, 3),
         "steps_per_epoch": len(loader),
         "seconds_per_validation_case": validation_seconds,
-        "estimated_minutes": round(seconds * len(loader) * trainer.state.max_epochs / 60, 1),
+        "estimated_minutes": round((epochs * len(loader) * seconds + checks * (validation_seconds or 0)) / 60, 1),
     }
 
 

@@ -42,7 +42,9 @@ def main() -> None:
         command = [sys.executable, "-m", "segpipe", *words, "--json"]
         subprocess.run(command, env=child_environment(), check=True, capture_output=True)
         wall = time.monotonic() - began
+        again = segpipe.plan(manifest, network=options.network, budget=options.budget)
         report(plan, planning, wall, folder / "run")
+        say_noise(plan, again)
 
 
 def write_data(folder: Path, cases: int, shape: tuple[int, int, int]) -> Path:
@@ -76,6 +78,14 @@ def report(plan: segpipe.training.Plan, planning: float, wall: float, run: Path)
     print(f"{spent.steps} steps of {plan.settings['batch_size']} patches, {json.dumps(dict(plan.settings))}")
     for name, (foreseen, real) in rows.items():
         print(f"{name:22} foreseen {foreseen:8.1f} s   real {real:8.1f} s   real/foreseen {real / foreseen:.2f}")
+
+
+def say_noise(before: segpipe.training.Plan, after: segpipe.training.Plan) -> None:
+    """Print how long a step takes after the run, beside before it: what else the machine does shows here."""
+    if before.estimate and after.estimate and before.task == after.task:
+        print(f"a step: {before.estimate.step_s:.3g} s before the run, {after.estimate.step_s:.3g} s after it")
+    elif after.estimate:
+        print(f"after the run the same budget gives another plan: patch {after.task['patch_size']}")
 
 
 if __name__ == "__main__":

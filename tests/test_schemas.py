@@ -120,7 +120,9 @@ class TrueLabels:
 class NearlyTrueLabels(TrueLabels):
     """The same, but for a voxel: nothing passes for a prediction that is the file of the truth."""
 
-    loaded = replace(TrueLabels.loaded, versions={"python": "3", "segpipe": "1"})
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self.loaded = replace(TrueLabels.loaded, versions={"python": "3", "segpipe": "1"}, precision=precision)
 
     def segment(self, request: Segment, *rest: Any) -> Segmented:
         segmented = super().segment(request, *rest)
@@ -230,7 +232,9 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
     fold = 1 if spoilt == 0 else 0
     words = ("bundle", "precision", root / "bundle", manifest, "--fold", fold, "--out", root / "precision.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segpipe.prediction.batch.make_worker", lambda *_: NearlyTrueLabels())
+        patch.setattr(
+            "segpipe.prediction.batch.make_worker", lambda _, options, *__: NearlyTrueLabels(options.model.precision)
+        )
         found.append(("bundle", printed(*words)))
     found.append(("precision_proof", json.loads((root / "precision.json").read_text())))
     again = ("export", root / "run", root / "proven", "--precision", root / "precision.json", "--name", "bundle")

@@ -42,6 +42,15 @@ def test_a_proof_of_another_model_is_refused(tmp_path: Path) -> None:
         read_proof(tmp_path / "proof.json", members)
 
 
+def test_an_ensemble_keeps_the_proof_of_its_fold_models(tmp_path: Path) -> None:
+    members = {f"models/member_{number}.pt": str(number) * 64 for number in range(2)}
+    write_json(tmp_path / "proof.json", proof(files=members, split="out_of_fold", fold=None))
+    bundle = {"configs/inference.json": "a" * 64, **members}
+    assert read_proof(tmp_path / "proof.json", bundle)["split"] == "out_of_fold"
+    with pytest.raises(RefusedError, match="another model"):
+        read_proof(tmp_path / "proof.json", {**bundle, "models/member_1.pt": "d" * 64})
+
+
 def test_label_maps_that_change_are_refused_whatever_the_file_says(tmp_path: Path) -> None:
     write_json(tmp_path / "proof.json", proof(case_dice_lost=0.02))
     with pytest.raises(RefusedError, match="label maps change") as caught:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from segpipe.evaluation import evaluate
 from segpipe.prediction import BatchResult, Outcome
 from segpipe.studies import precision_proof, prove_precision
 from segpipe.studies.precision_proof import compare_precisions
+from segpipe.training.out_of_fold import FoldModel
 
 BUNDLE = {"name": "organs", "version": "1.0.0", "sha256": "b" * 64}
 LABELS = {"0": "background", "1": "liver", "2": "lesion"}
@@ -46,8 +48,8 @@ class Cases:
             self.predict("float32", id, block())
             self.predict("bfloat16", id, block())
 
-    def predict(self, precision: str, id: str, labels: np.ndarray, **changes: Any) -> None:
-        path = self.root / precision / id / "segmentation.nii.gz"
+    def predict(self, way: str, id: str, labels: np.ndarray, **changes: Any) -> None:
+        path = self.root / way / id / "segmentation.nii.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
         result = {
@@ -58,7 +60,7 @@ class Cases:
             "mirror": [],
             "runtime": "torch",
             "engine": "streaming",
-            "precision": precision,
+            "precision": way,
             "versions": {"segpipe": "1"},
             "source_sha256": [],
             "sha256": {path.name: sha256_of(path)},
@@ -69,7 +71,7 @@ class Cases:
     def compared(self, **where: Any) -> dict[str, Any]:
         where = where or {"split": "validation", "fold": 0}
         both = [evaluate(self.manifest, self.root / name, **where) for name in ("float32", "bfloat16")]
-        return compare_precisions(*both)
+        return compare_precisions([(both[0], both[1])])
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_what_proves_nothing_is_refused(cases: Cases) -> None:
 def test_test_cases_are_never_used(cases: Cases, tmp_path: Path) -> None:
     for split in ("test", "all"):
         with pytest.raises(RefusedError, match="never chosen on test cases"):
-            prove_precision(tmp_path / "no bundle", cases.manifest, tmp_path / "proof.json", split=split)
+            prove_precision(tmp_path, tmp_path / "proof.json", manifest=cases.manifest, split=split)
     assert not (tmp_path / "proof.json").exists()
 
 
@@ -163,11 +165,57 @@ def test_the_command_predicts_both_ways_and_writes_the_figures(
     assert "1 labels of cases are lost" in capsys.readouterr().out
 
 
+def test_fold_models_stand_for_their_ensemble_each_on_its_own_cases(
+    cases: Cases, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    def predict(bundle: object, manifest: Path, out: Path, **options: Any) -> BatchResult:
+        for id in ("a", "b", "c") if options["fold"] == 0 else ("other",):
+            files = {"model": {"files": {"models/model.pt": str(options["fold"]) * 64}, "postprocessing": []}}
+            cases.predict(options["precision"], id, block(lesion=4 - (id == "other")), **files)
+            shutil.copytree(cases.root / options["precision"] / id, out / id)
+        return BatchResult(bundle, [Outcome("a", "done")])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(precision_proof, "predict", predict)
+    models = [FoldModel(fold, tiny_bundle, cases.manifest, cases.root) for fold in (0, 1)]
+    monkeypatch.setattr(precision_proof, "fold_models", lambda run: models)
+    write_json(cases.root / "run/cross_validation.json", {})
+    proof = prove_precision(cases.root / "run", cases.root / "proof.json")
+    assert proof["files"] == {"models/member_0.pt": "0" * 64, "models/member_1.pt": "1" * 64}
+    assert (proof["cases"], proof["split"], proof["fold"], proof["bundle"]) == (4, "out_of_fold", None, None)
+    each = [
+        2 * 900 / 1900,
+        1.0,
+        2 * 900 / 1900,
+        2 * 3 / 7,
+    ]  # liver and lesion of the first three cases, and of the last
+    expected = (3 * (each[0] + each[1]) / 2 + (each[2] + each[3]) / 2) / 4
+    assert proof["mean_dice"]["bfloat16"] == pytest.approx(expected, abs=1e-6) and proof["faults"] == []
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/precision_proof.schema.json").read_text())
+    jsonschema.validate(proof, schema)
+
+
+def test_a_bundle_needs_a_manifest_and_a_cross_validation_has_its_own(cases: Cases, tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="a bundle needs a manifest"):
+        prove_precision(tiny_bundle, cases.root / "proof.json")
+    write_json(cases.root / "run/cross_validation.json", {})
+    with pytest.raises(UsageError, match="brings its own manifest"):
+        prove_precision(cases.root / "run", cases.root / "proof.json", manifest=cases.manifest)
+
+
+def test_both_ways_are_both_ways(cases: Cases) -> None:
+    for id in ("a", "b", "c"):
+        cases.predict("bfloat16", id, block(), precision="float32")
+    with pytest.raises(UsageError, match="by one bundle both ways"):
+        cases.compared()
+
+
 def test_a_case_that_cannot_be_predicted_ends_it(
     cases: Cases, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = BatchResult(None, [Outcome("a", "failed", reason="the image is constant")])  # type: ignore[arg-type]
     monkeypatch.setattr(precision_proof, "predict", lambda *_, **__: failed)
     with pytest.raises(SegpipeError, match="could not be predicted") as caught:
-        prove_precision(tiny_bundle, cases.manifest, cases.root / "proof.json", fold=0)
+        prove_precision(tiny_bundle, cases.root / "proof.json", manifest=cases.manifest, fold=0)
     assert caught.value.found == "a: the image is constant"

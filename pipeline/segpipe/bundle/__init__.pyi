@@ -20,9 +20,11 @@ from .signing import is_encrypted as is_encrypted
 from .signing import make_keys as make_keys
 from .signing import sign_bundle as sign_bundle
 from .supported_subset import stated_modality as stated_modality
+from .tensors import WEIGHTS as WEIGHTS
 from .tensors import State as State
 from .tensors import read_state as read_state
 from .tensors import tensors_sha256 as tensors_sha256
+from .tensors import weights_files as weights_files
 from .trained_cases import TrainedCases as TrainedCases
 from .verify import Verification as Verification
 from .verify import verify_bundle as verify_bundle

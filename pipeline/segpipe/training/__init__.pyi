@@ -13,6 +13,7 @@ from .fragments import read_fragment as read_fragment
 from .network_cost import build_network as build_network
 from .network_cost import cost_of_step as cost_of_step
 from .network_cost import output_shapes as output_shapes
+from .out_of_fold import fold_models as fold_models
 from .out_of_fold import read_out_of_fold as read_out_of_fold
 from .out_of_fold import record_candidates as record_candidates
 from .planning import Plan as Plan
@@ -21,6 +22,7 @@ from .planning import parse_memory as parse_memory
 from .planning import plan as plan
 from .planning import plan_from as plan_from
 from .planning_rules import profile_of as profile_of
+from .run_folder import CROSS_VALIDATION as CROSS_VALIDATION
 from .run_folder import RunSettings as RunSettings
 from .run_folder import compose_run as compose_run
 from .run_folder import require_same as require_same

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,43 @@ def read_out_of_fold(out: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"folds", "figure", "cases", "selected"} <= set(document):
         raise DataError(f"not an {OUT_OF_FOLD} of `segpipe train --folds`", path=out / OUT_OF_FOLD)
     return document
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """The model of a fold as a bundle, and where the cases lie that it did not see.
+
+    Attributes:
+        fold: that it left out.
+        bundle: its folder.
+        manifest: of the data set.
+        data: folder of its files.
+    """
+
+    fold: int
+    bundle: Path
+    manifest: Path
+    data: Path
+
+
+def fold_models(out: Path) -> list[FoldModel]:
+    """Return the models of a cross-validation, in the order of its folds.
+
+    Raises:
+        UsageError: it is none, it is not finished, or it was not measured.
+    """
+    series = _finished(out)
+    data = _place(series)
+    models = [
+        FoldModel(fold, _measured(series, fold) / "bundle", series.folder(fold) / "manifest.json", data)
+        for fold in series.values
+    ]
+    gone = next((model.bundle for model in models if not model.bundle.is_dir()), None)
+    if gone is not None:
+        raise UsageError(
+            "the cross-validation was not measured", path=gone, hint=f"go on with `segpipe train --resume {out}`"
+        )
+    return models
 
 
 def record_candidates(out: Path, candidates: Mapping[str, Path], chosen: str) -> dict[str, Any]:

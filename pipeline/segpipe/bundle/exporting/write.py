@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata as packages
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,10 +25,10 @@ from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bund
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
-from segpipe.bundle.exporting.members import members_metadata, read_members
+from segpipe.bundle.exporting.members import Members, Weights, members_metadata, read_members
 from segpipe.bundle.exporting.proven_precision import read_proof
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
-from segpipe.bundle.exporting.tied_evaluation import INFERENCE, read_evaluation, tied
+from segpipe.bundle.exporting.tied_evaluation import INFERENCE, Evaluation, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.vet import METADATA, plain, write_sums
@@ -143,58 +143,112 @@ def export(
         meanings,
     )
     members = read_members(run, unfinished)
-    contents = members.together()
-    original = contents.manifest
-    contents = replace(contents, manifest=_anonymous(original))
     whose = None if estimated_by is None else Path(estimated_by)
     estimate = read_estimate(members, run, whose)
     rules = {} if postprocessing is None else read_rules(postprocessing)
-    check_rules(rules, contents.config)
-    measured = None if evaluation is None else read_evaluation(Path(evaluation))
-    network = network_definition(contents.config)
-    weights = members.read(network)
-    text = _licence_text(licence)
-    files = max((len(case.images) for case in contents.manifest.cases()), default=1)
-    texts = {
-        INFERENCE: json_text(inference_config(contents.config, rules, files, len(members))),
-        MANIFEST: json_text(contents.manifest.dump()),
-    }
-    if measured is not None:
-        measured = tied(
-            measured, contents, {each.file: each.content for each in weights}, texts[INFERENCE], texts[MANIFEST]
-        )
-    results = None if measured is None else measured.results
-    section = _section(contents.manifest)
-    metadata = bundle_metadata(contents, labelling, network, rules, results, section, len(members))
-    metadata.update({**members_metadata(weights), **({} if estimate is None else {"estimate": estimate})})
+    draft = _Draft.of(members, rules, None if evaluation is None else Path(evaluation))
+    metadata = draft.metadata(labelling)
+    if estimate is not None:
+        metadata["estimate"] = estimate
     if precision is not None:
-        contents_of = {INFERENCE: texts[INFERENCE].encode(), **{each.file: each.content for each in weights}}
-        hashes = {file: hashlib.sha256(content).hexdigest() for file, content in contents_of.items()}
-        metadata["precision"] = read_proof(precision, hashes)
+        metadata["precision"] = read_proof(precision, draft.hashes())
+    text = _licence_text(licence)
     with _whole_folder(out, overwrite) as folder:
-        _write_configs(folder, contents, rules, metadata, len(members))
-        for name, content in texts.items():
-            write_text(folder / name, content)
-        for each in weights:
-            write_bytes(folder / each.file, each.content)
-        labels = {int(value): label for value, label in contents.manifest.labels.items()}
-        metadata["golden"] = write_golden(folder, metadata, labels, files, [Path(image) for image in golden])
-        tie = None if measured is None else measured.record()
-        states = {each.file: each.state for each in weights}
-        whence = None if estimate is None else estimate_record(whose or run, estimate)
-        record = provenance(contents, states, folder, tie, members.runs if len(members) > 1 else (), whence)
+        _write_configs(folder, draft, metadata)
+        metadata["golden"] = write_golden(
+            folder, metadata, draft.labels, draft.files, [Path(image) for image in golden]
+        )
+        record = draft.provenance(folder, None if estimate is None else estimate_record(whose or run, estimate))
         write_json(folder / PROVENANCE, record)
-        dice = {} if measured is None else measured.dice
-        pictures = draw_pictures(folder, contents.manifest.foreground, dice, {contents.manifest.name: contents.history})
-        write_text(folder / "docs" / "README.md", model_card(metadata, record, pictures))
-        if contents.manifest.licence:
-            write_text(folder / "docs" / "data_license.txt", _data_licence(contents.manifest))
+        write_text(folder / "docs" / "README.md", model_card(metadata, record, draft.draw(folder)))
+        if draft.run.manifest.licence:
+            write_text(folder / "docs" / "data_license.txt", _data_licence(draft.run.manifest))
         write_text(folder / "LICENSE", text)
         write_json(folder / METADATA, metadata)
         write_sums(folder)
+        original = members.runs[0].manifest
         if original.pseudonymised:
-            _require_nameless(folder, _names_at_home(original, contents))
+            _require_nameless(folder, _names_at_home(original, draft.run))
     return open_bundle(out)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What becomes a bundle, before anything of it is written.
+
+    Attributes:
+        members: its networks.
+        run: what was trained, of all members together, with the manifest as it is passed on.
+        rules: post-processing by label value.
+        network: class and arguments of a network, as stock MONAI has it.
+        weights: of each network.
+        texts: content of the inference config and of the manifest, by file.
+        measured: figures that are of this very bundle.
+    """
+
+    members: Members
+    run: Run
+    rules: Rules
+    network: Mapping[str, Any]
+    weights: tuple[Weights, ...]
+    texts: Mapping[str, str]
+    measured: Evaluation | None = None
+
+    @classmethod
+    def of(cls, members: Members, rules: Rules, evaluation: Path | None) -> _Draft:
+        """Read the weights, and tie the figures of an evaluation to them."""
+        run = members.together()
+        run = replace(run, manifest=_anonymous(run.manifest))
+        check_rules(rules, run.config)
+        measured = None if evaluation is None else read_evaluation(evaluation)
+        network = network_definition(run.config)
+        weights = members.read(network)
+        texts = {
+            INFERENCE: json_text(inference_config(run.config, rules, _files(run.manifest), len(members))),
+            MANIFEST: json_text(run.manifest.dump()),
+        }
+        if measured is not None:
+            content = {each.file: each.content for each in weights}
+            measured = tied(measured, run, content, texts[INFERENCE], texts[MANIFEST])
+        return cls(members, run, rules, network, weights, texts, measured)
+
+    @property
+    def files(self) -> int:
+        """Return how many image files a case has."""
+        return _files(self.run.manifest)
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Return the name of each value of a label map."""
+        return {int(value): label for value, label in self.run.manifest.labels.items()}
+
+    def hashes(self) -> dict[str, str]:
+        """Return the hashes of what decides on a label map, by file."""
+        contents = {INFERENCE: self.texts[INFERENCE].encode(), **{each.file: each.content for each in self.weights}}
+        return {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+
+    def metadata(self, labelling: Labelling) -> dict[str, Any]:
+        """Return ``metadata.json`` but for what only the written bundle tells."""
+        results = None if self.measured is None else self.measured.results
+        section = _section(self.run.manifest)
+        known = bundle_metadata(self.run, labelling, self.network, self.rules, results, section, len(self.members))
+        return {**known, **members_metadata(self.weights)}
+
+    def provenance(self, folder: Path, estimate: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return ``provenance.json`` of the bundle whose configs and weights are written."""
+        tie = None if self.measured is None else self.measured.record()
+        members = self.members.runs if len(self.members) > 1 else ()
+        return provenance(self.run, {each.file: each.state for each in self.weights}, folder, tie, members, estimate)
+
+    def draw(self, folder: Path) -> list[str]:
+        """Draw the pictures of the card, and return their names."""
+        dice = {} if self.measured is None else self.measured.dice
+        manifest = self.run.manifest
+        return draw_pictures(folder, manifest.foreground, dice, {manifest.name: self.run.history})
+
+
+def _files(manifest: Manifest) -> int:
+    return max((len(case.images) for case in manifest.cases()), default=1)
 
 
 def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
@@ -217,17 +271,22 @@ def _require_nameless(folder: Path, names: Collection[str]) -> None:
         )
 
 
-def _write_configs(folder: Path, run: Run, rules: Rules, metadata: dict[str, Any], members: int) -> None:
-    """Write the configs beside inference.json, and note in the metadata what they need."""
-    configs = folder / "configs"
-    fast = fast_config(run.config, rules, members)
+def _write_configs(folder: Path, draft: _Draft, metadata: dict[str, Any]) -> None:
+    """Write configs, manifest and weights, and note in the metadata what the configs need."""
+    configs, config, members = folder / "configs", draft.run.config, len(draft.members)
+    fast = fast_config(config, draft.rules, members)
     if fast is not None:
         write_json(configs / "inference_fast.json", fast)
         needed = metadata["config_requirements"]
         needed["inference_fast.json"] = needed["train.json"]
-    write_json(configs / "evaluate.json", evaluate_config(run.config, rules, metadata["evaluate_section"], members))
-    write_json(folder / TRAIN, train_config(run.config))
+    section = metadata["evaluate_section"]
+    write_json(configs / "evaluate.json", evaluate_config(config, draft.rules, section, members))
+    write_json(folder / TRAIN, train_config(config))
     write_text(configs / "logging.conf", LOGGING)
+    for name, content in draft.texts.items():
+        write_text(folder / name, content)
+    for each in draft.weights:
+        write_bytes(folder / each.file, each.content)
 
 
 def _licence_text(licence: str) -> str:

@@ -34,6 +34,7 @@ SEARCH: dict[str, Any] = {
             "trained": [NAME],
             "out_of_fold_dice": {NAME: 0.81},
             "training_seconds": {NAME: 190.0},
+            "failed": {},
             "kept": [NAME],
         }
     ],

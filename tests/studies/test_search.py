@@ -29,6 +29,7 @@ class FakeTraining:
         self.recorded: list[tuple[list[str], str]] = []
         self.steps_a_second = steps_a_second
         self.stop_at: tuple[str, int] | None = None
+        self.diverging: set[str] = set()
 
     def plan_from(self, fingerprint: Any, dataset: Any, root: Path, asked: Any) -> Any:
         self.planned.append((asked.network, asked.seconds))
@@ -40,6 +41,8 @@ class FakeTraining:
     def train(self, manifest: Path, *, network: str, folds: list[int], out: Path, **more: Any) -> TrainingRun:
         if self.stop_at == (network, len(folds)):
             raise KeyboardInterrupt
+        if network in self.diverging:
+            raise UsageError("the loss is not finite")
         self.trained.append((network, tuple(folds)))
         for fold in folds:
             (out / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
@@ -175,3 +178,14 @@ def test_candidates_by_name() -> None:
     assert parse_candidate("unet") == Candidate("unet", "light")
     with pytest.raises(UsageError, match="no network fragment 'vnet'"):
         parse_candidate("vnet")
+
+
+def test_a_candidate_that_fails_is_given_up(fake: FakeTraining, three_folds: Path, tmp_path: Path) -> None:
+    fake.diverging = {"unet_fine"}
+    found = search(question(three_folds, "unet", "unet_fine"), tmp_path / "search", len)
+    assert found.chosen.network == "unet"
+    assert found.document["rounds"][0]["failed"] == {"unet_fine+light+dice_ce": "the loss is not finite"}
+    assert fake.recorded == [(["unet+light+dice_ce"], "unet+light+dice_ce")]
+    fake.diverging = {"unet", "unet_fine"}
+    with pytest.raises(UsageError, match="not finite"):
+        search(question(three_folds, "unet", "unet_fine"), tmp_path / "both", len)

@@ -195,3 +195,12 @@ def test_costs_follow_the_voxels() -> None:
 @pytest.mark.parametrize(("epochs", "most", "interval"), [(40, 10, 4), (39, 10, 13), (7, 3, 7), (1, 5, 1), (12, 1, 12)])
 def test_the_last_epoch_is_validated(epochs: int, most: int, interval: int) -> None:
     assert validation_interval(epochs, most) == interval
+
+
+def test_where_nothing_is_chosen_by_validating_it_is_done_rarely() -> None:
+    place = Resolution(1.0, [1.0, 1.0, 1.0], [40, 56, 40], 2, (35, 50, 36))
+    measured = Measured(0.1, 1.0, 0.1, 1.0, 2)
+    alone = estimate(measured, place, HIPPOCAMPUS, Cases(8, 2), 5.0, 600.0, 0.5)
+    fold = estimate(measured, place, HIPPOCAMPUS, Cases(8, 2, predicted=True), 5.0, 600.0, 0.5)
+    assert alone.epochs // alone.validation_interval > fold.epochs // fold.validation_interval
+    assert fold.validation_s <= 0.05 * 600 and alone.validation_s <= 0.15 * 600

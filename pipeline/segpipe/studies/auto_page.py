@@ -103,15 +103,21 @@ def _candidates(search: Document) -> Section:
     if search["given_up"]:
         paragraphs.append(f"{search['given_up']}.")
     rows = [
-        [", ".join(map(str, entry["folds"])), name, dice, "goes on" if name in entry["kept"] else "is given up"]
+        [", ".join(map(str, entry["folds"])), name, entry["out_of_fold_dice"].get(name), _outcome(entry, name)]
         for entry in search["rounds"]
-        for name, dice in entry["out_of_fold_dice"].items()
+        for name in entry["trained"]
     ]
     return Section(
         f"Which training: {search['chosen']}",
         paragraphs=paragraphs,
         tables=[Table(["folds", "candidate", "mean Dice out of fold", "then"], rows)],
     )
+
+
+def _outcome(entry: Document, name: str) -> str:
+    if name in entry["failed"]:
+        return f"failed: {entry['failed'][name]}"
+    return "goes on" if name in entry["kept"] else "is given up"
 
 
 def _plan(search: Document) -> Section:

@@ -19,7 +19,7 @@ from typing import Any
 
 from segpipe.common.files import read_json, write_json
 from segpipe.data import Fingerprint, Manifest
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.studies.variants import fragment_name
 from segpipe.training import (
     ENOUGH_STEPS,
@@ -249,18 +249,27 @@ def _round(
     progress: Progress,
 ) -> None:
     """Train the candidates that are left on one fold more, and keep the better half; one alone trains all folds."""
-    scores, seconds = {}, {}
+    scores: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    seconds = {}
     for candidate in candidates:
-        scores[candidate.name] = _mean(_train(question, out, candidate, folds, progress))
+        try:
+            scores[candidate.name] = _mean(_train(question, out, candidate, folds, progress))
+        except SegpipeError as error:
+            if len(failed) + 1 == len(candidates):
+                raise
+            failed[candidate.name] = error.message
+            progress(f"{candidate.name} is given up: {error.message}")
         seconds[candidate.name] = round(_run_seconds(_folder(out, candidate) / "run"), 1)
     ranked = sorted(scores, key=lambda name: -scores[name])  # stable: of equals the one that was named first
     state["rounds"].append(
         {
             "folds": list(folds),
-            "trained": list(scores),
+            "trained": [candidate.name for candidate in candidates],
             "out_of_fold_dice": scores,
             "training_seconds": seconds,
-            "kept": ranked[: max(1, (len(ranked) + 1) // 2)],
+            "failed": failed,
+            "kept": ranked[: max(1, (len(candidates) + 1) // 2)],
         }
     )
     write_json(out / STATE, state)
@@ -301,7 +310,9 @@ def _run_seconds(run: Path) -> float:
 def _end(question: Question, out: Path, state: dict[str, Any], chosen: Candidate) -> Found:
     run = _folder(out, chosen) / "run"
     tried = {candidate.name: _folder(out, candidate) / "run" for candidate in question.candidates}
-    out_of_fold = record_candidates(run, {name: tried[name] for name in state["plans"]}, chosen.name)
+    failed = {name for entry in state["rounds"] for name in entry["failed"]}
+    measured = {name: tried[name] for name in state["plans"] if name not in failed}
+    out_of_fold = record_candidates(run, measured, chosen.name)
     state["chosen"] = chosen.name
     write_json(out / STATE, state)
     return Found(run, chosen, state, out_of_fold)

@@ -185,6 +185,7 @@ def _estimate(request: Request, known: Measured, place: Resolution, startup_s: f
 
 
 def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Rule]:
+    share = "15 %" if request.folds is None else "5 %"
     step = f"a step of {place.batch} patches takes {spent.step_s:.3g} s"
     decided = [
         _spacing(request, place),
@@ -203,8 +204,8 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
         Rule(
             "val_interval",
             spent.validation_interval,
-            f"a validation case takes {spent.validation_case_s:.3g} s; validating costs at most 15 % of a run, but the "
-            "last epoch is always validated",
+            f"a validation case takes {spent.validation_case_s:.3g} s; validating costs at most {share} of a run, but "
+            "the last epoch is always validated",
             OURS,
         ),
         Rule("seconds", round(spent.total_s, 1), _parts(spent), OURS),

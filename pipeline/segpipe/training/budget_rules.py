@@ -22,6 +22,10 @@ FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)  # voxel edges, as mult
 SEEN_SHARE = 0.5  # of the foreground's box, along each axis, that a patch holds at least
 FEWEST_VOXELS = 200  # of the smallest label in its median case, below which no coarser spacing is tried
 MOST_VALIDATIONS, VALIDATION_SHARE = 10, 0.15  # validations cost at most this share of a run, but one is always made
+MOST_WATCHED, WATCHED_SHARE = (
+    4,
+    0.05,
+)  # the same where nothing is chosen by them, since the cases are predicted after all
 RESERVE = 0.05  # of the budget, for writing and for what no measurement foresees
 PROCESSES_OF_A_PREDICTION = 3  # that import and build a network: the export, its check, and the prediction's worker
 MOST_EPOCHS, FEWEST_STEPS_AN_EPOCH = 40, 10
@@ -199,10 +203,11 @@ def estimate(
     step_s = measured.step_s + uncached * place.batch * measured.load_case_s
     fixed_s = startup_s + measured.build_s + fill_s + predicted_s
     run_s = seconds * (1 - RESERVE) / cases.runs
-    validations = max(1, min(MOST_VALIDATIONS, int(VALIDATION_SHARE * run_s / max(once_s, 1e-9))))
+    most, share = (MOST_WATCHED, WATCHED_SHARE) if cases.predicted else (MOST_VALIDATIONS, VALIDATION_SHARE)
+    validations = max(1, min(most, int(share * run_s / max(once_s, 1e-9))))
     steps = max(1, int((run_s - fixed_s - validations * once_s) / step_s))
-    per_epoch = max(min(FEWEST_STEPS_AN_EPOCH, steps), -(-steps // MOST_EPOCHS))
-    epochs = max(1, steps // per_epoch)
+    per_epoch = max(min(FEWEST_STEPS_AN_EPOCH, steps), steps // MOST_EPOCHS)
+    epochs = min(MOST_EPOCHS, max(1, steps // per_epoch))
     interval = validation_interval(epochs, validations)
     made = epochs // interval
     training_s, validation_s = epochs * per_epoch * step_s, made * once_s

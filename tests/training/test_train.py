@@ -278,3 +278,24 @@ def test_the_scaler_of_mixed_precision_travels_in_the_checkpoint(tiny_manifest, 
         assert run(train_arguments(tiny_manifest, out, "--epochs", "2", "--set", "train#trainer#amp=true")) == 130
     assert torch.load(out / "last.pt", weights_only=True)["scaler"] == {}
     assert run(["train", "--resume", str(out)]) == 0
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_told_once_and_without_a_traceback(
+    tiny_manifest, tmp_path, monkeypatch, capfd
+) -> None:
+    import threading
+
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write = RecordWriter.write
+
+    def full(self, data: bytes) -> None:
+        if b"train_loss" in data:
+            raise OSError(28, "No space left on device", "events")
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest's prints nothing
+    assert run(train_arguments(tiny_manifest, tmp_path / "run", "--epochs", "3")) == 2
+    said = capfd.readouterr().err
+    assert "No space left" in said and "Traceback" not in said

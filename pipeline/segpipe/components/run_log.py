@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,12 +95,15 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+            threading.excepthook = self._hook
 
     def _begin(self, engine: Engine) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # what an interrupted epoch wrote is purged by its step
+            self._hook = threading.excepthook
+            threading.excepthook = functools.partial(_unless_tensorboard, self._hook)
             self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=engine.state.epoch)
         self._losses.clear()
         self._val_losses.clear()
@@ -179,6 +184,12 @@ class RunLog:
             self._task = self._bar.add_task("train", total=total, loss=0.0)
             self._bar.start()
         self._bar.update(self._task, completed=engine.state.iteration, loss=self._losses[-1])
+
+
+def _unless_tensorboard(hook: Callable[[Any], object], failed: Any) -> None:
+    """Tell of a thread that failed, but of TensorBoard's: its error is raised again where the next row is written."""
+    if not type(failed.thread).__module__.startswith("tensorboard"):
+        hook(failed)
 
 
 def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_times_add_up(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> 
     rows = times(state, SEARCH)
     assert sum(real for _, _, real in rows) == pytest.approx(sum(step["seconds"] for step in state["steps"].values()))
     training = {name: (foreseen, real) for name, foreseen, real in rows if name.startswith("training")}
-    assert training == {"training unet+light+dice_ce, 2 folds": (2 * 90.0, 190.0)}
+    assert training == {"training unet+light+dice_ce, folds: 2": (2 * 90.0, 190.0)}
 
 
 def test_usual_candidates_draw_by_class_where_labels_are_several(tiny_manifest: Path) -> None:

@@ -178,7 +178,8 @@ def test_what_is_planned_fits_the_budget_where_anything_does(step, window, load,
     parts = spent.startup_s + spent.loading_s + spent.training_s + spent.validation_s + spent.prediction_s
     assert spent.total_s == pytest.approx(runs * parts)
     if spent.steps > 1:
-        assert spent.total_s <= seconds
+        least_s = 0.3 * 0.95 * seconds / runs  # of training, come what may
+        assert spent.total_s <= seconds or spent.training_s + spent.loading_s <= least_s + load * (8 + 2) * cached
     if spent.steps > ENOUGH_STEPS:
         assert spent.total_s >= 0.75 * seconds  # and it is used
 

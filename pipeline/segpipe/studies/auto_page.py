@@ -58,7 +58,7 @@ def times(state: Document, search: Document) -> list[tuple[str, float | None, fl
         last = [entry for entry in search["rounds"] if name in entry["training_seconds"]][-1]
         runs, took = len(last["folds"]), last["training_seconds"][name]
         trained_s += took
-        rows.append((f"training {name}, {runs} folds", runs * training_seconds(plan["estimate"]), took))
+        rows.append((f"training {name}, folds: {runs}", runs * training_seconds(plan["estimate"]), took))
     foreseen = sum(
         plan["estimate"]["prediction_s"]
         * len([e for e in search["rounds"] if name in e["training_seconds"]][-1]["folds"])
@@ -117,6 +117,8 @@ def _candidates(search: Document) -> Section:
 def _outcome(entry: Document, name: str) -> str:
     if name in entry["failed"]:
         return f"failed: {entry['failed'][name]}"
+    if len(entry["trained"]) == 1:
+        return "is taken"
     return "goes on" if name in entry["kept"] else "is given up"
 
 

@@ -232,6 +232,8 @@ def _planned(question: Question, out: Path, candidate: Candidate, seconds: float
         len(question.dataset.folds()),
     )
     plan = plan_from(question.fingerprint, question.dataset, question.data, asked)
+    for note in plan.notes:
+        progress(f"{candidate.name}: {note}")
     plan.save(_folder(out, candidate) / "task.yaml", overwrite=True)
     return {
         "rules": [{"name": rule.name, "value": rule.value, "why": rule.why} for rule in plan.rules.values()],

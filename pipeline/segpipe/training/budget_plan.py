@@ -188,7 +188,7 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
     share = "15 %" if request.folds is None else "5 %"
     step = f"a step of {place.batch} patches takes {spent.step_s:.3g} s"
     decided = [
-        _spacing(request, place),
+        _spacing(place, spent),
         _patch(request, place),
         Rule(
             "batch_size",
@@ -215,7 +215,10 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
     return {rule.name: rule for rule in decided}
 
 
-def _spacing(request: Request, place: Resolution) -> Rule:
+def _spacing(place: Resolution, spent: Estimate) -> Rule:
+    if place.factor == 1 and spent.steps < ENOUGH_STEPS:
+        why = "the data set's own: at a coarser one the smallest label would be lost, or it costs as much"
+        return Rule("spacing_mm", place.spacing_mm, why, OURS)
     if place.factor == 1:
         return Rule("spacing_mm", place.spacing_mm, "the data set's own: the budget gives steps enough at it", NNUNET)
     why = (
@@ -254,7 +257,7 @@ def _notes(request: Request, spent: Estimate) -> list[str]:
         )
     if spent.total_s > request.seconds:
         notes.append(
-            f"starting, loading and one validation alone take more than the budget: about {duration(spent.total_s)} "
+            f"starting, loading and validating leave too little time to train in: about {duration(spent.total_s)} "
             f"instead of {duration(request.seconds)}"
         )
     return notes

@@ -26,8 +26,11 @@ MOST_WATCHED, WATCHED_SHARE = (
     4,
     0.05,
 )  # the same where nothing is chosen by them, since the cases are predicted after all
+LEAST_TRAINED = (
+    0.3  # of a run is training at least, also where the rest then exceeds the budget: else nothing is learnt
+)
 RESERVE = 0.05  # of the budget, for writing and for what no measurement foresees
-PROCESSES_OF_A_PREDICTION = 3  # that import and build a network: the export, its check, and the prediction's worker
+PROCESSES_OF_A_PREDICTION = 3  # as long as starting so many trainings take export, prediction and evaluation of a fold
 MOST_EPOCHS, FEWEST_STEPS_AN_EPOCH = 40, 10
 
 
@@ -205,7 +208,7 @@ def estimate(
     run_s = seconds * (1 - RESERVE) / cases.runs
     most, share = (MOST_WATCHED, WATCHED_SHARE) if cases.predicted else (MOST_VALIDATIONS, VALIDATION_SHARE)
     validations = max(1, min(most, int(share * run_s / max(once_s, 1e-9))))
-    steps = max(1, int((run_s - fixed_s - validations * once_s) / step_s))
+    steps = max(1, int(max(LEAST_TRAINED * run_s, run_s - fixed_s - validations * once_s) / step_s))
     per_epoch = max(min(FEWEST_STEPS_AN_EPOCH, steps), steps // MOST_EPOCHS)
     epochs = min(MOST_EPOCHS, max(1, steps // per_epoch))
     interval = validation_interval(epochs, validations)

@@ -195,6 +195,9 @@ def plan_from(
     free_bytes = psutil.virtual_memory().available
     planned = apply_rules(fingerprint, dataset, profile, asked.memory_bytes, free_bytes, usable_cores())
     planned = replace(planned, device=asked.device)
+    if asked.augment == "light" and len(dataset.foreground) > 1:
+        words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
+        planned = replace(planned, notes=(*planned.notes, words))
     if asked.seconds is None:
         return planned
     from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
@@ -299,8 +302,6 @@ def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:
     }
     for fold, name in labels_not_trained(manifest, present):
         yield not_trained_words(manifest, fold, name)
-    if len(manifest.foreground) > 1:
-        yield f"{len(manifest.foreground)} labels: --augment by_class draws patches of each of them equally often"
     sided = labels_with_side(manifest.foreground.values())
     if sided:
         yield f"{', '.join(sided)} have a side: train with --augment light or none, which do not mirror"

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from small_bundle import change_json, small_bundle
+from tiny_ensemble import write_folds, write_out_of_fold
 from tiny_run import record_as_trained
 
 from segpipe.bundle.disclosure import find_disclosures
@@ -139,6 +140,18 @@ def test_a_bundle_has_pseudonyms_and_hashes_alone(named_run: Path, tmp_path: Pat
     assert set(record["manifest"]["files_sha256"]) == {path for case in manifest.training for path in case.paths}
     pack_bundle(root, tmp_path / "bundle.zip", publish=True)
     assert named_in(tmp_path / "bundle") == []
+
+
+def test_an_ensemble_has_pseudonyms_alone_as_well(named_run: Path, tmp_path: Path) -> None:
+    folds = write_folds(named_run, tmp_path / "cv")
+    for fold in folds.glob("fold_*"):  # as `segpipe train` leaves runs of such a manifest
+        config = json.loads((fold / "config.json").read_text())
+        write_json(fold / "config.json", {**config, "bundle_root": "."})
+        record_as_trained(fold)
+    write_out_of_fold(folds)
+    root = export(folds, tmp_path / "bundle").root
+    assert named_in(root) == [] and (root / "models/member_1.pt").is_file()
+    pack_bundle(root, tmp_path / "bundle.zip", publish=True)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from segpipe.bundle.tensors import load_network, read_state, tensors_sha256
 from segpipe.bundle.verify import verify_bundle
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
-from segpipe.errors import OK, DataError
+from segpipe.errors import OK, REFUSED, DataError
 
 DOCS = Path(__file__).parents[2] / "docs/schemas"
 
@@ -216,6 +216,19 @@ def test_another_ensemble_is_outside_the_closed_form(ensemble: Bundle, change: s
     found = [*unsupported_features(document), *read_inference(document)[1]]
     assert found, change
     assert not [*unsupported_features(ensemble.inference), *read_inference(ensemble.inference)[1]]
+
+
+def test_it_is_no_part_of_another_ensemble(
+    ensemble: Bundle, bundle: Bundle, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its members' probabilities are averaged, the scores of several bundles are: there is no one mean of both."""
+    for first, second in ((ensemble, bundle), (bundle, ensemble)):
+        words = ["predict", first.root, one_image, tmp_path / "out", "--ensemble", second.root]
+        assert run([str(word) for word in words]) == REFUSED
+        said = " ".join(capsys.readouterr().err.split())
+        assert "a bundle that is an ensemble itself cannot be part of another one" in said
+        assert "export the runs together" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_member_that_is_not_there_is_named(ensemble: Bundle, tmp_path: Path) -> None:

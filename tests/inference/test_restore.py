@@ -176,7 +176,7 @@ def compare(paths: list[str], config: Steps, windowing: Windowing, network: Any)
         else:
             margin = (probabilities - 0.5).abs().min(0).values.numpy()
         assert (margin[found != expected] < TIE).all()
-        assert (found != expected).sum() <= max(8, 1e-3 * expected.size)  # a small volume may have a few ties
+        assert (found != expected).sum() <= max(16, 1e-3 * expected.size)  # a small volume may have a few ties
 
 
 @pytest.mark.parametrize("smooth", [True, pytest.param(False, marks=pytest.mark.slow)])

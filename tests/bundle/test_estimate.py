@@ -145,12 +145,22 @@ def test_figures_of_another_training_are_refused(folds: Path, all_cases: Path, t
     assert "keep_weights" in str(caught.value.found)
     other = like(folds, tmp_path / "cv")
     for fold in other.glob("fold_*"):
-        change(fold / "config.json", patch_size=[32, 16, 16], max_epochs=7)
+        change(fold / "config.json", patch_size=[32, 16, 16], max_epochs=7, val_interval=3, threads=1)
         record_as_trained(fold)
     with pytest.raises(RefusedError, match="another training") as caught:
         export(all_cases, tmp_path / "out", estimated_by=other)
     assert caught.value.found == "other: patch_size"  # a length of its own is no other training
     assert not (tmp_path / "out").exists()
+
+
+def test_another_length_is_no_other_training_and_is_said(folds: Path, all_cases: Path, tmp_path: Path) -> None:
+    other = like(folds, tmp_path / "cv")
+    for fold in other.glob("fold_*"):
+        change(fold / "config.json", max_epochs=7)
+        record_as_trained(fold)
+    longer = export(all_cases, tmp_path / "longer", estimated_by=other)
+    assert "each without one fold, and of another length; the figures below are theirs" in card(longer.root)
+    assert conforms(longer.root)
 
 
 def test_figures_of_other_weights_are_refused(folds: Path, tmp_path: Path) -> None:

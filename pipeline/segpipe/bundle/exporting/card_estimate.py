@@ -36,6 +36,7 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
     patients = "unknown patients" if estimate["note"] else f"{estimate['patients']} patients"
     left_out = f"{estimate['cases']} cases of {patients}, each by the model that did not see it"
     models = f"{estimate['folds']} models of the same training, each without one fold"
+    length = ", and of another length" if estimate["other_length"] else ""
     if members:
         head = (
             f"No validation figure of this ensemble: together its members saw every case. The figures below are of the "
@@ -44,7 +45,7 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
     else:
         head = (
             f"No validation figure of this model: it was trained on all {data['training_cases']} cases. It is "
-            f"estimated by {models}; the figures below are theirs, not this model's: {left_out}."
+            f"estimated by {models}{length}; the figures below are theirs, not this model's: {left_out}."
         )
     rows = [
         ("as measured", figure(estimate["raw"])),

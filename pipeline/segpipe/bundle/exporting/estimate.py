@@ -18,7 +18,8 @@ from segpipe.common.files import json_text, read_json, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
 
 OUT_OF_FOLD = "out_of_fold.json"
-OF_A_LENGTH = {"max_epochs"}  # a model of all cases may be trained longer
+# a model of all cases may be trained longer, on another machine, and has nothing to validate
+OF_A_LENGTH = {"max_epochs", "steps_per_epoch", "warmup_epochs", "val_interval", "threads", "num_workers"}
 DIGITS = 4
 
 
@@ -80,10 +81,11 @@ def read_estimate(members: Members, run: Path, estimated_by: Path | None) -> dic
             expected="the same data and settings",
             hint="train the folds with the settings of this model, or leave out --estimated-by",
         )
-    return _figures(folds, estimated_by)
+    other_length = any(own.config.get(key) != theirs.config.get(key) for key in ("max_epochs", "steps_per_epoch"))
+    return _figures(folds, estimated_by, other_length)
 
 
-def _figures(folds: Members, folder: Path) -> dict[str, Any]:
+def _figures(folds: Members, folder: Path, other_length: bool = False) -> dict[str, Any]:
     document = read_json(folder / OUT_OF_FOLD, "out-of-fold figures")
     try:
         rows, figure = document["folds"], document["figure"]
@@ -104,6 +106,7 @@ def _figures(folds: Members, folder: Path) -> dict[str, Any]:
                 for name in ("raw", "corrected")
                 for value in [document["postprocessing"][name]]
             },
+            "other_length": other_length,
             "note": document["patients"]["note"],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -34,7 +34,7 @@ validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, o
 	@tests/validators.sh
 
 test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 fuzz: export FUZZ_MINUTES ?= 10
 fuzz: export FUZZ_FOUND ?= fuzz_found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from segpipe.bundle.mirroring import judge_mirror
 from segpipe.bundle.supported_subset import (
+    MODEL,
     Activation,
     read_inference,
     read_meaning,
@@ -309,13 +310,11 @@ def open_bundle(
     metadata = read_mapping(root / "configs/metadata.json", "bundle metadata")
     inference = read_mapping(config_file, "inference config")
     files = [root / file for file in read_members(inference)]
-    gone = next((file for file in files if not file.is_file()), None)
-    if gone is not None:
-        raise DataError("a member of the ensemble has no weights", path=gone, hint="get the bundle again")
+    if gone := [file for file in files if not file.is_file()]:
+        raise DataError("a member of the ensemble has no weights", path=gone[0], hint="get the bundle again")
     weights = files[0] if files else weights
     if weights is None:
-        path = root / "models" / "model.pt"
-        raise DataError("the bundle has no weights", path=path, hint="it needs a state dict models/model.pt")
+        raise DataError("the bundle has no weights", path=root / MODEL, hint=f"it needs a state dict {MODEL}")
     labels, channels, regions = read_meaning(metadata, inference)
     odd = list(unsupported_features(inference))
     supported, unsupported = read_inference(inference)

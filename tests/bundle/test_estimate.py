@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 from tiny_ensemble import write_folds, write_out_of_fold
 from tiny_run import record_as_trained
@@ -18,7 +19,7 @@ from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet import write_sums
 from segpipe.cli.app import run
 from segpipe.common.files import write_json
-from segpipe.errors import REFUSED, RefusedError, UsageError
+from segpipe.errors import REFUSED, DataError, RefusedError, UsageError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -121,7 +122,7 @@ def test_a_model_of_all_cases_is_estimated_by_the_folds(folds: Path, all_cases: 
     assert "No validation figure of this model: it was trained on all 4 cases." in text
     assert "estimated by 2 models of the same training, each without one fold" in text
     assert "theirs, not this model's" in text and "| as measured | 0.871 [0.850, 0.890] |" in card(bundle.root)
-    assert bundle.metadata["estimate"]["corrected"] == {"value": 0.8642, "low": 0.8421, "high": 0.884}
+    assert bundle.metadata["estimate"]["corrected"] == {"value": 0.86423, "low": 0.84211, "high": 0.88404}
     assert not bundle.members and (bundle.root / "models/model.pt").is_file()
     assert conforms(bundle.root)
     tie = json.loads((bundle.root / "provenance.json").read_text())["estimate"]
@@ -194,6 +195,69 @@ def test_verify_finds_an_estimate_that_was_changed(ensemble: Bundle, tmp_path: P
     found = verify_bundle(root)
     assert found.exit_code == REFUSED
     assert [check.name for check in found.checks if check.findings] == ["figures"]
+
+
+def test_verify_finds_members_that_changed_places(ensemble: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(ensemble.root, tmp_path / "swapped"))
+    first, second = (root / f"models/member_{index}.pt" for index in range(2))
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0])
+    first.write_bytes(contents[1])
+    write_sums(root)
+    found = verify_bundle(root)
+    assert found.exit_code == REFUSED
+    assert [finding.place for finding in found.findings] == ["members::0", "members::1"]
+
+
+def test_verify_finds_a_member_that_is_named_in_place_of_another(ensemble: Bundle, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(ensemble.root, tmp_path / "twice"))
+    first = json.loads((root / "configs/metadata.json").read_text())["members"][0]
+    change(root / "configs/metadata.json", members=[first, first])
+    write_sums(root)
+    found = verify_bundle(root)
+    assert found.exit_code == REFUSED and [finding.place for finding in found.findings] == ["members"]
+
+
+def test_a_figure_that_is_not_that_of_its_cases_is_refused(folds: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folds, tmp_path / "c v"))
+    figure = json.loads((copy / "out_of_fold.json").read_text())["figure"]
+    change(copy / "out_of_fold.json", figure={**figure, "raw": {**figure["raw"], "mean": 0.95}})
+    with pytest.raises(RefusedError, match="not the mean of its cases") as caught:
+        export(copy, tmp_path / "out")
+    assert f"segpipe train --resume '{copy}'" in str(caught.value.hint)  # as a shell takes it
+
+
+def test_the_card_rounds_a_figure_once(folds: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folds, tmp_path / "cv"))
+    figure = json.loads((copy / "out_of_fold.json").read_text())["figure"]
+    change(copy / "out_of_fold.json", figure={**figure, "raw": {**figure["raw"], "low": 0.85347, "high": 0.89352}})
+    export(copy, tmp_path / "out")
+    assert "| as measured | 0.871 [0.853, 0.894] |" in card(tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [("fold_0", "fold_1", "fold_1"), ("fold_0", "../fold_1"), ("fold_0", "/fold_1")])
+def test_folds_that_are_named_twice_or_lie_elsewhere_are_refused(folds: Path, tmp_path: Path, names: Any) -> None:
+    copy = Path(shutil.copytree(folds, tmp_path / "cv"))
+    change(copy / "cross_validation.json", folds=[{"fold": k, "folder": name} for k, name in enumerate(names)])
+    with pytest.raises(DataError, match="not a record of a cross-validation"):
+        export(copy, tmp_path / "out")
+
+
+def test_a_fold_under_another_name_is_no_further_member(folds: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folds, tmp_path / "cv"))
+    shutil.rmtree(copy / "fold_1")
+    shutil.copytree(copy / "fold_0", copy / "fold_1")
+    with pytest.raises(RefusedError, match="left out the same fold"):
+        export(copy, tmp_path / "out")
+
+
+def test_weights_that_are_not_finite_are_no_member(run_folder: Path, tmp_path: Path) -> None:
+    copy = write_folds(run_folder, tmp_path / "cv")
+    state = torch.load(copy / "fold_1/best.pt", weights_only=True)
+    torch.save({name: tensor * float("nan") for name, tensor in state.items()}, copy / "fold_1/best.pt")
+    with pytest.raises(DataError, match="not finite") as caught:
+        export(copy, tmp_path / "out")
+    assert caught.value.path == str(copy / "fold_1/best.pt")
 
 
 def test_folds_that_were_not_trained_alike_are_named(folds: Path, tmp_path: Path) -> None:

@@ -315,6 +315,44 @@ def test_what_is_no_cross_validation_is_said(tmp_path, capsys) -> None:
         read_out_of_fold(tmp_path)
 
 
+def test_figures_that_cannot_be_read_are_made_again(whole, tmp_path, children, capsys) -> None:
+    out, sound = tmp_path / "half", read(whole / "out_of_fold.json")
+    shutil.copytree(whole, out)
+    half = (whole / "out_of_fold.json").read_text()[:500]
+    for content in (half, json.dumps({**sound, "figure": {}}), json.dumps({**sound, "folds": [1, 2]}), "[]"):
+        (out / "out_of_fold.json").write_text(content)
+        assert run(["train", "--resume", str(out)]) == 0
+        assert "measuring the cases anew" in capsys.readouterr().err
+        assert read(out / "out_of_fold.json") == sound
+    assert children.calls == []  # what was predicted is kept
+
+
+def test_a_record_that_cannot_be_read_is_made_again_as_its_hint_says(whole, tiny_manifest, tmp_path, children, capsys):
+    out = tmp_path / "half"
+    shutil.copytree(whole, out)
+    for content in ("", '{"folds": [', "{}"):
+        (out / "cross_validation.json").write_text(content)
+        for words in (["train", "--resume", str(out)], fold_arguments(tiny_manifest, out)):
+            assert run(words) == 3
+            assert f"remove it and give the first command again, with --out {out}" in capsys.readouterr().err
+    (out / "cross_validation.json").unlink()
+    assert run(fold_arguments(tiny_manifest, out)) == 0
+    assert read(out / "cross_validation.json") == read(whole / "cross_validation.json")
+    assert children.calls == []
+
+
+def test_weights_that_are_gone_are_trained_anew_as_the_hint_says(whole, tmp_path, children, capsys) -> None:
+    out = tmp_path / "gone"
+    shutil.copytree(whole, out)
+    (out / "fold_1" / "final.pt").unlink()
+    assert run(["train", "--resume", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "its weights are gone" in said and "remove the folder fold_1" in said
+    shutil.rmtree(out / "fold_1")
+    assert run(["train", "--resume", str(out)]) == 0
+    assert read(out / "out_of_fold.json") == read(whole / "out_of_fold.json")
+
+
 def test_more_threads_than_cores_are_said(tiny_manifest, tmp_path, children, monkeypatch, capsys) -> None:
     monkeypatch.setattr("segpipe.training.training_run.usable_cores", lambda: 2)
     children.instead = {"fold_0": Ended(3, {"error": {"message": "enough"}})}

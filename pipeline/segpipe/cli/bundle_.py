@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segpipe.cli.shared_options import Allow, AllowFile, AsJson, BundlePath, DataFolder, RunUnvetted, allowed_names
-from segpipe.common.console import Console, quiet_libraries
+from segpipe.common.console import Console, quiet_libraries, quoted
 from segpipe.errors import OK, REFUSED
 
 if TYPE_CHECKING:
@@ -306,7 +306,8 @@ def precision(
         ("largest change of a volume", f"{proof['volume_changed']:.2%}"),
     ]
     console.table("float32 and bfloat16", ["what", "value"], rows)
-    console.say("; ".join(proof["faults"]) or f"proven: `segpipe export --precision {out}` takes it into the bundle")
+    proven = f"proven: `segpipe export --precision {quoted(out)}` takes it into the bundle"
+    console.say("; ".join(proof["faults"]) or proven)
     console.document(action="precision", file=str(out), proof=proof)
     return REFUSED if proof["faults"] else OK
 

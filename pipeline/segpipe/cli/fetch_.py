@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segpipe.cli.shared_options import AsJson
-from segpipe.common.console import Console
+from segpipe.common.console import Console, quoted
 
 MEGABYTE = 1_000_000
 
@@ -43,7 +43,7 @@ def command(
         folder = fetch_dataset(name, destination, local, report)
     manifest = folder / "manifest.json"
     if manifest.exists():
-        console.say(f"{folder} is complete; next: segpipe check {manifest}")
+        console.say(f"{folder} is complete; next: segpipe check {quoted(manifest)}")
     else:
-        console.say(f"{folder} is complete; next: segpipe import {folder}")
+        console.say(f"{folder} is complete; next: segpipe import {quoted(folder)}")
     console.document(name=name, data=str(folder), manifest=str(manifest) if manifest.exists() else None)

@@ -22,7 +22,7 @@ from segpipe.cli.shared_options import (
     Workers,
     allowed_names,
 )
-from segpipe.common.console import Console, Interrupted, some_of
+from segpipe.common.console import Console, Interrupted, quoted, some_of
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ def _report(console: Console, run: TrainingRun) -> None:
             )
         console.say(f"run folder: {run.root}")
         if weights.is_file():
-            console.say(f"next: segpipe export {run.root} BUNDLE")
+            console.say(f"next: segpipe export {quoted(run.root)} BUNDLE")
         else:
-            more = f"segpipe train --resume {run.root} --epochs {run.epochs + 1}"
+            more = f"segpipe train --resume {quoted(run.root)} --epochs {run.epochs + 1}"
             console.say(f"nothing was validated, so there is nothing to export; next: {more}")
     console.document(**run.document())
 
@@ -263,7 +263,7 @@ def _report_folds(console: Console, run: TrainingRun) -> None:
                 f"{label['corrected_gain']:+.4f} (segpipe export --postprocessing)"
             )
     console.say(f"each case: {run.root / 'evaluation' / 'report.html'}")
-    console.say(f"next: segpipe export {run.root} BUNDLE")
+    console.say(f"next: segpipe export {quoted(run.root)} BUNDLE")
 
 
 def _mean(row: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -152,6 +153,11 @@ def as_clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """Return a path as a shell takes it, for a command that a message names."""
+    return shlex.quote(os.fspath(path))
 
 
 def _cell(cell: Any) -> str:

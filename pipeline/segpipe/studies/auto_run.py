@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import export
+from segpipe.common.console import quoted
 from segpipe.common.files import cannot_write, read_json, write_json
 from segpipe.data import (
     FINGERPRINT,
@@ -292,7 +293,7 @@ def _check(manifest: Manifest, root: Path, state: State) -> None:
             "the data set has errors",
             case_id=errors[0].case_id,
             found=f"{len(errors)}, first: {errors[0].kind}, {errors[0].found}",
-            hint=f"see all of them: segpipe check {state.out / MANIFEST} --data {root}",
+            hint=f"see all of them: segpipe check {quoted(state.out / MANIFEST)} --data {quoted(root)}",
         )
     state.decide(warnings=len(report.findings), kinds=sorted({finding.kind for finding in report.findings}))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import quoted
 from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError
 from segpipe.training.run_folder import CROSS_VALIDATION
@@ -66,14 +67,19 @@ def read_cross_validation(out: Path) -> dict[str, Any]:
         UsageError: there is none.
         DataError: it is something else.
     """
-    document = read_json(out / CROSS_VALIDATION, "record of a cross-validation")
+    hint = f"remove it and give the first command again, with --out {quoted(out)}: what is finished is kept"
+    try:
+        document = read_json(out / CROSS_VALIDATION, "record of a cross-validation")
+    except DataError as error:
+        error.hint = hint
+        raise
     try:
         folds = [int(row["fold"]) for row in document["folds"]]
         whole = bool(folds) and folds == sorted(set(folds)) and all(row["status"] for row in document["folds"])
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise DataError(f"not a {CROSS_VALIDATION} of `segpipe train --folds`", path=out / CROSS_VALIDATION)
+        raise DataError(f"not a {CROSS_VALIDATION} of `segpipe train --folds`", path=out / CROSS_VALIDATION, hint=hint)
     return dict(document)
 
 

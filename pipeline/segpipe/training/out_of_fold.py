@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import weights_of
-from segpipe.common.console import Console
+from segpipe.common.console import Console, quoted
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
 from segpipe.common.partial import Partial
 from segpipe.common.result_folder import RESULT
@@ -52,12 +52,11 @@ def measure_out_of_fold(
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
     series = _finished(out)
-    weights = {fold: sha256_of(weights_of(series.folder(fold))) for fold in series.values}
-    if (out / OUT_OF_FOLD).is_file():
-        document = read_out_of_fold(out)
-        if {row["fold"]: row["weights"]["sha256"] for row in document["folds"]} == weights:
-            return document
     progress = progress or Console("train").note
+    weights = {fold: _weights_sha256(series.folder(fold), out) for fold in series.values}
+    measured = _measured_before(out, progress)
+    if measured and {row["fold"]: row["weights"]["sha256"] for row in measured["folds"]} == weights:
+        return measured
     place = data or _place(series)
     models = _Models(series, place, weights, progress)
     in_threads(models.predict, series.values, jobs, models.children)
@@ -81,9 +80,52 @@ def read_out_of_fold(out: Path) -> dict[str, Any]:
         DataError: it is something else.
     """
     document = read_json(out / OUT_OF_FOLD, "out-of-fold figures")
-    if not isinstance(document, dict) or not {"folds", "figure", "cases", "selected"} <= set(document):
-        raise DataError(f"not an {OUT_OF_FOLD} of `segpipe train --folds`", path=out / OUT_OF_FOLD)
-    return document
+    if not _is_whole(document):
+        raise DataError(
+            f"not an {OUT_OF_FOLD} of `segpipe train --folds`",
+            path=out / OUT_OF_FOLD,
+            hint=f"measure the cases anew: `segpipe train --resume {quoted(out)}`",
+        )
+    return dict(document)
+
+
+def _is_whole(document: Any) -> bool:
+    """Return whether a document has what is read from it, here, in the summary of a run and in a search."""
+    try:
+        raw, corrected = document["figure"]["raw"], document["figure"]["corrected"]
+        facts = [each[name] for each in (raw, corrected) for name in ("mean", "low", "high")]
+        facts += [(row["weights"]["sha256"], row["mean_dice"]["mean"], row["folder"]) for row in document["folds"]]
+        facts += [(case["id"], case["mean_dice"], case["failure"]) for case in document["cases"]]
+        facts += [choice["what"] for choice in document["selected"]]
+        facts += [label["raw_gain"] for label in document["postprocessing"]["labels"]]
+        facts += [document["of"], document["patients"]["note"], document["manifest_sha256"]]
+        return all(isinstance(row["fold"], int) for row in document["folds"])
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
+def _measured_before(out: Path, progress: Progress) -> dict[str, Any] | None:
+    """Return the figures that are there; None, and a word, where they cannot be read: they are made again."""
+    if not (out / OUT_OF_FOLD).is_file():
+        return None
+    try:
+        return read_out_of_fold(out)
+    except DataError as error:
+        progress(f"{OUT_OF_FOLD} cannot be used ({error.found or error.message}): measuring the cases anew")
+        return None
+
+
+def _weights_sha256(fold: Path, out: Path) -> str:
+    path = weights_of(fold)
+    if not path.is_file():
+        raise UsageError(
+            "a fold is finished, but its weights are gone",
+            path=path,
+            expected=f"the {path.name} of its last epoch",
+            hint=f"put it back; or remove the folder {fold.name}, and `segpipe train --resume {quoted(out)}` trains it "
+            "anew",
+        )
+    return sha256_of(path)
 
 
 @dataclass(frozen=True)
@@ -117,9 +159,8 @@ def fold_models(out: Path) -> list[FoldModel]:
     ]
     gone = next((model.bundle for model in models if not model.bundle.is_dir()), None)
     if gone is not None:
-        raise UsageError(
-            "the cross-validation was not measured", path=gone, hint=f"go on with `segpipe train --resume {out}`"
-        )
+        hint = f"go on with `segpipe train --resume {quoted(out)}`"
+        raise UsageError("the cross-validation was not measured", path=gone, hint=hint)
     return models
 
 
@@ -165,7 +206,7 @@ def _finished(out: Path) -> Series:
             "the cross-validation is not finished",
             path=out,
             found=f"folds {waiting} are not",
-            hint=f"go on with `segpipe train --resume {out}`",
+            hint=f"go on with `segpipe train --resume {quoted(out)}`",
         )
     return _series(out)
 

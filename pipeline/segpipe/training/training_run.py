@@ -9,7 +9,7 @@ from typing import Any
 
 from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
-from segpipe.common.console import Console
+from segpipe.common.console import Console, quoted
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import usable_cores
 from segpipe.data import (
@@ -255,7 +255,7 @@ def _length(
     from segpipe.training.budget_plan import Runs, length_within  # with torch and MONAI
 
     if any(path.is_file() for path in (root / "run.json", *root.glob("*/run.json"))):
-        hint = f"go on with `segpipe train --resume {root}`, or choose another --out"
+        hint = f"go on with `segpipe train --resume {quoted(root)}`, or choose another --out"
         raise UsageError("the folder already holds a run, whose length is decided", path=root, hint=hint)
     dataset, place = load_manifest(manifest), Path(composed.config["dataset_dir"])
     fingerprint = read_fingerprint(fingerprint_path(settings.task)) or take_fingerprint(dataset, place)

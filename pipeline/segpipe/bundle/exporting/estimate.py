@@ -8,19 +8,22 @@ are.
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.exporting.members import CROSS_VALIDATION, OF_A_MEMBER, Members, read_members
 from segpipe.bundle.exporting.run_record import weights_of
+from segpipe.common.console import quoted
 from segpipe.common.files import json_text, read_json, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
 
 OUT_OF_FOLD = "out_of_fold.json"
 # a model of all cases may be trained longer, on another machine, and has nothing to validate
 OF_A_LENGTH = {"max_epochs", "steps_per_epoch", "warmup_epochs", "val_interval", "threads", "num_workers"}
-DIGITS = 4
+DIGITS = 6  # a card shows three: of a number that is rounded twice the last one can be wrong
 
 
 def read_estimate(members: Members, run: Path, estimated_by: Path | None) -> dict[str, Any] | None:
@@ -66,7 +69,7 @@ def read_estimate(members: Members, run: Path, estimated_by: Path | None) -> dic
             path=estimated_by,
             found=f"no {missing}",
             expected="a folder of `segpipe train --folds all`",
-            hint=f"make it with `segpipe train MANIFEST --folds all --out {estimated_by}`",
+            hint=f"make it with `segpipe train MANIFEST --folds all --out {quoted(estimated_by)}`",
         )
     folds = read_members(estimated_by)
     theirs = folds.runs[0]
@@ -116,6 +119,7 @@ def _figures(folds: Members, folder: Path, other_length: bool = False) -> dict[s
             found=f"{type(error).__name__}: {error}",
             expected="what `segpipe train --folds` writes",
         ) from error
+    _require_of_its_cases(document, folder)
     weights = {each.name: sha256_of(weights_of(each)) for each in folds.folders}
     if measured != weights:
         other = next(name for name in sorted({*measured, *weights}) if measured.get(name) != weights.get(name))
@@ -123,9 +127,41 @@ def _figures(folds: Members, folder: Path, other_length: bool = False) -> dict[s
             "the out-of-fold figures are not of the weights that the folds have now",
             path=folder / OUT_OF_FOLD,
             found=f"other weights, or none, of {other}",
-            hint=f"measure them anew: `segpipe train --resume {folder}`",
+            hint=f"measure them anew: `segpipe train --resume {quoted(folder)}`",
         )
     return estimate
+
+
+def _require_of_its_cases(document: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a figure that is not the mean of the cases beside it.
+
+    Raises:
+        DataError: the cases cannot be read.
+        RefusedError: it is another number.
+    """
+    try:
+        scores = [float(case["mean_dice"]) for case in document["cases"] if case["mean_dice"] is not None]
+        mean = document["figure"]["raw"]["mean"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            "not the figures of a cross-validation",
+            path=folder / OUT_OF_FOLD,
+            found=f"{type(error).__name__}: {error}",
+            expected="what `segpipe train --folds` writes",
+        ) from error
+    expected = statistics.fmean(scores) if scores else None
+    if expected is None or mean is None:
+        same = expected == mean
+    else:
+        same = math.isclose(float(mean), expected, abs_tol=1e-9)
+    if not same:
+        raise RefusedError(
+            "the out-of-fold figure is not the mean of its cases",
+            path=folder / OUT_OF_FOLD,
+            found=str(mean),
+            expected=str(expected),
+            hint=f"remove the file, and measure them anew: `segpipe train --resume {quoted(folder)}`",
+        )
 
 
 def _rounded(figure: Mapping[str, Any]) -> dict[str, float | None]:

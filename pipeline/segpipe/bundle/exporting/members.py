@@ -14,6 +14,7 @@ from typing import Any
 
 from segpipe.bundle.exporting.run_record import Run, read_run, seen_by, weights_of
 from segpipe.bundle.tensors import State, read_state, require_fits, torch_bytes, weights_files
+from segpipe.common.console import quoted
 from segpipe.common.files import read_json
 from segpipe.errors import DataError, RefusedError, UsageError
 
@@ -64,12 +65,13 @@ class Members:
         """Read the weights of each, and require that the network takes them.
 
         Raises:
-            DataError: they cannot be read or do not fit.
+            DataError: they cannot be read, do not fit or are not finite.
         """
         read = []
         for file, folder, run in zip(weights_files(len(self)), self.folders, self.runs, strict=True):
             state = read_state(weights_of(folder))
             require_fits(state, network, weights_of(folder))
+            _require_finite(state, weights_of(folder))
             read.append(Weights(file, state, torch_bytes(state), run))
         return tuple(read)
 
@@ -105,7 +107,7 @@ def read_members(folder: Path, unfinished: bool = False) -> Members:
                 "a fold of the cross-validation was not trained",
                 path=each,
                 expected="every fold finished",
-                hint=f"go on with `segpipe train --resume {folder}`",
+                hint=f"go on with `segpipe train --resume {quoted(folder)}`",
             )
     runs = [_of_fold(each, folder, unfinished) for each in folders]
     _require_alike(folders, runs)
@@ -119,6 +121,8 @@ def _folds(folder: Path) -> list[str]:
         names = [str(row["folder"]) for row in sorted(document["folds"], key=lambda row: int(row["fold"]))]
         if any(Path(name).name != name or name in ("", ".", "..") for name in names):
             raise ValueError("a folder that does not lie in it")
+        if len(set(names)) < len(names):
+            raise ValueError("a fold that is named twice")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             "not a record of a cross-validation",
@@ -126,12 +130,14 @@ def _folds(folder: Path) -> list[str]:
             found=f"{type(error).__name__}: {error}",
             expected="what `segpipe train --folds` writes",
         ) from error
-    if len(set(names)) < 2:
+    if len(names) < 2:
         raise UsageError(
             "an ensemble has at least two members",
             path=folder,
             found=f"{len(names)} fold",
-            hint=f"export the run itself: `segpipe export {folder / names[0]} OUT`" if names else "train more folds",
+            hint=f"export the run itself: `segpipe export {quoted(folder / names[0])} OUT`"
+            if names
+            else "train more folds",
         )
     return names
 
@@ -147,13 +153,23 @@ def _of_fold(folder: Path, whole: Path, unfinished: bool) -> Run:
             path=folder,
             found=error.found,
             expected="every fold finished",
-            hint=f"go on with `segpipe train --resume {whole}`",
+            hint=f"go on with `segpipe train --resume {quoted(whole)}`",
         ) from error
 
 
 def _require_alike(folders: Sequence[Path], runs: Sequence[Run]) -> None:
-    """Refuse members that one inference config would not hold for, and name in what they differ."""
+    """Refuse members of the same fold, or that one inference config would not hold for, and name what differs."""
     first = runs[0]
+    left_out = [run.record.get("fold") for run in runs]
+    twice = next((index for index, fold in enumerate(left_out) if fold in left_out[:index]), None)
+    if twice is not None:
+        raise RefusedError(
+            "two members left out the same fold",
+            path=folders[twice],
+            found=f"fold {left_out[twice]}, as {folders[left_out.index(left_out[twice])].name}",
+            expected="each fold once",
+            hint="train the folds with `segpipe train --folds all`, and leave their folders as they are",
+        )
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         keys = sorted({*first.config, *run.config} - OF_A_MEMBER)
         differing = [key for key in keys if first.config.get(key) != run.config.get(key)]
@@ -166,6 +182,17 @@ def _require_alike(folders: Sequence[Path], runs: Sequence[Run]) -> None:
                 expected="folds that differ by their cases and seeds alone",
                 hint="train all folds anew with the same settings: `segpipe train --folds all`",
             )
+
+
+def _require_finite(state: State, path: Path) -> None:
+    broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise DataError(
+            "the weights are not finite",
+            path=path,
+            found=f"NaN or infinity in {broken}",
+            hint="put the file back that the training wrote, or train anew",
+        )
 
 
 def members_metadata(weights: Sequence[Weights]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
 from segpipe.bundle.exporting.estimate import estimate_sha256
 from segpipe.bundle.exporting.markdown import figure
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
-from segpipe.bundle.supported_subset import read_inference
-from segpipe.bundle.vet import Check, Finding, shown
+from segpipe.bundle.supported_subset import read_inference, read_members
+from segpipe.bundle.vet import METADATA, Check, Finding, is_ours, shown
 from segpipe.common.console import some_of
 from segpipe.common.files import json_text, read_json, sha256_of
 from segpipe.errors import DataError, RefusedError, SegpipeError
@@ -256,6 +256,24 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _check_members(root: Path, metadata: Mapping[str, Any]) -> Check | None:
+    """Return which members are not the files that the metadata names with their folds; else None."""
+    members = metadata.get("members")
+    if not members or not is_ours(metadata):  # of ours the schema has been checked, so no path leaves the bundle
+        return None
+    findings = []
+    files = [member["file"] for member in members]
+    loaded = list(read_members(read_json(root / INFERENCE)))
+    if loaded and files != loaded:
+        findings.append(Finding(METADATA, "members", shown(files), f"they are not those that {INFERENCE} loads"))
+    for index, member in enumerate(members):
+        path = root / member["file"]  # as its schema says: models/member_K.pt
+        if not path.is_file() or sha256_of(path) != member["sha256"]:
+            reason = "the member is not there" if not path.is_file() else "the member is another file than is recorded"
+            findings.append(Finding(METADATA, f"members::{index}", shown(member["file"]), reason))
+    return Check.of("figures", "", findings) if findings else None
+
+
 def _check_estimate(root: Path, metadata: Mapping[str, Any]) -> Check | None:
     """Return what speaks against the figures of fold models, that they are not those that were recorded; else None."""
     estimate = metadata.get("estimate")
@@ -285,7 +303,7 @@ def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
         metadata: its ``configs/metadata.json``.
     """
     results = metadata.get("results")
-    if (broken := _check_estimate(root, metadata)) is not None:
+    if (broken := _check_members(root, metadata) or _check_estimate(root, metadata)) is not None:
         return broken
     if not isinstance(results, Mapping):
         return Check("figures", "absent", "its metadata has no figures of its own")

@@ -11,6 +11,7 @@ from .documents import SUMS as SUMS
 from .documents import check_sums as check_sums
 from .documents import fingerprint as fingerprint
 from .documents import hash_files as hash_files
+from .documents import is_ours as is_ours
 from .documents import requirements as requirements
 from .documents import sums_text as sums_text
 from .documents import vet_golden_schema as vet_golden_schema

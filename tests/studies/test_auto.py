@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,60 @@ def test_other_settings_and_other_folders_are_refused(
     assert "has its folds already" in capsys.readouterr().err
     assert auto(tiny_manifest, tmp_path / "third", "--candidate", "vnet") == 2
     assert "no network fragment 'vnet'" in capsys.readouterr().err
+
+
+def test_a_wrong_path_binds_nothing_and_another_data_set_is_refused(
+    fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    assert auto(tmp_path / "no where", out, "--seed", "3") == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert auto(tmp_path / "empty", out, "--seed", "3") == 2
+    assert "no data set is found here" in capsys.readouterr().err
+    assert auto(tiny_manifest, out) == 0
+    other = write_data(tmp_path / "other")
+    save_manifest(load_manifest(other).model_copy(update={"name": "other"}), other)
+    assert auto(other, out) == 2
+    assert "another data set" in capsys.readouterr().err
+    assert json.loads((out / "auto.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda document: document.update(steps=[]),
+        lambda document: document.update(settings="none"),
+        lambda document: document.update(notes=None),
+        lambda document: document["steps"]["search"].update(seconds="many"),
+        lambda document: document["steps"].update(other={"status": "finished", "seconds": 0, "decided": {}}),
+    ],
+)
+def test_a_state_that_was_damaged_is_said(
+    fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys, damage
+) -> None:
+    out = tmp_path / "out"
+    assert auto(tiny_manifest, out) == 0
+    document = json.loads((out / "auto.json").read_text())
+    damage(document)
+    (out / "auto.json").write_text(json.dumps(document))
+    assert auto(tiny_manifest, out) == 3
+    assert "this is not the state of `segpipe auto`" in capsys.readouterr().err
+    (out / "auto.json").write_text("{")
+    assert auto(tiny_manifest, out) == 3
+    assert "another -o" in capsys.readouterr().err
+
+
+def test_what_can_be_made_again_is_made_again(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert auto(tiny_manifest, out) == 0
+    sound = (out / "fingerprint.json").read_text()
+    (out / "fingerprint.json").write_text(sound[:100])
+    (out / "auto.html").unlink()
+    shutil.rmtree(out / "bundle", ignore_errors=True)
+    assert auto(tiny_manifest, out) == 0
+    assert (out / "fingerprint.json").read_text() == sound
+    assert (out / "auto.html").is_file() and fake.exported == 2
 
 
 def test_an_interruption_names_what_goes_on(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path, capsys) -> None:

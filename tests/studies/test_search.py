@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segpipe.data.manifest import load_manifest
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, UsageError
 from segpipe.studies import search as searching
 from segpipe.studies.search import Candidate, Question, most_candidates, parse_candidate, runs_of, search
 from segpipe.training.budget_rules import Estimate
@@ -161,6 +161,28 @@ def test_candidates_that_cannot_be_compared(
 ) -> None:
     with pytest.raises(UsageError, match="cannot be compared"):
         search(question(three_folds, *networks), tmp_path / "search", len)
+
+
+def test_a_state_that_was_damaged_is_said(fake: FakeTraining, three_folds: Path, tmp_path: Path) -> None:
+    asked = question(three_folds, "unet", "unet_fine")
+    search(asked, tmp_path, len)
+    sound = json.loads((tmp_path / "search.json").read_text())
+    first = sound["rounds"][0]
+    for damage in (
+        {"rounds": [{}]},
+        {"rounds": [{**first, "kept": []}]},
+        {"rounds": [{**first, "kept": ["../../x"]}]},
+        {"plans": {"../../x": {}}},
+        {"plans": None},
+        {"candidates": [{"name": "x"}]},
+    ):
+        (tmp_path / "search.json").write_text(json.dumps({**sound, **damage}))
+        with pytest.raises(DataError, match="not the state of a search"):
+            search(asked, tmp_path, len)
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be parsed") as caught:
+        search(asked, tmp_path, len)
+    assert "another folder" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("folds", range(2, 6))

@@ -321,6 +321,9 @@ def test_figures_that_cannot_be_read_are_made_again(whole, tmp_path, children, c
     half = (whole / "out_of_fold.json").read_text()[:500]
     for content in (half, json.dumps({**sound, "figure": {}}), json.dumps({**sound, "folds": [1, 2]}), "[]"):
         (out / "out_of_fold.json").write_text(content)
+        with pytest.raises(DataError) as caught:
+            read_out_of_fold(out)
+        assert caught.value.hint == f"measure the cases anew: `segpipe train --resume {out}`"
         assert run(["train", "--resume", str(out)]) == 0
         assert "measuring the cases anew" in capsys.readouterr().err
         assert read(out / "out_of_fold.json") == sound

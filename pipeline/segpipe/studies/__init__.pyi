@@ -1,5 +1,5 @@
-from .auto_run import Asked as Asked
 from .auto_run import run_auto as run_auto
+from .auto_state import Asked as Asked
 from .comparison_page import COLUMNS as COLUMNS
 from .comparison_page import main_table as main_table
 from .comparison_page import sentences as sentences

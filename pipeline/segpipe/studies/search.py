@@ -177,9 +177,7 @@ def _open(question: Question, out: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         return {"schema_version": SCHEMA_VERSION, **asked, "plans": {}, "given_up": None, "rounds": [], "chosen": None}
-    state = read_json(path, "search")
-    if not isinstance(state, dict) or not {*asked, "plans", "rounds"} <= set(state):
-        raise DataError("this is not the state of a search", path=path, hint="name another folder")
+    state = _read_state(path, asked)
     differing = [name for name, value in asked.items() if state[name] != value]
     if differing:
         raise UsageError(
@@ -190,6 +188,25 @@ def _open(question: Question, out: Path) -> dict[str, Any]:
             hint="give the same command to go on, or another folder",
         )
     return state
+
+
+def _read_state(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    hint = "put a copy of it back, or begin anew in another folder"
+    try:
+        state = read_json(path, "search")
+        plans = set(state["plans"])
+        kept = [name for entry in state["rounds"] for name in (*entry["kept"], *entry["trained"], *entry["failed"])]
+        whole = {*asked, "given_up", "chosen"} <= set(state) and plans >= set(kept)
+        whole = whole and all(entry["kept"] for entry in state["rounds"])
+        whole = whole and plans <= {Candidate(**candidate).name for candidate in state["candidates"]}
+    except DataError as error:
+        error.hint = hint
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise DataError("this is not the state of a search", path=path, hint=hint)
+    return dict(state)
 
 
 def _plan(question: Question, out: Path, state: dict[str, Any], progress: Progress) -> None:

@@ -79,13 +79,14 @@ def read_out_of_fold(out: Path) -> dict[str, Any]:
         UsageError: there is none.
         DataError: it is something else.
     """
-    document = read_json(out / OUT_OF_FOLD, "out-of-fold figures")
+    hint = f"measure the cases anew: `segpipe train --resume {quoted(out)}`"
+    try:
+        document = read_json(out / OUT_OF_FOLD, "out-of-fold figures")
+    except DataError as error:
+        error.hint = hint
+        raise
     if not _is_whole(document):
-        raise DataError(
-            f"not an {OUT_OF_FOLD} of `segpipe train --folds`",
-            path=out / OUT_OF_FOLD,
-            hint=f"measure the cases anew: `segpipe train --resume {quoted(out)}`",
-        )
+        raise DataError(f"not an {OUT_OF_FOLD} of `segpipe train --folds`", path=out / OUT_OF_FOLD, hint=hint)
     return dict(document)
 
 

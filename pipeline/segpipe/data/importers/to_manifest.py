@@ -47,7 +47,8 @@ def detect_layout(source: Path) -> Layout:
         "no data set is found here",
         path=source,
         expected="a dataset.json (Decathlon or nnU-Net) or its folder, slices beside their masks, or DICOM files",
-        hint="two folders are named with --images DIR --labels DIR, slices with --slices PATTERN --masks PATTERN",
+        hint="`segpipe import` takes two folders with --images DIR --labels DIR, slices with --slices PATTERN --masks "
+        "PATTERN, and writes a manifest",
     )
 
 

@@ -84,6 +84,30 @@ def test_a_gradient_that_is_not_finite_ends_the_run(bad: float) -> None:
     assert "learning_rate" in str(caught.value.hint)
 
 
+def test_steps_that_may_be_left_out_change_no_weight_and_too_many_end_the_run() -> None:
+    network = with_gradient([1.0, 2.0])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    optimizer.step()
+    before = network.weight.detach().clone()
+    clip, engine = GradientClip(most_skipped=2), engine_with(network)
+
+    def step(gradient: float) -> None:
+        network.weight.grad = torch.tensor([[1.0, gradient]])
+        clip(engine)
+        optimizer.step()
+
+    for _ in range(2):
+        step(float("inf"))
+        assert torch.equal(network.weight, before)  # neither momentum nor weight decay moves it
+    step(1.0)  # and begins to count anew
+    assert not torch.equal(network.weight, before)
+    for _ in range(2):
+        step(float("nan"))
+    with pytest.raises(UsageError, match="gradient is not finite") as caught:
+        step(float("inf"))
+    assert "precision=float32" in str(caught.value.hint) and "learning_rate" in str(caught.value.hint)
+
+
 def test_under_amp_the_scaler_comes_first_and_judges() -> None:
     network = with_gradient([300.0, float("inf")])
     engine = engine_with(network)

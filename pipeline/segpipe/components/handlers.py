@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
+from segpipe.common.console import Console
 from segpipe.errors import DataError, UsageError
 
 
@@ -79,18 +80,30 @@ class StopOnNonFinite:
 
 
 class GradientClip:
-    """Clip the gradient's norm and end the run where it is not finite (without AMP, whose scaler skips such steps).
+    """Clip the gradient's norm; end the run where it is not finite, or leave out such steps as a scaler of AMP does.
+
+    In bfloat16 the voxels of a nearly constant map become equal, and normalising these multiplies a gradient at each
+    layer by what keeps it from dividing by 0: images that are mostly padding have such steps, whose weights stay.
 
     Args:
         max_norm: largest 2-norm over all parameters.
+        most_skipped: steps that may be left out one after another before the run ends; 0: the first ends it.
     """
 
-    def __init__(self, max_norm: float = 12.0) -> None:
+    def __init__(self, max_norm: float = 12.0, most_skipped: int = 0) -> None:
         self.max_norm = max_norm
+        self.most_skipped = most_skipped
+        self.skipped = self.skipped_in_all = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._tell)
+
+    def _tell(self, engine: Engine) -> None:
+        if self.skipped_in_all:
+            words = f"{self.skipped_in_all} steps were left out, as their gradient was not finite in bfloat16"
+            Console("train").note(f"{words}; --set precision=float32 has none")
 
     def __call__(self, engine: Any) -> None:
         """Unscale under AMP, then clip."""
@@ -98,11 +111,20 @@ class GradientClip:
         if scaled:
             engine.scaler.unscale_(engine.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
-        if not scaled and not bool(torch.isfinite(norm)):
-            raise _not_finite(engine, "gradient")
+        if scaled:
+            return
+        if bool(torch.isfinite(norm)):
+            self.skipped = 0
+            return
+        self.skipped += 1
+        self.skipped_in_all += 1
+        if self.skipped > self.most_skipped:
+            hint = "" if not self.most_skipped else "--set precision=float32, or with "
+            raise _not_finite(engine, "gradient", hint)
+        engine.network.zero_grad(set_to_none=True)  # the optimiser passes over what has no gradient
 
 
-def _not_finite(engine: Engine, noun: str) -> Exception:
+def _not_finite(engine: Engine, noun: str, instead: str = "") -> Exception:
     batch = engine.state.batch
     batch = batch[0] if isinstance(batch, list) else batch
     cases = ", ".join(dict.fromkeys(map(str, batch.get("case_id", ["unknown"]))))
@@ -113,5 +135,5 @@ def _not_finite(engine: Engine, noun: str) -> Exception:
         f"the {noun} is not finite",
         case_id=cases,
         found=where,
-        hint="the last epoch is kept; train again with a lower learning_rate (--set learning_rate=...)",
+        hint=f"the last epoch is kept; train again with {instead}a lower learning_rate (--set learning_rate=...)",
     )

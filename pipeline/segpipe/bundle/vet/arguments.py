@@ -61,7 +61,7 @@ PARAMETERS: Mapping[Kind, str] = {
         max_memory max_norm max_pixdim max_roi_size max_samples_per_class max_spatial_size max_zoom maximize
         maxv mean measure memory_format meta_key_postfix meta_keys method metric metric_details metric_name
         metrics milestones min_delta min_lr min_pixdim min_size min_zoom minv mlp_dim mlp_ratio mode momentum
-        momentum_decay n_labels n_saved name names nearest_interp neg negative_slope nesterov non_blocking
+        momentum_decay most_skipped n_labels n_saved name names nearest_interp neg negative_slope nesterov non_blocking
         non_deterministic nonzero norm norm_name norm_type normalize npz_keys num_classes num_components
         num_control_points num_features num_groups num_heads num_parameters num_partitions num_res_units
         num_samples num_workers offset offsets optim_set_to_none optimizer orig_keys orig_labels orig_meta_keys

@@ -227,6 +227,18 @@ def test_a_figure_that_is_not_that_of_its_cases_is_refused(folds: Path, tmp_path
     assert f"segpipe train --resume '{copy}'" in str(caught.value.hint)  # as a shell takes it
 
 
+def test_patients_in_several_folds_are_no_unknown_patients(folds: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folds, tmp_path / "cv"))
+    torn = "1 of 4 patients have cases in several folds: figures may be too good"
+    change(copy / "out_of_fold.json", patients={"known": True, "rule": "pairs", "note": torn})
+    export(copy, tmp_path / "out")
+    text = plain(card(tmp_path / "out"))
+    assert "4 cases of 4 patients" in text and "interval over patients" in text and f"**{torn}.**" in text
+    export(folds, tmp_path / "unknown")
+    assert "4 cases of unknown patients" in (text := plain(card(tmp_path / "unknown")))
+    assert "interval over cases" in text
+
+
 def test_the_card_rounds_a_figure_once(folds: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folds, tmp_path / "cv"))
     figure = json.loads((copy / "out_of_fold.json").read_text())["figure"]
@@ -284,3 +296,8 @@ def test_unfinished_folds_are_refused_with_the_way_on(folds: Path, tmp_path: Pat
     change(copy / "cross_validation.json", folds=[{"fold": 0, "folder": "fold_0"}])
     assert run(["export", str(copy), str(tmp_path / "out")]) == 2
     assert f"segpipe export {copy}/fold_0 OUT" in plain(capsys.readouterr().err)
+
+
+def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such run folder"):
+        export(tmp_path / "none", tmp_path / "out")

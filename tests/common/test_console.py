@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import unicodedata
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.cli.app import run
-from segpipe.common.console import SCHEMA_VERSION, Console, quiet_libraries, visible
+from segpipe.common.console import SCHEMA_VERSION, Console, counted, quiet_libraries, quoted, visible
 from segpipe.errors import DataError, RefusedError, UsageError
 
 Capture = pytest.CaptureFixture[str]
+
+
+def test_numbers_of_things_and_paths_in_commands() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, 1000)] == ["0 steps", "1 step", "2 steps", "1,000 steps"]
+    for path in (Path("runs/a"), Path("mein Lauf/ä'b")):
+        assert shlex.split(f"segpipe export {quoted(path)} OUT")[2] == str(path)
 
 
 def speak(console: Console) -> None:

@@ -174,9 +174,12 @@ def test_a_fold_of_other_weights_is_predicted_anew(whole, tmp_path, children) ->
     assert left.read_bytes() != b"of the model before"
 
 
-def test_some_folds_grow_into_all(whole, tiny_manifest, tmp_path, children) -> None:
+def test_some_folds_grow_into_all(whole, tiny_manifest, tmp_path, children, capsys) -> None:
     out = tmp_path / "grown"
     assert run(fold_arguments(tiny_manifest, out, folds="0")) == 0
+    said = capsys.readouterr()
+    assert f"next: segpipe export {out / 'fold_0'} BUNDLE" in said.out  # one fold is no ensemble
+    assert "of all" not in said.err
     first = read_out_of_fold(out)
     assert [case["id"] for case in first["cases"]] == ["case_0", "case_2", "case_4"]
     assert [row["fold"] for row in first["folds"]] == [0]

@@ -247,7 +247,8 @@ def _report_folds(console: Console, run: TrainingRun) -> None:
     rows = [(row["fold"], row["folder"], row["epochs"], row["cases"], _mean(row)) for row in facts["folds"]]
     console.table("Folds", ["fold", "run", "epochs", "cases", "mean Dice"], rows)
     raw, corrected = facts["figure"]["raw"], facts["figure"]["corrected"]
-    console.say(f"out-of-fold mean Dice {_interval(raw)} over patients")
+    known = facts["patients"]["known"]
+    console.say(f"out-of-fold mean Dice {_interval(raw)} over {'patients' if known else 'cases'}")
     if facts["figure"]["candidates"] > 1:
         console.say(f"corrected for the choice among {facts['figure']['candidates']} trainings: {_interval(corrected)}")
     console.say(f"({facts['of']})")
@@ -263,7 +264,8 @@ def _report_folds(console: Console, run: TrainingRun) -> None:
                 f"{label['corrected_gain']:+.4f} (segpipe export --postprocessing)"
             )
     console.say(f"each case: {run.root / 'evaluation' / 'report.html'}")
-    console.say(f"next: segpipe export {quoted(run.root)} BUNDLE")
+    only = run.root / facts["folds"][0]["folder"] if len(facts["folds"]) == 1 else run.root
+    console.say(f"next: segpipe export {quoted(only)} BUNDLE")
 
 
 def _mean(row: Mapping[str, Any]) -> str | None:

@@ -139,6 +139,11 @@ def some_of(names: Iterable[str]) -> str:
     return ", ".join(names[:10]) + rest
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: 1 step, 1,000 steps."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def digits(value: float) -> str:
     """Return a number with all the digits that tell it from others: 1.0000001 is not 1."""
     import numpy as np

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import counted
 from segpipe.common.files import read_json, write_json
 from segpipe.data import Fingerprint, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
@@ -223,8 +224,8 @@ def _plan(question: Question, out: Path, state: dict[str, Any], progress: Progre
             steps = plans[candidate.name]["estimate"]["steps"]
             if steps < JUDGED_SHARE * ENOUGH_STEPS:
                 state["given_up"] = (
-                    f"{duration(question.seconds)} for {runs} trainings give {candidate.name} {steps} steps each, too "
-                    f"few to tell candidates apart: {first.name} has all of the time"
+                    f"{duration(question.seconds)} for {runs} trainings give {candidate.name} {counted(steps, 'step')} "
+                    f"each, too few to tell candidates apart: {first.name} has all of the time"
                 )
                 progress(state["given_up"])
                 break

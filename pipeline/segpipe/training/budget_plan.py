@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segpipe.common.console import counted
 from segpipe.data import Case, Fingerprint, Manifest
 from segpipe.training import planning_rules as rules
 from segpipe.training.budget_rules import (
@@ -199,8 +200,13 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
         rules.depth(place.patch, place.spacing_mm),
         rules.overlap(),
         rules.cache_rate(request.fingerprint, place.shape, request.free_bytes),
-        Rule("steps_per_epoch", spent.steps_per_epoch, f"{spent.steps:,} steps in {spent.epochs} epochs", OURS),
-        Rule("max_epochs", spent.epochs, f"{step}: {spent.steps:,} steps fill the budget of a run", OURS),
+        Rule(
+            "steps_per_epoch",
+            spent.steps_per_epoch,
+            f"{counted(spent.steps, 'step')} in {counted(spent.epochs, 'epoch')}",
+            OURS,
+        ),
+        Rule("max_epochs", spent.epochs, f"{step}: {counted(spent.steps, 'step')} in the budget of a run", OURS),
         Rule(
             "val_interval",
             spent.validation_interval,
@@ -252,8 +258,8 @@ def _notes(request: Request, spent: Estimate) -> list[str]:
     notes = []
     if spent.steps < ENOUGH_STEPS:
         notes.append(
-            f"the budget gives {spent.steps:,} steps, fewer than the {ENOUGH_STEPS:,} that such a network needs, "
-            "at the coarsest spacing that keeps the labels: give more time"
+            f"the budget gives {counted(spent.steps, 'step')}, fewer than the {ENOUGH_STEPS:,} that such a network "
+            "needs, at the coarsest spacing that keeps the labels: give more time"
         )
     if spent.total_s > request.seconds:
         notes.append(

@@ -188,7 +188,7 @@ class TimeLeft:
         """Take the end of an epoch; return how long all runs will last."""
         self._epochs[value] = epoch
         done = sum(self._epochs.values())
-        if self._planned is None or done <= self._first:
+        if self._planned is None or done <= self._first or len(self._epochs) == 1:
             return ""
         left = self._planned * len(self._epochs) - done
         seconds = left * (time.monotonic() - self._began) / (done - self._first)

@@ -9,7 +9,7 @@ from typing import Any
 
 from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
-from segpipe.common.console import Console, quoted
+from segpipe.common.console import Console, counted, quoted
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import usable_cores
 from segpipe.data import (
@@ -262,7 +262,7 @@ def _length(
     folds = () if settings.folds is None else tuple(chosen_folds(dataset, settings.folds))
     spent = length_within(composed.config, fingerprint, dataset, place, Runs(seconds, folds, seeds or 1))
     (progress or Console("train").note)(
-        f"{spent.steps:,} steps of {spent.step_s:.3g} s in {spent.epochs} epochs, {spent.runs} "
+        f"{counted(spent.steps, 'step')} of {spent.step_s:.3g} s in {counted(spent.epochs, 'epoch')}, {spent.runs} "
         f"{'run' if spent.runs == 1 else 'runs'}: about {duration(spent.total_s)} of {duration(seconds)}"
     )
     lengths = {"steps_per_epoch": spent.steps_per_epoch, "val_interval": spent.validation_interval}

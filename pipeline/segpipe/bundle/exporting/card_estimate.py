@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segpipe.bundle.exporting.markdown import figure, number, table
+from segpipe.data import PATIENTS_UNKNOWN
 
 Document = Mapping[str, Any]
 RULE = "post-processing of "
@@ -33,7 +34,8 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
             return []
         seen = f"all its {data['training_cases']} cases were trained on" if whole else "its members saw all cases"
         return [f"No validation figure of this model: {seen}."]
-    patients = "unknown patients" if estimate["note"] else f"{estimate['patients']} patients"
+    unknown = estimate["note"] == PATIENTS_UNKNOWN
+    patients = "unknown patients" if unknown else f"{estimate['patients']} patients"
     left_out = f"{estimate['cases']} cases of {patients}, each by the model that did not see it"
     models = f"{estimate['folds']} models of the same training, each without one fold"
     length = ", and of another length" if estimate["other_length"] else ""
@@ -51,7 +53,7 @@ def estimate_paragraphs(metadata: Document) -> list[str]:
         ("as measured", figure(estimate["raw"])),
         (_corrected(estimate["candidates"]), figure(estimate["corrected"])),
     ]
-    means = "In brackets the 95% bootstrap interval over patients."
+    means = f"In brackets the 95% bootstrap interval over {'cases' if unknown else 'patients'}."
     parts = [head, table([f"{estimate['measure']} of the fold models", "mean"], rows), f"{means}{_method(estimate)}"]
     return [
         *parts,

@@ -73,6 +73,8 @@ def read_run(folder: Path, unfinished: bool = False) -> Run:
         DataError: a file of it cannot be read.
         RefusedError: the run did not finish, or its config or manifest is not the one that it was trained with.
     """
+    if not folder.is_dir():
+        raise UsageError("there is no such run folder", path=folder, expected="what `segpipe train` writes")
     for name in ("config.json", "run.json", "manifest.json", weights_of(folder).name):
         if not (folder / name).is_file():
             raise UsageError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.common.files import cannot_write, read_json, sha256_of
+from segpipe.common.files import read_json, sha256_of
+from segpipe.common.folder_lock import locked
 from segpipe.common.result_folder import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
 from segpipe.errors import RefusedError, SegpipeError
 from segpipe.prediction.file_cases import InputCase
@@ -21,35 +20,19 @@ if TYPE_CHECKING:
     from segpipe.dicom import Series
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # a file system without locks: go on without
-
-
-@contextmanager
-def held_by(out: Path) -> Iterator[None]:
+def held_by(out: Path) -> AbstractContextManager[None]:
     """Hold a result folder alone, by a lock on its state file that ends with this process.
 
     Raises:
         UsageError: the folder cannot be made or written to.
         RefusedError: another process holds it.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / STATE).open("ab")
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RefusedError(
-                "another prediction is writing to this folder",
-                path=out,
-                hint="wait until it has ended, or choose another folder",
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise cannot_write(out, error) from error
-        yield
+    busy = RefusedError(
+        "another prediction is writing to this folder",
+        path=out,
+        hint="wait until it has ended, or choose another folder",
+    )
+    return locked(out, busy, name=STATE)
 
 
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:

@@ -12,17 +12,15 @@ Each step is kept when it is finished, so the same command goes on where it was 
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import export
 from segpipe.common.console import quoted
-from segpipe.common.files import cannot_write, read_json
+from segpipe.common.files import read_json
+from segpipe.common.folder_lock import locked
 from segpipe.data import (
     FINGERPRINT,
     Fingerprint,
@@ -64,7 +62,8 @@ def run_auto(asked: Asked, progress: Progress) -> dict[str, Any]:
         DataError: the data set cannot be used; the error names the case.
         KeyboardInterrupt: it was interrupted; the same call goes on.
     """
-    with _locked(asked.out):
+    busy = UsageError("another process works in this folder", path=asked.out, hint="wait, or name another -o")
+    with locked(asked.out, busy):
         state = State(asked, progress)
         with state.step("import"):
             manifest, root = _imported(asked, state)
@@ -191,20 +190,3 @@ def _export(asked: Asked, manifest: Manifest, found: Found, state: State) -> Non
     if not (state.is_finished("export") and (asked.out / BUNDLE).is_dir()):
         export(found.run, asked.out / BUNDLE, name=asked.name or BUNDLE, overwrite=True)
     state.decide(folder=BUNDLE, members=len(manifest.folds()))
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                "another process works in this folder", path=out, hint="wait, or name another -o"
-            ) from error
-        yield

@@ -19,6 +19,7 @@ from typing import Any
 
 from segpipe.common.console import Console, as_clock
 from segpipe.common.files import cannot_write, read_json
+from segpipe.common.folder_lock import locked
 from segpipe.common.subprocesses import Ended, Listener, Subprocesses, in_threads
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import OK, SegpipeError, UsageError
@@ -26,7 +27,7 @@ from segpipe.reporting import read_history
 from segpipe.studies.comparison_figures import check_gifs
 from segpipe.studies.comparison_page import write_outcome
 from segpipe.studies.comparison_results import Row
-from segpipe.studies.comparison_state import State, Study, locked, open_state
+from segpipe.studies.comparison_state import State, Study, open_state
 from segpipe.studies.variants import (
     Cell,
     Settings,
@@ -79,7 +80,8 @@ def compare_variants(
         if not state.variants:
             raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
         return write_outcome(study, state, gifs), state.document
-    with locked(out):
+    busy = UsageError("another comparison works in this folder", path=out, hint="wait for it, or choose another --out")
+    with locked(out, busy):
         processes = Subprocesses()
         with console.progress() as bar:
             progress = Progress(console, bar)

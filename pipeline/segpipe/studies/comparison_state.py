@@ -8,16 +8,13 @@ OUT/tensorboard/<variant>/<cell>     the run's, for ``tensorboard --logdir OUT/t
 
 from __future__ import annotations
 
-import fcntl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segpipe.common.console import SCHEMA_VERSION
-from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
+from segpipe.common.files import read_json, sha256_of, write_json
 from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.variants import Cell, Settings
@@ -117,25 +114,3 @@ def open_state(study: Study) -> State:
 
 def _short(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second comparison out of the folder.
-
-    Raises:
-        UsageError: one works there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                "another comparison works in this folder", path=out, hint="wait for it, or choose another --out"
-            ) from error
-        yield

@@ -8,18 +8,17 @@ data set names no place of this machine, and is told it with ``--dataset_dir``.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
+from segpipe.common.folder_lock import locked
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
@@ -134,7 +133,8 @@ def _session(
         "began": round(began, 1),
         "versions": environment()["versions"],
     }
-    with _locked(out):
+    busy = UsageError("another process trains in this folder", path=out, hint="wait for it, or choose another --out")
+    with locked(out, busy, wait_s=ENDING_S):
         if epochs is not None:
             (progress or Console("train").note)(_extend(out, record, epochs))
         record["sessions"].append(session)
@@ -185,27 +185,6 @@ def _best(out: Path) -> dict[str, Any]:
         judged = judged[-1:]
     best = max(judged, key=lambda row: float(row["val_mean_dice"]))
     return {"epochs": len(rows), "best": {"epoch": int(best["epoch"]), "val_mean_dice": float(best["val_mean_dice"])}}
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as stream:
-        deadline = time.monotonic() + ENDING_S
-        while not _try_lock(stream):
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    "another process trains in this folder", path=out, hint="wait for it, or choose another --out"
-                )
-            time.sleep(0.1)
-        yield
-
-
-def _try_lock(stream: IO[str]) -> bool:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def test_a_ledger_that_is_none_is_refused_by_name_and_without_it_the_count_begin
         with pytest.raises(DataError, match="ledger of test readings") as caught:
             call(tmp_path / "m.json")
         assert caught.value.path == str(ledger)
+        assert "the count of readings begins anew" in str(caught.value.hint)
     assert ledger.read_text() == text
     ledger.unlink()
     assert read(tmp_path / "m.json").count == 1

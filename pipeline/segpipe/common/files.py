@@ -206,8 +206,13 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: list
     write_text(path, buffer.getvalue())
 
 
-def read_json(path: str | Path, noun: str = "JSON file") -> Any:
+def read_json(path: str | Path, noun: str = "JSON file", damaged: str | None = None) -> Any:
     """Read JSON.
+
+    Args:
+        path: of the file.
+        noun: what it is, for errors.
+        damaged: what to do where it cannot be parsed, for errors.
 
     Raises:
         UsageError: there is no such file.
@@ -220,7 +225,7 @@ def read_json(path: str | Path, noun: str = "JSON file") -> Any:
             json.dumps(document, ensure_ascii=False).encode()
         return document
 
-    return _parse(Path(path), noun, parse)
+    return _parse(Path(path), noun, parse, damaged)
 
 
 def read_yaml(path: str | Path, noun: str = "YAML file") -> Any:
@@ -236,18 +241,19 @@ def read_yaml(path: str | Path, noun: str = "YAML file") -> Any:
     return _parse(Path(path), noun, parse)
 
 
-def _parse(path: Path, noun: str, parse: Callable[[str], Any]) -> Any:
+def _parse(path: Path, noun: str, parse: Callable[[str], Any], damaged: str | None = None) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UsageError(f"no such {noun}", path=path, hint="check the path") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the {noun} is not UTF-8 text", path=path, found=str(error)) from error
+        raise DataError(f"the {noun} is not UTF-8 text", path=path, found=str(error), hint=damaged) from error
     except OSError as error:
         raise UsageError(f"cannot read the {noun}", path=path, found=error.strerror) from error
     try:
         return parse(text)
     except ValueError as error:
-        raise DataError(f"the {noun} cannot be parsed", path=path, found=" ".join(str(error).split())) from error
+        found = " ".join(str(error).split())
+        raise DataError(f"the {noun} cannot be parsed", path=path, found=found, hint=damaged) from error
     except RecursionError as error:
-        raise DataError(f"the {noun} cannot be parsed", path=path, found="nested too deeply") from error
+        raise DataError(f"the {noun} cannot be parsed", path=path, found="nested too deeply", hint=damaged) from error

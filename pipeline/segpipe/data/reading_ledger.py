@@ -101,7 +101,8 @@ def readings_of(manifest: str | Path | Manifest) -> list[Reading]:
     path = ledger_path(manifest)
     if not path.is_file():
         return []
-    document = read_json(path, "ledger of test readings")
+    hint = "put a copy of it back; without it the count of readings begins anew"
+    document = read_json(path, "ledger of test readings", hint)
     try:
         return _Ledger.model_validate(document).readings
     except ValidationError as error:
@@ -111,7 +112,7 @@ def readings_of(manifest: str | Path | Manifest) -> list[Reading]:
             path=path,
             found=f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}",
             expected="what `segpipe evaluate` wrote",
-            hint="put a copy of it back; without it the count of readings begins anew",
+            hint=hint,
         ) from error
 
 

@@ -187,17 +187,14 @@ def _read_document(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or lacks what is read from it.
     """
     hint = "put a copy of it back, or begin anew with another -o"
+    document = read_json(path, "state of `segpipe auto`", hint)
     try:
-        document = read_json(path, "state of `segpipe auto`")
         steps = document["steps"]
         whole = set(steps) <= set(STEPS) and all(
             isinstance(step["status"], str) and isinstance(step["decided"], dict) and float(step["seconds"]) >= 0
             for step in steps.values()
         )
         whole = whole and isinstance(document["settings"], dict) and isinstance(document["notes"], list)
-    except DataError as error:
-        error.hint = hint
-        raise
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:

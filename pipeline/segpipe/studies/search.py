@@ -193,16 +193,13 @@ def _open(question: Question, out: Path) -> dict[str, Any]:
 
 def _read_state(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     hint = "put a copy of it back, or begin anew in another folder"
+    state = read_json(path, "search", hint)
     try:
-        state = read_json(path, "search")
         plans = set(state["plans"])
         kept = [name for entry in state["rounds"] for name in (*entry["kept"], *entry["trained"], *entry["failed"])]
         whole = {*asked, "given_up", "chosen"} <= set(state) and plans >= set(kept)
         whole = whole and all(entry["kept"] for entry in state["rounds"])
         whole = whole and plans <= {Candidate(**candidate).name for candidate in state["candidates"]}
-    except DataError as error:
-        error.hint = hint
-        raise
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:

@@ -68,11 +68,7 @@ def read_cross_validation(out: Path) -> dict[str, Any]:
         DataError: it is something else.
     """
     hint = f"remove it and give the first command again, with --out {quoted(out)}: what is finished is kept"
-    try:
-        document = read_json(out / CROSS_VALIDATION, "record of a cross-validation")
-    except DataError as error:
-        error.hint = hint
-        raise
+    document = read_json(out / CROSS_VALIDATION, "record of a cross-validation", hint)
     try:
         folds = [int(row["fold"]) for row in document["folds"]]
         whole = bool(folds) and folds == sorted(set(folds)) and all(row["status"] for row in document["folds"])

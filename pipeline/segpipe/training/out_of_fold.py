@@ -80,11 +80,7 @@ def read_out_of_fold(out: Path) -> dict[str, Any]:
         DataError: it is something else.
     """
     hint = f"measure the cases anew: `segpipe train --resume {quoted(out)}`"
-    try:
-        document = read_json(out / OUT_OF_FOLD, "out-of-fold figures")
-    except DataError as error:
-        error.hint = hint
-        raise
+    document = read_json(out / OUT_OF_FOLD, "out-of-fold figures", hint)
     if not _is_whole(document):
         raise DataError(f"not an {OUT_OF_FOLD} of `segpipe train --folds`", path=out / OUT_OF_FOLD, hint=hint)
     return dict(document)

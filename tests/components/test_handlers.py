@@ -57,7 +57,7 @@ def test_a_transform_without_chance_is_left_alone() -> None:
 
 def engine_with(network: torch.nn.Module, **state: Any) -> Any:
     batch = {CommonKeys.IMAGE: torch.zeros(2, 1, 2, 2, 2), "case_id": ["c1", "c2"]}
-    known = SimpleNamespace(epoch=3, iteration=17, batch=batch, **state)
+    known = SimpleNamespace(epoch=3, iteration=17, epoch_length=8, batch=batch, **state)
     return SimpleNamespace(network=network, state=known, amp=False, scaler=None, optimizer=None)
 
 
@@ -84,12 +84,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run(bad: float) -> None:
     assert "learning_rate" in str(caught.value.hint)
 
 
-def test_steps_that_may_be_left_out_change_no_weight_and_too_many_end_the_run() -> None:
+def test_steps_that_may_be_left_out_change_no_weight_and_too_many_in_an_epoch_end_the_run() -> None:
     network = with_gradient([1.0, 2.0])
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
     optimizer.step()
     before = network.weight.detach().clone()
-    clip, engine = GradientClip(most_skipped=2), engine_with(network)
+    clip, engine = GradientClip(most_skipped=0.25), engine_with(network)
 
     def step(gradient: float) -> None:
         network.weight.grad = torch.tensor([[1.0, gradient]])
@@ -99,8 +99,9 @@ def test_steps_that_may_be_left_out_change_no_weight_and_too_many_end_the_run() 
     for _ in range(2):
         step(float("inf"))
         assert torch.equal(network.weight, before)  # neither momentum nor weight decay moves it
-    step(1.0)  # and begins to count anew
+    step(1.0)
     assert not torch.equal(network.weight, before)
+    engine.state.epoch += 1  # and the next epoch counts anew
     for _ in range(2):
         step(float("nan"))
     with pytest.raises(UsageError, match="gradient is not finite") as caught:

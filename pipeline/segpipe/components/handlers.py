@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -87,13 +88,13 @@ class GradientClip:
 
     Args:
         max_norm: largest 2-norm over all parameters.
-        most_skipped: steps that may be left out one after another before the run ends; 0: the first ends it.
+        most_skipped: share of an epoch's steps that may be left out before the run ends; 0: the first ends it.
     """
 
-    def __init__(self, max_norm: float = 12.0, most_skipped: int = 0) -> None:
+    def __init__(self, max_norm: float = 12.0, most_skipped: float = 0.0) -> None:
         self.max_norm = max_norm
         self.most_skipped = most_skipped
-        self.skipped = self.skipped_in_all = 0
+        self.skipped = Counter[int]()  # by epoch
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -101,8 +102,8 @@ class GradientClip:
         engine.add_event_handler(Events.COMPLETED, self._tell)
 
     def _tell(self, engine: Engine) -> None:
-        if self.skipped_in_all:
-            words = f"{self.skipped_in_all} steps were left out, as their gradient was not finite in bfloat16"
+        if self.skipped:
+            words = f"{self.skipped.total()} steps were left out, as their gradient was not finite in bfloat16"
             Console("train").note(f"{words}; --set precision=float32 has none")
 
     def __call__(self, engine: Any) -> None:
@@ -111,14 +112,11 @@ class GradientClip:
         if scaled:
             engine.scaler.unscale_(engine.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
-        if scaled:
+        if scaled or bool(torch.isfinite(norm)):
             return
-        if bool(torch.isfinite(norm)):
-            self.skipped = 0
-            return
-        self.skipped += 1
-        self.skipped_in_all += 1
-        if self.skipped > self.most_skipped:
+        epoch = engine.state.epoch
+        self.skipped[epoch] += 1
+        if self.skipped[epoch] > self.most_skipped * engine.state.epoch_length:
             hint = "" if not self.most_skipped else "--set precision=float32, or with "
             raise _not_finite(engine, "gradient", hint)
         engine.network.zero_grad(set_to_none=True)  # the optimiser passes over what has no gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -357,6 +358,18 @@ def test_weights_that_are_gone_are_trained_anew_as_the_hint_says(whole, tmp_path
     shutil.rmtree(out / "fold_1")
     assert run(["train", "--resume", str(out)]) == 0
     assert read(out / "out_of_fold.json") == read(whole / "out_of_fold.json")
+
+
+def test_two_processes_do_not_work_in_one_folder(whole, tiny_manifest, tmp_path, children, capsys) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    with (out / ".lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for words in (["train", "--resume", str(out)], fold_arguments(tiny_manifest, out)):
+            assert run(words) == 2
+            assert "another process works in this folder" in capsys.readouterr().err
+    assert run(["train", "--resume", str(out)]) == 0
+    assert children.calls == []
 
 
 def test_more_threads_than_cores_are_said(tiny_manifest, tmp_path, children, monkeypatch, capsys) -> None:

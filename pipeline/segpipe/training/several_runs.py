@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segpipe.common.console import Console, as_clock
 from segpipe.common.files import read_json
+from segpipe.common.folder_lock import locked
 from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
 from segpipe.data import FINGERPRINT
 from segpipe.errors import OK, USAGE, SegpipeError, UsageError
@@ -113,6 +115,18 @@ def train_series(
     work = _Work(series, sources, record, progress or Console("train").note)
     in_threads(work.train, series.values, jobs, work.children)
     record()
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of several runs: two processes would train, predict and write the same at the same time.
+
+    Raises:
+        UsageError: another process works there, or it cannot be written to.
+    """
+    hint = "wait until it has ended: the same command then goes on with what is left; or choose another --out"
+    with locked(out, UsageError("another process works in this folder", path=out, hint=hint)):
+        yield
 
 
 def sources_of(series: Series, data: Path | None = None) -> Sources:

@@ -33,7 +33,7 @@ from segpipe.training.seeds import resume_seeds, train_seeds
 from segpipe.training.session import dry_run as try_run
 from segpipe.training.session import resume as resume_run
 from segpipe.training.session import start
-from segpipe.training.several_runs import Sources
+from segpipe.training.several_runs import Sources, alone_in
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,12 @@ def train(
                 hint="train them with more --epochs and another --out",
             )
         if several == SEEDS:
-            return _of_seeds(root, resume_seeds(root, place, jobs, progress))
+            with alone_in(root):
+                return _of_seeds(root, resume_seeds(root, place, jobs, progress))
         if several:
-            trained = resume_folds(root, place, jobs, progress)
-            return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
+            with alone_in(root):
+                trained = resume_folds(root, place, jobs, progress)
+                return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
         return _of_record(root, resume_run(root, place, progress, epochs))
     if allow_other_cpu:
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
@@ -234,11 +236,13 @@ def _train(
     fingerprint = fingerprint_path(settings.task)
     sources = Sources(composed, manifest, fingerprint, Path(composed.config["dataset_dir"]))
     if seeds is not None:
-        return _of_seeds(root, train_seeds(sources, root, seeds, jobs, progress), notes)
+        with alone_in(root):
+            return _of_seeds(root, train_seeds(sources, root, seeds, jobs, progress), notes)
     if settings.folds is not None:
         chosen = chosen_folds(dataset, settings.folds)
-        trained = train_folds(sources, root, chosen, jobs, progress)
-        return _of_folds(root, trained, measure_out_of_fold(root, sources.data, jobs, progress), notes)
+        with alone_in(root):
+            trained = train_folds(sources, root, chosen, jobs, progress)
+            return _of_folds(root, trained, measure_out_of_fold(root, sources.data, jobs, progress), notes)
     return _of_record(root, start(composed, manifest, root, fingerprint, progress), notes)
 
 

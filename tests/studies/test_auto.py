@@ -15,8 +15,10 @@ import pytest
 from segpipe.cli.app import run
 from segpipe.common.processes import child_environment
 from segpipe.data.manifest import PATIENTS_UNKNOWN, load_manifest, save_manifest
+from segpipe.errors import UsageError
 from segpipe.studies import auto_run
 from segpipe.studies.auto_page import times
+from segpipe.studies.auto_state import Asked, State
 from segpipe.studies.search import Candidate, Found
 from tiny_auto import SEARCH, FakeSearch
 from tiny_data import write_data
@@ -129,6 +131,22 @@ def test_a_wrong_path_binds_nothing_and_another_data_set_is_refused(
     assert auto(other, out) == 2
     assert "another data set" in capsys.readouterr().err
     assert json.loads((out / "auto.json").read_text())["status"] == "finished"
+
+
+def test_a_data_set_is_known_again_where_the_output_lies_in_it(tmp_path: Path) -> None:
+    source, out = tmp_path / "data", tmp_path / "data/auto"
+    for name in ("a", "b"):
+        (source / name).mkdir(parents=True)
+        (source / name / "slice.png").write_text(name)
+    out.mkdir()
+    state = State(Asked(source, out, 60.0), len)
+    with state.step("import"):
+        (out / "search").mkdir()
+    (source / ".DS_Store").write_text("")
+    assert State(Asked(source, out, 60.0), len).is_finished("import")
+    (source / "b/more.png").write_text("more")
+    with pytest.raises(UsageError, match="another data set"):
+        State(Asked(source, out, 60.0), len)
 
 
 @pytest.mark.parametrize(

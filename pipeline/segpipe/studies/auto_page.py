@@ -83,12 +83,13 @@ def _in_short(state: Document, out_of_fold: Document) -> Section:
         paragraphs.append(f"{out_of_fold['patients']['note']}.")
     paragraphs += [f"{note}." for note in state["notes"] if note != out_of_fold["patients"]["note"]]
     raw, corrected = figure["raw"], figure["corrected"]
+    among = "corrected for the choice among candidates" if figure["candidates"] > 1 else "the same: nothing was chosen"
     return Section(
         "In short",
         paragraphs=paragraphs,
         figures=[
             (_dice(raw["mean"]), f"mean Dice out of fold ({_dice(raw['low'])} to {_dice(raw['high'])})"),
-            (_dice(corrected["mean"]), "corrected for the choice among candidates"),
+            (_dice(corrected["mean"]), among),
             (str(len(out_of_fold["cases"])), "cases, each measured once"),
             (duration(took), f"of {duration(budget)}"),
         ],

@@ -157,7 +157,7 @@ class State:
 
 
 def _read_state(asked: Asked) -> dict[str, Any]:
-    path, record = asked.out / STATE, {**asked.record(), "source_sha256": _source_sha256(asked.source)}
+    path, record = asked.out / STATE, {**asked.record(), "source_sha256": _source_sha256(asked.source, asked.out)}
     head = {"schema_version": SCHEMA_VERSION, "command": "auto", "status": "running"}
     new = {**head, "settings": record, "steps": {}, "notes": [], "result": None}
     if not path.is_file():
@@ -202,7 +202,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def _source_sha256(source: Path) -> str:
+def _source_sha256(source: Path, out: Path) -> str:
     """Return a hash by which a data set is known again, wherever it lies: its list of cases, or its names of files."""
     if not source.exists():
         raise UsageError("there is no such file or folder", path=source)
@@ -217,5 +217,9 @@ def _source_sha256(source: Path) -> str:
         ]
     except OSError as error:
         raise UsageError("the data set cannot be read", path=source, found=error.strerror) from error
-    names = sorted(path.relative_to(source).as_posix() for path in inside if not path.name.startswith("."))
+    made = out.resolve()  # it may lie in the data set's folder, and grows
+    given = [
+        path for path in inside if not path.name.startswith(".") and made not in (path.resolve(), path.parent.resolve())
+    ]
+    names = sorted(path.relative_to(source).as_posix() for path in given)
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -174,6 +174,19 @@ def test_a_state_that_was_damaged_is_said(
     assert "another -o" in capsys.readouterr().err
 
 
+def test_before_the_search_other_settings_begin_anew(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> None:
+    source = write_data(tmp_path / "data")
+    document = json.loads(source.read_text())
+    for case in document["training"]:
+        del case["fold"]
+    source.write_text(json.dumps(document))
+    out = tmp_path / "out"
+    assert auto(source, out, "--folds", "99") == 2  # too many for these cases; its hint asks for fewer
+    assert auto(source, out, "--folds", "3") == 0
+    assert len(load_manifest(out / "manifest.json").folds()) == 3
+    assert auto(source, out, "--folds", "2") == 2  # from the search on they are bound
+
+
 def test_what_can_be_made_again_is_made_again(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert auto(tiny_manifest, out) == 0

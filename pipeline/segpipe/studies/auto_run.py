@@ -72,7 +72,7 @@ def run_auto(asked: Asked, progress: Progress) -> dict[str, Any]:
         with state.step("split"):
             manifest = _split(asked, manifest, state)
         with state.step("fingerprint"):
-            fingerprint = _fingerprint(asked.out / FINGERPRINT, manifest, root)
+            fingerprint = _fingerprint(asked.out / FINGERPRINT, manifest, root, state)
         with state.step("search"):
             found = _search(asked, manifest, fingerprint, root, state)
         with state.step("export"):
@@ -85,7 +85,7 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
     path = asked.out / MANIFEST
     given = asked.source if asked.source.suffix == ".json" else asked.source / MANIFEST
     if given.is_file() and _is_manifest(given):
-        if not path.is_file():
+        if not (path.is_file() and state.is_finished("import")):
             save_manifest(load_manifest(given), path)
         root = data_root(given, asked.data)
     elif path.is_file() and state.is_finished("import"):
@@ -154,9 +154,9 @@ def _split(asked: Asked, manifest: Manifest, state: State) -> Manifest:
     return manifest
 
 
-def _fingerprint(path: Path, manifest: Manifest, root: Path) -> Fingerprint:
+def _fingerprint(path: Path, manifest: Manifest, root: Path, state: State) -> Fingerprint:
     try:
-        fingerprint = read_fingerprint(path)
+        fingerprint = read_fingerprint(path) if state.is_finished("fingerprint") else None
     except DataError:  # damaged: it is taken from the cases again
         fingerprint = None
     if fingerprint is None:

@@ -169,6 +169,8 @@ def _read_state(asked: Asked) -> dict[str, Any]:
         return new  # such as after a wrong path: nothing was done that other settings would not fit
     recorded = {"source_sha256": record["source_sha256"], **document["settings"]}
     differing = [name for name in record if recorded.get(name) != record[name]]
+    if differing and "source_sha256" not in differing and "search" not in document["steps"]:
+        return new  # what there is takes seconds, and may have ended for just these settings
     if differing:
         raise UsageError(
             "the folder was begun with other settings, or another data set",

@@ -187,6 +187,17 @@ def test_before_the_search_other_settings_begin_anew(fake: FakeSearch, tiny_mani
     assert auto(source, out, "--folds", "2") == 2  # from the search on they are bound
 
 
+def test_cases_of_one_patient_are_said(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    source = write_data(tmp_path / "data")
+    document = json.loads(source.read_text())
+    for case in document["training"]:
+        del case["fold"]
+        case["patient_id"] = "the same"
+    source.write_text(json.dumps(document))
+    assert auto(source, tmp_path / "out") == 3
+    assert "cases of two patients or more" in capsys.readouterr().err
+
+
 def test_what_can_be_made_again_is_made_again(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert auto(tiny_manifest, out) == 0

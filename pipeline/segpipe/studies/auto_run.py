@@ -37,7 +37,7 @@ from segpipe.data import (
     take_fingerprint,
 )
 from segpipe.errors import DataError, UsageError
-from segpipe.studies.auto_state import BUNDLE, Asked, Progress, State
+from segpipe.studies.auto_state import BUNDLE, SEARCH, Asked, Progress, State
 from segpipe.studies.search import Candidate, Found, Question, search
 from segpipe.training import startup_seconds
 
@@ -140,6 +140,12 @@ def _check(manifest: Manifest, root: Path, state: State) -> None:
 def _split(asked: Asked, manifest: Manifest, state: State) -> Manifest:
     if not manifest.folds():
         patients = len({case.group for case in manifest.training})
+        if patients < FEWEST_FOLDS:
+            raise DataError(
+                "cross-validation needs cases of two patients or more",
+                found=f"{patients} by the rule {manifest.patient_rule}",
+                hint="check the rule: segpipe auto --help",
+            )
         by_time = int(asked.seconds / SECONDS_A_FOLD)
         folds = asked.folds or min(max(FEWEST_FOLDS, min(MOST_FOLDS, by_time)), patients)
         manifest = draw_split(manifest, None, folds, asked.seed)
@@ -175,7 +181,7 @@ def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Pa
     candidates = asked.candidates or usual_candidates(manifest)
     question = Question(path, manifest, fingerprint, root, candidates, seconds)
     question = replace(question, memory_bytes=asked.memory_bytes, device=asked.device, seed=asked.seed)
-    found = search(question, asked.out / "search", state.say)
+    found = search(question, asked.out / SEARCH, state.say)
     state.decide(chosen=found.chosen.name)
     return found
 

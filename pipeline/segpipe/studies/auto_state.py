@@ -16,7 +16,7 @@ from segpipe.studies.auto_page import write_auto_page
 from segpipe.studies.search import Candidate, Found
 from segpipe.training import duration
 
-STATE, PAGE, BUNDLE = "auto.json", "auto.html", "bundle"
+STATE, PAGE, BUNDLE, SEARCH = "auto.json", "auto.html", "bundle", "search"
 SCHEMA_VERSION = 1
 STEPS = ("import", "check", "split", "fingerprint", "search", "export")
 SAVED_EVERY_S = 2.0  # a killed run knows its time to this
@@ -169,7 +169,8 @@ def _read_state(asked: Asked) -> dict[str, Any]:
         return new  # such as after a wrong path: nothing was done that other settings would not fit
     recorded = {"source_sha256": record["source_sha256"], **document["settings"]}
     differing = [name for name in record if recorded.get(name) != record[name]]
-    if differing and "source_sha256" not in differing and "search" not in document["steps"]:
+    begun = (asked.out / SEARCH).is_dir() and any((asked.out / SEARCH).glob("*.json"))
+    if differing and "source_sha256" not in differing and not begun:
         return new  # what there is takes seconds, and may have ended for just these settings
     if differing:
         raise UsageError(

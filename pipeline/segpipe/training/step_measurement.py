@@ -26,7 +26,7 @@ from monai.utils import set_determinism
 from segpipe.common.console import quiet_libraries
 from segpipe.common.files import write_json
 from segpipe.common.partial import temporary_folder
-from segpipe.common.processes import child_environment
+from segpipe.common.processes import child_environment, tied
 from segpipe.data import Case, Manifest, save_manifest
 from segpipe.errors import UsageError
 from segpipe.training.fragments import compose_config
@@ -105,7 +105,7 @@ def startup_seconds() -> float:
     Where other work delays it just then, no more than twice its own seconds of CPU count: trainings start later.
     """
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", LIBRARIES], env=child_environment(), check=False, capture_output=True)
+    subprocess.run(tied([sys.executable, "-c", LIBRARIES]), env=child_environment(), check=False, capture_output=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return min(wall, 2 * own)

@@ -165,6 +165,7 @@ def test_the_stock_route_is_given_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.array, np.asarray(expected.dataobj))
 
 
+@pytest.mark.slow
 def test_the_stock_route_is_given_nifti_of_another_format(tmp_path: Path) -> None:
     turned = {"_target_": "Rotate90d", "keys": "image", "k": 2}
     root = write_bundle(tmp_path / "b", deterministic=[*SPACED[:2], turned, SPACED[3]])

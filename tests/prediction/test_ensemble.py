@@ -114,6 +114,7 @@ def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int]
     assert (alone != labels).any()  # the comparison says something
 
 
+@pytest.mark.slow
 def test_a_folder_holds_results_of_one_model(
     folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

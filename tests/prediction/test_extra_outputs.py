@@ -55,6 +55,7 @@ def values(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
+@pytest.mark.slow
 def test_overlapping_regions_are_those_of_the_stock_bundle_run(regions: Path, tmp_path: Path) -> None:
     from monai.bundle import ConfigWorkflow
 

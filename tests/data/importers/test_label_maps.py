@@ -46,6 +46,7 @@ def write_set(root: Path, *codes: str, affine: np.ndarray = TILTED) -> list[str]
 AXES = ["".join(codes) for order in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*order)]
 
 
+@pytest.mark.slow
 def test_all_ways_to_store_axes_give_the_same_label_map(tmp_path: Path) -> None:
     assert len(AXES) == 48
     assert run(write_set(tmp_path, *AXES)) == OK

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.exporting.members import CROSS_VALIDATION, OF_A_MEMBER, Members, read_members
+from segpipe.bundle.exporting.members import CROSS_VALIDATION, Members, differing_settings, read_members
 from segpipe.bundle.exporting.run_record import weights_of
 from segpipe.common.console import quoted
 from segpipe.common.files import json_text, read_json, sha256_of
@@ -73,9 +73,7 @@ def read_estimate(members: Members, run: Path, estimated_by: Path | None) -> dic
         )
     folds = read_members(estimated_by)
     theirs = folds.runs[0]
-    keys = sorted({*own.config, *theirs.config} - OF_A_MEMBER - OF_A_LENGTH)
-    differing = [key for key in keys if own.config.get(key) != theirs.config.get(key)]
-    differing += ["the manifest"] if own.manifest != theirs.manifest else []
+    differing = differing_settings(own, theirs, OF_A_LENGTH)
     if differing:
         raise RefusedError(
             "the cross-validation is of another training, and says nothing of this model",
@@ -113,12 +111,7 @@ def _figures(folds: Members, folder: Path, other_length: bool = False) -> dict[s
             "note": document["patients"]["note"],
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            "not the figures of a cross-validation",
-            path=folder / OUT_OF_FOLD,
-            found=f"{type(error).__name__}: {error}",
-            expected="what `segpipe train --folds` writes",
-        ) from error
+        raise _not_figures(folder, error) from error
     _require_of_its_cases(document, folder)
     weights = {each.name: sha256_of(weights_of(each)) for each in folds.folders}
     if measured != weights:
@@ -132,6 +125,15 @@ def _figures(folds: Members, folder: Path, other_length: bool = False) -> dict[s
     return estimate
 
 
+def _not_figures(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        "not the figures of a cross-validation",
+        path=folder / OUT_OF_FOLD,
+        found=f"{type(error).__name__}: {error}",
+        expected="what `segpipe train --folds` writes",
+    )
+
+
 def _require_of_its_cases(document: Mapping[str, Any], folder: Path) -> None:
     """Refuse a figure that is not the mean of the cases beside it.
 
@@ -143,12 +145,7 @@ def _require_of_its_cases(document: Mapping[str, Any], folder: Path) -> None:
         scores = [float(case["mean_dice"]) for case in document["cases"] if case["mean_dice"] is not None]
         mean = document["figure"]["raw"]["mean"]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            "not the figures of a cross-validation",
-            path=folder / OUT_OF_FOLD,
-            found=f"{type(error).__name__}: {error}",
-            expected="what `segpipe train --folds` writes",
-        ) from error
+        raise _not_figures(folder, error) from error
     expected = statistics.fmean(scores) if scores else None
     if expected is None or mean is None:
         same = expected == mean

@@ -7,7 +7,7 @@ config holds for all of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,13 @@ def _of_fold(folder: Path, whole: Path, unfinished: bool) -> Run:
         ) from error
 
 
+def differing_settings(first: Run, other: Run, may_differ: Collection[str] = ()) -> list[str]:
+    """Return in what two runs were trained differently, apart from what tells members and ``may_differ``."""
+    keys = sorted({*first.config, *other.config} - OF_A_MEMBER - set(may_differ))
+    differing = [key for key in keys if first.config.get(key) != other.config.get(key)]
+    return differing + (["the manifest"] if first.manifest != other.manifest else [])
+
+
 def _require_alike(folders: Sequence[Path], runs: Sequence[Run]) -> None:
     """Refuse members of the same fold, or that one inference config would not hold for, and name what differs."""
     first = runs[0]
@@ -171,9 +178,7 @@ def _require_alike(folders: Sequence[Path], runs: Sequence[Run]) -> None:
             hint="train the folds with `segpipe train --folds all`, and leave their folders as they are",
         )
     for folder, run in zip(folders[1:], runs[1:], strict=True):
-        keys = sorted({*first.config, *run.config} - OF_A_MEMBER)
-        differing = [key for key in keys if first.config.get(key) != run.config.get(key)]
-        differing += ["the manifest"] if run.manifest != first.manifest else []
+        differing = differing_settings(first, run)
         if differing:
             raise RefusedError(
                 "the folds of the cross-validation were not trained alike",

@@ -15,8 +15,8 @@ from segpipe.common.console import some_of
 from segpipe.common.processes import Progress
 from segpipe.data.importers.as_nifti import write_as_nifti
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
+from segpipe.data.importers.label_choice import choose_labels
 from segpipe.data.importers.label_maps import adapt_labels
-from segpipe.data.importers.label_rules import LabelRules, parse_label_rules
 from segpipe.data.importers.label_values import ValueRules, parse_label_values
 from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.pseudonym_key import study_key
@@ -26,7 +26,7 @@ from segpipe.data.importers.source_dataset import SourceDataset, with_own_ids
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
 from segpipe.dicom import check_repairs
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import UsageError
 
 DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
 
@@ -49,12 +49,6 @@ class Imported:
     path: Path
     root: Path
     notes: list[str] = field(default_factory=list)
-
-
-class LabelsNotChosenError(UsageError):
-    """DICOM labels have several names, and no rule says which are wanted; ``names`` counts them, for eyes alone."""
-
-    names: Counter[str]
 
 
 def import_dataset(
@@ -154,7 +148,7 @@ def import_dataset(
 
     if source is not None and layout == "dicom":
         tree = _find_series(source, modality, progress, check_repairs(repair), secondary_capture)
-        rules = _choose_labels(tree, label_rules, label_names, tell)
+        rules = choose_labels(tree, label_rules, label_names, tell)
         place = _place(source, output, converted)
         path = _require_new(place.manifest, overwrite)
         if overlap not in ("refuse", "first", "last"):
@@ -295,48 +289,6 @@ def _find_series(
 ) -> LabelledTree:
     words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
     return find_labelled(source, words, _stage(progress, "reading headers"), repairs, captures)
-
-
-def _choose_labels(
-    tree: LabelledTree, words: Sequence[str], label_names: Sequence[str], tell: Callable[[str], None]
-) -> LabelRules:
-    """Return the user's rules; where everything that is labelled has one name, it needs none.
-
-    Raises:
-        LabelsNotChosenError: several names and no rule.
-        UsageError: a rule that fits none.
-        DataError: there are no labels.
-    """
-    names = tree.names()
-    if not names:
-        faults = "".join(f"; {file}: {fault}" for file, fault in tree.faults.items())
-        raise DataError(
-            "no DICOM SEG or RTSTRUCT labels these series",
-            path=tree.root,
-            found=f"{len(tree.labelled) + len(tree.unlabelled)} series{faults}",
-            expected="series and the labels that refer to them, in one tree",
-        )
-    if words:
-        rules = parse_label_rules(words)
-        unused = rules.unused(names)
-        if unused:
-            raise UsageError(
-                "no region or segment has such a name", found=", ".join(unused), hint="--show-names lists the names"
-            )
-        left_out = [name for name in names if rules.value_of(name) is None]
-        if left_out:
-            tell(f"left out: {len(left_out)} names that fit no --label (--show-names lists all)")
-        return rules
-    if len({name.casefold() for name in names}) == 1 and len(label_names) <= 1:
-        return LabelRules(((next(iter(names)), 1),), {1: label_names[0] if label_names else "label_1"})
-    error = LabelsNotChosenError(
-        "which regions or segments are wanted?",
-        found=f"{len(names)} different names",
-        expected="--label 'PATTERN=VALUE:NAME', e.g. --label 'GTV*=1:tumour' --label 'node*=2:lymph node'",
-        hint="--show-names lists them on this terminal: free text that somebody typed, kept nowhere",
-    )
-    error.names = names
-    raise error
 
 
 def _convert_dicom(

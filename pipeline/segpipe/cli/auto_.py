@@ -77,15 +77,15 @@ def command(
     except KeyboardInterrupt as interruption:
         raise Interrupted("what is finished is kept, and the same command goes on") from interruption
     result = state["result"]
-    raw, corrected = result["figure"]["raw"], result["figure"]["corrected"]
+    raw, corrected = (_dice(result["figure"][name]["mean"]) for name in ("raw", "corrected"))
     rows = [
         ("chosen", result["chosen"]),
-        ("mean Dice out of fold", _dice(raw["mean"])),
-        ("corrected for the choice", _dice(corrected["mean"])),
+        ("mean Dice out of fold", raw),
+        *([("corrected for the choice", corrected)] if corrected != raw else []),
         ("time", f"{duration(result['seconds'])} of {duration(asked.seconds)}"),
     ]
     console.table("auto", ("what", "found"), rows)
-    console.say(f"These figures are of the fold models: {result['of']}")
+    console.say(f"What is measured: {result['of']}")
     for note in state["notes"]:
         console.say(f"Note: {note}")
     console.say(f"Bundle: {output / result['bundle']}")

@@ -5,6 +5,10 @@ relative to the data folder, which is the manifest's own folder unless a command
 
     training   labelled cases for training and cross-validation; ``fold`` is 0..n-1 once split
     test       held-out cases; labelled, or images alone
+
+Version 2 knows labels as people have them (voxels without a decision, regions that overlap, cases in which not every
+label was looked for), units of channels and channels that were registered. A manifest that uses none of it is written
+as version 1, which is read on.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from segpipe.errors import DataError, UsageError
 
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
+Unit = Literal["SUVbw", "BQML", "CNTS", "GML", "HU"]
+VERSION_2 = ("ignore_label", "regions", "units")
+VERSION_2_OF_CASE = ("annotated_labels", "registered")
 PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
 
@@ -45,6 +52,15 @@ class Case(BaseModel):
     sha256: dict[str, str] | None = Field(None, description="Path to SHA-256, where the data was seen.")
     label_turned: str | None = Field(
         None, description="From which axes to which the label map was turned to lie on the image's grid: LAS to RAS."
+    )
+    annotated_labels: list[int | str] | None = Field(
+        None,
+        min_length=1,
+        description="Values or names of the labels that were looked for in this case, where not all were: what bears "
+        "none of them may be any of the others.",
+    )
+    registered: bool | str | None = Field(
+        None, description="Channels are taken as registered although no file says so: true, or by what in words."
     )
 
     @field_validator("id")
@@ -84,7 +100,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
     name: str
     description: str = ""
     reference: str = Field("", description="Paper or institution to cite.")
@@ -97,6 +113,17 @@ class Manifest(BaseModel):
     numTest: int = 0  # noqa: N815
     label_values: dict[str, int] | None = Field(
         None, description='Values of the data set\'s label maps that became other labels: {"255": 1}.'
+    )
+    ignore_label: int | None = Field(
+        None, description="Value in the label maps of voxels on which nobody decided: neither trained on nor measured."
+    )
+    regions: dict[str, list[int]] | None = Field(
+        None,
+        description="What a network is to find where regions overlap, in order: name to the label values that it "
+        'joins, e.g. {"tumour": [1, 2], "core": [2]}.',
+    )
+    units: dict[str, Unit] | None = Field(
+        None, description='Channel index to the unit of its values, where one is known: {"1": "SUVbw"}.'
     )
     patient_rule: str | None = Field(None, description="How patient ids were derived, where they were.")
     split_rule: str | None = Field(None, description="How the folds and the test set were drawn.")
@@ -145,8 +172,35 @@ class Manifest(BaseModel):
         for case in self.training:
             if case.label is None:
                 raise ValueError(f"training case {case.id!r} has no label")
+        self._judge_version_2()
+        self.schema_version = self._version()
         self.numTraining, self.numTest = len(self.training), len(self.test)
         return self
+
+    def _judge_version_2(self) -> None:
+        ignored, n_labels = self.ignore_label, len(self.labels)
+        if ignored is not None and not n_labels <= ignored <= 255:
+            raise ValueError(f"ignore_label {ignored}: must be a value of no label, {n_labels} to 255")
+        for name, values in (self.regions or {}).items():
+            _judge_region(name, values, self.foreground)
+        if self.regions is not None:
+            left_out = set(self.foreground) - set().union(*self.regions.values())
+            if left_out:
+                raise ValueError(f"regions: labels {sorted(left_out)} are of none; each has to be of one at least")
+            sets = [frozenset(values) for values in self.regions.values()]
+            if len(sets) != len(set(sets)):
+                raise ValueError("regions: two of them join the same labels")
+        for key in self.units or {}:
+            if key not in self.modality:
+                raise ValueError(f"units: there is no channel {key!r}, but {', '.join(self.modality)}")
+        for case in self.cases():
+            self.annotated(case)
+
+    def _version(self) -> Literal[1, 2]:
+        """Return the lowest version that knows every field in use."""
+        used = any(getattr(self, field) is not None for field in VERSION_2)
+        used = used or any(getattr(case, field) is not None for case in self.cases() for field in VERSION_2_OF_CASE)
+        return 2 if used else 1
 
     @property
     def n_channels(self) -> int:
@@ -167,6 +221,23 @@ class Manifest(BaseModel):
     def knows_patients(self) -> bool:
         """Whether it is known which cases are of one patient; else a patient may be trained on and measured."""
         return self.patient_rule is not None or any(case.patient_id for case in self.cases())
+
+    def annotated(self, case: Case) -> frozenset[int] | None:
+        """Return the values of the labels that were looked for in a case; None where all were.
+
+        Raises:
+            ValueError: one that it names is no label.
+        """
+        if case.annotated_labels is None:
+            return None
+        by_name = {name: value for value, name in self.foreground.items()}
+        found = set()
+        for label in case.annotated_labels:
+            value = by_name.get(label) if isinstance(label, str) else label
+            if value not in self.foreground:
+                raise ValueError(f"case {case.id!r}: annotated label {label!r} is none of {list(by_name)}")
+            found.add(value)
+        return None if found == set(self.foreground) else frozenset(found)
 
     def cases(self) -> list[Case]:
         """Return all cases: training, then test."""
@@ -212,8 +283,17 @@ class Manifest(BaseModel):
         return [case for case in self.training if (case.fold == fold) == (split == "validation")]
 
     def dump(self) -> dict[str, Any]:
-        """Return plain values in file order, without fields that are not set."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return plain values in file order, without fields that are not set, in the lowest version that has them."""
+        return {**self.model_dump(mode="json", exclude_none=True), "schema_version": self._version()}
+
+
+def _judge_region(name: str, values: list[int], foreground: Mapping[int, str]) -> None:
+    """Refuse a region that has no name or joins no labels, the background, or what is no label."""
+    if not name.strip() or name == "background":
+        raise ValueError(f"regions: {name!r} is no name of a region")
+    unknown = [value for value in values if value not in foreground]
+    if not values or unknown or len(set(values)) != len(values):
+        raise ValueError(f"regions: {name!r} joins {values}, expected different values of {sorted(foreground)}")
 
 
 def load_manifest(path: str | Path) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,13 @@ from segpipe.inference.transforms import (
     SUPPORTED,
     CropForeground,
     DivisiblePad,
+    DropItems,
+    JoinChannels,
     Orientation,
     Preprocessing,
     Spacing,
     SpatialPad,
+    SplitChannels,
     UnsupportedTransform,
     build_step,
 )
@@ -56,6 +60,24 @@ USUAL = [
     {"_target_": "EnsureTyped", "keys": KEYS, "allow_missing_keys": True},
 ]
 
+APART = (SplitChannels, JoinChannels, DropItems)
+CT_RANGE = {"_target_": "ScaleIntensityRanged", "a_min": -100, "a_max": 200, "b_min": -1.5, "b_max": 3.0, "clip": True}
+BY_CASE = {"_target_": "NormalizeIntensityd", "channel_wise": True}
+SINGLE = ["image_0", "image_1", "image_2"]
+SPLIT = {"_target_": "SplitDimd", "keys": ["image"], "allow_missing_keys": True}
+JOIN = {"_target_": "ConcatItemsd", "keys": SINGLE, "name": "image", "allow_missing_keys": True}
+DROP = {"_target_": "DeleteItemsd", "keys": SINGLE}
+PER_CHANNEL = [
+    *USUAL[:4],
+    SPLIT,
+    {**CT_RANGE, "keys": ["image_0"]},
+    {**CT_RANGE, "keys": ["image_2"], "a_min": 0},
+    {**BY_CASE, "keys": ["image_1"], "nonzero": True},
+    JOIN,
+    DROP,
+    USUAL[-1],
+]
+
 
 def test_fields_are_typed() -> None:
     parsed = Preprocessing.parse(USUAL)
@@ -67,7 +89,7 @@ def test_fields_are_typed() -> None:
     assert pad and pad.spatial_size == (16, 16, 16)
     assert divisible and divisible.k == 8
     assert [step.name for step in parsed.intensity] == ["NormalizeIntensityd", "ScaleIntensityRanged"]
-    assert all(parsed.find(kind) for kind in SUPPORTED)
+    assert all(parsed.find(kind) for kind in SUPPORTED if kind not in APART)
     assert Preprocessing.parse(USUAL[:1]).find(Spacing) is None
 
 
@@ -117,6 +139,16 @@ def test_only_the_intensity_pair_may_swap(order: list[int]) -> None:
         ([USUAL[0], USUAL[0]], "LoadImaged"),
         (["LoadImaged"], "'LoadImaged'"),
         ([], "list"),
+        ([SPLIT, {**CT_RANGE, "keys": ["image_0"]}], "ConcatItemsd"),
+        ([JOIN, DROP], "SplitDimd"),
+        ([SPLIT, JOIN], "DeleteItemsd"),
+        ([SPLIT, {**JOIN, "keys": ["image_1", "image_0"]}, DROP], "ConcatItemsd"),
+        ([SPLIT, {**JOIN, "name": "pred"}, DROP], "ConcatItemsd.name"),
+        ([SPLIT, {**CT_RANGE, "keys": ["image"]}, JOIN, DROP], "SplitDimd"),
+        ([SPLIT, {**CT_RANGE, "keys": ["image_3"]}, JOIN, DROP], "SplitDimd"),
+        ([SPLIT, *[{**CT_RANGE, "keys": ["image_0"]}] * 2, JOIN, DROP], "ScaleIntensityRanged"),
+        ([{**SPLIT, "dim": 1}, JOIN, DROP], "SplitDimd.dim"),
+        ([SPLIT, JOIN, {**DROP, "keys": ["image_0"]}], "DeleteItemsd"),
         ("$@elsewhere", "list"),
     ],
 )
@@ -142,9 +174,43 @@ def test_builds_the_stock_transforms() -> None:
         for name, field in kind.model_fields.items():
             if name == "target":
                 continue
+            name = field.alias or name
             assert name in parameters, f"{kind.name}.{name}"
             if isinstance(field.default, (bool, int)):
                 assert parameters[name].default == field.default, f"{kind.name}.{name}"
+
+
+def test_channels_are_scaled_each_as_what_it_is() -> None:
+    """MONAI's own transforms are the oracle; they leave the item ``image`` alone, with what `Invertd` goes by."""
+    import numpy as np
+    import torch
+    from monai.transforms import Compose
+
+    from segpipe.common.nifti import header_of_array
+    from segpipe.inference.prepare import prepare
+    from segpipe.inference.source import Source
+
+    random = np.random.default_rng(3)
+    scales = np.array([300.0, 7e4, 500.0], np.float32)[:, None, None, None]
+    array = (random.normal(size=(3, 7, 9, 6)).astype(np.float32) * scales).clip(-1000)
+    array[1, :3] = 0
+    affine = np.diag([-2.0, 2.0, 3.0, 1.0])
+    parsed = Preprocessing.parse(PER_CHANNEL)
+    assert parsed.to_config() == PER_CHANNEL
+    assert parsed.why_not_streamed() is None
+    steps = {step.name: parsed.channels_of(step) for step in parsed.steps}
+    assert (steps["NormalizeIntensityd"], steps["Orientationd"]) == ((1,), None)
+    source = Source(header_of_array((7, 9, 6), np.dtype(np.float32), affine, Path("case")), array)
+    expected = Compose(parsed.build())({"image": source.tensor(), "case_id": "a"})
+    assert set(expected) == {"image", "case_id"}
+    assert [operation["class"] for operation in expected["image"].applied_operations] == [
+        "Orientation",
+        "SpatialResample",
+    ]
+    found, _ = prepare(source, parsed)
+    torch.testing.assert_close(found, expected["image"].as_tensor(), rtol=1e-5, atol=1e-5)
+    assert found[0].min() == -1.5
+    assert abs(float(found[1].mean())) < abs(float(found[0].mean()))
 
 
 @pytest.mark.slow

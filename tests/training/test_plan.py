@@ -119,6 +119,29 @@ def test_ct_without_a_foreground_to_scale_by(inside: Intensity | None) -> None:
         intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
 
 
+def test_ct_beside_pet_is_scaled_as_ct_and_pet_by_case() -> None:
+    inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
+    alone = intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside)).value
+    split, of_ct, of_others, joined, dropped = intensity(two_channels("CT", "PET", inside)).value
+    assert of_ct == {**alone, "keys": ["image_0"]}
+    assert (of_others["_target_"], of_others["keys"]) == ("NormalizeIntensityd", ["image_1"])
+    assert (split["keys"], joined["keys"], dropped["keys"]) == (["image"], *[["image_0", "image_1"]] * 2)
+    Preprocessing.parse([split, of_ct, of_others, joined, dropped])
+    swapped = intensity(two_channels("T2", "CT", inside)).value
+    assert [step["keys"] for step in swapped[1:3]] == [["image_1"], ["image_0"]]
+    assert intensity(two_channels("T1", "PET", inside)).value["_target_"] == "NormalizeIntensityd"
+    with pytest.raises(DataError, match="no intensities to scale by"):
+        intensity(two_channels("CT", "PET", None))
+
+
+def two_channels(first: str, second: str, foreground: Intensity | None) -> Fingerprint:
+    """Return a fingerprint of two channels that are alike."""
+    single = dataset(((50, 50, 50), (1, 1, 1)), foreground=foreground)
+    cases = [case.model_copy(update={"channels": case.channels * 2}) for case in single.cases]
+    summary = single.summary.model_copy(update={"foreground": [foreground, foreground]})
+    return single.model_copy(update={"modality": [first, second], "cases": cases, "summary": summary})
+
+
 @pytest.mark.parametrize(("nonzero", "masked"), [(1.0, False), (0.8, False), (0.6, True)])
 def test_mr_is_scored_by_case(nonzero: float, masked: bool) -> None:
     rule = intensity(dataset(((50, 50, 50), (1, 1, 1)), nonzero=nonzero))

@@ -96,6 +96,8 @@ def _short(value: object) -> str:
     if isinstance(value, dict):
         parts = {name: part for name, part in value.items() if name not in ("keys", "allow_missing_keys")}
         return "\n".join(f"{name.replace('_target_', 'transform')} {_short(part)}" for name, part in parts.items())
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(f"{part['_target_']} of {', '.join(part['keys'])}" for part in value)
     return str(value)
 
 

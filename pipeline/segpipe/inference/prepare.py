@@ -90,11 +90,12 @@ def prepare(source: Source, preprocessing: Preprocessing) -> tuple[torch.Tensor,
     image = _resampled(source, transform)
     source.release()
     image, transform = _cut_and_padded(image, affine, transform, preprocessing)
-    for step in preprocessing.steps:
-        if isinstance(step, ScaleRange):
-            image = _scaled(image, step)
-        elif isinstance(step, Normalise):
-            image = _normalised(image, step)
+    for step in preprocessing.intensity:
+        channels = preprocessing.channels_of(step)
+        if channels is None:
+            image = _changed(image, step)
+        for channel in channels or ():
+            image[channel : channel + 1] = _changed(image[channel : channel + 1], step)
     return image, transform
 
 
@@ -240,6 +241,10 @@ def _cut_and_padded(
     return image, replace(transform, offset=offset, crop=crop, network_shape=_shape(image.shape[1:]))
 
 
+def _changed(image: torch.Tensor, step: ScaleRange | Normalise) -> torch.Tensor:
+    return _scaled(image, step) if isinstance(step, ScaleRange) else _normalised(image, step)
+
+
 def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
     """Apply `ScaleIntensityRange` in place."""
     if step.a_max == step.a_min:
@@ -253,7 +258,8 @@ def _scaled(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:
 def _normalised(image: torch.Tensor, step: Normalise) -> torch.Tensor:
     """Apply `NormalizeIntensity`, in place where all voxels count alike."""
     if step.nonzero or isinstance(step.subtrahend, tuple) or isinstance(step.divisor, tuple):
-        changed: torch.Tensor = build_step(step)({"image": image})["image"]
+        of_image = build_step(step.model_copy(update={"keys": "image"}))  # whatever the channel is called
+        changed: torch.Tensor = of_image({"image": image})["image"]
         return changed.as_tensor() if isinstance(changed, MetaTensor) else changed
     for part in image if step.channel_wise else [image]:
         mean = part.mean().item() if step.subtrahend is None else step.subtrahend

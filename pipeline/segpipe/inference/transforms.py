@@ -37,14 +37,19 @@ class Step(BaseModel):
     name: ClassVar[str]
     target: str = Field(alias="_target_")
     keys: str | tuple[str, ...]
-    allow_missing_keys: bool = False
 
     def to_config(self) -> dict[str, Any]:
         """Return the step as it was written: only what was given, with the spelling of its target."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-class Load(Step):
+class LenientStep(Step):
+    """A step that can pass over items that a case does not have."""
+
+    allow_missing_keys: bool = False
+
+
+class Load(LenientStep):
     """Read the file of each key."""
 
     name: ClassVar[str] = "LoadImaged"
@@ -53,14 +58,14 @@ class Load(Step):
     ensure_channel_first: bool = False
 
 
-class ChannelFirst(Step):
+class ChannelFirst(LenientStep):
     """Put the channels first: `(X, Y, Z)` to `(C, X, Y, Z)`."""
 
     name: ClassVar[str] = "EnsureChannelFirstd"
     channel_dim: Literal["no_channel"] | int | None = None
 
 
-class Orientation(Step):
+class Orientation(LenientStep):
     """Turn and flip the axes to ``axcodes``, such as ``RAS``."""
 
     name: ClassVar[str] = "Orientationd"
@@ -69,7 +74,7 @@ class Orientation(Step):
     labels: tuple[tuple[str, str], tuple[str, str], tuple[str, str]] | None = None
 
 
-class Spacing(Step):
+class Spacing(LenientStep):
     """Resample to ``pixdim`` in mm."""
 
     name: ClassVar[str] = "Spacingd"
@@ -80,7 +85,7 @@ class Spacing(Step):
     dtype: Literal["float32", "float64"] = "float64"
 
 
-class CropForeground(Step):
+class CropForeground(LenientStep):
     """Cut to the box of what is above 0 in ``source_key``, and ``margin`` voxels around it."""
 
     name: ClassVar[str] = "CropForegroundd"
@@ -90,7 +95,7 @@ class CropForeground(Step):
     k_divisible: int | Triple = 1
 
 
-class SpatialPad(Step):
+class SpatialPad(LenientStep):
     """Pad to at least ``spatial_size`` voxels."""
 
     name: ClassVar[str] = "SpatialPadd"
@@ -99,7 +104,7 @@ class SpatialPad(Step):
     mode: Padding | tuple[Padding, ...] = "constant"
 
 
-class DivisiblePad(Step):
+class DivisiblePad(LenientStep):
     """Pad until each size is a multiple of ``k``."""
 
     name: ClassVar[str] = "DivisiblePadd"
@@ -108,7 +113,16 @@ class DivisiblePad(Step):
     mode: Padding | tuple[Padding, ...] = "constant"
 
 
-class ScaleRange(Step):
+class SplitChannels(LenientStep):
+    """Take an image apart into its channels: ``image_0``, ``image_1`` and so on, for intensities of their own."""
+
+    name: ClassVar[str] = "SplitDimd"
+    dim: Literal[0] = 0
+    keepdim: Literal[True] = True
+    update_meta: bool = True
+
+
+class ScaleRange(LenientStep):
     """Map the intensities ``a_min``..``a_max`` to ``b_min``..``b_max``, cut off there with ``clip``."""
 
     name: ClassVar[str] = "ScaleIntensityRanged"
@@ -119,7 +133,7 @@ class ScaleRange(Step):
     clip: bool = False
 
 
-class Normalise(Step):
+class Normalise(LenientStep):
     """Subtract ``subtrahend`` and divide by ``divisor``; by default the volume's mean and deviation."""
 
     name: ClassVar[str] = "NormalizeIntensityd"
@@ -129,7 +143,21 @@ class Normalise(Step):
     channel_wise: bool = False
 
 
-class EnsureType(Step):
+class JoinChannels(LenientStep):
+    """Put channels that were taken apart together again, as the item ``image``."""
+
+    name: ClassVar[str] = "ConcatItemsd"
+    item: Literal["image"] = Field(alias="name")
+    dim: Literal[0] = 0
+
+
+class DropItems(Step):
+    """Let the single channels go."""
+
+    name: ClassVar[str] = "DeleteItemsd"
+
+
+class EnsureType(LenientStep):
     """Make each key a tensor."""
 
     name: ClassVar[str] = "EnsureTyped"
@@ -146,8 +174,11 @@ SUPPORTED: tuple[type[Step], ...] = (
     CropForeground,
     SpatialPad,
     DivisiblePad,
+    SplitChannels,
     ScaleRange,
     Normalise,
+    JoinChannels,
+    DropItems,
     EnsureType,
 )
 
@@ -201,15 +232,19 @@ class Preprocessing:
         if not isinstance(transforms, Sequence) or isinstance(transforms, str) or not transforms:
             raise UnsupportedTransform("list", "must be a list of transforms with at least one entry")
         steps = tuple(_parse_step(transform) for transform in transforms)
-        seen: set[type[Step]] = set()
+        apart = any(isinstance(step, SplitChannels) for step in steps)
+        seen: set[tuple[type[Step], str]] = set()
         last = -1
         for step in steps:
-            if type(step) in seen:
+            items = _keys(step.keys) if apart and isinstance(step, (ScaleRange, Normalise)) else ("",)
+            if seen & {(type(step), item) for item in items}:
                 raise UnsupportedTransform(step.name, "stands twice")
             if _PLACE[type(step)] < last:
                 raise UnsupportedTransform(step.name, "stands too late; the list has an order")
-            seen.add(type(step))
+            seen |= {(type(step), item) for item in items}
             last = _PLACE[type(step)]
+        if apart or any(isinstance(step, (JoinChannels, DropItems)) for step in steps):
+            _require_joined(steps)
         return cls(steps)
 
     def to_config(self) -> list[dict[str, Any]]:
@@ -234,7 +269,15 @@ class Preprocessing:
                 return "Spacingd: not bilinear with border padding"
             if spacing.dtype != "float64":
                 return "Spacingd.dtype"
-        of_others = next((step.name for step in self.steps if "image" not in _keys(step.keys)), None)
+        of_others = next(
+            (
+                step.name
+                for step in self.steps
+                if not ("image" in _keys(step.keys) or isinstance(step, (JoinChannels, DropItems)))
+                and self.channels_of(step) is None
+            ),
+            None,
+        )
         return f"{of_others}: not for the image" if of_others else None
 
     def find(self, kind: type[S]) -> S | None:
@@ -246,6 +289,13 @@ class Preprocessing:
         """Intensity transforms in the order in which they are applied."""
         return tuple(step for step in self.steps if isinstance(step, (ScaleRange, Normalise)))
 
+    def channels_of(self, step: Step) -> tuple[int, ...] | None:
+        """Return the channels that a step changes, each by itself; None where it changes the image as a whole."""
+        joined = self.find(JoinChannels)
+        if joined is None or not isinstance(step, (ScaleRange, Normalise)):
+            return None
+        return tuple(_keys(joined.keys).index(key) for key in _keys(step.keys))
+
 
 def build_step(step: Step) -> Any:
     """Return the stock MONAI transform of one step (imports MONAI)."""
@@ -253,6 +303,27 @@ def build_step(step: Step) -> Any:
 
     arguments = {name: value for name, value in step.to_config().items() if name != "_target_"}
     return getattr(transforms, step.name)(**arguments)
+
+
+def _require_joined(steps: Sequence[Step]) -> None:
+    """Require that the channels are taken apart, changed, put together in their order, and let go.
+
+    Raises:
+        UnsupportedTransform: they are not.
+    """
+    kinds = (SplitChannels, JoinChannels, DropItems)
+    found: dict[type[Step], tuple[str, ...]] = {type(step): _keys(step.keys) for step in steps if type(step) in kinds}
+    missing = next((kind.name for kind in kinds if kind not in found), None)
+    if missing is not None:
+        raise UnsupportedTransform(missing, "is missing: SplitDimd, ConcatItemsd and DeleteItemsd go together")
+    single = tuple(f"image_{channel}" for channel in range(len(found[JoinChannels])))
+    changed = {key for step in steps if isinstance(step, (ScaleRange, Normalise)) for key in _keys(step.keys)}
+    if found[SplitChannels] != ("image",) or found[JoinChannels] != single or len(single) < 2:
+        raise UnsupportedTransform(JoinChannels.name, "must put image_0, image_1, ... together as they were")
+    if set(found[DropItems]) != set(single):
+        raise UnsupportedTransform(DropItems.name, "must name the channels that were taken apart")
+    if not changed <= set(single):
+        raise UnsupportedTransform(SplitChannels.name, "intensities of the whole image cannot be changed in between")
 
 
 def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:

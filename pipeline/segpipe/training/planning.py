@@ -44,6 +44,7 @@ RULE_OF = {
     "patch_size": "patch_size",
     "Orientationd": "orientation",
     "Spacingd": "spacing_mm",
+    "SplitDimd": "intensity",
     "ScaleIntensityRanged": "intensity",
     "NormalizeIntensityd": "intensity",
 }
@@ -330,6 +331,7 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
 
 def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
     both = {"keys": ["image", "label"], "allow_missing_keys": True}
+    intensity = rules["intensity"].value
     return {
         "task_name": re.sub(r"[^a-z0-9]+", "_", manifest.name.lower()).strip("_") or "task",
         "channels": manifest.channels,
@@ -348,7 +350,7 @@ def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
                 "labels": [["L", "R"], ["P", "A"], ["I", "S"]],
             },
             {"_target_": "Spacingd", **both, "pixdim": rules["spacing_mm"].value, "mode": ["bilinear", "nearest"]},
-            rules["intensity"].value,
+            *(intensity if isinstance(intensity, list) else [intensity]),
             {"_target_": "EnsureTyped", **both},
         ],
     }
@@ -360,7 +362,11 @@ def fragment_text(plan: Plan) -> str:
     for key, value in plan.task.items():
         if key == "deterministic_transforms":
             parts.append(f"\n{key}:\n")
-            parts += [_comment(plan, item["_target_"], "  ") + _yaml([item], "  ") for item in value]
+            said = ""  # a rule stands once, above the first of its transforms
+            for item in value:
+                words = _comment(plan, item["_target_"], "  ")
+                parts.append(("" if words == said else words) + _yaml([item], "  "))
+                said = words or said
         else:
             parts.append(("\n" if key in RULE_OF else "") + _comment(plan, key, "") + _yaml({key: value}, ""))
     return "".join(parts)

@@ -6,6 +6,7 @@ They follow nnU-Net: Isensee et al., Nat Methods 18:203-211, 2021, doi:10.1038/s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,35 +119,73 @@ def resampled_shape(fingerprint: Fingerprint, spacing_mm: list[float]) -> tuple[
 def intensity(fingerprint: Fingerprint) -> Rule:
     """Clip and z-score CT by the dataset's foreground, and z-score anything else by case and channel.
 
+    The value is one transform of the image; or, where CT stands beside other channels, the list of transforms that
+    takes the channels apart, scales each as what it is, and puts them together again.
+
     Raises:
-        DataError: a CT dataset without foreground, or with a constant one.
+        DataError: a CT channel without foreground, or with a constant one.
     """
-    if [name.upper() for name in fingerprint.modality] == ["CT"]:
-        inside = fingerprint.summary.foreground[0]
-        if inside is None or inside.std == 0 or inside.percentiles[0] >= inside.percentiles[-1]:
-            raise DataError(
-                "the foreground has no intensities to scale by",
-                found="no foreground" if inside is None else "constant foreground",
-                hint="look at the dataset with `segpipe check`",
-            )
-        low, high = _significant(inside.percentiles[0]), _significant(inside.percentiles[-1])
-        value = {
-            "_target_": "ScaleIntensityRanged",
-            "keys": ["image"],
-            "a_min": low,
-            "a_max": high,
-            "b_min": _significant((low - inside.mean) / inside.std),
-            "b_max": _significant((high - inside.mean) / inside.std),
-            "clip": True,
-            "allow_missing_keys": True,
-        }
-        why = (
-            "CT: HU mean the same in every scan, so all are clipped to the 0.5 and 99.5 percentiles of the "
-            f"labelled voxels and shifted by their mean {inside.mean:.4g}, divided by their "
-            f"deviation {inside.std:.4g}"
+    channels = fingerprint.modality
+    of_ct = [index for index, name in enumerate(channels) if is_ct(name)]
+    if len(channels) == 1:
+        return Rule("intensity", *(_hounsfield(fingerprint, 0) if of_ct else _by_case(fingerprint, [0])), NNUNET)
+    if not of_ct:
+        return Rule("intensity", *_by_case(fingerprint, range(len(channels))), NNUNET)
+    single = [f"image_{index}" for index in range(len(channels))]
+    others = [index for index in range(len(channels)) if index not in of_ct]
+    steps, reasons = [], []
+    for index in of_ct:
+        value, why = _hounsfield(fingerprint, index)
+        steps.append({**value, "keys": [single[index]]})
+        reasons.append(f"channel {index}, {why}")
+    if others:
+        value, why = _by_case(fingerprint, others)
+        steps.append({**value, "keys": [single[index] for index in others]})
+        reasons.append(why)
+    lenient = {"allow_missing_keys": True}
+    value = [
+        {"_target_": "SplitDimd", "keys": ["image"], **lenient},
+        *steps,
+        {"_target_": "ConcatItemsd", "keys": single, "name": "image", **lenient},
+        {"_target_": "DeleteItemsd", "keys": single},
+    ]
+    return Rule("intensity", value, f"each channel as what it is: {'; '.join(reasons)}", NNUNET)
+
+
+def is_ct(channel: str) -> bool:
+    """Return whether a channel's name says that its values are HU."""
+    return channel.upper() == "CT" or channel.upper().startswith(("CT_", "CT-", "CT "))
+
+
+def _hounsfield(fingerprint: Fingerprint, channel: int) -> tuple[dict[str, Any], str]:
+    inside = fingerprint.summary.foreground[channel]
+    if inside is None or inside.std == 0 or inside.percentiles[0] >= inside.percentiles[-1]:
+        raise DataError(
+            "the foreground has no intensities to scale by",
+            found="no foreground" if inside is None else "constant foreground",
+            hint="look at the dataset with `segpipe check`",
         )
-        return Rule("intensity", value, why, NNUNET)
-    filled = float(np.median([[c.nonzero_fraction for c in case.channels] for case in fingerprint.cases]))
+    low, high = _significant(inside.percentiles[0]), _significant(inside.percentiles[-1])
+    value = {
+        "_target_": "ScaleIntensityRanged",
+        "keys": ["image"],
+        "a_min": low,
+        "a_max": high,
+        "b_min": _significant((low - inside.mean) / inside.std),
+        "b_max": _significant((high - inside.mean) / inside.std),
+        "clip": True,
+        "allow_missing_keys": True,
+    }
+    return value, (
+        "CT: HU mean the same in every scan, so all are clipped to the 0.5 and 99.5 percentiles of the "
+        f"labelled voxels and shifted by their mean {inside.mean:.4g}, divided by their "
+        f"deviation {inside.std:.4g}"
+    )
+
+
+def _by_case(fingerprint: Fingerprint, channels: Sequence[int]) -> tuple[dict[str, Any], str]:
+    shares = [[case.channels[index].nonzero_fraction for index in channels] for case in fingerprint.cases]
+    filled = float(np.median(shares))
     nonzero = filled < NONZERO_SHARE
     value = {
         "_target_": "NormalizeIntensityd",
@@ -155,11 +194,11 @@ def intensity(fingerprint: Fingerprint) -> Rule:
         "channel_wise": True,
         "allow_missing_keys": True,
     }
-    why = (
-        f"{' + '.join(fingerprint.modality)}: no common scale to go by, so each channel of each case gets "
-        f"mean 0 and deviation 1, over {'its non-zero' if nonzero else 'all'} voxels ({filled:.0%} are not 0)"
+    return value, (
+        f"{' + '.join(fingerprint.modality[index] for index in channels)}: no common scale to go by, so each channel "
+        f"of each case gets mean 0 and deviation 1, over {'its non-zero' if nonzero else 'all'} voxels "
+        f"({filled:.0%} are not 0)"
     )
-    return Rule("intensity", value, why, NNUNET)
 
 
 def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_bytes: int) -> Rule:

@@ -145,7 +145,7 @@ def _ranges(goal: Goal) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     steps = goal.preprocessing.intensity
-    first = steps[0] if steps else None
+    first = steps[0] if steps and goal.preprocessing.channels_of(steps[0]) is None else None
     if isinstance(first, ScaleRange):
         pairs: Any = [(first.a_min, first.a_max)] * goal.channels
     elif len(goal.seen) == goal.channels and all(low < high for low, high in goal.seen):
@@ -180,9 +180,20 @@ def _margins(logits: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
 def _scaled(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """Apply the intensity transforms of MONAI in a form that gradients pass through."""
+    import torch
+
     for step in preprocessing.intensity:
-        image = _ranged(image, step) if isinstance(step, ScaleRange) else _normalised(image, step)
+        channels = preprocessing.channels_of(step)
+        parts = [
+            _changed(part, step) if channels is None or channel in channels else part
+            for channel, part in enumerate([image] if channels is None else image.split(1, dim=1))
+        ]
+        image = torch.cat(parts, dim=1)
     return image
+
+
+def _changed(image: torch.Tensor, step: ScaleRange | Normalise) -> torch.Tensor:
+    return _ranged(image, step) if isinstance(step, ScaleRange) else _normalised(image, step)
 
 
 def _ranged(image: torch.Tensor, step: ScaleRange) -> torch.Tensor:

@@ -83,7 +83,7 @@ class NetworkFacts:
     name: str
     network: str
     about: str
-    patch_divisor: int
+    patch_divisor: int | tuple[int, int, int]
     patch_size: list[int]
     normalisation: list[str]
     parameters: int

@@ -91,7 +91,7 @@ def _table(console: Console, rows: list[NetworkFacts], batch: Batch, timed: bool
         ]
         cells += [facts.seconds, facts.relative_seconds] if timed else []
         size = "x".join(map(str, facts.patch_size))
-        cells += [size, facts.patch_divisor, facts.heads, ", ".join(facts.normalisation)]
+        cells += [size, divisor_words(facts.patch_divisor), facts.heads, ", ".join(facts.normalisation)]
         table.append(cells)
     console.table(f"A training step of {batch.batch_size} patches, {channels}", columns, table)
     for facts in rows:

@@ -37,13 +37,16 @@ def command(
     choose orientation, spacing, intensity normalisation, patch size, batch size, depth, cache and overlap,
     and the table says why, and who says so. The fragment is YAML with the same words: change it by hand.
 
+    Where voxels are coarser along one axis, a network fragment is written too, whose strides (and for dynunet kernels)
+    follow them.
+
     With --budget, steps and loading are measured on this machine for some seconds; spacing, patch, batch, steps and
     validations follow, and what the training will take is printed.
 
     Example: segpipe plan data_manifests/msd_task04_hippocampus.json --data DATA -o task.yaml
     """
     from segpipe.data import fingerprint_path
-    from segpipe.training import plan, runtime_path
+    from segpipe.training import network_path, plan, runtime_path
 
     console = Console("plan", as_json=json)
     with console.progress() as progress:
@@ -62,6 +65,10 @@ def command(
             overwrite=overwrite,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+    written = [output, runtime_path(output), fingerprint_path(output)]
+    if planned.network is not None:
+        network = str(network_path(output))
+        written.insert(2, network_path(output))
     if planned.has_folds:
         next_command = _train_command(manifest, data, output, network, loss, augment)
     else:
@@ -78,11 +85,12 @@ def command(
         ["rule", "value", "why", "source"],
         [(rule.name, _short(rule.value).splitlines(), rule.why, rule.source) for rule in rules],
     )
-    console.say(f"Written: {output}, {runtime_path(output)} and {fingerprint_path(output)}")
+    console.say(f"Written: {', '.join(map(str, written[:-1]))} and {written[-1]}")
     console.say(f"Next:    {next_command}")
     console.document(
         task=str(output),
         runtime=str(runtime_path(output)),
+        network=None if planned.network is None else str(network_path(output)),
         fingerprint=str(fingerprint_path(output)),
         rules=[vars(rule) for rule in rules],
         settings=planned.settings,

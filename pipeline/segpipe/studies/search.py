@@ -26,6 +26,7 @@ from segpipe.training import (
     ENOUGH_STEPS,
     Wishes,
     duration,
+    network_path,
     plan_from,
     read_fragment,
     record_candidates,
@@ -299,7 +300,7 @@ def _train(
     run = train(
         question.manifest,
         task=folder / "task.yaml",
-        network=candidate.network,
+        network=str(own) if (own := network_path(folder / "task.yaml")).exists() else candidate.network,
         loss=candidate.loss,
         augment=candidate.augment,
         runtime=runtime_path(folder / "task.yaml"),

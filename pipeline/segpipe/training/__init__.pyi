@@ -3,6 +3,7 @@ from .budgets import duration as duration
 from .budgets import parse_budget as parse_budget
 from .config_checks import check_components as check_components
 from .config_checks import check_network as check_network
+from .config_checks import divisor_words as divisor_words
 from .config_checks import padded_patch as padded_patch
 from .cross_validation import read_cross_validation as read_cross_validation
 from .fragments import Composed as Composed
@@ -18,6 +19,7 @@ from .out_of_fold import read_out_of_fold as read_out_of_fold
 from .out_of_fold import record_candidates as record_candidates
 from .planning import Plan as Plan
 from .planning import Wishes as Wishes
+from .planning import network_path as network_path
 from .planning import parse_memory as parse_memory
 from .planning import plan as plan
 from .planning import plan_from as plan_from

@@ -45,7 +45,7 @@ class Request:
         task: the task fragment without a budget, whose spacing is the finest.
         fingerprint: of the training cases.
         manifest, root: the dataset, and the folder that its paths start from.
-        network: name or path of the fragment; ``loss`` and ``augment`` the same.
+        network: name, path or content of the fragment; ``loss`` and ``augment`` by name or path.
         profile: of the network.
         memory_bytes: what one training step may use.
         free_bytes: memory that is free now, for the cache.
@@ -58,7 +58,7 @@ class Request:
     fingerprint: Fingerprint
     manifest: Manifest
     root: Path
-    network: str
+    network: str | Mapping[str, Any]
     loss: str
     augment: str
     profile: NetworkProfile
@@ -239,7 +239,7 @@ def _patch(request: Request, place: Resolution) -> Rule:
     size = "x".join(map(str, place.shape))
     why = f"the median image ({size} at the target spacing) {'whole' if whole else 'in parts'}: half of the labelled "
     why += f"region at least, more where the budget still gives {2 * ENOUGH_STEPS:,} steps"
-    return Rule("patch_size", place.patch, f"{why}; multiples of {request.profile.divisor}", OURS)
+    return Rule("patch_size", place.patch, f"{why}; multiples of {rules.divisor_words(request.profile.divisor)}", OURS)
 
 
 def _parts(spent: Estimate) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from segpipe.data import Fingerprint
 from segpipe.training.budgets import ENOUGH_STEPS
+from segpipe.training.config_checks import divisors_of
 from segpipe.training.planning_rules import LARGEST_PATCH, MAX_BATCH, MIN_BATCH, NetworkProfile, resampled_shape
 from segpipe.training.step_measurement import Measured, windows_of
 
@@ -114,19 +115,22 @@ def resolutions(
         if factor > 1 and smallest_ml * 1000 / math.prod(spacing) < FEWEST_VOXELS:
             break
         shape = resampled_shape(fingerprint, spacing)
-        whole = whole_patch(shape, profile.divisor)
-        seen = [max(4 * profile.divisor, SEEN_SHARE * mm / edge) for mm, edge in zip(box_mm, spacing, strict=True)]
-        patch = [min(most, _multiple(size, profile.divisor)) for most, size in zip(whole, seen, strict=True)]
+        divisors, whole = divisors_of(profile.divisor), whole_patch(shape, profile.divisor)
+        seen = [
+            _multiple(max(4 * divisor, SEEN_SHARE * mm / edge), divisor)
+            for divisor, mm, edge in zip(divisors, box_mm, spacing, strict=True)
+        ]
+        patch = [min(most, size) for most, size in zip(whole, seen, strict=True)]
         tried.append(Resolution(factor, spacing, patch, MIN_BATCH, shape))
     fitting = [place for place in tried if _fits(place, profile, memory_bytes)]
     if fitting:
         return fitting
-    return [replace(tried[-1], patch=[2 * profile.divisor] * 3)]
+    return [replace(tried[-1], patch=[2 * divisor for divisor in divisors_of(profile.divisor)])]
 
 
-def whole_patch(shape: Sequence[int], divisor: int) -> list[int]:
+def whole_patch(shape: Sequence[int], divisor: int | Sequence[int]) -> list[int]:
     """Return the patch that holds a whole case: its shape, padded to multiples that the network takes."""
-    return [max(2 * divisor, _multiple(size, divisor)) for size in shape]
+    return [max(2 * each, _multiple(size, each)) for size, each in zip(shape, divisors_of(divisor), strict=True)]
 
 
 def foreground_box(fingerprint: Fingerprint) -> list[float]:
@@ -145,7 +149,8 @@ def larger(place: Resolution, profile: NetworkProfile, memory_bytes: int) -> lis
     while place.patch != whole:
         share = [patch / most for patch, most in zip(place.patch, whole, strict=True)]
         axis = share.index(min(share))
-        patch = [size + profile.divisor * (index == axis) for index, size in enumerate(place.patch)]
+        patch = list(place.patch)
+        patch[axis] += divisors_of(profile.divisor)[axis]
         place = replace(place, patch=patch)
         if not _fits(place, profile, memory_bytes):
             return grown

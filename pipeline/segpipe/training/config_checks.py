@@ -9,7 +9,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -29,7 +29,7 @@ class Settings(BaseModel):
     activation: str = Field(pattern="^(softmax|sigmoid)$")
     patch_size: list[PositiveInt] = Field(min_length=3, max_length=3)
     network_name: str
-    patch_divisor: int = Field(gt=0)
+    patch_divisor: PositiveInt | Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
     loss_name: str
     precision: str = Field(pattern="^(auto|float32|bfloat16|float16)$")
     channels_last: bool
@@ -183,14 +183,27 @@ def _nodes(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield from _nodes(value, f"{where}::{key}" if where else str(key))
 
 
-def padded_patch(size: Sequence[int], divisor: int) -> list[int]:
+def divisors_of(divisor: int | Sequence[int]) -> tuple[int, int, int]:
+    """Return a divisor for each axis."""
+    x, y, z = [divisor] * 3 if isinstance(divisor, int) else divisor
+    return x, y, z
+
+
+def divisor_words(divisor: int | Sequence[int]) -> str:
+    """Return it as a reader is told: ``8``, or ``16x16x4`` where axes differ."""
+    axes = divisors_of(divisor)
+    return str(axes[0]) if len(set(axes)) == 1 else "x".join(map(str, axes))
+
+
+def padded_patch(size: Sequence[int], divisor: int | Sequence[int]) -> list[int]:
     """Return the smallest patch that holds ``size`` and that the network can halve down to 1/``divisor``.
 
-    Each axis becomes a multiple of ``divisor``. Where one voxel alone would be left at the bottom, which no
-    normalisation can work on, the longest axis is doubled.
+    Each axis becomes a multiple of ``divisor``, or of its own. Where one voxel alone would be left at the bottom, which
+    no normalisation can work on, the longest axis is doubled.
     """
-    padded = [-(-length // divisor) * divisor for length in size]
-    if max(padded) == divisor:
+    divisors = list(divisors_of(divisor))
+    padded = [-(-length // each) * each for length, each in zip(size, divisors, strict=True)]
+    if padded == divisors:
         padded[list(size).index(max(size))] *= 2
     return padded
 

@@ -23,6 +23,7 @@ from segpipe.training.config_checks import (
     check_references,
     check_sense,
     check_settings,
+    divisor_words,
     padded_patch,
     suggestion,
 )
@@ -140,8 +141,9 @@ def _pad_patch(composed: Composed) -> None:
     size, divisor = composed.config["patch_size"], composed.config["patch_divisor"]
     padded = padded_patch(size, divisor)
     if padded != size:
-        composed.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{divisor}")
-        composed.origins["patch_size"] += f", padded for {composed.config['network_name']} to multiples of {divisor}"
+        words = divisor_words(divisor)
+        composed.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{words}")
+        composed.origins["patch_size"] += f", padded for {composed.config['network_name']} to multiples of {words}"
         composed.config["patch_size"] = padded
 
 

@@ -33,6 +33,7 @@ from segpipe.errors import UsageError
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
 from segpipe.training.fragments import OWNED, read_fragment
+from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
 from segpipe.training.runtime_plan import BASE, runtime_path, runtime_text
 
@@ -47,11 +48,15 @@ RULE_OF = {
     "SplitDimd": "intensity",
     "ScaleIntensityRanged": "intensity",
     "NormalizeIntensityd": "intensity",
+    "network": "network",
 }
 HEAD = """\
 # Task fragment, planned from {cases} training cases with `segpipe plan`. To be read, and changed by hand:
 # the same transforms serve training, validation and inference.
 """
+NETWORK_HEAD = (
+    "# Network fragment, planned with `segpipe plan` for these voxels; its channels are those of the one named.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Plan:
         notes: what a training should know: labels that a fold lacks, labels that have a side.
         device: that the runtime fragment is for, ``cpu`` or ``cuda``.
         estimate: seconds of what is planned, by what takes them; None without a budget.
+        network: a network fragment's content, where the voxels ask for strides of their own along an axis; None where
+            the one that was named is right as it is.
     """
 
     dataset: str
@@ -80,6 +87,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     estimate: Estimate | None = None
+    network: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -91,8 +99,15 @@ class Plan:
         """The runtime fragment as YAML: that of the device, with the settings in their places."""
         return runtime_text(self.device, self.settings, self.rules)
 
+    @property
+    def network_text(self) -> str | None:
+        """The network fragment as YAML, or None where none of its own is needed."""
+        if self.network is None:
+            return None
+        return NETWORK_HEAD + _comment(self, "network", "") + _yaml(self.network, "")
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the task fragment, with runtime fragment and fingerprint beside it; returns the fingerprint's path.
+        """Write the task fragment, with runtime, network and fingerprint beside it; returns the fingerprint's path.
 
         Raises:
             UsageError: the fragment is there already, or cannot be written.
@@ -100,8 +115,17 @@ class Plan:
         _refuse_existing(path, overwrite)
         save_fingerprint(self.fingerprint, fingerprint_path(path))
         write_text(runtime_path(path), self.runtime_text)
+        if self.network_text is None:
+            network_path(path).unlink(missing_ok=True)  # of an earlier plan
+        else:
+            write_text(network_path(path), self.network_text)
         write_text(path, self.text)
         return fingerprint_path(path)
+
+
+def network_path(task: str | Path) -> Path:
+    """Return where the network fragment of a planned task fragment lies, if it has one of its own: beside it."""
+    return Path(task).with_name(f"{Path(task).stem}.network.yaml")
 
 
 @checked_call
@@ -149,11 +173,12 @@ def plan(
     """
     dataset, root = open_manifest(manifest, data)
     asked = Wishes(network, loss, augment, parse_memory(memory), device, _seconds(budget, device, folds), folds)
-    profile = _profile(network)  # refused before any case is read
+    content = read_fragment("network", network)[0]
+    profile_of(network, content["patch_divisor"])  # refused before any case is read
     if out is not None:
         _refuse_existing(out, overwrite)
     fingerprint = take_fingerprint(dataset, root, progress=progress)
-    planned = plan_from(fingerprint, dataset, root, asked, profile)
+    planned = plan_from(fingerprint, dataset, root, asked)
     if out is not None:
         planned.save(out, overwrite=overwrite)
     return planned
@@ -180,9 +205,7 @@ class Wishes:
     folds: int | None = None
 
 
-def plan_from(
-    fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes, profile: NetworkProfile | None = None
-) -> Plan:
+def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes) -> Plan:
     """Plan from a fingerprint that was taken already; arguments and errors as of `plan`.
 
     Args:
@@ -190,15 +213,16 @@ def plan_from(
         dataset: the manifest.
         root: folder that its paths start from.
         asked: what is planned for.
-        profile: of the network; None reads its fragment.
     """
-    profile = profile or _profile(asked.network)
+    content = read_fragment("network", asked.network)[0]
+    profile = profile_of(asked.network, content["patch_divisor"])
     free_bytes = psutil.virtual_memory().available
-    planned = apply_rules(fingerprint, dataset, profile, asked.memory_bytes, free_bytes, usable_cores())
+    planned = apply_rules(fingerprint, dataset, profile, asked.memory_bytes, free_bytes, usable_cores(), content)
     planned = replace(planned, device=asked.device)
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
+    planned = replace(planned, notes=(*planned.notes, *_notes_on_axes(planned, asked)))
     if asked.seconds is None:
         return planned
     from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
@@ -208,10 +232,10 @@ def plan_from(
         fingerprint=fingerprint,
         manifest=dataset,
         root=root,
-        network=asked.network,
+        network=planned.network or asked.network,
         loss=asked.loss,
         augment=asked.augment,
-        profile=profile,
+        profile=_profile_of(planned, profile),
         memory_bytes=asked.memory_bytes,
         free_bytes=free_bytes,
         seconds=asked.seconds,
@@ -221,8 +245,20 @@ def plan_from(
     return _with(planned, dataset, within_budget(request))
 
 
-def _profile(network: str) -> NetworkProfile:
-    return profile_of(network, read_fragment("network", network)[0]["patch_divisor"])
+def _profile_of(planned: Plan, profile: NetworkProfile) -> NetworkProfile:
+    return profile if planned.network is None else replace(profile, divisor=tuple(planned.network["patch_divisor"]))
+
+
+def _notes_on_axes(planned: Plan, asked: Wishes) -> Iterator[str]:
+    """Yield what a training on voxels that are coarser along one axis should know."""
+    spacing = planned.rules["spacing_mm"].value
+    if not is_anisotropic(spacing):
+        return
+    edges = " x ".join(f"{edge:.3g}" for edge in spacing)
+    if planned.network is None:
+        yield f"voxels of {edges} mm: {asked.network} halves all axes alike; --network unet and dynunet follow them"
+    if asked.augment == "light" and max(spacing) == spacing[2]:
+        yield f"voxels of {edges} mm: --augment in_plane turns and scales patches within their slices alone"
 
 
 def _seconds(budget: str | int | float | None, device: str, folds: int | None) -> float | None:
@@ -259,6 +295,7 @@ def apply_rules(
     memory_bytes: int,
     free_bytes: int,
     cores: int,
+    network: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Apply every rule.
 
@@ -269,6 +306,7 @@ def apply_rules(
         memory_bytes: what one training step may use.
         free_bytes: memory that is free now, for the cache.
         cores: cores to train on.
+        network: content of its fragment, whose strides may have to follow the voxels; None leaves them.
 
     Raises:
         UsageError: the memory does not hold the smallest patch.
@@ -276,6 +314,9 @@ def apply_rules(
     """
     spacing = rules.target_spacing(fingerprint)
     shape = rules.resampled_shape(fingerprint, spacing.value)
+    changed = None if network is None else network_by_axis(network, spacing.value, shape)
+    if changed is not None:
+        profile = replace(profile, divisor=tuple(changed.value["patch_divisor"]))
     patch = rules.patch_size(shape, profile, memory_bytes)
     batch = rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes)
     trained = len(manifest.select("training", next(iter(manifest.folds()), None)))
@@ -285,6 +326,7 @@ def apply_rules(
         rules.intensity(fingerprint),
         patch,
         batch,
+        *([] if changed is None else [changed]),
         rules.depth(patch.value, spacing.value),
         rules.overlap(),
         rules.cache_rate(fingerprint, shape, free_bytes),
@@ -293,7 +335,16 @@ def apply_rules(
     by_name = {rule.name: rule for rule in applied}
     settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "overlap")}
     notes = tuple(_notes(manifest, fingerprint))
-    return Plan(manifest.name, bool(manifest.folds()), by_name, _task(manifest, by_name), settings, fingerprint, notes)
+    return Plan(
+        dataset=manifest.name,
+        has_folds=bool(manifest.folds()),
+        rules=by_name,
+        task=_task(manifest, by_name),
+        settings=settings,
+        fingerprint=fingerprint,
+        notes=notes,
+        network=None if changed is None else changed.value,
+    )
 
 
 def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:

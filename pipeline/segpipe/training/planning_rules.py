@@ -14,6 +14,7 @@ import numpy as np
 
 from segpipe.data import Fingerprint
 from segpipe.errors import DataError, UsageError
+from segpipe.training.config_checks import divisor_words, divisors_of
 
 NNUNET = "nnU-Net, Isensee 2021"
 ANISOTROPY = 3.0  # spacing and size ratio beyond which nnU-Net treats one axis apart
@@ -26,18 +27,21 @@ FIRST_CHANNELS, MOST_CHANNELS = 16, 320
 CACHE_SHARE = 0.5  # of the memory that is free now
 
 
+Divisor = int | tuple[int, int, int]  # of all axes, or one an axis
+
+
 @dataclass(frozen=True)
 class NetworkProfile:
     """What training a network needs, by voxel of the patch.
 
     Attributes:
-        divisor: every axis of the patch must be a multiple of it; the fragment's ``patch_divisor``.
+        divisor: what the axes of the patch must be multiples of; the fragment's ``patch_divisor``.
         bytes_per_voxel: peak memory of a step per voxel of the batch.
         voxels_per_second: trained voxels per second and core.
         measured: whether these two are measured, or assumed to be as for a costly network.
     """
 
-    divisor: int
+    divisor: Divisor
     bytes_per_voxel: int
     voxels_per_second: float
     measured: bool
@@ -65,11 +69,14 @@ def profile_of(network: str, divisor: object) -> NetworkProfile:
     """Return what a network needs, by its word or path and its fragment's ``patch_divisor``.
 
     Raises:
-        UsageError: the divisor is no positive whole number.
+        UsageError: the divisor is neither a positive whole number nor three of them.
     """
-    if type(divisor) is not int or divisor < 1:
-        raise UsageError("patch_divisor of the network cannot be used", found=divisor, expected="1, 2, 4, ...")
-    return NetworkProfile(divisor, *MEASURED.get(network, ASSUMED), measured=network in MEASURED)
+    axes: list[Any] = list(divisor) if isinstance(divisor, list | tuple) else [divisor] * 3
+    if len(axes) != 3 or any(type(each) is not int or each < 1 for each in axes):
+        expected = "1, 2, 4, ... or one such number an axis"
+        raise UsageError("patch_divisor of the network cannot be used", found=divisor, expected=expected)
+    given = divisor if isinstance(divisor, int) else divisors_of(axes)
+    return NetworkProfile(given, *MEASURED.get(network, ASSUMED), measured=network in MEASURED)
 
 
 @dataclass(frozen=True)
@@ -207,21 +214,25 @@ def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_byte
     Raises:
         UsageError: the memory does not hold two of the smallest patch.
     """
-    smallest = 2 * profile.divisor  # instance normalisation needs more than one voxel at the bottom
-    whole = [max(smallest, profile.divisor * math.ceil(size / profile.divisor)) for size in shape]
+    divisors = divisors_of(profile.divisor)
+    smallest = [2 * divisor for divisor in divisors]  # instance normalisation needs more than one voxel at the bottom
+    whole = [
+        max(least, divisor * math.ceil(size / divisor))
+        for least, divisor, size in zip(smallest, divisors, shape, strict=True)
+    ]
     patch = list(whole)
     budget = min(LARGEST_PATCH, memory_bytes // (MIN_BATCH * profile.bytes_per_voxel))
     while math.prod(patch) > budget:
-        shrinkable = [axis for axis in range(3) if patch[axis] > smallest]
+        shrinkable = [axis for axis in range(3) if patch[axis] > smallest[axis]]
         if not shrinkable:
             raise UsageError(
                 "the memory does not hold a training step",
                 found=f"{memory_bytes / 1e9:.3g} GB",
-                expected=f"at least {MIN_BATCH * profile.bytes_per_voxel * smallest**3 / 1e9:.3g} GB",
+                expected=f"at least {MIN_BATCH * profile.bytes_per_voxel * math.prod(smallest) / 1e9:.3g} GB",
                 hint="give more with --memory",
             )
         longest = max(shrinkable, key=lambda axis: (patch[axis] / shape[axis], patch[axis]))
-        patch[longest] -= profile.divisor
+        patch[longest] -= divisors[longest]
     size = "x".join(map(str, shape))
     why = f"the median image ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
     if patch != whole:
@@ -229,7 +240,8 @@ def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_byte
         why += f", with its proportions: {limit}"
     if not profile.measured:
         why += f" ({profile.bytes_per_voxel:,} bytes a voxel assumed, not measured for this network)"
-    return Rule("patch_size", patch, f"{why}; multiples of {profile.divisor}, which the network needs", NNUNET)
+    why += f"; multiples of {divisor_words(profile.divisor)}, which the network needs"
+    return Rule("patch_size", patch, why, NNUNET)
 
 
 def batch_size(
@@ -250,9 +262,8 @@ def batch_size(
 def depth(patch: list[int], spacing_mm: list[float]) -> Rule:
     """Halve an axis while at least 4 voxels stay, and its voxels are not twice as long as elsewhere."""
     size, spacing, strides = list(map(float, patch)), list(spacing_mm), []
-    while long := [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_FEATURE_MAP]:
-        finest = min(spacing[axis] for axis in long)
-        step = [2 if axis in long and spacing[axis] < 2 * finest else 1 for axis in range(3)]
+    while halved := halved_axes(size, spacing):
+        step = [2 if axis in halved else 1 for axis in range(3)]
         strides.append(step)
         size = [value // by for value, by in zip(size, step, strict=True)]
         spacing = [value * by for value, by in zip(spacing, step, strict=True)]
@@ -264,6 +275,13 @@ def depth(patch: list[int], spacing_mm: list[float]) -> Rule:
         "suggestion for a network fragment of your own",
         NNUNET,
     )
+
+
+def halved_axes(size: Sequence[float], spacing_mm: Sequence[float]) -> list[int]:
+    """Return the axes along which a grid is halved next: those that keep 4 voxels, and whose voxels are not coarse."""
+    long = [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_FEATURE_MAP]
+    finest = min((spacing_mm[axis] for axis in long), default=0.0)
+    return [axis for axis in long if spacing_mm[axis] < 2 * finest]
 
 
 def overlap() -> Rule:

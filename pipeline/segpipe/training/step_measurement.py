@@ -59,7 +59,7 @@ class Measured:
 
 def measure(
     task: Mapping[str, Any],
-    fragments: Mapping[str, str],
+    fragments: Mapping[str, str | Mapping[str, Any]],
     values: Mapping[str, Any],
     manifest: Manifest,
     root: Path,
@@ -69,7 +69,7 @@ def measure(
 
     Args:
         task: the task fragment's content.
-        fragments: of network, loss, augment and runtime, by name or path.
+        fragments: of network, loss, augment and runtime, by name or path, or a content.
         values: ids of the runtime such as ``batch_size`` and ``threads``.
         manifest: names of channels and labels.
         root: folder that the cases' paths start from.
@@ -80,9 +80,13 @@ def measure(
         DataError: a case cannot be prepared.
     """
     with temporary_folder() as folder:
-        write_json(folder / "task.json", dict(task))
+        named = {}
+        for kind, fragment in {**fragments, "task": task}.items():
+            named[kind] = fragment if isinstance(fragment, str) else str(folder / f"{kind}.json")
+            if not isinstance(fragment, str):
+                write_json(Path(named[kind]), dict(fragment))
         given = {name: (value, "the plan") for name, value in values.items()}
-        composed = compose_config({**fragments, "task": str(folder / "task.json")}, (), given)
+        composed = compose_config(named, (), given)
     return measure_config(composed.config, manifest, root, cases)
 
 

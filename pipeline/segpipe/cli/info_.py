@@ -74,6 +74,8 @@ def command(
 
 
 def _table(console: Console, rows: list[NetworkFacts], batch: Batch, timed: bool) -> None:
+    from segpipe.training import divisor_words
+
     channels = f"{batch.in_channels} to {batch.out_channels} channels"
     columns = ["network", "parameters", "weights MB", "kept MB", "step MB", "GMAC", "cost"]
     columns += ["s a step", "time"] if timed else []

@@ -150,13 +150,13 @@ def intensity(fingerprint: Fingerprint) -> Rule:
         steps.append({**value, "keys": [single[index] for index in others]})
         reasons.append(why)
     lenient = {"allow_missing_keys": True}
-    value = [
+    split_and_joined = [
         {"_target_": "SplitDimd", "keys": ["image"], **lenient},
         *steps,
         {"_target_": "ConcatItemsd", "keys": single, "name": "image", **lenient},
         {"_target_": "DeleteItemsd", "keys": single},
     ]
-    return Rule("intensity", value, f"each channel as what it is: {'; '.join(reasons)}", NNUNET)
+    return Rule("intensity", split_and_joined, f"each channel as what it is: {'; '.join(reasons)}", NNUNET)
 
 
 def is_ct(channel: str) -> bool:

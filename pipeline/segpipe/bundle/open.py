@@ -22,6 +22,7 @@ from segpipe.bundle.supported_subset import (
     read_meaning,
     read_members,
     stated_modality,
+    units_of,
     unsupported_features,
 )
 from segpipe.bundle.vet import (
@@ -132,27 +133,25 @@ class Bundle:
         *,
         affine_ras: ArrayLike | None = None,
         modality: str | Sequence[str] | None = None,
+        registered: bool = False,
         **options: Unpack[ModelKeywords],
     ) -> Segmentation:
         """Return the label map of one image, on the image's own grid.
 
-        The bundle is vetted before anything of it runs, in this process. The model stays loaded for further calls
-        with the same options; calls from several threads take turns. One scan through all doors gives the same label
-        map, which is that of `segpipe.predict`.
+        The bundle is vetted before anything of it runs, in this process. The model stays loaded for further calls with
+        the same options; calls from several threads take turns. The label map is that of `segpipe.predict`.
 
         >>> import segpipe
-        >>> bundle = segpipe.open_bundle("bundles/hippocampus_mri")
-        >>> segmentation = bundle.segment("scan.nii.gz", device="cpu")
+        >>> segmentation = segpipe.open_bundle("bundles/hippocampus_mri").segment("scan.nii.gz", device="cpu")
         >>> sorted(segmentation.volumes_ml)
         ['Anterior', 'Posterior']
-        >>> segmentation.array.shape == segmentation.mask("Anterior").shape
-        True
 
         Args:
             image: a path (file of an image, or folder of one DICOM series), a nibabel or SimpleITK image, a numpy array
                 (X, Y, Z) with ``affine_ras``, or a volume of `segpipe.read_dicom`; or a list of these, one a channel.
             affine_ras: (4, 4) of an array: voxel index to mm, RAS+.
             modality: which a DICOM series may have, such as ``CT``; None takes the one that the bundle states, if any.
+            registered: the channels lie in one space: those on another grid than the first are resampled to it.
             options: ``device`` (``auto``, ``cpu`` or ``cuda:N``), ``runtime`` (``auto``, ``torch`` or ``openvino``),
                 ``threads``, ``mirror`` (axes of the network's grid that the training mirrored, ``x,y`` or
                 ``all`` of them), ``mirror_untrained`` (others too, at your risk) and ``max_memory`` (bytes, or ``4G``).
@@ -167,14 +166,17 @@ class Bundle:
         from segpipe.bundle.segmentation import LoadedBundle
         from segpipe.inference import read_images
 
-        require_keywords("Bundle.segment", options, ("affine_ras", "modality", *ModelKeywords.__annotations__))
+        require_keywords(
+            "Bundle.segment", options, ("affine_ras", "modality", "registered", *ModelKeywords.__annotations__)
+        )
         model = ModelOptions.parse(**options)
         modalities = tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata)
         with self._turn:
             if model not in self._loaded:
                 self._loaded.clear()
                 self._loaded[model] = LoadedBundle(self.recipe(model), self.policy, self.is_foreign)
-            case = read_images(image, max(1, len(self.channels)), affine_ras)
+            unit = units_of(self.metadata).get("0")
+            case = read_images(image, max(1, len(self.channels)), affine_ras, registered, unit)
             _require_modality(case, modalities)
             return self._loaded[model].segment(case)
 

@@ -27,6 +27,7 @@ from segpipe.inference import (
     CaseInput,
     LabelMap,
     Recipe,
+    RegisteredFiles,
     Segmenter,
     Source,
     along_ras,
@@ -270,13 +271,19 @@ def require_format(name: str) -> None:
 
 
 def as_source(case: CaseInput, recipe: Recipe) -> CaseInput:
-    """Return the voxels of files that a bundle's own transforms cannot be trusted to read; else the case as it is.
+    """Return the voxels of a case that a bundle's own transforms cannot be trusted to read; else the case as it is.
+
+    They read NIfTI files of one grid.
 
     Raises:
         UsageError: no such file.
         DataError: as `segpipe.inference.read_source`.
     """
-    if recipe.route == "typed" or isinstance(case, (Series, Source)) or all(map(is_nifti, case)):
+    if recipe.route == "typed" or isinstance(case, Source):
+        return case
+    if isinstance(case, Series):
+        return read_source(case, recipe.channels) if case.further else case
+    if all(map(is_nifti, case)) and not isinstance(case, RegisteredFiles):
         return case
     return read_source(case, recipe.channels)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segpipe.cli.shared_options import AsJson, Repair, SecondaryCapture
+from segpipe.cli.shared_options import AsJson, Channels, Registered, Repair, SecondaryCapture
 from segpipe.common.console import Console
 from segpipe.errors import UsageError
 
@@ -87,6 +87,14 @@ def command(
     ] = "skip",
     repair: Repair = None,
     secondary_capture: SecondaryCapture = None,
+    channel: Channels = None,
+    registered: Registered = False,
+    pet_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="DICOM PET: SUVbw converts values by the headers; BQML, CNTS or GML is what they have to be stored in."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
@@ -127,6 +135,8 @@ def command(
     Example: segpipe import kaggle_3m -o lgg/manifest.json
 
     Example: segpipe import dicom --label 'GTV*=1:tumour' -o manifest.json
+
+    Example: segpipe import dicom --channel CT --channel PET --pet-unit SUVbw --label 'GTV*=1:tumour' -o manifest.json
     """
     from segpipe.data import LabelsNotChosenError, dicom_label_names, import_dataset
 
@@ -165,6 +175,9 @@ def command(
                     unlabelled=unlabelled,
                     repair=repair or (),
                     secondary_capture=secondary_capture or (),
+                    channel=channel or (),
+                    registered=registered,
+                    pet_unit=pet_unit,
                     name=name,
                     licence=licence,
                     origin=origin,

@@ -12,6 +12,8 @@ import typer
 from segpipe.cli.shared_options import (
     Allow,
     AllowFile,
+    Channels,
+    Registered,
     Repair,
     RunUnvetted,
     SecondaryCapture,
@@ -63,6 +65,8 @@ def command(
     ] = None,
     secondary_capture: SecondaryCapture = None,
     repair: Repair = None,
+    channel: Channels = None,
+    registered: Registered = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     runtime: Annotated[
         str, typer.Option(help="auto, torch or openvino; auto takes OpenVINO where it gives the same scores.")
@@ -175,6 +179,8 @@ def command(
             derived=derived,
             secondary_capture=secondary_capture,
             repair=repair,
+            channel=channel,
+            registered=registered,
             pseudonymise=pseudonymise,
             split=split,
             fold=fold,

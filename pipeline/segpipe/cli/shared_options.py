@@ -48,6 +48,23 @@ Repair = Annotated[
         show_default=False,
     ),
 ]
+Channels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--channel",
+        help="DICOM: series that are channels of one case, once for each, in order: CT, PET, MR, or "
+        "NAME=MODALITY:PATTERN, e.g. T2=MR:t2_tse.",
+        metavar="CHANNEL",
+        show_default=False,
+    ),
+]
+Registered = Annotated[
+    bool,
+    typer.Option(
+        "--registered",
+        help="Files of one case are registered: where their grids differ, resample them to the first one's.",
+    ),
+]
 SecondaryCapture = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,4 +1,9 @@
 from .captures import admitted as admitted
+from .channels import ChannelRule as ChannelRule
+from .channels import channel_note as channel_note
+from .channels import channels_by_name as channels_by_name
+from .channels import join_channels as join_channels
+from .channels import parse_channels as parse_channels
 from .codecs import available_codecs as available_codecs
 from .codes import codes_metadata as codes_metadata
 from .codes import label_infos as label_infos
@@ -14,6 +19,10 @@ from .model import Scan as Scan
 from .model import Series as Series
 from .model import Volume as Volume
 from .monai_reader import DicomReader as DicomReader
+from .pet_units import in_unit as in_unit
+from .pet_units import parse_pet_unit as parse_pet_unit
+from .pet_units import shared_unit as shared_unit
+from .pet_units import volume_in_unit as volume_in_unit
 from .privacy import patient_pseudonym as patient_pseudonym
 from .repair import check_repairs as check_repairs
 from .scanning import has_dicom as has_dicom
@@ -21,6 +30,7 @@ from .scanning import scan as scan
 from .send import Delivery as Delivery
 from .send import send_results as send_results
 from .volume import load as load
+from .volume import load_channels as load_channels
 from .volume import load_series as load_series
 from .volume import read_dicom as read_dicom
 from .write import AlgorithmInfo as AlgorithmInfo

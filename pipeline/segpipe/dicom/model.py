@@ -152,7 +152,8 @@ class Series:
         files: every file of the group, sorted by path.
         frames: slices in the order of the volume's third axis (empty where the geometry could not be judged).
         state: ``loaded`` where it can be read as a volume, else ``refused``.
-        reason: why it is refused; None where it is loaded.
+        reason: why it is refused, ``channels`` where others of its case are missing, ``pet_unit`` where it is a PET in
+            another unit; None where it is loaded.
         detail: one or two sentences: file, what was found, what was expected, what to do. Without header text.
         shape: columns, rows, slices.
         spacing_mm: edges of a voxel along these axes.
@@ -163,6 +164,10 @@ class Series:
         derived: what its slices were computed as, of other images (``map``, ``projection``, ...).
         sop_class_uid: of the first file; empty where the header has none.
         frame_of_reference_uid: empty where the header has none.
+        units: of a PET as stored: ``BQML``, ``CNTS`` or ``GML``; empty where the header has another or none.
+        converted_to: ``SUVbw`` where a PET is converted to it when it is read; empty for values as stored.
+        further: the further channels of a case that this is the first channel of; they are resampled to its grid when
+            they are read (`segpipe.dicom.load_channels`), and are not in ``files``.
         description: SeriesDescription, to choose series by; free text, so never shown or written.
     """
 
@@ -173,7 +178,7 @@ class Series:
     files: tuple[Path, ...]
     frames: tuple[Frame, ...] = ()
     state: Literal["loaded", "refused"] = "loaded"
-    reason: Reason | None = None
+    reason: Reason | Literal["channels", "pet_unit"] | None = None
     detail: str = ""
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
@@ -183,12 +188,25 @@ class Series:
     derived: tuple[Derived, ...] = ()
     sop_class_uid: str = ""
     frame_of_reference_uid: str = ""
+    units: str = ""
+    converted_to: str = ""
+    further: tuple[Series, ...] = ()
     description: str = field(default="", repr=False)
 
     @property
     def is_capture(self) -> bool:
         """Whether it is stored as Secondary Capture."""
         return self.sop_class_uid in CAPTURES
+
+    @property
+    def channels(self) -> tuple[Series, ...]:
+        """The series of each channel of its case: itself and the further ones."""
+        return self, *self.further
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """The files of all channels."""
+        return tuple(path for series in self.channels for path in series.files)
 
     @property
     def is_offered(self) -> bool:
@@ -235,7 +253,9 @@ class Series:
             for frame in self.frames
         ]
         affine = None if self.affine_ras is None else self.affine_ras.tolist()
-        return {**values, "files": [str(path) for path in self.files], "frames": frames, "affine_ras": affine}
+        further = [series.as_dict() for series in self.further]
+        files = [str(path) for path in self.files]
+        return {**values, "files": files, "frames": frames, "affine_ras": affine, "further": further}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Series:
@@ -248,6 +268,7 @@ class Series:
             Frame(files[number], frame, uid, tuple(position), tuple(orientation), tuple(spacing))
             for number, frame, uid, position, orientation, spacing in values["frames"]
         )
+        plain["further"] = tuple(cls.from_dict(series) for series in values["further"])
         if values["affine_ras"] is not None:
             plain["affine_ras"] = np.array(values["affine_ras"], float)
         return cls(**plain)

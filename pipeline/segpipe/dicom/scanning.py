@@ -20,6 +20,7 @@ from segpipe.dicom.geometry import LPS_TO_RAS, judge_geometry
 from segpipe.dicom.grouping import group_slices
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Derived, Frame, PassedOver, Scan, Series
+from segpipe.dicom.pet_units import STORED
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.repair import advice
 from segpipe.dicom.slices import Group, Slice, notes_on_missing_slices, slice_name, stack_of
@@ -152,6 +153,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         derived=_derived(group),
         sop_class_uid=header.sop_class_uid,
         frame_of_reference_uid=header.frame_of_reference_uid if len(references) == 1 else "",
+        units=units if header.modality == "PT" and (units := header.compared.get("Units", "")) in STORED else "",
         description=header.description,
     )
     series = replace(series, notes=(*series.caveats, *series.notes))

@@ -6,7 +6,7 @@ Values are those after rescale (PS3.3 C.11.1), int16 where that is exact; paddin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.common.files import absolute_path
+from segpipe.common.resampling import resample as resample_channel
 from segpipe.dicom.captures import admitted
 from segpipe.dicom.headers import Header, read_header
 from segpipe.dicom.model import Frame, Series, Volume
+from segpipe.dicom.pet_units import suv_factor
 from segpipe.dicom.pixels import PixelFile, PixelHeader, frame_values, notes_on, open_pixels
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.repair import check_repairs, refusal, resample
@@ -129,7 +131,7 @@ def load_series(series: Series, *, repair: str | Sequence[str] | None = None) ->
     Returns:
         Values after rescale, (C, R, S), int16 where every one of them is exact in it, else float32. Padding
         (PixelPaddingValue to PixelPaddingRangeLimit) has the smallest value that was measured, or stays 0 where no
-        value is below 0.
+        value is below 0. A PET that is ``converted_to`` SUVbw is in that, float32.
 
     Raises:
         UsageError: no such repair.
@@ -139,7 +141,31 @@ def load_series(series: Series, *, repair: str | Sequence[str] | None = None) ->
     if series.state != "loaded" or series.affine_ras is None:
         raise refusal(series)
     array, notes = _read_frames(series)
+    if series.converted_to:
+        array = array.astype(np.float32) * np.float32(suv_factor(series))
     return resample(series, array, notes) if series.repaired else Volume(series, array, series.affine_ras, notes)
+
+
+def load_channels(series: Series) -> tuple[Volume, ...]:
+    """Read the voxels of all channels of a case on the grid of the first, which is the series itself.
+
+    Returns:
+        One volume a channel: the first as `load_series` gives it, the others resampled linearly to its grid, float32,
+        with their smallest value where they do not cover it.
+
+    Raises:
+        DataError: as `load_series`.
+    """
+    first, *others = (load_series(channel) for channel in series.channels)
+    columns, rows, slices = first.array.shape
+    return first, *(
+        replace(
+            other,
+            array=resample_channel(other.array, other.affine_ras, (columns, rows, slices), first.affine_ras),
+            affine_ras=first.affine_ras,
+        )
+        for other in others
+    )
 
 
 def _read_frames(series: Series) -> tuple[NDArray[np.generic], tuple[str, ...]]:

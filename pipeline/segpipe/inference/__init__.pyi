@@ -29,6 +29,7 @@ from .segmenter import Prefetcher as Prefetcher
 from .segmenter import Segmenter as Segmenter
 from .sliding_window import Windowing as Windowing
 from .source import CaseInput as CaseInput
+from .source import RegisteredFiles as RegisteredFiles
 from .source import Source as Source
 from .source import read_source as read_source
 from .transforms import CropForeground as CropForeground

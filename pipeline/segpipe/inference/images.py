@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segpipe.common.files import absolute_path
+from segpipe.common.grids import on_grid_of, registered_note
 from segpipe.common.image_names import EXPECTED, is_image
 from segpipe.common.nifti import (
     Header,
@@ -25,9 +27,9 @@ from segpipe.common.nifti import (
     read_header,
     read_voxels,
 )
-from segpipe.dicom import Volume, read_dicom
+from segpipe.dicom import Volume, read_dicom, volume_in_unit
 from segpipe.errors import DataError, UsageError
-from segpipe.inference.source import CaseInput, Source, judge_voxels, require_channels
+from segpipe.inference.source import CaseInput, RegisteredFiles, Source, judge_voxels, require_channels
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -42,7 +44,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 FORM_CODES = ("qform_code", "sform_code")  # of a NIfTI file, in the metadata of SimpleITK
 
 
-def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None) -> CaseInput:
+def read_images(
+    image: Image, channels: int, affine_ras: ArrayLike | None = None, registered: bool = False, unit: str | None = None
+) -> CaseInput:
     """Return what a segmenter takes for an image of any kind that is known.
 
     Args:
@@ -50,6 +54,8 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
             (X, Y, Z) or (X, Y, Z, C), a volume of `segpipe.read_dicom`; or a list of these, one a channel.
         channels: of the bundle.
         affine_ras: (4, 4) of arrays: voxel index to mm, RAS+.
+        unit: that a PET is to be in; see `segpipe.dicom.in_unit`.
+        registered: the images lie in one space: those on another grid than the first are resampled to it.
 
     Raises:
         UsageError: no such file, an image of another kind, or an affine that is missing or belongs to nothing.
@@ -72,12 +78,14 @@ def read_images(image: Image, channels: int, affine_ras: ArrayLike | None = None
     if affine_ras is not None and not all(arrays):
         raise UsageError("affine_ras belongs to a numpy array", found=_kind(images[0]) if images else "no image")
     if images and all(_is_image_path(single) for single in images):
-        return [os.fspath(single) for single in images]
+        paths = [os.fspath(single) for single in images]
+        return RegisteredFiles(paths) if registered else paths
     if len(images) == 1 and isinstance(images[0], (str, os.PathLike)):
         images = [read_dicom(absolute_path(images[0], "a file of an image, a DICOM folder, or one of its files"))]
     if len(images) == 1 and isinstance(images[0], Volume):
-        return _of_volume(images[0], channels)
-    return _of_channels([_read(single, affine_ras) for single in images], channels)
+        return _of_volume(volume_in_unit(images[0], unit), channels)
+    read = [_read(single, affine_ras) for single in images]
+    return _of_channels(_on_one_grid(read) if registered else read, channels)
 
 
 def _of_volume(volume: Volume, channels: int) -> Source:
@@ -89,6 +97,16 @@ def _of_volume(volume: Volume, channels: int) -> Source:
     return Source(
         header, np.array(volume.array, order="K")[None], volume.series, modality=volume.modality, notes=volume.notes
     )
+
+
+def _on_one_grid(images: list[tuple[Header, NDArray[Any]]]) -> list[tuple[Header, NDArray[Any]]]:
+    """Return registered images on the grid of the first."""
+    first = images[0][0]
+    notes = [registered_note(first, header, index) for index, (header, _) in enumerate(images)]
+    return [
+        (replace(first, path=header.path), on_grid_of(first, header, values)) if note else (header, values)
+        for note, (header, values) in zip(notes, images, strict=True)
+    ]
 
 
 def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int) -> Source:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.common.grids import require_one_grid
+from segpipe.common.grids import on_grid_of, registered_note, require_one_grid
 from segpipe.common.nifti import Header, read_header, read_voxels, require_3d
 from segpipe.common.outliers import refuse_outliers
-from segpipe.dicom import Series, load_series
+from segpipe.dicom import Series, load_channels
 from segpipe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ class Source:
         self.array = np.empty((0, 0, 0, 0), self.array.dtype)
 
 
-# a case: its NIfTI files, a judged DICOM series, or images that were read and judged
+class RegisteredFiles(tuple[str, ...]):
+    """Files of one case, one a channel, of which somebody says that they are registered: their grids may differ."""
+
+
+# a case: its NIfTI files, a judged DICOM series with its further channels, or images that were read and judged
 CaseInput: TypeAlias = Sequence[str | Path] | Series | Source
 
 
@@ -104,10 +108,12 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
     if isinstance(case, Source):
         return case
     if isinstance(case, Series):
-        values = load_series(case).array
-        judge_voxels(values, headers[0].path)
-        return Source(headers[0], values[None])
-    arrays = [_read_judged(header) for header in headers]
+        volumes = load_channels(case)
+        for series, volume in zip(case.channels, volumes, strict=True):
+            judge_voxels(volume.array, Path(series.case_id))
+        return Source(headers[0], np.stack([volume.array for volume in volumes]))
+    files = [read_header(path) for path in case] if isinstance(case, RegisteredFiles) else headers
+    arrays = [on_grid_of(files[0], file, _read_judged(file)) for file in files]
     if len(arrays) == 1:
         array = np.moveaxis(arrays[0], 3, 0) if arrays[0].ndim == 4 else arrays[0][None]
     else:
@@ -135,6 +141,12 @@ def read_headers(case: CaseInput, channels: int) -> list[Header]:
             expected=f"{channels} files a case",
         )
     headers = [read_header(path) for path in case]
+    if isinstance(case, RegisteredFiles) and len(headers) == channels:
+        notes = [registered_note(headers[0], header, index) for index, header in enumerate(headers)]
+        on_grid = replace(headers[0], dtype="float32")
+        headers = [
+            replace(on_grid, path=header.path) if note else header for header, note in zip(headers, notes, strict=True)
+        ]
     require_channels(headers, channels)
     return headers
 
@@ -164,13 +176,14 @@ def require_channels(headers: Sequence[Header], channels: int) -> None:
 
 def _header_of(series: Series, channels: int) -> Header:
     """Return the grid of a series; only reading tells whether voxels are int16 or float32: the larger is counted on."""
-    if channels != 1:
-        raise DataError("wrong number of channels", found="one series", expected=channels)
+    if channels != len(series.channels):
+        found = "one series" if not series.further else f"{len(series.channels)} series"
+        raise DataError("wrong number of channels", found=found, expected=channels)
     if series.affine_ras is None or series.shape is None or series.spacing_mm is None:
         raise DataError("the series is refused", found=series.reason)
     header = Header(Path(series.case_id), series.shape, series.affine_ras, series.spacing_mm, "float32")
     require_3d(header)
-    return header
+    return replace(header, shape=(*header.shape, channels)) if channels > 1 else header
 
 
 def _read_judged(header: Header) -> NDArray[Any]:

@@ -346,6 +346,11 @@ class _Batch:
 def _files_of(case: InputCase) -> CaseFiles:
     """Return a case as the worker gets it, which works in another folder."""
     if case.series is None:
-        return CaseFiles(id=case.id, paths=tuple(str(path.absolute()) for path in case.paths))
-    series = case.series.as_dict()
-    return CaseFiles(id=case.id, series={**series, "files": [str(Path(name).absolute()) for name in series["files"]]})
+        paths = tuple(str(path.absolute()) for path in case.paths)
+        return CaseFiles(id=case.id, paths=paths, registered=case.registered)
+    return CaseFiles(id=case.id, series=_absolute(case.series.as_dict()))
+
+
+def _absolute(series: dict[str, Any]) -> dict[str, Any]:
+    files = [str(Path(name).absolute()) for name in series["files"]]
+    return {**series, "files": files, "further": [_absolute(member) for member in series["further"]]}

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from segpipe.bundle import untrained_note
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, write_csv, write_json
+from segpipe.common.grids import registered_note
 from segpipe.common.image_names import image_stem
+from segpipe.common.nifti import read_header
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
 from segpipe.errors import SegpipeError
 from segpipe.inference import bfloat16_note
@@ -109,7 +111,7 @@ def result_document(
         "route_reasons": list(bundle.unsupported),
         "source": "dicom" if case.series else "nifti",
         "notes": [
-            *(case.series.notes if case.series else ()),
+            *(case.series.notes if case.series else _registered_notes(case)),
             *untrained_note(options.model, metadata),
             *bfloat16_note(options.model.precision, metadata, loaded.runtime or "", options.model.mirror),
         ],
@@ -118,6 +120,14 @@ def result_document(
         **options.about_model(),
         **vars(loaded),
     }
+
+
+def _registered_notes(case: InputCase) -> list[str]:
+    if not case.registered:
+        return []
+    first, *others = [read_header(path) for path in case.paths]
+    notes = [registered_note(first, header, index) for index, header in enumerate(others, 1)]
+    return [note for note in notes if note]
 
 
 def redact(text: str, case: InputCase) -> str:

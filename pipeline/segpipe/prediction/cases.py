@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segpipe.bundle import units_of
 from segpipe.common.image_names import EXPECTED, is_image
-from segpipe.data import pseudonym
+from segpipe.data import load_manifest, pseudonym
 from segpipe.errors import DataError, UsageError
 from segpipe.prediction.file_cases import InputCase, Refusal, find_cases, is_manifest, look_into
 from segpipe.prediction.options import Options, SeriesFilter, make_filter
@@ -39,6 +40,8 @@ class NotSelected:
     def advice(self) -> str:
         """How to have it taken all the same; empty where that is plain."""
         kind, _, kinds = self.rule.partition(": ")
+        if kind == "channels":
+            return "the bundle takes several: --channel NAME=MODALITY:PATTERN says which series is which"
         return f"--derived {kinds.replace(' ', '')} takes it" if kind == "derived" else ""
 
 
@@ -89,6 +92,8 @@ def select_cases(
         selected = select_series([*mixed, *others], series_filter, out, progress, options.repair, found.closed)
     taken = {*(case.id for case in selected.cases), *(series.id for series in selected.not_selected)}
     cases = find_cases(named, channels, options, out, taken, found)
+    for path in filter(is_manifest, named):
+        _require_units(load_manifest(path).units or {}, metadata, path)
     unseen = {
         "hidden image": len(found.hidden),
         "image (--only dicom)": len(found.images) if options.only == "dicom" else 0,
@@ -105,6 +110,23 @@ def select_cases(
         )
     cases = sorted([*cases, *selected.cases], key=lambda case: case.id)
     return replace(selected, cases=cases)
+
+
+def _require_units(units: Mapping[str, str], metadata: Mapping[str, Any], path: Path) -> None:
+    """Refuse a data set whose values are in another unit than the bundle was trained on.
+
+    Raises:
+        DataError: with both units.
+    """
+    for channel, expected in units_of(metadata).items():
+        if units.get(channel, expected) != expected:
+            raise DataError(
+                "the data set is in another unit than the bundle was trained on",
+                path=path,
+                found=f"channel {channel} in {units[channel]}",
+                expected=expected,
+                hint=f"import it again with --pet-unit {expected}",
+            )
 
 
 def select_series(
@@ -130,7 +152,7 @@ def select_series(
     Raises:
         UsageError: a root does not exist, or is a file of another kind.
     """
-    from segpipe.dicom import admitted, scan
+    from segpipe.dicom import admitted, in_unit, join_channels, scan
 
     scanned = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
     inside = out.absolute() if out is not None else None
@@ -145,7 +167,15 @@ def select_series(
         if name not in known:
             raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
     left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
-    cases = [_case_of(series) for series in candidates if left_out[series.case_id] is None]
+    taken = [series for series in candidates if left_out[series.case_id] is None]
+    if not series_filter.rules:
+        taken = [in_unit(series, series_filter.units.get("0")) for series in taken]
+    else:
+        unit_of = {rule.name: series_filter.units.get(str(index)) for index, rule in enumerate(series_filter.rules)}
+        joined = join_channels(taken, series_filter.rules, unit_of)
+        left_out |= {series.case_id: "not-a-channel" for series in joined.others}
+        taken = joined.cases
+    cases = [_case_of(series) for series in taken]
     others = [file for file in scanned.passed_over if is_input(file.path) and not is_image(file.path)]
     others = [file for file in others if file.path.absolute() not in closed]
     unknown = next((file.path for file in others if file.path in roots and file.file_class == "not_dicom"), None)
@@ -162,8 +192,8 @@ def select_series(
 def _case_of(series: Series) -> InputCase:
     uids = {name: uid for name in ("study_uid", "series_uid") if (uid := getattr(series, name))}
     if series.state == "loaded":
-        notes = tuple(_in_words(note, series.files) for note in series.notes)
-        return InputCase(series.case_id, series.files, replace(series, notes=notes), uids=uids)
+        notes = tuple(_in_words(note, series.all_files) for note in series.notes)
+        return InputCase(series.case_id, series.all_files, replace(series, notes=notes), uids=uids)
     detail = series.detail.replace(series.series_uid, series.case_id) if series.series_uid else series.detail
     refusal = Refusal(series.reason or "refused", _in_words(detail, series.files))
     return InputCase(series.case_id, series.files, refusal=refusal, uids=uids)

@@ -39,9 +39,10 @@ class InputCase:
 
     Attributes:
         id: unique in the batch.
-        paths: image files in the order of the channels, or all files of a DICOM series.
+        paths: image files in the order of the channels, or all files of a DICOM series and its further channels.
         series: of a DICOM case that can be read.
         refusal: of a case that cannot.
+        registered: whether its files are said to be registered, so that they may lie on different grids.
         uids: ``study_uid`` and ``series_uid``, which find a DICOM case in the archive; for ``mapping.jsonl`` alone.
     """
 
@@ -49,6 +50,7 @@ class InputCase:
     paths: tuple[Path, ...]
     series: Series | None = None
     refusal: Refusal | None = None
+    registered: bool = False
     uids: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -95,7 +97,10 @@ def find_cases(
             raise UsageError("a manifest stands alone", found=f"{len(inputs)} inputs", hint="give one manifest")
         manifest, base = load_manifest(manifests[0]), data_root(manifests[0], options.data).absolute()
         listed = manifest.select(options.split or "all", options.fold)
-        cases = [InputCase(case.id, tuple(base / image for image in case.images)) for case in listed]
+        cases = [
+            InputCase(case.id, tuple(base / image for image in case.images), registered=bool(case.registered))
+            for case in listed
+        ]
     elif options.split is not None or options.fold is not None or options.data is not None:
         raise UsageError("--split, --fold and --data belong to a manifest", hint="give a manifest as the input")
     elif not inputs:
@@ -112,6 +117,8 @@ def find_cases(
         ids = [pseudonym("case", path) for path in below]
     else:
         ids = ids_of_files([(case.id, path) for case, path in zip(cases, below, strict=True)], taken)
+    if options.registered:
+        cases = [replace(case, registered=True) for case in cases]
     return sorted((replace(case, id=id) for case, id in zip(cases, ids, strict=True)), key=lambda case: case.id)
 
 

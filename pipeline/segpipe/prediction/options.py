@@ -13,13 +13,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.bundle import Bundle, stated_modality
+from segpipe.bundle import Bundle, channel_names, stated_modality, units_of
 from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMENTATION, probability_name
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
 
 if TYPE_CHECKING:
-    from segpipe.dicom import Series
+    from segpipe.dicom import ChannelRule, Series
     from segpipe.inference import Recipe
 
 ALL = "all"
@@ -43,6 +43,9 @@ class PredictKeywords(ModelKeywords, total=False):
             ``reformatted``, ``map``, ``spectral``, ``computed``, or ``all``. One that ``series`` names is taken anyway.
         secondary_capture: take these Secondary Captures, by SeriesInstanceUID or case id, whatever the other rules say;
             their values may have been windowed.
+        channel: of a bundle with several channels, which DICOM series is which: its rules as of
+            `segpipe.dicom.parse_channels`, in order; None goes by the names of the bundle's channels.
+        registered: files of one case are registered: where their grids differ, they are resampled to the first one's.
         repair: ``tilt``, ``spacing`` or both: resample series to a regular grid that are refused for a tilt, or for
             slices at varying distances (never across a gap).
         pseudonymise: name cases by the hash of their path, not by their file.
@@ -69,6 +72,8 @@ class PredictKeywords(ModelKeywords, total=False):
     derived: str | Sequence[str] | None
     secondary_capture: str | Sequence[str] | None
     repair: str | Sequence[str] | None
+    channel: str | Sequence[str] | None
+    registered: bool
     pseudonymise: bool
     split: str | None
     fold: int | None
@@ -175,6 +180,8 @@ class Options:
     derived: tuple[str, ...] = ()
     secondary_capture: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
+    channel: tuple[ChannelRule, ...] = ()
+    registered: bool = False
     pseudonymise: bool = False
     split: str | None = None
     fold: int | None = None
@@ -204,6 +211,7 @@ class Options:
         for name in ("probabilities", "modality", "series", "secondary_capture"):
             values[name] = split_words(values.get(name))
         values["repair"] = _repairs(values.get("repair"))
+        values["channel"] = _channels(values.get("channel"))
         values["derived"] = _derived(values.get("derived"))
         values["max_case_memory"] = parse_bytes(values.get("max_case_memory"))
         model = {name: values.pop(name) for name in ModelKeywords.__annotations__ if name in values}
@@ -231,6 +239,14 @@ def _repairs(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
     from segpipe.dicom import check_repairs
 
     return check_repairs(split_words(asked_for)) if asked_for else ()
+
+
+def _channels(asked_for: str | Sequence[str] | None) -> tuple[ChannelRule, ...]:
+    from segpipe.dicom import parse_channels
+
+    if not asked_for:
+        return ()
+    return parse_channels([asked_for] if isinstance(asked_for, str) else list(asked_for))
 
 
 def _derived(asked_for: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -264,6 +280,8 @@ class SeriesFilter:
         captures: SeriesInstanceUIDs and case ids of Secondary Captures that are taken whatever else is asked for.
         derived: kinds of series computed from others that are taken without being named.
         channels: of the bundle; a series is one channel.
+        rules: of a bundle with several channels, which series is which; empty where that cannot be told.
+        units: by the index of a channel, the unit that the bundle was trained on, where it says one.
     """
 
     modality: tuple[str, ...] = ()
@@ -274,12 +292,14 @@ class SeriesFilter:
     derived: tuple[str, ...] = ()
     captures: tuple[str, ...] = ()
     channels: int = 1
+    rules: tuple[ChannelRule, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def rule_against(self, series: Series) -> str | None:
         """Return the rule that leaves a series out, None where it is taken."""
         names = {series.series_uid, series.case_id}
         if names & set(self.captures):
-            return "channels" if self.channels != 1 else None
+            return self._several
         if self.names and not names & set(self.names):
             return "series"
         if series.is_picture:
@@ -296,12 +316,28 @@ class SeriesFilter:
             return "max-slices"
         if not self.names and not set(series.derived) <= set(self.derived):
             return f"derived: {', '.join(series.derived)}"
-        return "channels" if self.channels != 1 else None
+        return self._several
+
+    @property
+    def _several(self) -> str | None:
+        """Return the rule against any series where a bundle takes several that cannot be told."""
+        return "channels" if self.channels != 1 and not self.rules else None
 
 
 def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) -> SeriesFilter:
     """Return the filter of the options; without a modality it is the one that a bundle's metadata states, if any."""
-    modality = tuple(name.upper() for name in options.modality) or stated_modality(metadata)
+    from segpipe.dicom import channels_by_name
+
+    names = channel_names(metadata)
+    if options.channel and (channels == 1 or len(options.channel) != channels):
+        raise UsageError(
+            "--channel does not name the channels of the bundle",
+            found=", ".join(rule.name for rule in options.channel),
+            expected=", ".join(names) or f"{channels} of them",
+            hint="give it once for each of several channels, in their order; of one, --modality chooses series",
+        )
+    rules = options.channel or (channels_by_name(names) if len(names) == channels > 1 else None) or ()
+    modality = tuple(name.upper() for name in options.modality) or (() if rules else stated_modality(metadata))
     return SeriesFilter(
         modality,
         options.series_description,
@@ -311,6 +347,8 @@ def make_filter(metadata: Mapping[str, Any], channels: int, options: Options) ->
         options.derived,
         options.secondary_capture,
         channels,
+        rules,
+        units_of(metadata),
     )
 
 

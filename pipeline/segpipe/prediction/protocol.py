@@ -47,10 +47,11 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """A case: its id and NIfTI files, or its series as its `as_dict` gives it."""
+    """A case: its id and NIfTI files (which may be said to be registered), or its series as its `as_dict` gives it."""
 
     id: str
     paths: tuple[str, ...] = ()
+    registered: bool = False
     series: dict[str, Any] | None = None
 
 

@@ -132,8 +132,8 @@ def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
 
 
 def slices_of(series: Series) -> str:
-    """Return a hash of which slices a series has, wherever they lie."""
-    slices = sorted((frame.sop_instance_uid, frame.number) for frame in series.frames)
+    """Return a hash of which slices a series and its further channels have, wherever they lie."""
+    slices = sorted((frame.sop_instance_uid, frame.number) for channel in series.channels for frame in channel.frames)
     return hashlib.sha256(repr(slices).encode()).hexdigest()
 
 

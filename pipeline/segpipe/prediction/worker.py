@@ -159,7 +159,9 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
 
 def _case_input(case: CaseFiles) -> CaseInput:
     if case.series is None:
-        return case.paths
+        from segpipe.inference import RegisteredFiles
+
+        return RegisteredFiles(case.paths) if case.registered else case.paths
     from segpipe.dicom import Series
 
     return Series.from_dict(case.series)

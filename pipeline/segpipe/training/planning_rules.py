@@ -142,12 +142,12 @@ def intensity(fingerprint: Fingerprint) -> Rule:
     others = [index for index in range(len(channels)) if index not in of_ct]
     steps, reasons = [], []
     for index in of_ct:
-        value, why = _hounsfield(fingerprint, index)
-        steps.append({**value, "keys": [single[index]]})
+        step, why = _hounsfield(fingerprint, index)
+        steps.append({**step, "keys": [single[index]]})
         reasons.append(f"channel {index}, {why}")
     if others:
-        value, why = _by_case(fingerprint, others)
-        steps.append({**value, "keys": [single[index] for index in others]})
+        step, why = _by_case(fingerprint, others)
+        steps.append({**step, "keys": [single[index] for index in others]})
         reasons.append(why)
     lenient = {"allow_missing_keys": True}
     split_and_joined = [

@@ -105,9 +105,10 @@ def bundle_metadata(
         "codes": _codes(manifest, labelling),
         "eval_metrics": _headline(results, run.record.get("best") or {}),
         "intended_use": NOT_A_DEVICE,
-        "limits": list(labelling.limits),
+        "limits": [*labelling.limits, *_registered_by_word(manifest)],
         "references": [manifest.reference] if manifest.reference else [],
         "network_data_format": _network_data_format(run, outputs),
+        **({"units": manifest.units} if manifest.units else {}),
         "results": results,
         "evaluate_section": section,
         "training_data": _training_data(run),
@@ -129,6 +130,14 @@ def bundle_metadata(
             "git_revision": (run.record.get("environment") or {}).get("git_revision"),
         },
     }
+
+
+def _registered_by_word(manifest: Manifest) -> list[str]:
+    """Say of how many cases only somebody's word has it that their channels lie in one space."""
+    cases = manifest.cases()
+    count = sum(bool(case.registered) for case in cases)
+    words = f"the channels of {count} of {len(cases)} cases are registered by the word of who imported them"
+    return [f"{words}, and were resampled to one grid"] if count else []
 
 
 def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:

@@ -220,12 +220,16 @@ def _input(metadata: Document, pictures: Collection[str]) -> str:
     """Write the channels, the labels with their codes, and how an image is prepared."""
     formats = metadata["network_data_format"]
     image, labels = formats["inputs"]["image"], formats["outputs"]["pred"]["channel_def"]
-    channels = table(["channel", "image"], image["channel_def"].items())
+    units = metadata.get("units") or {}
+    entries = [
+        (index, name, *([units.get(index, "")] if units else [])) for index, name in image["channel_def"].items()
+    ]
+    channels = table(["channel", "image", *(["values in"] if units else [])], entries)
     labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
     codes = {name: _code(entry) for name, entry in metadata["codes"].items()}
     rows = [(value, name, *([codes.get(name)] if codes else [])) for value, name in labels.items()]
     columns = ["value", "label", *(["meaning (SCT is SNOMED CT)"] if codes else [])]
-    ending = ", one file a channel, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
+    ending = ", one file a channel, all on one grid, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
     unit = ", in Hounsfield units" if image["format"] == "hounsfield" else ""
     size = " x ".join(map(str, image["spatial_shape"]))
     cleanup = "".join(f"Of {label}, {rule}.\n\n" for label, rule in metadata["postprocessing"].items())

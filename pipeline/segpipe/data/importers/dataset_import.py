@@ -20,12 +20,13 @@ from segpipe.data.importers.label_maps import adapt_labels
 from segpipe.data.importers.label_values import ValueRules, parse_label_values
 from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.pseudonym_key import study_key
+from segpipe.data.importers.registered_channels import put_on_one_grid
 from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
 from segpipe.data.importers.slice_volumes import convert_stacks
 from segpipe.data.importers.source_dataset import SourceDataset, with_own_ids
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
-from segpipe.dicom import check_repairs
+from segpipe.dicom import ChannelRule, check_repairs, parse_channels, parse_pet_unit
 from segpipe.errors import UsageError
 
 DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
@@ -72,6 +73,9 @@ def import_dataset(
     label_values: Sequence[str] = (),
     repair: str | Sequence[str] = (),
     secondary_capture: Sequence[str] = (),
+    channel: Sequence[str] = (),
+    registered: bool = False,
+    pet_unit: str | None = None,
     name: str | None = None,
     licence: str | None = None,
     origin: str | None = None,
@@ -103,6 +107,9 @@ def import_dataset(
         unlabelled: DICOM series without labels: ``skip``, or ``include`` as test cases.
         repair: of DICOM: ``tilt``, ``spacing`` or both; what series are resampled to a regular grid for.
         secondary_capture: of DICOM: SeriesInstanceUIDs and case ids of Secondary Captures to take.
+        channel: of DICOM: series that are channels of one case, in their order, as of `segpipe.dicom.parse_channels`.
+        registered: channels of NIfTI files are registered: those on another grid than the first are resampled to it.
+        pet_unit: of DICOM PET: ``SUVbw``, to which values are converted, or the unit that they have to be stored in.
         label_values: which values of NIfTI label maps become another label, as ``255=1``; these are written anew.
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
@@ -130,11 +137,16 @@ def import_dataset(
         )
     if layout != "slices" and spacing_mm:
         raise UsageError("--spacing goes with slices")
-    if layout != "dicom" and (
-        label_rules or allow_missing or repair or secondary_capture or (overlap, unlabelled) != ("refuse", "skip")
-    ):
-        given = "--label, --show-names, --overlap, --allow-missing, --unlabelled, --repair and --secondary-capture"
-        raise UsageError(f"{given} go with DICOM")
+    if layout in ("slices", "dicom") and registered:
+        raise UsageError(
+            "--registered goes with NIfTI files", hint="DICOM says itself what lies in one space: --channel"
+        )
+    of_dicom = label_rules or allow_missing or repair or secondary_capture or channel or pet_unit
+    if layout != "dicom" and (of_dicom or (overlap, unlabelled) != ("refuse", "skip")):
+        given = "--label, --show-names, --overlap, --allow-missing, --unlabelled, --repair, --secondary-capture"
+        raise UsageError(f"{given}, --channel and --pet-unit go with DICOM")
+    if channel and modality:
+        raise UsageError("--modality and --channel exclude each other", hint="--channel names the modalities it takes")
     if unlabelled not in ("skip", "include"):
         raise UsageError(f"no such way with series without labels: {unlabelled!r}", expected="skip or include")
     if key is not None and not pseudonymise and layout != "dicom":
@@ -147,7 +159,10 @@ def import_dataset(
         note(text)
 
     if source is not None and layout == "dicom":
-        tree = _find_series(source, modality, progress, check_repairs(repair), secondary_capture)
+        rules_of_channels = parse_channels(channel)
+        unit = parse_pet_unit(pet_unit)
+        repairs = check_repairs(repair)
+        tree = _find_series(source, modality, progress, repairs, secondary_capture, rules_of_channels, unit)
         rules = choose_labels(tree, label_rules, label_names, tell)
         place = _place(source, output, converted)
         path = _require_new(place.manifest, overwrite)
@@ -170,7 +185,10 @@ def import_dataset(
         anew = None if converted is None else Path(converted)
         dataset, written = write_as_nifti(dataset, anew, _stage(progress, "writing NIfTI"))
         dataset, said = adapt_labels(dataset, values, anew, _stage(progress, "label maps"))
-        for text in [*written, *said]:
+        resampled: tuple[str, ...] = ()
+        if registered:
+            dataset, resampled = put_on_one_grid(dataset, anew, _stage(progress, "resampling channels"))
+        for text in [*written, *said, *resampled]:
             tell(text)
     about = {"name": name, "licence": licence, "source": origin}
     for text in [*dataset.notes, *_renamed(dataset)] if not pseudonymise else dataset.notes:
@@ -286,9 +304,11 @@ def _find_series(
     progress: StageProgress,
     repairs: Sequence[str] = (),
     captures: Sequence[str] = (),
+    channels: Sequence[ChannelRule] = (),
+    pet_unit: str | None = None,
 ) -> LabelledTree:
     words = [DICOM_MODALITIES.get(word.upper(), word.upper()) for word in modality]
-    return find_labelled(source, words, _stage(progress, "reading headers"), repairs, captures)
+    return find_labelled(source, words, _stage(progress, "reading headers"), repairs, captures, channels, pet_unit)
 
 
 def _convert_dicom(
@@ -303,8 +323,11 @@ def _convert_dicom(
         tell("the series are of several modalities: --modality CT (or MRI, PT, ...) takes those of one")
     if tree.unlabelled and not options.unlabelled:
         tell(f"passed over: {len(tree.unlabelled)} series without labels")
+    if tree.without_channel:
+        tell(f"passed over: {tree.without_channel} series that are no channel of a case")
     if tree.elsewhere:
-        tell(f"passed over: {tree.elsewhere} label files of other modalities")
+        of = "other series than the first channel" if tree.channels else "other modalities"
+        tell(f"passed over: {tree.elsewhere} label files of {of}")
     return dataset
 
 

@@ -14,8 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.console import some_of
 from segpipe.common.files import require_writable, sha256_of, write_json
 from segpipe.common.processes import Progress, over_cases, workers_to_read
+from segpipe.common.resampling import require_covered
 from segpipe.data.importers.label_rules import LabelRules
 from segpipe.data.importers.source_dataset import (
     SourceCase,
@@ -25,14 +27,19 @@ from segpipe.data.importers.source_dataset import (
     refusal,
 )
 from segpipe.dicom import (
+    ChannelRule,
     LabelFile,
     Series,
     admitted,
-    load_series,
+    channel_note,
+    in_unit,
+    join_channels,
+    load_channels,
     open_labels,
     patient_pseudonym,
     read_labels,
     scan,
+    shared_unit,
     write_mapping,
     write_volume,
 )
@@ -56,7 +63,9 @@ class LabelledTree:
         labelled: loaded or refused.
         unlabelled: loaded or refused.
         faults: label files that belong to none, or to several, by their path below the root, with the reason.
-        elsewhere: number of label files that belong to series of a modality that is not options.
+        elsewhere: number of label files that belong to series that were not chosen, or to further channels.
+        channels: names of the channels that series were joined for; empty where each series is a case.
+        without_channel: number of series that are no channel of a case.
     """
 
     root: Path
@@ -64,6 +73,8 @@ class LabelledTree:
     unlabelled: list[Series] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
     elsewhere: int = 0
+    channels: tuple[str, ...] = ()
+    without_channel: int = 0
 
     def names(self) -> Counter[str]:
         """Return the names of regions and segments, free text, and in how many label files each is."""
@@ -76,6 +87,8 @@ def find_labelled(
     progress: Callable[[int, int], object] | None = None,
     repairs: Sequence[str] = (),
     captures: Sequence[str] = (),
+    channels: Sequence[ChannelRule] = (),
+    pet_unit: str | None = None,
 ) -> LabelledTree:
     """Scan a tree and match labels to series.
 
@@ -88,13 +101,15 @@ def find_labelled(
         progress: called with the number of files read and of all files.
         repairs: what refused series are resampled for, never across a gap.
         captures: SeriesInstanceUIDs and case ids of Secondary Captures to take.
+        pet_unit: that the values of PET are to be in; see `segpipe.dicom.in_unit`.
+        channels: rules by which series are joined to cases of several channels; labels are those of the first channel.
 
     Raises:
         UsageError: no such folder.
-        DataError: no DICOM series.
+        DataError: no DICOM series, or none that is the first channel.
     """
     scanned = scan(root, progress=progress)
-    everything = admitted(scanned.series, repairs, captures)
+    everything = [in_unit(series, pet_unit) for series in admitted(scanned.series, repairs, captures)]
     if not scanned.series:
         raise DataError(
             "there is no DICOM series",
@@ -105,6 +120,18 @@ def find_labelled(
         )
     tree = LabelledTree(root)
     selected = [series for series in everything if not modalities or series.modality in modalities]
+    if channels:
+        joined = join_channels(everything, channels)
+        selected, tree.channels = joined.cases, tuple(rule.name for rule in channels)
+        tree.without_channel = len(joined.others)
+        if not selected:
+            raise DataError(
+                f"no series is the channel {channels[0].name}",
+                path=root,
+                found=some_of(sorted({series.modality for series in everything})),
+                expected=channels[0].modality,
+                hint="`segpipe scan` lists the series; --channel NAME=MODALITY:PATTERN goes by their descriptions",
+            )
     files: dict[str, list[LabelFile]] = defaultdict(list)
     for path in [passed.path for passed in scanned.passed_over if passed.is_label_file]:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -114,7 +141,8 @@ def find_labelled(
             tree.faults[name] = error.sentence(root).removeprefix(f"{name}: ")
             continue
         everywhere = _referred(labels, everything)
-        here = [series for series in everywhere if series in selected]
+        referred = {series.case_id for series in everywhere}
+        here = [series for series in selected if series.case_id in referred]
         if len(here) == 1:
             files[here[0].case_id].append(labels)
         elif here:
@@ -178,10 +206,13 @@ class LabelOptions:
 class Job:
     """One series to write into ``folder``: ``images/ID.nii.gz`` and, with labels, ``labels/ID.nii.gz``.
 
+    With further channels the images are ``images/ID_0000.nii.gz``, ``images/ID_0001.nii.gz`` and so on.
+
     Attributes:
         series: loadable.
         labels: label files, each with its regions to take and their values.
         names: value to name, in the order in which overlaps are decided.
+        channels: names of the channels; of one alone none is needed.
         overlap: see `LabelOptions`.
         root: the tree, to name files by.
         folder: where to write.
@@ -193,6 +224,13 @@ class Job:
     overlap: Overlap
     root: Path
     folder: Path
+    channels: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the images, one a channel."""
+        id, several = self.series.case_id, len(self.series.channels) > 1
+        return [f"{id}_{index:04}.nii.gz" if several else f"{id}.nii.gz" for index in range(len(self.series.channels))]
 
 
 @dataclass(frozen=True)
@@ -228,18 +266,18 @@ def convert_series(
     chosen = [(item.series, item.labels) for item in tree.labelled if item.series.case_id not in faults]
     if options.unlabelled:
         chosen += [(series, ()) for series in tree.unlabelled if series.state == "loaded"]
-    jobs = [_job(series, files, tree.root, folder, options) for series, files in chosen]
+    jobs = [_job(series, files, tree, folder, options) for series, files in chosen]
     if not jobs or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(jobs))
     require_writable(folder)
-    workers = workers_to_read(path for job in jobs for path in job.series.files)
+    workers = workers_to_read(path for job in jobs for path in job.series.all_files)
     done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
     faults |= {volume.id: volume.fault for volume in done if volume.fault}
     kept = [job for job, volume in zip(jobs, done, strict=True) if not volume.fault]
     if not any(job.labels for job in kept) or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(kept))
     dataset = _describe(kept, root, folder, options)
-    write_mapping(folder, [job.series for job in kept])
+    write_mapping(folder, [channel for job in kept for channel in job.series.channels])
     if options.unlabelled:
         faults |= _refused(tree.unlabelled)
     return dataset, faults, {volume.id: volume.notes for volume in done if volume.notes and not volume.fault}
@@ -274,12 +312,12 @@ def _values(file: LabelFile, rules: LabelRules) -> dict[str, int]:
     return {name: value for name in file.names if (value := rules.value_of(name))}
 
 
-def _job(series: Series, files: Iterable[LabelFile], root: Path, folder: Path, options: LabelOptions) -> Job:
+def _job(series: Series, files: Iterable[LabelFile], tree: LabelledTree, folder: Path, options: LabelOptions) -> Job:
     of_file = [(file.path, _values(file, options.rules)) for file in files]
     order = dict.fromkeys(value for _, value in options.rules.patterns if value)
     names = {value: options.rules.names[value] for value in order}
     labels = tuple((path, values) for path, values in of_file if values)
-    return Job(series, labels, names, options.overlap, root, folder)
+    return Job(series, labels, names, options.overlap, tree.root, folder, tree.channels)
 
 
 def _lost(job: Job) -> Converted:
@@ -293,24 +331,29 @@ def convert(job: Job) -> Converted:
         UsageError: the folder cannot be written to.
     """
     id = job.series.case_id
-    paths = [job.folder / kind / f"{id}.nii.gz" for kind in (("images", "labels") if job.labels else ("images",))]
+    paths = [job.folder / "images" / name for name in job.images]
+    label_path = job.folder / "labels" / f"{id}.nii.gz"
     note = job.folder / ".sources" / f"{id}.json"
     values = [sorted(values.items()) for _, values in job.labels]
-    sources = [*job.series.files, *(path for path, _ in job.labels)]
-    digest = digest_of_sources(sources, [values, list(job.names), job.overlap, job.series.repaired])
-    known = earlier_conversion(note, digest, paths)
+    sources = [*job.series.all_files, *(path for path, _ in job.labels)]
+    repaired = [channel.repaired for channel in job.series.channels]
+    units = [channel.converted_to for channel in job.series.channels if channel.converted_to]
+    digest = digest_of_sources(sources, [values, list(job.names), job.overlap, *repaired, *units])
+    known = earlier_conversion(note, digest, [*paths, label_path] if job.labels else paths)
     if known is not None:
         return Converted(id, tuple(known["notes"]))
     try:
-        volume = load_series(job.series)
         labels = label_map(job) if job.labels else None
+        volumes = load_channels(job.series)
     except DataError as error:
         return Converted(id, fault=error.sentence(job.root))
-    write_volume(volume, paths[0])
+    for volume, path in zip(volumes, paths, strict=True):
+        write_volume(volume, path)
     if labels is not None:
-        write_volume(replace(volume, array=labels), paths[1])
-    write_json(note, {"digest": digest, "notes": list(volume.notes)})
-    return Converted(id, volume.notes)
+        write_volume(replace(volumes[0], array=labels), label_path)
+    notes = tuple(dict.fromkeys(words for volume in volumes[:1] for words in volume.notes))
+    write_json(note, {"digest": digest, "notes": list(notes)})
+    return Converted(id, notes)
 
 
 def label_map(job: Job) -> NDArray[np.uint8]:
@@ -336,6 +379,10 @@ def label_map(job: Job) -> NDArray[np.uint8]:
                 expected="each voxel in one, or --overlap first or last",
             )
         labels[masks[value] & ~taken if job.overlap == "first" else masks[value]] = value
+    affine = job.series.affine_ras
+    for name, channel in zip(job.channels[1:], job.series.further, strict=True):
+        if channel.shape is not None and channel.affine_ras is not None and affine is not None:
+            require_covered(labels, f"channel {name}", channel.shape, channel.affine_ras, affine)
     return labels
 
 
@@ -343,19 +390,27 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptio
     below = folder.relative_to(root)
 
     def case(job: Job) -> SourceCase:
-        file = f"{job.series.case_id}.nii.gz"
-        label = (below / "labels" / file).as_posix() if job.labels else None
+        label = (below / "labels" / f"{job.series.case_id}.nii.gz").as_posix() if job.labels else None
         patient = patient_pseudonym(job.series.files[0], options.key)
-        image = (below / "images" / file).as_posix()
-        return SourceCase(job.series.case_id, [image], label, patient, job.series.caveats)
+        images = [(below / "images" / name).as_posix() for name in job.images]
+        members = zip(job.channels[1:], job.series.further, strict=True)
+        notes = filter(None, [channel_note(name, job.series, member) for name, member in members])
+        return SourceCase(job.series.case_id, images, label, patient, (*job.series.caveats, *notes))
 
     modalities = sorted({job.series.modality for job in jobs})
     modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"
+    channels = next((job.channels for job in jobs if job.channels), (modality,))
+    units = {
+        str(index): unit
+        for index in range(len(channels))
+        if (unit := shared_unit(job.series.channels[index] for job in jobs))
+    }
     return SourceDataset(
         root=root,
         training=[case(job) for job in jobs if job.labels],
         test=[case(job) for job in jobs if not job.labels],
         labels={"0": "background", **{str(value): name for value, name in sorted(options.rules.names.items())}},
-        modality={"0": modality},
+        modality={str(index): name for index, name in enumerate(channels)},
+        units=units,
         about={"name": "dicom", "description": "Volumes and label maps made of DICOM series, SEG and RTSTRUCT."},
     )

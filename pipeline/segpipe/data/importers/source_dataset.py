@@ -24,7 +24,8 @@ CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 class SourceCase:
     """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest.
 
-    ``name`` is what its files are called, where that could not be its id.
+    ``name`` is what its files are called, where that could not be its id; ``registered`` whether its channels are taken
+    as registered though no file says so.
     """
 
     id: str
@@ -34,6 +35,7 @@ class SourceCase:
     notes: tuple[str, ...] = ()
     label_turned: str | None = None
     name: str | None = None
+    registered: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SourceDataset:
         training, test: the cases.
         labels: value to name.
         modality: channel to word.
+        units: channel to the unit of its values, of those that are known.
         about: the manifest's descriptive fields.
         notes: what was passed over.
     """
@@ -56,6 +59,7 @@ class SourceDataset:
     modality: dict[str, str]
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)
 
 
 def with_own_ids(dataset: SourceDataset) -> SourceDataset:

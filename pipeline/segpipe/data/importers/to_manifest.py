@@ -102,7 +102,8 @@ def to_manifest(
         name = pseudonym("case", case.images[0]) if pseudonymise else case.id
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
-        plain = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        plain: dict[str, Any] = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
+        plain["registered"] = True if case.registered else None
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 
     document = {
@@ -111,6 +112,7 @@ def to_manifest(
         **{name: value for name, value in (about or {}).items() if value},
         "modality": dataset.modality,
         "labels": dataset.labels,
+        "units": dataset.units or None,
         "patient_rule": None if rule == "none" else rule.partition(":")[0] if pseudonymise else rule,
         "pseudonymised": True if key or pseudonymise else None,
         "training": [plain(case) for case in dataset.training],

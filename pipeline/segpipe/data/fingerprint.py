@@ -6,6 +6,7 @@ fingerprint can have seen a held-out case.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -18,7 +19,7 @@ from scipy.ndimage import find_objects
 from segpipe.common.console import digits
 from segpipe.common.files import read_json, write_json
 from segpipe.common.grids import require_one_grid
-from segpipe.common.nifti import Header, read_header, read_volume, require_3d
+from segpipe.common.nifti import Header, read_header, read_volume, read_voxels, require_3d
 from segpipe.common.outliers import refuse_outliers
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.data.manifest import Case, Manifest
@@ -26,6 +27,7 @@ from segpipe.errors import DataError, SegpipeError, UsageError
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 SAMPLES_PER_CASE = 10_000  # foreground voxels pooled per case and channel, as nnU-Net does
+BLOCK = 1 << 20  # voxels that are turned into float64 at once
 RAS_AXES = ("LR", "PA", "IS")
 
 
@@ -166,9 +168,7 @@ def _measure(names: dict[str, str], n_channels: int, root: Path, case: Case) -> 
     return measured, samples
 
 
-def _read_channels(
-    case: Case, root: Path, n_channels: int, grid: Header
-) -> Iterator[tuple[NDArray[np.floating[Any]], str]]:
+def _read_channels(case: Case, root: Path, n_channels: int, grid: Header) -> Iterator[tuple[NDArray[Any], str]]:
     """Yield each channel's voxels (X, Y, Z) and its type on disk, on the label's grid or refused."""
     headers = [read_header(root / name) for name in case.images]
     stacked = len(headers) == 1 < n_channels and headers[0].shape[3:] == (n_channels,)
@@ -183,12 +183,12 @@ def _read_channels(
             )
     require_one_grid(headers, grid)
     for header in headers:
-        volume = read_volume(header)
+        volume = read_voxels(header)
         for values in np.moveaxis(volume, 3, 0) if stacked else [volume]:
             if not np.isfinite(values).all():
                 raise DataError("the image has values that are not finite", path=header.path)
             refuse_outliers(values, header.path)
-            yield values.astype(np.float64), header.dtype
+            yield values, header.dtype
 
 
 def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
@@ -207,11 +207,25 @@ def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
 
 
 def intensity_of(values: NDArray[Any]) -> Intensity:
-    """Return mean, deviation and `PERCENTILES` of any values."""
-    low, five, middle, ninety_five, high = (float(value) for value in np.percentile(values, PERCENTILES))
-    return Intensity(
-        mean=float(values.mean()), std=float(values.std()), percentiles=(low, five, middle, ninety_five, high)
-    )
+    """Return mean, deviation and `PERCENTILES` of any values, without a copy of all of them in float64."""
+    flat = values.ravel(order="K")
+    blocks = [flat[first : first + BLOCK] for first in range(0, flat.size, BLOCK)]
+    mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / flat.size
+    variance = sum(float(np.square(block - mean, dtype=np.float64).sum()) for block in blocks) / flat.size
+    low, five, middle, ninety_five, high = _percentiles(flat)
+    return Intensity(mean=mean, std=math.sqrt(variance), percentiles=(low, five, middle, ninety_five, high))
+
+
+def _percentiles(flat: NDArray[Any]) -> list[float]:
+    """Return `PERCENTILES` as `numpy.percentile` has them in float64, from one copy in the type of the values."""
+    places = [share / 100 * (flat.size - 1) for share in PERCENTILES]
+    ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
+    ordered = np.partition(flat, ranks)
+    found = []
+    for place in places:
+        below, above = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+        found.append(below + (above - below) * (place - math.floor(place)))
+    return found
 
 
 def _box_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:

@@ -25,6 +25,7 @@ from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
+from segpipe.store import Store
 from tiny_auto import FakeSearch
 from tiny_compare import FakeSubprocesses
 from tiny_data import InThisProcess, train_arguments
@@ -201,6 +202,8 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("train", seeds),
         ("seeds", json.loads((root / "seeds" / "seeds.json").read_text())),
         ("train", folds),
+        ("store", printed("store", "list", _store(root / "store"))),
+        ("store", printed("store", "remove", root / "store")),
         ("train", printed(*train_arguments(root / "manifest.json", root / "every"), "--fold", "none", "--epochs", 1)),
         ("run", json.loads((root / "every" / "run.json").read_text())),
         ("cross_validation", json.loads((root / "folds" / "cross_validation.json").read_text())),
@@ -216,6 +219,10 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("reproduce", printed(*again)),
         ("reproduce", json.loads((root / "again" / "reproduction.json").read_text())),
     ]
+
+
+def _store(folder: Path) -> Path:
+    return Store(folder).folder
 
 
 def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:

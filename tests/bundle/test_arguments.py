@@ -127,6 +127,10 @@ REFUSED_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (component("TensorBoardImageHandler", log_dir="~/x"), "log_dir"),
     (component("segpipe.components.RunLog", run_dir=HOME), "run_dir"),
     (component("segpipe.components.FastPrediction", output_dir=f"$'{HOME}'"), "output_dir"),
+    (component("segpipe.components.prepared_cases", data=[], transform="@net", store=HOME), "store"),
+    (component("segpipe.components.prepared_cases", data=[], transform="@net", store="@p", p="store"), "store"),
+    (component("segpipe.components.prepared_cases", data=[], transform="@net", store="@dataset_dir"), "store"),
+    (component("segpipe.components.prepared_cases", data=[], transform="@net", store=False), "store"),
     # paths to read
     (component("CheckpointLoader", load_path=f"{HOME}/x.pt", load_dict={}), "load_path"),
     (component("CheckpointLoader", load_path="$@bundle_root + '/../x.pt'", load_dict={}), "load_path"),
@@ -200,6 +204,8 @@ ADMITTED: list[dict[str, Any]] = [
     component("MeanDice", output_transform="$monai.handlers.from_engine(['pred', 'label'])"),
     component("segpipe.components.in_precision", network="@net", precision="@p", channels_last=True, compiled=False),
     component("segpipe.components.BatchMirror", axes=[0, 1], prob=0.5),
+    component("segpipe.components.prepared_cases", data=[], transform="@net", store="@store"),
+    component("segpipe.components.prepared_cases", data=[], transform="@net", store="$@run_dir + '/store'"),
     component("UNet", act=["leakyrelu", {"inplace": True}], norm="batch"),
     component("Activationsd", keys="pred", other="$torch.sigmoid"),
     component("torch.nn.Module.to", self="@net", device="$torch.device('cpu')"),
@@ -215,11 +221,12 @@ def test_arguments_that_bundles_usually_give_are_admitted(config: dict[str, Any]
     "value", [HOME, "../x", "~/x", "s3://x", "$'/' + 'home'", "@dataset_dir", "$@bundle_root + '/../x'"]
 )
 def test_the_folders_of_results_are_below_where_a_bundle_runs(value: str) -> None:
-    for id in ("output_dir", "run_dir"):
+    for id in ("output_dir", "run_dir", "store"):
         assert found({id: value}) == {(id, id)}
         assert found({f"+{id}": value}) >= {(id, id)}
         assert found({id: value}, (id,)) == set()
         assert found({id: "$@bundle_root + '/eval'"}) == found({id: "eval"}) == found({id: "@bundle_root"}) == set()
+    assert found({"store": None}) == set() and found({"run_dir": None}) == {("run_dir", "run_dir")}
 
 
 MERGED: list[tuple[dict[str, Any], str]] = [

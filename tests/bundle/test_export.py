@@ -21,6 +21,7 @@ import pytest
 from tiny_run import record_as_trained, write_evaluation
 
 import segpipe
+from segpipe.bundle.exporting.bundle_configs import train_config
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.cli.app import run
@@ -99,6 +100,11 @@ def test_train_config_names_no_place_of_this_machine(bundle: Bundle, run_folder:
     parser = ConfigParser(document)
     parser["bundle_root"] = str(bundle.root)
     assert parser.get_parsed_content("manifest") == f"{bundle.root}/configs/manifest.json"
+
+
+def test_a_training_from_a_store_is_exported_as_one_that_makes_its_own() -> None:
+    assert train_config({"store": "/data/of/mine/store"}) == {"store": "$@run_dir + '/store'"}
+    assert train_config({"store": None}) == {"store": None} and train_config({"seed": 3}) == {"seed": 3}
 
 
 @pytest.mark.parametrize("name", ["inference.json", "evaluate.json"])

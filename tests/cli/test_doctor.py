@@ -115,8 +115,8 @@ def test_memory_of_a_control_group(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**29))
     assert doctor.memory(tmp_path)["group_limit_gib"] == 0.5
-    (tmp_path / "memory.max").write_text(str(2**30))
-    assert doctor.memory(tmp_path)["group_limit_gib"] == 1.0
+    (tmp_path / "memory.max").write_text(str(2**28))
+    assert doctor.memory(tmp_path)["group_limit_gib"] == 0.2
 
 
 def test_limits_are_those_of_the_shell() -> None:

@@ -20,11 +20,11 @@ from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing
 from segpipe.training.fragments import OWNED, configs_folder, known_fragments, read_fragment
+from segpipe.training.memory_rules import memory_rules, needs_of, too_large
 from segpipe.training.planning import apply_rules, fragment_text, parse_memory
 from segpipe.training.planning_rules import (
     LARGEST_PATCH,
     MEASURED,
-    cache_rate,
     depth,
     epoch_time,
     intensity,
@@ -185,10 +185,28 @@ def test_depth_of_the_literature() -> None:
     assert prostate["channels"][:3] == [16, 32, 64]
 
 
-def test_half_of_the_free_memory_is_left_alone() -> None:
-    many = dataset(*[((100, 100, 100), (1, 1, 1))] * 10)  # 8 MB a case, image and label
-    assert cache_rate(many, (100, 100, 100), 80_000_000).value == 0.5
-    assert cache_rate(many, (100, 100, 100), GB).value == 1.0
+def test_cases_that_memory_does_not_hold_are_kept_on_disk_where_that_does() -> None:
+    grids = [((512, 512, 200), (0.8, 0.8, 2.5)), ((2, 2, 2), (1, 1, 1)), ((256, 256, 400), (0.8, 0.8, 2.5))]
+    needs = needs_of(grids, [0.8, 0.8, 1.25], channels=1, scores=3, step=10**9, threads=2)
+    voxels = [512 * 512 * 400, 4 * 4 * 2, 256 * 256 * 800]  # by hand; 1 mm are more than 0.8 mm
+    voxels[1] = 3 * 3 * 2
+    largest = voxels[0]
+    assert needs.cases == 8 * sum(voxels) + 13 * largest
+    assert needs.validation == (8 + 24 + 12) * largest and needs.disk == int(2.25 * sum(voxels))
+    assert needs.in_memory == 700_000_000 + needs.cases + max(2 * 70 * largest, 10**9 + needs.validation)
+    assert needs.from_store == 700_000_000 + max(70 * largest, 10**9 + needs.validation)
+
+    def decided(free: float, disk: float | None) -> tuple[float, str | None]:
+        by_name = {rule.name: rule.value for rule in memory_rules(needs, int(free), disk)}
+        return by_name["cache_rate"], by_name["store"]
+
+    enough = needs.in_memory / 0.8 + 1
+    assert decided(enough, 0) == (1.0, None)
+    half = (needs.in_memory - needs.cases / 2) / 0.8 + 1
+    assert decided(half, needs.disk) == (0.5, "default") == decided(half, None)
+    assert decided(half, needs.disk - 1) == (0.5, None)
+    assert decided(GB, needs.disk) == (0.0, "default")
+    assert too_large(needs, needs.from_store) is None and "the largest case alone" in str(too_large(needs, GB))
 
 
 def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None:
@@ -225,7 +243,7 @@ def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality
     assert Preprocessing.parse(plan.task["deterministic_transforms"])
     assert set(plan.settings) <= set(OWNED["runtime"])
     assert 2 <= plan.settings["batch_size"] <= 4
-    assert 0 <= plan.settings["cache_rate"] <= 1
+    assert 0 <= plan.settings["cache_rate"] <= 1 and plan.settings["store"] in (None, "default")
     assert all(rule.why and rule.source for rule in plan.rules.values())
 
 

@@ -1,5 +1,6 @@
 from .exporting import MANIFEST as MANIFEST
 from .exporting import PROVENANCE as PROVENANCE
+from .exporting import STORE_BESIDE as STORE_BESIDE
 from .exporting import TRAIN as TRAIN
 from .exporting import export as export
 from .exporting import weights_of as weights_of

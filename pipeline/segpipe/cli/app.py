@@ -29,6 +29,7 @@ VERBS = (
     "split",
     "plan",
     "train",
+    "store",
     "export",
     "bundle",
     "predict",

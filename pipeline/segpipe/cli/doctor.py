@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.memory import GROUPS, memory_here
 from segpipe.common.processes import usable_cores
 from segpipe.common.provenance import git_revision, processor
 from segpipe.common.subprocesses import Subprocesses
@@ -195,21 +196,16 @@ def cpu() -> Facts:
     return {"processor": processor(), **counts, "instructions": instructions}
 
 
-def memory(group: Path = Path("/sys/fs/cgroup")) -> Facts:
-    """Return memory in GiB: of the machine, free, and what a control group (version 2, else 1) leaves of it."""
+def memory(group: Path = GROUPS) -> Facts:
+    """Return memory in GiB: of the machine, free, and what a control group (version 2 or 1) leaves of it."""
     import psutil
 
-    limit = None
-    for file in (group / "memory.max", group / "memory" / "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            limit = int(file.read_text())
-            break
-    ram = psutil.virtual_memory()
+    ram, limit = psutil.virtual_memory(), memory_here(group).group
     return {
         "total_gib": _gib(ram.total),
         "available_gib": _gib(ram.available),
         "swap_free_gib": _gib(psutil.swap_memory().free),
-        "group_limit_gib": _gib(limit) if limit is not None and limit < ram.total else None,
+        "group_limit_gib": None if limit is None else _gib(limit),
     }
 
 

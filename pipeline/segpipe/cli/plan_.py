@@ -16,7 +16,10 @@ def command(
     manifest: Annotated[Path, typer.Argument(help="Dataset manifest; its training cases are read.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Task fragment to write.")] = Path("task.yaml"),
     data: DataFolder = None,
-    memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What one training step may use, e.g. 8G [default: half of this machine's or container's]."),
+    ] = None,
     network: Annotated[str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")] = "unet",
     loss: Annotated[str, typer.Option(help="Loss fragment to train with; its time counts with --budget.")] = "dice_ce",
     augment: Augment = "light",
@@ -101,6 +104,8 @@ def command(
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, dict):
         parts = {name: part for name, part in value.items() if name not in ("keys", "allow_missing_keys")}
         return "\n".join(f"{name.replace('_target_', 'transform')} {_short(part)}" for name, part in parts.items())

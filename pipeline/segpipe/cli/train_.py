@@ -48,6 +48,13 @@ def command(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Folds or seeds that are trained at the same time.")] = 1,
     data: DataFolder = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep prepared cases on disk and read patches from there: default (in this user's cache folder), a "
+            "folder, auto (where memory does not hold them), none; see `segpipe store`. [default: the runtime's]"
+        ),
+    ] = None,
     set_: Override = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs (max_epochs).")] = None,
     budget: Annotated[
@@ -100,6 +107,8 @@ def command(
 
     --fold none trains on every training case and validates none.
 
+    --store default keeps prepared cases on disk, for all trainings on them; segpipe store remove takes them away.
+
     A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
     """
     from segpipe.training import train
@@ -117,6 +126,7 @@ def command(
         "threads": threads,
         "workers": workers,
         "data": data,
+        "store": store,
         "overrides": tuple(set_ or ()),
     }
     policy: dict[str, Any] = {"allow": allowed_names(allow, allow_file), "run_unvetted_code": run_unvetted_code}

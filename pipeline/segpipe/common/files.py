@@ -135,12 +135,13 @@ def require_space(folder: Path, needed: int) -> None:
     Raises:
         UsageError: with what is free and what it takes.
     """
-    free = _free_bytes(folder)
+    free = free_bytes(folder)
     if free is not None and needed > free:
         raise cannot_write(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed)
 
 
-def _free_bytes(path: Path) -> int | None:
+def free_bytes(path: Path) -> int | None:
+    """Return what is free on the disk of a path, which need not be there; None where nobody can tell."""
     folder = next((parent for parent in (path, *path.parents) if parent.is_dir()), None)
     with suppress(OSError):
         return None if folder is None else shutil.disk_usage(folder).free
@@ -162,7 +163,7 @@ def cannot_write(path: str | Path, error: OSError, needed: int | None = None) ->
         found = error.strerror or str(error) or type(error).__name__
     expected = None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        most = _free_bytes(Path(path))
+        most = free_bytes(Path(path))
         free = "" if most is None else f", {most:,} are free"
         expected = f"{needed:,} bytes{free}" if needed is not None else f"more space{free and free + ' (bytes)'}"
     return UsageError(

@@ -36,6 +36,7 @@ from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.networks import UNetPlusPlus
 from segpipe.components.precision import in_precision, scales_loss
 from segpipe.components.run_log import RunLog
+from segpipe.components.stored_cases import prepared_cases
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
 from segpipe.dicom import DicomReader
 from segpipe.inference import StreamingSlidingWindowInferer
@@ -84,6 +85,7 @@ __all__ = [
     "averaged_network",
     "in_precision",
     "load_cases",
+    "prepared_cases",
     "scales_loss",
     "warmed_up",
 ]

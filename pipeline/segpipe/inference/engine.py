@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
 from numpy.typing import NDArray
 
+from segpipe.common.memory import memory_here
 from segpipe.common.nifti import PLAIN_TYPES, Header
 from segpipe.errors import DataError, RefusedError, SegpipeError
 from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, probability_maps
@@ -254,11 +255,7 @@ def allowed_bytes(limit: int | None) -> int:
 
 def available() -> int:
     """Return the bytes that this process has, and those that are free on the machine and in its control group."""
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used)
-    return free + psutil.Process().memory_info().rss
+    return memory_here().free + psutil.Process().memory_info().rss
 
 
 def _bytes_a_voxel(header: Header) -> int:

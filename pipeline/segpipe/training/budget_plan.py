@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from segpipe.common.console import counted
+from segpipe.common.files import free_bytes
 from segpipe.data import Case, Fingerprint, Manifest
+from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budget_rules import (
     Cases,
@@ -27,6 +29,7 @@ from segpipe.training.budget_rules import (
 )
 from segpipe.training.budget_rules import scaled as at_other_place
 from segpipe.training.budgets import ENOUGH_STEPS, duration
+from segpipe.training.memory_rules import grids_of, memory_rules, needs_of
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
 from segpipe.training.runtime_plan import BASE
 from segpipe.training.step_measurement import Measured, measure, measure_config, require_device, startup_seconds
@@ -48,7 +51,7 @@ class Request:
         network: name, path or content of the fragment; ``loss`` and ``augment`` by name or path.
         profile: of the network.
         memory_bytes: what one training step may use.
-        free_bytes: memory that is free now, for the cache.
+        free_bytes: memory that is free to this process.
         seconds: the budget of all runs.
         folds: runs that share it; None for a single run.
         device: ``cpu`` or ``cuda``.
@@ -140,7 +143,8 @@ def length_within(
     startup_s = startup_seconds()
     known = measure_config(config, manifest, root, usual_cases(manifest, fingerprint))
     training, validation = cases_of_a_run(manifest, len(runs.folds))
-    cases = Cases(training, validation, runs.number, bool(runs.folds), config["cache_rate"])
+    kept = config["cache_rate"] if config["store"] is None else 1.0
+    cases = Cases(training, validation, runs.number, bool(runs.folds), kept)
     return estimate(known, place, fingerprint, cases, startup_s, runs.seconds, config["overlap"])
 
 
@@ -180,9 +184,18 @@ def _measured(request: Request, place: Resolution) -> Measured:
 
 def _estimate(request: Request, known: Measured, place: Resolution, startup_s: float) -> Estimate:
     training, validation = cases_of_a_run(request.manifest, request.folds)
-    cached = rules.cache_rate(request.fingerprint, place.shape, request.free_bytes).value
+    kept = {rule.name: rule.value for rule in _memory_rules(request, place)}
+    cached = kept["cache_rate"] if kept["store"] is None else 1.0
     cases = Cases(training, validation, request.folds or 1, predicted=request.folds is not None, cached_share=cached)
     return estimate(known, place, request.fingerprint, cases, startup_s, request.seconds, OVERLAP)
+
+
+def _memory_rules(request: Request, place: Resolution) -> list[Rule]:
+    step = place.batch * math.prod(place.patch) * request.profile.bytes_per_voxel if request.device == "cpu" else 0
+    channels, outputs = request.manifest.n_channels, len(request.manifest.labels)
+    threads = torch.get_num_threads()
+    needs = needs_of(grids_of(request.fingerprint), place.spacing_mm, channels, outputs, step, threads)
+    return memory_rules(needs, request.free_bytes, free_bytes(default_store()))
 
 
 def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Rule]:
@@ -199,7 +212,7 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
         ),
         rules.depth(place.patch, place.spacing_mm),
         rules.overlap(),
-        rules.cache_rate(request.fingerprint, place.shape, request.free_bytes),
+        *_memory_rules(request, place),
         Rule(
             "steps_per_epoch",
             spent.steps_per_epoch,

@@ -45,6 +45,7 @@ class Settings(BaseModel):
     warmup_epochs: int = Field(ge=0)
     keep_weights: str = Field(pattern="^(best|last)$")
     cache_rate: float = Field(ge=0, le=1)
+    store: str | None = Field(min_length=1)
     overlap: float = Field(ge=0, lt=1)
     sw_batch_size: int = Field(gt=0)
     max_gradient_norm: float = Field(gt=0)

@@ -61,6 +61,7 @@ OWNED: dict[str, tuple[str, ...]] = {
         "warmup_epochs",
         "keep_weights",
         "cache_rate",
+        "store",
         "overlap",
         "sw_batch_size",
         "max_gradient_norm",
@@ -75,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "averaging": 0.0,
     "warmup_epochs": 0,
     "keep_weights": "best",
+    "store": None,
 }
 
 

@@ -5,19 +5,21 @@ What is written is a plain YAML fragment, to be read and changed by hand. The ru
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import yaml
 
 from segpipe.common.api_calls import checked_call
+from segpipe.common.files import free_bytes as free_on_disk
 from segpipe.common.files import write_text
 from segpipe.common.label_sides import labels_with_side
+from segpipe.common.memory import memory_here
 from segpipe.common.processes import usable_cores
 from segpipe.data import (
     Fingerprint,
@@ -30,9 +32,11 @@ from segpipe.data import (
     take_fingerprint,
 )
 from segpipe.errors import UsageError
+from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
 from segpipe.training.fragments import OWNED, read_fragment
+from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
 from segpipe.training.runtime_plan import BASE, runtime_path, runtime_text
@@ -68,8 +72,8 @@ class Plan:
         has_folds: whether it is split; if not, the plan has seen cases that may be held out later.
         rules: by name, each with its value, why, and its source.
         task: the task fragment, ids of a MONAI config.
-        settings: values of the runtime to train with: ``batch_size``, ``cache_rate`` and ``overlap``; within a budget
-            also how long, and how often to validate.
+        settings: values of the runtime to train with: ``batch_size``, ``cache_rate``, ``store`` and ``overlap``; within
+            a budget also how long, and how often to validate.
         fingerprint: of the training cases, which the rules went by.
         notes: what a training should know: labels that a fold lacks, labels that have a side.
         device: that the runtime fragment is for, ``cpu`` or ``cuda``.
@@ -135,7 +139,7 @@ def plan(
     network: str = "unet",
     loss: str = "dice_ce",
     augment: str = "light",
-    memory: str | int = "8G",
+    memory: str | int | None = None,
     budget: str | int | float | None = None,
     device: str = "cpu",
     folds: int | None = None,
@@ -157,7 +161,8 @@ def plan(
         manifest: the dataset, whose training cases are read once each.
         network: that will be trained: a name of `segpipe info networks`, or the path of a network fragment.
         loss, augment: fragments of loss and augmentation, whose time counts within a budget.
-        memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``.
+        memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``; None for half of what this
+            machine has, or what its container or batch job may take.
         budget: time that training may take on this machine, such as ``2h`` or ``45m``, or seconds. Steps, windows and
             loading are then measured here for some seconds, and spacing, patch, batch, steps and validations follow.
         device: ``cpu`` or ``cuda``, to train on.
@@ -172,7 +177,8 @@ def plan(
         DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
     """
     dataset, root = open_manifest(manifest, data)
-    asked = Wishes(network, loss, augment, parse_memory(memory), device, _seconds(budget, device, folds), folds)
+    most = step_memory() if memory is None else parse_memory(memory)
+    asked = Wishes(network, loss, augment, most, device, _seconds(budget, device, folds), folds)
     content = read_fragment("network", network)[0]
     profile_of(network, content["patch_divisor"])  # refused before any case is read
     if out is not None:
@@ -199,7 +205,7 @@ class Wishes:
     network: str = "unet"
     loss: str = "dice_ce"
     augment: str = "light"
-    memory_bytes: int = 8 * 10**9
+    memory_bytes: int = field(default_factory=step_memory)
     device: str = "cpu"
     seconds: float | None = None
     folds: int | None = None
@@ -216,9 +222,9 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     """
     content = read_fragment("network", asked.network)[0]
     profile = profile_of(asked.network, content["patch_divisor"])
-    free_bytes = psutil.virtual_memory().available
-    planned = apply_rules(fingerprint, dataset, profile, asked.memory_bytes, free_bytes, usable_cores(), content)
-    planned = replace(planned, device=asked.device)
+    free_bytes = memory_here().free
+    machine = (asked.memory_bytes, free_bytes, usable_cores())
+    planned = replace(apply_rules(fingerprint, dataset, profile, *machine, content, asked.device), device=asked.device)
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
@@ -296,6 +302,7 @@ def apply_rules(
     free_bytes: int,
     cores: int,
     network: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """Apply every rule.
 
@@ -304,9 +311,10 @@ def apply_rules(
         manifest: names of channels and labels.
         profile: of the network to train.
         memory_bytes: what one training step may use.
-        free_bytes: memory that is free now, for the cache.
+        free_bytes: memory that is free to this process.
         cores: cores to train on.
         network: content of its fragment, whose strides may have to follow the voxels; None leaves them.
+        device: ``cpu`` or ``cuda``, whose own memory then holds the step.
 
     Raises:
         UsageError: the memory does not hold the smallest patch.
@@ -320,6 +328,14 @@ def apply_rules(
     patch = rules.patch_size(shape, profile, memory_bytes)
     batch = rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes)
     trained = len(manifest.select("training", next(iter(manifest.folds()), None)))
+    needs = needs_of(
+        grids_of(fingerprint),
+        spacing.value,
+        manifest.n_channels,
+        len(manifest.labels),
+        batch.value * math.prod(patch.value) * profile.bytes_per_voxel if device == "cpu" else 0,
+        read_fragment("runtime", BASE[device])[0]["threads"],
+    )
     applied = [
         rules.orientation(fingerprint),
         spacing,
@@ -329,12 +345,13 @@ def apply_rules(
         *([] if changed is None else [changed]),
         rules.depth(patch.value, spacing.value),
         rules.overlap(),
-        rules.cache_rate(fingerprint, shape, free_bytes),
+        *memory_rules(needs, free_bytes, free_on_disk(default_store())),
         rules.epoch_time(trained, patch.value, batch.value, profile, cores),
     ]
     by_name = {rule.name: rule for rule in applied}
-    settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "overlap")}
-    notes = tuple(_notes(manifest, fingerprint))
+    settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "store", "overlap")}
+    crowded = too_large(needs, free_bytes)
+    notes = (*_notes(manifest, fingerprint), *([] if crowded is None else [crowded]))
     return Plan(
         dataset=manifest.name,
         has_folds=bool(manifest.folds()),

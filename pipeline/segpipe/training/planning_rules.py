@@ -24,7 +24,6 @@ MIN_BATCH, MAX_BATCH = 2, 4
 BATCH_SHARE = 0.05  # of all voxels of the dataset in one batch, at most (nnU-Net)
 SMALLEST_FEATURE_MAP = 4  # voxels along an axis at the bottom of the network (nnU-Net)
 FIRST_CHANNELS, MOST_CHANNELS = 16, 320
-CACHE_SHARE = 0.5  # of the memory that is free now
 
 
 Divisor = int | tuple[int, int, int]  # of all axes, or one an axis
@@ -287,20 +286,6 @@ def halved_axes(size: Sequence[float], spacing_mm: Sequence[float]) -> list[int]
 def overlap() -> Rule:
     """Let windows overlap by half."""
     return Rule("overlap", 0.5, "sliding windows overlap by half, since borders are predicted worse", NNUNET)
-
-
-def cache_rate(fingerprint: Fingerprint, shape: tuple[int, int, int], free_bytes: int) -> Rule:
-    """Cache the share of the prepared cases that half of the free memory holds."""
-    case_bytes = math.prod(shape) * 4 * (len(fingerprint.modality) + 1)
-    needed = case_bytes * fingerprint.summary.cases
-    rate = min(1.0, math.floor(100 * CACHE_SHARE * free_bytes / needed) / 100)
-    return Rule(
-        "cache_rate",
-        rate,
-        f"all cases, prepared as float32 image and label, need {needed / 1e9:.2g} GB; {free_bytes / 1e9:.2g} "
-        "GB are free, and half of it is left alone",
-        "size times 4 bytes; MONAI CacheDataset",
-    )
 
 
 def epoch_time(cases: int, patch: list[int], batch: int, profile: NetworkProfile, cores: int) -> Rule:

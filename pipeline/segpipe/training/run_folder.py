@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle import TrustPolicy, require_vetted_sources
+from segpipe.bundle import STORE_BESIDE, TrustPolicy, require_vetted_sources
 from segpipe.bundle import weights_of as weights_of
-from segpipe.common.console import quiet_libraries
+from segpipe.common.console import quiet_libraries, quoted
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json, write_text
+from segpipe.common.memory import memory_here
 from segpipe.common.precision import precision_of
 from segpipe.common.provenance import environment
 from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest
 from segpipe.errors import DataError, UsageError
+from segpipe.store import default_store
 from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.fragments import Composed, compose_config
+from segpipe.training.memory_rules import fits, needs_of_run
 from segpipe.training.mirroring import mirrored_in_training
 
 SCHEMA_VERSION = 1
@@ -25,7 +28,7 @@ SEEDS = "seeds.json"  # beside runs that differ by their seed alone
 OF_THE_RECORD = ("fold", "seed", "threads", "num_workers", "precision", "channels_last")  # ids
 CROSS_VALIDATION = "cross_validation.json"  # beside runs that differ by the fold that they leave out
 PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
-PLACE = "places.json"  # of a pseudonymised data set: where it lies on this machine, for the run's owner alone
+PLACE = "places.json"  # of a pseudonymised data set: where it and its store lie, for the run's owner alone
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class RunSettings:
         overrides: ``id=value``.
         folds: of a cross-validation, ``all`` or some such as ``0,2``; the config is that of the first, and every model
             keeps the weights of its last epoch.
+        store: folder of prepared cases, ``default`` for that of this user, ``auto`` for it where memory does not hold
+            them, ``none``; None leaves the fragment's.
     """
 
     task: str | Path
@@ -55,6 +60,7 @@ class RunSettings:
     data: str | Path | None = None
     overrides: Sequence[str] = ()
     folds: str | Sequence[int] | None = None
+    store: str | Path | None = None
 
     @property
     def fragments(self) -> dict[str, str]:
@@ -116,6 +122,8 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
         "dataset_dir": (str(data_root(manifest, settings.data).resolve()), "--data"),
         **settings.values,
     }
+    if settings.store is not None:
+        values["store"] = (None if settings.store == "none" else str(settings.store), "--store")
     if settings.folds is not None:
         values["fold"] = (chosen_folds(dataset, settings.folds)[0], "--folds")
     composed = compose_config(settings.fragments, settings.overrides, values)
@@ -132,6 +140,7 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     require_cases(dataset, config["fold"])
     quiet_libraries()
     _settle_precision(composed)
+    _settle_store(composed, dataset)
     check_components(config)
     check_network(config)
     return composed
@@ -144,6 +153,27 @@ def _settle_precision(composed: Composed) -> None:
     if used != config["precision"]:
         composed.origins["precision"] += f", auto: {used} on this machine"
         config["precision"] = used
+
+
+def _settle_store(composed: Composed, dataset: Manifest) -> None:
+    """Replace ``auto`` and ``default`` by a folder, or ``auto`` by null where memory holds the cases."""
+    config, said = composed.config, composed.config["store"]
+    if not isinstance(said, str) or said.startswith(("$", "@")):
+        return
+    if said == "auto":
+        needs, free = needs_of_run(config, dataset, Path(config["dataset_dir"])), memory_here().free
+        in_memory = fits(needs, free)
+        words = f"{needs.in_memory / 1e9:.3g} GB with the cases in memory, {free / 1e9:.3g} GB free"
+        composed.origins["store"] += f", auto: {words}"
+        composed.notes.append(f"{words}: {'they are kept there' if in_memory else 'they are kept in a store on disk'}")
+        said = None if in_memory else "default"
+    if said is not None:
+        said = str(default_store() if said == "default" else Path(said).absolute())
+        composed.notes.append(
+            f"cases are prepared once and read from {said}; when no training needs it any more: "
+            f"segpipe store remove {quoted(said)}"
+        )
+    config["store"] = said
 
 
 def require_cases(dataset: Manifest, fold: int | None) -> None:
@@ -190,8 +220,9 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         raise cannot_write(out, error) from error
     write_text(out / "manifest.json", manifest.read_text(encoding="utf-8"))
     if dataset.pseudonymised:  # the folder's name may name whom the pseudonyms hide
-        write_text(out / PLACE, json_text({"dataset_dir": config["dataset_dir"]}), mode=0o600)
-        config = {**config, **PLACES}
+        places = {name: config[name] for name in ("dataset_dir", "store") if config.get(name) is not None}
+        write_text(out / PLACE, json_text(places), mode=0o600)
+        config = {**config, **PLACES, "store": STORE_BESIDE if "store" in places else None}
     write_json(out / "config.json", config)
     if fingerprint is not None and fingerprint.is_file():
         write_text(out / FINGERPRINT, fingerprint.read_text(encoding="utf-8"))
@@ -224,9 +255,11 @@ def read_places(out: Path) -> dict[str, str]:
     if not (out / PLACE).is_file():
         return {}
     places = read_json(out / PLACE, "place of the data")
-    if not isinstance(places, dict) or not isinstance(places.get("dataset_dir"), str):
+    places = places if isinstance(places, dict) else {}
+    known = {name: places[name] for name in ("dataset_dir", "store") if name in places}
+    if "dataset_dir" not in known or not all(isinstance(place, str) for place in known.values()):
         raise DataError("not what `segpipe train` writes", path=out / PLACE, hint="name the data folder with --data")
-    return {"dataset_dir": places["dataset_dir"]}
+    return known
 
 
 def require_same(out: Path, config: Mapping[str, Any], manifest: Path) -> None:
@@ -237,6 +270,8 @@ def require_same(out: Path, config: Mapping[str, Any], manifest: Path) -> None:
     """
     recorded = read_json(out / "config.json", "run config")
     composed = json.loads(json.dumps(config))
+    for each in (recorded, composed):  # whether voxels are rounded as a store does matters, where it lies does not
+        each["store"] = each.get("store") is not None
     differing = sorted(
         key
         for key in {*recorded, *composed} - set(PLACES)

@@ -159,7 +159,7 @@ def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | No
     from monai.bundle import ConfigWorkflow
 
     override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
-    override |= read_places(out) if data is None else {"dataset_dir": str(data.resolve())}
+    override |= read_places(out) | ({} if data is None else {"dataset_dir": str(data.resolve())})
     try:
         workflow = ConfigWorkflow(
             config_file=str(out / "config.json"), workflow_type="train", logging_file=False, **override
@@ -197,7 +197,8 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
     import torch
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser({**json.loads(json.dumps(composed.config)), "cache_rate": 0.0, "manifest": str(manifest)})
+    uncached = {"cache_rate": 0.0, "store": None, "manifest": str(manifest)}
+    parser = ConfigParser({**json.loads(json.dumps(composed.config)), **uncached})
     try:
         parser.get_parsed_content("initialize")
         trainer, device = parser.get_parsed_content("train::trainer"), parser.get_parsed_content("device")

@@ -147,6 +147,7 @@ def _to_measure(
         "manifest": str(folder / "manifest.json"),
         "dataset_dir": str(root.resolve()),
         "cache_rate": 1.0,
+        "store": None,
         "fold": None,
         "steps_per_epoch": WARM_UP + FEWEST + MOST,
     }

@@ -103,6 +103,7 @@ def train(
     threads: int | None = None,
     workers: int | None = None,
     data: str | Path | None = None,
+    store: str | Path | None = None,
     overrides: Sequence[str] = (),
     seeds: int | None = None,
     budget: str | int | float | None = None,
@@ -139,6 +140,8 @@ def train(
         seed: of everything random.
         epochs, threads, workers: None leaves them to the runtime fragment. With ``resume``, ``epochs`` extends a run.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
+        store: folder where prepared cases are kept and read from, instead of memory; ``default`` for this user's own,
+            ``auto`` for that where memory does not hold them, ``none``; None leaves it to the runtime fragment.
         overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
         budget: time for all of it, such as ``2h``: a step is measured and the number of steps follows, not ``epochs``.
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
@@ -196,7 +199,20 @@ def train(
             hint="leave it out, or --folds",
         )
     settings = RunSettings(
-        task, network, loss, augment, runtime, fold, seed, epochs, threads, workers, data, tuple(overrides), folds
+        task,
+        network,
+        loss,
+        augment,
+        runtime,
+        fold,
+        seed,
+        epochs,
+        threads,
+        workers,
+        data,
+        tuple(overrides),
+        folds,
+        store,
     )
     policy = TrustPolicy(tuple(allow), run_unvetted_code)
     seconds = None if budget is None else parse_budget(budget)

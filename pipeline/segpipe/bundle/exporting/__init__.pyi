@@ -1,3 +1,4 @@
+from .bundle_configs import STORE_BESIDE as STORE_BESIDE
 from .bundle_metadata import NAME as NAME
 from .bundle_metadata import VERSION as VERSION
 from .run_record import MANIFEST as MANIFEST

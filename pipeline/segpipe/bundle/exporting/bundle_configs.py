@@ -19,6 +19,7 @@ from segpipe.bundle.tensors import weights_files
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 
+STORE_BESIDE = "$@run_dir + '/store'"  # of a run whose cases were in a store: as rounded, and wherever it runs
 UNETPP = "segpipe.components.UNetPlusPlus"
 FAST = "segpipe.components.FastPrediction"
 Rules = Mapping[int, LabelRule]
@@ -178,6 +179,7 @@ def train_config(config: Config) -> dict[str, Any]:
         "run_dir": "run",
         "manifest": "$@bundle_root + '/configs/manifest.json'",
         "resume": False,
+        "store": None if config.get("store") is None else STORE_BESIDE,
     }
     exported = {**config, **{key: value for key, value in places.items() if key in config}}
     leftover = _absolute_path(exported)

@@ -19,7 +19,7 @@ WORDS: Mapping[str, str] = {
     "value": "plain data, a reference, an expression or a component; no function or class by name",
     "function": "as a value, or a listed function that takes values alone",
     "read": "a path within the bundle, the data or the results: @bundle_root, @dataset_dir, or what lies below",
-    "write": "@output_dir, @run_dir, or what lies below",
+    "write": "@output_dir, @run_dir, @store, or what lies below",
     "name": "a plain part of a file's name, written out",
     "named": "a mapping that is written out, with keys that are plain parts of a file's name",
     "never": "null",
@@ -98,7 +98,7 @@ PARAMETERS: Mapping[Kind, str] = {
         step_transform transform transforms
     """,
     "read": "base_dir config_file data_list_file_path load_path manifest root",
-    "write": "log_dir output_dir run_dir save_dir",
+    "write": "log_dir output_dir run_dir save_dir store",
     "name": "file_prefix final_filename key_metric_filename key_metric_name output_ext output_postfix",
     "named": "additional_metrics key_train_metric key_val_metric save_dict",  # files are named by their keys
     "never": """

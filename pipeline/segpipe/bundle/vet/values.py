@@ -40,8 +40,8 @@ from segpipe.bundle.vet.syntax import (
 )
 
 NOT_ARGUMENTS = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
-PLACES = ("bundle_root", "dataset_dir", "output_dir", "run_dir")  # ids that whoever runs a config sets
-WRITTEN = ("output_dir", "run_dir")
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "run_dir", "store")  # ids that whoever runs a config sets
+WRITTEN = ("output_dir", "run_dir", "store")
 _REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)", re.ASCII)
 _ELSEWHERE = re.compile(r"[\\:\x00-\x1f\x7f]")  # paths of other systems, addresses
 _LONGEST, _NAME = 1000, 100
@@ -108,6 +108,8 @@ class Arguments:
 
     def of_place(self, id: str, value: Any) -> Iterator[Problem]:
         """Yield what speaks against an id of `WRITTEN`, where stock MONAI writes unless its user says otherwise."""
+        if id == "store" and value is None:  # nothing is stored
+            return
         text = self._text(value)
         roots = (None, "bundle_root", *WRITTEN)
         within = text is not None and text.place in roots and _is_below(text.tail, text.place is None)

@@ -1,0 +1,9 @@
+from .case_file import CaseFile as CaseFile
+from .case_file import Volume as Volume
+from .label_runs import Indices as Indices
+from .label_runs import LabelRuns as LabelRuns
+from .store_folder import Store as Store
+from .store_folder import StoreFacts as StoreFacts
+from .store_folder import default_store as default_store
+from .store_folder import remove_store as remove_store
+from .store_folder import store_facts as store_facts

@@ -1,0 +1,183 @@
+"""What a training needs of memory and disk, added up, and whether its cases are kept in memory or in a store on disk.
+
+Bytes a voxel are peaks that were measured with MONAI 1.6.1 on generated CT (`bench/store.py` prints them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.memory import memory_here
+from segpipe.common.nifti import read_header
+from segpipe.data import Fingerprint, Manifest
+from segpipe.training.planning_rules import Rule, profile_of
+
+PROCESS = 700_000_000  # Python with PyTorch, MONAI and an optimiser of a small network
+PREPARING = 70  # bytes a voxel of the result, while a case is loaded, turned and resampled
+CROPPING = 13  # beside the case: what a crop about labels in memory copies and lists
+STEP_SHARE = 0.5  # of all memory that this process may take, for a training step where nobody says
+SHARE = 0.8  # of the memory that is free, the rest is left to others
+STORED_LABEL = 0.25  # bytes a voxel, more than labels take
+
+Grid = tuple[Sequence[int], Sequence[float]]
+"""Shape (voxels) and spacing (mm) of a case."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a training needs, in bytes.
+
+    Attributes:
+        process: whatever is trained.
+        cases: all prepared cases in memory.
+        preparing: a case while it is prepared.
+        threads: that prepare a case each, where all are kept in memory; a store prepares one at a time.
+        step: a training step.
+        validation: the largest case with its scores.
+        disk: all prepared cases in a store, at most.
+    """
+
+    process: int
+    cases: int
+    preparing: int
+    threads: int
+    step: int
+    validation: int
+    disk: int
+
+    @property
+    def in_memory(self) -> int:
+        """Of a training whose cases are in memory."""
+        return self.process + self.cases + max(self.threads * self.preparing, self.step + self.validation)
+
+    @property
+    def from_store(self) -> int:
+        """Of a training whose cases are in a store."""
+        return self.process + max(self.preparing, self.step + self.validation)
+
+
+def needs_of(
+    grids: Iterable[Grid], spacing_mm: Sequence[float] | None, channels: int, scores: int, step: int, threads: int
+) -> Needs:
+    """Return what a training needs.
+
+    Args:
+        grids: of the cases, trained and validated.
+        spacing_mm: they are resampled to; None leaves theirs.
+        channels: of an image.
+        scores: channels of the network's output.
+        step: bytes of a training step.
+        threads: that prepare cases which are kept in memory.
+    """
+    grids = list(grids)
+    voxels = [_voxels(shape, spacing, spacing_mm) for shape, spacing in grids]
+    largest, case = max(voxels), 4 * (channels + 1)
+    read = max(largest, *(math.prod(shape) for shape, _ in grids))
+    return Needs(
+        process=PROCESS,
+        cases=case * sum(voxels) + CROPPING * largest,
+        preparing=PREPARING * read * (channels + 1) // 2,
+        threads=threads,
+        step=step,
+        validation=(case + 8 * scores + 12) * largest,
+        disk=int((2 * channels + STORED_LABEL) * sum(voxels)),
+    )
+
+
+def _voxels(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> int:
+    scaled = zip(shape, spacing, target or spacing, strict=True)
+    return math.prod(max(1, math.ceil(round(size * edge / to, 3))) for size, edge, to in scaled)
+
+
+def fits(needs: Needs, free: int) -> bool:
+    """Return whether the cases fit into memory beside all else."""
+    return needs.in_memory <= SHARE * free
+
+
+def step_memory() -> int:
+    """Return the bytes that a training step may use where nobody says: half of the machine's, or its container's."""
+    return int(STEP_SHARE * memory_here().total)
+
+
+def memory_rules(needs: Needs, free: int, disk: int | None) -> list[Rule]:
+    """Decide whether cases are kept in memory or in a store, and say what all of it takes.
+
+    Args:
+        needs: of the training.
+        free: bytes of memory that are free.
+        disk: bytes that are free where the store would be, None where nobody can tell.
+    """
+    beside = needs.in_memory - needs.cases
+    rate = min(1.0, max(0, math.floor(100 * (SHARE * free - beside) / needs.cases)) / 100)
+    stored = rate < 1 and (disk is None or needs.disk <= disk)
+    parts = {"cases": needs.cases, "preparing": needs.preparing, "step": needs.step, "validation": needs.validation}
+    all_of_it = {"memory": needs.in_memory, "memory_from_store": needs.from_store, "store": needs.disk}
+    takes, space = _gb(needs.in_memory), "" if disk is None else f", of {_gb(disk)} that are free"
+    measured = "peaks measured with MONAI 1.6.1; MONAI CacheDataset"
+    if not stored and rate < 1:
+        why = f"a store of the other cases takes up to {_gb(needs.disk)}{space}: give --store FOLDER on a larger disk"
+    elif stored:
+        why = f"memory does not hold the cases: they are kept on disk, where they take up to {_gb(needs.disk)}{space}"
+    else:
+        why = "memory holds the cases"
+    return [
+        Rule(
+            "memory_gb",
+            {name: float(f"{value / 1e9:.2g}") for name, value in (parts | all_of_it).items()},
+            f"with the cases in memory {takes}, from a store {_gb(needs.from_store)}; {_gb(free)} are free to this "
+            f"process, and a fifth of it is left alone",
+            measured,
+        ),
+        Rule(
+            "cache_rate",
+            rate,
+            "the share of the cases, prepared as float32 image and label, that memory holds beside all else"
+            + (", for --store none" if stored else ""),
+            measured,
+        ),
+        Rule("store", "default" if stored else None, why, "docs: prepared cases, in memory or in a store"),
+    ]
+
+
+def too_large(needs: Needs, free: int) -> str | None:
+    """Return a note where not even a store keeps a training within the memory that is free."""
+    if needs.from_store <= free:
+        return None
+    words = f"the training takes about {_gb(needs.from_store)} of memory even from a store, and {_gb(free)} are free"
+    large = needs.preparing > needs.step + needs.validation
+    return f"{words}: {'the largest case alone takes that' if large else 'give less for a step with --memory'}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
+
+
+def grids_of(fingerprint: Fingerprint) -> list[Grid]:
+    """Return the grids of the training cases, along the axes of RAS."""
+    return [(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases]
+
+
+def needs_of_run(config: dict[str, Any], manifest: Manifest, root: Path) -> Needs:
+    """Return what the run of a config needs, by the headers of its cases' files.
+
+    Args:
+        config: composed.
+        manifest, root: the data set, and the folder that its paths start from.
+
+    Raises:
+        DataError: a header cannot be used.
+        UsageError: a file is not there.
+    """
+    headers = [read_header(root / case.images[0]) for case in manifest.training]
+    steps = [item for item in config["deterministic_transforms"] if isinstance(item, dict)]
+    pixdim = [item["pixdim"] for item in steps if "pixdim" in item]
+    profile = profile_of(config["network_name"], config["patch_divisor"])
+    on_cpu = "cuda" not in str(config["device"])
+    step = config["batch_size"] * math.prod(config["patch_size"]) * profile.bytes_per_voxel if on_cpu else 0
+    grids = [(header.shape[:3], header.spacing_mm[:3]) for header in headers]
+    spacing, threads = pixdim[0] if pixdim else None, config["threads"]
+    return needs_of(grids, spacing, config["in_channels"], config["out_channels"], step, threads)

@@ -140,6 +140,7 @@ REFUSED_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (component("monai.data.load_decathlon_datalist", data_list_file_path="/etc/x.json"), "data_list_file_path"),
     (component("segpipe.components.load_cases", manifest="@manifest", data="/home"), "data"),
     (component("segpipe.components.FastPrediction", output_dir="@output_dir", weights="/x"), "weights"),
+    (component("segpipe.components.pretrained_network", network="@net", weights="/x"), "weights"),
     # what nobody judged
     (component("UNet", unheard_of=1), "unheard_of"),
     (component("segpipe.components.in_precision", network="@net", compiled=True), "compiled"),

@@ -35,6 +35,7 @@ from segpipe.components.losses import (
 from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.networks import UNetPlusPlus
 from segpipe.components.precision import in_precision, scales_loss
+from segpipe.components.pretrained import pretrained_network
 from segpipe.components.run_log import RunLog
 from segpipe.components.stored_cases import prepared_cases
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
@@ -86,6 +87,7 @@ __all__ = [
     "in_precision",
     "load_cases",
     "prepared_cases",
+    "pretrained_network",
     "scales_loss",
     "warmed_up",
 ]

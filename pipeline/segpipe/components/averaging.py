@@ -9,6 +9,8 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
 
+from segpipe.components.pretrained import copy_frozen
+
 MOMENTUM = "ema_momentum"  # of the trainer's state
 
 
@@ -22,7 +24,8 @@ class WeightAveraging:
 
     Step t moves the average by max(1 - decay, 9 / (10 + t)) of the way to the weights, so that the first steps, whose
     weights are far from good, are soon forgotten (as `num_updates` of TensorFlow's ExponentialMovingAverage does).
-    Running statistics of batch normalisation are averaged alike. It depends on nothing but weights and step, so a
+    Running statistics of batch normalisation are averaged alike, and frozen modules stay as they are (the mean of equal
+    numbers need not be that number). It depends on nothing but weights and step, so a
     resumed run goes on bit for bit.
 
     Args:
@@ -33,6 +36,7 @@ class WeightAveraging:
 
     def __init__(self, network: torch.nn.Module, averaged: torch.nn.Module, decay: float = 0.0) -> None:
         self.decay = decay
+        self.network, self.averaged = network, averaged
         self.handler = EMAHandler(network, momentum=1 - decay, handle_buffers="update") if decay else None
         if self.handler is not None:
             self.handler.ema_model = averaged
@@ -42,6 +46,7 @@ class WeightAveraging:
         if self.handler is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._set_momentum)
             self.handler.attach(engine, MOMENTUM, warn_if_exists=False)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: copy_frozen(self.network, self.averaged))
 
     def _set_momentum(self, engine: Engine) -> None:
         setattr(engine.state, MOMENTUM, max(1 - self.decay, 9 / (10 + engine.state.iteration)))

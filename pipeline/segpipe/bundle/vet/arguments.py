@@ -46,7 +46,7 @@ PARAMETERS: Mapping[Kind, str] = {
         end_values ensure_channel_first ensure_same_shape epoch_bound epoch_length epoch_level epochs eps
         epsilon et_label eta_min evaluator even_divisible event exec_at_start expanduser factor factor_key
         factors feature_size features fg_indices_key fg_postfix fill_value filters first fname_regex focal_alpha
-        fold foreach frame_dim fused gamma generator get_not_nans global_resp_norm grad_averaging groups
+        fold foreach frame_dim frozen fused gamma generator get_not_nans global_resp_norm grad_averaging groups
         hash_as_key hidden_size holes hyena_fft_padding hyena_grid_type hyena_kernel_layers hyena_kernel_mlp_dim
         hyena_kernel_size hyena_l_cache hyena_mask_max_attenuation hyena_omega_0 hyena_short_conv_fft_chunks
         hyena_stages hyena_use_chunked_fft hyena_use_fft_short_conv ignore_empty ignore_index image_key
@@ -127,7 +127,11 @@ ONE_OF: Mapping[str, OneOf] = {
 
 ANYWHERE = ("reader", "writer", "allow_pickle", "weights_only", "pretrained", "_debug_")  # whatever a key of it is of
 
-EXCEPTIONS: Mapping[str, Mapping[str, Kind]] = {"FastPrediction": {"weights": "read"}, "load_cases": {"data": "read"}}
+EXCEPTIONS: Mapping[str, Mapping[str, Kind]] = {
+    "FastPrediction": {"weights": "read"},
+    "load_cases": {"data": "read"},
+    "pretrained_network": {"weights": "read"},
+}
 
 _PADDING = "constant_values end_values reflect_type stat_length value"
 _READING = """

@@ -99,8 +99,9 @@ ALLOWED: Mapping[str, str] = {
         BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss
         DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
         FocalTverskyLoss GeneralisedDiceLoss GradientClip HausdorffLoss in_precision JaccardLoss load_cases
-        LossSchedule LovaszHinge LovaszSoftmax PooledMetric prepared_cases RunCheckpoint RunLog scales_loss SoftDice
-        StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
+        LossSchedule LovaszHinge LovaszSoftmax PooledMetric prepared_cases pretrained_network RunCheckpoint RunLog
+        scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased
+        warmed_up WeightAveraging
     """,
 }
 

@@ -100,6 +100,11 @@ def command(
     _show_measures(console, evaluation)
     _show_model(console, evaluation)
     _show_readings(console, evaluation)
+    if seen := evaluation.settings.get("seen_in_training"):
+        console.note(
+            f"figures are too good: the model, or the bundle that its training began with, was trained on "
+            f"{len(seen)} of {len(evaluation.cases)} cases: {some_of(seen)}"
+        )
     if evaluation.figures is not None:
         console.say(f"report.html shows it on one page, with {', '.join(evaluation.figures.files)}")
         for note in evaluation.figures.notes:

@@ -15,7 +15,7 @@ from segpipe.data import Manifest, Readings, checked_reason, manifest_sha256, op
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
 from segpipe.evaluation.evaluation_page import PAGE, Figures, draw_figures, figure_options, write_evaluation_page
-from segpipe.evaluation.held_out import read_test_set, refuse_trained_cases
+from segpipe.evaluation.held_out import part_of_training, read_test_set, refuse_trained_cases
 from segpipe.evaluation.made_by import made_by
 from segpipe.evaluation.postprocessing import Choice, choose_rules, refuse_test_cases, rules_document
 from segpipe.evaluation.statistics import LEVEL, Estimate
@@ -180,6 +180,8 @@ def evaluate(
         "test_readings": None if readings is None else readings.document(),
         "bootstrap": {"draws": bootstrap, "seed": seed, "unit": "patient", "level": LEVEL},
     }
+    if trained := [each.id for each in results if part_of_training(each.origin, sha256) == "training"]:
+        settings["seen_in_training"] = trained
     drawn, rules = None, None
     if out is not None:
         write_metrics(Path(out), results, summary, settings)

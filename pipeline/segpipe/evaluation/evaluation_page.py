@@ -282,9 +282,12 @@ def _short(summary: Summary, failed: int) -> list[tuple[str, str]]:
 
 
 def _basis(settings: Mapping[str, Any]) -> str:
+    seen = settings.get("seen_in_training")
+    good = f" Figures are too good: the model had seen {len(seen)} of the cases in training." if seen else ""
     return (
         f"Means over cases; intervals from {settings['bootstrap']['draws']} draws of patients; distances in mm, "
-        f"volumes in mL; tolerance of NSD {settings['tolerance_mm']:g} mm. metrics.csv holds every case and measure."
+        f"volumes in mL; tolerance of NSD {settings['tolerance_mm']:g} mm. metrics.csv holds every case and "
+        f"measure.{good}"
     )
 
 

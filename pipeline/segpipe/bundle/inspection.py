@@ -42,6 +42,7 @@ def inspect_bundle(path: str | Path, allow: Collection[str] = ()) -> dict[str, A
         "outputs": outputs,
         "labels": _labels(outputs),
         "members": _members(metadata),
+        "parent": _parent(metadata),
         "results": metadata.get("results") or metadata.get("eval_metrics"),
         "requirements": [asdict(needed) for needed in requirements(metadata)],
         "size": {
@@ -60,6 +61,13 @@ def _members(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the members that an ensemble names; empty for a single model."""
     members = metadata.get("members")
     return [member for member in members if isinstance(member, dict)] if isinstance(members, list) else []
+
+
+def _parent(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the bundle that the training began with; None where none is named."""
+    training = metadata.get("training")
+    parent = training.get("parent") if isinstance(training, dict) else None
+    return parent if isinstance(parent, dict) else None
 
 
 def _tensors(formats: Any, side: str) -> dict[str, Any]:

@@ -371,6 +371,12 @@ def bundle_folder(path: str | Path) -> Iterator[Path]:
         yield root
 
 
+def is_bundle(path: str | Path) -> bool:
+    """Return whether a path looks like a bundle: a folder with metadata, or a zip file."""
+    path = Path(path)
+    return (path / "configs" / "metadata.json").is_file() or (path.is_file() and path.suffix.lower() == ".zip")
+
+
 class _Unpacked:
     """What a bundle and its copies hold on to: when it is gone, so is the folder that a zip file was unpacked to.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.lineage import seen_before
 from segpipe.bundle.vet import read_mapping
 from segpipe.errors import SegpipeError
 
@@ -20,8 +21,10 @@ class TrainedCases:
     """What a bundle lists.
 
     Attributes:
-        cases: id to ``training``, or ``validation``, by which weights may have been chosen.
-        images: the same of each image file's SHA-256, as far as the manifest has hashes.
+        cases: id to ``training``, or ``validation``, by which weights may have been chosen; those that the bundle saw
+            that the training began with are of the former.
+        images: the same of each image file's SHA-256, as far as the manifest has hashes; with those of every training
+            that the weights went through before.
         manifests: SHA-256 of the manifest of the training, and of the one that lies in the bundle.
     """
 
@@ -60,14 +63,19 @@ def _listed(root: Path) -> TrainedCases | None:
     try:
         record, manifest = read_mapping(root / PROVENANCE, "provenance"), read_mapping(root / MANIFEST, "manifest")
         cases = {str(case_id): part for part in PARTS for case_id in record["split"].get(part) or ()}
+        overlap = (record.get("parent") or {}).get("overlap", {}).get("cases", {})
+        cases |= dict.fromkeys(map(str, overlap), "training")  # which the parent saw
         hashes = (record["manifest"].get("sha256"), (record["manifest"].get("in_bundle") or {}).get("sha256"))
-        images = {
+        before = seen_before(record["parent"]).images if record.get("parent") else {}
+        own = {
             str(case["sha256"][path]): cases[case["id"]]
             for case in (*manifest.get("training", ()), *manifest.get("test", ()))
             if case["id"] in cases
             for path in ([case["image"]] if isinstance(case["image"], str) else case["image"])
             if path in (case.get("sha256") or {})
         }
+        earlier = {sha256: how for sha256, how in before.items() if how in PARTS}
+        images = {**earlier, **own, **{sha256: how for sha256, how in earlier.items() if how == "training"}}
     except (SegpipeError, OSError, KeyError, TypeError, AttributeError, ValueError):
         return None
     return TrainedCases(cases, images, tuple(str(sha256) for sha256 in hashes if sha256)) if cases else None

@@ -131,7 +131,7 @@ def inspect(
 def _show_description(console: Console, description: dict[str, Any]) -> None:
     if description["card"]:
         console.say(*_cells(description["card"]))
-    size, code = description["size"], description["code"]
+    size, code, parent = description["size"], description["code"], description["parent"]
     rows = [
         *description["about"].items(),
         ("licence", description["licence"]),
@@ -142,6 +142,7 @@ def _show_description(console: Console, description: dict[str, Any]) -> None:
             if description["members"]
             else []
         ),
+        *([("began with", f"{parent.get('name')} {parent.get('version')}")] if parent else []),
         ("results", "in the card and under --json" if description["results"] else "none stated"),
         ("size", f"{size['bytes'] / 1e6:.1f} MB in {size['files']} files"),
         ("weights", f"{size['weights_bytes'] / 1e6:.1f} MB"),

@@ -20,6 +20,10 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Run folder [default: NAME-reproduced, here]; the same command goes on in it.")
     ] = None,
+    parent: Annotated[
+        Path | None,
+        typer.Option(help="Bundle that its training began with, or a folder that holds it: found by its weights."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check bundle, data and environment, and train nothing.")
     ] = False,
@@ -33,7 +37,8 @@ def command(
     The bundle is vetted first. The files that the training reads are compared with the hashes in the bundle's manifest;
     missing and changed ones are named. Then its config is trained with the recorded seed, threads and workers; the
     members of an ensemble one after the other. With the recorded versions and processor the weights are bit-identical;
-    elsewhere the difference in validation Dice is judged by the recorded spread over seeds. Exit code 0: reproduced. 5:
+    elsewhere the difference in validation Dice is judged by the recorded spread over seeds. A training that began with
+    another bundle needs that one as --parent. Exit code 0: reproduced. 5:
     not, or the bundle was refused.
 
     Example: segpipe reproduce bundles/hippocampus_mri --data Task04_Hippocampus --out runs/again
@@ -43,9 +48,10 @@ def command(
     from segpipe.bundle import TrustPolicy, bundle_folder, require_vetted
     from segpipe.studies import check_record, read_recorded, report_head, reproduce
 
+    policy = TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code)
     with bundle_folder(bundle) as root:
-        require_vetted(root, TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code))
-        recorded = read_recorded(root, changed_too=run_unvetted_code)
+        require_vetted(root, policy)
+        recorded = read_recorded(root, changed_too=run_unvetted_code).with_parent(parent, policy)
         with console.progress() as bar:
             task = bar.add_task("checking the data", total=None)
             checked = check_record(recorded, data, lambda total: bar.update(task, total=total, advance=1))

@@ -34,8 +34,12 @@ def command(
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
     task: Annotated[str | None, TASK] = None,
     network: Annotated[
-        str, typer.Option(help="Network fragment: unet, unetpp, dynunet, or a path; see `segpipe info networks`.")
-    ] = "unet",
+        str | None,
+        typer.Option(
+            help="Network fragment: unet, unetpp, dynunet, or a path; see `segpipe info networks` [default: unet, or "
+            "that of --from]"
+        ),
+    ] = None,
     loss: Annotated[str, typer.Option(help="Loss fragment: dice_ce, tversky, focal_tversky, or a path.")] = "dice_ce",
     augment: Augment = "light",
     runtime: Runtime = "cpu",
@@ -69,6 +73,23 @@ def command(
             min=1, help="Train with so many seeds, from --seed on: OUT/seed0, OUT/seed1, ... [default: one run]"
         ),
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="BUNDLE", help="Bundle whose weights the training begins with: fine-tuning."),
+    ] = None,
+    member: Annotated[
+        int | None,
+        typer.Option(help="With --from an ensemble: its network 0, 1, ... [default: that which did not see the fold]"),
+    ] = None,
+    freeze: Annotated[
+        str | None, typer.Option(help="With --from: encoder keeps its weights as they are.", metavar="encoder")
+    ] = None,
+    allow_seen: Annotated[
+        bool, typer.Option(help="With --from: go on where the bundle saw cases that are measured; figures say so.")
+    ] = False,
+    allow_other_preprocessing: Annotated[
+        bool, typer.Option(help="With --from: go on where images are prepared in another way than the bundle's.")
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -109,6 +130,10 @@ def command(
 
     --store default keeps prepared cases on disk, for all trainings on them; segpipe store remove takes them away.
 
+    --from BUNDLE begins with the weights of a bundle: tensors, labels and channels of the same name are taken, the
+    rest begins anew. Without --task images are prepared as the bundle's were. Where it saw cases that the run is
+    measured on, it is refused (exit code 5).
+
     A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
     """
     from segpipe.training import train
@@ -129,6 +154,12 @@ def command(
         "store": store,
         "overrides": tuple(set_ or ()),
     }
+    start: dict[str, Any] = {
+        "member": member,
+        "freeze": freeze,
+        "allow_seen": allow_seen,
+        "allow_other_preprocessing": allow_other_preprocessing,
+    }
     policy: dict[str, Any] = {"allow": allowed_names(allow, allow_file), "run_unvetted_code": run_unvetted_code}
     if save_config is not None and not explain:
         raise UsageError("--save-config goes with --explain", hint="a run keeps its config as RUN/config.json")
@@ -140,11 +171,11 @@ def command(
     if explain and budget is not None:
         raise UsageError("--budget measures, and --explain would not", hint="leave one of them out")
     if explain:
-        _explain(console, manifest, out, {**settings, "folds": folds}, policy, save_config)
+        _explain(console, manifest, out, {**settings, "folds": folds}, from_, start, policy, save_config)
         return OK
     if allow_other_cpu and resume is None:
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
-    if resume is None and (manifest is None or task is None or (out is None and not dry_run)):
+    if resume is None and (manifest is None or (task is None and from_ is None) or (out is None and not dry_run)):
         raise UsageError("a manifest, --task and --out are needed", hint="see `segpipe train --help`")
     try:
         run = train(
@@ -157,6 +188,8 @@ def command(
             resume=resume,
             allow_other_cpu=allow_other_cpu,
             dry_run=dry_run,
+            parent=from_,
+            **start,
             **settings,
             **policy,
         )
@@ -191,6 +224,8 @@ def _explain(
     manifest: Path | None,
     out: Path | None,
     settings: dict[str, Any],
+    parent: Path | None,
+    start: dict[str, Any],
     policy: dict[str, Any],
     save_config: Path | None,
 ) -> None:
@@ -199,10 +234,12 @@ def _explain(
 
     from segpipe.bundle import TrustPolicy
     from segpipe.common.files import write_json
-    from segpipe.training import RunSettings, compose_run
+    from segpipe.training import FineTuning, RunSettings, compose_run
 
-    if manifest is None or settings["task"] is None:
+    if manifest is None or (settings["task"] is None and parent is None):
         raise UsageError("a manifest and --task are needed", hint="see `segpipe train --help`")
+    if parent is not None:
+        settings = {**settings, "start": FineTuning(parent, **start)}
     composed = compose_run(manifest, out or Path("runs/new"), RunSettings(**settings), TrustPolicy(**policy))
     for note in composed.notes:
         console.note(note)

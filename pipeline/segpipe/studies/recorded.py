@@ -7,12 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle import MANIFEST, PROVENANCE, TRAIN, Bundle, State, open_bundle, read_state, tensors_sha256
+from segpipe.bundle import (
+    MANIFEST,
+    PROVENANCE,
+    TRAIN,
+    Bundle,
+    State,
+    TrustPolicy,
+    is_bundle,
+    open_bundle,
+    read_state,
+    require_vetted,
+    tensors_sha256,
+)
 from segpipe.common.files import read_json
 from segpipe.data import Case, Manifest, load_manifest
 from segpipe.errors import DataError, RefusedError, UsageError
-from segpipe.training import Composed
+from segpipe.training import Composed, InitialAgain
 
+NAMES = ("inputs", "outputs", "activation")  # of the channels of the network that a training began with
 NUMBERS = ("seed", "fold", "threads", "num_workers", "max_epochs")
 NEEDED = ("run_dir", "manifest", "dataset_dir", *NUMBERS)
 OF_A_RUN = {"run_dir": "@bundle_root", "manifest": "$@bundle_root + '/manifest.json'", "resume": False}
@@ -32,6 +45,8 @@ class Recorded:
         best: best epoch and its validation Dice; None where nothing is recorded.
         spread: mean, sd, min, max and n of the best validation Dice over seeds; None where it was not measured.
         finished: whether the training went to its end.
+        parent: what ``provenance.json`` says of the bundle that it began with; None where it began by chance.
+        initial: the weights that it began with, of `with_parent`.
         members: of an ensemble each of its trainings, which are recorded alike; empty for a single model.
     """
 
@@ -44,6 +59,8 @@ class Recorded:
     best: dict[str, Any] | None = None
     spread: dict[str, Any] | None = None
     finished: bool = True
+    parent: dict[str, Any] | None = None
+    initial: InitialAgain | None = None
     members: tuple[Recorded, ...] = ()
 
     @property
@@ -72,7 +89,40 @@ class Recorded:
         places = {"bundle_root": str(out.resolve()), "dataset_dir": str(data.resolve())}
         config = {**self.config, **OF_A_RUN, **places}
         origin = f"bundle {self.bundle['name']} {self.bundle['version']}"
-        return Composed(config, {**dict.fromkeys(config, origin), **dict.fromkeys(places, "segpipe reproduce")})
+        origins = {**dict.fromkeys(config, origin), **dict.fromkeys(places, "segpipe reproduce")}
+        return Composed(config, origins, initial=self.initial)
+
+    def with_parent(self, path: Path | None, policy: TrustPolicy) -> Recorded:
+        """Return the same with the weights that the training began with, where it did not begin by chance.
+
+        Args:
+            path: the bundle that it began with, or a folder in which it lies under any name.
+            policy: on which terms that bundle may be used.
+
+        Raises:
+            UsageError: no bundle was named, or one although the training began by chance.
+            RefusedError: it is another one, or it did not pass.
+        """
+        trainings = self.members or (self,)
+        wanted = {each.parent["weights"]["tensors_sha256"] for each in trainings if each.parent}
+        if not wanted and path is None:
+            return self
+        named = self.parent or next((each.parent for each in trainings if each.parent), None)
+        if path is None or named is None:
+            raise UsageError(
+                "the training began with no bundle" if named is None else "the training began with another bundle",
+                found=f"--parent {path}" if named is None else f"{named['name']} {named['version']}",
+                hint="leave --parent out" if named is None else "name it, or a folder that holds it, with --parent",
+            )
+        states = _states_of(path, wanted, named, policy)
+
+        def begun(training: Recorded) -> Recorded:
+            parent = training.parent
+            if parent is None:
+                return training
+            return replace(training, initial=InitialAgain(parent, states[parent["weights"]["tensors_sha256"]]))
+
+        return replace(begun(self), members=tuple(map(begun, self.members)))
 
 
 def read_recorded(root: Path, changed_too: bool = False) -> Recorded:
@@ -109,6 +159,33 @@ def read_recorded(root: Path, changed_too: bool = False) -> Recorded:
     return replace(recorded, members=_read_members(root, bundle, document, recorded)) if bundle.members else recorded
 
 
+def _states_of(path: Path, wanted: set[str], named: Mapping[str, Any], policy: TrustPolicy) -> dict[str, State]:
+    """Return the wanted weights by the hash of their tensors, of the bundles at a path.
+
+    Raises:
+        RefusedError: some are in none of them, or a bundle that holds some did not pass.
+    """
+    found: dict[str, State] = {}
+    names = []
+    for place in [path] if is_bundle(path) else sorted(each for each in path.glob("*") if is_bundle(each)):
+        bundle = open_bundle(place, allow=policy.allow, run_unvetted_code=policy.run_unvetted_code)
+        names.append(f"{bundle.name} {bundle.version}")
+        for file in [Path(member.path) for member in bundle.members] or [bundle.weights]:
+            state = read_state(file)
+            if (sha256 := tensors_sha256(state)) in wanted - set(found):
+                require_vetted(place, policy, sha256=bundle.sha256, purpose="predict")
+                found[sha256] = state
+    if missing := wanted - set(found):
+        raise RefusedError(
+            "these are not the weights that the training began with",
+            path=path,
+            found=", ".join(names) or "no bundle",
+            expected=f"{named['name']} {named['version']}, tensors {', '.join(sorted(each[:12] for each in missing))}",
+            hint="get that bundle, and name it with --parent",
+        )
+    return found
+
+
 def _read_members(root: Path, bundle: Bundle, document: Any, first: Recorded) -> tuple[Recorded, ...]:
     """Return the training of each member of an ensemble.
 
@@ -138,6 +215,7 @@ def _read_members(root: Path, bundle: Bundle, document: Any, first: Recorded) ->
                     environment=member["environment"] and dict(member["environment"]),
                     best=_best(member["best"]),
                     finished=member["status"] in ("finished", None),
+                    parent=_parent(member),
                 )
             )
     except (KeyError, TypeError, ValueError) as error:
@@ -171,12 +249,22 @@ def _read_provenance(root: Path, document: Any, config: dict[str, Any], weights:
             "best": _best(document["best"]),
             "spread": seeds and {name: seeds["val_mean_dice"][name] for name in ("mean", "sd", "min", "max", "n")},
             "finished": document["status"] in ("finished", None),
+            "parent": _parent(document),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(root / PROVENANCE, error) from error
     for what, here in (("the settings", config), ("the weights", tensors_sha256(weights))):
         _require(root, what, stated[what], here)
     return record
+
+
+def _parent(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a record says of the bundle that the training began with."""
+    parent = document.get("parent")
+    if parent is None:
+        return None
+    _ = [str(parent[name]) for name in ("name", "version")], [parent["names"][name] for name in NAMES]
+    return {**parent, "weights": {**parent["weights"], "tensors_sha256": str(parent["weights"]["tensors_sha256"])}}
 
 
 def _best(best: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ from .config_checks import check_network as check_network
 from .config_checks import divisor_words as divisor_words
 from .config_checks import padded_patch as padded_patch
 from .cross_validation import read_cross_validation as read_cross_validation
+from .fine_tuning import FineTuning as FineTuning
+from .fine_tuning import InitialAgain as InitialAgain
 from .fragments import Composed as Composed
 from .fragments import compose_config as compose_config
 from .fragments import known_fragments as known_fragments

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -82,11 +82,39 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class Composed:
-    """A config and, for every top-level id and override, where its value came from."""
+    """A config and, for every top-level id and override, where its value came from.
+
+    Attributes:
+        config: resolved, with its references.
+        origins: id to where its value came from.
+        notes: what was adapted, such as a padded patch.
+        initial: what writes the weights that its runs begin with; None where they begin by chance.
+    """
 
     config: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    initial: Initial | None = None
+
+
+class Initial(Protocol):
+    """Where the weights come from that runs begin with; see `segpipe.training.fine_tuning`."""
+
+    def write(self, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Write those of a run into its folder; return ``parent`` of its record."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A fragment that no file holds.
+
+    Attributes:
+        content: its ids.
+        origin: name to show for it.
+    """
+
+    content: Mapping[str, Any]
+    origin: str
 
 
 def configs_folder() -> Path:
@@ -103,12 +131,14 @@ def known_fragments(kind: str) -> list[str]:
 
 
 def compose_config(
-    fragments: Mapping[str, str], overrides: Iterable[str] = (), values: Mapping[str, tuple[Any, str]] | None = None
+    fragments: Mapping[str, str | Fragment],
+    overrides: Iterable[str] = (),
+    values: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Composed:
     """Compose the config of a training run.
 
     Args:
-        fragments: kind to name or path; every kind of `OWNED` is needed.
+        fragments: kind to name or path, or the fragment itself; every kind of `OWNED` is needed.
         overrides: ``id=value`` with the value in YAML; nested ids as ``network_def#channels``.
         values: ids that the command line sets, with the option that set them.
 
@@ -185,8 +215,11 @@ def read_comment(kind: str, name: str) -> str:
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def _add_fragment(composed: Composed, kind: str, name: str) -> None:
-    content, shown = read_fragment(kind, name)
+def _add_fragment(composed: Composed, kind: str, name: str | Fragment) -> None:
+    if isinstance(name, Fragment):
+        content, shown = {**{key: DEFAULTS[key] for key in OWNED[kind] if key in DEFAULTS}, **name.content}, name.origin
+    else:
+        content, shown = read_fragment(kind, name)
     composed.config.update(copy.deepcopy(content))
     composed.origins.update(dict.fromkeys(content, shown))
 

@@ -19,9 +19,11 @@ from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_ma
 from segpipe.errors import DataError, UsageError
 from segpipe.store import default_store
 from segpipe.training.config_checks import check_components, check_network
-from segpipe.training.fragments import Composed, compose_config
+from segpipe.training.fine_tuning import FineTuning, InitialOfParent, begin_with, describe
+from segpipe.training.fragments import Composed, Fragment, compose_config
 from segpipe.training.memory_rules import fits, needs_of_run
 from segpipe.training.mirroring import mirrored_in_training
+from segpipe.training.parent import Parent, read_parent
 
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"  # beside runs that differ by their seed alone
@@ -36,7 +38,8 @@ class RunSettings:
     """What a training is asked for; see `segpipe.train`.
 
     Attributes:
-        task, network, loss, augment, runtime: fragments, by name or path.
+        task, network, loss, augment, runtime: fragments, by name or path; no task: the parent's; no network: the
+            parent's, or a U-Net without one.
         fold: that is validated; None trains on every case, and keeps the weights of the last epoch.
         seed, epochs, threads, workers: ids of the config; None leaves the value of the fragment.
         data: data folder, or None for the manifest's own.
@@ -45,10 +48,11 @@ class RunSettings:
             keeps the weights of its last epoch.
         store: folder of prepared cases, ``default`` for that of this user, ``auto`` for it where memory does not hold
             them, ``none``; None leaves the fragment's.
+        start: the bundle that the training begins with; None: it begins by chance.
     """
 
-    task: str | Path
-    network: str | Path = "unet"
+    task: str | Path | None
+    network: str | Path | None = None
     loss: str | Path = "dice_ce"
     augment: str | Path = "light"
     runtime: str | Path = "cpu"
@@ -61,11 +65,18 @@ class RunSettings:
     overrides: Sequence[str] = ()
     folds: str | Sequence[int] | None = None
     store: str | Path | None = None
+    start: FineTuning | None = None
 
-    @property
-    def fragments(self) -> dict[str, str]:
-        """Kind to name or path."""
-        return {kind: str(getattr(self, kind)) for kind in ("task", "network", "loss", "augment", "runtime")}
+    def fragments(self, dataset: Manifest, parent: Parent | None) -> dict[str, str | Fragment]:
+        """Return kind to name or path, or to what the parent's training had."""
+        named: dict[str, str | Fragment] = {
+            kind: str(getattr(self, kind)) for kind in ("task", "network", "loss", "augment", "runtime")
+        }
+        if self.network is None:
+            named["network"] = parent.network if parent else "unet"
+        if self.task is None and parent:
+            named["task"] = parent.task(dataset)
+        return named
 
     @property
     def values(self) -> dict[str, tuple[Any, str]]:
@@ -112,21 +123,26 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
         policy: for a bundle that manifest or fragments lie in.
 
     Raises:
-        RefusedError: such a bundle did not pass.
+        RefusedError: such a bundle did not pass; or see `segpipe.training.fine_tuning`.
         UsageError: see `segpipe.training.compose_config`; or labels and channels that are not the manifest's.
     """
-    require_vetted_sources((manifest, *settings.fragments.values()), policy)
-    dataset = load_manifest(manifest)
+    if settings.task is None and settings.start is None:
+        raise UsageError("a task fragment is needed", hint="make one with `segpipe plan`, and name it with --task")
+    parent = None if settings.start is None else read_parent(settings.start.bundle, policy)
+    require_vetted_sources((manifest,), policy)
+    dataset, place = load_manifest(manifest), data_root(manifest, settings.data).resolve()
+    fragments = settings.fragments(dataset, parent)
+    require_vetted_sources([each for each in fragments.values() if isinstance(each, str)], policy)
     values: dict[str, tuple[Any, str]] = {
         "bundle_root": (str(out.resolve()), "--out"),
-        "dataset_dir": (str(data_root(manifest, settings.data).resolve()), "--data"),
+        "dataset_dir": (str(place), "--data"),
         **settings.values,
     }
     if settings.store is not None:
         values["store"] = (None if settings.store == "none" else str(settings.store), "--store")
     if settings.folds is not None:
         values["fold"] = (chosen_folds(dataset, settings.folds)[0], "--folds")
-    composed = compose_config(settings.fragments, settings.overrides, values)
+    composed = compose_config(fragments, settings.overrides, values)
     config = composed.config
     for name, theirs in (("labels", list(dataset.labels.values())), ("channels", dataset.channels)):
         if config[name] != theirs:
@@ -143,6 +159,11 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     _settle_store(composed, dataset)
     check_components(config)
     check_network(config)
+    if parent is not None and settings.start is not None:
+        initial = InitialOfParent(parent, settings.start, dataset, place)
+        composed.initial = begin_with(config, composed.origins, initial)
+        folds = [config["fold"]] if settings.folds is None else chosen_folds(dataset, settings.folds)
+        composed.notes += describe(composed.initial, config, folds)
     return composed
 
 
@@ -201,7 +222,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         The run record.
 
     Raises:
-        UsageError: the folder already holds a run, or weights of one.
+        UsageError: the folder already holds a run, or weights of one; or it is not known which weights it begins with.
     """
     taken = next((name for name in ("run.json", "last.pt", "best.pt", "final.pt") if (out / name).exists()), None)
     if taken is not None:
@@ -212,6 +233,10 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
             hint="go on with `segpipe train --resume`, or choose another --out",
         )
     config = composed.config
+    if "initial_weights" in config and composed.initial is None:
+        raise UsageError(
+            "the weights that the run begins with are its parent's", path=out, hint="give the first command again"
+        )
     dataset = load_manifest(manifest)
     validated = [] if config["fold"] is None else dataset.select("validation", config["fold"])
     try:
@@ -238,6 +263,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         },
         **{name: config[name] for name in OF_THE_RECORD if name in config},
         "mirror_axes": mirrored_in_training(config),
+        **({} if composed.initial is None else {"parent": composed.initial.write(config, out)}),
         "origins": composed.origins,
         "environment": environment(),
         "sessions": [],

@@ -19,9 +19,11 @@ from typing import Any
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
 from segpipe.common.folder_lock import locked
+from segpipe.common.partial import temporary_folder
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
+from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 from segpipe.training.same_cpu import require_same_cpu
@@ -68,6 +70,7 @@ def resume(
             hint="a changed config is another run: train it with another --out",
         )
     require_same_cpu(out, record)
+    require_initial(out, record)
     if epochs is not None:
         _require_more(out, record, epochs)
     return _session(out, record, True, data, progress, epochs)
@@ -198,11 +201,17 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
     from monai.bundle import ConfigParser
 
     uncached = {"cache_rate": 0.0, "store": None, "manifest": str(manifest)}
-    parser = ConfigParser({**json.loads(json.dumps(composed.config)), **uncached})
+    config = {**json.loads(json.dumps(composed.config)), **uncached}
     try:
-        parser.get_parsed_content("initialize")
+        with temporary_folder() as folder:
+            if composed.initial is not None:
+                composed.initial.write(config, folder)
+                config["initial_weights"] = str(folder / INITIAL)
+            parser = ConfigParser(config)
+            parser.get_parsed_content("initialize")
+            network = parser.get_parsed_content("train::network")
         trainer, device = parser.get_parsed_content("train::trainer"), parser.get_parsed_content("device")
-        network, loss = parser.get_parsed_content("train::network"), parser.get_parsed_content("train::loss")
+        loss = parser.get_parsed_content("train::loss")
         loader = parser.get_parsed_content("train::dataloader")
         augment = parser.get_parsed_content("train::augmentation")
         batch = next(iter(loader))

@@ -85,7 +85,7 @@ class Sources:
         """Return the config of one run."""
         place = str(series.folder(value).resolve())
         config = {**self.composed.config, series.id: value, "bundle_root": place}
-        return Composed(config, self.composed.origins, self.composed.notes)
+        return Composed(config, self.composed.origins, self.composed.notes, self.composed.initial)
 
 
 def train_series(
@@ -112,6 +112,10 @@ def train_series(
     for value in series.values:
         if series.is_begun(value):
             require_same(series.folder(value), sources.of(series, value).config, sources.manifest)
+    if sources.composed.initial is not None:  # all at once: whoever resumes them does not name the parent
+        for value in series.values:
+            if not series.is_begun(value):
+                prepare(sources.of(series, value), sources.manifest, series.folder(value), sources.fingerprint)
     work = _Work(series, sources, record, progress or Console("train").note)
     in_threads(work.train, series.values, jobs, work.children)
     record()

@@ -148,6 +148,7 @@ def _to_measure(
         "dataset_dir": str(root.resolve()),
         "cache_rate": 1.0,
         "store": None,
+        "initial_weights": "",  # a step takes as long with any
         "fold": None,
         "steps_per_epoch": WARM_UP + FEWEST + MOST,
     }

@@ -25,6 +25,7 @@ from segpipe.data import (
 from segpipe.errors import UsageError
 from segpipe.training.budgets import duration, parse_budget
 from segpipe.training.cross_validation import resume_folds, train_folds
+from segpipe.training.fine_tuning import FineTuning
 from segpipe.training.fragments import Composed
 from segpipe.training.out_of_fold import measure_out_of_fold
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, RunSettings, compose_run
@@ -91,7 +92,7 @@ def train(
     *,
     task: str | Path | None = None,
     out: str | Path | None = None,
-    network: str | Path = "unet",
+    network: str | Path | None = None,
     loss: str | Path = "dice_ce",
     augment: str | Path = "light",
     runtime: str | Path = "cpu",
@@ -107,6 +108,11 @@ def train(
     overrides: Sequence[str] = (),
     seeds: int | None = None,
     budget: str | int | float | None = None,
+    parent: str | Path | None = None,
+    member: int | None = None,
+    freeze: str | None = None,
+    allow_seen: bool = False,
+    allow_other_preprocessing: bool = False,
     resume: str | Path | None = None,
     allow_other_cpu: bool = False,
     dry_run: bool = False,
@@ -131,9 +137,11 @@ def train(
 
     Args:
         manifest: with folds; its cases are read. Needed, as ``task``, unless ``resume`` is given.
-        task: task fragment: the path of one that `segpipe.plan` wrote, or a name of those that are shipped.
+        task: task fragment: the path of one that `segpipe.plan` wrote, or a name of those that are shipped. With
+            ``parent``, None prepares images as it did.
         out: new run folder; not needed for a dry run.
-        network, loss, augment, runtime: fragments, by name or path; see ``segpipe info``.
+        network, loss, augment, runtime: fragments, by name or path; see ``segpipe info``. No network: the parent's,
+            or a U-Net without one.
         fold: that is validated; None trains on every training case, validates none and keeps the last weights.
         folds: cross-validation: ``all`` folds, or some, each in a process of its own, into ``out/fold_0``, ...
         jobs: folds or seeds at the same time.
@@ -145,6 +153,11 @@ def train(
         overrides: ``id=value``, the value in YAML, nested ids as ``network_def#channels``.
         budget: time for all of it, such as ``2h``: a step is measured and the number of steps follows, not ``epochs``.
         seeds: train with so many seeds, from ``seed`` on, each in a process of its own, into ``out/seed0``, ...
+        parent: bundle whose weights the training begins with.
+        member: of an ensemble, which of its networks; None: the one that did not see the cases of the fold.
+        freeze: ``encoder`` keeps its weights as they are.
+        allow_seen: go on where the parent saw cases that the run is measured on; each figure says so.
+        allow_other_preprocessing: go on where images are prepared in another way than the parent's.
         resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
             and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
         allow_other_cpu: with ``resume``: go on also on another kind of CPU, where bits differ; the record says so.
@@ -155,7 +168,8 @@ def train(
     Raises:
         UsageError: what is asked for does not fit together or is not there, or the run diverged.
         DataError: a case cannot be used; the error names it.
-        RefusedError: a bundle that manifest or fragments lie in is not trusted.
+        RefusedError: the parent, or a bundle that manifest or fragments lie in, is not trusted; or the parent saw cases
+            that the run would be measured on, or prepares images in another way.
     """
     if resume is not None:
         if dry_run:
@@ -163,7 +177,7 @@ def train(
                 "--resume goes on with the training, and --dry-run would not train",
                 hint="leave one of them out: what a run is configured by stands in RUN/config.json",
             )
-        if manifest is not None or overrides or any(given is not None for given in (seeds, folds, budget)):
+        if manifest is not None or overrides or any(given is not None for given in (seeds, folds, budget, parent)):
             raise UsageError(
                 "--resume takes its settings from the run",
                 hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
@@ -188,8 +202,16 @@ def train(
         return _of_record(root, resume_run(root, place, progress, epochs))
     if allow_other_cpu:
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
-    if manifest is None or task is None or (out is None and not dry_run):
+    if manifest is None or (task is None and parent is None) or (out is None and not dry_run):
         raise UsageError("a manifest, task= and out= are needed", hint="or resume=RUN, to go on with a run")
+    start = None
+    if parent is not None:
+        start = FineTuning(Path(parent), member, freeze, allow_seen, allow_other_preprocessing)
+    elif member is not None or freeze is not None or allow_seen or allow_other_preprocessing:
+        raise UsageError(
+            "--member, --freeze, --allow-seen and --allow-other-preprocessing go with --from",
+            hint="name the bundle that the training begins with: --from BUNDLE",
+        )
     if budget is not None and epochs is not None:
         raise UsageError("--budget and --epochs both say how long", hint="give one of them")
     if folds is not None and (seeds is not None or fold != 0):
@@ -213,6 +235,7 @@ def train(
         tuple(overrides),
         folds,
         store,
+        start,
     )
     policy = TrustPolicy(tuple(allow), run_unvetted_code)
     seconds = None if budget is None else parse_budget(budget)
@@ -249,7 +272,7 @@ def _train(
     if dry_run:
         return TrainingRun(root, "dry run", notes=notes, trial=try_run(composed, manifest))
     _note_crowded(composed.config, jobs, progress)
-    fingerprint = fingerprint_path(settings.task)
+    fingerprint = None if settings.task is None else fingerprint_path(settings.task)
     sources = Sources(composed, manifest, fingerprint, Path(composed.config["dataset_dir"]))
     if seeds is not None:
         with alone_in(root):
@@ -278,7 +301,8 @@ def _length(
         hint = f"go on with `segpipe train --resume {quoted(root)}`, or choose another --out"
         raise UsageError("the folder already holds a run, whose length is decided", path=root, hint=hint)
     dataset, place = load_manifest(manifest), Path(composed.config["dataset_dir"])
-    fingerprint = read_fingerprint(fingerprint_path(settings.task)) or take_fingerprint(dataset, place)
+    known = None if settings.task is None else read_fingerprint(fingerprint_path(settings.task))
+    fingerprint = known or take_fingerprint(dataset, place)
     folds = () if settings.folds is None else tuple(chosen_folds(dataset, settings.folds))
     spent = length_within(composed.config, fingerprint, dataset, place, Runs(seconds, folds, seeds or 1))
     (progress or Console("train").note)(

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from segpipe.bundle.exporting.card_figures import OVERALL
+from segpipe.bundle.exporting.fine_tuned import parent_metadata
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
 from segpipe.bundle.supported_subset import resolve
 from segpipe.data import Manifest
@@ -120,7 +121,7 @@ def bundle_metadata(
         },
         "exceptions": {"verify_net_in_out": LIST_OUTPUT} if target.endswith("BasicUNetPlusPlus") else {},
         "postprocessing": {manifest.labels[str(value)]: rule.words() for value, rule in rules.items() if rule},
-        "commands": _commands(labelling.name, results or {}),
+        "commands": _commands(labelling.name, results or {}, "parent" in run.record),
         "provenance": PROVENANCE,
         "run": {
             "network": run.config.get("network_name"),
@@ -213,17 +214,19 @@ def _training_data(run: Run) -> dict[str, Any]:
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """Return what the training did to the axes of the network's grid; nothing where that is not known."""
+    """Return what the training did to the axes of the network's grid, and what it began with, as far as is known."""
     axes = run.record.get("mirror_axes")
-    return {} if axes is None else {"training": {"mirror_axes": axes}}
+    known = {**({} if axes is None else {"mirror_axes": axes}), **parent_metadata(run.record)}
+    return {"training": known} if known else {}
 
 
-def _commands(name: str, results: Mapping[str, Any]) -> dict[str, str]:
+def _commands(name: str, results: Mapping[str, Any], has_parent: bool) -> dict[str, str]:
     fold = "" if results.get("fold") is None else f" --fold {results['fold']}"
     part = f"--split {results.get('split', 'test')}{fold} --data DATA"
     nsd = results.get("tolerance_mm", 1.0)
     tolerance = "" if nsd == 1.0 else f" --tolerance-mm {nsd:g}"
     manifest = f"{name}/configs/manifest.json"
+    train, reproduce = (" --initial_weights INITIAL", " --parent PARENT") if has_parent else ("", "")
     stock = f"python -m monai.bundle run --config_file {name}/configs"
     return {
         "predict_stock": f"{stock}/inference.json --bundle_root {name} --dataset_dir IMAGES --output_dir OUT",
@@ -231,8 +234,8 @@ def _commands(name: str, results: Mapping[str, Any]) -> dict[str, str]:
         "predict_again": f"segpipe predict {name} {manifest} PREDICTIONS {part}",
         "evaluate": f"segpipe evaluate {manifest} PREDICTIONS --out METRICS {part}{tolerance}",
         "evaluate_stock": f"{stock}/evaluate.json --bundle_root {name} --dataset_dir DATA --output_dir OUT",
-        "train": f"{stock}/train.json --bundle_root {name} --dataset_dir DATA",
+        "train": f"{stock}/train.json --bundle_root {name} --dataset_dir DATA{train}",
         "check": f"cd {name} && sha256sum --check SHA256SUMS",
         "verify": f"segpipe bundle verify {name}",
-        "reproduce": f"segpipe reproduce {name} --data DATA",
+        "reproduce": f"segpipe reproduce {name} --data DATA{reproduce}",
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from segpipe.bundle.exporting.card_estimate import estimate_in_short, estimate_paragraphs
 from segpipe.bundle.exporting.card_figures import BARS, CURVES, EXAMPLE, OVERALL
+from segpipe.bundle.exporting.fine_tuned import initial_weights_in_words, parent_in_words, seen_paragraphs
 from segpipe.bundle.exporting.markdown import code, facts, figure, number, picture, table
 from segpipe.bundle.tensors import WEIGHTS
 
@@ -98,7 +99,8 @@ def _results(metadata: Document, provenance: Document, pictures: Collection[str]
     estimated = estimate_paragraphs(metadata)
     chosen = _choice_of_weights(metadata, best)
     if not results:
-        return "\n\n".join(["## Results", *(estimated or [f"Not measured on held-out cases. {chosen}".rstrip()])])
+        unmeasured = estimated or [f"Not measured on held-out cases. {chosen}".rstrip()]
+        return "\n\n".join(["## Results", *seen_paragraphs(metadata), *unmeasured])
     rows = [
         (name, label, figure(entry, digits), number(entry["median"], digits), entry["n"])
         for metric, labels in results["metrics"].items()
@@ -109,6 +111,7 @@ def _results(metadata: Document, provenance: Document, pictures: Collection[str]
     failed = f"{lost} failed and count as Dice 0" if lost else "None of them failed"
     parts = [
         "## Results",
+        *seen_paragraphs(metadata),
         f"Measured on {results['cases']} cases of {results['patients']} patients ({_split(metadata)}). "
         f"{failed}. Means over cases; in brackets {results['interval']}.",
         table(["measure", "label", "mean", "median", "cases"], rows),
@@ -286,6 +289,7 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
         voxels_seen=_voxels_seen(data),
         network=f"{net} ({run['network']}), {provenance['weights']['parameters']:,} parameters{_each(metadata)}",
         members=_members(metadata),
+        began_with=parent_in_words(metadata),
         loss=run["loss"],
         epochs=run["epochs"],
         seed=None if metadata.get("members") else run["seed"],
@@ -361,6 +365,7 @@ def _checking(metadata: Document) -> str:
         "Train again with all that `provenance.json` records, and compare with these weights. On the same class of "
         "processor, with the same versions, they come out the same, bit for bit; elsewhere the difference is told:",
         code(commands["reproduce"]),
+        *initial_weights_in_words(metadata),
     ]
     return "\n\n".join(parts)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.exporting.fine_tuned import parents_together
 from segpipe.bundle.exporting.run_record import Run, read_run, seen_by, weights_of
 from segpipe.bundle.tensors import State, read_state, require_fits, torch_bytes, weights_files
 from segpipe.common.console import quoted
@@ -57,6 +58,7 @@ class Members:
             "best": None,
             "cases": {"training": [c.id for c in first.manifest.training if c.id in trained], "validation": []},
             "sessions": [session for run in self.runs for session in run.record.get("sessions") or []],
+            **parents_together([run.record for run in self.runs]),
         }
         seen = seen_by(self.folders[0], record["cases"]["training"])
         return replace(first, record=record, history=(), seeds=None, seen=seen)

@@ -251,6 +251,7 @@ def provenance(
         "sessions": [_session(session) for session in sessions],
         **({"extensions": record["extensions"]} if record.get("extensions") else {}),
         "environment": record.get("environment"),
+        **({"parent": record["parent"]} if "parent" in record else {}),
         "weights": _weights(root, *next(iter(states.items()))),
         "seeds": run.seeds,
         "evaluation": evaluation,
@@ -275,6 +276,7 @@ def _members(runs: Sequence[Run], states: Mapping[str, State], root: Path) -> li
         {
             **{name: run.record.get(name) for name in ("status", "fold", "seed", "epochs", "best", "config_sha256")},
             **{part: run.cases.get(part, []) for part in ("training", "validation")},
+            **({"parent": run.record["parent"]} if "parent" in run.record else {}),
             "environment": run.record.get("environment"),
             "weights": _weights(root, file, state),
         }

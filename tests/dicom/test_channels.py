@@ -100,6 +100,25 @@ def test_a_choice_among_several_is_left_to_the_user(tmp_path: Path) -> None:
     assert "one series fits several channels" in one_for_two[0].detail
 
 
+def test_scouts_and_what_was_computed_are_no_channels_beside_originals(tmp_path: Path) -> None:
+    here = one_space()
+    one_slice = make.Grid(rows=16, columns=20, slices=1)
+    projection = {"ImageType": ["DERIVED", "SECONDARY", "MIP"], "SeriesDescription": "mip"}
+    parts = (
+        ("CT", CT, here),
+        ("CT", one_slice, here),
+        ("CT", one_slice, {**here, "FrameOfReferenceUID": "1.2.3"}),
+        ("PT", PET, here),
+        ("PT", PET, {**here, **projection}),
+    )
+    found = join_channels(scanned(tmp_path, *parts), CT_PET)
+    (case,) = found.cases
+    assert case.state == "loaded", case.detail
+    assert case.further[0].derived == () and len(found.others) == 3
+    (case,) = join_channels(list(scan(tmp_path).series), parse_channels(["CT", "PET=PT:mip"])).cases
+    assert case.further[0].derived == ("projection",)
+
+
 def test_a_refused_or_distant_channel_refuses_its_case(tmp_path: Path) -> None:
     here = one_space()
     images = make.series(PET, "PT", **here)

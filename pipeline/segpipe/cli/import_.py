@@ -14,6 +14,7 @@ from segpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable
 
     from rich.progress import TaskID
 
@@ -94,6 +95,10 @@ def command(
         typer.Option(
             help="DICOM PET: SUVbw converts values by the headers; BQML, CNTS or GML is what they have to be stored in."
         ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a picture of each case of several channels: these beside and over each other."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
@@ -189,6 +194,8 @@ def command(
                     progress=progress,
                     note=console.note,
                 )
+                if pictures is not None:
+                    _draw(imported, pictures, progress)
             except LabelsNotChosenError as error:
                 if sys.stdout.isatty():
                     _print_names(console, error.names)
@@ -197,6 +204,20 @@ def command(
         _print_names(console, names)
     else:
         _report(console, imported)
+
+
+def _draw(imported: Imported, folder: Path, progress: Callable[[str, int, int | None], None]) -> None:
+    """Draw the channels of each case."""
+    from segpipe.reporting import draw_channels
+
+    names = imported.manifest.channels
+    cases = imported.manifest.cases() if len(names) > 1 else []
+    if not cases:
+        raise UsageError("--pictures shows channels over each other", found="one channel a case", hint="leave it out")
+    for done, case in enumerate(cases, 1):
+        label = None if case.label is None else imported.root / case.label
+        draw_channels([imported.root / image for image in case.images], label, names, folder / f"{case.id}.png")
+        progress("drawing", done, len(cases))
 
 
 def _print_names(console: Console, names: Counter[str]) -> None:

@@ -34,7 +34,8 @@ def require_one_grid(channels: Sequence[Header], label: Header | None = None) ->
                 "the channels lie on different grids",
                 path=header.path,
                 found=f"channel 0 against channel {number}: {difference}",
-                hint="where they are registered, --registered has them resampled to the grid of channel 0",
+                hint="where they are registered, `segpipe import --registered` and `segpipe predict --registered` put "
+                "them on the grid of channel 0",
             )
     difference = None if label is None else grid_difference(first, label)
     if difference:

@@ -94,18 +94,20 @@ def join_channels(
     joined = JoinedSeries()
     taken: set[int] = set()
     for first in series:
-        if id(first) in taken or not rules[0].fits(first):
+        if id(first) in taken or not _candidates(rules[0], [first]):
             continue
         beside = [other for other in series if other.study_uid == first.study_uid and other.study_uid]
         here = [other for other in beside if other.frame_of_reference_uid == first.frame_of_reference_uid != ""]
         here = here or [first]
-        firsts = [other for other in here if rules[0].fits(other)]
+        firsts = _candidates(rules[0], here)
+        if not any(first is member for member in firsts):  # computed from what is there as well
+            continue
         further, fault = [], _several(rules[0], firsts) if len(firsts) > 1 else ""
         for rule in rules[1:]:
-            members = [other for other in here if rule.fits(other) and other not in firsts]
+            members = [other for other in _candidates(rule, here) if other not in firsts]
             further += members
             if not fault and len(members) != 1:
-                fault = _several(rule, members) if members else _missing(rule, [o for o in beside if rule.fits(o)])
+                fault = _several(rule, members) if members else _missing(rule, _candidates(rule, beside))
         members = [*firsts, *further]
         if len({id(member) for member in members}) != len(members) and not fault:
             fault = "one series fits several channels; tell them apart with --channel NAME=MODALITY:PATTERN"
@@ -117,6 +119,19 @@ def join_channels(
         joined.cases.append(_refused(first, fault) if fault else _case(first, further, rules))
     joined.others.extend(one for one in series if id(one) not in taken)
     return joined
+
+
+def _candidates(rule: ChannelRule, series: Sequence[Series]) -> list[Series]:
+    """Return which of some series may be a channel: no scout or picture, nothing computed beside originals.
+
+    A rule with a pattern goes by that, whatever was computed.
+    """
+    fitting = [
+        one
+        for one in series
+        if rule.fits(one) and not (one.is_picture or one.reason == "single_slice" or "localizer" in one.derived)
+    ]
+    return fitting if rule.description else [one for one in fitting if not one.derived] or fitting
 
 
 def _several(rule: ChannelRule, members: Sequence[Series]) -> str:

@@ -111,7 +111,8 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
         volumes = load_channels(case)
         for series, volume in zip(case.channels, volumes, strict=True):
             judge_voxels(volume.array, Path(series.case_id))
-        return Source(headers[0], np.stack([volume.array for volume in volumes]))
+        arrays = [volume.array for volume in volumes]
+        return Source(headers[0], np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
     files = [read_header(path) for path in case] if isinstance(case, RegisteredFiles) else headers
     arrays = [on_grid_of(files[0], file, _read_judged(file)) for file in files]
     if len(arrays) == 1:
@@ -131,7 +132,7 @@ def read_headers(case: CaseInput, channels: int) -> list[Header]:
     if isinstance(case, Source):
         return [case.header]
     if isinstance(case, Series):
-        return [_header_of(case, channels)]
+        return [_header_of(case, channels)] * channels
     missing = [index for index, path in enumerate(case) if not Path(path).is_file()]
     if missing and len(case) > 1:
         raise UsageError(
@@ -183,7 +184,7 @@ def _header_of(series: Series, channels: int) -> Header:
         raise DataError("the series is refused", found=series.reason)
     header = Header(Path(series.case_id), series.shape, series.affine_ras, series.spacing_mm, "float32")
     require_3d(header)
-    return replace(header, shape=(*header.shape, channels)) if channels > 1 else header
+    return header
 
 
 def _read_judged(header: Header) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from .case_overlay import labelled_figure as labelled_figure
 from .cases_page import is_to_look_at as is_to_look_at
 from .cases_page import remarks as remarks
 from .cases_page import write_cases_page as write_cases_page
+from .channel_figure import draw_channels as draw_channels
 from .charts import comparison as comparison
 from .charts import dice_bars as dice_bars
 from .charts import learning_curves as learning_curves

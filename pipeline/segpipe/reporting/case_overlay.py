@@ -214,11 +214,11 @@ def example_figure(
     from PIL import Image, ImageDraw, ImageFont
 
     black_to_white = np.round(255 * grey(image, *window(image))).astype(np.uint8)
-    places = [_most(labels, plane.normal) for plane in PLANES]
+    places = [plane_of_most(labels, plane.normal) for plane in PLANES]
     longest_mm = max(size * mm for size, mm in zip(image.shape, spacing_mm, strict=True))
     rows = [
         [
-            _picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm)
+            plane_picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm)
             for plane, index in zip(PLANES, places, strict=True)
         ]
         for shown in (np.zeros_like(labels), labels)
@@ -257,7 +257,7 @@ def labelled_figure(image: Path, labels: Path, names: Mapping[int, str]) -> byte
     return example_figure(shown, outlined.astype(np.uint8), spacing, names, ("image", "label map"))
 
 
-def _most(labels: NDArray[Any], axis: int) -> int:
+def plane_of_most(labels: NDArray[Any], axis: int) -> int:
     """Return the plane with the largest sum of the shares of the labels in it; the middle one without labels."""
     across = tuple({0, 1, 2} - {axis})
     masks = [labels == value for value in np.unique(labels[labels != 0])]
@@ -265,7 +265,7 @@ def _most(labels: NDArray[Any], axis: int) -> int:
     return int(np.sum(shares, axis=0).argmax()) if shares else labels.shape[axis] // 2
 
 
-def _picture(
+def plane_picture(
     plane: Plane, image: NDArray[np.uint8], labels: NDArray[Any], index: int, spacing_mm: Sequence[float], scale: float
 ) -> Any:
     from PIL import Image

@@ -28,7 +28,7 @@ def put_on_one_grid(
 
     Args:
         dataset: NIfTI images and label maps, with ids of their own.
-        folder: for the channels; None: `FOLDER` in the data.
+        folder: the channels are written to ``channels`` in it; None: to `FOLDER` in the data.
         progress: called with the number of cases done and of all.
 
     Returns:
@@ -39,7 +39,7 @@ def put_on_one_grid(
         DataError: a file that cannot be read, a channel that covers none of the first, or labels where one was not
             scanned; the error names the case.
     """
-    place = (folder or dataset.root / FOLDER).resolve()
+    place = (folder / "channels" if folder else dataset.root / FOLDER).resolve()
     cases = [*dataset.training, *dataset.test]
     done: list[SourceCase] = []
     for case in cases:

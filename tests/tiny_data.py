@@ -14,6 +14,9 @@ TASK = """
 task_name: tiny
 channels: [MRI]
 labels: [background, liver, kidney, lesion]
+ignore_label: null
+regions: {}
+annotated_sets: []
 in_channels: 1
 out_channels: 4
 activation: softmax

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segpipe.common.outliers import find_outliers, refuse_outliers
 from segpipe.data.check.case_check import examine
-from segpipe.data.manifest import Case
+from segpipe.data.manifest import Case, Manifest
 from segpipe.errors import DataError
 from segpipe.inference.source import judge_voxels
 
@@ -113,7 +113,8 @@ def test_what_is_advised_helps() -> None:
 def test_check_names_case_channel_and_number(tmp_path: Path) -> None:
     image = np.stack([BRAIN, with_voxels(-3.4e38, 3)], -1)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii.gz")
-    facts = examine(Case(id="a", image="a.nii.gz"), tmp_path, frozenset({0, 1}), 2)
+    modality, labels = {"0": "T1", "1": "T2"}, {"0": "background", "1": "x"}
+    facts = examine(Case(id="a", image="a.nii.gz"), tmp_path, Manifest(name="d", modality=modality, labels=labels))
     (finding,) = facts.findings
     assert (finding.kind, finding.case_id, finding.severity) == ("outlying_voxels", "a", "error")
     assert "3 voxel(s) up to -3.4e+38" in finding.found

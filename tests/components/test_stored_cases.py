@@ -11,9 +11,26 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset
-from monai.transforms import Lambdad, MapTransform, RandFlipd, RandSpatialCropd, SpatialPadd
+from monai.transforms import (
+    DeleteItemsd,
+    Lambdad,
+    MapTransform,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandSpatialCropd,
+    SpatialPadd,
+)
 
-from segpipe.components import BatchAugmentation, CaseTransforms, EpochSeed, ValidateCased, prepared_cases, stored_cases
+from segpipe.components import (
+    AnnotatedToIndicesd,
+    BatchAugmentation,
+    CaseTransforms,
+    EpochSeed,
+    MarkUnannotatedd,
+    ValidateCased,
+    prepared_cases,
+    stored_cases,
+)
 from segpipe.components.stored_cases import StoredCases
 from segpipe.data.phantom import make_phantom
 from segpipe.errors import DataError, UsageError
@@ -209,3 +226,29 @@ def test_without_a_store_it_is_monais_own(cases: list[dict[str, Any]]) -> None:
     dataset = prepared_cases(cases, transforms("light")[0], cache_rate=0.5)
     assert type(dataset) is CacheDataset and dataset.cache_num == 2
     assert len(prepared_cases([], transforms("light")[0], store=None)) == 0
+
+
+def test_ignored_voxels_and_cases_in_part_are_those_of_memory(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    items = [{**item, **({"annotated": [1]} if number == 0 else {})} for number, item in enumerate(cases)]
+
+    def chain() -> CaseTransforms:
+        transform, _ = transforms("none", rounds=False)
+        *steps, pad, _crop = transform.transforms
+        both, drawn = ["image", "label"], ["label_fg_indices", "label_bg_indices"]
+        crop = RandCropByPosNegLabeld(both, "label", PATCH, 2, 1, 1, fg_indices_key=drawn[0], bg_indices_key=drawn[1])
+        known = [ValidateCased(1, 3, 3) if isinstance(step, ValidateCased) else step for step in steps]
+        return CaseTransforms(
+            [*known, pad, AnnotatedToIndicesd(3), crop, DeleteItemsd(drawn), MarkUnannotatedd(3, 3, [[1]])]
+        )
+
+    memory = CacheDataset(items, chain(), progress=False)
+    stored = prepared_cases(items, chain(), store=str(tmp_path / "store"))
+    for dataset in (memory, stored):
+        dataset.transform.set_random_state(4)
+    for index in range(len(items)):
+        (one,), (other,) = memory[index], stored[index]
+        assert set(one) == set(other) == {"case_id", "image", "label"}
+        assert torch.equal(torch.as_tensor(one["label"]).float(), torch.as_tensor(other["label"]).float())
+        assert torch.allclose(torch.as_tensor(one["image"]), torch.as_tensor(other["image"]), atol=1e-2)
+    (first,) = memory[0]
+    assert 0 not in first["label"] and 4 in first["label"]

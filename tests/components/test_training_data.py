@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,27 @@ def dataset(tmp_path: Path) -> Path:
             save(tmp_path / path, np.arange(120).reshape(SHAPE))
     save_manifest(manifest, tmp_path / "manifest.json")
     return tmp_path
+
+
+def test_what_was_looked_for_comes_with_a_case(dataset: Path) -> None:
+    document = json.loads((dataset / "manifest.json").read_text())
+    document["labels"]["2"] = "y"
+    document["training"][0]["annotated_labels"] = ["y"]
+    document["training"][1]["annotated_labels"] = [1, 2]
+    (dataset / "manifest.json").write_text(json.dumps(document))
+    cases = load_cases(str(dataset / "manifest.json"), str(dataset), "training")
+    assert [case.get("annotated") for case in cases] == [[2], None, None]
+
+
+def test_ignored_voxels_are_known_to_the_check() -> None:
+    image = MetaTensor(torch.rand(1, *SHAPE))
+    label = MetaTensor(torch.zeros(1, *SHAPE))
+    label[0, 0] = 9
+    ValidateCased(1, 2, 9)({"image": image, "label": label})
+    with pytest.raises(DataError, match="outside the manifest"):
+        ValidateCased(1, 2)({"image": image, "label": label})
+    with pytest.raises(DataError, match="no voxel is annotated"):
+        ValidateCased(1, 2, 9)({"image": image, "label": torch.full_like(label, 9)})
 
 
 def test_cases_of_a_split_have_id_paths_and_label(dataset: Path) -> None:

@@ -18,6 +18,7 @@ from segpipe.data.fingerprint import (
     SAMPLES_PER_CASE,
     CaseFingerprint,
     Fingerprint,
+    Job,
     measure_case,
     save_fingerprint,
     take_fingerprint,
@@ -123,7 +124,7 @@ def test_the_file_names_ids_and_no_paths(tmp_path: Path, made: Manifest) -> None
 def test_a_large_foreground_is_sampled_evenly(tmp_path: Path) -> None:
     image = np.arange(32**3, dtype=np.float32).reshape(32, 32, 32)
     case = write_case(tmp_path, "large", image, np.ones(image.shape, np.uint8), np.eye(4))
-    _case, samples = measure_case((LABELS, 1, str(tmp_path), case))
+    _case, samples = measure_case(Job(LABELS, 1, str(tmp_path), case))
     assert SAMPLES_PER_CASE / 2 < samples[0].size <= SAMPLES_PER_CASE
     assert samples[0].mean() == pytest.approx(image.mean(), rel=1e-3)
 

@@ -219,3 +219,23 @@ def test_a_scan_takes_neither_kind_for_an_image(kind: Any, tmp_path: Path) -> No
     assert [one.series_uid for one in found.series] == [series.series_uid]
     assert [one.file_class for one in found.passed_over] == ["non_image"]
     assert "Segmentation Storage" in found.passed_over[0].detail
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_regions_that_overlap_are_a_segment_each(tmp_path: Path, grid: str) -> None:
+    series = write_series(tmp_path / "in", grid)
+    random = np.random.default_rng(3)
+    bits = (random.integers(0, 4, series.shape) * (random.random(series.shape) < 0.3)).astype(np.uint8)
+    infos, _ = label_infos({0: "background", 1: "whole tumour", 2: "core"}, {"name": "x", "codes": None})
+    path = tmp_path / "seg.dcm"
+    write_seg(series, bits, infos, path, algorithm=ALGORITHM, regions=2)
+    planes = hd.seg.segread(path).get_pixels_by_source_instance(
+        [frame.sop_instance_uid for frame in series.frames], assert_missing_frames_are_empty=True
+    )
+    assert planes.shape[-1] == 2 and (planes.sum(-1) == 2).any()
+    for region in range(2):
+        assert np.array_equal(planes[..., region], (bits >> region & 1).transpose(2, 1, 0))
+    with pytest.raises(SegpipeError, match="nothing is said of"):
+        write_seg(series, bits | 4, infos, path, algorithm=ALGORITHM, regions=2)
+    with pytest.raises(SegpipeError, match="no label map"):
+        write_seg(series, bits, infos, path, algorithm=ALGORITHM, regions=2, kind="labelmap")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -177,3 +178,39 @@ def test_the_command_explains_and_saves_the_config(tiny_manifest: Path, tmp_path
     assert "did you mean 'max_epochs'" in capsys.readouterr().err
     assert run([*arguments[:-1], "--save-config", str(tmp_path / "c.json")]) == 2
     assert "--explain" in capsys.readouterr().err
+
+
+def with_task(fragments, tmp_path: Path, **ids: Any) -> dict[str, str]:
+    task = tmp_path / "changed.yaml"
+    task.write_text(yaml.safe_dump({**yaml.safe_load(Path(fragments["task"]).read_text()), **ids}, sort_keys=False))
+    return {**fragments, "task": str(task)}
+
+
+def test_patches_are_drawn_about_voxels_that_are_annotated(fragments, tmp_path: Path) -> None:
+    composed = compose_config(with_task(fragments, tmp_path, ignore_label=255))
+    names = [step["_target_"] for step in composed.config["random_transforms"]]
+    crop = names.index("RandCropByPosNegLabeld")
+    assert names[crop - 1 : crop + 2 : 2] == ["segpipe.components.AnnotatedToIndicesd", "DeleteItemsd"]
+    assert composed.config["random_transforms"][crop]["fg_indices_key"] == "label_fg_indices"
+    assert "not 255" in composed.origins["random_transforms"]
+    check_components(composed.config)
+    plain = compose_config(fragments).config["random_transforms"]
+    assert [step for step in composed.config["random_transforms"] if step in plain] == [
+        step for step in plain if step["_target_"] != "RandCropByPosNegLabeld"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ({"ignore_label": 3}, "the value of a label"),
+        ({"regions": {"all": [1, 2, 3]}}, "softmax excludes"),
+        ({"regions": {"all": [1, 2, 4]}, "activation": "sigmoid", "out_channels": 1}, "no label"),
+        ({"regions": {"all": [1, 2, 3]}, "activation": "sigmoid"}, "out_channels does not fit"),
+        ({"annotated_sets": [[0]]}, "no label"),
+        ({"regions": {str(n): [1] for n in range(9)}, "activation": "sigmoid", "out_channels": 9}, "too many regions"),
+    ],
+)
+def test_what_labels_cannot_mean_is_refused(fragments, tmp_path: Path, ids: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        compose_config(with_task(fragments, tmp_path, **ids))

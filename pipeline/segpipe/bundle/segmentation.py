@@ -38,7 +38,6 @@ from segpipe.inference import (
 )
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
-OVERLAP = "its regions overlap, and these take one label map"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
 INTENSITY_MARGIN = 0.5  # of that range's width
 COMPARED = (1, 2, 3)  # of the percentiles 0.5, 5, 50, 95 and 99.5: the extremes of an image are its outliers
@@ -206,12 +205,12 @@ class Segmentation:
     def _write_dicom(self, folder: Path, formats: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         if not formats:
             return {}, {}
-        if self._series is None or self.regions:
-            return {}, dict.fromkeys(formats, NO_DICOM_SOURCE if self._series is None else OVERLAP)
+        if self._series is None:
+            return {}, dict.fromkeys(formats, NO_DICOM_SOURCE)
         recipe = self._recipe
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
         algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)
-        return write_dicom(folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm)
+        return write_dicom(folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions)
 
 
 def far_from_training(

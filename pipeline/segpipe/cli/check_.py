@@ -60,10 +60,14 @@ def command(
         facts["pictures"] = _draw(found.to_look_at, manifest, data, pictures, report, console)
     if report is not None:
         write_json(report, {"schema_version": SCHEMA_VERSION, "command": "check", **facts})
+    counts = found.labels or {}
     if facts["findings"]:
         keys = ("case_id", "severity", "kind", "part", "found", "expected")
         rows = [[finding[key] for key in keys] for finding in facts["findings"]]
         console.table("check", ("case", *keys[1:]), rows)
+    if counts:
+        rows = [[name, count["looked_for"], count["present"]] for name, count in counts.items()]
+        console.table("labels", ("label", "cases looked at for it", "it is in"), rows)
     console.say(f"{facts['cases']} cases read: {facts['errors']} errors, {facts['warnings']} warnings")
     for kind, number in facts.get("passed_over", {}).items():
         console.say(f"{number} files passed over: {kind}")
@@ -72,7 +76,7 @@ def command(
     if {"unknown_label", "fractional_label"} & set(facts["kinds"]):
         console.say(
             "values become labels while a data set is imported: `segpipe import ... --label-values VALUE=LABEL`, "
-            "several with commas, with --overwrite"
+            "several with commas, with --overwrite; what nobody annotated is left out: --ignore-label VALUE"
         )
     console.document(**facts)
     return BAD_DATA if facts["errors"] else OK

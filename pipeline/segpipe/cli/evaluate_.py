@@ -129,6 +129,8 @@ def _show_measures(console: Console, evaluation: Evaluation) -> None:
     title = f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients"
     console.table(title, TABLE_COLUMNS, summary.rows())
     names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
+    if any(part["counts"].get("not_annotated") for _, part in summary.parts()):
+        names.append("not_annotated")
     console.table(
         "Cases by label",
         ["label", *(name.replace("_", " ") for name in names)],

@@ -104,7 +104,8 @@ def command(
     )
     reason = bundle.metadata["golden"].get("reason")
     if reason:
-        console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")
+        hint = "" if bundle.regions else ". Give an image that anyone may be given with --golden"
+        console.note(f"no golden case: {reason}{hint}")
     console.table(
         f"{bundle.name} {bundle.version}",
         ["what", "value"],

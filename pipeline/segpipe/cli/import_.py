@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +80,28 @@ def command(
             show_default=False,
         ),
     ] = None,
+    ignore_label: Annotated[
+        int | None,
+        typer.Option(
+            help="NIfTI: value of voxels that nobody annotated, left out of training and measuring, e.g. 255."
+        ),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to find where regions overlap: a name and the label values it joins, in order.",
+            metavar="NAME=1,2,3",
+            show_default=False,
+        ),
+    ] = None,
+    annotated: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Cases, by a pattern of their ids, in which these labels alone were looked for.",
+            metavar="PATTERN=LABEL,LABEL",
+            show_default=False,
+        ),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="DICOM: a case without one of the labels has it nowhere.")
     ] = False,
@@ -137,6 +159,8 @@ def command(
 
     Example: segpipe import --images scans --labels masks --label-values 255=1 -o manifest.json
 
+    Example: segpipe import --images scans --labels masks --ignore-label 255 --region tumour=1,2 --region core=2
+
     Example: segpipe import kaggle_3m -o lgg/manifest.json
 
     Example: segpipe import dicom --label 'GTV*=1:tumour' -o manifest.json
@@ -176,6 +200,9 @@ def command(
                     label_rules=label or [],
                     overlap=overlap,
                     label_values=label_values or [],
+                    ignore_label=ignore_label,
+                    regions=region or [],
+                    annotated=annotated or [],
                     allow_missing=allow_missing,
                     unlabelled=unlabelled,
                     repair=repair or (),
@@ -225,22 +252,28 @@ def _print_names(console: Console, names: Counter[str]) -> None:
     console.table("regions and segments", ("name", "label files"), sorted(names.items()))
 
 
+def _in_words(named: dict[str, Any]) -> str:
+    return ", ".join(each if isinstance(each, str) else f"{name} {each}" for name, each in named.items())
+
+
 def _report(console: Console, imported: Imported) -> None:
     manifest, path, root = imported.manifest, imported.path, imported.root
     elsewhere = path.resolve().parent != root.resolve()
     patients = len({case.group for case in manifest.cases()}) if manifest.knows_patients else None
-    facts = {
+    facts: dict[str, Any] = {
         "name": manifest.name,
         "training": len(manifest.training),
         "test": len(manifest.test),
         "patients": patients,
         "labels": manifest.labels,
         "modality": manifest.modality,
+        **({} if manifest.ignore_label is None else {"ignore_label": manifest.ignore_label}),
+        **({} if manifest.regions is None else {"regions": manifest.regions}),
     }
     console.table(
         "import",
         ("what", "found"),
-        [(key, ", ".join(value.values()) if isinstance(value, dict) else value) for key, value in facts.items()],
+        [(key, _in_words(value) if isinstance(value, dict) else value) for key, value in facts.items()],
     )
     console.say(f"written: {path}")
     if elsewhere:

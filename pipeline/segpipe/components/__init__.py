@@ -39,10 +39,12 @@ from segpipe.components.pretrained import pretrained_network
 from segpipe.components.run_log import RunLog
 from segpipe.components.stored_cases import prepared_cases
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
+from segpipe.components.truth_coding import AnnotatedToIndicesd, MarkUnannotatedd
 from segpipe.dicom import DicomReader
 from segpipe.inference import StreamingSlidingWindowInferer
 
 __all__ = [
+    "AnnotatedToIndicesd",
     "BatchAffine",
     "BatchAugmentation",
     "BatchBlur",
@@ -73,6 +75,7 @@ __all__ = [
     "LossSchedule",
     "LovaszHinge",
     "LovaszSoftmax",
+    "MarkUnannotatedd",
     "PooledMetric",
     "RunCheckpoint",
     "RunLog",

@@ -5,22 +5,33 @@ Under several processes every case should come once: a sampler that pads its las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from segpipe.components.metric_base import LabelMetric, ScoreMetric, add_case, case_means, label_maps, require_known
+from segpipe.components.metric_base import (
+    LabelMetric,
+    ScoreMetric,
+    add_case,
+    case_means,
+    label_map,
+    label_maps,
+    region_maps,
+    require_known,
+)
+from segpipe.components.truth_coding import coding_of
 from segpipe.errors import UsageError
 from segpipe.evaluation import (
     MEASURES,
     Calibration,
     Counts,
     SoftCounts,
+    Targets,
     calibrate,
     count_soft,
     label_pairs,
@@ -36,7 +47,7 @@ class CaseMetric(LabelMetric):
     """Mean over cases of the mean over labels of a measure, as `segpipe evaluate` reports it.
 
     A label counts in a case where the measure is defined there, a case where it is for a label of it. Takes label maps
-    of shape (1, X, Y, Z). In a config::
+    of shape (1, X, Y, Z); of regions the prediction is a mask for each, (regions, X, Y, Z). In a config::
 
         hd95: {_target_: segpipe.components.CaseMetric, measure: hd95_mm, labels: "@labels"}
 
@@ -48,6 +59,8 @@ class CaseMetric(LabelMetric):
         spacing_mm: of a voxel; None takes it from the truth's affine.
         output_transform: from the engine's output to (predictions, truths).
         device: of the sums.
+        ignore_label, regions, annotated_sets: what the truth says, as of `coding_of`; regions are measured instead of
+            labels.
 
     Raises:
         UsageError: no such measure; later, values that are no label maps, or mm asked for where no spacing is known.
@@ -61,11 +74,15 @@ class CaseMetric(LabelMetric):
         spacing_mm: Sequence[float] | None = None,
         output_transform: Callable | None = None,
         device: Any = "cpu",
+        ignore_label: int | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        annotated_sets: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.measure = require_known("measure", measure, KNOWN_PER_CASE)
         self.tolerance_mm = tolerance_mm
         self.spacing_mm = spacing_mm
-        super().__init__(labels, output_transform, device)
+        self.coding = coding_of(len(labels), ignore_label, regions, annotated_sets)
+        super().__init__(["background", *regions] if regions else labels, output_transform, device)
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -77,8 +94,14 @@ class CaseMetric(LabelMetric):
         """Add the cases of a batch."""
         for prediction, truth in zip(*output, strict=True):
             affine = self._affine(truth)
-            pairs = label_pairs(*label_maps(truth, prediction), self.names, affine, self.tolerance_mm)
-            add_case(self._totals, [MEASURES[self.measure].of(pair) for _, pair in pairs])
+            true, predicted, targets = self._compared(truth, prediction)
+            counted = targets.counted(true)
+            masks = targets.masks(true, counted), targets.masks(predicted, counted)
+            voxels = None if counted is None else int(np.count_nonzero(counted))
+            pairs = label_pairs(*masks, self.names, affine, self.tolerance_mm, voxels=voxels)
+            looked_for = targets.looked_for
+            values = [MEASURES[self.measure].of(pair) if value in looked_for else None for value, pair in pairs]
+            add_case(self._totals, values)
 
     @sync_all_reduce("_totals")
     def compute(self) -> float | None:
@@ -86,6 +109,23 @@ class CaseMetric(LabelMetric):
         *by_label, mean = case_means(self._totals)
         self._by_label(by_label)
         return 0.0 if mean is None and MEASURES[self.measure].kind == "score" else mean
+
+    def _compared(self, truth: Tensor, prediction: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Targets]:
+        """Return the truth's label map, the prediction's (or its masks of regions), and what is measured."""
+        regions = [set(region) for region in self.coding.regions]
+        if not regions:
+            true, predicted = label_maps(truth, prediction)
+        else:
+            true, predicted = label_map(truth, "the truth"), region_maps(prediction, len(regions))
+            if predicted.shape[1:] != true.shape:
+                raise UsageError(
+                    "prediction and truth have different shapes", found=predicted.shape[1:], expected=true.shape
+                )
+        annotated = None
+        for code, known in zip(self.coding.codes, self.coding.annotated_sets, strict=True):
+            if (here := true == code).any():
+                true, annotated = np.where(here, np.uint8(0), true), frozenset(known)
+        return true, predicted, Targets(self.names, regions, self.coding.ignore_label, annotated)
 
     def _affine(self, truth: Tensor) -> ArrayLike:
         if self.spacing_mm is not None:
@@ -112,10 +152,27 @@ class CaseDice(CaseMetric):
         labels: label names by value, background first.
         output_transform: from the engine's output to (predictions, truths).
         device: of the sums.
+        ignore_label, regions, annotated_sets: as of `CaseMetric`.
     """
 
-    def __init__(self, labels: Sequence[str], output_transform: Callable | None = None, device: Any = "cpu") -> None:
-        super().__init__("dice", labels, output_transform=output_transform, device=device)
+    def __init__(
+        self,
+        labels: Sequence[str],
+        output_transform: Callable | None = None,
+        device: Any = "cpu",
+        ignore_label: int | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        annotated_sets: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(
+            "dice",
+            labels,
+            output_transform=output_transform,
+            device=device,
+            ignore_label=ignore_label,
+            regions=regions,
+            annotated_sets=annotated_sets,
+        )
 
     def _key(self, name: str, label: str) -> str:
         return f"dice_{label}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segpipe.components.truth_coding import TruthCoding
 from segpipe.errors import DataError, UsageError
 
 ACTIVATED = ("Sigmoid", "Softmax", "LogSoftmax")
@@ -104,7 +105,32 @@ class SegmentationLoss(nn.Module, ABC):
                 raise TypeError(f"{name} has no meaning for {type(self).__name__}")
         self.options = replace(self.defaults, **options)
         self.options.check()
+        self._coding: TruthCoding | None = None
         self._checked = False
+
+    def read_truth(self, coding: TruthCoding) -> None:
+        """Take the truth as label maps (B, 1, X, Y, Z) whose values mean what a coding says.
+
+        Raises:
+            UsageError: the loss cannot leave out what is ignored, or has another activation than regions need.
+        """
+        if coding.is_plain:
+            return
+        if coding.regions and self.options.activation != "sigmoid":
+            raise UsageError("regions need a loss of sigmoids", found=self.options.activation, expected="sigmoid")
+        if coding.annotated_sets and not coding.regions and self.options.activation != "softmax":
+            raise UsageError("labels that were not looked for are joined with the background, which sigmoid has not")
+        if coding.ignored is not None and "ignore_index" in self.without:
+            raise UsageError(
+                f"{type(self).__name__} cannot leave out voxels, and the data has some that are not annotated",
+                hint="train with another loss, e.g. --loss dice_ce",
+            )
+        stated = self.options.ignore_index
+        if coding.ignored is not None and stated not in (None, coding.ignored):
+            raise UsageError("two values are to be ignored", found=f"{stated}, and {coding.ignored} by the task")
+        if coding.ignored is not None:
+            self.options = replace(self.options, ignore_index=coding.ignored)
+        self._coding = coding
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
         """Return the loss, a scalar.
@@ -116,12 +142,16 @@ class SegmentationLoss(nn.Module, ABC):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.as_subclass(Tensor)
             truth = torch.as_tensor(truth).as_subclass(Tensor)
-            if not self._checked:  # once: the data was checked case by case, this guards the pairing
+            first = not self._checked  # the data was checked case by case, this guards the pairing
+            if first:
                 check_output(logits, self.options)
-                check_truth(truth, logits, self.options)
-                self._checked = True
             if logits.dtype != torch.float64:
                 logits = logits.float()  # half precision sums overflow at 65504 voxels
+            if self._coding is not None:
+                logits, truth = self._coding.prepare(logits, truth)
+            if first:
+                check_truth(truth, logits, self.options)
+                self._checked = True
             return self.compare(logits, *self._encode(truth, logits))
 
     @abstractmethod

@@ -7,7 +7,7 @@ classes, Combo, and the sums with cross entropy (MONAI's mix softmax and sigmoid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.components.loss_adapter import LossOptions, SegmentationLoss
+from segpipe.components.truth_coding import coding_of
 from segpipe.errors import UsageError
 
 
@@ -345,11 +346,32 @@ class DeepSupervision(nn.Module):
 
     Args:
         loss: takes logits and truth.
+        n_labels, ignore_label, regions, annotated_sets: what the label maps say, as of `coding_of`; a loss of ours
+            then takes them as they are.
+
+    Raises:
+        UsageError: the loss cannot compare what they say.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(
+        self,
+        loss: nn.Module,
+        n_labels: int = 0,
+        ignore_label: int | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        annotated_sets: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
         self.loss = loss
+        coding = coding_of(n_labels, ignore_label, regions, annotated_sets)
+        if isinstance(loss, SegmentationLoss):
+            loss.read_truth(coding)
+        elif not coding.is_plain:
+            raise UsageError(
+                "the loss does not know of ignored voxels, regions and cases that are annotated in part",
+                found=type(loss).__name__,
+                expected="a loss of segpipe.components",
+            )
 
     def forward(self, outputs: Tensor | Sequence[Tensor], truth: Tensor) -> Tensor:
         """Return the weighted loss, a scalar."""

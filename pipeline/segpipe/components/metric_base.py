@@ -191,3 +191,21 @@ def label_map(tensor: Tensor, noun: str) -> NDArray[np.uint8]:
     if not np.array_equal(labels, values[0]):
         raise UsageError(f"{noun} is not a label map", found="values that are not whole numbers from 0 to 255")
     return labels
+
+
+def region_maps(tensor: Tensor, regions: int) -> NDArray[np.uint8]:
+    """Return the masks of a prediction of regions, (regions, X, Y, Z) of 0 and 1.
+
+    Raises:
+        UsageError: another shape or other values.
+    """
+    values = np.asarray(torch.as_tensor(tensor).detach().cpu())
+    if values.ndim != 4 or len(values) != regions or not np.isin(values, (0, 1)).all():
+        raise UsageError(
+            "the prediction is not a mask for each region",
+            found=f"shape {values.shape}",
+            expected=f"({regions}, X, Y, Z) of 0 and 1",
+            hint="post-process by AsDiscreted with threshold: 0.0 of logits",
+        )
+    masks: NDArray[np.uint8] = values.astype(np.uint8)
+    return masks

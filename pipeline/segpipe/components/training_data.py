@@ -31,7 +31,8 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
         fold: validation fold; None trains on every case, and validates none.
 
     Returns:
-        Dictionaries with ``case_id``, ``image`` (a path, or one path per channel) and ``label``.
+        Dictionaries with ``case_id``, ``image`` (a path, or one path per channel) and ``label``; where not every label
+        was looked for also ``annotated``, the values of those that were, which `MarkUnannotatedd` takes.
 
     Raises:
         UsageError: no such split or fold, no case in it, or a file that is not there.
@@ -39,7 +40,8 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
     """
     if split == "validation" and fold is None:
         return []
-    cases = load_manifest(manifest).select(split, fold)
+    dataset = load_manifest(manifest)
+    cases = dataset.select(split, fold)
     if not cases:
         raise UsageError(f"the manifest has no {split} cases", path=manifest, hint="make a split with `segpipe split`")
     items = []
@@ -61,6 +63,9 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
         item: dict[str, Any] = {"case_id": case.id, "image": images if len(images) > 1 else images[0]}
         if case.label:
             item["label"] = str(Path(data) / case.label)
+            annotated = dataset.annotated(case)
+            if annotated is not None:
+                item["annotated"] = sorted(annotated)
         items.append(item)
     return items
 
@@ -105,16 +110,19 @@ class ValidateCased(Transform):
     """Refuse a preprocessed case that would train a wrong model; stands after the deterministic transforms.
 
     Checks that the image is finite, not constant and has the expected channels, that image and label lie on one
-    grid, and that every label value is known (a value of 1.6 would otherwise be truncated to 1 in silence).
+    grid, and that every label value is known (a value of 1.6 would otherwise be truncated to 1 in silence) and some
+    voxel annotated.
 
     Args:
         in_channels: channels that the network expects.
         n_labels: number of label values including background.
+        ignore_label: value of voxels that are not annotated, where there are any.
     """
 
-    def __init__(self, in_channels: int, n_labels: int) -> None:
+    def __init__(self, in_channels: int, n_labels: int, ignore_label: int | None = None) -> None:
         self.in_channels = in_channels
         self.n_labels = n_labels
+        self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         """Return ``data`` unchanged.
@@ -151,12 +159,16 @@ class ValidateCased(Transform):
                 hint="run `segpipe check`",
             )
         values = torch.unique(torch.as_tensor(label))
-        known = torch.arange(self.n_labels, dtype=values.dtype)
+        ignored = [] if self.ignore_label is None else [self.ignore_label]
+        if values.tolist() == ignored != []:
+            raise DataError("no voxel is annotated", case_id=case_id, hint="take the case out")
+        known = torch.tensor([*range(self.n_labels), *ignored], dtype=values.dtype)
         if not bool(torch.isin(values, known).all()):
             raise DataError(
                 "label values outside the manifest",
                 case_id=case_id,
                 found=", ".join(digits(float(value)) for value in values[:12]),
-                expected=f"whole numbers 0 to {self.n_labels - 1}",
+                expected=f"whole numbers 0 to {self.n_labels - 1}"
+                + "".join(f", or {each} (ignored)" for each in ignored),
                 hint="run `segpipe check`",
             )

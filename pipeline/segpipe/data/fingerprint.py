@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,28 +118,40 @@ class Fingerprint(_Model):
     cases: list[CaseFingerprint]
 
 
-Job = tuple[dict[str, str], int, str, Case]  # label names by value, number of channels, data folder, case
+class Job(NamedTuple):
+    """What a worker needs for one case; ``annotated`` are the labels that were looked for in it, None for all."""
+
+    labels: dict[str, str]
+    n_channels: int
+    root: str
+    case: Case
+    ignore_label: int | None = None
+    annotated: frozenset[int] | None = None
+
+
 Samples = list[NDArray[np.float32]]
 
 
 def measure_case(job: Job) -> tuple[CaseFingerprint, Samples]:
     """Measure one case; every error carries its id."""
-    labels, n_channels, root, case = job
     try:
-        return _measure(labels, n_channels, Path(root), case)
+        return _measure(job)
     except SegpipeError as error:
-        error.case_id = case.id
+        error.case_id = job.case.id
         raise
 
 
-def _measure(names: dict[str, str], n_channels: int, root: Path, case: Case) -> tuple[CaseFingerprint, Samples]:
+def _measure(job: Job) -> tuple[CaseFingerprint, Samples]:
+    names, root, case = job.labels, Path(job.root), job.case
     grid = read_header(root / str(case.label))
     require_3d(grid)
     label = read_volume(grid)
-    counts = _count_labels(label, len(names), grid.path)
+    counts = _count_labels(label, len(names), grid.path, job.ignore_label)
     foreground = label != 0
+    if job.ignore_label is not None:
+        foreground &= label != job.ignore_label
     channels, samples = [], []
-    for values, dtype in _read_channels(case, root, n_channels, grid):
+    for values, dtype in _read_channels(case, root, job.n_channels, grid):
         inside = values[foreground]
         step = -(-inside.size // SAMPLES_PER_CASE) or 1
         samples.append(inside[::step].astype(np.float32))
@@ -161,7 +173,7 @@ def _measure(names: dict[str, str], n_channels: int, root: Path, case: Case) -> 
         labels={
             names[str(value)]: LabelSize(voxels=count, volume_ml=count * voxel_ml)
             for value, count in enumerate(counts)
-            if value
+            if value and (job.annotated is None or value in job.annotated)
         },
         foreground_box_mm=_box_mm(foreground, grid.spacing_mm),
     )
@@ -191,16 +203,17 @@ def _read_channels(case: Case, root: Path, n_channels: int, grid: Header) -> Ite
             yield values, header.dtype
 
 
-def _count_labels(label: NDArray[Any], n_labels: int, path: Path) -> list[int]:
+def _count_labels(label: NDArray[Any], n_labels: int, path: Path, ignored: int | None) -> list[int]:
     values, counts = np.unique(label, return_counts=True)
-    unknown = [value.item() for value in values if value not in range(n_labels)]
+    unknown = [value.item() for value in values if value not in range(n_labels) and value != ignored]
     if unknown:
         raise DataError(
             "the label map has values that the manifest does not know",
             path=path,
             found=", ".join(map(digits, unknown[:5])),
             expected=f"0 to {n_labels - 1}",
-            hint="`segpipe check` lists all of them, and how `segpipe import --label-values` makes labels of them",
+            hint="`segpipe check` lists all of them, and `segpipe import` makes labels of them (--label-values), or "
+            "leaves them out (--ignore-label)",
         )
     count_of = dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
     return [count_of.get(value, 0) for value in range(n_labels)]
@@ -256,7 +269,10 @@ def take_fingerprint(
     """
     if not manifest.training:
         raise UsageError("the manifest has no training cases", hint="add cases with `segpipe import`")
-    jobs = [(manifest.labels, manifest.n_channels, str(root), case) for case in manifest.training]
+    jobs = [
+        Job(manifest.labels, manifest.n_channels, str(root), case, manifest.ignore_label, manifest.annotated(case))
+        for case in manifest.training
+    ]
     files = [Path(root) / path for case in manifest.training for path in case.paths]
     measured = over_cases(measure_case, jobs, workers or workers_to_read(files), _died, progress=progress)
     cases, samples = [case for case, _ in measured], [sample for _, sample in measured]
@@ -294,7 +310,7 @@ def read_fingerprint(path: str | Path) -> Fingerprint | None:
 
 def _died(job: Job) -> NoReturn:
     raise DataError(
-        "the process that read the case died", case_id=job[-1].id, hint="perhaps there is too little memory"
+        "the process that read the case died", case_id=job.case.id, hint="perhaps there is too little memory"
     )
 
 
@@ -307,8 +323,14 @@ def _summarise(cases: list[CaseFingerprint], samples: list[Samples], labels: lis
         median_spacing_ras_mm=_median([case.spacing_ras_mm for case in cases]),
         orientations={code: orientations.count(code) for code in dict.fromkeys(orientations)},
         foreground=[intensity_of(values) if values.size else None for values in pooled],
-        median_volume_ml={name: float(np.median([case.labels[name].volume_ml for case in cases])) for name in labels},
+        median_volume_ml={name: _median_volume(cases, name) for name in labels},
     )
+
+
+def _median_volume(cases: list[CaseFingerprint], label: str) -> float:
+    """Return the median over the cases in which the label was looked for; 0 where it was in none."""
+    volumes = [case.labels[label].volume_ml for case in cases if label in case.labels]
+    return float(np.median(volumes)) if volumes else 0.0
 
 
 def _median(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

@@ -218,6 +218,17 @@ class Manifest(BaseModel):
         return {int(value): name for value, name in self.labels.items() if value != "0"}
 
     @property
+    def targets(self) -> dict[int, str]:
+        """Number to name of what is to be found: of the regions where there are any, else of the labels."""
+        return self.foreground if self.regions is None else dict(enumerate(self.regions, 1))
+
+    @property
+    def annotated_sets(self) -> list[list[int]]:
+        """The sets of labels that were looked for in training cases in which not all were, each once, sorted."""
+        sets = {annotated for case in self.training if (annotated := self.annotated(case)) is not None}
+        return sorted(sorted(annotated) for annotated in sets)
+
+    @property
     def knows_patients(self) -> bool:
         """Whether it is known which cases are of one patient; else a patient may be trained on and measured."""
         return self.patient_rule is not None or any(case.patient_id for case in self.cases())

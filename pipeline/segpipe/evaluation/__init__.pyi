@@ -1,4 +1,5 @@
 from .case_evaluation import CaseResult as CaseResult
+from .case_evaluation import targets_of as targets_of
 from .cohort import Evaluation as Evaluation
 from .cohort import evaluate as evaluate
 from .evaluation_page import read_panel as read_panel
@@ -9,6 +10,7 @@ from .measure import MEASURES as MEASURES
 from .measure import Calibration as Calibration
 from .measure import Counts as Counts
 from .measure import SoftCounts as SoftCounts
+from .measure import Targets as Targets
 from .measure import calibrate as calibrate
 from .measure import count_soft as count_soft
 from .measure import dice as dice

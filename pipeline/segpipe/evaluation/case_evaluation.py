@@ -20,7 +20,14 @@ from segpipe.common.result_folder import PROBABILITIES, STATE, find_probabilitie
 from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.evaluation.made_by import Origin, origin_of
-from segpipe.evaluation.measure import Calibration, LabelMeasure, calibrate_labels, measure_case, without_prediction
+from segpipe.evaluation.measure import (
+    Calibration,
+    LabelMeasure,
+    Targets,
+    calibrate_labels,
+    measure_case,
+    without_prediction,
+)
 from segpipe.evaluation.postprocessing import Trial, try_rules
 
 LabelMap = NDArray[np.uint8]
@@ -37,9 +44,10 @@ class Job:
         group: its patient, for the bootstrap alone.
         truth: file of the label map.
         prediction: file of the prediction, None where there is none.
-        labels: value to name, without background.
+        labels: value to name, without background; of regions their number.
+        targets: what of the truth is measured; None: each of the labels, everywhere.
         tolerance_mm: for NSD.
-        rules: also try clean-up rules on the prediction.
+        rules: also try clean-up rules on the prediction, where there are no regions.
         probabilities: file of the probabilities, where they were kept.
     """
 
@@ -51,6 +59,12 @@ class Job:
     tolerance_mm: float = 1.0
     rules: bool = False
     probabilities: Path | None = None
+    targets: Targets | None = None
+
+    @property
+    def measured(self) -> Targets:
+        """What of the truth is measured."""
+        return self.targets or Targets(self.labels)
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class CaseResult:
     group: str
     measures: list[LabelMeasure]
     failure: str | None = None
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[Trial | None] = field(default_factory=list)
     remark: str | None = None
     origin: Origin | None = None
 
@@ -115,13 +129,20 @@ def make_jobs(
             case.group,
             data / label,
             find_segmentation(predictions, case.id),
-            manifest.foreground,
+            manifest.targets,
             tolerance_mm,
             rules,
             find_probabilities(predictions, case.id),
+            targets_of(manifest, case),
         )
         for case, label in labelled
     ]
+
+
+def targets_of(manifest: Manifest, case: Case) -> Targets:
+    """Return what is measured in a case: its regions or labels, without what nobody decided on."""
+    regions = [] if manifest.regions is None else list(manifest.regions.values())
+    return Targets(manifest.targets, regions, manifest.ignore_label, manifest.annotated(case))
 
 
 def unused_predictions(predictions: Path, jobs: Sequence[Job]) -> list[str]:
@@ -168,40 +189,74 @@ def evaluate_case(job: Job) -> CaseResult:
 
 
 def _measure(job: Job) -> CaseResult:
-    truth: LabelMap | None = None
+    targets = job.measured
+    looked_for = targets.looked_for
+    true: LabelMap | None = None
     grid: Header | None = None
     try:
         grid = read_header(job.truth)
-        truth = _read_label_map(grid, job, "truth")
+        truth = _read_label_map(grid, targets, "truth")
+        counted = targets.counted(truth)
+        true = targets.masks(truth, counted)
         if job.prediction is None:
-            return CaseResult(job.id, job.group, measure_case(truth, None, job.labels, grid.affine), NO_PREDICTION)
-        header = read_header(job.prediction)
-        if len(header.shape) > 3:
-            raise DataError(
-                "the prediction is not one label map",
-                found=f"shape {header.shape}",
-                expected="three axes; of regions that overlap, a file for each mask",
-            )
-        difference = grid_difference(grid, header)
-        if difference is not None:
-            raise DataError("the prediction is not on the grid of the truth", found=difference)
-        prediction = _read_label_map(header, job, "prediction")
+            measures = measure_case(true, None, job.labels, grid.affine, looked_for=looked_for)
+            return CaseResult(job.id, job.group, measures, NO_PREDICTION)
+        prediction = _read_prediction(job.prediction, grid, targets)
     except (SegpipeError, MemoryError) as error:
-        measures = without_prediction(truth, job.labels, None if grid is None else grid.affine, "failed")
+        affine = None if grid is None else grid.affine
+        measures = without_prediction(true, job.labels, affine, "failed", looked_for)
         return CaseResult(job.id, job.group, measures, _reason(error, job))
     calibrations: dict[int, Calibration] = {}
     remark = None
     try:
         if job.probabilities is not None:
-            calibrations = _read_calibrations(job.probabilities, truth, grid, job)
+            calibrations = _read_calibrations(job.probabilities, true, grid, job, counted)
     except (SegpipeError, MemoryError) as error:
         remark = _reason(error, job)
-    measures = measure_case(truth, prediction, job.labels, grid.affine, job.tolerance_mm, calibrations)
-    trials = try_rules(truth, prediction, job.labels, grid.affine) if job.rules else []
+    measures = measure_case(
+        true,
+        targets.masks(prediction, counted),
+        job.labels,
+        grid.affine,
+        job.tolerance_mm,
+        calibrations,
+        None if counted is None else int(np.count_nonzero(counted)),
+        looked_for,
+    )
+    tried = job.rules and not targets.regions  # a rule is one for labels that exclude each other
+    trials = try_rules(true, prediction, job.labels, grid.affine, counted, looked_for) if tried else []
     return CaseResult(job.id, job.group, measures, trials=trials, remark=remark)
 
 
-def _read_label_map(header: Header, job: Job, role: str) -> LabelMap:
+def _read_prediction(path: Path, grid: Header, targets: Targets) -> LabelMap:
+    """Return a prediction on the grid of the truth: a label map, or of regions also a mask for each (R, X, Y, Z).
+
+    Raises:
+        DataError: another grid, shape or values.
+    """
+    header = read_header(path)
+    regions = len(targets.regions)
+    if len(header.shape) > 3 and not (regions and header.shape[3:] == (regions,)):
+        raise DataError(
+            "the prediction is not one label map",
+            found=f"shape {header.shape}",
+            expected=f"three axes, or a fourth of {regions} regions"
+            if regions
+            else "three axes; of regions that overlap, a manifest with `regions`",
+        )
+    difference = grid_difference(grid, replace(header, shape=header.shape[:3]))
+    if difference is not None:
+        raise DataError("the prediction is not on the grid of the truth", found=difference)
+    if len(header.shape) == 3:
+        return _read_label_map(header, replace(targets, ignore_label=None), "prediction")
+    masks = np.moveaxis(read_volume(header), 3, 0)
+    binary = masks.astype(np.uint8)
+    if not np.array_equal(binary, masks) or binary.max(initial=0) > 1:
+        raise DataError("the prediction is not a mask for each region", expected="0 and 1 alone")
+    return binary
+
+
+def _read_label_map(header: Header, targets: Targets, role: str) -> LabelMap:
     """Return the voxels of a label map (X, Y, Z), whose values must all be known.
 
     Raises:
@@ -217,21 +272,29 @@ def _read_label_map(header: Header, job: Job, role: str) -> LabelMap:
             raise DataError(f"the {role} has values that are not whole numbers")
         unknown = f"{numbers.min():.0f} to {numbers.max():.0f}"
     else:
-        unknown = ", ".join(map(str, sorted(set(np.unique(labels).tolist()) - {0, *job.labels})[:8]))
+        unknown = ", ".join(map(str, sorted(set(np.unique(labels).tolist()) - {0, *known_values(targets)})[:8]))
     if unknown:
-        known = ", ".join(map(str, [0, *job.labels]))
+        known = ", ".join(map(str, [0, *known_values(targets)]))
         raise DataError(f"the {role} has values that the manifest does not name", found=unknown, expected=known)
     return labels
 
 
-def _read_calibrations(path: Path, truth: LabelMap, grid: Header, job: Job) -> dict[int, Calibration]:
+def known_values(targets: Targets) -> list[int]:
+    """Return the values that a label map may have beside background."""
+    return sorted(targets.values | (set() if targets.ignore_label is None else {targets.ignore_label}))
+
+
+def _read_calibrations(
+    path: Path, truth: LabelMap, grid: Header, job: Job, counted: NDArray[np.bool_] | None
+) -> dict[int, Calibration]:
     """Return the calibration of every label's probabilities.
 
     Args:
         path: a file (X, Y, Z, C): a channel for every label value with background (softmax), or without (sigmoid).
-        truth: label map (X, Y, Z).
+        truth: label map (X, Y, Z), or masks of regions (regions, X, Y, Z).
         grid: of the truth.
         job: names the labels.
+        counted: voxels that count; None for all.
 
     Raises:
         UsageError: no permission to read it.
@@ -246,7 +309,7 @@ def _read_calibrations(path: Path, truth: LabelMap, grid: Header, job: Job) -> d
         raise DataError("the probabilities are not on the grid of the truth", found=difference)
     channels = np.moveaxis(read_volume(header).reshape(*spatial, -1), -1, 0)
     try:
-        return calibrate_labels(truth, channels, job.labels)
+        return calibrate_labels(truth, channels, job.labels, within=counted)
     except ValueError as error:
         raise DataError("the probabilities cannot be used", found=str(error)) from error
 

@@ -169,7 +169,7 @@ def evaluate(
     if split == "test":
         refuse_trained_cases(results, sha256)
     readings = read_test_set(manifest, sha256, results, test, reason)
-    summary = summarise(results, dataset.foreground, bootstrap, seed)
+    summary = summarise(results, dataset.targets, bootstrap, seed)
     settings: dict[str, Any] = {
         "dataset": dataset.name,
         "manifest_sha256": sha256,
@@ -188,10 +188,10 @@ def evaluate(
         if figures:
             drawn = draw_figures(Path(out), results, dataset, root, predictions, options)
             write_evaluation_page(Path(out), results, summary, settings, drawn)
-    if try_postprocessing:
+    if try_postprocessing and dataset.regions is None:
         measured = [result for result in results if result.trials]
         trials, groups = [result.trials for result in measured], [result.group for result in measured]
-        rules = choose_rules(trials, groups, dataset.foreground, bootstrap, seed)
+        rules = choose_rules(trials, groups, dataset.targets, bootstrap, seed)
         if out is not None:
             write_json(Path(out) / "postprocessing.json", rules_document(rules, settings))
     unused = unused_predictions(predictions, jobs) if any(result.missing for result in results) else []

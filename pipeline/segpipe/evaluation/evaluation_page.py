@@ -19,8 +19,8 @@ from segpipe.common.nifti import Header, grid_difference, read_header, read_volu
 from segpipe.common.result_folder import find_segmentation
 from segpipe.data import Case, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
-from segpipe.evaluation.case_evaluation import CaseResult, Job
-from segpipe.evaluation.measure import DEFINITIONS
+from segpipe.evaluation.case_evaluation import CaseResult, Job, targets_of
+from segpipe.evaluation.measure import DEFINITIONS, Targets, painted
 from segpipe.evaluation.summary import TABLE_COLUMNS, Summary, case_value
 from segpipe.reporting import (
     Panel,
@@ -170,7 +170,7 @@ class _Scans:
 
     def __init__(self, manifest: Manifest, data: Path, predictions: Path) -> None:
         self.cases = {case.id: case for case in manifest.cases()}
-        self.labels = manifest.foreground
+        self.manifest = manifest
         self.data, self.predictions = data, predictions
         self.drawn = 0
         self.left_out: dict[str, dict[str, None]] = {}  # reason to case ids, each once
@@ -180,7 +180,9 @@ class _Scans:
             score = case_value(result, "dice")
             caption = "" if score is None else f"Dice {score:.3f}"
             try:
-                panel = read_panel(self.cases[result.id], self.data, self.predictions, self.labels, caption)
+                case = self.cases[result.id]
+                targets = targets_of(self.manifest, case)
+                panel = read_panel(case, self.data, self.predictions, targets.names, caption, targets)
             except (SegpipeError, MemoryError) as error:
                 self.left_out.setdefault(_reason(error), {})[result.id] = None
                 continue
@@ -196,11 +198,15 @@ def _reason(error: Exception) -> str:
     return f"{message}, found {error.found}" if error.found is not None else message
 
 
-def read_panel(case: Case, data: Path, predictions: Path, labels: Mapping[int, str], caption: str) -> Panel:
+def read_panel(
+    case: Case, data: Path, predictions: Path, labels: Mapping[int, str], caption: str, targets: Targets | None = None
+) -> Panel:
     """Return a case's image, truth and prediction, with axes towards the patient's right, front and head.
 
     Of several channels the first is taken. All three are turned in the same way, by the truth's affine, so that they
     cannot come apart.
+
+    Of regions the last one in a voxel is shown. What the truth ignores is shown as background in both.
 
     Args:
         case: with a label.
@@ -208,6 +214,7 @@ def read_panel(case: Case, data: Path, predictions: Path, labels: Mapping[int, s
         predictions: folder of predictions.
         labels: value to name, without background.
         caption: what to write beside the case's id.
+        targets: what of the truth is measured; None: each of the labels, everywhere.
 
     Raises:
         UsageError: the image is not there.
@@ -217,11 +224,20 @@ def read_panel(case: Case, data: Path, predictions: Path, labels: Mapping[int, s
     if case.label is None or path is None:
         raise DataError("there is no prediction to draw", case_id=case.id)
     truth, prediction, image = (read_header(file) for file in (data / case.label, path, data / case.images[0]))
-    for role, header in (("prediction", prediction), ("image", replace(image, shape=image.shape[:3]))):
+    targets = targets or Targets(labels)
+    masks = bool(targets.regions) and prediction.shape[3:] == (len(targets.regions),)
+    flat = replace(prediction, shape=prediction.shape[:3]) if masks else prediction
+    for role, header in (("prediction", flat), ("image", replace(image, shape=image.shape[:3]))):
         difference = grid_difference(truth, header)
         if difference is not None:
             raise DataError(f"the {role} is not on the grid of the truth", found=difference, case_id=case.id)
-    turned = [_turned(_first_channel(header), truth) for header in (image, truth, prediction)]
+    volumes = [_first_channel(header) for header in (image, truth, prediction)]
+    if not targets.is_plain:
+        true = volumes[1].astype(np.uint8)
+        predicted = np.moveaxis(read_volume(prediction), 3, 0) if masks else volumes[2]
+        both = [targets.masks(values.astype(np.uint8), targets.counted(true)) for values in (true, predicted)]
+        volumes[1:] = [painted(values) if values.ndim == 4 else values for values in both]
+    turned = [_turned(volume, truth) for volume in volumes]
     return Panel(case.id, caption, turned[0], turned[1], turned[2], _turned_spacing(truth), labels)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,19 +45,29 @@ def try_rules(
     prediction: NDArray[np.integer[Any]],
     labels: Mapping[int, str],
     affine: NDArray[np.float64],
-) -> list[Trial]:
-    """Return the Dice of every label with every candidate rule.
+    counted: NDArray[np.bool_] | None = None,
+    looked_for: Collection[int] | None = None,
+) -> list[Trial | None]:
+    """Return the Dice of every label with every candidate rule; None for a label that nobody looked for.
 
-    A label that is empty in both counts 1 here, so that removing what is not in truth is a gain.
+    A label that is empty in both counts 1 here, so that removing what is not in truth is a gain. A rule is applied to
+    the whole prediction, and measured where the truth counts.
     """
     voxel_ml = volume_ml([True], affine)
-    trials = []
+    trials: list[Trial | None] = []
+
+    def score(true: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
+        return _dice(true, predicted if counted is None else predicted & counted)
+
     for value in labels:
+        if looked_for is not None and value not in looked_for:
+            trials.append(None)
+            continue
         true, predicted = truth == value, prediction == value
-        before = _dice(true, predicted)
+        before = score(true, predicted)
         sizes_ml = _component_sizes(predicted) * voxel_ml
         after = tuple(
-            _dice(true, apply_rule(rule, predicted, affine)) if _changes(rule, sizes_ml, voxel_ml) else before
+            score(true, apply_rule(rule, predicted, affine)) if _changes(rule, sizes_ml, voxel_ml) else before
             for rule in CANDIDATES
         )
         trials.append(Trial(value, before, after))
@@ -133,7 +143,7 @@ def refuse_test_cases(manifest: Manifest, cases: Sequence[Case]) -> None:
 
 
 def choose_rules(
-    trials: Sequence[Sequence[Trial]],
+    trials: Sequence[Sequence[Trial | None]],
     groups: Sequence[str],
     labels: Mapping[int, str],
     n_bootstrap: int = 2000,
@@ -145,7 +155,8 @@ def choose_rules(
     the gain's 95 % bootstrap interval over patients is above 0.
 
     Args:
-        trials: of each measured case, one a label in the order of ``labels``; failed cases say nothing about a rule.
+        trials: of each measured case, one a label in the order of ``labels``; failed cases say nothing about a rule,
+            and neither do cases in which nobody looked for the label (None).
         groups: patient of each of these cases.
         labels: value to name, without background.
         n_bootstrap: number of draws.
@@ -153,9 +164,11 @@ def choose_rules(
     """
     choices = []
     for position, (value, name) in enumerate(labels.items()):
-        of_cases = [of_labels[position] for of_labels in trials]
+        pairs = zip(trials, groups, strict=True)
+        known = [(trial, group) for of_labels, group in pairs if (trial := of_labels[position]) is not None]
+        of_cases, patients = [trial for trial, _ in known], [group for _, group in known]
         gains = tuple(
-            bootstrap_mean([trial.after[index] - trial.before for trial in of_cases], groups, n_bootstrap, seed)
+            bootstrap_mean([trial.after[index] - trial.before for trial in of_cases], patients, n_bootstrap, seed)
             for index in range(len(CANDIDATES))
         )
         best = max(range(len(CANDIDATES)), key=lambda index: _certain_gain(gains[index]))

@@ -104,6 +104,7 @@ def _label_counts(measures: Sequence[LabelMeasure]) -> dict[str, int]:
     return {
         "counted": sum(measure.counted for measure in measures),
         **{flag: flags[flag] for flag in ("missing", "failed", "missed", "false_positive", "absent")},
+        **({"not_annotated": flags["not_annotated"]} if flags["not_annotated"] else {}),
         "undefined_distances": sum(_lacks_a_distance(measure) for measure in measures),
     }
 

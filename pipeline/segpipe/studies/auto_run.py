@@ -109,7 +109,7 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
     state.decide(
         dataset=manifest.name,
         cases=len(manifest.training),
-        labels=list(manifest.foreground.values()),
+        labels=list(manifest.targets.values()),
         channels=manifest.channels,
         patients=len({case.group for case in manifest.training}) if manifest.knows_patients else None,
     )

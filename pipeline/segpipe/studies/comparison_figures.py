@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from segpipe.common.files import write_bytes
 from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
-from segpipe.evaluation import read_panel
+from segpipe.evaluation import read_panel, targets_of
 from segpipe.reporting import Panel, comparison, dice_bars, gallery, gif, learning_curves, read_history
 from segpipe.studies.comparison_results import Measured, Row, best_row
 from segpipe.studies.comparison_state import Study
@@ -126,7 +126,8 @@ class _Artist:
             caption = f"{row.name}, Dice {run.dice[case]:.3f}"
             predictions = self.study.folder(run.cell) / "predictions"
             try:
-                yield read_panel(self.cases[case], self.study.data, predictions, self.study.dataset.foreground, caption)
+                targets = targets_of(self.study.dataset, self.cases[case])
+                yield read_panel(self.cases[case], self.study.data, predictions, targets.names, caption, targets)
             except (DataError, UsageError):
                 continue  # its Dice of 0 stands in the table, and why in the run's metrics.json
 

@@ -24,6 +24,9 @@ class Settings(BaseModel):
     task_name: str
     channels: list[str] = Field(min_length=1)
     labels: list[str] = Field(min_length=2)
+    ignore_label: int | None = Field(ge=1, le=255)
+    regions: dict[str, list[int]]
+    annotated_sets: list[list[int]]
     in_channels: int = Field(gt=0)
     out_channels: int = Field(gt=0)
     activation: str = Field(pattern="^(softmax|sigmoid)$")
@@ -88,7 +91,11 @@ def check_sense(config: dict[str, Any]) -> None:
         raise UsageError(
             "the warm-up is as long as the run", found=f"warmup_epochs {warm}", expected=f"less than {epochs} epochs"
         )
-    expected = len(config["labels"]) - (config["activation"] == "sigmoid")
+    regions, sigmoid = config["regions"], config["activation"] == "sigmoid"
+    if regions and not sigmoid:
+        raise UsageError("regions may overlap, which softmax excludes", found=config["activation"], expected="sigmoid")
+    expected = len(regions) if regions else len(config["labels"]) - sigmoid
+    _check_values(config)
     if config["out_channels"] != expected:
         raise UsageError(
             "out_channels does not fit labels and activation", found=config["out_channels"], expected=expected
@@ -99,6 +106,25 @@ def check_sense(config: dict[str, Any]) -> None:
         )
 
 
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Refuse an ignored value that is a label, and regions or sets of labels that name what is none."""
+    labels = range(1, len(config["labels"]))
+    if len(config["regions"]) > MOST_REGIONS:
+        raise UsageError("too many regions", found=len(config["regions"]), expected=f"at most {MOST_REGIONS}")
+    if config["ignore_label"] is not None and config["ignore_label"] <= labels[-1]:
+        raise UsageError(
+            "ignore_label is the value of a label", found=config["ignore_label"], expected=f"from {len(labels) + 1}"
+        )
+    sets = {
+        **config["regions"],
+        **{f"annotated_sets {index}": each for index, each in enumerate(config["annotated_sets"])},
+    }
+    for name, values in sets.items():
+        if not values or not set(values) <= set(labels):
+            raise UsageError(f"{name} names what is no label", found=values, expected=f"of {labels[0]} to {labels[-1]}")
+
+
+MOST_REGIONS = 8  # what a prediction keeps of a voxel in a byte
 REFERENCE = re.compile(r"@([A-Za-z_]\w*(?:(?:::|#)\w+)*)")
 
 

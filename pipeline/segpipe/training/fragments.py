@@ -34,6 +34,9 @@ OWNED: dict[str, tuple[str, ...]] = {
         "task_name",
         "channels",
         "labels",
+        "ignore_label",
+        "regions",
+        "annotated_sets",
         "in_channels",
         "out_channels",
         "activation",
@@ -69,6 +72,9 @@ OWNED: dict[str, tuple[str, ...]] = {
 }
 # what a fragment that does not name an id is taken to say
 DEFAULTS: dict[str, Any] = {
+    "ignore_label": None,
+    "regions": {},
+    "annotated_sets": [],
     "batch_transforms": [],
     "precision": "float32",
     "channels_last": False,
@@ -164,6 +170,7 @@ def compose_config(
     check_settings(composed.config)
     check_sense(composed.config)
     _pad_patch(composed)
+    _pass_over_ignored(composed)
     check_references(composed.config)
     refuse_swapped_sides(composed.config)
     return composed
@@ -177,6 +184,28 @@ def _pad_patch(composed: Composed) -> None:
         composed.notes.append(f"patch_size {size} padded to {padded}: the network halves it to 1/{words}")
         composed.origins["patch_size"] += f", padded for {composed.config['network_name']} to multiples of {words}"
         composed.config["patch_size"] = padded
+
+
+def _pass_over_ignored(composed: Composed) -> None:
+    """Let patches have their middle in annotated voxels: MONAI's crop takes an ignored one for foreground."""
+    steps, ignored = composed.config["random_transforms"], composed.config["ignore_label"]
+    if ignored is None or not isinstance(steps, list):
+        return
+    drawn = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+    changed: list[Any] = []
+    for step in steps:
+        if (
+            isinstance(step, dict)
+            and step.get("_target_") == "RandCropByPosNegLabeld"
+            and not drawn.keys() & step.keys()
+        ):
+            find = {"_target_": "segpipe.components.AnnotatedToIndicesd", "ignore_label": "@ignore_label"}
+            changed += [find, {**step, **drawn}, {"_target_": "DeleteItemsd", "keys": list(drawn.values())}]
+        else:
+            changed.append(step)
+    if changed != steps:
+        composed.config["random_transforms"] = changed
+        composed.origins["random_transforms"] += f", about voxels that are not {ignored} (ignored)"
 
 
 def read_fragment(kind: str, name: str) -> tuple[dict[str, Any], str]:

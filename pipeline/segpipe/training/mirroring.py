@@ -65,7 +65,7 @@ def refuse_swapped_sides(config: Mapping[str, Any]) -> None:
     Raises:
         UsageError: naming labels and axes, or that the transforms cannot be tried.
     """
-    sided = labels_with_side(config["labels"])
+    sided = labels_with_side(dict.fromkeys([*config["labels"], *(config.get("regions") or ())]))
     if not sided:
         return
     check_components({name: config.get(name) for name in ("random_transforms", "batch_transforms")})

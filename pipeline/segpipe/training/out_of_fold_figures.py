@@ -178,10 +178,11 @@ def _rule_gain(position: int, choice: Choice, evaluation: Evaluation) -> dict[st
     gain: dict[str, Any] = {"name": choice.name, "rule": _words(choice), "raw_gain": None, "corrected_gain": None}
     if choice.rule is None:
         return gain
-    measured = [case for case in evaluation.cases if case.trials]
-    gains: dict[str, dict[str, float | None]] = {"none": {case.id: 0.0 for case in measured}}
+    groups = {case.id: case.group for case in evaluation.cases}
+    known = {case.id: case.trials[position] for case in evaluation.cases if case.trials}
+    trials = {case_id: trial for case_id, trial in known.items() if trial is not None}
+    gains: dict[str, dict[str, float | None]] = {"none": dict.fromkeys(trials, 0.0)}
     for index, rule in enumerate(CANDIDATES):
-        trials = {case.id: case.trials[position] for case in measured}
         gains[str(rule)] = {case_id: trial.after[index] - trial.before for case_id, trial in trials.items()}
-    selection = corrected_for_selection(gains, {case.id: case.group for case in measured}, str(choice.rule))
+    selection = corrected_for_selection(gains, {case_id: groups[case_id] for case_id in trials}, str(choice.rule))
     return {**gain, "raw_gain": selection.raw.mean, "corrected_gain": selection.mean}

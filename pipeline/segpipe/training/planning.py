@@ -371,7 +371,7 @@ def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:
     }
     for fold, name in labels_not_trained(manifest, present):
         yield not_trained_words(manifest, fold, name)
-    sided = labels_with_side(manifest.foreground.values())
+    sided = labels_with_side(dict.fromkeys([*manifest.foreground.values(), *manifest.targets.values()]))
     if sided:
         yield f"{', '.join(sided)} have a side: train with --augment light or none, which do not mirror"
 
@@ -404,9 +404,10 @@ def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
         "task_name": re.sub(r"[^a-z0-9]+", "_", manifest.name.lower()).strip("_") or "task",
         "channels": manifest.channels,
         "labels": list(manifest.labels.values()),
+        **_meaning(manifest),
         "in_channels": manifest.n_channels,
-        "out_channels": len(manifest.labels),
-        "activation": "softmax",
+        "out_channels": len(manifest.labels) if manifest.regions is None else len(manifest.regions),
+        "activation": "softmax" if manifest.regions is None else "sigmoid",
         "patch_size": rules["patch_size"].value,
         "deterministic_transforms": [
             {"_target_": "LoadImaged", **both, "reader": "NibabelReader", "image_only": True},
@@ -421,6 +422,15 @@ def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
             *(intensity if isinstance(intensity, list) else [intensity]),
             {"_target_": "EnsureTyped", **both},
         ],
+    }
+
+
+def _meaning(manifest: Manifest) -> dict[str, Any]:
+    """Return what label maps say beside one label a voxel."""
+    return {
+        "ignore_label": manifest.ignore_label,
+        "regions": manifest.regions or {},
+        "annotated_sets": manifest.annotated_sets,
     }
 
 

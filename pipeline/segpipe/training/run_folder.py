@@ -144,8 +144,15 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
         values["fold"] = (chosen_folds(dataset, settings.folds)[0], "--folds")
     composed = compose_config(fragments, settings.overrides, values)
     config = composed.config
-    for name, theirs in (("labels", list(dataset.labels.values())), ("channels", dataset.channels)):
-        if config[name] != theirs:
+    theirs_by_name: dict[str, Any] = {
+        "labels": list(dataset.labels.values()),
+        "channels": dataset.channels,
+        "ignore_label": dataset.ignore_label,
+        "regions": dataset.regions or {},
+        "annotated_sets": dataset.annotated_sets,
+    }
+    for name, theirs in theirs_by_name.items():
+        if config[name] != theirs or (name == "regions" and list(config[name]) != list(theirs)):
             raise UsageError(
                 f"the {name} of the task are not the manifest's",
                 found=config[name],

@@ -243,3 +243,33 @@ def test_the_real_hippocampi_are_sound(capsys):
     data = Path(os.environ["SEGPIPE_DATA"]) / "Task04_Hippocampus"
     assert run(["check", str(manifest), "--data", str(data)]) == 0
     assert "0 errors, 0 warnings" in capsys.readouterr().out
+
+
+def test_ignored_voxels_are_known_and_must_not_be_all(dataset):
+    manifest, root = dataset
+    manifest.ignore_label = 9
+    save(root / "l1.nii.gz", mask(1, 1, 9))
+    assert check_manifest(manifest, root) == []
+    save(root / "l1.nii.gz", np.full(SHAPE, 9, np.uint8))
+    save(root / "l2.nii.gz", mask(2, 9))
+    assert [(each.case_id, each.kind) for each in check_manifest(manifest, root)] == [
+        ("c1", "nothing_annotated"),
+        ("c2", "empty_label"),
+    ]
+
+
+def test_labels_are_counted_where_they_were_looked_for(dataset, capsys):
+    manifest, root = dataset
+    manifest.training[0].annotated_labels = ["a"]
+    manifest.training[1].annotated_labels = [2]
+    for index, value in ((0, 1), (1, 1)):
+        save(root / f"l{index}.nii.gz", mask(index, value))
+    save_manifest(manifest, root / "manifest.json")
+    assert run(["check", str(root / "manifest.json"), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["labels"] == {"a": {"looked_for": 4, "present": 5}, "b": {"looked_for": 4, "present": 3}}
+    assert [(each["case_id"], each["kind"], each["found"]) for each in found["findings"]] == [
+        ("c1", "label_not_looked_for", "1")
+    ]
+    run(["check", str(root / "manifest.json")])
+    assert "cases looked at for it" in " ".join(capsys.readouterr().out.split())

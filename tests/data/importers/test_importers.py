@@ -172,8 +172,10 @@ def test_nnunet_version_1_is_told_from_the_decathlon(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, "region"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"background": 0, "whole": [1, 3], "core": [3]}}, "gaps"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": [1, 2]}}, "join the same labels"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "value of no label"),
+        ({"labels": {"background": 0, "a": [1, "two"]}}, "whole number"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "two names"),
         ({"labels": {"background": 0, "a": "one"}}, "whole number"),
         ({"file_ending": ".png"}, "kind"),
@@ -184,6 +186,14 @@ def test_nnunet_version_1_is_told_from_the_decathlon(tmp_path):
 def test_nnunet_that_cannot_be_used(tmp_path, fields, words):
     with pytest.raises(DataError, match=words):
         to_manifest(find_dataset(nnunet(tmp_path, **fields)))
+
+
+def test_nnunet_regions_and_what_it_ignores(tmp_path):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    manifest = to_manifest(find_dataset(nnunet(tmp_path, labels=labels, regions_class_order=[1, 2, 3])))
+    assert manifest.labels == {"0": "background", "1": "label_1", "2": "label_2", "3": "enhancing"}
+    assert list((manifest.regions or {}).items()) == [("whole", [1, 2, 3]), ("core", [2, 3]), ("enhancing", [3])]
+    assert (manifest.ignore_label, manifest.schema_version) == (4, 2)
 
 
 def test_nnunet_missing_channel_and_missing_label(tmp_path):
@@ -492,3 +502,32 @@ def test_the_shipped_manifest_is_what_import_makes_of_the_data():
     shipped = load_manifest(Path(__file__).parents[3] / "data_manifests" / "msd_task04_hippocampus.json")
     plain = {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in manifest.cases()}
     assert plain == {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in shipped.cases()}
+
+
+def test_what_labels_mean_can_be_said_of_any_layout(tmp_path, capsys):
+    root = decathlon(tmp_path, labels={"0": "background", "1": "front", "2": "back"})
+    words = ["import", str(root), "--region", "all of it=1,2", "--region", "back=2", "--ignore-label", "7"]
+    assert run([*words, "--annotated", "b_1=front", "--annotated", "b_*=front, back", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["ignore_label"], printed["regions"]) == (7, {"all of it": [1, 2], "back": [2]})
+    manifest = load_manifest(root / "manifest.json")
+    assert [manifest.annotated(case) for case in manifest.training] == [{1}, None, None]
+    assert manifest.regions == {"all of it": [1, 2], "back": [2]} and manifest.ignore_label == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--region", "front"], "a region cannot be read"),
+        (["--region", "front=1,x"], "a region cannot be read"),
+        (["--region", "a=5"], "'a' joins"),
+        (["--annotated", "b_1"], "what was looked for in cases cannot be read"),
+        (["--annotated", "b_1=nose"], "names what is no label"),
+        (["--annotated", "c*=front"], "fits no labelled case"),
+        (["--ignore-label", "0"], "no such value to ignore"),
+    ],
+)
+def test_what_labels_cannot_mean_is_refused(words, said, tmp_path, capsys):
+    assert run(["import", str(decathlon(tmp_path)), *words]) != 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "manifest.json").exists()

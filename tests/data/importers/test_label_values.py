@@ -110,7 +110,20 @@ def test_labels_with_names_are_read_too(tmp_path: Path, capsys: pytest.CaptureFi
     assert not label_of(tmp_path, "case_1").any()
 
 
-def test_an_ignore_value_has_a_hint_that_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_annotated_is_left_out_as_the_hint_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = write_set(tmp_path, [1, 255], [1])
+    assert run(words) == BAD_DATA
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--ignore-label 255" in said
+    assert run([*words, "--ignore-label", "255"]) == OK
+    manifest = load_manifest(tmp_path / "manifest.json")
+    assert manifest.labels == {"0": "background", "1": "label_1"} and manifest.ignore_label == 255
+    assert np.unique(label_of(tmp_path, "case_0")).tolist() == [0, 1, 255]
+    assert run([*words, "--ignore-label", "254", "--overwrite"]) != OK
+    assert "no label map has the value that is to be ignored" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_ignore_label_of_nnunet_is_taken_or_called_background(tmp_path: Path) -> None:
     write_set(tmp_path, [1, 255], [1])
     for folder in ("images", "labels"):
         (tmp_path / folder).rename(tmp_path / f"{folder}Tr")
@@ -119,12 +132,11 @@ def test_an_ignore_value_has_a_hint_that_is_true(tmp_path: Path, capsys: pytest.
     labels = {"background": 0, "organ": 1, "ignore": 255}
     document = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 2, "file_ending": ".nii.gz"}
     (tmp_path / "dataset.json").write_text(json.dumps(document))
-    assert run(["import", str(tmp_path)]) == BAD_DATA
-    said = " ".join(capsys.readouterr().err.split())
-    assert "cannot be left out of the training yet" in said
-    assert hinted(said) == "255=0"
-    assert run(["import", str(tmp_path), "--label-values", "255=0"]) == OK
-    assert load_manifest(tmp_path / "manifest.json").labels == {"0": "background", "1": "organ"}
+    assert run(["import", str(tmp_path)]) == OK
+    manifest = load_manifest(tmp_path / "manifest.json")
+    assert manifest.labels == {"0": "background", "1": "organ"} and manifest.ignore_label == 255
+    assert run(["import", str(tmp_path), "--label-values", "255=0", "--overwrite"]) == OK
+    assert load_manifest(tmp_path / "manifest.json").ignore_label is None
     assert np.unique(label_of(tmp_path, "case_0")).tolist() == [0, 1]
 
 

@@ -117,7 +117,7 @@ def fast_config(config: Config, rules: Rules, members: int = 1) -> dict[str, Any
             "device": "@device",
             **windows,
             "activation": _activation(config),
-            "cleanup": cleanup_transforms(rules, n_labels(config)),
+            "cleanup": cleanup_transforms(rules, n_labels(config)) if rules else [],
         },
         "run": ["$@fast.run()"],
     }
@@ -126,16 +126,24 @@ def fast_config(config: Config, rules: Rules, members: int = 1) -> dict[str, Any
 def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1) -> dict[str, Any]:
     """Return a config that measures Dice over a section of ``manifest.json``, on the files' grid, in stock MONAI.
 
-    The truth is read beside the deterministic transforms, so that no resampling touches it.
+    The truth is read beside the deterministic transforms, so that no resampling touches it. Ignored voxels are set to
+    background in both, regions are masks of the truth, and cases in which not every label was looked for are left out.
     """
+    ignored, regions = config.get("ignore_label"), config.get("regions") or {}
     truth: list[dict[str, Any]] = [
         {"_target_": "CopyItemsd", "keys": "label", "names": "truth"},
         {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
         _compose("@deterministic_transforms"),
         {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
-        {"_target_": "CopyItemsd", "keys": "truth", "names": "label"},
+        *([] if ignored is None else _counted_voxels(config)),
+        *(_region_masks(config) if regions else [{"_target_": "CopyItemsd", "keys": "truth", "names": "label"}]),
     ]
-    one_hot = {"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": n_labels(config)}
+    compared: list[dict[str, Any]] = []
+    if ignored is not None:
+        compared.append({"_target_": "MaskIntensityd", "keys": ["pred", "label"], "mask_key": "counted"})
+    if not regions:
+        compared.append({"_target_": "AsDiscreted", "keys": ["pred", "label"], "to_onehot": n_labels(config)})
+    listed = "listed" if config.get("annotated_sets") else "datalist"
     save = {
         "_target_": "MetricsSaver",
         "save_dir": "@output_dir",
@@ -145,19 +153,20 @@ def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1
     }
     return {
         **_head(config, members),
-        "datalist": {
+        listed: {
             "_target_": "monai.data.load_decathlon_datalist",
             "data_list_file_path": "$@bundle_root + '/configs/manifest.json'",
             "data_list_key": section,
             "base_dir": "@dataset_dir",
         },
+        **({"datalist": "$[c for c in @listed if 'annotated_labels' not in c]"} if listed == "listed" else {}),
         "preprocessing": _compose(truth),
         **_data_to_scores(config),
-        "postprocessing": _compose([*_label_map_transforms(config, rules, members), one_hot]),
+        "postprocessing": _compose([*_label_map_transforms(config, rules, members), *compared]),
         "key_metric": {
             "val_mean_dice": {
                 "_target_": "MeanDice",
-                "include_background": False,
+                "include_background": bool(regions),
                 "output_transform": {"_target_": "monai.handlers.from_engine", "keys": ["pred", "label"]},
             }
         },
@@ -165,6 +174,34 @@ def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1
         "evaluator": {**_evaluator(members), "key_val_metric": "@key_metric"},
         **RUN,
     }
+
+
+def _counted_voxels(config: Config) -> list[dict[str, Any]]:
+    """Return what makes a mask of the truth's voxels that are not ignored, under ``counted``."""
+    labels, ignored = range(len(config["labels"])), config["ignore_label"]
+    return [
+        {"_target_": "CopyItemsd", "keys": "truth", "names": "counted"},
+        _mapped("counted", [*labels, ignored], [*([1] * len(labels)), 0]),
+    ]
+
+
+def _region_masks(config: Config) -> list[dict[str, Any]]:
+    """Return what makes a mask of each region of the truth, under ``label``, in the order of the channels."""
+    values = [*range(len(config["labels"])), *([] if config["ignore_label"] is None else [config["ignore_label"]])]
+    names = [f"region_{index}" for index in range(len(config["regions"]))]
+    masks = [
+        _mapped(name, values, [int(value in region) for value in values])
+        for name, region in zip(names, config["regions"].values(), strict=True)
+    ]
+    return [
+        {"_target_": "CopyItemsd", "keys": "truth", "times": len(names), "names": names},
+        *masks,
+        {"_target_": "ConcatItemsd", "keys": names, "name": "label"},
+    ]
+
+
+def _mapped(key: str, values: list[int], to: list[int]) -> dict[str, Any]:
+    return {"_target_": "MapLabelValued", "keys": key, "orig_labels": values, "target_labels": to}
 
 
 def train_config(config: Config) -> dict[str, Any]:
@@ -193,11 +230,17 @@ def train_config(config: Config) -> dict[str, Any]:
 
 
 def check_rules(rules: Rules, config: Config) -> None:
-    """Refuse a rule for a label that the network does not have.
+    """Refuse a rule for a label that the network does not have, or for regions.
 
     Raises:
         UsageError: naming it.
     """
+    if rules and config.get("regions"):
+        raise UsageError(
+            "post-processing rules are for labels that exclude each other, and this run finds regions",
+            found=", ".join(config["regions"]),
+            hint="export without --postprocessing",
+        )
     last = n_labels(config) - 1
     unknown = [value for value in sorted(rules) if not 0 < value <= last]
     if unknown:
@@ -304,11 +347,12 @@ def _label_map_transforms(config: Config, rules: Rules, members: int) -> list[di
 
 def _activation(config: Config) -> str:
     activation, n_channels = config.get("activation"), int(resolve(config["out_channels"], config))
-    if activation not in ("softmax", "sigmoid") or (n_channels == 1) != (activation == "sigmoid"):
+    channels = len(config.get("regions") or [0])
+    if activation not in ("softmax", "sigmoid") or (n_channels == channels) != (activation == "sigmoid"):
         raise UsageError(
             "the run's scores do not make one label map",
             found=f"{activation} over {n_channels} channels",
-            expected="softmax over background and labels, or sigmoid over one channel",
+            expected="softmax over background and labels, or sigmoid over one channel or one for each of the regions",
         )
     return str(activation)
 

@@ -78,7 +78,7 @@ def bundle_metadata(
         UsageError: codes for what is no label.
     """
     manifest, versions, target = run.manifest, run.versions, str(network["_target_"])
-    foreground = ", ".join(manifest.foreground.values())
+    foreground = ", ".join(manifest.targets.values())
     modality = " and ".join(manifest.channels)
     outputs = _output_channels(run)
     net = target.rpartition(".")[2]
@@ -101,7 +101,7 @@ def bundle_metadata(
         "data_source": manifest.source or manifest.name,
         "data_type": "nifti",
         "image_classes": f"{manifest.n_channels} channel(s): {', '.join(manifest.channels)}",
-        "label_classes": "; ".join(f"{value} is {name}" for value, name in manifest.labels.items()),
+        "label_classes": "; ".join(f"{value} is {name}" for value, name in named_targets(manifest).items()),
         "pred_classes": "; ".join(f"channel {channel} is {name}" for channel, name in outputs.items()),
         "codes": _codes(manifest, labelling),
         "eval_metrics": _headline(results, run.record.get("best") or {}),
@@ -154,21 +154,26 @@ def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[
 
 
 def _output_channels(run: Run) -> dict[str, str]:
-    """Return the meaning of the network's output channels; one sigmoid channel is the one label."""
+    """Return the meaning of the network's output channels; one sigmoid channel is the one label, or each a region."""
+    if run.manifest.regions is not None:
+        return {str(channel): name for channel, name in enumerate(run.manifest.regions)}
     if run.config["activation"] == "sigmoid":
         return {"0": run.manifest.labels["1"]}
     return dict(run.manifest.labels)
 
 
+def named_targets(manifest: Manifest) -> dict[int, str]:
+    """Return the name of each value of a label map, or the number of each region, with background."""
+    return {0: manifest.labels["0"], **manifest.targets}
+
+
 def _codes(manifest: Manifest, labelling: Labelling) -> dict[str, Any]:
     """Return what each label means in DICOM, of the labels whose meaning is known."""
-    unknown = sorted(set(labelling.codes) - set(manifest.foreground.values()))
+    names = manifest.targets.values()
+    unknown = sorted(set(labelling.codes) - set(names))
     if unknown:
-        raise UsageError(
-            "codes are given for what is no label", found=unknown[0], expected=", ".join(manifest.foreground.values())
-        )
-    labels = {int(value): name for value, name in manifest.labels.items()}
-    infos, _ = label_infos(labels, {"name": labelling.name, "codes": labelling.codes})
+        raise UsageError("codes are given for what is no label", found=unknown[0], expected=", ".join(names))
+    infos, _ = label_infos(named_targets(manifest), {"name": labelling.name, "codes": labelling.codes})
     return codes_metadata(infos)
 
 
@@ -210,7 +215,20 @@ def _training_data(run: Run) -> dict[str, Any]:
         "validation_cases": len(run.cases.get("validation", [])) or None,
         "test_cases": len(manifest.test) or None,
         "seen": run.seen,
+        **_label_maps(manifest),
     }
+
+
+def _label_maps(manifest: Manifest) -> dict[str, Any]:
+    """Return what the label maps said beside one label a voxel; nothing where they did not."""
+    partial = sum(manifest.annotated(case) is not None for case in manifest.training)
+    said = {
+        "ignore_label": manifest.ignore_label,
+        "regions": manifest.regions,
+        "partly_annotated_cases": partial or None,
+    }
+    known = {name: value for name, value in said.items() if value is not None}
+    return {**known, **({"labels": manifest.labels} if manifest.regions is not None else {})}
 
 
 def _training(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from segpipe.bundle.exporting.card_estimate import estimate_in_short, estimate_paragraphs
 from segpipe.bundle.exporting.card_figures import BARS, CURVES, EXAMPLE, OVERALL
+from segpipe.bundle.exporting.card_labels import label_map_words, output_in_short, result_files
 from segpipe.bundle.exporting.fine_tuned import initial_weights_in_words, parent_in_words, seen_paragraphs
 from segpipe.bundle.exporting.markdown import code, facts, figure, number, picture, table
 from segpipe.bundle.tensors import WEIGHTS
@@ -66,10 +67,11 @@ def _head(metadata: Document) -> str:
     warning = "" if status == "finished" else f"\n\n**The training did not finish ({status or 'not recorded'}).**"
     data, image = metadata["training_data"], metadata["network_data_format"]["inputs"]["image"]
     data_set = f"{data['name']} ({data['description'].rstrip('.')})" if data["description"] else data["name"]
+    classes = metadata["label_classes"].removeprefix("0 is background; ")
     known = facts(
         "in short",
         reads=f"3D NIfTI volumes: {', '.join(image['channel_def'].values())}",
-        gives=f"a label map on the same grid: {metadata['label_classes'].removeprefix('0 is background; ')}",
+        gives=f"{output_in_short(metadata)} on the same grid: {classes}",
         measured=_best_figure(metadata) or estimate_in_short(metadata) or "not on held-out cases",
         trained_on=f"{data['name']}, {data['training_cases'] or 'an unknown number of'} cases",
         needs="Python 3.10 or later and MONAI; no GPU",
@@ -228,10 +230,17 @@ def _input(metadata: Document, pictures: Collection[str]) -> str:
         (index, name, *([units.get(index, "")] if units else [])) for index, name in image["channel_def"].items()
     ]
     channels = table(["channel", "image", *(["values in"] if units else [])], entries)
-    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 else labels
+    regions = metadata["training_data"].get("regions")
+    if regions:
+        labels = {str(number): name for number, name in enumerate(labels.values(), 1)}
+    labels = {"0": "background", "1": labels["0"]} if len(labels) == 1 and not regions else labels
     codes = {name: _code(entry) for name, entry in metadata["codes"].items()}
     rows = [(value, name, *([codes.get(name)] if codes else [])) for value, name in labels.items()]
-    columns = ["value", "label", *(["meaning (SCT is SNOMED CT)"] if codes else [])]
+    columns = [
+        "number" if regions else "value",
+        "region" if regions else "label",
+        *(["meaning (SCT is SNOMED CT)"] if codes else []),
+    ]
     ending = ", one file a channel, all on one grid, ending in `_0000.nii.gz`, `_0001.nii.gz` and so on"
     unit = ", in Hounsfield units" if image["format"] == "hounsfield" else ""
     size = " x ".join(map(str, image["spatial_shape"]))
@@ -239,7 +248,7 @@ def _input(metadata: Document, pictures: Collection[str]) -> str:
     return (
         "## Input and output\n\n3D NIfTI volumes of any size, orientation and spacing "
         f"({image['modality']}{unit}){ending if _has_channels(metadata) else ''}:\n\n{channels}\n\n"
-        f"Label maps are uint8 NIfTI files on the grid of the input:\n\n{table(columns, rows)}\n\n{cleanup}"
+        f"{result_files(regions)}:\n\n{table(columns, rows)}\n\n{cleanup}"
         "Orientation, spacing and intensity are prepared as `deterministic_transforms` in `configs/inference.json` "
         f"says: nothing needs to be done before. The network sees windows of {size} voxels, put together with Gaussian "
         f"weights.{_example(metadata, pictures)}"
@@ -287,6 +296,7 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
         rule_for_patients=data["patient_rule"],
         cases=", ".join(f"{number} {part}" for part, number in cases.items() if number),
         voxels_seen=_voxels_seen(data),
+        label_maps=label_map_words(data),
         network=f"{net} ({run['network']}), {provenance['weights']['parameters']:,} parameters{_each(metadata)}",
         members=_members(metadata),
         began_with=parent_in_words(metadata),

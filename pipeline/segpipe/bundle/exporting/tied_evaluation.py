@@ -151,11 +151,11 @@ def tied(measured: Evaluation, run: Run, weights: Mapping[str, bytes], inference
     """
     model = {INFERENCE: _sha256(inference.encode()), **{file: _sha256(each) for file, each in weights.items()}}
     _require_same_model(measured, model, read_inference(json.loads(inference))[0].get("cleanup", ()))
-    if dict(measured.labels) != run.manifest.foreground:
+    if dict(measured.labels) != run.manifest.targets:
         raise RefusedError(
             "the evaluation is of other labels than the bundle's",
             found=_named(measured.labels),
-            expected=_named(run.manifest.foreground),
+            expected=_named(run.manifest.targets),
             hint="evaluate with the manifest of the training, or one with the same labels",
         )
     own = (run.record.get("manifest_sha256"), _sha256(manifest.encode()))

@@ -21,7 +21,7 @@ from segpipe.bundle.exporting.bundle_configs import (
     network_definition,
     train_config,
 )
-from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata
+from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bundle_metadata, named_targets
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
@@ -219,8 +219,8 @@ class _Draft:
 
     @property
     def labels(self) -> dict[int, str]:
-        """Return the name of each value of a label map."""
-        return {int(value): label for value, label in self.run.manifest.labels.items()}
+        """Return the name of each value of a label map, or the number of each region."""
+        return named_targets(self.run.manifest)
 
     def hashes(self) -> dict[str, str]:
         """Return the hashes of what decides on a label map, by file."""
@@ -244,7 +244,7 @@ class _Draft:
         """Draw the pictures of the card, and return their names."""
         dice = {} if self.measured is None else self.measured.dice
         manifest = self.run.manifest
-        return draw_pictures(folder, manifest.foreground, dice, {manifest.name: self.run.history})
+        return draw_pictures(folder, manifest.targets, dice, {manifest.name: self.run.history})
 
 
 def _files(manifest: Manifest) -> int:
@@ -256,7 +256,8 @@ def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
     paths = [PurePosixPath(path) for case in manifest.cases() for path in case.paths]
     names = {*(image_stem(path.name) for path in paths), *(part for path in paths for part in path.parts[:-1])}
     names |= {CHANNEL.sub("", name) for name in names} | {PurePosixPath(run.data).name}
-    own = {word.casefold() for word in (*manifest.labels.values(), *manifest.channels)}
+    words = (*manifest.labels.values(), *manifest.targets.values(), *manifest.channels)
+    own = {word.casefold() for word in words}
     hidden = {case.id for case in manifest.cases()}
     return {name for name in names if name.casefold() not in own and CHANNEL.sub("", name) not in hidden}
 

@@ -122,6 +122,8 @@ def _generate(
     channels = int(metadata["network_data_format"]["inputs"]["image"]["num_channels"])
     if unsupported or files not in (1, channels):
         raise _NoneFoundError(f"nothing is generated for {unsupported[0] if unsupported else f'{files} files a case'}")
+    if known["activation"] == "sigmoid" and len(labels) > 2:
+        raise _NoneFoundError("a golden case is one label map, and regions that may overlap are a mask each")
     states = [torch.load(folder / file, weights_only=True) for file in read_members(config) or (WEIGHTS,)]
     networks = [load_network(known["network_def"], state).eval().requires_grad_(False) for state in states]
     network = networks[0] if len(networks) == 1 else _as_one(networks, known["activation"] == "softmax")

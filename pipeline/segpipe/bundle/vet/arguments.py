@@ -30,7 +30,7 @@ PARAMETERS: Mapping[Kind, str] = {
     "value": """
         a_max a_min above abspath accumulation_steps act act_name acti_type activation adn_ordering affine
         affine_lps_to_ras align_corners allow_missing_keys allow_smaller alpha amp amp_kwargs amsgrad angle
-        anti_aliasing anti_aliasing_sigma applied_labels apply_argmax approx argmax as_closest_canonical
+        annotated_sets anti_aliasing anti_aliasing_sigma applied_labels apply_argmax approx argmax as_closest_canonical
         as_contiguous attn_drop_rate averaged axcodes axes b_max b_min backbone batch batch_sampler batch_size
         beta betas bg_indices_key bg_postfix bias bins blocks_bottleneck blocks_down blocks_up
         bottleneck_expansion_ratio buffer_dim buffer_size buffer_steps buffer_timeout by_measure cache_grid
@@ -49,7 +49,7 @@ PARAMETERS: Mapping[Kind, str] = {
         fold foreach frame_dim frozen fused gamma generator get_not_nans global_resp_norm grad_averaging groups
         hash_as_key hidden_size holes hyena_fft_padding hyena_grid_type hyena_kernel_layers hyena_kernel_mlp_dim
         hyena_kernel_size hyena_l_cache hyena_mask_max_attenuation hyena_omega_0 hyena_short_conv_fft_chunks
-        hyena_stages hyena_use_chunked_fft hyena_use_fft_short_conv ignore_empty ignore_index image_key
+        hyena_stages hyena_use_chunked_fft hyena_use_fft_short_conv ignore_empty ignore_index ignore_label image_key
         image_only image_threshold img_size in_channels in_order include_background include_others independent
         independent_channels index index_order indices indices_key indices_postfix init init_filters inplace
         input_image_size inputs interp_mode interval invert invert_image is_multilabel is_onehot is_pad
@@ -70,7 +70,7 @@ PARAMETERS: Mapping[Kind, str] = {
         persistent_workers pin_memory pin_memory_device pixdim pos pos_weight power pre_conv precision pred_keys
         prefetch_factor preprocess print_log print_lr prob progress proj_type prune_meta_pattern prune_meta_sep
         prune_metadata qkv_bias ramp random_center random_size range_x range_y range_z ratios recompute_affine
-        recursive reduce reduction reflect_type relative repair repeats replacement res_block resample
+        recursive reduce reduction reflect_type regions relative repair repeats replacement res_block resample
         resolution resume retain_stats return_coords return_with_label reverse_indexing roi_center roi_end
         roi_size roi_slices roi_start roi_weight_map rotate_order rotate_range rounding runtime_cache safe
         sample_std sampler save_attn save_details save_final save_interval save_key_metric save_rank

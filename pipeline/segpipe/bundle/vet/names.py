@@ -95,13 +95,13 @@ ALLOWED: Mapping[str, str] = {
     "torch.utils.data": "DataLoader RandomSampler Subset",
     "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
-        averaged_network BatchAffine BatchAugmentation BatchBlur BatchBrightness BatchContrast BatchGamma
-        BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice CaseMetric CaseTransforms ComboLoss
-        DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
+        AnnotatedToIndicesd averaged_network BatchAffine BatchAugmentation BatchBlur BatchBrightness BatchContrast
+        BatchGamma BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice CaseMetric CaseTransforms
+        ComboLoss DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
         FocalTverskyLoss GeneralisedDiceLoss GradientClip HausdorffLoss in_precision JaccardLoss load_cases
-        LossSchedule LovaszHinge LovaszSoftmax PooledMetric prepared_cases pretrained_network RunCheckpoint RunLog
-        scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased
-        warmed_up WeightAveraging
+        LossSchedule LovaszHinge LovaszSoftmax MarkUnannotatedd PooledMetric prepared_cases pretrained_network
+        RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss
+        UNetPlusPlus ValidateCased warmed_up WeightAveraging
     """,
 }
 

@@ -15,7 +15,7 @@ from segpipe.common.console import digits
 from segpipe.common.files import sha256_of
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
 from segpipe.common.outliers import Outliers, find_outliers
-from segpipe.data.manifest import Case
+from segpipe.data.manifest import Case, Manifest
 from segpipe.errors import SegpipeError
 
 Severity = Literal["error", "warning"]
@@ -34,6 +34,8 @@ KINDS: dict[str, Severity] = {
     "constant_image": "error",
     "fractional_label": "error",
     "unknown_label": "error",
+    "label_not_looked_for": "error",
+    "nothing_annotated": "error",
     "empty_label": "warning",
     "identical_image": "error",
     "identical_label": "warning",
@@ -119,15 +121,15 @@ class Voxels:
     outliers: tuple[Outliers, ...] = ()
 
 
-def examine(case: Case, root: Path, labels: frozenset[int], n_channels: int) -> CaseFacts:
+def examine(case: Case, root: Path, manifest: Manifest) -> CaseFacts:
     """Read every file of a case. Never raises for what a file holds.
 
     Args:
         case: the manifest's entry.
         root: data folder.
-        labels: label values that the manifest names, with 0.
-        n_channels: image channels that the manifest names.
+        manifest: names the labels and channels; its cases are not needed.
     """
+    n_channels = manifest.n_channels
     facts = CaseFacts(case.id)
     parts = ["image"] if len(case.images) == 1 else [f"image {index}" for index in range(len(case.images))]
     grids = [_image(facts, case, root, path, part, n_channels) for path, part in zip(case.images, parts, strict=True)]
@@ -141,7 +143,7 @@ def examine(case: Case, root: Path, labels: frozenset[int], n_channels: int) -> 
             if difference:
                 facts.add("channel_geometry_differs", difference, "the grid of the other channels", part)
     if case.label is not None:
-        _label(facts, case, root, case.label, [grid for grid in grids if grid is not None], labels)
+        _label(facts, case, root, case.label, [grid for grid in grids if grid is not None], manifest)
     return facts
 
 
@@ -203,9 +205,7 @@ def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
         facts.add("outlying_voxels", str(outliers), "voxels that a scanner can have measured", part)
 
 
-def _label(
-    facts: CaseFacts, case: Case, root: Path, path: str, channels: Sequence[Header], labels: frozenset[int]
-) -> None:
+def _label(facts: CaseFacts, case: Case, root: Path, path: str, channels: Sequence[Header], manifest: Manifest) -> None:
     """Judge the label map; where the channels disagree, it has to be on the grid of one of them."""
     header = _open(facts, case, root, path, "label")
     if header is None:
@@ -220,21 +220,29 @@ def _label(
         facts.add("label_geometry_differs", str(differences[0]), "the grid of the image", "label")
     voxels = _scan(facts, header, "label", as_label=True)
     if voxels is not None:
-        _judge_values(facts, voxels, labels)
+        _judge_values(facts, voxels, manifest, manifest.annotated(case))
 
 
-def _judge_values(facts: CaseFacts, voxels: Voxels, labels: frozenset[int]) -> None:
+def _judge_values(facts: CaseFacts, voxels: Voxels, manifest: Manifest, annotated: frozenset[int] | None) -> None:
+    ignored = set() if manifest.ignore_label is None else {manifest.ignore_label}
+    labels = {0, *manifest.foreground, *ignored}
     if voxels.n_not_finite:
         facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "label values", "label")
     fractional = sorted(value for value in voxels.values if value != round(value))
     unknown = sorted(value for value in voxels.values if value == round(value) and value not in labels)
     known = ", ".join(map(str, sorted(labels)))
     facts.labels = frozenset(int(value) for value in voxels.values)
+    unasked = set() if annotated is None else (facts.labels & set(manifest.foreground)) - annotated
     if fractional:
         facts.add("fractional_label", _some(fractional), f"whole numbers out of {known}", "label")
     if unknown:
         facts.add("unknown_label", _some(unknown), f"values out of {known}", "label")
-    if voxels.values <= {0.0} and not voxels.n_not_finite:
+    if unasked:
+        found, looked_for = (", ".join(map(str, sorted(values))) for values in (unasked, annotated or ()))
+        facts.add("label_not_looked_for", found, f"{looked_for} alone, by annotated_labels", "label")
+    if ignored and voxels.values == ignored:
+        facts.add("nothing_annotated", "every voxel is ignored", "voxels that somebody annotated", "label")
+    elif voxels.values <= {0.0, *ignored} and not voxels.n_not_finite:
         facts.add("empty_label", "background alone", "at least one labelled voxel", "label")
     else:
         facts.digests["label"] = voxels.digest

@@ -41,6 +41,7 @@ class CheckReport:
         findings: in the order of the cases, errors before warnings within a case.
         passed_over: of a DICOM folder, how many files of each class are no images.
         to_look_at: cases whose image and label map a person should see together.
+        labels: name to the number of labelled cases in which it was looked for, and in which it is; of DICOM None.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CheckReport:
     findings: list[Finding]
     passed_over: dict[str, int] | None = None
     to_look_at: tuple[str, ...] = ()
+    labels: dict[str, dict[str, int]] | None = None
 
     @property
     def errors(self) -> int:
@@ -64,6 +66,7 @@ class CheckReport:
             "kinds": dict(Counter(finding.kind for finding in self.findings)),
             "findings": [finding.as_dict() for finding in self.findings],
             **({} if self.passed_over is None else {"passed_over": self.passed_over}),
+            **({} if self.labels is None else {"labels": self.labels}),
         }
 
 
@@ -94,15 +97,43 @@ def check_dataset(
             return check_dicom(source, workers, progress)
         source = source / "manifest.json" if source.is_dir() else source
     manifest, root = open_manifest(source, data)
-    findings = check_manifest(manifest, root, workers, progress)
+    facts = read_cases(manifest, root, workers, progress)
+    findings = findings_of(manifest, facts)
     turned = tuple(finding.case_id for finding in findings if finding.kind == "label_turned")
-    return CheckReport(manifest.name, len(manifest.cases()), findings, to_look_at=turned)
+    counts = count_labels(manifest, facts)
+    return CheckReport(manifest.name, len(manifest.cases()), findings, to_look_at=turned, labels=counts)
 
 
 def check_manifest(
     manifest: Manifest, root: Path, workers: int | None = None, progress: Progress = lambda done, total: None
 ) -> list[Finding]:
-    """Return everything that is wrong, in the order of the manifest's cases, errors before warnings within a case.
+    """Return everything that is wrong; arguments and errors as of `read_cases`."""
+    return findings_of(manifest, read_cases(manifest, root, workers, progress))
+
+
+def findings_of(manifest: Manifest, facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Return everything that is wrong, in the order of the manifest's cases, errors before warnings within a case."""
+    findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
+    position = {case.id: index for index, case in enumerate(manifest.cases())}
+    return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
+
+
+def count_labels(manifest: Manifest, facts: Sequence[CaseFacts]) -> dict[str, dict[str, int]]:
+    """Return, for each label, in how many cases with a readable label map it was looked for, and in how many it is."""
+    found = {case.case_id: case.labels for case in facts}
+    counts = {name: {"looked_for": 0, "present": 0} for name in manifest.foreground.values()}
+    for case in manifest.cases():
+        values, annotated = found[case.id], manifest.annotated(case)
+        for value, name in manifest.foreground.items() if values is not None else ():
+            counts[name]["looked_for"] += annotated is None or value in annotated
+            counts[name]["present"] += value in (values or ())
+    return counts
+
+
+def read_cases(
+    manifest: Manifest, root: Path, workers: int | None = None, progress: Progress = lambda done, total: None
+) -> list[CaseFacts]:
+    """Read every case, and return what was seen of each.
 
     Args:
         manifest: what should be there.
@@ -125,11 +156,8 @@ def check_manifest(
             expected=cases[0].paths[0],
             hint="name the folder that the manifest's paths start from with --data",
         )
-    read = partial(examine, root=root, labels=frozenset(map(int, manifest.labels)), n_channels=manifest.n_channels)
-    facts = over_cases(read, cases, workers or workers_to_read(files), _died, progress=progress)
-    findings = [finding for case in facts for finding in case.findings] + compare(manifest, facts)
-    position = {case.id: index for index, case in enumerate(cases)}
-    return sorted(findings, key=lambda finding: (position[finding.case_id], finding.severity))
+    read = partial(examine, root=root, manifest=manifest.model_copy(update={"training": [], "test": []}))
+    return over_cases(read, cases, workers or workers_to_read(files), _died, progress=progress)
 
 
 def _died(case: Case) -> CaseFacts:

@@ -17,7 +17,7 @@ from segpipe.data.importers.as_nifti import write_as_nifti
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
 from segpipe.data.importers.label_choice import choose_labels
 from segpipe.data.importers.label_maps import adapt_labels
-from segpipe.data.importers.label_values import ValueRules, parse_label_values
+from segpipe.data.importers.label_values import ValueRules, parse_annotated, parse_label_values, parse_region
 from segpipe.data.importers.layouts import read_folders
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.registered_channels import put_on_one_grid
@@ -71,6 +71,9 @@ def import_dataset(
     allow_missing: bool = False,
     unlabelled: str = "skip",
     label_values: Sequence[str] = (),
+    ignore_label: int | None = None,
+    regions: Sequence[str] = (),
+    annotated: Sequence[str] = (),
     repair: str | Sequence[str] = (),
     secondary_capture: Sequence[str] = (),
     channel: Sequence[str] = (),
@@ -111,6 +114,9 @@ def import_dataset(
         registered: channels of NIfTI files are registered: those on another grid than the first are resampled to it.
         pet_unit: of DICOM PET: ``SUVbw``, to which values are converted, or the unit that they have to be stored in.
         label_values: which values of NIfTI label maps become another label, as ``255=1``; these are written anew.
+        ignore_label: value of NIfTI label maps (behind ``label_values``) of voxels that nobody annotated.
+        regions: what is to be found where regions overlap, in order: ``NAME=1,2,3`` with the label values it joins.
+        annotated: cases in which not every label was looked for: ``PATTERN=LABEL,LABEL`` with a pattern of case ids.
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
         hashes: record the SHA-256 of every file.
@@ -135,6 +141,10 @@ def import_dataset(
         raise UsageError(
             "--label-values goes with NIfTI label maps", hint="of DICOM, --label says what becomes a label"
         )
+    if layout in ("slices", "dicom") and ignore_label is not None:
+        raise UsageError("--ignore-label goes with NIfTI label maps")
+    joined = [parse_region(word) for word in regions]
+    looked_for = [parse_annotated(word) for word in annotated]
     if layout != "slices" and spacing_mm:
         raise UsageError("--spacing goes with slices")
     if layout in ("slices", "dicom") and registered:
@@ -179,7 +189,7 @@ def import_dataset(
             _convert_slices(stacks, place, spacing_mm, label_names, skip_bad, progress, tell), modality
         )
     else:
-        values = parse_label_values(label_values)
+        values = parse_label_values(label_values, ignore_label)
         dataset = with_own_ids(_read_nifti(source, layout, images, labels, label_names, modality, values, progress))
         path = _require_new(output or dataset.root / "manifest.json", overwrite)
         anew = None if converted is None else Path(converted)
@@ -190,6 +200,8 @@ def import_dataset(
             dataset, resampled = put_on_one_grid(dataset, anew, _stage(progress, "resampling channels"))
         for text in [*written, *said, *resampled]:
             tell(text)
+    if joined:
+        dataset = replace(dataset, regions=dict(joined))
     about = {"name": name, "licence": licence, "source": origin}
     for text in [*dataset.notes, *_renamed(dataset)] if not pseudonymise else dataset.notes:
         tell(text)
@@ -198,7 +210,9 @@ def import_dataset(
         if layout != "dicom" and (knows_patients or key is not None):
             secret = _study_key(key, None, tell)
         dataset = _without_names(dataset, layout, tell)
-    manifest = to_manifest(dataset, patient_rule, pseudonymise=pseudonymise, key=secret, about=about)
+    manifest = to_manifest(
+        dataset, patient_rule, pseudonymise=pseudonymise, key=secret, about=about, annotated=looked_for
+    )
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)

@@ -24,9 +24,11 @@ class ValueRules:
 
     Attributes:
         labels: value, as `digits` writes it, to label.
+        ignored: value, as it is then, of voxels that nobody annotated; None where no option says so.
     """
 
     labels: dict[str, int] = field(default_factory=dict)
+    ignored: int | None = None
 
     def label_of(self, value: float) -> float:
         """Return the label that a value becomes, or the value itself."""
@@ -65,12 +67,18 @@ class ValueRules:
             )
 
 
-def parse_label_values(words: Sequence[str]) -> ValueRules:
+def parse_label_values(words: Sequence[str], ignored: int | None = None) -> ValueRules:
     """Read ``255=1``, several with commas or repeated.
 
+    Args:
+        words: as they were given.
+        ignored: value of voxels that nobody annotated.
+
     Raises:
-        UsageError: not a rule, or a value with two labels.
+        UsageError: not a rule, a value with two labels, or one that cannot be ignored.
     """
+    if ignored is not None and not 0 < ignored <= 255:
+        raise UsageError("no such value to ignore", found=ignored, expected="1 to 255")
     labels: dict[str, int] = {}
     for word in (part.strip() for text in words for part in text.split(",")):
         match = RULE.fullmatch(word)
@@ -79,10 +87,37 @@ def parse_label_values(words: Sequence[str]) -> ValueRules:
         value, label = digits(float(match["value"])), int(match["label"])
         if labels.setdefault(value, label) != label:
             raise UsageError(f"value {value} is given two labels", found=f"{labels[value]} and {label}")
-    return ValueRules(labels)
+    return ValueRules(labels, ignored)
 
 
 NO_RULES = ValueRules()
+
+
+def parse_region(word: str) -> tuple[str, list[int]]:
+    """Read ``NAME=1,2,3``, a region and the label values that it joins.
+
+    Raises:
+        UsageError: something else.
+    """
+    name, separator, values = word.rpartition("=")
+    if not separator or not name.strip() or not re.fullmatch(r"\d{1,3}(,\d{1,3})*", values):
+        raise UsageError("a region cannot be read", found=word, expected="NAME=1,2,3: the label values that it joins")
+    return name.strip(), [int(value) for value in values.split(",")]
+
+
+def parse_annotated(word: str) -> tuple[str, list[str]]:
+    """Read ``PATTERN=LABEL,LABEL``, cases and the labels that were looked for in them.
+
+    Raises:
+        UsageError: something else.
+    """
+    pattern, separator, labels = word.partition("=")
+    names = [name.strip() for name in labels.split(",")]
+    if not separator or not pattern or not all(names):
+        raise UsageError(
+            "what was looked for in cases cannot be read", found=word, expected="PATTERN=LABEL,LABEL, e.g. btcv_*=liver"
+        )
+    return pattern, names
 
 
 def require_run(values: Iterable[float], path: Path) -> None:
@@ -143,10 +178,7 @@ def how_to_rename(values: Iterable[float], highest: int | None = None) -> str:
         return "give each value its label while importing: segpipe import ... --label-values VALUE=LABEL,VALUE=LABEL"
     text = f"give them labels while importing: segpipe import ... --label-values {','.join(rules)}"
     if 255 in whole and len(whole) > 1:
-        text += (
-            "; if 255 marks voxels that nobody annotated, they cannot be left out of the training yet: leave those"
-            " cases out, or say with 255=0 that they are background"
-        )
+        text += "; if 255 marks voxels that nobody annotated, leave them out: segpipe import ... --ignore-label 255"
     return text
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.common.console import some_of
+from segpipe.common.console import digits, some_of
 from segpipe.common.files import read_json
 from segpipe.common.folder_walk import find_images
 from segpipe.common.image_names import ENDINGS, EXPECTED, image_stem, is_nifti
@@ -63,11 +63,14 @@ def read_decathlon(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
     test = [_case(entry, "test", path) for entry in listed[1] or []]
     require_promised(document, {"numTraining": len(training), "numTest": len(test)}, path)
     require_files(path.parent, [*training, *test], path)
+    names = label_names(document.get("labels"), path, rules)
     return SourceDataset(
         root=path.parent,
         training=training,
         test=test,
-        labels=label_names(document.get("labels"), path, rules),
+        labels=names.labels,
+        ignore_label=names.ignore_label,
+        regions=names.regions,
         modality=channel_names(document.get("modality") or document.get("channel_names"), path),
         about=descriptive_fields(document),
         notes=_beside(path.parent, [*training, *test], "files beside them that dataset.json does not name"),
@@ -123,7 +126,7 @@ def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
 
     Raises:
         UsageError: no such file or folder.
-        DataError: regions, an ignore label, a format other than NIfTI, channels or labels missing.
+        DataError: a format that is not read here, channels or labels missing.
     """
     path = source / "dataset.json" if source.is_dir() else source
     document = read_json(path, "dataset.json")
@@ -157,11 +160,14 @@ def read_nnunet(source: Path, rules: ValueRules = NO_RULES) -> SourceDataset:
             f"{len(unlabelled)} training cases have no label", path=root / "labelsTr", found=some_of(unlabelled)
         )
     require_files(root, [*training, *test], path)
+    names = label_names(document.get("labels"), path, rules)
     return SourceDataset(
         root=root,
         training=training,
         test=test,
-        labels=label_names(document.get("labels"), path, rules),
+        labels=names.labels,
+        ignore_label=names.ignore_label,
+        regions=names.regions,
         modality=modality,
         about={"name": root.resolve().name, **descriptive_fields(document)},
         notes=_beside(root, [*training, *test], f"files beside them without a case, or not called CASE_0000{ending}"),
@@ -268,6 +274,7 @@ def read_folders(
         training=cases,
         test=[],
         labels={str(value): name for value, name in enumerate(["background", *names])},
+        ignore_label=rules.ignored,
         modality={str(index): word for index, word in enumerate(words)},
         about={"name": root.name or "dataset"},
         notes=(*image_notes, *label_notes, *passed_over(lonely, "files of other formats without a partner")),
@@ -372,6 +379,12 @@ def _names_from_values(
             break
     rules.require_apart(found, paths[0].parent)
     labels = {rules.label_of(value): path for value, path in found.items()}
+    if rules.ignored is not None and labels.pop(rules.ignored, None) is None:
+        raise UsageError(
+            "no label map has the value that is to be ignored",
+            found=some_of(map(digits, sorted(labels))),
+            expected=f"{rules.ignored} among them",
+        )
     require_labels(labels, len(given) or None)
     if given:
         return list(given)

@@ -50,6 +50,8 @@ class SourceDataset:
         units: channel to the unit of its values, of those that are known.
         about: the manifest's descriptive fields.
         notes: what was passed over.
+        ignore_label: value of voxels that nobody annotated, where there are any.
+        regions: name to the label values that it joins, in order; empty where labels exclude each other.
     """
 
     root: Path
@@ -60,6 +62,8 @@ class SourceDataset:
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
+    ignore_label: int | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
 
 
 def with_own_ids(dataset: SourceDataset) -> SourceDataset:
@@ -179,8 +183,20 @@ def passed_over(paths: Iterable[Path], what: str) -> tuple[str, ...]:
     return (f"passed over: {len(names)} {what}, e.g. {names[0]}",) if names else ()
 
 
-def label_names(document: Any, source: Path, rules: ValueRules = NO_RULES) -> dict[str, str]:
-    """Return label value to name, from ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1}`` (nnU-Net).
+@dataclass(frozen=True)
+class LabelNames:
+    """What a ``dataset.json`` says of its label values; see `SourceDataset`."""
+
+    labels: dict[str, str]
+    ignore_label: int | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
+
+
+def label_names(document: Any, source: Path, rules: ValueRules = NO_RULES) -> LabelNames:
+    """Read ``{"1": "liver"}`` (Decathlon) or ``{"liver": 1, "ignore": 2}`` (nnU-Net).
+
+    Where a name stands for several values, ``{"tumour": [1, 2], "core": [2]}``, all names are regions (nnU-Net); a
+    label that is a region alone has its name, the others are ``label_1``, ``label_2``, ...
 
     Args:
         document: the object.
@@ -188,44 +204,50 @@ def label_names(document: Any, source: Path, rules: ValueRules = NO_RULES) -> di
         rules: which values become another label; what becomes background loses its name.
 
     Raises:
-        DataError: not a mapping, regions (several values for one name), an ignore label, or no whole numbers.
+        DataError: not a mapping, or no whole numbers.
     """
     if not isinstance(document, dict) or not document:
         raise DataError("the data set names no labels", path=source, found=repr(document), expected="an object")
-    names: dict[str, str] = {}
+    named: list[tuple[str, list[int]]] = []
+    ignored = rules.ignored
     for key, entry in document.items():
-        if isinstance(entry, (list, tuple)):
-            raise DataError(
-                f"label {key!r} is a region of several values",
-                path=source,
-                found=repr(entry),
-                expected="one whole number a label",
-                hint="regions are not supported: write label maps with one value a structure",
-            )
-        value, name = (key, str(entry)) if str(key).isdecimal() else (entry, str(key))
-        is_value = bool(re.fullmatch("[0-9]{1,3}", str(value)))
-        to_background = is_value and rules.label_of(int(value)) == 0 != int(value)
-        if name.lower() == "ignore" and not to_background:
-            raise DataError(
-                "an ignore label is not supported",
-                path=source,
-                found=f"{key!r}: {entry!r}",
-                hint="voxels cannot be left out of the training yet: leave out cases that are annotated in part, "
-                f"or say that these voxels are background with --label-values {value}=0",
-            )
-        if not is_value:
-            raise DataError(
-                f"label {name[:80]!r} has no whole number", path=source, found=repr(value)[:80], expected="0 to 255"
-            )
-        if to_background:
-            continue
-        label = int(rules.label_of(int(value)))
-        if str(label) in names:
+        several = isinstance(entry, (list, tuple))
+        if several and str(key).isdecimal():
+            raise DataError("a region of several values has no name", path=source, found=f"{key!r}: {entry!r}")
+        words, name = ([key], str(entry)) if str(key).isdecimal() else (entry if several else [entry], str(key))
+        values = [_value(word, name, source) for word in words]
+        becomes = list(dict.fromkeys(label for value in values if (label := int(rules.label_of(value))) or not value))
+        if name.lower() == "ignore" and len(becomes) == 1 and rules.ignored is None:
+            ignored = becomes[0]
+        elif becomes and becomes != [ignored]:
+            named.append((name, becomes))
+    regions = {name: values for name, values in named if values != [0]} if any(len(v) > 1 for _, v in named) else {}
+    names = _names_of_regions(regions) if regions else _names_of_labels(named, source)
+    require_run(map(int, names), source)
+    return LabelNames(names, ignored, regions)
+
+
+def _value(word: Any, name: str, source: Path) -> int:
+    if not re.fullmatch("[0-9]{1,3}", str(word)) or isinstance(word, bool):
+        raise DataError(
+            f"label {name[:80]!r} has no whole number", path=source, found=repr(word)[:80], expected="0 to 255"
+        )
+    return int(word)
+
+
+def _names_of_labels(named: Iterable[tuple[str, list[int]]], source: Path) -> dict[str, str]:
+    names: dict[str, str] = {"0": "background"}
+    for name, (label,) in named:
+        if label and str(label) in names:
             raise DataError(f"label value {label} has two names", path=source, found=f"{name!r}")
         names[str(label)] = "background" if label == 0 else name
-    names.setdefault("0", "background")
-    require_run(map(int, names), source)
     return names
+
+
+def _names_of_regions(regions: Mapping[str, list[int]]) -> dict[str, str]:
+    alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    values = sorted(set().union(*regions.values()))
+    return {"0": "background", **{str(value): alone.get(value, f"label_{value}") for value in values}}
 
 
 def channel_names(document: Any, source: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -77,6 +78,7 @@ def to_manifest(
     pseudonymise: bool = False,
     key: bytes = b"",
     about: dict[str, Any] | None = None,
+    annotated: Sequence[tuple[str, list[str]]] = (),
 ) -> Manifest:
     """Make a manifest of a data set.
 
@@ -86,14 +88,16 @@ def to_manifest(
         pseudonymise: replace case and patient ids by hashes, and leave out the name of the folder.
         key: of the patients' pseudonyms; where there is one, the manifest says that its ids are pseudonyms.
         about: descriptive fields that override its own.
+        annotated: patterns of case ids and the labels that were looked for in these cases; the first that fits counts.
 
     Raises:
-        UsageError: no such patient rule.
+        UsageError: no such patient rule, or a pattern that fits no case.
         DataError: an image that is listed twice, a patient rule that does not fit an id, or labels and channels that
             are no manifest.
     """
     patient_of = patient_rule(rule)
     dataset = with_own_ids(dataset)
+    looked_for = _looked_for(dataset, annotated)
 
     def plain(case: SourceCase) -> dict[str, Any]:
         patient = case.patient_id or patient_of(case.name or case.id)
@@ -104,6 +108,7 @@ def to_manifest(
         notes = list(case.notes) or None
         plain: dict[str, Any] = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
         plain["registered"] = True if case.registered else None
+        plain |= {"annotated_labels": looked_for[case.id]} if case.id in looked_for else {}
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 
     document = {
@@ -113,12 +118,34 @@ def to_manifest(
         "modality": dataset.modality,
         "labels": dataset.labels,
         "units": dataset.units or None,
+        "ignore_label": dataset.ignore_label,
+        "regions": dataset.regions or None,
         "patient_rule": None if rule == "none" else rule.partition(":")[0] if pseudonymise else rule,
         "pseudonymised": True if key or pseudonymise else None,
         "training": [plain(case) for case in dataset.training],
         "test": [plain(case) for case in dataset.test],
     }
     return parse_manifest(document, dataset.root)
+
+
+def _looked_for(dataset: SourceDataset, annotated: Sequence[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    """Return the labels that were looked for, by id of the labelled cases that a pattern fits.
+
+    Raises:
+        UsageError: a pattern that fits none, or a name that is no label.
+    """
+    found: dict[str, list[str]] = {}
+    names = [name for value, name in dataset.labels.items() if value != "0"]
+    for pattern, labels in annotated:
+        unknown = [label for label in labels if label not in names]
+        if unknown:
+            raise UsageError(f"--annotated names what is no label: {unknown[0]!r}", expected=", ".join(names))
+        fits = [case.id for case in [*dataset.training, *dataset.test] if case.label and fnmatchcase(case.id, pattern)]
+        if not fits:
+            raise UsageError("--annotated fits no labelled case", found=pattern, expected="a case id, with * for any")
+        for id in fits:
+            found.setdefault(id, labels)
+    return found
 
 
 def add_hashes(manifest: Manifest, root: Path, progress: Progress | None = None) -> None:

@@ -19,6 +19,8 @@ from segpipe.dicom.write.stored_object import LABELMAP, RTSTRUCT, SEG, SR, Algor
 from segpipe.dicom.write.structured_report import write_sr
 from segpipe.errors import SegpipeError, UsageError
 
+OVERLAP = "its regions overlap, and this format takes one label map: seg holds them"
+
 
 def write_dicom(
     folder: Path,
@@ -28,6 +30,7 @@ def write_dicom(
     volumes_ml: dict[str, float],
     infos: Sequence[LabelInfo],
     algorithm: AlgorithmInfo,
+    regions: int = 0,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write what was asked for, as far as the series can carry it, with nothing of its free text.
 
@@ -36,10 +39,11 @@ def write_dicom(
         formats: of ``seg``, ``labelmap``, ``rtstruct`` and ``sr``; a report refers to a segmentation, so ``sr``
             brings ``seg``.
         series: the source.
-        labels: (C, R, S) on its grid.
+        labels: (C, R, S) on its grid; of regions bits, as of `write_seg`.
         volumes_ml: label name to volume.
         infos: what the labels mean.
         algorithm: what made them.
+        regions: how many regions may overlap; a SEG holds them, and a report of it, and nothing else.
 
     Returns:
         File names by format, and for each format that was not written why. A reason holds no header text.
@@ -53,7 +57,7 @@ def write_dicom(
     seg = folder / SEG
     origin: Any = {"algorithm": algorithm, "deidentified": True}
     writers: dict[str, tuple[str, Callable[[], None]]] = {
-        "seg": (SEG, partial(write_seg, series, labels, infos, seg, **origin)),
+        "seg": (SEG, partial(write_seg, series, labels, infos, seg, regions=regions, **origin)),
         "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **origin)),
         "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **origin)),
         "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **origin)),
@@ -63,6 +67,9 @@ def write_dicom(
     refused: dict[str, str] = {}
     for name, (file, write) in writers.items():
         if name not in wanted:
+            continue
+        if regions and name in ("labelmap", "rtstruct"):
+            refused[name] = OVERLAP
             continue
         if name == "sr" and "seg" in refused:
             refused[name] = "there is no segmentation for it to refer to"

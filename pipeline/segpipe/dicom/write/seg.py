@@ -57,12 +57,13 @@ def write_seg(
     kind: Kind = "binary",
     omit_empty_frames: bool = True,
     deidentified: bool = False,
+    regions: int = 0,
 ) -> None:
     """Write a label map as DICOM SEG.
 
     Args:
         series: the source; one that `obstacles` has nothing against.
-        labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background.
+        labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background; bits where ``regions`` overlap.
         infos: every label that may occur, present or not; each becomes a segment.
         path: the file.
         algorithm: what made the labels.
@@ -71,16 +72,24 @@ def write_seg(
             the label's value.
         omit_empty_frames: leave out planes without the segment. Where nothing is labelled all planes are written.
         deidentified: without the free text and institution of the source.
+        regions: how many regions may overlap: bit n of a voxel is label n + 1, and each becomes a segment with all its
+            voxels; ``binary`` alone. 0 where each voxel has one label.
 
     Raises:
         DataError: the series cannot carry a SEG.
         SegpipeError: the labels are not on the series' grid, or reading back gave other voxels.
         UsageError: the file cannot be written.
     """
-    check_labels(series, labels, infos)
+    check_labels(series, labels, infos, regions)
     infos = sorted(infos, key=lambda info: info.value)
+    if regions and kind != "binary":
+        raise SegpipeError("regions that overlap are no label map", case_id=series.case_id)
     numbers = {info.value: info.value if kind == "labelmap" else k for k, info in enumerate(infos, 1)}
-    planes = np.ascontiguousarray(_renumber(labels, numbers).transpose(2, 1, 0))
+    if regions:
+        masks = np.stack([labels >> (info.value - 1) & 1 for info in infos], -1).astype(np.uint8)
+        planes: NDArray[np.integer] = np.ascontiguousarray(masks.transpose(2, 1, 0, 3))
+    else:
+        planes = np.ascontiguousarray(_renumber(labels, numbers).transpose(2, 1, 0))
     uid = content_uid(FILES[kind], series, labels, infos, algorithm, omit_empty_frames, deidentified)
 
     def make() -> bytes:
@@ -207,7 +216,13 @@ def _refer_to_frames(segmentation: Any, sources: Sources) -> None:
 
 
 def _verify(content: bytes, sources: Sources, planes: NDArray[np.integer]) -> None:
-    """Read the file as any other reader would, by position and segment number, and compare every voxel."""
+    """Read the file as any other reader would, by position and segment number, and compare every voxel.
+
+    Args:
+        content: of the file.
+        sources: of the series.
+        planes: (S, R, C) segment numbers, or of regions a mask for each segment (S, R, C, segments).
+    """
     written = dcmread(BytesIO(content))
     positions = np.array([frame.position_mm for frame in sources.series.frames])
     missing = planes != 0
@@ -218,12 +233,14 @@ def _verify(content: bytes, sources: Sources, planes: NDArray[np.integer]) -> No
         if "SegmentIdentificationSequence" in item:
             number = int(item.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
             pixels = pixels.astype(bool)
-            same = np.array_equal(pixels, planes[k] == number)
+            wanted = planes[k][..., number - 1] == 1 if planes.ndim == 4 else planes[k] == number
+            same = np.array_equal(pixels, wanted)
         else:
-            same = np.array_equal(pixels, planes[k])
+            number, same = 0, np.array_equal(pixels, planes[k])
         if not same or distances[k] > SAME_PLANE_MM:
             raise _differs(sources.series)
-        missing[k] &= pixels == 0
+        left = missing[k][..., number - 1] if planes.ndim == 4 else missing[k]
+        left &= pixels == 0
     if missing.any():
         raise _differs(sources.series)
 

@@ -94,8 +94,10 @@ def instance_attributes(kind: str, uid: str, series: Series, algorithm: Algorith
     }
 
 
-def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[LabelInfo]) -> None:
+def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[LabelInfo], regions: int = 0) -> None:
     """Refuse a label map that does not lie on the series' own grid, or has labels without a meaning.
+
+    Of ``regions`` that overlap each bit is a label.
 
     Raises:
         SegpipeError: it is so, which is a mistake of the caller.
@@ -111,7 +113,10 @@ def check_labels(series: Series, labels: NDArray[np.integer], infos: Sequence[La
     if labels.dtype not in (np.uint8, np.uint16) or len(set(values)) != len(values) or not values:
         raise SegpipeError("labels are uint8 or uint16, each described once", case_id=series.case_id)
     counts = sum(np.bincount(plane.ravel(), minlength=65536) for plane in np.moveaxis(labels, 2, 0))
-    odd = set(np.flatnonzero(counts).tolist()) - {0, *values}
+    found = set(np.flatnonzero(counts).tolist())
+    if regions:
+        found = {bit + 1 for bit in range(16) if any(value >> bit & 1 for value in found)}
+    odd = found - {0, *values}
     if odd:
         raise SegpipeError(
             "the label map has labels that nothing is said of", found=sorted(odd)[:5], case_id=series.case_id

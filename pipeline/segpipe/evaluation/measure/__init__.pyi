@@ -30,3 +30,6 @@ from .probabilities import count_soft as count_soft
 from .probabilities import expected_calibration_error as expected_calibration_error
 from .probabilities import label_channels as label_channels
 from .probabilities import soft_dice as soft_dice
+from .targets import Targets as Targets
+from .targets import painted as painted
+from .targets import region_masks as region_masks

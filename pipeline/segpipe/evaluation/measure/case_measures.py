@@ -5,7 +5,7 @@ To add a measure, add a field to `LabelMeasure` and its entry in `MEASURES`; tab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -111,7 +111,7 @@ def spacing_mm(affine: ArrayLike) -> tuple[float, float, float] | None:
 
 
 Kind = Literal["score", "distance", "error", "difference", "volume"]
-Flag = Literal["", "false_positive", "missed", "missing", "failed", "absent", "sheared"]
+Flag = Literal["", "false_positive", "missed", "missing", "failed", "absent", "sheared", "not_annotated"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class LabelMeasure:
         flag: empty where both masks have voxels, else why some measures are 0 or None:
             ``false_positive`` (absent in truth, present in prediction), ``missed`` (the reverse),
             ``missing`` (no prediction), ``failed`` (a prediction that cannot be used), ``absent`` (absent in
-            both: not counted), ``sheared`` (axes not at right angles: no distances).
+            both: not counted), ``sheared`` (axes not at right angles: no distances), ``not_annotated`` (nobody looked
+            for it in the case: nothing is measured).
     """
 
     label: int
@@ -256,16 +257,20 @@ def measure_case(
     affine_or_spacing: ArrayLike,
     tolerance_mm: float = 1.0,
     calibrations: Mapping[int, Calibration] | None = None,
+    voxels: int | None = None,
+    looked_for: Collection[int] | None = None,
 ) -> list[LabelMeasure]:
     """Measure every label of a case.
 
     Args:
-        truth: label map (X, Y, Z) of whole numbers.
-        prediction: label map of the same shape, or None where there is none: Dice 0 for what is in truth.
+        truth: label map (X, Y, Z) of whole numbers; or, where labels overlap, a mask for each (labels, X, Y, Z).
+        prediction: of the same shape, or None where there is none: Dice 0 for what is in truth.
         labels: value to name, without background.
         affine_or_spacing: (4, 4) voxel index to mm, or the three edges of a voxel in mm.
         tolerance_mm: for NSD.
         calibrations: label value to what its probabilities are worth, where they were kept.
+        voxels: how many count, where some do not: both are 0 there.
+        looked_for: labels that somebody looked for; None: all.
 
     Returns:
         One entry a label, in the order of ``labels``.
@@ -275,8 +280,8 @@ def measure_case(
     """
     affine = _affine(affine_or_spacing)
     if prediction is None:
-        return without_prediction(truth, labels, affine, "missing")
-    pairs = label_pairs(truth, prediction, labels, affine, tolerance_mm, calibrations)
+        return without_prediction(truth, labels, affine, "missing", looked_for)
+    pairs = label_pairs(truth, prediction, labels, affine, tolerance_mm, calibrations, voxels)
     return [
         LabelMeasure(
             label=value,
@@ -284,6 +289,8 @@ def measure_case(
             flag=_flag(pair),
             **{name: measure.of(pair) for name, measure in MEASURES.items()},
         )
+        if looked_for is None or value in looked_for
+        else LabelMeasure(label=value, name=labels[value], flag="not_annotated")
         for value, pair in pairs
     ]
 
@@ -295,6 +302,7 @@ def label_pairs(
     affine_or_spacing: ArrayLike,
     tolerance_mm: float = 1.0,
     calibrations: Mapping[int, Calibration] | None = None,
+    voxels: int | None = None,
 ) -> Iterator[tuple[int, Pair]]:
     """Yield each label's value and two masks, in the box that holds both; arguments as in `measure_case`.
 
@@ -307,25 +315,42 @@ def label_pairs(
     true, predicted = np.asarray(truth), np.asarray(prediction)
     if true.shape != predicted.shape:
         raise ValueError(f"label maps of different shapes: {true.shape} and {predicted.shape}")
+    of_calibration = calibrations or {}
+    if true.ndim == 4:  # masks, which may overlap
+        count = true[0].size if voxels is None else voxels
+        for value in labels:
+            masks = true[value - 1] != 0, predicted[value - 1] != 0
+            box = _union(*(find_objects(mask.view(np.uint8), max_label=1)[0] for mask in masks))
+            yield value, Pair(masks[0][box], masks[1][box], count, affine, tolerance_mm, of_calibration.get(value))
+        return
+    count = true.size if voxels is None else voxels
     true_boxes, predicted_boxes = (find_objects(label_map, max_label=max(labels)) for label_map in (true, predicted))
     for value in labels:
         box = _union(true_boxes[value - 1], predicted_boxes[value - 1])
-        calibration = None if calibrations is None else calibrations.get(value)
-        yield value, Pair(true[box] == value, predicted[box] == value, true.size, affine, tolerance_mm, calibration)
+        masks = true[box] == value, predicted[box] == value
+        yield value, Pair(*masks, count, affine, tolerance_mm, of_calibration.get(value))
 
 
 def without_prediction(
-    truth: ArrayLike | None, labels: Mapping[int, str], affine: ArrayLike | None, flag: Flag
+    truth: ArrayLike | None,
+    labels: Mapping[int, str],
+    affine: ArrayLike | None,
+    flag: Flag,
+    looked_for: Collection[int] | None = None,
 ) -> list[LabelMeasure]:
     """Return what a case counts that has no usable prediction: 0 for every label in truth, in every score.
 
-    Where the truth cannot be used either (None), every label counts 0.
+    Where the truth cannot be used either (None), every label counts 0; one that nobody looked for never does.
     """
     measures = []
     for value, name in labels.items():
+        if looked_for is not None and value not in looked_for:
+            measures.append(LabelMeasure(label=value, name=name, flag="not_annotated"))
+            continue
         volume = None
         if truth is not None and affine is not None:
-            volume = volume_ml(np.asarray(truth) == value, affine)
+            true = np.asarray(truth)
+            volume = volume_ml(true[value - 1] != 0 if true.ndim == 4 else true == value, affine)
         score, reason = (None, "absent") if volume == 0 else (0.0, flag)
         scores = {key: score for key, measure in MEASURES.items() if measure.kind == "score"}
         measures.append(

@@ -162,22 +162,23 @@ def calibrate(
 
 
 def calibrate_labels(
-    truth: ArrayLike, probabilities: ArrayLike, labels: Iterable[int], bins: int = BINS
+    truth: ArrayLike, probabilities: ArrayLike, labels: Iterable[int], bins: int = BINS, within: ArrayLike | None = None
 ) -> dict[int, Calibration]:
     """Return the calibration of every label's probabilities, over all voxels.
 
     Args:
-        truth: label map (X, Y, Z).
+        truth: label map (X, Y, Z), or a mask for each label (labels, X, Y, Z).
         probabilities: (C, X, Y, Z), as in `label_channels`.
         labels: values, without background.
         bins: number of bins.
+        within: mask of the voxels that count; None for all.
 
     Raises:
         ValueError: another number of channels, another shape, or values that are no probabilities.
     """
-    label_map = np.asarray(truth)
+    true = np.asarray(truth)
     return {
-        value: calibrate(label_map == value, channel, bins)
+        value: calibrate(true[value - 1] if true.ndim == 4 else true == value, channel, bins, within)
         for value, channel in label_channels(probabilities, labels).items()
     }
 

@@ -38,7 +38,10 @@ def command(
         int | None, typer.Option(min=2, help="Folds to draw where there are none. [default: 2 to 5, by the budget]")
     ] = None,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
-    memory: Annotated[str, typer.Option(help="What one training step may use, e.g. 8G or 600M.")] = "8G",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What one training step may use, e.g. 8G [default: half of this machine's or container's]."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
     json: AsJson = False,
@@ -54,7 +57,7 @@ def command(
     """
     from segpipe.common.console import Interrupted
     from segpipe.studies import Asked, parse_candidate, run_auto
-    from segpipe.training import duration, parse_budget, parse_memory
+    from segpipe.training import duration, parse_budget, parse_memory, step_memory
 
     console = Console("auto", as_json=json)
     asked = Asked(
@@ -67,7 +70,7 @@ def command(
         modality=tuple(modality or ()),
         label_names=tuple(label_name or ()),
         device=device,
-        memory_bytes=parse_memory(memory),
+        memory_bytes=step_memory() if memory is None else parse_memory(memory),
         seed=seed,
         name=name,
         candidates=tuple(map(parse_candidate, candidate or ())),

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_page import write_auto_page
 from segpipe.studies.search import Candidate, Found
-from segpipe.training import duration
+from segpipe.training import duration, step_memory
 
 STATE, PAGE, BUNDLE, SEARCH = "auto.json", "auto.html", "bundle", "search"
 SCHEMA_VERSION = 1
@@ -50,7 +50,7 @@ class Asked:
     modality: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     device: str = "cpu"
-    memory_bytes: int = 8 * 10**9
+    memory_bytes: int = field(default_factory=step_memory)
     seed: int = 0
     name: str | None = None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from segpipe.training import (
     read_fragment,
     record_candidates,
     runtime_path,
+    step_memory,
     train,
 )
 
@@ -74,7 +75,7 @@ class Question:
     data: Path
     candidates: tuple[Candidate, ...]
     seconds: float
-    memory_bytes: int = 8 * 10**9
+    memory_bytes: int = field(default_factory=step_memory)
     device: str = "cpu"
     seed: int = 0
 

@@ -13,6 +13,7 @@ from .fragments import compose_config as compose_config
 from .fragments import known_fragments as known_fragments
 from .fragments import read_comment as read_comment
 from .fragments import read_fragment as read_fragment
+from .memory_rules import step_memory as step_memory
 from .network_cost import build_network as build_network
 from .network_cost import cost_of_step as cost_of_step
 from .network_cost import output_shapes as output_shapes

@@ -99,8 +99,11 @@ def fits(needs: Needs, free: int) -> bool:
 
 
 def step_memory() -> int:
-    """Return the bytes that a training step may use where nobody says: half of the machine's, or its container's."""
-    return int(STEP_SHARE * memory_here().total)
+    """Return the bytes that a training step may use where nobody says: half of the machine's, or its container's.
+
+    Rounded to 100 MB, so that it is the same again after an update of the system.
+    """
+    return max(1, round(STEP_SHARE * memory_here().total / 1e8)) * 10**8
 
 
 def memory_rules(needs: Needs, free: int, disk: int | None) -> list[Rule]:

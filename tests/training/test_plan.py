@@ -19,6 +19,7 @@ from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing
+from segpipe.training import planning
 from segpipe.training.fragments import OWNED, configs_folder, known_fragments, read_fragment
 from segpipe.training.memory_rules import memory_rules, needs_of, too_large
 from segpipe.training.planning import apply_rules, fragment_text, parse_memory
@@ -207,6 +208,19 @@ def test_cases_that_memory_does_not_hold_are_kept_on_disk_where_that_does() -> N
     assert decided(half, needs.disk - 1) == (0.5, None)
     assert decided(GB, needs.disk) == (0.0, "default")
     assert too_large(needs, needs.from_store) is None and "the largest case alone" in str(too_large(needs, GB))
+
+
+def test_the_choice_between_memory_and_disk_stands_in_the_runtime_fragment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_on_disk", lambda place: 10**12)
+    many = dataset(*[((512, 512, 300), (0.8, 0.8, 1.0))] * 40)
+    fragments = {}
+    for gigabytes in (12, 1000):
+        plan = apply_rules(many, manifest_for(many), UNET, 2 * GB, gigabytes * GB, 2)
+        fragments[gigabytes] = yaml.safe_load(plan.runtime_text)
+        assert plan.rules["memory_gb"].value["cases"] == 26  # 40 cases of 79 million voxels, 8 bytes, and a copy
+        assert "kept on disk" in plan.runtime_text if gigabytes == 12 else "memory holds the cases" in plan.runtime_text
+    assert fragments[12]["store"] == "default" and fragments[12]["cache_rate"] < 1
+    assert fragments[1000]["store"] is None and fragments[1000]["cache_rate"] == 1
 
 
 def test_measured_networks_are_shipped_and_others_are_taken_for_costly() -> None:

@@ -47,6 +47,23 @@ def test_several_bundles_list_together_what_each_was_trained_on(tmp_path: Path) 
     assert trained.judge("x", ["b" * 64])["image"] == "training"
 
 
+def test_what_a_parent_was_trained_on_counts_as_well(tmp_path: Path) -> None:
+    root = bundle(tmp_path, "a", "b")
+    record = json.loads((root / "provenance.json").read_text())
+    images = {"a" * 64: "validation", "c" * 64: "training", "d" * 64: "validation", "e" * 64: "patient"}
+    seen = {"is_known": True, "images": images, "cases": {}}
+    record["parent"] = {"seen": seen, "overlap": {"is_known": True, "cases": {"tested": "patient"}}}
+    write_json(root / "provenance.json", record)
+    trained = TrainedCases.of([root])
+    assert trained is not None
+    found = {letter: trained.judge("x", [letter * 64])["image"] for letter in "abcdef"}
+    assert found == {"a": "training", "b": "training", "c": "training", "d": "validation", "e": None, "f": None}
+    assert trained.judge("tested", [])["case"] == "training"
+    record["parent"] = {"seen": 3}
+    write_json(root / "provenance.json", record)
+    assert TrainedCases.of([root]) is None
+
+
 def test_channels_in_files_of_their_own_are_known_one_by_one(tmp_path: Path) -> None:
     images = {"image": ["a_0000.nii", "a_0001.nii"], "sha256": {"a_0001.nii": "e" * 64}}
     trained = TrainedCases.of([bundle(tmp_path, "a", **images)])

@@ -125,6 +125,9 @@ def test_cases_of_the_training_are_not_called_test_cases(study: Study, capsys, p
     assert "1 of 2: a" in said and "bundle a 1.0.0 (aaaaaaaaaaaa)" in said and "--split all" in said
     assert not any(study.out.iterdir()) and readings_of(study.root / "manifest.json") == []
     assert study.run("--split", "all") == 0  # as the hint says
+    trained = part == "training"
+    assert study.report().get("seen_in_training") == (["a"] if trained else None)
+    assert ("figures are too good" in capsys.readouterr().err) is trained
     predicted(study, "a", training=seen())
     assert study.run() == 0
 

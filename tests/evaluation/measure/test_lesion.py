@@ -37,6 +37,15 @@ def by_loop(truth: np.ndarray, prediction: np.ndarray, connectivity: int) -> tup
     return found, n - len(found), m - len(used)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_line_of_voxels(axis: int) -> None:
+    shape = np.ones(3, int)
+    shape[axis] = 3
+    truth = np.array([True, False, True]).reshape(shape)
+    assert match_lesions(truth, truth).found == (1.0, 1.0)
+    assert (match_lesions(truth, ~truth).missed, match_lesions(truth, ~truth).false) == (2, 1)
+
+
 def test_found_missed_and_false() -> None:
     truth, prediction = row((0, 4), (8, 2), (14, 2)), row((2, 4), (14, 2), (18, 1))
     lesions = match_lesions(truth, prediction)

@@ -98,6 +98,8 @@ def match_lesions(
         raise ValueError(f"connectivity {connectivity}, expected 6, 18 or 26")
     if iou_threshold is not None and not 0 < iou_threshold <= 1:
         raise ValueError(f"IoU threshold {iou_threshold}, expected above 0 and at most 1")
+    if sorted(true.shape)[1] == 1:  # a line of voxels, for which cc3d counts too few components and fails
+        true, predicted = np.pad(true, 1), np.pad(predicted, 1)
     true_lesions, predicted_lesions = (
         cc3d.connected_components(mask, connectivity=connectivity) for mask in (true, predicted)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import make
 import numpy as np
 import pytest
 from labelled import ALGORITHM, GRIDS, INFOS, some_labels, write_enhanced, write_series
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from segpipe.dicom.labels import read_labels
 from segpipe.dicom.model import Series
+from segpipe.dicom.scanning import scan
 from segpipe.dicom.write.rtstruct import write_rtstruct
 from segpipe.errors import DataError
 
@@ -135,3 +138,16 @@ def test_without_a_frame_of_reference(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in", remove=("FrameOfReferenceUID",))
     with pytest.raises(DataError, match="DICOM cannot be written"):
         write_rtstruct(series, some_labels(series), INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+
+
+def test_a_contour_of_more_than_64_kilobytes_is_read_back(tmp_path: Path) -> None:
+    """An explicit VR cannot hold it, and it is written as UN: noise whose outline is one long line."""
+    make.write(make.series(make.Grid(rows=128, columns=128, slices=2)), tmp_path / "in")
+    (series,) = scan(tmp_path / "in").series
+    labels = np.zeros((128, 128, 2), np.uint8)
+    labels[..., 0] = np.random.default_rng(0).random((128, 128)) > 0.35
+    write_rtstruct(series, labels, INFOS[:1], tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    contours = [item for roi in dcmread(tmp_path / "rt.dcm").ROIContourSequence for item in roi.ContourSequence]
+    assert any(item["ContourData"].VR == "UN" for item in contours)
+    (mask,) = read_labels(tmp_path / "rt.dcm", series).values()
+    np.testing.assert_array_equal(mask, labels == 1)

@@ -13,7 +13,7 @@ from pydicom import dcmread
 
 from docs.pages import blocks, commands
 from segpipe.cli.app import run
-from segpipe.dicom.labels import read_labels
+from segpipe.dicom.labels import open_labels, read_labels
 from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 
@@ -107,6 +107,7 @@ def check_result(folder: Path, ct: Series) -> None:
     """Results are on the CT."""
     assert [path.name for path in folder.glob("dcm-*")] == [ct.case_id]
     found = np.asarray(nib.load(folder / ct.case_id / "segmentation.nii.gz").dataobj)
-    for name in ("seg.dcm", "rtstruct.dcm"):
-        for mask in read_labels(folder / ct.case_id / name, ct).values():
-            np.testing.assert_array_equal(mask, found == 1, name)
+    for mask in read_labels(folder / ct.case_id / "seg.dcm", ct).values():
+        np.testing.assert_array_equal(mask, found == 1)
+    contours = open_labels(folder / ct.case_id / "rtstruct.dcm")
+    assert (contours.series_uid, contours.frame_of_reference_uid) == (ct.series_uid, ct.frame_of_reference_uid)

@@ -300,7 +300,10 @@ def _contour_masks(dataset: Dataset, grid: _Grid, names: Collection[str] | None)
             continue
         by_slice: dict[int, list[Points]] = defaultdict(list)
         for contour in _closed(item):
-            points = grid.locate(np.reshape(np.array(contour.ContourData, dtype=np.float64), (-1, 3)))
+            values = contour.ContourData
+            if isinstance(values, bytes):  # of more than 64 kB, which an explicit VR writes as UN (PS3.5 6.2.2)
+                values = values.decode("ascii").strip("\0 ").split("\\")
+            points = grid.locate(np.reshape(np.array(values, dtype=np.float64), (-1, 3)))
             by_slice[_slice_of(points, grid)].append(points[:, :2])
         mask = np.zeros(grid.shape, bool)
         for number, polygons in by_slice.items():

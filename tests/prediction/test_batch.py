@@ -26,7 +26,7 @@ from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTi
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options, Outputs
 from segpipe.prediction.protocol import Loaded, Segment, Segmented
-from segpipe.prediction.resume import held_by
+from segpipe.prediction.shards import held_by
 
 
 class FakeWorker:

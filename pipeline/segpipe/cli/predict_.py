@@ -117,6 +117,16 @@ def command(
         list[Path] | None,
         typer.Option(help="Average with a further bundle, e.g. another fold; may be repeated.", metavar="BUNDLE"),
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the cases, and the cores, memory and GPUs of this machine.")
+    ] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute one share of the cases, e.g. 0/3; other machines compute 1/3 and 2/3 into the same folder.",
+            metavar="I/N",
+        ),
+    ] = None,
     pseudonymise: Annotated[
         bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
     ] = False,
@@ -197,6 +207,8 @@ def command(
             overwrite=overwrite,
             max_case_memory=max_case_memory,
             ensemble=ensemble or (),
+            workers=workers,
+            shard=shard,
             allow=allowed_names(allow, allow_file),
             run_unvetted_code=run_unvetted_code,
             require_signature=require_signature,

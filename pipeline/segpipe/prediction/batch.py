@@ -26,10 +26,12 @@ from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome
 from segpipe.prediction.cases import NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.file_cases import InputCase
+from segpipe.prediction.in_processes import predict_in_processes
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
-from segpipe.prediction.resume import EarlierResults, describe_source, held_by, refuse_own_folder
+from segpipe.prediction.resume import EarlierResults, describe_source, refuse_own_folder
+from segpipe.prediction.shards import held_by
 
 AnyPath = str | PathLike[str]
 TRUST = ("allow", "run_unvetted_code", "require_signature", "allow_unisolated")
@@ -94,10 +96,15 @@ def predict(
         out,
         progress.reading,
     )
-    progress.started(len(selected.cases))
+    cases = selected.cases if judged.shard is None else judged.shard.of(selected.cases)
+    progress.started(len(cases))
+    if judged.workers > 1:
+        named = _by_paths(members, inputs, out, options)
+        outcomes = predict_in_processes(named, out, cases, judged, progress)
+        return BatchResult(bundle, outcomes, selected.not_selected, selected.passed_over)
     outcomes = predict_cases(
         bundle,
-        selected.cases,
+        cases,
         out,
         judged,
         not_selected=selected.not_selected,
@@ -106,6 +113,27 @@ def predict(
         on_crash=progress.crashed,
     )
     return BatchResult(bundle, outcomes, selected.not_selected, selected.passed_over)
+
+
+def _by_paths(
+    members: Sequence[Bundle | AnyPath], inputs: AnyPath | Sequence[AnyPath], out: Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call in another process, which opens the bundles itself.
+
+    Raises:
+        UsageError: one of them is open already.
+    """
+    if any(isinstance(member, Bundle) for member in members):
+        raise UsageError("the bundle is open already", found="workers", hint="give its path: each process opens it")
+    first, *others = members
+    every = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    return {
+        **{name: value for name, value in options.items() if name != "workers"},
+        **({"ensemble": others} if others else {}),
+        "bundle": first,
+        "inputs": every,
+        "out": out,
+    }
 
 
 def predict_cases(
@@ -142,7 +170,7 @@ def predict_cases(
     refuse_own_folder(out, bundle)
     if any(case.series for case in cases):
         _require_codes(bundle)
-    with held_by(out):
+    with held_by(out, options.shard):
         earlier = EarlierResults(out, bundle, cases, options)
         folder = earlier.folder
         batch = _Batch(bundle, earlier, options, cases, worker, on_crash)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from segpipe.bundle import untrained_note
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, write_csv, write_json
+from segpipe.common.folder_lock import locked
 from segpipe.common.grids import registered_note
 from segpipe.common.image_names import image_stem
 from segpipe.common.nifti import read_header
 from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
-from segpipe.errors import SegpipeError
+from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference import bfloat16_note
 from segpipe.prediction.cases import NotSelected
 from segpipe.prediction.file_cases import InputCase
@@ -158,6 +159,19 @@ def write_summary(
     Raises:
         UsageError: one of them cannot be written.
     """
+    hint = "give the same command again: what is finished is kept"
+    busy = UsageError("another process has been writing the summary for a minute", path=folder.root, hint=hint)
+    with locked(folder.root, busy, name=None, wait_s=60):  # who writes last has seen what all others finished
+        _write_summary(folder, bundle, options, not_selected, passed_over)
+
+
+def _write_summary(
+    folder: ResultFolder,
+    bundle: Bundle,
+    options: Options,
+    not_selected: Sequence[NotSelected],
+    passed_over: Mapping[str, int],
+) -> None:
     from segpipe.reporting import write_cases_page
 
     cases = collect(folder)

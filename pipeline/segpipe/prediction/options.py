@@ -17,6 +17,7 @@ from segpipe.bundle import Bundle, channel_names, stated_modality, units_of
 from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMENTATION, probability_name
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
+from segpipe.prediction.shards import Shard
 
 if TYPE_CHECKING:
     from segpipe.dicom import ChannelRule, Series
@@ -55,6 +56,9 @@ class PredictKeywords(ModelKeywords, total=False):
         overwrite: compute finished cases again, and take over a folder of another bundle.
         max_case_memory: memory at which a case is ended and fails, in bytes or as ``8G``.
         ensemble: further bundles whose scores are averaged with those of the first.
+        shard: compute one share of the cases, ``I/N`` with I from 0, such as ``0/3``; other processes or machines
+            compute the others, into the same folder.
+        workers: processes that share the cases on this machine, and its cores, memory and GPUs.
         allow, run_unvetted_code, require_signature, allow_unisolated: as ``allow``, ``run_unvetted_code``, ``key`` and
             ``allow_unisolated`` of `segpipe.open_bundle`, for bundles that are given by their path.
     """
@@ -83,6 +87,8 @@ class PredictKeywords(ModelKeywords, total=False):
     overwrite: bool
     max_case_memory: int | str | None
     ensemble: Sequence[Bundle | str | PathLike[str]]
+    shard: str | None
+    workers: int
     allow: str | Sequence[str]
     run_unvetted_code: bool
     require_signature: str | PathLike[str] | None
@@ -191,6 +197,8 @@ class Options:
     overwrite: bool = False
     max_case_memory: int | None = None
     ensemble: tuple[Bundle, ...] = ()
+    shard: Shard | None = None
+    workers: int = 1
 
     @classmethod
     def parse(cls, keywords: Mapping[str, Any]) -> Options:
@@ -201,9 +209,12 @@ class Options:
         """
         values = dict(keywords)
         values["data"] = None if values.get("data") is None else Path(values["data"])
-        for name, least in (("retries", 0), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
+        values["shard"] = None if values.get("shard") is None else Shard.parse(values["shard"])
+        for name, least in (("retries", 0), ("workers", 1), ("min_slices", 1), ("max_slices", 1), ("timeout", 0.001)):
             if values.get(name) is not None and values[name] < least:
                 raise UsageError(f"{name} is too small", found=values[name], expected=f"at least {least}")
+        if values["shard"] is not None and values.get("workers", 1) > 1:
+            raise UsageError("a share of a batch is computed by one process", found="--shard and --workers")
         if values.get("only") not in (None, "dicom", "nifti"):
             raise UsageError("no such kind of input", found=values["only"], expected="dicom or nifti")
         values["series_description"] = _pattern(values.get("series_description"))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.files import read_json, sha256_of
-from segpipe.common.folder_lock import locked
-from segpipe.common.result_folder import MAPPING, RESULT, STATE, ResultFolder, read_events, read_lines
+from segpipe.common.result_folder import MAPPING, RESULT, ResultFolder, read_events, read_lines
 from segpipe.errors import RefusedError, SegpipeError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
@@ -18,21 +16,6 @@ from segpipe.prediction.options import Options
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
     from segpipe.dicom import Series
-
-
-def held_by(out: Path) -> AbstractContextManager[None]:
-    """Hold a result folder alone, by a lock on its state file that ends with this process.
-
-    Raises:
-        UsageError: the folder cannot be made or written to.
-        RefusedError: another process holds it.
-    """
-    busy = RefusedError(
-        "another prediction is writing to this folder",
-        path=out,
-        hint="wait until it has ended, or choose another folder",
-    )
-    return locked(out, busy, name=STATE)
 
 
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:

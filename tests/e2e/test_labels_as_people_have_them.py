@@ -123,9 +123,9 @@ def test_regions_within_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_voxels_that_nobody_annotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def hidden(number: int, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Half of each volume is ignored, and holds nonsense in nobody's eyes."""
+        """The upper third of each volume is ignored; below it all labels are seen."""
         changed = label.copy()
-        changed[:, :, 10:] = 4
+        changed[:, :, 13:] = 4
         return changed
 
     labels = {"background": 0, "rim": 1, "core": 2, "heart": 3, "ignore": 4}
@@ -147,7 +147,7 @@ def test_voxels_that_nobody_annotated(tmp_path: Path, capsys: pytest.CaptureFixt
         dice = []
         for case in test:
             truth, found = voxels(root / "labelsTr" / f"{case}.nii.gz"), voxels(out / case / "segmentation.nii.gz")
-            here, there = truth[:, :, :10] == value, found[:, :, :10] == value
+            here, there = truth[:, :, :13] == value, found[:, :, :13] == value
             dice.append(2 * (here & there).sum() / (here.sum() + there.sum()))
         assert measured[str(value)]["metrics"]["dice"]["mean"] == pytest.approx(np.mean(dice))
     stock(bundle, "evaluate.json", root, tmp_path / "stock_eval")
@@ -169,9 +169,7 @@ def test_cases_in_which_not_every_label_was_looked_for(tmp_path: Path) -> None:
     assert run(["predict", str(root / "model"), str(root / "manifest.json"), str(out), "--data", str(root)]) == OK
     dice = []
     for number in range(6):
-        if not (out / f"c_{number}").is_dir():
-            continue
         _, truth = phantom(number)  # all labels, as nobody who trained saw them
         found = voxels(out / f"c_{number}" / "segmentation.nii.gz")
         dice += [2 * ((truth == v) & (found == v)).sum() / ((truth == v).sum() + (found == v).sum()) for v in (1, 2, 3)]
-    assert len(dice) == 6 and min(dice) > 0.5, dice
+    assert len(dice) == 18 and min(dice) > 0.3, dice

@@ -13,6 +13,7 @@ from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from segpipe.dicom.labels import read_labels
 from segpipe.dicom.model import Series
@@ -140,14 +141,23 @@ def test_without_a_frame_of_reference(tmp_path: Path) -> None:
         write_rtstruct(series, some_labels(series), INFOS, tmp_path / "rt.dcm", algorithm=ALGORITHM)
 
 
-def test_a_contour_of_more_than_64_kilobytes_is_read_back(tmp_path: Path) -> None:
-    """An explicit VR cannot hold it, and it is written as UN: noise whose outline is one long line."""
+def test_a_contour_of_more_than_64_kilobytes(tmp_path: Path) -> None:
+    """Noise whose outline is one long line; what others write with an explicit VR, where it is UN, is read as well."""
     make.write(make.series(make.Grid(rows=128, columns=128, slices=2)), tmp_path / "in")
     (series,) = scan(tmp_path / "in").series
     labels = np.zeros((128, 128, 2), np.uint8)
     labels[..., 0] = np.random.default_rng(0).random((128, 128)) > 0.35
     write_rtstruct(series, labels, INFOS[:1], tmp_path / "rt.dcm", algorithm=ALGORITHM)
-    contours = [item for roi in dcmread(tmp_path / "rt.dcm").ROIContourSequence for item in roi.ContourSequence]
-    assert any(item["ContourData"].VR == "UN" for item in contours)
-    (mask,) = read_labels(tmp_path / "rt.dcm", series).values()
-    np.testing.assert_array_equal(mask, labels == 1)
+    dataset = dcmread(tmp_path / "rt.dcm")
+    data = [item["ContourData"] for item in contours(dataset)]
+    assert {element.VR for element in data} == {"DS"} and max(len(element.value) for element in data) > 7000
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "explicit.dcm", implicit_vr=False, little_endian=True)
+    assert any(item["ContourData"].VR == "UN" for item in contours(dcmread(tmp_path / "explicit.dcm")))
+    for name in ("rt.dcm", "explicit.dcm"):
+        (mask,) = read_labels(tmp_path / name, series).values()
+        np.testing.assert_array_equal(mask, labels == 1)
+
+
+def contours(dataset: Dataset) -> list[Dataset]:
+    return [item for roi in dataset.ROIContourSequence for item in roi.ContourSequence]

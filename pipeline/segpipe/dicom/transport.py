@@ -278,12 +278,14 @@ class CStore:
 
 
 def _contexts(files: Iterable[DicomFile]) -> set[tuple[str, tuple[str, ...]]]:
-    """Return SOP classes with the transfer syntaxes to offer; what is not compressed may travel implicit as well."""
-    plain = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-    return {
-        (file.sop_class_uid, plain if file.transfer_syntax_uid in plain else (file.transfer_syntax_uid,))
-        for file in files
-    }
+    """Return SOP classes with the transfer syntaxes to offer: a file's own, and implicit as well for what is explicit.
+
+    What is implicit stays so, which every archive takes: it may hold values that an explicit VR has no room for.
+    """
+    explicit = str(ExplicitVRLittleEndian)
+    also = {explicit: (str(ImplicitVRLittleEndian),)}
+    syntaxes = {(file.sop_class_uid, file.transfer_syntax_uid) for file in files}
+    return {(sop_class, (own, *also.get(own, ()))) for sop_class, own in syntaxes}
 
 
 @contextlib.contextmanager

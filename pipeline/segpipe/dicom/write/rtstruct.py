@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian
 from scipy.ndimage import find_objects
 
 from segpipe.dicom.codes import LabelInfo
@@ -204,7 +204,7 @@ def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: Al
         sop_class_uid=RT_STRUCTURE_SET,
         modality="RTSTRUCT",
         **instance_attributes(RTSTRUCT, uid, sources.series, algorithm, "Structures"),
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=ImplicitVRLittleEndian,  # an explicit DS has no room for 64 kB of contour (PS3.5 7.1.2)
         patient_id=header.PatientID,
         patient_name=header.PatientName,
         patient_birth_date=header.PatientBirthDate,

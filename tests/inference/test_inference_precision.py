@@ -100,12 +100,12 @@ def test_each_limit_is_a_limit(changed: dict[str, Any], words: str) -> None:
 
 
 class Watched(torch.nn.Module):
-    """A small network that remembers the type and the order of what its convolution gave."""
+    """A small network that remembers the order of its windows and the type of what its convolution gave."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, padding=1), torch.nn.Conv3d(8, 3, 1))
+        self.layers = torch.nn.Sequential(torch.nn.Conv3d(2, 8, 3, padding=1), torch.nn.Conv3d(8, 3, 1))
         self.seen: list[tuple[torch.dtype, bool]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watched:
@@ -115,14 +115,14 @@ class Watched(torch.nn.Module):
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         inside = self.layers[0](windows)
-        self.seen.append((inside.dtype, inside.is_contiguous(memory_format=torch.channels_last_3d)))
+        self.seen.append((inside.dtype, windows.is_contiguous(memory_format=torch.channels_last_3d)))
         out: torch.Tensor = self.layers[1](inside)
         return out
 
 
 @torch.inference_mode()
 def test_the_network_computes_in_bfloat16_and_its_scores_are_float32() -> None:
-    network, windows = Watched().eval(), torch.randn(2, 1, 8, 8, 8)
+    network, windows = Watched().eval(), torch.randn(2, 2, 8, 8, 8)
     plain = torch_runtime(network)(windows)
     scores = torch_runtime(network, BFLOAT16)(windows)
     assert network.seen == [(torch.float32, False), (torch.bfloat16, True)]
@@ -141,12 +141,12 @@ def test_a_list_of_one_output_is_taken_in_bfloat16_too() -> None:
         def __deepcopy__(self, memo: dict[int, Any]) -> Listed:
             return self
 
-    assert torch_runtime(Listed().eval(), BFLOAT16)(torch.randn(1, 1, 4, 4, 4)).dtype == torch.float32
+    assert torch_runtime(Listed().eval(), BFLOAT16)(torch.randn(1, 2, 4, 4, 4)).dtype == torch.float32
 
 
 @torch.inference_mode()
 def test_the_chosen_runtime_says_in_what_it_computes() -> None:
-    network, windows = Watched().eval(), torch.randn(1, 1, 8, 8, 8)
+    network, windows = Watched().eval(), torch.randn(1, 2, 8, 8, 8)
     asked: list[str] = []
 
     def choose(runtime: str) -> ChosenPrecision:
@@ -154,11 +154,11 @@ def test_the_chosen_runtime_says_in_what_it_computes() -> None:
         return BFLOAT16
 
     model = Model(network, "model.pt", "{}")
-    chosen = choose_runtime("torch", [model], torch.device("cpu"), (1, 8, 8, 8), precision=choose)
+    chosen = choose_runtime("torch", [model], torch.device("cpu"), (2, 8, 8, 8), precision=choose)
     assert chosen.precision == BFLOAT16 and asked == ["torch"]
     chosen.run(windows)
     assert network.seen[-1][0] == torch.bfloat16
-    assert choose_runtime("torch", [model], torch.device("cpu"), (1, 8, 8, 8)).precision.name == "float32"
+    assert choose_runtime("torch", [model], torch.device("cpu"), (2, 8, 8, 8)).precision.name == "float32"
 
 
 @torch.inference_mode()

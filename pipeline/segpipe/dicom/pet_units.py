@@ -296,6 +296,6 @@ def shared_unit(series: Iterable[Series]) -> str | None:
             "the PET of these cases are in different units",
             found=", ".join(sorted(unit or "none that is known" for unit in units)),
             expected="one unit in all of them",
-            hint="--pet-unit SUVbw converts those whose headers allow it",
+            hint="convert those whose headers allow it with --pet-unit SUVbw",
         )
     return next(iter(units), "") or None

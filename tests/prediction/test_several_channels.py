@@ -138,6 +138,7 @@ def test_files_on_different_grids_have_to_be_said_to_be_registered(
     )
 
 
+@pytest.mark.slow
 def test_the_stock_route_gives_the_same_labels(two_channels: Path, tmp_path: Path) -> None:
     bundle = write_bundle(
         tmp_path / "stock",
@@ -156,6 +157,7 @@ def test_the_stock_route_gives_the_same_labels(two_channels: Path, tmp_path: Pat
         np.testing.assert_allclose(typed.affine, stock.affine, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pet_is_converted_to_the_unit_that_the_bundle_was_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

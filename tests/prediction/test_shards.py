@@ -118,8 +118,8 @@ def without_times(value: Any) -> Any:
 def test_the_shares_together_write_what_one_process_writes(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
     write_scans(tmp_path / "in", 5, bad=(3,))
     common = ["predict", str(tiny_bundle), str(tmp_path / "in")]
-    assert run([*common, str(tmp_path / "whole"), "--threads", "1"]) == 4
-    codes = [run([*common, str(tmp_path / "shared"), "--threads", "1", "--shard", f"{index}/3"]) for index in range(3)]
+    assert run([*common, str(tmp_path / "whole")]) == 4
+    codes = [run([*common, str(tmp_path / "shared"), "--shard", f"{index}/3"]) for index in range(3)]
     assert codes == [4, 0, 0]  # case003 is the fourth of five
     assert results_of(tmp_path / "shared") == results_of(tmp_path / "whole")
     capsys.readouterr()

@@ -159,53 +159,44 @@ def write_summary(
     Raises:
         UsageError: one of them cannot be written.
     """
+    from segpipe.reporting import write_cases_page
+
     hint = "give the same command again: what is finished is kept"
     busy = UsageError("another process has been writing the summary for a minute", path=folder.root, hint=hint)
     with locked(folder.root, busy, name=None, wait_s=60):  # who writes last has seen what all others finished
-        _write_summary(folder, bundle, options, not_selected, passed_over)
-
-
-def _write_summary(
-    folder: ResultFolder,
-    bundle: Bundle,
-    options: Options,
-    not_selected: Sequence[NotSelected],
-    passed_over: Mapping[str, int],
-) -> None:
-    from segpipe.reporting import write_cases_page
-
-    cases = collect(folder)
-    labels = [name for value, name in sorted(bundle.labels.items()) if value]
-    counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
-    write_json(
-        folder.root / SUMMARY_JSON,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "notice": NOT_A_DEVICE,
-            "bundle": bundle.facts,
-            **options.about_model(),
-            "counts": {**counts, "not_selected": len(not_selected)},
-            "cases": cases,
-            "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
-            "passed_over": dict(passed_over),
-        },
-    )
-    columns = ["id", "state", "reason", "detail", "source", "seconds"]
-    columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
-    rows = [_csv_row(case, labels) for case in cases]
-    rows += [
-        {"id": each.id, "state": "not_selected", "reason": each.rule, "detail": each.advice} for each in not_selected
-    ]
-    write_csv(folder.root / SUMMARY_CSV, rows, columns)
-    write_cases_page(
-        folder.root / REPORT,
-        f"{bundle.name} {bundle.version}: {len(cases)} cases",
-        [(case, folder.final(case["id"]) / OVERLAY) for case in cases],
-        {value: name for value, name in bundle.labels.items() if value},
-        NOT_A_DEVICE,
-        [(left_out.id, left_out.rule) for left_out in not_selected],
-        passed_over,
-    )
+        cases = collect(folder)
+        labels = [name for value, name in sorted(bundle.labels.items()) if value]
+        counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
+        write_json(
+            folder.root / SUMMARY_JSON,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "notice": NOT_A_DEVICE,
+                "bundle": bundle.facts,
+                **options.about_model(),
+                "counts": {**counts, "not_selected": len(not_selected)},
+                "cases": cases,
+                "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
+                "passed_over": dict(passed_over),
+            },
+        )
+        columns = ["id", "state", "reason", "detail", "source", "seconds"]
+        columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
+        rows = [_csv_row(case, labels) for case in cases]
+        rows += [
+            {"id": each.id, "state": "not_selected", "reason": each.rule, "detail": each.advice}
+            for each in not_selected
+        ]
+        write_csv(folder.root / SUMMARY_CSV, rows, columns)
+        write_cases_page(
+            folder.root / REPORT,
+            f"{bundle.name} {bundle.version}: {len(cases)} cases",
+            [(case, folder.final(case["id"]) / OVERLAY) for case in cases],
+            {value: name for value, name in bundle.labels.items() if value},
+            NOT_A_DEVICE,
+            [(left_out.id, left_out.rule) for left_out in not_selected],
+            passed_over,
+        )
 
 
 def collect(folder: ResultFolder) -> list[dict[str, Any]]:

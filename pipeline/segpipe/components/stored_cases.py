@@ -26,7 +26,7 @@ from monai.utils import fall_back_tuple
 from numpy.typing import NDArray
 
 from segpipe.common.console import Console, counted
-from segpipe.components.truth_coding import AnnotatedToIndicesd
+from segpipe.components.truth_coding import AnnotatedToIndicesd, MarkUnannotatedd
 from segpipe.errors import DataError, UsageError
 from segpipe.store import CaseFile, Indices, LabelRuns, Store, Volume
 
@@ -83,7 +83,8 @@ class StoredCases(Dataset):
         first = transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait) or not _is_step(step))
         self._first_random = len(steps) if first is None else first
         self._kept = self._first_random  # the transforms before it are those whose result is stored
-        while self._kept and isinstance(steps[self._kept - 1], (SpatialPadd, ClassesToIndicesd, AnnotatedToIndicesd)):
+        cheap = (SpatialPadd, ClassesToIndicesd, AnnotatedToIndicesd, MarkUnannotatedd)  # the last in validation alone
+        while self._kept and isinstance(steps[self._kept - 1], cheap):
             self._kept -= 1
         self._files = self._prepared(store) if len(data) else []
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from segpipe.common import subprocesses
-from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
+from segpipe.common.subprocesses import Ended, Subprocesses, in_threads, require_ended_well
+from segpipe.errors import BAD_DATA, USAGE, SegpipeError
 
 MODULE = """
 import os, sys, time
@@ -185,3 +186,13 @@ def test_nothing_is_begun_after_a_failure_and_what_runs_is_stopped(failure: Base
 
     begun, children, error = worked_on(work, 1)
     assert (begun, children.stopped, error) == ([0, 1], True, type(failure))
+
+
+def test_a_failure_has_the_words_and_the_code_that_it_had_there() -> None:
+    require_ended_well(Ended(0, {}), "fold 0")
+    with pytest.raises(SegpipeError, match="fold 0: no label") as caught:
+        require_ended_well(Ended(3, {"error": {"message": "no label", "case_id": "a", "hint": "look"}}), "fold 0")
+    assert (caught.value.exit_code, caught.value.case_id, caught.value.hint) == (BAD_DATA, "a", "look")
+    with pytest.raises(SegpipeError, match="for want of memory") as caught:
+        require_ended_well(Ended(-9, {}))
+    assert caught.value.exit_code == USAGE

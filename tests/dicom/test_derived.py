@@ -151,7 +151,8 @@ def test_scan_names_them_and_quotes_nothing(tmp_path: Path, capsys: pytest.Captu
 
 def chosen(folder: Path, **options: Any) -> tuple[list[str], dict[str, int]]:
     from segpipe.prediction.cases import select_series
-    from segpipe.prediction.options import Options, make_filter
+    from segpipe.prediction.options import Options
+    from segpipe.prediction.series_filter import make_filter
 
     found = select_series([folder], make_filter({}, 1, Options.parse(options)))
     return [case.id for case in found.cases], Counter(left_out.rule for left_out in found.not_selected)

@@ -13,7 +13,8 @@ from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.errors import DataError, UsageError
 from segpipe.prediction.cases import select_cases, select_series
-from segpipe.prediction.options import Options, SeriesFilter, make_filter
+from segpipe.prediction.options import Options
+from segpipe.prediction.series_filter import SeriesFilter, make_filter
 from tiny_bundle import write_scan
 
 

@@ -21,9 +21,12 @@ from hypothesis import strategies as st
 
 from segpipe.cli.app import run
 from segpipe.common.folder_lock import locked
-from segpipe.common.result_folder import STATE, read_events
-from segpipe.errors import RefusedError, UsageError
+from segpipe.common.result_folder import STATE, append_line, read_events
+from segpipe.common.subprocesses import Ended
+from segpipe.errors import RefusedError, SegpipeError, UsageError
 from segpipe.prediction import in_processes
+from segpipe.prediction.batch_summary import BatchProgress, Outcome
+from segpipe.prediction.options import Options
 from segpipe.prediction.shards import SHARDS, Shard, held_by
 from tiny_bundle import write_scan
 
@@ -128,8 +131,6 @@ def test_the_shares_together_write_what_one_process_writes(tiny_bundle: Path, tm
 
 
 def test_each_process_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from segpipe.prediction.options import Options
-
     monkeypatch.setattr(in_processes, "usable_cores", lambda: 8)
     (tmp_path / "gpus/0").mkdir(parents=True)
     (tmp_path / "gpus/1").mkdir()
@@ -143,6 +144,43 @@ def test_each_process_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert in_processes.visible_gpus() == 1
     assert "device" not in in_processes._own_parts(Options.parse({"workers": 3, "device": "cpu"}), 3)[0]
+
+
+class Dying:
+    """Calls of which the first of each share dies; with ``always`` every one does."""
+
+    def __init__(self, out: Path, always: bool = False) -> None:
+        self.out, self.always = out, always
+        self.asked: list[dict[str, Any]] = []
+
+    def call(self, name: str, arguments: dict[str, Any]) -> Ended:
+        first = arguments["shard"] not in [each["shard"] for each in self.asked]
+        self.asked.append(dict(arguments))
+        append_line(self.out / STATE, {"event": "failed", "id": arguments["shard"], "reason": f"try {len(self.asked)}"})
+        return Ended(-9, {}) if first or self.always else Ended(0, {"result": None})
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_process_that_dies_is_asked_for_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Told(BatchProgress):
+        def finished(self, outcome: Outcome) -> None:
+            seen.append(outcome.id)
+
+    cases: Any = [Named("0/2"), Named("1/2")]
+    children = Dying(tmp_path)
+    monkeypatch.setattr(in_processes, "Subprocesses", lambda: children)
+    options = Options.parse({"workers": 2, "overwrite": True})
+    asked = {"bundle": "b", "overwrite": True}
+    outcomes = in_processes.predict_in_processes(asked, tmp_path, cases, options, Told())
+    assert [outcome.id for outcome in outcomes] == ["0/2", "1/2"] and sorted(seen) == ["0/2", "1/2"]
+    assert len(children.asked) == 4 and all(each["overwrite"] for each in children.asked)
+    monkeypatch.setattr(in_processes, "Subprocesses", lambda: Dying(tmp_path, always=True))
+    with pytest.raises(SegpipeError, match=r"process \d of 2: the process was killed"):
+        in_processes.predict_in_processes(asked, tmp_path, cases, options, Told())
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from segpipe.inference.transforms import Preprocessing
 from segpipe.training import planning
 from segpipe.training.fragments import OWNED, configs_folder, known_fragments, read_fragment
 from segpipe.training.memory_rules import memory_rules, needs_of, too_large
-from segpipe.training.planning import apply_rules, fragment_text, parse_memory
+from segpipe.training.planning import apply_rules, parse_memory
 from segpipe.training.planning_rules import (
     LARGEST_PATCH,
     MEASURED,
@@ -250,7 +250,7 @@ def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
     fingerprint = dataset(*grids, modality=modality, foreground=inside)
     plan = apply_rules(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
-    assert yaml.safe_load(fragment_text(plan)) == plan.task
+    assert yaml.safe_load(plan.text) == plan.task
     assert tuple(plan.task) == OWNED["task"]
     assert plan.task["task_name"] == "made_up_1"
     assert plan.task["labels"] == ["background", "no"]

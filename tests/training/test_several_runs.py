@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from segpipe.common.subprocesses import Ended
-from segpipe.errors import BAD_DATA, USAGE, SegpipeError
-from segpipe.training.several_runs import Series, TimeLeft, require_ended_well
+from segpipe.training.several_runs import Series, TimeLeft
 
 
 def test_the_time_left_is_that_of_all_epochs_by_those_of_this_start(tmp_path: Path, monkeypatch) -> None:
@@ -24,13 +20,3 @@ def test_the_time_left_is_that_of_all_epochs_by_those_of_this_start(tmp_path: Pa
     monkeypatch.undo()
     unknown = TimeLeft(Series("seed", (0,), tmp_path, "seed{}"), {"max_epochs": "@epochs"})
     assert unknown.after(0, 1) == ""
-
-
-def test_a_failure_has_the_words_and_the_code_that_it_had_there() -> None:
-    require_ended_well("fold 0", Ended(0, {}))
-    with pytest.raises(SegpipeError, match="fold 0: no label") as caught:
-        require_ended_well("fold 0", Ended(3, {"error": {"message": "no label", "case_id": "a", "hint": "look"}}))
-    assert (caught.value.exit_code, caught.value.case_id, caught.value.hint) == (BAD_DATA, "a", "look")
-    with pytest.raises(SegpipeError, match="for want of memory") as caught:
-        require_ended_well("fold 0", Ended(-9, {}))
-    assert caught.value.exit_code == USAGE

@@ -70,8 +70,7 @@ def share_outside(shape: tuple[int, ...], affine: Affine, onto_shape: Shape, ont
     places = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1)
     to_channel = np.linalg.solve(affine, onto)
     index = to_channel[:3, :3] @ places + to_channel[:3, 3:]
-    size = np.array(shape[:3])[:, None]
-    return float(1 - np.all((index >= -INSIDE) & (index <= size - 1 + INSIDE), axis=0).mean())
+    return float(1 - np.all([_within(*pair) for pair in zip(index, shape, strict=False)], axis=0).mean())
 
 
 def note_on(channel: str, shape: tuple[int, ...], affine: Affine, onto_shape: Shape, onto: Affine) -> str:
@@ -103,8 +102,13 @@ def _covered(shape: tuple[int, ...], to_channel: Affine, onto_shape: Shape, inde
     inside = np.ones(onto_shape[:2], bool)
     for row, size in zip(to_channel[:3], shape, strict=False):
         place = row[0] * x + row[1] * y + (row[2] * index + row[3])
-        inside &= (place >= -INSIDE) & (place <= size - 1 + INSIDE)
+        inside &= _within(place, size)
     return inside
+
+
+def _within(place: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+    """Return which voxel places along an axis lie in one of its voxels."""
+    return (place >= -INSIDE) & (place <= size - 1 + INSIDE)
 
 
 def require_covered(

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 
 from segpipe.common.console import quiet_libraries
 from segpipe.common.processes import child_environment, end_with_parent, heed_signals, leave, no_answer, tied
-from segpipe.errors import INTERRUPTED, OK, as_segpipe_error
+from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
 CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate", "segpipe.cli.doctor.probe")
@@ -75,6 +75,26 @@ class Ended:
         if self.code < 0:
             return f"the process crashed with {signal.Signals(-self.code).name}"
         return f"the process ended with code {self.code}"
+
+
+def require_ended_well(ended: Ended, name: str = "") -> None:
+    """Raise what ended a call, in the words and with the exit code that it had there.
+
+    Args:
+        ended: how it ended.
+        name: of what was done, said before its words.
+
+    Raises:
+        SegpipeError: naming what it was.
+    """
+    if ended.code == OK:
+        return
+    error = ended.error
+    parts = {part: error.get(part) for part in ("path", "found", "expected", "hint", "case_id")}
+    words = error.get("message", ended.reason)
+    failure = SegpipeError(f"{name}: {words}" if name else words, **parts)
+    failure.exit_code = ended.code if ended.code > 0 else error.get("exit_code", USAGE)
+    raise failure
 
 
 class Subprocesses:

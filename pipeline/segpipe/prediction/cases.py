@@ -19,7 +19,8 @@ from segpipe.common.image_names import EXPECTED, is_image
 from segpipe.data import load_manifest, pseudonym
 from segpipe.errors import DataError, UsageError
 from segpipe.prediction.file_cases import InputCase, Refusal, find_cases, is_manifest, look_into
-from segpipe.prediction.options import Options, SeriesFilter, make_filter
+from segpipe.prediction.options import Options
+from segpipe.prediction.series_filter import SeriesFilter, make_filter
 
 if TYPE_CHECKING:
     from segpipe.dicom import Scan, Series

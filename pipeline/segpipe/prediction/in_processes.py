@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from segpipe.common.files import read_json
+from segpipe.common.memory import memory_here
 from segpipe.common.processes import usable_cores
 from segpipe.common.result_folder import RESULT, STATE, read_lines
-from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
-from segpipe.errors import OK, USAGE, SegpipeError
+from segpipe.common.subprocesses import Subprocesses, in_threads, require_ended_well
+from segpipe.errors import OK
 from segpipe.prediction.batch_summary import ENDS, BatchProgress, Outcome
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.file_cases import InputCase
@@ -59,8 +58,7 @@ def predict_in_processes(
             if ended.code == OK:
                 return
             if ended.error or attempt + 1 == TRIES:
-                raise _failure(index, number, ended)
-            asked.pop("overwrite", None)  # what it had finished was computed anew already
+                require_ended_well(ended, "" if ended.error else f"process {index + 1} of {number}")
 
     with _Followed(out, before, progress) as followed:
         in_threads(compute, range(number), number, children)
@@ -71,7 +69,7 @@ def _own_parts(options: Options, number: int) -> list[dict[str, Any]]:
     """Return the threads, memory and device of each process, where the user named none."""
     model = options.model
     threads = model.threads or max(1, usable_cores() // number)
-    memory = model.max_memory or psutil.virtual_memory().available
+    memory = model.max_memory or memory_here().free
     gpus = visible_gpus() if model.device == "auto" else 0
     parts: dict[str, Any] = {"threads": threads, "max_memory": memory // number}
     return [{**parts, **({"device": f"cuda:{index % gpus}"} if gpus else {})} for index in range(number)]
@@ -82,16 +80,6 @@ def visible_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = len(list(GPUS.glob("*")))
     return there if visible is None else min(there, len([name for name in visible.split(",") if name.strip()]))
-
-
-def _failure(index: int, number: int, ended: Ended) -> SegpipeError:
-    error = ended.error
-    parts = {part: error.get(part) for part in ("path", "found", "expected", "hint", "case_id")}
-    if not error:
-        parts["hint"] = "the same command goes on with what is left; fewer --workers leave each more memory"
-    failure = SegpipeError(error.get("message") or f"process {index + 1} of {number}: {ended.reason}", **parts)
-    failure.exit_code = ended.code if ended.code > 0 else error.get("exit_code", USAGE)
-    return failure
 
 
 class _Followed:
@@ -128,11 +116,12 @@ class _Followed:
         """Take note of the lines that are whole; of one that is being written the rest comes with the next look."""
         events = list(read_lines(self._out / STATE))
         for event in events[self._before :]:
-            if event.get("event") == "skipped" and event["id"] in self._last:
-                continue  # by a process that was started again
             if event.get("event") in (*ENDS, "skipped"):
-                self._last[event["id"]] = event
-                self._progress.finished(Outcome(event["id"], event["event"], event.get("seconds")))
+                again = event["id"] in self._last  # by a process that was started again
+                if not (again and event["event"] == "skipped"):
+                    self._last[event["id"]] = event
+                if not again:
+                    self._progress.finished(Outcome(event["id"], event["event"], event.get("seconds")))
             elif event.get("event") == "crashed":
                 self._progress.crashed(event["id"], WorkerDiedError(event["reason"], []))
         self._before = max(self._before, len(events))

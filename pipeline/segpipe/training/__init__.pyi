@@ -20,9 +20,10 @@ from .network_cost import output_shapes as output_shapes
 from .out_of_fold import fold_models as fold_models
 from .out_of_fold import read_out_of_fold as read_out_of_fold
 from .out_of_fold import record_candidates as record_candidates
+from .planned_fragments import network_path as network_path
+from .planned_fragments import runtime_path as runtime_path
 from .planning import Plan as Plan
 from .planning import Wishes as Wishes
-from .planning import network_path as network_path
 from .planning import parse_memory as parse_memory
 from .planning import plan as plan
 from .planning import plan_from as plan_from
@@ -32,7 +33,6 @@ from .run_folder import RunSettings as RunSettings
 from .run_folder import compose_run as compose_run
 from .run_folder import require_same as require_same
 from .run_folder import weights_of as weights_of
-from .runtime_plan import runtime_path as runtime_path
 from .same_cpu import accept_this_cpu as accept_this_cpu
 from .session import resume as resume
 from .session import start as start

@@ -29,9 +29,10 @@ from segpipe.training.budget_rules import (
 )
 from segpipe.training.budget_rules import scaled as at_other_place
 from segpipe.training.budgets import ENOUGH_STEPS, duration
+from segpipe.training.fragments import Fragment
 from segpipe.training.memory_rules import grids_of, memory_rules, needs_of
+from segpipe.training.planned_fragments import BASE
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
-from segpipe.training.runtime_plan import BASE
 from segpipe.training.step_measurement import Measured, measure, measure_config, require_device, startup_seconds
 
 ROUNDS = 4  # measurements, each at what the one before let choose
@@ -48,7 +49,7 @@ class Request:
         task: the task fragment without a budget, whose spacing is the finest.
         fingerprint: of the training cases.
         manifest, root: the dataset, and the folder that its paths start from.
-        network: name, path or content of the fragment; ``loss`` and ``augment`` by name or path.
+        network: name or path of the fragment, or itself; ``loss`` and ``augment`` by name or path.
         profile: of the network.
         memory_bytes: what one training step may use.
         free_bytes: memory that is free to this process.
@@ -61,7 +62,7 @@ class Request:
     fingerprint: Fingerprint
     manifest: Manifest
     root: Path
-    network: str | Mapping[str, Any]
+    network: str | Fragment
     loss: str
     augment: str
     profile: NetworkProfile

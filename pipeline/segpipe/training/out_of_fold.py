@@ -20,14 +20,14 @@ from segpipe.common.console import Console, quoted
 from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
 from segpipe.common.partial import Partial
 from segpipe.common.result_folder import RESULT
-from segpipe.common.subprocesses import Subprocesses, in_threads
+from segpipe.common.subprocesses import Subprocesses, in_threads, require_ended_well
 from segpipe.data import Manifest, load_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import Evaluation, evaluate
 from segpipe.training.cross_validation import read_cross_validation, series_of
 from segpipe.training.out_of_fold_figures import choose_among, fold_rows, out_of_fold_document
 from segpipe.training.run_folder import read_places
-from segpipe.training.several_runs import Progress, Series, require_ended_well
+from segpipe.training.several_runs import Progress, Series
 
 OUT_OF_FOLD = "out_of_fold.json"
 
@@ -231,7 +231,7 @@ class _Models:
         self._keep_only_of(fold, place)
         if not (place / "bundle").exists():
             arguments: dict[str, Any] = {"run": run, "out": place / "bundle", "name": place.name}
-            require_ended_well(f"export of fold {fold}", self.children.call("segpipe.export", arguments))
+            require_ended_well(self.children.call("segpipe.export", arguments), f"export of fold {fold}")
         cases = load_manifest(run / "manifest.json").select("validation", fold)
         if all((place / "predictions" / case.id / RESULT).is_file() for case in cases):
             return
@@ -246,7 +246,7 @@ class _Models:
             "threads": read_json(run / "run.json", "run record")["threads"],
             "overlay": False,
         }
-        require_ended_well(f"prediction of fold {fold}", self.children.call("segpipe.predict", arguments))
+        require_ended_well(self.children.call("segpipe.predict", arguments), f"prediction of fold {fold}")
 
     def _keep_only_of(self, fold: int, place: Path) -> None:
         """Remove what an earlier model of this fold left, of which only the run folder was replaced."""

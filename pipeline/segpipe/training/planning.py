@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import free_bytes as free_on_disk
@@ -35,32 +32,15 @@ from segpipe.errors import UsageError
 from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
-from segpipe.training.fragments import OWNED, read_fragment
+from segpipe.training.fragments import OWNED, Fragment, read_fragment
 from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
+from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
 from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
-from segpipe.training.runtime_plan import BASE, runtime_path, runtime_text
 
 if TYPE_CHECKING:
     from segpipe.training.budget_plan import BudgetPlan
     from segpipe.training.budget_rules import Estimate
-
-RULE_OF = {
-    "patch_size": "patch_size",
-    "Orientationd": "orientation",
-    "Spacingd": "spacing_mm",
-    "SplitDimd": "intensity",
-    "ScaleIntensityRanged": "intensity",
-    "NormalizeIntensityd": "intensity",
-    "network": "network",
-}
-HEAD = """\
-# Task fragment, planned from {cases} training cases with `segpipe plan`. To be read, and changed by hand:
-# the same transforms serve training, validation and inference.
-"""
-NETWORK_HEAD = (
-    "# Network fragment, planned with `segpipe plan` for these voxels; its channels are those of the one named.\n"
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ class Plan:
     @property
     def text(self) -> str:
         """The task fragment as YAML, with reasons and sources as comments."""
-        return fragment_text(self)
+        return task_text(self.task, self.rules, len(self.fingerprint.cases))
 
     @property
     def runtime_text(self) -> str:
@@ -106,9 +86,7 @@ class Plan:
     @property
     def network_text(self) -> str | None:
         """The network fragment as YAML, or None where none of its own is needed."""
-        if self.network is None:
-            return None
-        return NETWORK_HEAD + _comment(self, "network", "") + _yaml(self.network, "")
+        return None if self.network is None else network_text(self.network, self.rules)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the task fragment, with runtime, network and fingerprint beside it; returns the fingerprint's path.
@@ -125,11 +103,6 @@ class Plan:
             write_text(network_path(path), self.network_text)
         write_text(path, self.text)
         return fingerprint_path(path)
-
-
-def network_path(task: str | Path) -> Path:
-    """Return where the network fragment of a planned task fragment lies, if it has one of its own: beside it."""
-    return Path(task).with_name(f"{Path(task).stem}.network.yaml")
 
 
 @checked_call
@@ -238,7 +211,7 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
         fingerprint=fingerprint,
         manifest=dataset,
         root=root,
-        network=planned.network or asked.network,
+        network=asked.network if planned.network is None else Fragment(planned.network, "the plan"),
         loss=asked.loss,
         augment=asked.augment,
         profile=_profile_of(planned, profile),
@@ -432,45 +405,3 @@ def _meaning(manifest: Manifest) -> dict[str, Any]:
         "regions": manifest.regions or {},
         "annotated_sets": manifest.annotated_sets,
     }
-
-
-def fragment_text(plan: Plan) -> str:
-    """Write the fragment with the reasons as comments; `yaml.safe_load` of it gives ``plan.task``."""
-    parts = [HEAD.format(cases=len(plan.fingerprint.cases))]
-    for key, value in plan.task.items():
-        if key == "deterministic_transforms":
-            parts.append(f"\n{key}:\n")
-            said = ""  # a rule stands once, above the first of its transforms
-            for item in value:
-                words = _comment(plan, item["_target_"], "  ")
-                parts.append(("" if words == said else words) + _yaml([item], "  "))
-                said = words or said
-        else:
-            parts.append(("\n" if key in RULE_OF else "") + _comment(plan, key, "") + _yaml({key: value}, ""))
-    return "".join(parts)
-
-
-def _comment(plan: Plan, key: str, indent: str) -> str:
-    if key not in RULE_OF:
-        return ""
-    rule = plan.rules[RULE_OF[key]]
-    return (
-        textwrap.fill(
-            f"{rule.why} ({rule.source})",
-            105,
-            initial_indent=f"{indent}# ",
-            subsequent_indent=f"{indent}# ",
-            break_on_hyphens=False,
-        )
-        + "\n"
-    )
-
-
-def _yaml(value: Any, indent: str) -> str:
-    flow = None if any(isinstance(part, list | dict) for part in _parts(value)) else False
-    text = yaml.safe_dump(value, sort_keys=False, default_flow_style=flow, width=1000, allow_unicode=True)
-    return textwrap.indent(text, indent)
-
-
-def _parts(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value

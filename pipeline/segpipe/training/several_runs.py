@@ -18,9 +18,9 @@ from typing import Any
 from segpipe.common.console import Console, as_clock
 from segpipe.common.files import read_json
 from segpipe.common.folder_lock import locked
-from segpipe.common.subprocesses import Ended, Subprocesses, in_threads
+from segpipe.common.subprocesses import Subprocesses, in_threads, require_ended_well
 from segpipe.data import FINGERPRINT
-from segpipe.errors import OK, USAGE, SegpipeError, UsageError
+from segpipe.errors import UsageError
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import prepare, read_places, require_same
 
@@ -174,7 +174,7 @@ class _Work:
         finally:
             with self._lock:
                 self._record()
-        require_ended_well(f"{series.id} {value}", ended)
+        require_ended_well(ended, f"{series.id} {value}")
 
     def _hear(self, value: int, line: str) -> None:
         found = EPOCH.match(line)
@@ -211,18 +211,3 @@ class TimeLeft:
         left = self._planned * len(self._epochs) - done
         seconds = left * (time.monotonic() - self._began) / (done - self._first)
         return f", {as_clock(seconds)} of all {self._runs}"
-
-
-def require_ended_well(name: str, ended: Ended) -> None:
-    """Raise what ended a call, in the words and with the exit code that it had there.
-
-    Raises:
-        SegpipeError: naming what it was.
-    """
-    if ended.code == OK:
-        return
-    error = ended.error
-    parts = {part: error.get(part) for part in ("path", "found", "expected", "hint", "case_id")}
-    failure = SegpipeError(f"{name}: {error.get('message', ended.reason)}", **parts)
-    failure.exit_code = ended.code if ended.code > 0 else error.get("exit_code", USAGE)
-    raise failure

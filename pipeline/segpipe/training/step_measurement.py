@@ -24,12 +24,11 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from segpipe.common.console import quiet_libraries
-from segpipe.common.files import write_json
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import child_environment, tied
 from segpipe.data import Case, Manifest, save_manifest
 from segpipe.errors import UsageError
-from segpipe.training.fragments import compose_config
+from segpipe.training.fragments import Fragment, compose_config
 from segpipe.training.session import unwrap
 
 WARM_UP = 1  # steps that are not counted: allocations, choice of kernels
@@ -59,7 +58,7 @@ class Measured:
 
 def measure(
     task: Mapping[str, Any],
-    fragments: Mapping[str, str | Mapping[str, Any]],
+    fragments: Mapping[str, str | Fragment],
     values: Mapping[str, Any],
     manifest: Manifest,
     root: Path,
@@ -69,7 +68,7 @@ def measure(
 
     Args:
         task: the task fragment's content.
-        fragments: of network, loss, augment and runtime, by name or path, or a content.
+        fragments: of network, loss, augment and runtime, by name or path, or the fragment itself.
         values: ids of the runtime such as ``batch_size`` and ``threads``.
         manifest: names of channels and labels.
         root: folder that the cases' paths start from.
@@ -79,14 +78,8 @@ def measure(
         UsageError: the parts do not fit together, or there is no such device.
         DataError: a case cannot be prepared.
     """
-    with temporary_folder() as folder:
-        named = {}
-        for kind, fragment in {**fragments, "task": task}.items():
-            named[kind] = fragment if isinstance(fragment, str) else str(folder / f"{kind}.json")
-            if not isinstance(fragment, str):
-                write_json(Path(named[kind]), dict(fragment))
-        given = {name: (value, "the plan") for name, value in values.items()}
-        composed = compose_config(named, (), given)
+    given = {name: (value, "the plan") for name, value in values.items()}
+    composed = compose_config({**fragments, "task": Fragment(task, "the plan")}, (), given)
     return measure_config(composed.config, manifest, root, cases)
 
 

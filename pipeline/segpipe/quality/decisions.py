@@ -1,0 +1,178 @@
+"""From an assessment to a decision: `ok`, `look` or `hold`, with its reasons in words, by rules that a site can set.
+
+A decision says whether a person has to look at a result before it goes further; it verifies nothing clinically.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from segpipe.common.files import read_yaml
+from segpipe.errors import UsageError
+from segpipe.quality.assessment import Assessment
+
+OK: Literal["ok"] = "ok"
+LOOK: Literal["look"] = "look"
+HOLD: Literal["hold"] = "hold"
+NO_QUALITY_MODEL = "not judged: the bundle has no quality model"
+RANGES = {
+    "hold_distance": (0.0, math.inf),
+    "hold_dice": (0.0, 1.0),
+    "look_p_value": (0.0, 1.0),
+    "look_dice": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What is held and what is to be looked at; None for a rule that is not to be used.
+
+    >>> from segpipe.quality import Rules
+    >>> Rules.parse({"hold_dice": 0.6}, "rules.yaml").hold_dice
+    0.6
+
+    Attributes:
+        hold_distance: held at this distance or farther.
+        hold_dice: held where the predicted Dice of a label is below.
+        hold_empty: held where every label is empty.
+        look_p_value: to be looked at with this p-value or a smaller one.
+        look_dice: to be looked at where the predicted Dice of a label is below.
+        look_absent: to be looked at where a label is empty that no calibration case was without.
+        look_far_spacing: to be looked at where the spacing is far from that of the training cases.
+        look_orientation_unknown: to be looked at where the image does not say which side is which.
+    """
+
+    hold_distance: float | None = 2.0
+    hold_dice: float | None = 0.5
+    hold_empty: bool = True
+    look_p_value: float | None = 0.03
+    look_dice: float | None = 0.7
+    look_absent: bool = True
+    look_far_spacing: bool = True
+    look_orientation_unknown: bool = True
+
+    @classmethod
+    def parse(cls, document: Any, path: str | Path | None = None, before: Rules | None = None) -> Rules:
+        """Judge rules as a document has them.
+
+        Args:
+            document: a mapping of the attributes; None for an empty one.
+            path: of the file, for errors.
+            before: the rules that hold where the document says nothing; None for the defaults.
+
+        Raises:
+            UsageError: no mapping, an unknown key, or a value of another type or out of range.
+        """
+        rules = before or cls()
+        if document is None:
+            return rules
+        if not isinstance(document, Mapping):
+            raise UsageError("these are no rules", path=path, found=type(document).__name__, expected="key: value")
+        known = [part.name for part in fields(cls)]
+        for key, value in document.items():
+            if key not in known:
+                raise UsageError("there is no such rule", path=path, found=repr(key), expected=", ".join(known))
+            _require_fits(key, value, path)
+        values: dict[str, Any] = {key: float(value) if type(value) is int else value for key, value in document.items()}
+        return replace(rules, **values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return them as plain JSON has them."""
+        return asdict(self)
+
+
+def _require_fits(key: str, value: Any, path: str | Path | None) -> None:
+    if key not in RANGES:
+        if not isinstance(value, bool):
+            raise UsageError(f"{key} is a switch", path=path, found=repr(value), expected="true or false")
+        return
+    low, high = RANGES[key]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not (is_number and low <= value <= high):
+        span = f"a number of {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+        hint = "null switches the rule off"
+        raise UsageError(f"{key} is not so", path=path, found=repr(value), expected=span, hint=hint)
+
+
+def read_rules(path: str | Path, before: Rules | None = None) -> Rules:
+    """Read the rules of a site from YAML or JSON; what the file does not name stays as it is.
+
+    Raises:
+        UsageError: no such file, or as `Rules.parse`.
+        DataError: it is not YAML.
+    """
+    return Rules.parse(read_yaml(path, "file of rules"), path, before)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be done with a result.
+
+    Attributes:
+        decision: ``ok``, ``look`` or ``hold``; None where nothing was judged.
+        reasons: in words, those to hold first; why nothing was judged where it was not.
+    """
+
+    decision: Literal["ok", "look", "hold"] | None
+    reasons: tuple[str, ...] = ()
+
+
+def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules) -> Decision:
+    """Decide on a result.
+
+    >>> from segpipe.quality import Assessment, Rules, decide
+    >>> decide(Assessment(patients=96, p_value=0.4, distance=0.6, dice={"liver": 0.41}), {}, Rules()).reasons
+    ('predicted Dice of liver 0.41, below 0.5',)
+
+    Args:
+        assessment: of the quality model; None where the bundle has none.
+        flags: of the result: ``empty``, ``far_spacing``, ``orientation_unknown``.
+        rules: that decide.
+    """
+    if assessment is None:
+        return Decision(None, (NO_QUALITY_MODEL,))
+    hold = tuple(_to_hold(assessment, flags, rules))
+    look = tuple(_to_look(assessment, flags, rules))
+    return Decision(HOLD if hold else LOOK if look else OK, hold + look)
+
+
+def _to_hold(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[str]:
+    distance = assessment.distance
+    if rules.hold_empty and flags.get("empty"):
+        yield "all labels are empty"
+    if rules.hold_distance is not None and distance is not None and distance >= rules.hold_distance:
+        most = f": {assessment.findings[0]}" if assessment.findings else ""
+        held = f"1 is their 95th percentile, from {rules.hold_distance:g} on it is held"
+        yield f"far from the calibration cases, distance {distance:.3g} ({held}){most}"
+    if rules.hold_dice is not None:
+        yield from _low_dice(assessment, -math.inf, rules.hold_dice)
+
+
+def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[str]:
+    p_value = assessment.p_value
+    if rules.look_p_value is not None and p_value is not None and p_value <= rules.look_p_value:
+        looked_at = f"up to {rules.look_p_value:g} it is to be looked at"
+        yield f"unusual among {assessment.patients} calibration patients, p = {p_value:.2g} ({looked_at})"
+    if rules.look_dice is not None:
+        yield from _low_dice(assessment, -math.inf if rules.hold_dice is None else rules.hold_dice, rules.look_dice)
+    if rules.look_absent and not flags.get("empty"):
+        yield from (f"{label} is empty, as in no calibration case: absent or missed" for label in assessment.absent)
+    if rules.look_far_spacing and flags.get("far_spacing") == "yes":
+        yield "spacing far from the training data"
+    if rules.look_orientation_unknown and flags.get("orientation_unknown"):
+        yield "the image does not say which side is which"
+    if assessment.distance is None:  # not to be taken for near
+        yield "how far it is from the calibration cases could not be measured"
+    if not assessment.dice:
+        yield "no Dice could be predicted"
+
+
+def _low_dice(assessment: Assessment, low: float, high: float) -> Iterator[str]:
+    for label, dice in assessment.dice.items():
+        if low <= dice < high:
+            shown = math.floor(1000 * dice) / 1000  # never rounded up to what it is below
+            yield f"predicted Dice of {label} {shown:g}, below {high:g}"

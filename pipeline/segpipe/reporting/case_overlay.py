@@ -25,6 +25,7 @@ RGB = tuple[int, int, int]
 SIDE = 300  # pixels of the longer side
 FINE = 2  # drawn so many times larger and then reduced, for smooth lines
 GAP, HEAD, LETTERS = 12, 30, 20  # pixels: between pictures, above a row, height of its words
+SIDE_LETTERS, SIDE_MARGIN = 15, 4  # pixels: height of the letters of the patient's sides, and from the edge
 COLOURS: tuple[RGB, ...] = (  # Okabe & Ito (2008), bright ones first: they stand on grey
     (230, 159, 0),
     (86, 180, 233),
@@ -268,10 +269,41 @@ def plane_of_most(labels: NDArray[Any], axis: int) -> int:
 def plane_picture(
     plane: Plane, image: NDArray[np.uint8], labels: NDArray[Any], index: int, spacing_mm: Sequence[float], scale: float
 ) -> Any:
+    """Return a plane of a volume as an RGB picture, with the patient's sides at its edges.
+
+    Args:
+        plane: which axis is cut; its ``letters`` stand at the left, right, bottom and top edge, white with a dark
+            stroke, so that they are read on any tissue.
+        image: (X, Y, Z) from black to white, with axes towards the patient's right, front and head (RAS).
+        labels: label map on the same voxels, whose outlines are drawn.
+        index: of the slice along the plane's normal.
+        spacing_mm: edges of a voxel.
+        scale: pixels a mm.
+    """
     from PIL import Image
 
     x, y, z = (float(mm) for mm in spacing_mm)
     cut = [slice(None)] * 3
     cut[plane.normal] = slice(index, index + 1)
     shown = OverlaySlice(image[tuple(cut)], labels[tuple(cut)], (x, y, z), plane.normal)
-    return Image.open(io.BytesIO(overlay(shown, scale))).convert("RGB")
+    picture = Image.open(io.BytesIO(overlay(shown, scale))).convert("RGB")
+    _draw_sides(picture, plane.letters)
+    return picture
+
+
+def _draw_sides(picture: Any, letters: str) -> None:
+    """Write the patient's sides at the middles of the left, right, bottom and top edge, smaller in small pictures."""
+    from PIL import ImageDraw, ImageFont
+
+    height = min(SIDE_LETTERS, min(picture.size) // 3)
+    right, bottom = picture.width - SIDE_MARGIN, picture.height - SIDE_MARGIN
+    middle, half_way = picture.width / 2, picture.height / 2
+    edges = (
+        (SIDE_MARGIN, half_way, "lm"),
+        (right, half_way, "rm"),
+        (middle, bottom, "mb"),
+        (middle, SIDE_MARGIN, "mt"),
+    )
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(height, 5))
+    for letter, (x, y, anchor) in zip(letters, edges, strict=True):
+        draw.text((x, y), letter, fill="white", stroke_width=2, stroke_fill=INK, font=font, anchor=anchor)

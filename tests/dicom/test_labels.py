@@ -88,6 +88,16 @@ def test_a_seg_comes_back(kind: str, orientation: Sequence[float], tmp_path: Pat
     assert (about.kind, about.names, about.series_uid) == ("SEG", tuple(NAMES.values()), judged.series_uid)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(11, 13), (7, 9), (5, 3), (9, 11), (12, 10)])
+def test_frames_of_bits_that_begin_and_end_within_bytes(rows: int, columns: int, tmp_path: Path) -> None:
+    judged = scanned(tmp_path / "in", Grid(rows=rows, columns=columns, slices=9))
+    assert judged.shape
+    masks = some_masks(judged.shape)
+    found = read_labels(seg_of(judged, "BINARY", masks, tmp_path / "seg.dcm", omit_empty_frames=False), judged)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(found[name], mask)
+
+
 def test_a_compressed_labelmap_and_a_choice_of_names(tmp_path: Path) -> None:
     judged = scanned(tmp_path / "in")
     assert judged.shape

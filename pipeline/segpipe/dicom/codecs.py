@@ -94,10 +94,24 @@ def decode_frame(dataset: Dataset, transfer_syntax: str, number: int) -> NDArray
             return _by_gdcm(dataset, transfer_syntax, frame)
     if transfer_syntax == RLE and dataset.get("SamplesPerPixel") in (None, 1):
         return _run_lengths(dataset, _encoded(dataset, transfer_syntax, number))
+    if dataset.get("BitsAllocated") == 1 and transfer_syntax in NATIVE - {EXPLICIT_BIG}:
+        return _bits(dataset, number)
     plugin = PLUGIN.get(transfer_syntax, "")
     decoder = get_decoder(UID(transfer_syntax))
     values, _ = decoder.as_array(dataset, index=number, raw=True, decoding_plugin=plugin)
     return values
+
+
+def _bits(dataset: Dataset, number: int) -> NDArray[np.uint8]:
+    """Return a frame of single bits: packed from the lowest on, a frame begins where the last one ended (PS3.5 8.1.1).
+
+    pydicom 3.0 takes a byte too few where a frame begins and ends within bytes, and fails.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    start, size = number * rows * columns, rows * columns
+    packed = np.frombuffer(dataset.PixelData, np.uint8)[start // 8 : -(-(start + size) // 8)]
+    bits = np.unpackbits(packed, bitorder="little")[start % 8 : start % 8 + size]
+    return bits.reshape(rows, columns)  # which fails where there are fewer
 
 
 def _encoded(dataset: Dataset, transfer_syntax: str, number: int) -> bytes:

@@ -25,7 +25,10 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason="SEGPIPE_DATA does not name a folder of real scans"),
 ]
 PATIENTS = ("STS_008", "STS_019", "STS_025")
-SMALL = "steps_per_epoch=2 overlap=0.1 network_def#channels=[4,8] network_def#strides=[2] network_def#num_res_units=0"
+SMALL = (
+    "steps_per_epoch=2 overlap=0.1 network_def#channels=[4,8] network_def#strides=[[2,2,1]] network_def#num_res_units=0"
+)
+KEY = f"{0:064d}"  # draws the split: STS_008, whose slices end within bytes, is the test case
 SHORTER = {
     "split": ["--test", "1", "--folds", "2"],
     "plan": ["--memory", "200M"],
@@ -35,6 +38,10 @@ SHORTER = {
 
 def test_the_page_runs_from_dicom_to_dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    key = tmp_path / "config" / "segpipe" / "pseudonyms.key"
+    key.parent.mkdir(parents=True)
+    key.write_text(KEY)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for patient in PATIENTS:
         (tmp_path / "sarcoma").mkdir(exist_ok=True)
         (tmp_path / "sarcoma" / patient).symlink_to(DATA / patient)

@@ -1,3 +1,7 @@
+from .brain_phantom import BRAIN_LABELS as BRAIN_LABELS
+from .brain_phantom import BRAIN_REGIONS as BRAIN_REGIONS
+from .brain_phantom import BrainPhantom as BrainPhantom
+from .brain_phantom import make_brain_phantom as make_brain_phantom
 from .case_ids import ids_of_files as ids_of_files
 from .case_ids import pseudonym as pseudonym
 from .check import check_dataset as check_dataset

@@ -8,6 +8,7 @@ One seed gives one volume, bit for bit.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,26 +86,50 @@ def make_phantom(
         Image, label and affine.
     """
     rng = np.random.default_rng(seed)
-    affine = _affine(rng, shape, spacing_mm, orientation, tilt_deg)
+    affine = scanner_affine(rng, shape, spacing_mm, orientation, tilt_deg)
     centre = affine @ [*((np.array(shape) - 1) / 2), 1.0]
     anatomy = _Anatomy(rng if patient_seed is None else np.random.default_rng(patient_seed), lesions)
     radius_mm = 0.5 * float(np.min(np.array(shape) * spacing_mm)) * anatomy.size
 
-    fractions = np.zeros((len(_TISSUES), *shape), np.float32)
-    offsets = (-0.25, 0.25)  # 2 x 2 x 2 samples a voxel: their mean is the partial volume
+    fractions, body = tissue_fractions(anatomy.tissue, len(_TISSUES), shape, affine, centre[:3], radius_mm)
+    label = _majority(fractions)
+    image = _magnetise(rng, fractions, body, noise)
+    return Phantom(image, label, affine)
+
+
+def tissue_fractions(
+    tissue: Callable[[FloatArray], NDArray[np.uint8]],
+    tissues: int,
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    centre_mm: NDArray[np.float64],
+    radius_mm: float,
+) -> tuple[FloatArray, FloatArray]:
+    """Sample an anatomy on a grid.
+
+    Args:
+        tissue: of (3, X, Y, Z) body coordinates the tissue's number.
+        tissues: how many there are.
+        shape: of the grid.
+        affine: (4, 4) its voxel index to mm.
+        centre_mm, radius_mm: origin and unit of body coordinates.
+
+    Returns:
+        (T, X, Y, Z) share of each tissue in each voxel, the mean of 2 x 2 x 2 samples: their partial volume; and
+        (3, X, Y, Z) body coordinates of the last sample.
+    """
+    fractions = np.zeros((tissues, *shape), np.float32)
+    offsets = (-0.25, 0.25)
     grid = [np.arange(size, dtype=np.float32) for size in shape]
     for offset in np.stack(np.meshgrid(offsets, offsets, offsets), -1).reshape(-1, 3):
         index = np.stack(np.meshgrid(*[g + o for g, o in zip(grid, offset, strict=True)], indexing="ij"))
         world = np.einsum("ij,jxyz->ixyz", affine[:3, :3], index) + affine[:3, 3, None, None, None]
-        body = ((world - centre[:3, None, None, None]) / radius_mm).astype(np.float32)
-        tissue = anatomy.tissue(body)
-        for number in range(len(_TISSUES)):
-            fractions[number] += tissue == number
+        body = ((world - centre_mm[:, None, None, None]) / radius_mm).astype(np.float32)
+        found = tissue(body)
+        for number in range(tissues):
+            fractions[number] += found == number
     fractions /= len(offsets) ** 3
-
-    label = _majority(fractions)
-    image = _magnetise(rng, fractions, body, noise)
-    return Phantom(image, label, affine)
+    return fractions, body
 
 
 def write_nifti(path: str | Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
@@ -125,7 +150,7 @@ class _Anatomy:
 
     def __init__(self, rng: np.random.Generator, lesions: int | None) -> None:
         self.size = rng.uniform(0.92, 1.08)
-        self.waves = _Waves(rng, components=3, amplitude=0.05, frequency=0.55)
+        self.waves = Waves(rng, components=3, amplitude=0.05, frequency=0.55)
         self.trunk = np.array([0.96, 0.78]) * rng.uniform(0.94, 1.04, 2)
         self.liver = np.array([0.36, 0.12, 0.24]) + rng.normal(0, 0.04, 3)
         self.liver_radii = np.array([0.42, 0.46, 0.44]) * rng.uniform(0.85, 1.12, 3)
@@ -149,12 +174,12 @@ class _Anatomy:
         """
         point = body + np.stack([self.waves(body, axis) for axis in range(3)])
         trunk = np.hypot(point[0] / self.trunk[0], point[1] / self.trunk[1])
-        liver = _ellipsoid(point, self.liver, self.liver_radii)
-        liver = _smooth_union(liver, _ellipsoid(point, self.lobe, self.liver_radii * 0.6))
+        liver = ellipsoid(point, self.liver, self.liver_radii)
+        liver = _smooth_union(liver, ellipsoid(point, self.lobe, self.liver_radii * 0.6))
         inside = {
             "fat": trunk < 1,
             "muscle": trunk < 0.9,
-            "spleen": _ellipsoid(point, self.spleen, np.array([0.2, 0.3, 0.26])) < 0,
+            "spleen": ellipsoid(point, self.spleen, np.array([0.2, 0.3, 0.26])) < 0,
             "spine": np.hypot(point[0] / 0.17, (point[1] + 0.45) / 0.17) < 1,
             "liver": liver < 0,
             "kidney": np.logical_or.reduce([self._kidney(point, centre) < 0 for centre in self.kidneys]),
@@ -163,18 +188,18 @@ class _Anatomy:
         for name, mask in inside.items():
             tissue[mask] = _TISSUES.index(name)
         for centre, radii in self.lesions:
-            found = (_ellipsoid(point, centre, radii) < 0) & (tissue == _TISSUES.index("liver"))
+            found = (ellipsoid(point, centre, radii) < 0) & (tissue == _TISSUES.index("liver"))
             tissue[found] = _TISSUES.index("lesion")
         return tissue
 
     def _kidney(self, point: FloatArray, centre: NDArray[np.float64]) -> FloatArray:
         """Return an ellipsoid with a dent, the hilum, on the side of the spine."""
         hilum = centre * np.array([0.55, 1.0, 1.0])
-        dent = _ellipsoid(point, hilum, self.kidney_radii * np.array([0.7, 0.7, 0.45]))
-        return np.maximum(_ellipsoid(point, centre, self.kidney_radii), -dent)
+        dent = ellipsoid(point, hilum, self.kidney_radii * np.array([0.7, 0.7, 0.45]))
+        return np.maximum(ellipsoid(point, centre, self.kidney_radii), -dent)
 
 
-class _Waves:
+class Waves:
     """A smooth random field for each axis: a sum of sines of low frequency, so it is known at any point."""
 
     def __init__(self, rng: np.random.Generator, components: int, amplitude: float, frequency: float) -> None:
@@ -187,7 +212,7 @@ class _Waves:
         return sum((a * np.sin(np.tensordot(w, body, 1) + p) for w, p, a in parts), np.zeros((), np.float32))
 
 
-def _ellipsoid(point: FloatArray, centre: NDArray[np.float64], radii: NDArray[np.float64]) -> FloatArray:
+def ellipsoid(point: FloatArray, centre: NDArray[np.float64], radii: NDArray[np.float64]) -> FloatArray:
     """Return values negative inside and 0 on the surface, for (3, X, Y, Z) points."""
     away = [(point[axis] - np.float32(centre[axis])) / np.float32(radii[axis]) for axis in range(3)]
     return np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) - np.float32(1)
@@ -216,20 +241,21 @@ def _magnetise(rng: np.random.Generator, fractions: FloatArray, body: FloatArray
     """
     signals = np.array(list(SIGNAL.values())) * rng.normal(1, 0.05, len(SIGNAL))
     image = np.tensordot(signals.astype(np.float32), fractions, 1)
-    image *= 1 + _Waves(rng, components=4, amplitude=0.025, frequency=2.5)(body, 0)
-    image *= np.exp(_Waves(rng, components=2, amplitude=0.15, frequency=0.25)(body, 0))
+    image *= 1 + Waves(rng, components=4, amplitude=0.025, frequency=2.5)(body, 0)
+    image *= np.exp(Waves(rng, components=2, amplitude=0.15, frequency=0.25)(body, 0))
     real, imaginary = rng.normal(0, noise, (2, *image.shape)).astype(np.float32)
     gain = np.float32(rng.uniform(0.7, 1.4))
     return np.round(gain * np.hypot(image + real, imaginary)).clip(0, 32767).astype(np.int16)
 
 
-def _affine(
+def scanner_affine(
     rng: np.random.Generator,
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     orientation: str,
     tilt_deg: float,
 ) -> NDArray[np.float64]:
+    """Return a grid somewhere near the origin, tilted against the body; arguments as of `make_phantom`."""
     ornt = nib.orientations.axcodes2ornt(orientation)  # type: ignore[no-untyped-call, unused-ignore]
     axes = np.zeros((3, 3))
     for stored, (world, sign) in enumerate(ornt):

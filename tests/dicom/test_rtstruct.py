@@ -117,11 +117,7 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     assert (study.ReferencedSOPInstanceUID, source.SeriesInstanceUID) == (series.study_uid, series.series_uid)
     uids = {image.ReferencedSOPInstanceUID for image in source.ContourImageSequence}
     assert uids == {frame.sop_instance_uid for frame in series.frames}
-    assert (written.Modality, written.PatientID, written.ApprovalStatus if "ApprovalStatus" in written else None) == (
-        "RTSTRUCT",
-        "0815",
-        None,
-    )
+    assert (written.Modality, written.PatientID, written.ApprovalStatus) == ("RTSTRUCT", "0815", "UNAPPROVED")
     assert written.DeviceSerialNumber == ALGORITHM.bundle_sha256
     assert written.SoftwareVersions[0] == "abdomen_ct 1.2.0"
 

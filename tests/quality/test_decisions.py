@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.errors import DataError, UsageError
-from segpipe.quality import NO_QUALITY_MODEL, Assessment, Decision, Rules, decide, read_rules
+from segpipe.quality import NO_QUALITY_MODEL, REASONS, Assessment, Decision, Rules, decide, read_rules
 
 NEAR: dict[str, Any] = {"patients": 96, "p_value": 0.5, "distance": 0.7, "dice": {"Anterior": 0.9, "Posterior": 0.88}}
 FLAGS = {"empty": False, "far_spacing": "no", "orientation_unknown": False}
@@ -52,7 +52,7 @@ def test_without_a_quality_model_nothing_is_judged() -> None:
 def test_each_rule_at_its_limit(changes: Any, flags: Any, decision: str, words: str) -> None:
     decided = of(flags, **changes)
     assert decided.decision == decision
-    assert len(decided.reasons) == (decision != "ok")
+    assert len(decided.reasons) == len(decided.kinds) == (decision != "ok")
     assert words in "".join(decided.reasons)
 
 
@@ -142,3 +142,11 @@ def test_a_file_of_rules_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path
     (tmp_path / "rules.yaml").write_text("a: [")
     with pytest.raises(DataError, match="cannot be parsed"):
         read_rules(tmp_path / "rules.yaml")
+
+
+def test_kinds_of_reasons_fit_a_code_of_dicom() -> None:
+    assert all(len(kind) <= 16 and len(meaning) <= 64 for kind, meaning in REASONS.items())
+    odd = {"far_spacing": "yes", "orientation_unknown": True}
+    many = of(odd, distance=3.0, p_value=0.0, dice={"a": 0.1}, absent=("b",)), of({"empty": True}, distance=None)
+    assert {kind for decided in many for kind in decided.kinds} | {"no_dice"} == set(REASONS)
+    assert of(dice={}).kinds == ("no_dice",) and of({"empty": True}, dice={}).kinds == ("empty",)

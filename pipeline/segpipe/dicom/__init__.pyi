@@ -34,4 +34,5 @@ from .volume import load_channels as load_channels
 from .volume import load_series as load_series
 from .volume import read_dicom as read_dicom
 from .write import AlgorithmInfo as AlgorithmInfo
+from .write import Judgement as Judgement
 from .write import write_dicom as write_dicom

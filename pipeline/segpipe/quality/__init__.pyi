@@ -3,6 +3,7 @@ from .decisions import HOLD as HOLD
 from .decisions import LOOK as LOOK
 from .decisions import NO_QUALITY_MODEL as NO_QUALITY_MODEL
 from .decisions import OK as OK
+from .decisions import REASONS as REASONS
 from .decisions import Decision as Decision
 from .decisions import Rules as Rules
 from .decisions import decide as decide

@@ -19,6 +19,17 @@ OK: Literal["ok"] = "ok"
 LOOK: Literal["look"] = "look"
 HOLD: Literal["hold"] = "hold"
 NO_QUALITY_MODEL = "not judged: the bundle has no quality model"
+REASONS = {  # name of a rule, of at most 16 characters as a code value of DICOM has, to its meaning
+    "empty": "All labels are empty",
+    "far": "Far from the calibration cases",
+    "low_dice": "Low predicted Dice",
+    "unusual": "Unusual among the calibration patients",
+    "absent": "A label is empty that no calibration case was without",
+    "far_spacing": "Spacing far from the training data",
+    "no_orientation": "The image does not say which side is which",
+    "no_distance": "Distance from the calibration cases unknown",
+    "no_dice": "No Dice could be predicted",
+}
 RANGES = {
     "hold_distance": (0.0, math.inf),
     "hold_dice": (0.0, 1.0),
@@ -115,10 +126,12 @@ class Decision:
     Attributes:
         decision: ``ok``, ``look`` or ``hold``; None where nothing was judged.
         reasons: in words, those to hold first; why nothing was judged where it was not.
+        kinds: of each reason the name of its rule, of `REASONS`; empty where nothing was judged.
     """
 
     decision: Literal["ok", "look", "hold"] | None
     reasons: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules) -> Decision:
@@ -135,44 +148,48 @@ def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules
     """
     if assessment is None:
         return Decision(None, (NO_QUALITY_MODEL,))
-    hold = tuple(_to_hold(assessment, flags, rules))
-    look = tuple(_to_look(assessment, flags, rules))
-    return Decision(HOLD if hold else LOOK if look else OK, hold + look)
+    hold = list(_to_hold(assessment, flags, rules))
+    look = list(_to_look(assessment, flags, rules))
+    found = hold + look
+    decision = HOLD if hold else LOOK if look else OK
+    return Decision(decision, tuple(words for _, words in found), tuple(kind for kind, _ in found))
 
 
-def _to_hold(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[str]:
+def _to_hold(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each reason, and its words."""
     distance = assessment.distance
     if rules.hold_empty and flags.get("empty"):
-        yield "all labels are empty"
+        yield "empty", "all labels are empty"
     if rules.hold_distance is not None and distance is not None and distance >= rules.hold_distance:
         most = f": {assessment.findings[0]}" if assessment.findings else ""
         held = f"1 is their 95th percentile, from {rules.hold_distance:g} on it is held"
-        yield f"far from the calibration cases, distance {distance:.3g} ({held}){most}"
+        yield "far", f"far from the calibration cases, distance {distance:.3g} ({held}){most}"
     if rules.hold_dice is not None:
         yield from _low_dice(assessment, -math.inf, rules.hold_dice)
 
 
-def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[str]:
+def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[tuple[str, str]]:
     p_value = assessment.p_value
     if rules.look_p_value is not None and p_value is not None and p_value <= rules.look_p_value:
         looked_at = f"up to {rules.look_p_value:g} it is to be looked at"
-        yield f"unusual among {assessment.patients} calibration patients, p = {p_value:.2g} ({looked_at})"
+        yield "unusual", f"unusual among {assessment.patients} calibration patients, p = {p_value:.2g} ({looked_at})"
     if rules.look_dice is not None:
         yield from _low_dice(assessment, -math.inf if rules.hold_dice is None else rules.hold_dice, rules.look_dice)
     if rules.look_absent and not flags.get("empty"):
-        yield from (f"{label} is empty, as in no calibration case: absent or missed" for label in assessment.absent)
+        words = "is empty, as in no calibration case: absent or missed"
+        yield from (("absent", f"{label} {words}") for label in assessment.absent)
     if rules.look_far_spacing and flags.get("far_spacing") == "yes":
-        yield "spacing far from the training data"
+        yield "far_spacing", "spacing far from the training data"
     if rules.look_orientation_unknown and flags.get("orientation_unknown"):
-        yield "the image does not say which side is which"
+        yield "no_orientation", "the image does not say which side is which"
     if assessment.distance is None:  # not to be taken for near
-        yield "how far it is from the calibration cases could not be measured"
-    if not assessment.dice:
-        yield "no Dice could be predicted"
+        yield "no_distance", "how far it is from the calibration cases could not be measured"
+    if not assessment.dice and not flags.get("empty"):
+        yield "no_dice", "no Dice could be predicted"
 
 
-def _low_dice(assessment: Assessment, low: float, high: float) -> Iterator[str]:
+def _low_dice(assessment: Assessment, low: float, high: float) -> Iterator[tuple[str, str]]:
     for label, dice in assessment.dice.items():
         if low <= dice < high:
             shown = math.floor(1000 * dice) / 1000  # never rounded up to what it is below
-            yield f"predicted Dice of {label} {shown:g}, below {high:g}"
+            yield "low_dice", f"predicted Dice of {label} {shown:g}, below {high:g}"

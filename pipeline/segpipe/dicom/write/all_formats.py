@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segpipe.dicom.codes import LabelInfo
 from segpipe.dicom.model import Series
+from segpipe.dicom.write.judgement import Judgement
 from segpipe.dicom.write.rtstruct import write_rtstruct
 from segpipe.dicom.write.seg import write_seg
 from segpipe.dicom.write.sources import obstacles
@@ -31,6 +32,7 @@ def write_dicom(
     infos: Sequence[LabelInfo],
     algorithm: AlgorithmInfo,
     regions: int = 0,
+    judgement: Judgement | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write what was asked for, as far as the series can carry it, with nothing of its free text.
 
@@ -44,6 +46,7 @@ def write_dicom(
         infos: what the labels mean.
         algorithm: what made them.
         regions: how many regions may overlap; a SEG holds them, and a report of it, and nothing else.
+        judgement: what is said of its quality; None where nothing was judged.
 
     Returns:
         File names by format, and for each format that was not written why. A reason holds no header text.
@@ -55,7 +58,7 @@ def write_dicom(
     if reasons:
         return {}, dict.fromkeys(formats, "; ".join(reasons))
     seg = folder / SEG
-    origin: Any = {"algorithm": algorithm, "deidentified": True}
+    origin: Any = {"algorithm": algorithm, "deidentified": True, "judgement": judgement}
     writers: dict[str, tuple[str, Callable[[], None]]] = {
         "seg": (SEG, partial(write_seg, series, labels, infos, seg, regions=regions, **origin)),
         "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **origin)),

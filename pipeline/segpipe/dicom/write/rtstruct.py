@@ -25,6 +25,7 @@ from scipy.ndimage import find_objects
 
 from segpipe.dicom.codes import LabelInfo
 from segpipe.dicom.model import Frame, Series
+from segpipe.dicom.write.judgement import Judgement
 from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
     LONG_STRING,
@@ -154,8 +155,9 @@ def write_rtstruct(
     *,
     algorithm: AlgorithmInfo,
     deidentified: bool = False,
+    judgement: Judgement | None = None,
 ) -> None:
-    """Write a label map as DICOM RTSTRUCT.
+    """Write a label map as DICOM RTSTRUCT, which nobody has approved.
 
     Contours run along pixel edges, so that area and volume are kept and a reader that asks for pixel centres gets the
     mask back. A hole is joined to its outline by a keyhole.
@@ -168,6 +170,7 @@ def write_rtstruct(
         path: the file.
         algorithm: what made the labels.
         deidentified: without the free text and institution of the source.
+        judgement: what is said of its quality, of which it holds decision and reasons; None where nothing was judged.
 
     Raises:
         DataError: the series cannot carry an RTSTRUCT.
@@ -176,11 +179,12 @@ def write_rtstruct(
     """
     check_labels(series, labels, infos)
     infos = sorted(infos, key=lambda info: info.value)
-    uid = content_uid(RTSTRUCT, series, labels, infos, algorithm, deidentified)
+    uid = content_uid(RTSTRUCT, series, labels, infos, algorithm, deidentified, judgement)
 
     def make() -> bytes:
         sources = read_sources(series, deidentified)
-        dataset = _empty(sources, infos, uid, algorithm)
+        described = NOT_FOR_DIAGNOSIS if judgement is None else judgement.in_words()
+        dataset = _empty(sources, infos, uid, algorithm, described)
         images = [_image(sources, frame) for frame in series.frames]
         _add_structure_set(dataset, sources, images, algorithm)
         boxes = find_objects(labels)
@@ -195,10 +199,10 @@ def write_rtstruct(
     write_derived(path, series, make)
 
 
-def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo) -> Any:
-    """Build patient, study, series, equipment and frame of reference."""
+def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: AlgorithmInfo, described: str) -> Any:
+    """Build patient, study, series, equipment, frame of reference, and what is said of the whole."""
     header = sources.first
-    use_utf8(header, [algorithm.name, *(info.name for info in infos)])
+    use_utf8(header, [algorithm.name, described, *(info.name for info in infos)])
     dataset = SOPClass(
         study_instance_uid=header.StudyInstanceUID,
         sop_class_uid=RT_STRUCTURE_SET,
@@ -220,6 +224,7 @@ def _empty(sources: Sources, infos: Sequence[LabelInfo], uid: str, algorithm: Al
     dataset.OperatorsName = None
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = header.PositionReferenceIndicator
+    dataset.StructureSetDescription = described
     return dataset
 
 
@@ -228,7 +233,7 @@ def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algori
     now = datetime.now()
     dataset.StructureSetLabel = "AUTOMATIC"
     dataset.StructureSetName = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
-    dataset.StructureSetDescription = NOT_FOR_DIAGNOSIS
+    dataset.ApprovalStatus = "UNAPPROVED"  # PS3.3 C.8.8.16
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     reference, study, series = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = sources.first.SeriesInstanceUID

@@ -23,6 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from segpipe.dicom.codes import LabelInfo
 from segpipe.dicom.model import Series
+from segpipe.dicom.write.judgement import Judgement
 from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
     LABELMAP,
@@ -58,6 +59,7 @@ def write_seg(
     omit_empty_frames: bool = True,
     deidentified: bool = False,
     regions: int = 0,
+    judgement: Judgement | None = None,
 ) -> None:
     """Write a label map as DICOM SEG.
 
@@ -74,6 +76,7 @@ def write_seg(
         deidentified: without the free text and institution of the source.
         regions: how many regions may overlap: bit n of a voxel is label n + 1, and each becomes a segment with all its
             voxels; ``binary`` alone. 0 where each voxel has one label.
+        judgement: what is said of its quality, of which the SEG holds the decision; None where nothing was judged.
 
     Raises:
         DataError: the series cannot carry a SEG.
@@ -90,11 +93,13 @@ def write_seg(
         planes: NDArray[np.integer] = np.ascontiguousarray(masks.transpose(2, 1, 0, 3))
     else:
         planes = np.ascontiguousarray(_renumber(labels, numbers).transpose(2, 1, 0))
-    uid = content_uid(FILES[kind], series, labels, infos, algorithm, omit_empty_frames, deidentified)
+    uid = content_uid(FILES[kind], series, labels, infos, algorithm, omit_empty_frames, deidentified, judgement)
 
     def make() -> bytes:
         sources = read_sources(series, deidentified)
         segmentation = _segmentation(sources, planes, infos, numbers, uid, algorithm, kind, omit_empty_frames)
+        if judgement is not None:
+            segmentation.ContentDescription = judgement.in_a_line()
         if sources.multi_frame:
             _refer_to_frames(segmentation, sources)
         content = encoded(segmentation)

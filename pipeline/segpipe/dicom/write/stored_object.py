@@ -23,8 +23,10 @@ from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError, SegpipeError
 
-SEG, LABELMAP, RTSTRUCT, SR = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm"
-SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003}
+SEG, LABELMAP, RTSTRUCT, SR, RELEASE = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm", "release.dcm"
+SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003, RELEASE: 9005}
+WORDING = 2  # raised where the same result is written with other words: other bytes have another UID
+NOT_VERIFIED = "AI, not verified"  # what the description of every series begins with
 MANUFACTURER = "segpipe"
 NOT_FOR_DIAGNOSIS = "Automatic; not a medical device, not for diagnosis"
 LONG_STRING = 64  # characters that a value of VR LO may have
@@ -71,12 +73,13 @@ def content_uid(
     voxels = hashlib.sha256(np.ascontiguousarray(labels.transpose(2, 1, 0)).tobytes()).hexdigest()
     slices = [(frame.sop_instance_uid, frame.number) for frame in series.frames]
     meaning = [asdict(info) for info in infos]
-    return uid_of(kind, series.series_uid, slices, labels.shape, voxels, meaning, algorithm, __version__, *more)
+    written_by = algorithm, __version__, WORDING
+    return uid_of(kind, series.series_uid, slices, labels.shape, voxels, meaning, *written_by, *more)
 
 
 def series_uid(kind: str, series: Series, algorithm: AlgorithmInfo) -> str:
     """Return the SeriesInstanceUID of the results of one kind, of one source and one bundle."""
-    return uid_of("series", kind, series.series_uid, series.case_id, algorithm)
+    return uid_of("series", kind, series.series_uid, series.case_id, algorithm, WORDING)
 
 
 def instance_attributes(kind: str, uid: str, series: Series, algorithm: AlgorithmInfo, what: str) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def instance_attributes(kind: str, uid: str, series: Series, algorithm: Algorith
     return {
         "series_instance_uid": series_uid(kind, series, algorithm),
         "series_number": SERIES_NUMBERS[kind],
-        "series_description": f"{what} by {algorithm.name} {algorithm.version}"[:LONG_STRING],
+        "series_description": f"{NOT_VERIFIED}: {what} by {algorithm.name} {algorithm.version}"[:LONG_STRING],
         "sop_instance_uid": uid,
         "instance_number": 1,
         "manufacturer": MANUFACTURER,

@@ -12,10 +12,19 @@ from pydicom.sr.codedict import codes
 
 from segpipe.dicom.codes import LabelInfo, Term
 from segpipe.dicom.model import Series
+from segpipe.dicom.write.judgement import (
+    Judgement,
+    interval_in_words,
+    measured_volume,
+    name_scheme,
+    predicted_dice,
+    quality_group,
+)
 from segpipe.dicom.write.sources import Sources, read_sources
 from segpipe.dicom.write.stored_object import (
     MANUFACTURER,
     SR,
+    WORDING,
     AlgorithmInfo,
     as_code,
     encoded,
@@ -44,8 +53,9 @@ def write_sr(
     *,
     algorithm: AlgorithmInfo,
     deidentified: bool = False,
+    judgement: Judgement | None = None,
 ) -> None:
-    """Write the volumes of a segmentation as a structured report.
+    """Write the volumes of a segmentation as a structured report, which is preliminary and not verified.
 
     Args:
         series: the source.
@@ -55,6 +65,8 @@ def write_sr(
         path: the file.
         algorithm: what made the labels.
         deidentified: without the free text and institution of the source.
+        judgement: what is said of its quality: decision and reasons, what is predicted of each label, and the interval
+            of its volume; None where nothing was judged.
 
     Raises:
         DataError: the series cannot carry a report.
@@ -70,11 +82,18 @@ def write_sr(
         sources = read_sources(series, deidentified)
         segmentation = dcmread(seg, stop_before_pixels=True)
         groups = [
-            _measured(info, volume, segmentation, series, algorithm)
+            _measured(info, volume, segmentation, series, algorithm, judgement)
             for info, volume in zip(infos, volumes, strict=True)
         ]
-        uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified)
-        return encoded(_report(sources, segmentation, groups, uid, algorithm))
+        uid = uid_of(SR, segmentation.SOPInstanceUID, volumes, algorithm, deidentified, judgement, WORDING)
+        if judgement is not None:
+            pairs = zip(infos, volumes, strict=True)
+            apart = [words for info, ml in pairs if (words := interval_in_words(info.name, ml, judgement))]
+            groups.append(quality_group(judgement, segmentation.SOPInstanceUID, apart))
+        report = _report(sources, segmentation, groups, uid, algorithm)
+        if judgement is not None:
+            name_scheme(report)
+        return encoded(report)
 
     write_derived(path, series, make)
 
@@ -119,8 +138,15 @@ def _segment_of(info: LabelInfo, segmentation: Any, series: Series) -> Any:
     raise SegpipeError("the segmentation has no segment for a label", found=info.name, case_id=series.case_id)
 
 
-def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Series, algorithm: AlgorithmInfo) -> Any:
-    """Build TID 1411: one segment and its volume."""
+def _measured(
+    info: LabelInfo,
+    volume_ml: float,
+    segmentation: Any,
+    series: Series,
+    algorithm: AlgorithmInfo,
+    judgement: Judgement | None,
+) -> Any:
+    """Build TID 1411: one segment, its volume, and the Dice that is predicted of it."""
     segment = _segment_of(info, segmentation, series)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=info.name),
@@ -136,7 +162,10 @@ def _measured(info: LabelInfo, volume_ml: float, segmentation: Any, series: Seri
         algorithm_id=hd.sr.AlgorithmIdentification(
             name=algorithm.name, version=algorithm.version, parameters=[f"bundle_sha256={algorithm.bundle_sha256}"]
         ),
-        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=as_code(MILLILITRE))],
+        measurements=[
+            measured_volume(info.name, volume_ml, MILLILITRE, judgement),
+            *predicted_dice(info.name, judgement),
+        ],
     )
 
 

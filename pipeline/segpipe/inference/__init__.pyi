@@ -7,6 +7,7 @@ from .images import Image as Image
 from .images import read_images as read_images
 from .inferer import StreamingSlidingWindowInferer as StreamingSlidingWindowInferer
 from .monai_evaluator import MonaiEvaluator as MonaiEvaluator
+from .observation import Observation as Observation
 from .output import ExtraOutputs as ExtraOutputs
 from .output import LabelMap as LabelMap
 from .output import along_ras as along_ras

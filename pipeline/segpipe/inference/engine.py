@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from segpipe.common.memory import memory_here
 from segpipe.common.nifti import PLAIN_TYPES, Header
 from segpipe.errors import DataError, RefusedError, SegpipeError
+from segpipe.inference.observation import Observation
 from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, probability_maps
-from segpipe.inference.prepare import network_shape, prepare
+from segpipe.inference.prepare import network_shape, prepare, turned_and_spaced
 from segpipe.inference.restore import Restorer
 from segpipe.inference.sliding_window import BORDER, Runtime, Windowing, stream_blocks
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
@@ -93,7 +94,11 @@ class StreamingEngine:
         return prefetched or read_case(case, self.channels, headers), peak
 
     def segment(
-        self, source: Source, seconds: dict[str, float], extra_outputs: ExtraOutputs | None = None
+        self,
+        source: Source,
+        seconds: dict[str, float],
+        extra_outputs: ExtraOutputs | None = None,
+        observation: Observation | None = None,
     ) -> tuple[NDArray[np.uint8], int]:
         """Return the label map (X, Y, Z) of the case that was read last, and its number of regions.
 
@@ -103,6 +108,7 @@ class StreamingEngine:
             source: its images.
             seconds: the time of each stage is added.
             extra_outputs: files to write probabilities and entropy to.
+            observation: is filled with what is seen on the network's grid, or None.
 
         Raises:
             DataError: there are more labels than a byte holds, or the clean-up gives no label map.
@@ -117,7 +123,9 @@ class StreamingEngine:
         if extra_outputs is not None:
             filled = probability_maps(extra_outputs, activation, classes, header)
         with torch.inference_mode(), filled as maps:
-            labels = segment_source(source, self.preprocessing, self._fitting, self.runtime, self.device, seconds, maps)
+            labels = segment_source(
+                source, self.preprocessing, self._fitting, self.runtime, self.device, seconds, maps, observation
+            )
         if self.cleanup is not None:
             start = time.perf_counter()
             labels = _cleaned(labels, header, regions, self.cleanup)
@@ -288,6 +296,7 @@ def segment_source(
     device: torch.device,
     seconds: dict[str, float],
     maps: ProbabilityMaps | None = None,
+    observation: Observation | None = None,
 ) -> NDArray[np.uint8]:
     """Return the label map (X, Y, Z) of a case, equal to that of the stock path.
 
@@ -299,13 +308,17 @@ def segment_source(
         device: where windows are computed; scores are kept on the CPU.
         seconds: the time of each stage is added.
         maps: arrays on the source's grid to be filled, or None.
+        observation: is filled with what is seen on the network's grid, or None.
     """
     start = time.perf_counter()
     image, transform = prepare(source, preprocessing)
     seconds["preprocess"] = round(time.perf_counter() - start, 3)
     start = time.perf_counter()
     grid = windowing.grid(transform.network_shape)
-    restorer = Restorer(transform, grid, windowing.activation, maps, windowing.members)
+    if observation is not None:
+        edges = np.linalg.norm(turned_and_spaced(source.header, preprocessing)[1][:3, :3], axis=0)
+        observation.begin(image, transform.inside, edges, grid, windowing.activation, windowing.members)
+    restorer = Restorer(transform, grid, windowing.activation, maps, windowing.members, observation)
     blocks = stream_blocks(
         image[None],
         grid,

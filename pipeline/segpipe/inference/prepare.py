@@ -76,6 +76,15 @@ class GridTransform:
         """The source's shape with its axes in the network's order."""
         return _shape(self.source_shape[axis] for axis in self.axes)
 
+    @property
+    def inside(self) -> tuple[slice, slice, slice]:
+        """Where the network's input has voxels of the image, and not of padding."""
+        low, high = zip(*self.crop, strict=True)
+        first, size = np.asarray(self.offset), np.asarray(self.network_shape)
+        begin, end = np.maximum(low - first, 0), np.minimum(high - first, size)
+        x, y, z = (slice(int(a), int(b)) for a, b in zip(begin, end, strict=True))
+        return x, y, z
+
     def turned(self, source: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an array (X, Y, Z) on the source's grid with its axes as the network has them."""
         return source.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]

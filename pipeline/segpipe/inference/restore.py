@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from segpipe.errors import DataError
+from segpipe.inference.observation import Observation
 from segpipe.inference.output import ProbabilityMaps
 from segpipe.inference.prepare import AxisTable, GridTransform, interpolate, parallel_tables, places_of
 from segpipe.inference.sliding_window import BORDER, Activation, Block, WindowGrid
@@ -41,6 +42,7 @@ class Restorer:
         maps: arrays on the source's grid that are filled as well, or None.
         members: networks whose scores lie one behind the other along the channels; the mean of their probabilities
             is restored.
+        observation: is shown the probabilities and labels on the network's grid, or None.
 
     Attributes:
         labels: (X, Y, Z) uint8 on the source's grid; 0 where the network did not look. Under a sigmoid bit c says
@@ -55,8 +57,10 @@ class Restorer:
         activation: Activation,
         maps: ProbabilityMaps | None = None,
         members: int = 1,
+        observation: Observation | None = None,
     ) -> None:
         self.transform, self.grid, self.activation, self.members = transform, grid, activation, members
+        self._observation = observation
         self.labels = np.zeros(transform.source_shape, np.uint8, order="F")
         self.undecided = 0
         self._borders = _BlockBorders(grid)
@@ -90,10 +94,14 @@ class Restorer:
         for plane in scores.split(max(1, ACTIVATED * scores.shape[1] // max(1, scores.numel())), 1):
             each = plane.unflatten(0, (self.members, classes))
             each = torch.softmax(each, 1) if self.activation == "softmax" else torch.sigmoid(each)
+            if self._observation is not None:
+                self._observation.add(each)
             plane[:classes].copy_(each[0] if self.members == 1 else each.mean(0))
         block.scores = block.scores[:classes]
         self._borders.fill(block)
         best = argmax(block.scores, self.activation).numpy()
+        if self._observation is not None:
+            self._observation.put(block.start, best)
         if self._tables is None:
             self._restore_tilted(block, best)
         else:

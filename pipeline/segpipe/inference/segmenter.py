@@ -31,6 +31,7 @@ from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference.averaging import side_by_side
 from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
+from segpipe.inference.observation import Observation
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
 from segpipe.inference.precision import ChosenPrecision, precision_for
 from segpipe.inference.recipe import AXES, Recipe
@@ -98,7 +99,13 @@ class Segmenter:
             typed, windowing, self.runtime.run, self.device, recipe.channels, options.max_memory, cleanup
         )
 
-    def segment(self, case: CaseInput, extra_outputs: ExtraOutputs | None = None, key: str | None = None) -> LabelMap:
+    def segment(
+        self,
+        case: CaseInput,
+        extra_outputs: ExtraOutputs | None = None,
+        key: str | None = None,
+        observation: Observation | None = None,
+    ) -> LabelMap:
         """Return the label map of one case.
 
         Args:
@@ -106,6 +113,7 @@ class Segmenter:
                 judged (neither on the stock route).
             extra_outputs: files to write probabilities and entropy to.
             key: by which ``prefetcher`` knows the case, where it was read before its turn.
+            observation: is filled with what is seen on the network's grid, by the streaming engine alone; or None.
 
         Raises:
             UsageError: no such file, or this bundle's probabilities cannot be given.
@@ -129,7 +137,7 @@ class Segmenter:
         source, grid, regions = read.source, read.source.header, self.recipe.regions
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels, regions = self._streaming.segment(source, seconds, extra_outputs)
+                labels, regions = self._streaming.segment(source, seconds, extra_outputs, observation)
             elif self.recipe.route == "stock":
                 source.release()
                 labels = as_labels(self._evaluator.predict(_paths_of(case), seconds), grid, regions)

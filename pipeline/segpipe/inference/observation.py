@@ -1,0 +1,125 @@
+"""What is seen of a case on the network's grid while it is segmented: for whoever judges how good the result is.
+
+The network's input, the labels there, and sums over probabilities: what costs next to nothing beside the network, and
+nothing of which needs the probabilities of the whole volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segpipe.inference.sliding_window import BORDER, Activation, WindowGrid
+
+
+@dataclass(eq=False)
+class Observation:
+    """A case on the network's grid, whose axes run as its preprocessing turns them; empty before it is segmented.
+
+    Attributes:
+        image: (C, X, Y, Z) float32, the network's input, without what was padded.
+        spacing_mm: of this grid, per axis.
+        labels: (X, Y, Z) uint8, before any clean-up; with regions bit n of a voxel is region n + 1.
+        regions: how many regions there are; 0 for one label a voxel.
+        soft: (members, K), the sum of each network's probabilities of each channel.
+        sure: (members, K), the same over the voxels to which that network gives the channel.
+        hard: (members, K), how many voxels these are.
+        shared: (members, K), how many of them all networks together give it too.
+    """
+
+    image: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, 0))
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+    labels: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))
+    regions: int = 0
+    soft: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    sure: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    hard: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    shared: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    _members: int = 1
+    _activation: Activation = "softmax"
+    _grid: WindowGrid | None = None
+    _first: tuple[int, ...] = (0, 0, 0)
+
+    def begin(
+        self,
+        image: torch.Tensor,
+        inside: Sequence[slice],
+        spacing_mm: Sequence[float],
+        grid: WindowGrid,
+        activation: Activation,
+        members: int,
+    ) -> None:
+        """Take what there is before the first window.
+
+        Args:
+            image: (C, X, Y, Z), the network's input.
+            inside: where in it there are voxels of the image, not of padding.
+            spacing_mm: of its grid.
+            grid: of the windows.
+            activation: from scores to probabilities.
+            members: number of networks.
+        """
+        self.image = image[(slice(None), *inside)]
+        self.spacing_mm = tuple(float(edge) for edge in spacing_mm)
+        self.labels = np.zeros(tuple(self.image.shape[1:]), np.uint8)
+        self._grid, self._activation, self._members = grid, activation, members
+        self._first = tuple(part.start for part in inside)
+        self.soft = self.sure = self.hard = self.shared = np.zeros((0, 0))
+
+    def add(self, probabilities: torch.Tensor) -> None:
+        """Add voxels that were not seen yet.
+
+        Args:
+            probabilities: (members, K, ...).
+        """
+        if not self.soft.size:
+            channels = probabilities.shape[1]
+            self.regions = channels if self._activation == "sigmoid" and channels > 1 else 0
+            self.soft, self.sure, self.hard, self.shared = (np.zeros((self._members, channels)) for _ in range(4))
+        probabilities = probabilities.flatten(2)
+        together = self._given(probabilities.mean(0))
+        for member, values in enumerate(probabilities):
+            given = together if self._members == 1 else self._given(values)
+            self.soft[member] += values.sum(1, dtype=torch.float64).numpy()
+            self.sure[member] += (values * given).sum(1, dtype=torch.float64).numpy()
+            self.hard[member] += given.sum(1).numpy()
+            self.shared[member] += (given & together).sum(1).numpy()
+
+    def put(self, start: Sequence[int], best: NDArray[np.uint8]) -> None:
+        """Take the labels of a block.
+
+        Args:
+            start: its first voxel in the padded volume.
+            best: labels, with a border before it along the axes of blocks.
+        """
+        if self._grid is None:
+            return
+        inner = [slice(BORDER if axis in self._grid.block_axes else 0, None) for axis in range(3)]
+        best = best[tuple(inner)]
+        into, of = [], []
+        for axis, (before, _) in enumerate(self._grid.pad):
+            low = start[axis] - before - self._first[axis]
+            first, end = max(low, 0), min(low + best.shape[axis], self.labels.shape[axis])
+            if first >= end:
+                return
+            into.append(slice(first, end))
+            of.append(slice(first - low, end - low))
+        self.labels[tuple(into)] = best[tuple(of)]
+
+    def mask(self, label: int) -> NDArray[np.bool_]:
+        """Return where a label is, (X, Y, Z); of regions, the first is label 1."""
+        return (self.labels >> (label - 1) & 1) == 1 if self.regions else self.labels == label
+
+    def channel(self, label: int) -> int:
+        """Return the channel of the scores that a label has: under a sigmoid there is none of the background."""
+        return label if self._activation == "softmax" else label - 1
+
+    def _given(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return which voxels get which channel, (K, voxels)."""
+        if self._activation == "sigmoid":
+            return probabilities >= 0.5
+        return probabilities.argmax(0) == torch.arange(len(probabilities))[:, None]

@@ -1,0 +1,89 @@
+"""What is seen of a case while it is segmented equals what MONAI's sliding window gives on the network's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from tests.inference.test_restore import AFFINES, CPU, MIDDLES, Blurred, steps, write_images
+
+from segpipe.inference.engine import segment_source
+from segpipe.inference.observation import Observation
+from segpipe.inference.prepare import prepare
+from segpipe.inference.sliding_window import Windowing
+from segpipe.inference.source import read_source
+from segpipe.inference.transforms import Preprocessing
+
+ROI = (16, 12, 14)
+
+
+def seen_of(paths: list[str], middle: str, network: Any, **windowing: Any) -> tuple[Observation, np.ndarray]:
+    """What the engine shows, and the network's input without its padding."""
+    typed, seen = Preprocessing.parse(steps(MIDDLES[middle])), Observation()
+    way = Windowing(roi_size=ROI, overlap=0.4, batch=2, mode="gaussian", **windowing)
+    with torch.inference_mode():
+        segment_source(read_source(paths, 1), typed, way, network, CPU, {}, observation=seen)
+        image, transform = prepare(read_source(paths, 1), typed)
+    assert torch.equal(seen.image, image[(slice(None), *transform.inside)])
+    return seen, image
+
+
+def scores_of(image: Any, network: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return SlidingWindowInferer(ROI, 2, 0.4, "gaussian")(image[None], network)[0]
+
+
+@pytest.mark.parametrize("middle", ["turned only", "cut and padded", "cut, not spaced"])
+@pytest.mark.parametrize("strips", [1, 2])
+def test_labels_and_sums_are_those_of_the_whole_volume(tmp_path: Path, middle: str, strips: int) -> None:
+    paths = write_images(tmp_path, AFFINES["turned"], (31, 26, 29), 1, 3)
+    network = Blurred(1, 3, smooth=True)
+    seen, image = seen_of(paths, middle, network, strips=strips)
+    probabilities = torch.softmax(scores_of(image, network), 0)
+    best = probabilities.argmax(0)
+    typed = Preprocessing.parse(steps(MIDDLES[middle]))
+    inside = prepare(read_source(paths, 1), typed)[1].inside
+    ties = np.mean(seen.labels != best[inside].numpy())
+    assert ties < 1e-3
+    given = best[None] == torch.arange(3)[:, None, None, None]
+    np.testing.assert_allclose(seen.soft[0], probabilities.sum((1, 2, 3)).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(seen.sure[0], (probabilities * given).sum((1, 2, 3)).numpy(), rtol=2e-3)
+    np.testing.assert_allclose(seen.hard[0], given.sum((1, 2, 3)).numpy(), rtol=2e-3)
+    np.testing.assert_array_equal(seen.shared, seen.hard)
+
+
+def test_members_are_summed_apart(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, AFFINES["plain"], (24, 22, 20), 1, 4)
+    each = [Blurred(1, 3, smooth=True, seed=seed) for seed in (1, 2)]
+
+    def together(windows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([network(windows) for network in each], 1)
+
+    seen, image = seen_of(paths, "turned only", together, members=2)
+    both = torch.stack([torch.softmax(scores_of(image, network), 0) for network in each])
+    best = both.mean(0).argmax(0)
+    assert np.mean(seen.labels != best.numpy()) < 1e-3
+    for member, probabilities in enumerate(both):
+        own = probabilities.argmax(0)
+        shared = [int(((own == label) & (best == label)).sum()) for label in range(3)]
+        np.testing.assert_allclose(seen.shared[member], shared, rtol=5e-3, atol=3)
+        np.testing.assert_allclose(seen.soft[member], probabilities.sum((1, 2, 3)).numpy(), rtol=1e-4)
+
+
+def test_regions_are_bits(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, AFFINES["plain"], (24, 22, 20), 1, 5)
+    network = Blurred(1, 2, smooth=True)
+    seen, image = seen_of(paths, "turned only", network, activation="sigmoid")
+    on = torch.sigmoid(scores_of(image, network)) >= 0.5
+    assert seen.regions == 2
+    for region in (1, 2):
+        assert np.mean(seen.mask(region) != on[region - 1].numpy()) < 1e-3
+        assert seen.channel(region) == region - 1
+
+
+def test_nothing_is_seen_where_nobody_looks() -> None:
+    assert Observation().image.numel() == 0

@@ -1,7 +1,8 @@
-"""What can be said of one result without its truth, and what follows: `Assessment`, then `ok`, `look` or `hold`.
+"""Which cases to trust: what can be said of one result without its truth, and what follows.
 
-An assessment compares a case with those that a model was calibrated on; `decisions` turns it, by rules that a site can
-set, into a decision with its reasons in words. Neither is a clinical verification.
+A quality model knows the cases that a model was made with; of a new case it gives an `Assessment`, which `decide`
+turns, by rules that a site can set, into `ok`, `look` or `hold` with reasons in words. None of it is a clinical
+verification.
 """
 
 import lazy_loader as _lazy

@@ -1,4 +1,8 @@
 from .assessment import Assessment as Assessment
+from .corruptions import GRADES as GRADES
+from .corruptions import KINDS_OF_CORRUPTION as KINDS_OF_CORRUPTION
+from .corruptions import Labelled as Labelled
+from .corruptions import spoiled as spoiled
 from .decisions import HOLD as HOLD
 from .decisions import LOOK as LOOK
 from .decisions import NO_QUALITY_MODEL as NO_QUALITY_MODEL
@@ -8,3 +12,12 @@ from .decisions import Decision as Decision
 from .decisions import Rules as Rules
 from .decisions import decide as decide
 from .decisions import read_rules as read_rules
+from .features import features_of as features_of
+from .fitting import AS_IT_IS as AS_IT_IS
+from .fitting import Row as Row
+from .fitting import fit as fit
+from .model import QUALITY as QUALITY
+from .model import RUN_QUALITY as RUN_QUALITY
+from .model import QualityModel as QualityModel
+from .model import has_quality_model as has_quality_model
+from .model import read_quality_model as read_quality_model

@@ -1,0 +1,170 @@
+"""What is measured of a case, to be held against the cases that a model was made with.
+
+Of the image, after normalisation: how large it is, the distribution of its values, how noisy and how smooth it is, and
+what it looks like from afar. Of each label: size, shape, place, the values inside and around it, and how sure the
+network is of it. All on the network's grid, so that a case is measured there as it was seen.
+
+A feature's name says what it is of: ``image:NAME`` or ``LABEL:NAME``, where NAME stands in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segpipe.inference import Observation
+
+AXES = ("x", "y", "z")
+SAMPLES = 500_000  # voxels, enough for percentiles
+CELLS = 3  # an axis is cut into, for the look from afar
+SHELL_MM = 4.0  # around a label, whose values are held against those inside
+IMAGE = "image"
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a feature is compared and said.
+
+    Attributes:
+        words: what it is, as in "volume of Anterior".
+        unit: in which it is given.
+        log: whether its ratio counts, not its difference.
+        least: spread below which a difference is nothing (in the logarithm where that counts).
+    """
+
+    words: str
+    unit: str = ""
+    log: bool = False
+    least: float = 0.05
+
+
+KINDS: dict[str, Kind] = {
+    **{f"extent_{axis}": Kind(f"size along {axis}", "mm", log=True) for axis in AXES},
+    **{f"p{share:02}": Kind(f"{share} % quantile of the values after normalisation") for share in (5, 25, 50, 75, 95)},
+    "noise": Kind("noise against the spread of values", log=True),
+    **{f"smooth_{axis}": Kind(f"likeness of neighbours along {axis}", least=0.01) for axis in AXES},
+    **{
+        f"cell_{x}{y}{z}": Kind(f"mean value in part {x + 1}, {y + 1}, {z + 1} of {CELLS} along x, y, z")
+        for x in range(CELLS)
+        for y in range(CELLS)
+        for z in range(CELLS)
+    },
+    "volume": Kind("volume", "mL", log=True),
+    "components": Kind("number of pieces", log=True, least=0.2),
+    "sphericity": Kind("sphericity"),
+    **{f"place_{axis}": Kind(f"place along {axis}, as a share of the image") for axis in AXES},
+    **{f"offset_{axis}": Kind(f"distance along {axis} to the label before", "mm", least=0.5) for axis in AXES},
+    "inside": Kind("mean value inside, after normalisation"),
+    "inside_spread": Kind("spread of values inside", log=True),
+    "contrast": Kind("mean value inside against around it"),
+    "doubt": Kind("doubt of the network", log=True),
+}
+
+
+def kind_of(feature: str) -> Kind:
+    """Return how a feature is compared: what stands behind the last colon of its name."""
+    return KINDS[feature.rpartition(":")[2]]
+
+
+def features_of(seen: Observation, labels: Mapping[int, str]) -> dict[str, float]:
+    """Return the features of a case; of a label that is nowhere its volume alone, which is 0.
+
+    Args:
+        seen: while it was segmented.
+        labels: value to name; 0, the background, is passed over.
+    """
+    found: dict[str, float] = {}
+    for channel, values in enumerate(seen.image):
+        group = IMAGE if len(seen.image) == 1 else f"{IMAGE} {channel}"
+        found |= {f"{group}:{name}": value for name, value in _of_channel(values, seen.spacing_mm).items()}
+    centre: NDArray[np.float64] | None = None
+    for value, name in sorted(labels.items()):
+        if value == 0:
+            continue
+        measured, own = _of_label(seen, value)
+        if own is not None and centre is not None:
+            measured |= {f"offset_{axis}": float(mm) for axis, mm in zip(AXES, own - centre, strict=True)}
+        centre = own if own is not None else centre
+        found |= {f"{name}:{feature}": amount for feature, amount in measured.items()}
+    return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+
+
+def _of_channel(values: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Return the features of a channel (X, Y, Z) of the network's input."""
+    found = {f"extent_{axis}": size * edge for axis, size, edge in zip(AXES, values.shape, spacing_mm, strict=True)}
+    step = max(1, round((values.numel() / SAMPLES) ** (1 / 3)))
+    sample = values[::step, ::step, ::step].numpy()
+    shares = (5, 25, 50, 75, 95)
+    found |= {f"p{share:02}": float(q) for share, q in zip(shares, np.percentile(sample, shares), strict=True)}
+    rough, noise = float(values.var()), []
+    for axis, name in enumerate(AXES):
+        if values.shape[axis] < 3:
+            continue
+        ends = [values.narrow(axis, first, values.shape[axis] - 2) for first in range(3)]
+        difference = float((ends[1] - ends[0]).square().mean())
+        found[f"smooth_{name}"] = 1 - difference / (2 * rough) if rough > 0 else 0.0
+        bent = (ends[0] - 2 * ends[1] + ends[2]).abs()
+        noise.append(float(bent.flatten()[:: max(1, bent.numel() // SAMPLES)].median()) / (0.6745 * math.sqrt(6)))
+    found["noise"] = max(float(np.median(noise)) / math.sqrt(rough), 1e-6) if noise and rough > 0 else 1e-6
+    if min(values.shape) >= CELLS:
+        cells = torch.nn.functional.adaptive_avg_pool3d(values[None, None], CELLS)[0, 0]
+        found |= {f"cell_{x}{y}{z}": float(cells[x, y, z]) for x, y, z in np.ndindex(CELLS, CELLS, CELLS)}
+    return found
+
+
+def _of_label(seen: Observation, value: int) -> tuple[dict[str, float], NDArray[np.float64] | None]:
+    """Return the features of a label, and the mm of its centre from the first voxel; None where it is nowhere."""
+    import cc3d
+    from scipy import ndimage
+
+    mask, edges = seen.mask(value), np.asarray(seen.spacing_mm)
+    voxels = int(mask.sum())
+    found = {"volume": voxels * float(edges.prod()) / 1000}
+    if not voxels:
+        return found, None
+    margin = np.maximum(1, np.ceil(SHELL_MM / edges)).astype(int)
+    box = _box_around(mask, margin)
+    part = np.ascontiguousarray(mask[box])
+    places = [np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    weights = [part.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    centre = np.array([np.average(np.arange(len(w)), weights=w) + box[a].start for a, w in enumerate(weights)])
+    for axis, name in enumerate(AXES):
+        found[f"extent_{name}"] = float((places[axis][-1] - places[axis][0] + 1) * edges[axis])
+        found[f"place_{name}"] = float((centre[axis] + 0.5) / mask.shape[axis])
+    found["components"] = float(cc3d.connected_components(part, connectivity=26, return_N=True)[1])
+    found["sphericity"] = _sphericity(part, edges)
+    distance = ndimage.distance_transform_edt(~part, sampling=edges)
+    shell = (distance > 0) & (distance <= SHELL_MM)
+    image = seen.image[(0, *box)].numpy()
+    inside = image[part].astype(np.float64)
+    found["inside"], found["inside_spread"] = float(inside.mean()), max(float(inside.std()), 1e-3)
+    if shell.any():
+        found["contrast"] = float(inside.mean() - image[shell].astype(np.float64).mean())
+    channel = seen.channel(value)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = 2 * seen.sure[:, channel] / (seen.soft[:, channel] + seen.hard[:, channel])
+    found["doubt"] = max(1 - float(np.nanmean(expected)), 1e-4)
+    return found, centre * edges
+
+
+def _box_around(mask: Mask, margin: NDArray[np.int_]) -> tuple[slice, slice, slice]:
+    box = []
+    for axis in range(3):
+        places = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(0, int(places[0] - margin[axis])), int(places[-1] + 1 + margin[axis])))
+    return box[0], box[1], box[2]
+
+
+def _sphericity(part: Mask, edges: NDArray[np.float64]) -> float:
+    """Return the surface of a ball of the same volume against the surface of the voxels (Wadell 1935), 0 to 1."""
+    volume, surface = part.sum() * edges.prod(), 0.0
+    for axis in range(3):
+        padded = np.pad(part, [(1, 1) if a == axis else (0, 0) for a in range(3)])
+        surface += np.count_nonzero(np.diff(padded.astype(np.int8), axis=axis)) * edges.prod() / edges[axis]
+    return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface)

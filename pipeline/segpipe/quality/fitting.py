@@ -1,0 +1,212 @@
+"""From measured cases to a quality model: what each is like, and how good its label map was.
+
+Each row is a case that was segmented by a model that did not see its patient, as it is or with its image spoiled. What
+says how well the model does, and the margins of its bounds, come from patients that it was not fitted to: patients are
+split into parts, and each part is judged by what the others gave.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from segpipe.errors import DataError
+from segpipe.quality.model import OUTSIDE, LabelModel, QualityModel, inputs_of
+from segpipe.quality.plausibility import Plausibility, calibrated
+from segpipe.quality.regression import Boosted
+
+LEAST_PATIENTS = 30  # below which no bound is given
+LEAST_PLAUSIBLE = 8  # below which nothing is said
+PARTS = 5
+AS_IT_IS = "none"  # the kind of a row whose image was not spoiled
+GOOD, BAD = 0.85, 0.7  # Dice
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case that was segmented by a model that did not see its patient.
+
+    Attributes:
+        case: its id.
+        patient: whom it is of.
+        kind: how its image was spoiled, ``none`` where it was not.
+        grade: how much, 1 to 4; 0 where it was not.
+        features: as `features_of` returns them.
+        dice: by label, against the truth; a label that is not annotated, or in neither, is left out.
+        volume_ratio: by label, true against predicted volume, where both are above 0.
+    """
+
+    case: str
+    patient: str
+    kind: str = AS_IT_IS
+    grade: int = 0
+    features: dict[str, float] = field(default_factory=dict)
+    dice: dict[str, float] = field(default_factory=dict)
+    volume_ratio: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a model that was not fitted to a row's patient said of it."""
+
+    row: Row
+    distance: float
+    p_value: float
+    dice: dict[str, float]
+
+
+def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: int = 0) -> QualityModel:
+    """Return the quality model of measured cases.
+
+    Args:
+        rows: spoiled ones and those as they are.
+        labels: their names.
+        level: that bounds and intervals hold at.
+        seed: of the parts, and of the trees.
+
+    Raises:
+        DataError: cases of too few patients.
+    """
+    clean = [row for row in rows if row.kind == AS_IT_IS]
+    patients = sorted({row.patient for row in clean})
+    if len(patients) < LEAST_PLAUSIBLE:
+        raise DataError(
+            "too few patients to say what a usual case is like",
+            found=f"{len(patients)} patients",
+            expected=f"at least {LEAST_PLAUSIBLE}; for bounds of Dice and volume at least {LEAST_PATIENTS}",
+            hint="label more cases, or export the bundle without a quality model",
+        )
+    parts = parts_of(patients, seed)
+    whole = _plausibility(clean, parts)
+    known = {name: sum(f"{name}:doubt" in row.features for row in clean) for name in labels}
+    if len(patients) < LEAST_PATIENTS:
+        return QualityModel(whole, {n: LabelModel(known[n]) for n in labels}, len(patients), len(clean), level)
+    judged = cross_fit(rows, labels, parts, seed)
+    models = {}
+    for name in labels:
+        inside = [each for each in judged if each.row.kind == AS_IT_IS and each.p_value > OUTSIDE]
+        margin, volume = dice_margin(inside, name, level), volume_margins(inside, name, level)
+        enough = all(map(math.isfinite, (margin, *volume)))
+        dice = _fit_dice(whole, rows, name, seed) if enough else None
+        models[name] = LabelModel(known[name]) if dice is None else LabelModel(known[name], dice, margin, volume)
+    rules = {"hold_distance": hold_distance(judged)}
+    return QualityModel(whole, models, len(patients), len(clean), level, tested(judged, labels), rules)
+
+
+def hold_distance(judged: Sequence[Judged]) -> float:
+    """Return the distance from which a case is held: beyond every case as it is, by a quarter, and 2 at least."""
+    clean = [each.distance for each in judged if each.row.kind == AS_IT_IS]
+    return round(max(2.0, 1.25 * max(clean)), 2)
+
+
+def parts_of(patients: Sequence[str], seed: int, parts: int = PARTS) -> dict[str, int]:
+    """Return a part for each patient, drawn at random and of equal sizes."""
+    order = list(patients)
+    random.Random(seed).shuffle(order)
+    return {patient: index % parts for index, patient in enumerate(order)}
+
+
+def cross_fit(rows: Sequence[Row], labels: Sequence[str], parts: Mapping[str, int], seed: int = 0) -> list[Judged]:
+    """Judge each row by a model of the patients of the other parts."""
+    judged = []
+    for part in sorted(set(parts.values())):
+        others = [row for row in rows if parts[row.patient] != part]
+        clean = [row for row in others if row.kind == AS_IT_IS]
+        known = _plausibility(clean, {patient: of for patient, of in parts.items() if of != part})
+        models = {name: _fit_dice(known, others, name, seed) for name in labels}
+        for row in rows:
+            if parts[row.patient] != part:
+                continue
+            groups = known.by_group(row.features)
+            distance = max(groups.values(), default=0.0)
+            dice = {
+                name: min(max(model(inputs_of(known, row.features, groups, name)), 0.0), 1.0)
+                for name, model in models.items()
+                if model is not None and row.features.get(f"{name}:volume")
+            }
+            judged.append(Judged(row, distance, known.p_value(distance) or 0.0, dice))
+    return judged
+
+
+def _plausibility(clean: Sequence[Row], parts: Mapping[str, int]) -> Plausibility:
+    return calibrated(
+        [row.features for row in clean], [row.patient for row in clean], [parts[row.patient] for row in clean]
+    )
+
+
+def _fit_dice(known: Plausibility, rows: Sequence[Row], label: str, seed: int) -> Boosted | None:
+    fitting = [row for row in rows if label in row.dice and row.features.get(f"{label}:volume")]
+    if len(fitting) < LEAST_PATIENTS:
+        return None
+    inputs = [inputs_of(known, row.features, known.by_group(row.features), label) for row in fitting]
+    return Boosted.fit(np.array(inputs), np.array([row.dice[label] for row in fitting]), seed)
+
+
+def dice_margin(inside: Sequence[Judged], label: str, level: float) -> float:
+    """Return by how much a predicted Dice is lowered to a bound that holds for all cases of a patient at this level.
+
+    Split conformal prediction (Vovk et al. 2005; Lei et al. 2018, doi:10.1080/01621459.2017.1307116), the unit a
+    patient; a bound is never above what is predicted.
+    """
+    scores: dict[str, float] = {}
+    for each in inside:
+        if label in each.dice and label in each.row.dice:
+            score = each.dice[label] - each.row.dice[label]
+            scores[each.row.patient] = max(scores.get(each.row.patient, -math.inf), score)
+    return max(conformal_quantile(list(scores.values()), level), 0.0)
+
+
+def volume_margins(inside: Sequence[Judged], label: str, level: float) -> tuple[float, float]:
+    """Return the logarithms of true against predicted volume between which all cases of a patient lie at this level."""
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    for each in inside:
+        if label in each.row.volume_ratio:
+            ratio, patient = math.log(each.row.volume_ratio[label]), each.row.patient
+            low[patient] = max(low.get(patient, -math.inf), -ratio)
+            high[patient] = max(high.get(patient, -math.inf), ratio)
+    side = (1 + level) / 2
+    return -conformal_quantile(list(low.values()), side), conformal_quantile(list(high.values()), side)
+
+
+def conformal_quantile(scores: Sequence[float], level: float) -> float:
+    """Return the score that a new one stays at or below with this probability; infinite where there are too few."""
+    rank = math.ceil((len(scores) + 1) * level)
+    return math.inf if rank > len(scores) else round(sorted(scores)[rank - 1], 6)
+
+
+def tested(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
+    """Return how a quality model does on patients that it was not fitted to."""
+    from scipy.stats import spearmanr
+
+    clean = [each for each in judged if each.row.kind == AS_IT_IS]
+    pairs = [
+        (dice, each.row.dice[name]) for each in judged for name, dice in each.dice.items() if name in each.row.dice
+    ]
+    good = [each for each in clean if each.row.dice and min(each.row.dice.values()) > GOOD]
+    predicted, true = (np.array(values) for values in zip(*pairs, strict=True)) if pairs else (np.zeros(0), np.zeros(0))
+    return {
+        "images": len(judged),
+        "spoiled": len(judged) - len(clean),
+        "rank_correlation": round(float(spearmanr(predicted, true).statistic), 4) if len(pairs) > 2 else None,
+        "auroc_dice_below_0.7": auroc(-predicted, true < BAD),
+        "good_outside": round(sum(each.p_value <= OUTSIDE for each in good) / max(1, len(good)), 4),
+        "good_cases": len(good),
+    }
+
+
+def auroc(scores: np.ndarray[Any, Any], positive: np.ndarray[Any, Any]) -> float | None:
+    """Return the area under the ROC curve: how often a positive has the higher score (Mann and Whitney 1947)."""
+    from scipy.stats import rankdata
+
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(scores)[positive].sum()
+    return round(float((ranks - positives * (positives + 1) / 2) / (positives * negatives)), 4)

@@ -1,0 +1,180 @@
+"""How far a case is from those that a model was made with: a robust Mahalanobis distance for each group of features.
+
+Features are centred by their median and scaled by their spread; the covariance of what comes of it is shrunk (Ledoit
+and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that few cases make it wide. A group is the image, or one label.
+The distance of a case is that of its farthest group, each against the distance that 95 % of the cases stay below that
+it was not made from: 1 is as far as one in twenty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.quality.features import IMAGE, kind_of
+
+Features = Mapping[str, float]
+MOST = 6.0  # spreads at which a value is cut off before the covariance is estimated
+TINY = 1e-9
+USUAL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The cases that a model was made with, in the features of one kind.
+
+    Attributes:
+        names: of the features, F of them.
+        centre: (F,), their medians, of the logarithm where that counts.
+        scale: (F,), their spreads.
+        covariance: (F, F), of the centred and scaled features.
+        low, high: (F,), their quantiles of 5 and 95 %, as they are measured.
+        limit: distance that 95 % of the cases stay below that the group was not made from.
+    """
+
+    names: tuple[str, ...]
+    centre: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    limit: float = 1.0
+
+    @classmethod
+    def of(cls, names: Sequence[str], cases: Sequence[Features]) -> Group:
+        """Return that of some cases; a feature that a case lacks is taken to be the median."""
+        values = np.array(
+            [[compared(name, case[name]) if name in case else np.nan for name in names] for case in cases]
+        )
+        centre = np.nanmedian(values, axis=0)
+        low, high = np.nanpercentile(values, [25, 75], axis=0)
+        least = np.array([kind_of(name).least for name in names])
+        scale = np.maximum(np.maximum((high - low) / 1.349, 0.5 * np.nanstd(values, axis=0)), least)
+        scaled = np.nan_to_num(np.clip((values - centre) / scale, -MOST, MOST))
+        low, high = (_measured(names, np.nanpercentile(values, share, axis=0)) for share in (5, 95))
+        return cls(tuple(names), centre, scale, _shrunk(scaled), low, high)
+
+    def scaled(self, case: Features) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return which features a case has, and how many spreads each is off."""
+        there = [index for index, name in enumerate(self.names) if name in case]
+        values = np.array([compared(self.names[index], case[self.names[index]]) for index in there])
+        places = np.array(there, dtype=np.intp)
+        return places, (values - self.centre[places]) / self.scale[places]
+
+    def distance(self, case: Features) -> float:
+        """Return how far a case is, without unit; 0 where it has none of the features."""
+        places, off = self.scaled(case)
+        if not len(places):
+            return 0.0
+        inverse = np.linalg.solve(self.covariance[np.ix_(places, places)], off)
+        return math.sqrt(max(float(off @ inverse), 0.0) / len(places))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain numbers."""
+        numbers = {name: [_rounded(v) for v in getattr(self, name)] for name in ("centre", "scale", "low", "high")}
+        covariance = [[_rounded(value) for value in row] for row in self.covariance]
+        return {"features": list(self.names), **numbers, "covariance": covariance, "limit": _rounded(self.limit)}
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> Group:
+        """Return what `as_dict` gave."""
+        arrays = {name: np.array(parts[name], float) for name in ("centre", "scale", "covariance", "low", "high")}
+        return cls(tuple(parts["features"]), **arrays, limit=float(parts["limit"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Plausibility:
+    """All groups, and how far the cases are that they were not made from.
+
+    Attributes:
+        groups: by name: the image, and each label.
+        distances: of the patients, each by the groups made from others and its farthest case, in order; where there are
+            many, so many of their quantiles.
+    """
+
+    groups: dict[str, Group]
+    distances: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, cases: Sequence[Features]) -> Plausibility:
+        """Return that of some cases, without limits and distances."""
+        groups: dict[str, list[str]] = {}
+        for name in dict.fromkeys(name for case in cases for name in case):
+            groups.setdefault(group_of(name), []).append(name)
+        return cls({group: Group.of(names, cases) for group, names in groups.items()})
+
+    def by_group(self, case: Features) -> dict[str, float]:
+        """Return the distance of each group, against its limit."""
+        return {name: group.distance(case) / group.limit for name, group in self.groups.items()}
+
+    def p_value(self, distance: float) -> float | None:
+        """Return the conformal p-value (Vovk et al. 2005): the share of patients at least as far, this one included."""
+        if not self.distances:
+            return None
+        return (1 + sum(other >= distance for other in self.distances)) / (1 + len(self.distances))
+
+
+def group_of(feature: str) -> str:
+    """Return what a feature is of: the image, or a label's name."""
+    return feature.rpartition(":")[0]
+
+
+def is_of_image(group: str) -> bool:
+    """Return whether a group is of a channel of the image."""
+    return group == IMAGE or group.startswith(f"{IMAGE} ")
+
+
+def compared(name: str, value: float) -> float:
+    """Return a feature as it is compared: its logarithm where ratios count."""
+    return math.log(max(value, TINY)) if kind_of(name).log else value
+
+
+def _measured(names: Sequence[str], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return features as they are measured."""
+    return np.array([math.exp(v) if kind_of(n).log else v for n, v in zip(names, values, strict=True)])
+
+
+def _shrunk(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+    from sklearn.covariance import ledoit_wolf
+
+    covariance, _ = ledoit_wolf(scaled, assume_centered=True)
+    least = max(1e-3, 1.0 / max(1, len(scaled)))  # of a direction in which few cases happen not to differ
+    return np.asarray(covariance + least * np.eye(scaled.shape[1]))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def cross_fitted(cases: Sequence[Features], parts: Sequence[int]) -> Iterable[tuple[int, Plausibility]]:
+    """Yield for each part that of the cases in all others, without limits."""
+    for part in sorted(set(parts)):
+        yield part, Plausibility.of([case for case, of in zip(cases, parts, strict=True) if of != part])
+
+
+def calibrated(cases: Sequence[Features], patients: Sequence[str], parts: Sequence[int]) -> Plausibility:
+    """Return that of all cases, with limits and distances from cases that a group was not made from.
+
+    Args:
+        cases: features of each.
+        patients: of each.
+        parts: of each, the same for all cases of a patient: the distances of a part come from the others.
+    """
+    whole = Plausibility.of(cases)
+    rows: list[dict[str, float]] = [{} for _ in cases]
+    for part, others in cross_fitted(cases, parts):
+        for index, case in enumerate(cases):
+            if parts[index] == part:
+                rows[index] = others.by_group(case)
+    limits = {name: max(float(np.quantile([row.get(name, 0.0) for row in rows], USUAL)), 1e-3) for name in whole.groups}
+    farthest: dict[str, float] = {}
+    for patient, row in zip(patients, rows, strict=True):
+        distance = max((value / limits[name] for name, value in row.items() if name in limits), default=0.0)
+        farthest[patient] = max(farthest.get(patient, 0.0), distance)
+    groups = {name: Group(**{**vars(group), "limit": limits[name]}) for name, group in whole.groups.items()}
+    return Plausibility(groups, tuple(_rounded(value) for value in sorted(farthest.values())))

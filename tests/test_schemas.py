@@ -25,12 +25,14 @@ from segpipe.dicom.transport import NotStoredError
 from segpipe.errors import DataError
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
+from segpipe.quality import fit
 from segpipe.store import Store
 from tiny_auto import FakeSearch
 from tiny_compare import FakeSubprocesses
 from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
 from tiny_folds import fold_arguments, stand_in
+from tiny_quality import LABEL, rows
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
@@ -204,6 +206,7 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("train", folds),
         ("store", printed("store", "list", _store(root / "store"))),
         ("store", printed("store", "remove", root / "store")),
+        *_quality(root / "folds"),
         ("train", printed(*train_arguments(root / "manifest.json", root / "every"), "--fold", "none", "--epochs", 1)),
         ("run", json.loads((root / "every" / "run.json").read_text())),
         ("cross_validation", json.loads((root / "folds" / "cross_validation.json").read_text())),
@@ -219,6 +222,15 @@ def _to_a_bundle(root: Path) -> list[tuple[str, Any]]:
         ("reproduce", printed(*again)),
         ("reproduce", json.loads((root / "again" / "reproduction.json").read_text())),
     ]
+
+
+def _quality(folder: Path) -> list[tuple[str, Any]]:
+    """A quality model of generated cases; the command finds it fitted already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segpipe.quality.regression.TREES", 3)
+        model = fit(rows(40), [LABEL])
+        patch.setattr("segpipe.studies.quality_fit.fit_quality", lambda *_, **__: model)
+        return [("quality", printed("quality", "fit", folder)), ("quality_model", model.as_dict())]
 
 
 def _store(folder: Path) -> Path:

@@ -97,7 +97,7 @@ def test_the_help_names_every_verb_and_every_exit_code(capsys: Capture) -> None:
     assert stated == known | {errors.INTERRUPTED}
 
 
-GROUPS = {"bundle": ("verify", "inspect", "pack", "keygen", "sign"), "store": ("list", "remove")}
+GROUPS = {"bundle": ("verify", "inspect", "pack", "keygen", "sign"), "store": ("list", "remove"), "quality": ("fit",)}
 COMMANDS = [[verb, *rest] for verb in VERBS for rest in [[word] for word in GROUPS.get(verb, ())] or [[]]]
 
 

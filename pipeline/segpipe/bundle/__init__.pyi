@@ -16,6 +16,7 @@ from .open import bundle_folder as bundle_folder
 from .open import is_bundle as is_bundle
 from .open import open_bundle as open_bundle
 from .pack import pack_bundle as pack_bundle
+from .segmentation import LoadedBundle as LoadedBundle
 from .segmentation import Segmentation as Segmentation
 from .segmentation import as_source as as_source
 from .segmentation import readable as readable

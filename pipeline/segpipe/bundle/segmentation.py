@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import (
     CaseInput,
     LabelMap,
+    Observation,
     Recipe,
     RegisteredFiles,
     Segmenter,
@@ -36,6 +37,7 @@ from segpipe.inference import (
     read_source,
     write_labels,
 )
+from segpipe.quality import Assessment, features_of, has_quality_model, read_quality_model
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
@@ -67,6 +69,8 @@ class Segmentation:
         seconds: by stage.
         notes: of the reader of a DICOM series, such as on its padding, and on axes that were mirrored at your risk.
         regions: how many regions that may overlap there are; 0 for a label map.
+        features: measures of image and labels that quality is judged by; empty where nobody asked for them.
+        quality: what the bundle's quality model says of the case; None where it has none.
     """
 
     array: NDArray[np.uint8]
@@ -78,15 +82,19 @@ class Segmentation:
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
     regions: int = 0
+    features: dict[str, float] = field(default_factory=dict)
+    quality: Assessment | None = None
     _label_map: LabelMap
     _recipe: Recipe
     _series: Series | None = None
 
     @classmethod
-    def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput) -> Segmentation:
-        """Describe what a segmenter made of a case."""
+    def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput, seen: Observation | None = None) -> Segmentation:
+        """Describe what a segmenter made of a case, and what was seen of it meanwhile."""
         grid = label_map.grid
         facts = describe(label_map.labels, grid.affine, recipe.labels, label_map.regions)
+        features = features_of(seen, recipe.labels) if seen is not None and seen.image.numel() else {}
+        model = read_quality_model(Path(recipe.root)) if features else None
         spacing, intensity = along_ras(grid.spacing_mm, grid), label_map.preview.intensity
         return cls(
             array=label_map.labels,
@@ -106,6 +114,8 @@ class Segmentation:
                 *bfloat16_note(recipe.options.precision, [recipe.metadata], label_map.runtime, recipe.options.mirror),
             ),
             regions=label_map.regions,
+            features=features,
+            quality=None if model is None else model.assess(features, facts["volumes_ml"]),
             _label_map=label_map,
             _recipe=recipe,
             _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
@@ -338,13 +348,18 @@ class LoadedBundle:
             )
         self.segmenter = Segmenter(recipe)
 
-    def segment(self, case: CaseInput) -> Segmentation:
+    def segment(self, case: CaseInput, measured: bool = False) -> Segmentation:
         """Return the label map of a case.
+
+        Args:
+            case: its images.
+            measured: whether its features are wanted also where the bundle has no quality model.
 
         Raises:
             SegpipeError: as `Segmenter.segment`.
         """
         recipe = self.segmenter.recipe
+        seen = Observation() if measured or has_quality_model(Path(recipe.root)) else None
         with temporary_folder() as folder, readable(as_source(case, recipe), recipe, folder) as images:
-            label_map = self.segmenter.segment(images)
-        return Segmentation.of(label_map, recipe, case)
+            label_map = self.segmenter.segment(images, observation=seen)
+        return Segmentation.of(label_map, recipe, case, seen)

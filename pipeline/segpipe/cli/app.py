@@ -30,6 +30,7 @@ VERBS = (
     "plan",
     "train",
     "store",
+    "quality",
     "export",
     "bundle",
     "predict",

@@ -117,27 +117,29 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
         SegpipeError: as `Segmenter.segment`.
     """
     from segpipe.bundle import Segmentation, as_source, readable
-    from segpipe.inference import ExtraOutputs, save_slice
+    from segpipe.inference import ExtraOutputs, Observation, save_slice
+    from segpipe.quality import has_quality_model
 
     folder, case = Path(request.folder), _case_input(request.case)
     formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
     paths = request.outputs.extra_paths(folder, segmenter.recipe)
     extra = ExtraOutputs(**paths) if any(paths.values()) else None
     read = as_source(case, segmenter.recipe)
+    seen = Observation() if has_quality_model(Path(segmenter.recipe.root)) else None
     with ExitStack() as files:
         try:
             images = files.enter_context(readable(read, segmenter.recipe, folder))
         except UsageError as error:
             raise _CannotWriteError(error) from error
         try:
-            label_map = segmenter.segment(images, extra, request.case.id)
+            label_map = segmenter.segment(images, extra, request.case.id, seen)
         except OSError as error:
             if extra is None:
                 raise
             raise _CannotWriteError(cannot_write(extra.files[0], error)) from error
     start = time.perf_counter()
     with _writing_to(folder):
-        segmentation = Segmentation.of(label_map, segmenter.recipe, case)
+        segmentation = Segmentation.of(label_map, segmenter.recipe, case, seen)
         written, not_written = segmentation.write(folder, formats, SEGMENTATION)
         if request.outputs.overlay:
             save_slice(folder / SLICE, label_map.preview, label_map.labels, label_map.grid, label_map.regions)

@@ -6,6 +6,7 @@ from .comparison_page import sentences as sentences
 from .comparison_results import Row as Row
 from .comparison_run import compare_variants as compare_variants
 from .precision_proof import prove_precision as prove_precision
+from .quality_fit import fit_quality as fit_quality
 from .recorded import read_recorded as read_recorded
 from .reproduction import VERDICTS as VERDICTS
 from .reproduction import check_record as check_record

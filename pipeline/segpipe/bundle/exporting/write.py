@@ -27,6 +27,7 @@ from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
 from segpipe.bundle.exporting.members import Members, Weights, members_metadata, read_members
 from segpipe.bundle.exporting.proven_precision import read_proof
+from segpipe.bundle.exporting.quality_model import quality_in_short, read_quality
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, Evaluation, read_evaluation, tied
 from segpipe.bundle.golden import write_golden
@@ -39,6 +40,7 @@ from segpipe.common.partial import Partial
 from segpipe.data import Case, Manifest
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import read_rules
+from segpipe.quality import QUALITY
 
 CHANNEL = re.compile(r"_\d{4}$")
 LOGGING = """[loggers]
@@ -152,9 +154,14 @@ def export(
         metadata["estimate"] = estimate
     if precision is not None:
         metadata["precision"] = read_proof(precision, draft.hashes())
+    quality = read_quality(run, [sha256 for file, sha256 in draft.hashes().items() if file != INFERENCE])
+    if quality is not None:
+        metadata["quality"] = quality_in_short(quality)
     text = _licence_text(licence)
     with _whole_folder(out, overwrite) as folder:
         _write_configs(folder, draft, metadata)
+        if quality is not None:
+            write_json(folder / QUALITY, quality)
         metadata["golden"] = write_golden(
             folder, metadata, draft.labels, draft.files, [Path(image) for image in golden]
         )

@@ -1,0 +1,80 @@
+"""The quality model of a cross-validation, as it goes into the bundle of its folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segpipe.bundle.exporting.markdown import table
+from segpipe.common.console import quoted
+from segpipe.common.files import read_json
+from segpipe.errors import DataError, RefusedError
+from segpipe.quality import RUN_QUALITY, QualityModel
+
+
+def read_quality(run: Path, weights: Sequence[str]) -> dict[str, Any] | None:
+    """Return the quality model that lies in the folder of a cross-validation; None where there is none.
+
+    Args:
+        run: its folder.
+        weights: SHA-256 of the weights of its members.
+
+    Raises:
+        DataError: it cannot be read.
+        RefusedError: it is of other weights.
+    """
+    path = run / RUN_QUALITY
+    if len(weights) < 2 or not path.is_file():
+        return None
+    document = read_json(path, "quality model")
+    QualityModel.from_dict(document, path)
+    try:
+        made_by = [str(each) for each in document["made_by"]["models"]]
+    except (KeyError, TypeError) as error:
+        raise DataError("a quality model that does not say whose it is", path=path, found=str(error)) from error
+    if sorted(made_by) != sorted(weights):
+        raise RefusedError(
+            "the quality model is of other weights than the bundle's",
+            path=path,
+            found=", ".join(sha256[:12] for sha256 in made_by),
+            expected=", ".join(sha256[:12] for sha256 in weights),
+            hint=f"make it anew: `segpipe quality fit {quoted(run)}`",
+        )
+    return dict(document)
+
+
+def quality_in_short(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a bundle's metadata say of its quality model."""
+    return {name: document[name] for name in ("patients", "cases", "level", "tested", "rules")}
+
+
+def quality_section(metadata: Mapping[str, Any]) -> list[str]:
+    """Return what a card says of the quality model, as a section; nothing where there is none."""
+    quality = metadata.get("quality")
+    if not quality:
+        return []
+    level, patients, cases = quality["level"], quality["patients"], quality["cases"]
+    head = (
+        f"`segpipe predict` holds each case against {cases} cases of {patients} patients and says whether it is ok, to "
+        "be looked at, or held. It is calibrated on the fold models, each on the cases that it did not see, not on "
+        "this bundle as a whole. A decision is no clinical verification. Children, implants, resected, transplanted, "
+        "absent or doubled organs and other contrast phases are covered only as far as the training data hold them."
+    )
+    return ["\n\n".join(["## Which cases to trust", head, *_figures(quality["tested"], patients, level)])]
+
+
+def _figures(tested: Mapping[str, Any], patients: int, level: float) -> list[str]:
+    if not tested:
+        return [f"Bounds of Dice and intervals of volume are not given: {patients} patients are too few."]
+    rows = [
+        ("rank correlation of predicted and true Dice", tested["rank_correlation"]),
+        ("AUROC of predicted Dice, for a true one below 0.7", tested["auroc_dice_below_0.7"]),
+        (f"of {tested['good_cases']} good cases (Dice above 0.85), outside of what is usual", tested["good_outside"]),
+    ]
+    means = (
+        f"Measured on patients that the quality model was not fitted to: {tested['images']} images, of which "
+        f"{tested['spoiled']} were spoiled on purpose. Bounds of Dice and intervals of volume are made to hold for "
+        f"{level:.0%} of patients, and are given only for cases that are like the calibrated ones."
+    )
+    return [table(["quality model", "value"], [(name, None if v is None else f"{v:.3g}") for name, v in rows]), means]

@@ -47,7 +47,7 @@ def test_the_way_of_a_manifest(fake: FakeSearch, tiny_manifest: Path, tmp_path: 
     question = fake.questions[0]
     assert [candidate.name for candidate in question.candidates] == [
         "unet+by_class+dice_ce",
-        "unet_fine+by_class+dice_ce",
+        "dynunet+by_class+dice_ce",
     ]
     assert question.data.resolve() == tiny_manifest.parent.resolve()
     assert 1500 < question.seconds < 1800

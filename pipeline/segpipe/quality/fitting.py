@@ -111,11 +111,21 @@ def parts_of(patients: Sequence[str], seed: int, parts: int = PARTS) -> dict[str
     return {patient: index % parts for index, patient in enumerate(order)}
 
 
-def cross_fit(rows: Sequence[Row], labels: Sequence[str], parts: Mapping[str, int], seed: int = 0) -> list[Judged]:
-    """Judge each row by a model of the patients of the other parts."""
+def cross_fit(
+    rows: Sequence[Row], labels: Sequence[str], parts: Mapping[str, int], seed: int = 0, without: str | None = None
+) -> list[Judged]:
+    """Judge each row by a model of the patients of the other parts.
+
+    Args:
+        rows: of all patients.
+        labels: their names.
+        parts: of each patient.
+        seed: of the trees.
+        without: a kind of spoiled images that no model is fitted to.
+    """
     judged = []
     for part in sorted(set(parts.values())):
-        others = [row for row in rows if parts[row.patient] != part]
+        others = [row for row in rows if parts[row.patient] != part and row.kind != without]
         clean = [row for row in others if row.kind == AS_IT_IS]
         known = _plausibility(clean, {patient: of for patient, of in parts.items() if of != part})
         models = {name: _fit_dice(known, others, name, seed) for name in labels}

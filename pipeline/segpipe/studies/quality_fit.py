@@ -181,7 +181,14 @@ class _Fold:
             case = spoiled(case, task.kind, task.grade, f"{seed} {task.case.id}")
         shape, edges = case.truth.shape, np.linalg.norm(case.affine[:3, :3], axis=0)
         header = type(source.header)(
-            **{**vars(source.header), "shape": shape, "affine": case.affine, "spacing_mm": tuple(edges), "qform": None}
+            **{
+                **vars(source.header),
+                "shape": shape,
+                "affine": case.affine,
+                "spacing_mm": tuple(edges),
+                "qform": None,
+                "qform_code": 0,
+            }
         )
         segmentation = self._loaded.segment(Source(header, case.image.copy()), measured=True)
         if not segmentation.features:

@@ -4,7 +4,8 @@ SegpipeError (1, a bug of ours)
  |- UsageError (2): a wrong option, config, path or place to write to
  |- DataError (3): a file whose content cannot be used
  |- RefusedError (5): something that is not trusted or not allowed to go on
-A batch some of whose cases failed ends with 4, Ctrl-C, SIGTERM and SIGHUP with 130.
+A batch some of whose cases failed ends with 4, else one some of whose cases are held with 6; Ctrl-C, SIGTERM and SIGHUP
+with 130.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ BUG = 1
 USAGE = 2
 BAD_DATA = 3
 SOME_FAILED = 4
+SOME_HELD = 6  # of a batch none of whose cases failed
 REFUSED = 5
 INTERRUPTED = 130
 

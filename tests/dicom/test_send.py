@@ -16,6 +16,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from segpipe.cli.app import run
+from segpipe.common.result_folder import HELD, RESULT, STATE, hashes_of
 from segpipe.dicom import transport
 from segpipe.dicom.send import SENT
 from segpipe.dicom.write.rtstruct import write_rtstruct
@@ -87,12 +88,12 @@ def test_dicomweb_takes_each_file_once_byte_for_byte(results: Path, capsys: pyte
         document = send(capsys, 0, results, "--to", archive.url + "/")
         assert [each["file"] for each in document["files"]] == NAMES
         assert [each["kind"] for each in document["files"]] == ["RTSTRUCT", "SEG", "SR", "SEG"]
-        assert document["counts"] == {"sent": 4, "skipped": 0, "failed": 0}
+        assert document["counts"] == {"sent": 4, "skipped": 0, "failed": 0, "held": 0}
         assert document["passed_over"] == 2
         assert archive.files == [(results / name).read_bytes() for name in NAMES]
         assert set(archive.paths) == {"/dicom-web/studies"}
         again = send(capsys, 0, results, "--to", archive.url)
-        assert again["counts"] == {"sent": 0, "skipped": 4, "failed": 0}
+        assert again["counts"] == {"sent": 0, "skipped": 4, "failed": 0, "held": 0}
         assert len(archive.files) == 4
         forced = send(capsys, 0, results, "--to", archive.url, "--again")
         assert forced["counts"]["sent"] == 4
@@ -115,7 +116,12 @@ def test_a_line_cut_short_by_a_crash(results: Path, capsys: pytest.CaptureFixtur
         send(capsys, 0, results, "--to", archive.url)
         text = (results / SENT).read_text()
         (results / SENT).write_text(text[: len(text) - 30])
-        assert send(capsys, 0, results, "--to", archive.url)["counts"] == {"sent": 1, "skipped": 3, "failed": 0}
+        assert send(capsys, 0, results, "--to", archive.url)["counts"] == {
+            "sent": 1,
+            "skipped": 3,
+            "failed": 0,
+            "held": 0,
+        }
         assert send(capsys, 0, results, "--to", archive.url)["counts"]["skipped"] == 4
 
 
@@ -142,7 +148,7 @@ def test_what_is_not_confirmed_failed(
 ) -> None:
     with stow_archive(answer) as archive:
         document = send(capsys, 4, results, "--to", archive.url)
-        assert document["counts"] == {"sent": 3, "skipped": 0, "failed": 1}
+        assert document["counts"] == {"sent": 3, "skipped": 0, "failed": 1, "held": 0}
         assert reason in document["files"][0]["reason"]
         assert reason in lines(results)[0]["reason"]
         assert document["files"][0]["attempts"] == 1
@@ -364,3 +370,111 @@ def test_for_a_person(results: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert run(["send", str(results), "--to", archive.url]) == 4
     out = capsys.readouterr().out
     assert "3 sent, 0 skipped, 1 failed" in out and "dcm-b" in out and "2 other DICOM files" in out
+
+
+def hold(results: Path, case_id: str, *names: str, **more: Any) -> dict[str, Any]:
+    """Make a case held, as `segpipe predict` leaves it."""
+    case = results / case_id
+    for other in {path.name for path in case.glob("*.dcm")} - set(names):
+        (case / other).unlink()
+    (case / HELD).mkdir()
+    for name in names:
+        (case / name).rename(case / HELD / name)
+    files = {name.partition(".")[0]: f"{HELD}/{name}" for name in names}
+    result = {"id": case_id, "decision": "hold", "reasons": ["predicted Dice of liver 0.41, below 0.5"]}
+    result |= {"files": files, "sha256": hashes_of(case), "flags": {}, **more}
+    (case / RESULT).write_text(json.dumps(result))
+    return result
+
+
+def test_a_held_case_is_not_sent_whatever_is_asked_for(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hold(results, "dcm-a", "seg.dcm", "sr.dcm")
+    with stow_archive() as archive:
+        document = send(capsys, 6, results, "--to", archive.url, "--again")
+        assert document["counts"] == {"sent": 1, "skipped": 0, "failed": 0, "held": 2}
+        held = [each for each in document["files"] if each["status"] == "held"]
+        assert [(each["case_id"], each["file"]) for each in held] == [
+            ("dcm-a", "dcm-a/held/seg.dcm"),
+            ("dcm-a", "dcm-a/held/sr.dcm"),
+        ]
+        assert {each["reason"] for each in held} == {"predicted Dice of liver 0.41, below 0.5"}
+        assert "held: predicted Dice" in held[0]["remarks"][0]
+        for name in ("seg.dcm", "sr.dcm"):  # moved by hand, it is held all the same
+            (results / "dcm-a" / HELD / name).rename(results / "dcm-a" / name)
+        assert send(capsys, 6, results, "--to", archive.url)["counts"]["held"] == 2
+        (results / "dcm-a" / RESULT).write_text("{")
+        document = send(capsys, 6, results, "--to", archive.url)
+        assert "cannot be read" in document["files"][0]["reason"]
+        assert len(archive.files) == 1
+        archive.script.append(failed(0xA900))
+        assert send(capsys, 4, results, "--to", archive.url, "--again")["counts"]["held"] == 2
+
+
+def test_a_named_person_releases_a_case(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = hold(results, "dcm-a", "seg.dcm", "sr.dcm")
+    with stow_archive() as archive:
+        document = send(capsys, 0, results, "--to", archive.url, "--release", "dcm-a", "--by", "Doe^Jane")
+        assert document["counts"] == {"sent": 4, "skipped": 0, "failed": 0, "held": 0}
+        names = [f"dcm-a/{name}" for name in ("release.dcm", "seg.dcm", "sr.dcm")]
+        assert [each["file"] for each in document["files"]][:3] == names
+        again = send(capsys, 2, results, "--to", archive.url, "--release", "dcm-a", "--by", "Doe^Jane")
+        assert again["error"]["message"] == "the case is not held"
+    case = results / "dcm-a"
+    assert not (case / HELD).exists()
+    result = json.loads((case / RESULT).read_text())
+    assert result["files"] == {"seg": "seg.dcm", "sr": "sr.dcm"} and result["decision"] == "hold"
+    assert result["sha256"] == hashes_of(case) and result["released"]["report"] == "release.dcm"
+    assert result["sha256"]["seg.dcm"] == before["sha256"]["held/seg.dcm"]
+    (event,) = [json.loads(line) for line in (results / STATE).read_text().splitlines()]
+    Draft202012Validator(json.loads((SCHEMAS / "prediction_event.schema.json").read_text())).validate(event)
+    assert (event["event"], event["id"], event["by"]) == ("released", "dcm-a", "Doe^Jane")
+    release = dcmread(case / "release.dcm")
+    assert "Doe^Jane" in str(release.ContentSequence) and release.VerificationFlag == "UNVERIFIED"
+    assert "Doe" not in json.dumps(result)
+
+
+def test_a_release_that_was_interrupted_is_finished_by_another(results: Path, capsys: Any, monkeypatch: Any) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hold(results, "dcm-a", "seg.dcm", "sr.dcm")
+    with monkeypatch.context() as patch:
+        patch.setattr("segpipe.dicom.held.write_json", interrupt)
+        assert run(["send", str(results), "--to", "A@127.0.0.1:1", "--release", "dcm-a", "--by", "Doe"]) == 130
+    with stow_archive() as archive:
+        assert send(capsys, 6, results, "--to", archive.url)["counts"]["held"] == 3
+        counts = send(capsys, 0, results, "--to", archive.url, "--release", "dcm-a", "--by", "Doe")["counts"]
+        assert counts == {"sent": 3, "skipped": 1, "failed": 0, "held": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--release", "dcm-a"), "a release names a case and a person"),
+        (("--by", "Doe"), "a release names a case and a person"),
+        (("--release", "dcm-a", "--by", " "), "not the name of a person"),
+        (("--release", "dcm-b", "--by", "Doe"), "there is no such case"),
+        (("--release", "../results/dcm-a", "--by", "Doe"), "there is no such case"),
+    ],
+)
+def test_what_is_no_release(results: Path, capsys: Any, words: tuple[str, ...], message: str) -> None:
+    hold(results, "dcm-a", "seg.dcm")
+    assert send(capsys, 2, results, "--to", "A@127.0.0.1:1", *words)["error"]["message"] == message
+    assert (results / "dcm-a" / HELD / "seg.dcm").is_file() and not (results / STATE).exists()
+
+
+def test_a_held_result_that_was_changed_is_not_released(results: Path, capsys: Any) -> None:
+    hold(results, "dcm-a", "seg.dcm")
+    with (results / "dcm-a" / HELD / "seg.dcm").open("ab") as stream:
+        stream.write(b"  ")
+    document = send(capsys, 3, results, "--to", "A@127.0.0.1:1", "--release", "dcm-a", "--by", "Doe")
+    assert "not the file that was written" in document["error"]["message"]
+    assert (results / "dcm-a" / HELD / "seg.dcm").is_file()
+
+
+def test_a_case_may_be_called_held(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "dcm-b").rename(results / HELD)
+    (results / HELD / RESULT).write_text(json.dumps({"decision": "ok", "reasons": []}))
+    with stow_archive() as archive:
+        document = send(capsys, 0, results, "--to", archive.url)
+        assert "held" in [each["case_id"] for each in document["files"]] and document["counts"]["sent"] == 4

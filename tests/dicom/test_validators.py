@@ -203,7 +203,10 @@ def test_a_real_archive_takes_all_and_gives_it_back(tmp_path: Path, archive: lis
     results, back = tmp_path / "results", tmp_path / "back"
     paths = write_all(series, some_labels(series), results / "dcm-0")
     words = [*archive, sys.executable, "-m", "segpipe", "send", str(results), "--to", to, "--json"]
-    for counts in ({"sent": 4, "skipped": 0, "failed": 0}, {"sent": 0, "skipped": 4, "failed": 0}):
+    for counts in (
+        {"sent": 4, "skipped": 0, "failed": 0, "held": 0},
+        {"sent": 0, "skipped": 4, "failed": 0, "held": 0},
+    ):
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["counts"] == counts

@@ -46,7 +46,7 @@ def test_without_a_quality_model_nothing_is_judged() -> None:
         ({}, {"far_spacing": "unknown"}, "ok", ""),
         ({}, {"orientation_unknown": True}, "look", "which side"),
         ({"distance": None}, {}, "look", "could not be measured"),
-        ({"dice": {}}, {}, "look", "no Dice"),
+        ({"dice": {}}, {}, "ok", ""),  # of a model of few patients, which says how far a case is and no more
     ],
 )
 def test_each_rule_at_its_limit(changes: Any, flags: Any, decision: str, words: str) -> None:
@@ -148,5 +148,4 @@ def test_kinds_of_reasons_fit_a_code_of_dicom() -> None:
     assert all(len(kind) <= 16 and len(meaning) <= 64 for kind, meaning in REASONS.items())
     odd = {"far_spacing": "yes", "orientation_unknown": True}
     many = of(odd, distance=3.0, p_value=0.0, dice={"a": 0.1}, absent=("b",)), of({"empty": True}, distance=None)
-    assert {kind for decided in many for kind in decided.kinds} | {"no_dice"} == set(REASONS)
-    assert of(dice={}).kinds == ("no_dice",) and of({"empty": True}, dice={}).kinds == ("empty",)
+    assert {kind for decided in many for kind in decided.kinds} == set(REASONS)

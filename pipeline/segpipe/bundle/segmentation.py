@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,10 @@ from segpipe.inference import (
     read_source,
     write_labels,
 )
-from segpipe.quality import Assessment, features_of, has_quality_model, read_quality_model
+from segpipe.quality import Assessment, Judged, features_of, has_quality_model, read_quality_model, shipped_rules
+
+if TYPE_CHECKING:
+    from segpipe.dicom import Judgement
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
 SPACING_FACTOR = 1.5  # beyond the range of the training cases
@@ -174,13 +177,17 @@ class Segmentation:
                     self._write_nifti(folder / path.name)
                     written, refused = {format: path.name}, dict[str, str]()
                 else:
-                    written, refused = self._write_dicom(folder, [format])
+                    written, refused = self._write_dicom(folder, [format], self._judgement())
                 if format not in written:
                     raise self._cannot_write_as(format, refused[format])
                 (folder / written[format]).replace(path)
         except OSError as error:
             raise cannot_write(path, error) from error
         return path
+
+    def _judgement(self) -> Judgement | None:
+        root = Path(self._recipe.root)
+        return Judged.of(self.quality, self.flags, shipped_rules(root)).judgement(root)
 
     def _cannot_write_as(self, format: str, reason: str) -> DataError:
         frames = self._series.frames if self._series else ()
@@ -194,8 +201,16 @@ class Segmentation:
             else 'format="nifti", with a name that ends in .nii.gz, always can be written',
         )
 
-    def write(self, folder: Path, formats: Sequence[str], nifti_name: str) -> tuple[dict[str, str], dict[str, str]]:
+    def write(
+        self, folder: Path, formats: Sequence[str], nifti_name: str, judgement: Judgement | None = None
+    ) -> tuple[dict[str, str], dict[str, str]]:
         """Write into a result folder what was asked for; the NIfTI file as well where a format cannot be.
+
+        Args:
+            folder: the folder.
+            formats: of `FORMATS`.
+            nifti_name: of the NIfTI file.
+            judgement: what DICOM says of the quality; None where nothing was judged.
 
         Returns:
             File names by format, and for each format that was not written why.
@@ -203,7 +218,7 @@ class Segmentation:
         Raises:
             OSError, UsageError: a file cannot be written, or the disk is full.
         """
-        files, not_written = self._write_dicom(folder, [name for name in formats if name != "nifti"])
+        files, not_written = self._write_dicom(folder, [name for name in formats if name != "nifti"], judgement)
         if "nifti" in formats or not_written:
             self._write_nifti(folder / nifti_name)
             files = {"nifti": nifti_name, **files}
@@ -212,7 +227,9 @@ class Segmentation:
     def _write_nifti(self, path: Path) -> None:
         write_labels(path, self.array, self._label_map.grid, self.regions)
 
-    def _write_dicom(self, folder: Path, formats: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    def _write_dicom(
+        self, folder: Path, formats: Sequence[str], judgement: Judgement | None = None
+    ) -> tuple[dict[str, str], dict[str, str]]:
         if not formats:
             return {}, {}
         if self._series is None:
@@ -220,7 +237,9 @@ class Segmentation:
         recipe = self._recipe
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
         algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)
-        return write_dicom(folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions)
+        return write_dicom(
+            folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions, judgement
+        )
 
 
 def far_from_training(

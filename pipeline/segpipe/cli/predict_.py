@@ -21,7 +21,7 @@ from segpipe.cli.shared_options import (
     allowed_names,
 )
 from segpipe.common.console import Console
-from segpipe.errors import OK, SOME_FAILED
+from segpipe.errors import OK, SOME_FAILED, SOME_HELD
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
@@ -113,6 +113,13 @@ def command(
     mirror_untrained: Annotated[
         bool, typer.Option("--mirror-untrained", help="Mirror other axes too, at the risk that labels are lost.")
     ] = False,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file of the rules by which a case is ok, to look at, or held [default: the bundle's].",
+            metavar="FILE",
+        ),
+    ] = None,
     ensemble: Annotated[
         list[Path] | None,
         typer.Option(help="Average with a further bundle, e.g. another fold; may be repeated.", metavar="BUNDLE"),
@@ -156,7 +163,9 @@ def command(
     A case becomes OUT/<id>/ with its label map (NIfTI, DICOM SEG, RTSTRUCT, structured report), overlay.png and
     result.json (volumes in mL, times, flags). OUT/report.html shows all cases. Run the same command again after an
     interruption: finished cases are skipped. One bad case never stops the rest; the exit code is 4 when any failed
-    or was refused. Several NIfTI channels are files _0000, _0001 and so on.
+    or was refused. Where the bundle has a quality model, each result is ok, to look at, or held (exit code 6 when any
+    is held and none failed): DICOM of a held case lies in OUT/<id>/held/, and `segpipe send` leaves it there. Several
+    NIfTI channels are files _0000, _0001 and so on.
 
     A bundle is code. It is run when it passes the static checks of `segpipe bundle verify --for predict`, or with
     --allow for each name that they found (--allow-file for many); else it is refused, with exit code 5. With
@@ -206,6 +215,7 @@ def command(
             retries=retries,
             overwrite=overwrite,
             max_case_memory=max_case_memory,
+            rules=rules,
             ensemble=ensemble or (),
             workers=workers,
             shard=shard,
@@ -245,12 +255,13 @@ def _progress() -> Iterator[BatchProgress]:
 
 
 def _report(console: Console, batch: BatchResult) -> int:
+    from segpipe.prediction import about_quality, not_judged_note
     from segpipe.reporting import is_to_look_at
 
     bundle, outcomes = batch.bundle, batch.outcomes
     said = [(outcome, _remark(outcome)) for outcome in outcomes]
     rows = [
-        [outcome.id, outcome.status, outcome.seconds, remark]
+        [outcome.id, outcome.status, _decided(outcome), outcome.seconds, remark]
         for outcome, remark in said
         if remark or outcome.status != "skipped"
     ]
@@ -258,8 +269,14 @@ def _report(console: Console, batch: BatchResult) -> int:
     isolated = next((outcome.result for outcome in outcomes if outcome.status == "done"), {})
     trust, counts = _trust(bundle, vetting or {}, isolated), batch.counts
     if rows:
-        console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "seconds", "remark"], rows)
+        console.table(f"{bundle.name} {bundle.version}", ["case", "outcome", "decision", "seconds", "remark"], rows)
     console.say(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    decisions = batch.decisions
+    if any(count for name, count in decisions.items() if name != "not_judged"):
+        named = {"ok": "ok", "look": "to look at", "hold": "held", "released": "released"}
+        console.say("decisions: " + ", ".join(f"{decisions[name]} {word}" for name, word in named.items()))
+    if note := not_judged_note(decisions):
+        console.say(note)
     if to_look_at := sum(is_to_look_at(outcome.result) for outcome in outcomes):
         console.say(f"{to_look_at} with a result to look at: flags or notes, as remarked")
     rules = {left_out.rule: left_out.advice for left_out in batch.not_selected}
@@ -285,6 +302,7 @@ def _report(console: Console, batch: BatchResult) -> int:
         isolation=isolated.get("isolation"),
         isolation_reason=isolated.get("isolation_reason"),
         counts=counts,
+        decisions=decisions,
         cases=[
             {
                 "id": outcome.id,
@@ -297,13 +315,16 @@ def _report(console: Console, batch: BatchResult) -> int:
                 "volumes_ml": outcome.result.get("volumes_ml"),
                 "flags": outcome.result.get("flags"),
                 "notes": outcome.result.get("notes", []),
+                **about_quality(outcome.result),
             }
             for outcome in outcomes
         ],
         not_selected=[{"id": left_out.id, "rule": left_out.rule} for left_out in batch.not_selected],
         passed_over=batch.passed_over,
     )
-    return SOME_FAILED if counts["failed"] or counts["refused"] else OK
+    if counts["failed"] or counts["refused"]:
+        return SOME_FAILED
+    return SOME_HELD if decisions["hold"] else OK
 
 
 def _trust(bundle: Bundle, vetting: dict[str, Any], isolated: dict[str, Any]) -> list[str]:
@@ -321,6 +342,10 @@ def _trust(bundle: Bundle, vetting: dict[str, Any], isolated: dict[str, Any]) ->
     if bundle.intact is None:
         remarks.append("the bundle has no SHA256SUMS, so nothing shows whether it was changed")
     return remarks
+
+
+def _decided(outcome: Outcome) -> str | None:
+    return "released" if outcome.result.get("released") else outcome.decision
 
 
 def _remark(outcome: Outcome) -> str | None:

@@ -11,8 +11,8 @@ import typer
 from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console
 from segpipe.common.files import read_json
-from segpipe.common.result_folder import RESULT
-from segpipe.errors import OK, SOME_FAILED, SegpipeError
+from segpipe.common.result_folder import RESULT, case_folder
+from segpipe.errors import OK, SOME_FAILED, SOME_HELD, SegpipeError, UsageError
 
 if TYPE_CHECKING:
     from segpipe.dicom import Delivery
@@ -35,22 +35,38 @@ def command(
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Send what arrived there before, too.")] = False,
     retries: Annotated[int, typer.Option(min=0, help="Further tries where the trouble may pass.")] = 3,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(help="Let a held case go on that you have looked at; may be repeated.", metavar="CASE"),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Who releases, for the record and the report: 'Doe^Jane'.", metavar="NAME")
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Store DICOM results (SEG, RTSTRUCT, SR) in a PACS.
 
     What arrived is written down in FOLDER/sent.jsonl, so the same command sends only what is missing. Only what the
     archive confirms counts as sent; the exit code is 4 when any file failed. What the prediction remarked of a case,
-    such as a flag or a missing image, is said again. Credentials for DICOMweb come from
+    such as a flag or a missing image, is said again. Results of a held case are not sent (exit code 6) until a person
+    releases it: --release CASE --by NAME, which is written down, and a report that goes along names the person. It is
+    no clinical verification. Credentials for DICOMweb come from
     the environment (SEGPIPE_DICOMWEB_TOKEN, or SEGPIPE_DICOMWEB_USER and SEGPIPE_DICOMWEB_PASSWORD) or ~/.netrc.
 
     Example: segpipe send results --to https://pacs.example.org/dicom-web
 
     Example: segpipe send results --to ARCHIVE@pacs.example.org:104 --calling SEGPIPE
     """
+    from segpipe.dicom import release as release_case
     from segpipe.dicom import send_results
 
     console = Console("send", as_json=json)
+    if (by is None) != (not release):
+        hint = "--release CASE --by NAME"
+        raise UsageError("a release names a case and a person", found="--by" if by else "--release", hint=hint)
+    for case_id in dict.fromkeys(release or ()):
+        release_case(folder, case_id, str(by))
+        console.note(f"segpipe send: {case_id} was released; this is no clinical verification")
     if no_verify_tls:
         console.note("segpipe send: the server's certificate is not checked")
     with console.progress() as bar:
@@ -66,7 +82,7 @@ def command(
             progress=lambda sending, total: bar.update(task, total=total, advance=1, description=sending.file.case_id),
         )
     counts = _report(console, delivery, _remarks(folder, delivery))
-    return SOME_FAILED if counts["failed"] else OK
+    return SOME_FAILED if counts["failed"] else SOME_HELD if counts["held"] else OK
 
 
 def _remarks(folder: Path, delivery: Delivery) -> dict[str, list[str]]:
@@ -77,14 +93,13 @@ def _remarks(folder: Path, delivery: Delivery) -> dict[str, list[str]]:
     files = {sending.file.case_id: folder / sending.file.name for sending in delivery.files}
     for case_id, file in files.items():
         with suppress(SegpipeError, AttributeError, TypeError):  # files of another folder than a batch's
-            found[case_id] = remarks(read_json(file.with_name(RESULT)))
+            found[case_id] = remarks(read_json(case_folder(file) / RESULT))
     return {case_id: words for case_id, words in found.items() if words}
 
 
 def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]]) -> dict[str, int]:
-    counts = {
-        status: sum(sending.status == status for sending in delivery.files) for status in ("sent", "skipped", "failed")
-    }
+    ends = ("sent", "skipped", "failed", "held")
+    counts = {status: sum(sending.status == status for sending in delivery.files) for status in ends}
     rows = [
         [sending.file.case_id, sending.file.kind, sending.status, sending.attempts, sending.reason]
         for sending in delivery.files
@@ -93,6 +108,8 @@ def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]])
     if rows:
         console.table(f"to {delivery.archive}", ["case", "kind", "outcome", "tries", "reason"], rows)
     console.say(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if counts["held"]:
+        console.say("held results were not sent; look at them, then --release CASE --by NAME lets them go on")
     for case_id, words in remarks.items():
         console.say(f"look at {case_id}: {'; '.join(words)}")
     if delivery.passed_over:

@@ -5,6 +5,8 @@
       <case id>/probabilities.nii.gz  float32 (X, Y, Z, C) on the same grid, where they were asked for
       <case id>/probability_1.nii.gz, entropy.nii.gz   float32 of label 1, and of all, where they were asked for
       <case id>/seg.dcm, labelmap.dcm, rtstruct.dcm, sr.dcm   the same in DICOM, of a DICOM source, as asked for
+      <case id>/held/                 the DICOM results of a case that is held, until a person releases them
+      <case id>/release.dcm           who that was
       <case id>/overlay.png           the slice with most labelled voxels, with outlines
       <case id>/result.json           volumes, times, flags, hash of each file; no path and no header text
       summary.csv, .json, report.html all cases so far
@@ -38,6 +40,8 @@ SEGMENTATION = "segmentation.nii.gz"
 PROBABILITIES = "probabilities.nii.gz"  # C: all classes with background (softmax), or one a label (sigmoid)
 ENTROPY = "entropy.nii.gz"
 RESULT = "result.json"
+HELD = "held"
+RELEASE = "release.dcm"
 OVERLAY = "overlay.png"
 SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
 STATE = "predictions.jsonl"
@@ -96,9 +100,10 @@ class ResultFolder:
         """Rename the case's folder to its final name; an older result is replaced, anything else never."""
         final = self.final(case_id)
         try:
-            for path in (self.partial / case_id).iterdir():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
+            for path in (self.partial / case_id).rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as stream:
+                        os.fsync(stream.fileno())
             if self.is_taken(case_id):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._partial.publish(case_id, final)
@@ -120,8 +125,9 @@ class ResultFolder:
 
 def hashes_of(folder: Path) -> dict[str, str]:
     """Return name to SHA-256 of each file that was written for a case, for its ``result.json``."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {path.name: sha256_of(path) for path in files if path.name != RESULT}
+    files = [*folder.iterdir(), *(folder / HELD).glob("*")]
+    shown = sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in shown if path.name != RESULT}
 
 
 def require_plain_files(folder: Path, names: Iterable[str]) -> None:
@@ -216,6 +222,12 @@ def find_segmentation(root: str | Path, case_id: str) -> Path | None:
 def probability_name(value: int) -> str:
     """Return the file name of one label's probabilities, where only some were asked for."""
     return f"probability_{value}.nii.gz"
+
+
+def case_folder(file: Path) -> Path:
+    """Return the folder of the case that a result is of, held or not."""
+    is_held = file.parent.name == HELD and not (file.parent / RESULT).exists()  # a case may have this name
+    return file.parent.parent if is_held else file.parent
 
 
 def find_probabilities(root: str | Path, case_id: str) -> Path | None:

@@ -12,6 +12,7 @@ from .conversion import convert_folder as convert_folder
 from .conversion import write_mapping as write_mapping
 from .conversion import write_volume as write_volume
 from .derived import KINDS as KINDS
+from .held import release as release
 from .labels import LabelFile as LabelFile
 from .labels import open_labels as open_labels
 from .labels import read_labels as read_labels

@@ -13,7 +13,8 @@ from pydicom.errors import InvalidDicomError
 
 from segpipe.common.files import sha256_of
 from segpipe.common.partial import PARTIAL
-from segpipe.common.result_folder import append_line, read_lines
+from segpipe.common.result_folder import append_line, case_folder, read_lines
+from segpipe.dicom.held import why_held
 from segpipe.dicom.privacy import no_header_text
 from segpipe.dicom.transport import Archive, DicomFile, NotStoredError, open_archive
 from segpipe.errors import DataError, UsageError
@@ -52,9 +53,9 @@ class Sending:
 
     Attributes:
         file: which.
-        status: ``sent``, ``skipped`` (the archive has it from before) or ``failed``.
+        status: ``sent``, ``skipped`` (the archive has it from before), ``failed`` or ``held`` (it is not to be sent).
         attempts: how often it was tried.
-        reason: why it failed, without header text.
+        reason: why it failed or is held, without header text.
     """
 
     file: ResultFile
@@ -91,6 +92,8 @@ def send_results(
 ) -> Delivery:
     """Send a folder's SEG, RTSTRUCT and SR, and write down in its ``sent.jsonl`` what became of each.
 
+    Results of held cases stay, whatever is asked for: `release` lets them go on.
+
     Args:
         folder: the result folder.
         to: ``https://HOST/dicom-web`` (STOW-RS) or ``AET@HOST:PORT`` (C-STORE).
@@ -113,7 +116,9 @@ def send_results(
     unreachable: str | None = None
     try:
         for file in files:
-            if (file.sop_instance_uid, file.sha256) in before and not again:
+            if held := why_held(file.path):
+                sending = Sending(file, "held", 0, held)
+            elif (file.sop_instance_uid, file.sha256) in before and not again:
                 sending = Sending(file, "skipped")
             elif unreachable:
                 sending = Sending(file, "failed", 0, f"not tried: {unreachable}")
@@ -166,7 +171,7 @@ def _read(path: Path, folder: Path) -> ResultFile | None:
         str(header.SOPInstanceUID),
         syntax,
         name=path.relative_to(folder).as_posix(),
-        case_id=path.resolve().parent.name,
+        case_id=case_folder(path.resolve()).name,
         kind=kind,
         sha256=sha256_of(path),
     )

@@ -21,17 +21,19 @@ from segpipe.bundle import Bundle, TrainedCases, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
 from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, hashes_of, require_plain_files
-from segpipe.errors import SegpipeError, UsageError
+from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.in_processes import predict_in_processes
+from segpipe.prediction.judging import has_dicom, judged_anew, put_aside, rewrite
 from segpipe.prediction.options import Options, PredictKeywords, require_agreement
 from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, refuse_own_folder
 from segpipe.prediction.shards import held_by
+from segpipe.quality import Judged, read_rules, shipped_rules
 
 AnyPath = str | PathLike[str]
 TRUST = ("allow", "run_unvetted_code", "require_signature", "allow_unisolated")
@@ -73,6 +75,7 @@ def predict(
     """
     keywords: dict[str, Any] = dict(options)
     allow, unvetted, key, unisolated = (keywords.pop(name, None) for name in TRUST)
+    rules_file = keywords.pop("rules", None)
     members, out, progress = (bundle, *keywords.pop("ensemble", ())), Path(out), progress or BatchProgress()
     if (allow or unvetted or key or unisolated) and any(isinstance(member, Bundle) for member in members):
         given = [name for name in TRUST if name in options]
@@ -87,7 +90,10 @@ def predict(
         )
         for member in members
     ]
-    judged = replace(judged, ensemble=tuple(others), model=judge_mirror(judged.model, (bundle, *others)))
+    rules = shipped_rules(bundle.root)
+    rules = rules if rules_file is None else read_rules(rules_file, rules)
+    mirror = judge_mirror(judged.model, (bundle, *others))
+    judged = replace(judged, ensemble=tuple(others), model=mirror, rules=rules)
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
         bundle.metadata,
@@ -220,6 +226,13 @@ class _Batch:
         self.bundle, self.earlier, self.folder, self.options = bundle, earlier, earlier.folder, options
         self.on_crash = on_crash
         self.trained = TrainedCases.of([member.root for member in (bundle, *options.ensemble)])
+        self.judged_anew: dict[str, Judged] = {}
+        for case_id, result in list(earlier.done.items()):
+            if (anew := judged_anew(result, options.rules)) is not None:
+                if has_dicom(result) and "nifti" not in result["files"]:  # there is nothing to write it from
+                    del earlier.done[case_id]
+                else:
+                    self.judged_anew[case_id] = anew
         self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in earlier.done}
         self.described: dict[str, Future[dict[str, Any]]] = {}
         if worker is None:
@@ -307,11 +320,12 @@ class _Batch:
                 folder = self.folder.begin(case.id).absolute()
             except SegpipeError as error:
                 raise CannotGoOnError(error) from error
-            request = Segment(case=files, folder=str(folder), outputs=options.outputs)
+            request = Segment(case=files, folder=str(folder), outputs=options.outputs, rules=options.rules)
             try:
                 segmented = self.worker.segment(request, options.timeout, None if attempt else prefetch)
                 require_plain_files(folder, segmented.files.values())
-                return partial(self._finish, case, folder, segmented, self.worker.start(), source, start)
+                judged = Judged.of(segmented.quality, segmented.flags, options.rules)
+                return partial(self._finish, case, folder, segmented, judged, self.worker.start(), source, start)
             except WorkerMemoryError as error:
                 if attempt > 0 or prefetch is None:
                     limit = f"{(options.max_case_memory or 0) / 2**30:.3g} GiB"
@@ -330,13 +344,22 @@ class _Batch:
         raise SegpipeError(reason, found=f"{tries} attempts")
 
     def _finish(
-        self, case: InputCase, folder: Path, segmented: Segmented, loaded: Loaded, source: dict[str, Any], start: float
+        self,
+        case: InputCase,
+        folder: Path,
+        segmented: Segmented,
+        judged: Judged,
+        loaded: Loaded,
+        source: dict[str, Any],
+        start: float,
     ) -> Outcome:
         if (folder / SLICE).is_file():
             from segpipe.reporting import draw_overlay
 
             draw_overlay(folder / SLICE, folder / OVERLAY)
-        result = result_document(case, segmented, loaded, self.bundle, self.options)
+        if judged.is_held:
+            segmented = replace(segmented, files=put_aside(folder, segmented.files))
+        result = result_document(case, segmented, loaded, self.bundle, self.options) | judged.as_result()
         images = source.get("sha256", [])
         result |= {"source_sha256": images, "sha256": hashes_of(folder)}
         result["training"] = None if self.trained is None else self.trained.judge(case.id, images)
@@ -348,8 +371,23 @@ class _Batch:
         return Outcome(case.id, "done", seconds, result=result)
 
     def _skip(self, case: InputCase) -> Outcome:
+        result = self.earlier.done[case.id]
+        if case.id in self.judged_anew:
+            try:
+                result = self._judge_anew(case, result, self.judged_anew[case.id])
+            except DataError as error:
+                return self._fail(case, error, 0.0)
         self.folder.record(event="skipped", id=case.id)
-        return Outcome(case.id, "skipped", result=self.earlier.done[case.id])
+        return Outcome(case.id, "skipped", result=result)
+
+    def _judge_anew(self, case: InputCase, result: dict[str, Any], judged: Judged) -> dict[str, Any]:
+        folder = self.folder.begin(case.id)
+        series = case.series if has_dicom(result) else None
+        result = rewrite(judged, result, self.folder.final(case.id), folder, self.bundle, series)
+        write_json(folder / RESULT, result)
+        self.folder.finish(case.id)
+        self.folder.record(event="judged", id=case.id, decision=result["decision"])
+        return result
 
     def _fail(self, case: InputCase, error: SegpipeError, seconds: float) -> Outcome:
         self.folder.abandon(case.id)

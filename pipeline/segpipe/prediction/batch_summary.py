@@ -23,6 +23,7 @@ from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference import bfloat16_note
 from segpipe.prediction.cases import NotSelected
 from segpipe.prediction.file_cases import InputCase
+from segpipe.prediction.judging import about_quality, count_decisions, not_judged_note
 from segpipe.prediction.options import Options
 from segpipe.prediction.protocol import Loaded, Segmented
 
@@ -58,6 +59,16 @@ class Outcome:
     detail: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def decision(self) -> str | None:
+        """Whether the result is ``ok``, to ``look`` at, or on ``hold``; None where nothing was judged."""
+        return self.result.get("decision")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, in words."""
+        return tuple(self.result.get("reasons", ()))
+
 
 @dataclass(frozen=True)
 class BatchResult:
@@ -80,6 +91,11 @@ class BatchResult:
         """Number of cases by status."""
         statuses = [outcome.status for outcome in self.outcomes]
         return {status: statuses.count(status) for status in ("done", "skipped", "failed", "refused")}
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """Number of results by decision: ``ok``, ``look``, ``hold``, ``released`` and ``not_judged``."""
+        return count_decisions([outcome.result for outcome in self.outcomes if outcome.result])
 
 
 class BatchProgress:
@@ -167,6 +183,7 @@ def write_summary(
         cases = collect(folder)
         labels = [name for value, name in sorted(bundle.labels.items()) if value]
         counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
+        decisions = count_decisions([case for case in cases if case["state"] == "done"])
         write_json(
             folder.root / SUMMARY_JSON,
             {
@@ -175,12 +192,13 @@ def write_summary(
                 "bundle": bundle.facts,
                 **options.about_model(),
                 "counts": {**counts, "not_selected": len(not_selected)},
+                "decisions": decisions,
                 "cases": cases,
                 "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
                 "passed_over": dict(passed_over),
             },
         )
-        columns = ["id", "state", "reason", "detail", "source", "seconds"]
+        columns = ["id", "state", "decision", "reasons", "reason", "detail", "source", "seconds"]
         columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
         rows = [_csv_row(case, labels) for case in cases]
         rows += [
@@ -193,7 +211,7 @@ def write_summary(
             f"{bundle.name} {bundle.version}: {len(cases)} cases",
             [(case, folder.final(case["id"]) / OVERLAY) for case in cases],
             {value: name for value, name in bundle.labels.items() if value},
-            NOT_A_DEVICE,
+            " ".join([NOT_A_DEVICE, *([f"{note}."] if (note := not_judged_note(decisions)) else [])]),
             [(left_out.id, left_out.rule) for left_out in not_selected],
             passed_over,
         )
@@ -235,6 +253,7 @@ def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: 
         "not_written": result.get("not_written", {}),
         "notes": result.get("notes", []),
         "isolation": result.get("isolation"),
+        **about_quality(result),
     }
 
 
@@ -252,12 +271,14 @@ def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
         "not_written": {},
         "notes": [],
         "isolation": None,
+        **about_quality({}),
     }
 
 
 def _csv_row(case: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     volumes, flags = case["volumes_ml"] or {}, case["flags"] or {}
     row = {name: case[name] for name in ("id", "state", "reason", "detail", "source", "seconds")}
+    row |= {"decision": case["decision"], "reasons": "; ".join(case["reasons"])}
     row |= {f"{name}_ml": volumes.get(name) for name in labels}
     row |= {name: _cell(flags.get(name)) for name in FLAGS}
     return {**row, "not_written": "; ".join(case["not_written"]), "notes": "; ".join(case["notes"])}

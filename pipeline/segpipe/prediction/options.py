@@ -18,6 +18,7 @@ from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMEN
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
 from segpipe.prediction.shards import Shard
+from segpipe.quality import Rules
 
 if TYPE_CHECKING:
     from segpipe.dicom import ChannelRule
@@ -55,6 +56,8 @@ class PredictKeywords(ModelKeywords, total=False):
         retries: tries after a case crashed the worker.
         overwrite: compute finished cases again, and take over a folder of another bundle.
         max_case_memory: memory at which a case is ended and fails, in bytes or as ``8G``.
+        rules: a YAML or JSON file of the rules by which a case is ``ok``, ``look`` or ``hold``
+            (`segpipe.quality.Rules`); what it does not name is as the bundle has it. None takes the bundle's.
         ensemble: further bundles whose scores are averaged with those of the first.
         shard: compute one share of the cases, ``I/N`` with I from 0, such as ``0/3``; other processes or machines
             compute the others, into the same folder.
@@ -86,6 +89,7 @@ class PredictKeywords(ModelKeywords, total=False):
     retries: int
     overwrite: bool
     max_case_memory: int | str | None
+    rules: str | PathLike[str] | None
     ensemble: Sequence[Bundle | str | PathLike[str]]
     shard: str | None
     workers: int
@@ -173,7 +177,7 @@ def _value_of(word: str, labels: Mapping[int, str], activation: str | None) -> i
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a batch is run; attributes as of `PredictKeywords`, the description
-    compiled, memory in bytes, the ensemble opened."""
+    compiled, memory in bytes, the ensemble opened, the rules read."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     outputs: Outputs = field(default_factory=Outputs)
@@ -196,6 +200,7 @@ class Options:
     retries: int = 1
     overwrite: bool = False
     max_case_memory: int | None = None
+    rules: Rules = field(default_factory=Rules)
     ensemble: tuple[Bundle, ...] = ()
     shard: Shard | None = None
     workers: int = 1

@@ -19,6 +19,7 @@ from segpipe.bundle import TrustPolicy
 from segpipe.errors import SegpipeError
 from segpipe.inference import Recipe
 from segpipe.prediction.options import Outputs
+from segpipe.quality import Rules
 
 VERSION = 1
 Message = TypeVar("Message")
@@ -57,11 +58,16 @@ class CaseFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Write the results of a case into a folder. Answered by `Segmented`."""
+    """Write the results of a case into a folder. Answered by `Segmented`.
+
+    Attributes:
+        rules: by which DICOM results say a decision.
+    """
 
     case: CaseFiles
     folder: str
     outputs: Outputs
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,11 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """The results of a case are written. All of it stands in its ``result.json``."""
+    """The results of a case are written. All of it stands in its ``result.json``.
+
+    Attributes:
+        quality: as `segpipe.quality.Assessment` has it; None where the bundle has no quality model.
+    """
 
     shape: tuple[int, ...] = ()
     spacing_mm: tuple[float, ...] = ()
@@ -112,6 +122,7 @@ class Segmented:
     files: dict[str, str]
     not_written: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float]
+    quality: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     """
     from segpipe.bundle import Segmentation, as_source, readable
     from segpipe.inference import ExtraOutputs, Observation, save_slice
-    from segpipe.quality import has_quality_model
+    from segpipe.quality import Judged, has_quality_model
 
     folder, case = Path(request.folder), _case_input(request.case)
     formats = request.outputs.formats_of(is_dicom=request.case.series is not None)
@@ -140,7 +140,9 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     start = time.perf_counter()
     with _writing_to(folder):
         segmentation = Segmentation.of(label_map, segmenter.recipe, case, seen)
-        written, not_written = segmentation.write(folder, formats, SEGMENTATION)
+        judged = Judged.of(segmentation.quality, segmentation.flags, request.rules)
+        judgement = None if request.case.series is None else judged.judgement(segmenter.recipe.root)
+        written, not_written = segmentation.write(folder, formats, SEGMENTATION, judgement)
         if request.outputs.overlay:
             save_slice(folder / SLICE, label_map.preview, label_map.labels, label_map.grid, label_map.regions)
         else:
@@ -156,6 +158,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
         files=written,
         not_written=not_written,
         seconds={**segmentation.seconds, "write": round(time.perf_counter() - start, 3)},
+        quality=None if segmentation.quality is None else segmentation.quality.as_dict(),
     )
 
 

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segpipe.common.files import read_yaml
-from segpipe.errors import UsageError
+from segpipe.common.files import read_json, read_yaml
+from segpipe.errors import DataError, UsageError
 from segpipe.quality.assessment import Assessment
 
 OK: Literal["ok"] = "ok"
 LOOK: Literal["look"] = "look"
 HOLD: Literal["hold"] = "hold"
+QUALITY = "configs/quality.json"  # of a bundle
 NO_QUALITY_MODEL = "not judged: the bundle has no quality model"
 REASONS = {  # name of a rule, of at most 16 characters as a code value of DICOM has, to its meaning
     "empty": "All labels are empty",
@@ -28,7 +29,6 @@ REASONS = {  # name of a rule, of at most 16 characters as a code value of DICOM
     "far_spacing": "Spacing far from the training data",
     "no_orientation": "The image does not say which side is which",
     "no_distance": "Distance from the calibration cases unknown",
-    "no_dice": "No Dice could be predicted",
 }
 RANGES = {
     "hold_distance": (0.0, math.inf),
@@ -119,6 +119,23 @@ def read_rules(path: str | Path, before: Rules | None = None) -> Rules:
     return Rules.parse(read_yaml(path, "file of rules"), path, before)
 
 
+def shipped_rules(root: Path) -> Rules:
+    """Return the rules that come with a bundle's quality model (``rules`` of its ``configs/quality.json``), else ours.
+
+    Raises:
+        DataError: they are none, or the file is not JSON.
+    """
+    path = root / QUALITY
+    if not path.is_file():
+        return Rules()
+    document = read_json(path, "quality model")
+    try:
+        return Rules.parse(document.get("rules") if isinstance(document, Mapping) else document, path)
+    except UsageError as error:
+        hint = "get the bundle again"
+        raise DataError(error.message, path=path, found=error.found, expected=error.expected, hint=hint) from error
+
+
 @dataclass(frozen=True)
 class Decision:
     """What is to be done with a result.
@@ -184,8 +201,6 @@ def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> 
         yield "no_orientation", "the image does not say which side is which"
     if assessment.distance is None:  # not to be taken for near
         yield "no_distance", "how far it is from the calibration cases could not be measured"
-    if not assessment.dice and not flags.get("empty"):
-        yield "no_dice", "no Dice could be predicted"
 
 
 def _low_dice(assessment: Assessment, low: float, high: float) -> Iterator[tuple[str, str]]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from segpipe.common.files import read_json
 from segpipe.errors import DataError
 from segpipe.quality.assessment import Assessment
+from segpipe.quality.decisions import QUALITY
 from segpipe.quality.features import kind_of
 from segpipe.quality.plausibility import Features, Group, Plausibility, group_of, is_of_image
 from segpipe.quality.regression import Boosted
 
-QUALITY = "configs/quality.json"  # of a bundle
 RUN_QUALITY = "quality.json"  # of a cross-validation
 SCHEMA_VERSION = 1
 OUTSIDE = 0.03  # p-value down to which a case is like those that were calibrated

@@ -43,6 +43,9 @@ def write_cases_page(
         (str(len(unfinished)), "without: failed or refused"),
         (str(len(odd)), "to look at: flags or notes"),
     ]
+    held = [case for case, _ in done if case.get("decision") == "hold" and not case.get("released")]
+    if any(case.get("decision") for case, _ in done):
+        figures.append((str(len(held)), "held: look at them first"))
     sections = [Section("All cases", [notice], figures=figures)]
     if unfinished:
         table = Table(
@@ -51,7 +54,8 @@ def write_cases_page(
         )
         sections.append(Section("Without a result", tables=[table]))
     if done:
-        sections += [_volumes([case for case, _ in done], labels), _pictures(done, labels)]
+        cases = [case for case, _ in done]
+        sections += [*_quality(cases, labels), _volumes(cases, labels), _pictures(done, labels)]
     if not_selected or passed_over:
         sections.append(_left_out(not_selected, passed_over))
     write_page(path, title, sections, "Automatic segmentation; check each one before it is used.")
@@ -65,7 +69,8 @@ def is_to_look_at(case: Mapping[str, Any]) -> bool:
 def remarks(case: Mapping[str, Any]) -> list[str]:
     """Return what is odd about a finished case, in words."""
     flags = case.get("flags") or {}
-    words = ["empty"] if flags.get("empty") else []
+    words = [f"{_decided(case)}: {'; '.join(case['reasons'])}"] if case.get("decision") in ("look", "hold") else []
+    words += ["empty"] if flags.get("empty") else []
     if flags.get("touches_border"):
         words.append(f"touches the border: {', '.join(flags['touches_border'])}")
     if flags.get("far_spacing") == "yes":
@@ -81,6 +86,43 @@ def remarks(case: Mapping[str, Any]) -> list[str]:
     for name, why in case.get("not_written", {}).items():
         refused.setdefault(why, []).append(name)
     return words + [f"no {', '.join(names)}: {why}" for why, names in refused.items()]
+
+
+def _decided(case: Mapping[str, Any]) -> str:
+    return "held, then released" if case.get("released") else {"look": "look at it", "hold": "held"}[case["decision"]]
+
+
+def _quality(cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> list[Section]:
+    """Return what was judged of each case; nothing where no case was."""
+    judged = [case for case in cases if case.get("quality") and case.get("decision")]
+    if not judged:
+        return []
+    columns = ["case", "decision", "distance", "p", *(f"Dice of {name}" for name in labels.values())]
+    columns += [*(f"{name} (mL)" for name in labels.values()), "reasons", "unusual"]
+    rows = []
+    for case in sorted(judged, key=lambda case: ("hold", "look", "ok").index(case["decision"])):
+        quality, volumes = case["quality"], case["volumes_ml"] or {}
+        decision = "released" if case.get("released") else case["decision"]
+        row = [case["id"], decision, quality["distance"], quality["p_value"]]
+        row += [_with_bound(quality["dice"].get(name), quality["dice_low"].get(name)) for name in labels.values()]
+        row += [_with_interval(volumes.get(name), quality["volume_ml"].get(name)) for name in labels.values()]
+        rows.append([*row, "; ".join(case["reasons"]), "; ".join(quality["findings"])])
+    share = f"{100 * judged[0]['quality']['level']:g} %"
+    words = [
+        "Predicted, not measured: how good a result is expected to be, and how far the case is from those that were "
+        "calibrated (1: the 95th percentile of these). No decision is a clinical verification.",
+        f"In brackets a lower bound of the Dice and an interval of the true volume; each holds for {share} of cases "
+        "like those that were calibrated. None is given where a case is not like them, or is held.",
+    ]
+    return [Section("Decisions", words, tables=[Table(columns, rows)])]
+
+
+def _with_bound(dice: float | None, low: float | None) -> str | None:
+    return None if dice is None else f"{dice:.2f}" + ("" if low is None else f" ({low:.2f} or more)")
+
+
+def _with_interval(volume: float | None, ends: Sequence[float] | None) -> str | None:
+    return None if volume is None else f"{volume:.4g}" + ("" if ends is None else f" ({ends[0]:.4g} to {ends[1]:.4g})")
 
 
 def _volumes(cases: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> Section:

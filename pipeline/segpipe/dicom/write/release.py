@@ -13,14 +13,14 @@ from pydicom.sr.codedict import codes
 
 from segpipe import __version__
 from segpipe.common.files import write_bytes
+from segpipe.common.result_folder import RELEASE
 from segpipe.dicom.codes import Term
 from segpipe.dicom.privacy import kind_of, no_header_text
-from segpipe.dicom.write.judgement import DECISION, DECISIONS, SCHEME, name_scheme, text_item
+from segpipe.dicom.write.quality_content import DECISION, DECISIONS, SCHEME, name_scheme, text_item
 from segpipe.dicom.write.stored_object import (
     LONG_STRING,
     MANUFACTURER,
     NOT_VERIFIED,
-    RELEASE,
     SERIES_NUMBERS,
     as_code,
     encoded,

@@ -18,12 +18,13 @@ from pydicom.sr.coding import Code
 
 from segpipe import __version__
 from segpipe.common.files import write_whole
+from segpipe.common.result_folder import RELEASE
 from segpipe.dicom.codes import LabelInfo, Term
 from segpipe.dicom.model import Series
 from segpipe.dicom.privacy import kind_of, no_header_text
 from segpipe.errors import DataError, SegpipeError
 
-SEG, LABELMAP, RTSTRUCT, SR, RELEASE = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm", "release.dcm"
+SEG, LABELMAP, RTSTRUCT, SR = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm"
 SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003, RELEASE: 9005}
 WORDING = 2  # raised where the same result is written with other words: other bytes have another UID
 NOT_VERIFIED = "AI, not verified"  # what the description of every series begins with

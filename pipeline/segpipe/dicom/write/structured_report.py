@@ -12,8 +12,8 @@ from pydicom.sr.codedict import codes
 
 from segpipe.dicom.codes import LabelInfo, Term
 from segpipe.dicom.model import Series
-from segpipe.dicom.write.judgement import (
-    Judgement,
+from segpipe.dicom.write.judgement import Judgement
+from segpipe.dicom.write.quality_content import (
     interval_in_words,
     measured_volume,
     name_scheme,

@@ -1,0 +1,90 @@
+"""Results of held cases: which they are, and how a person lets them go on.
+
+A release is no clinical verification: it says that somebody looked, and who.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.files import cannot_write, read_json, sha256_of, write_json
+from segpipe.common.result_folder import HELD, RELEASE, RESULT, STATE, append_line, case_folder, hashes_of
+from segpipe.dicom.write import check_name, write_release
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+ONE_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")  # as every case id is
+
+
+def why_held(file: Path) -> str | None:
+    """Return why a result may not be sent: the reasons of the decision on its case; None where it may.
+
+    Where nobody can tell, it may not. A folder without a ``result.json`` is no case of a batch: nothing is held there.
+    """
+    folder = case_folder(file)
+    lies_there = folder != file.parent
+    if not (folder / RESULT).exists():
+        return "it lies in a folder of held results" if lies_there else None
+    try:
+        result = read_json(folder / RESULT)
+        held = result.get("decision") == "hold" and not result.get("released")
+        reasons = "; ".join(result.get("reasons", []))
+    except (SegpipeError, AttributeError, TypeError):
+        return "its result.json cannot be read, so nobody can tell whether it is held"
+    return (reasons or "it lies in a folder of held results") if held or lies_there else None
+
+
+def release(folder: Path, case_id: str, by: str) -> None:
+    """Let the results of a held case go on: into its folder, with a report that names who said so.
+
+    Who it was is also a line of ``predictions.jsonl``, written before anything moves; a release that was interrupted
+    is finished by another one.
+
+    Args:
+        folder: the result folder.
+        case_id: of the case.
+        by: name of the person, as `segpipe.dicom.write.release.check_name` takes it.
+
+    Raises:
+        UsageError: no such case, it is not held, no name, or a file cannot be written.
+        DataError: its results are not those that were written.
+    """
+    by = check_name(by)
+    case = folder / case_id
+    if not ONE_FOLDER.match(case_id) or not (case / RESULT).is_file():
+        raise UsageError("there is no such case", path=folder, found=case_id, hint="`segpipe send` names held cases")
+    result = read_json(case / RESULT, "result")
+    if not isinstance(result, dict) or result.get("decision") != "hold" or result.get("released"):
+        raise UsageError("the case is not held", case_id=case_id, hint="leave --release out")
+    results = [_found(case, name, result) for name in result.get("files", {}).values() if name.endswith(".dcm")]
+    now = round(time.time(), 3)
+    report = case / HELD / RELEASE
+    if results:
+        report.parent.mkdir(exist_ok=True)
+        write_release(results, report, by=by, time=now, case_id=case_id)
+    append_line(folder / STATE, {"time": now, "event": "released", "id": case_id, "by": by})
+    try:
+        for file in [*results, *([report] if results else [])]:
+            file.replace(case / file.name)
+        if (case / HELD).is_dir():
+            (case / HELD).rmdir()
+    except OSError as error:
+        raise cannot_write(case, error) from error
+    files = {format: Path(name).name for format, name in result.get("files", {}).items()}
+    told = {"time": now, "report": RELEASE if results else None}
+    write_json(case / RESULT, {**result, "files": files, "sha256": hashes_of(case), "released": told})
+
+
+def _found(case: Path, name: str, result: dict[str, Any]) -> Path:
+    """Return where a held result lies, which an interrupted release may have moved; its bytes are those of before."""
+    places = [path for path in (case / name, case / Path(name).name) if path.is_file()]
+    if not places or sha256_of(places[0]) != result.get("sha256", {}).get(name):
+        raise DataError(
+            "a held result is not the file that was written",
+            case_id=case.name,
+            found=name if places else f"no {name}",
+            hint="predict the case again with --overwrite",
+        )
+    return places[0]

@@ -2,9 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# what draws volumes in `segpipe view`: git ignores it, wheel and sdist hold it
+NIIVUE := 0.69.0
+NIIVUE_SHA512 := 60c8d0bc9803d56d9bec3ba8c64c250b85716eb80878f449e6ac90cd72b18b6bf6301560dbce4ffc2210ca0e3aa030c60c871a3656ddf8c86d3bf79d31b5c990
+NIIVUE_FOLDER := pipeline/segpipe/viewer/niivue
+
 .DEFAULT_GOAL := help
 test test-slow fuzz: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow fuzz validators lint docs bench clean
+.PHONY: help demo test test-slow fuzz validators viewer lint docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,10 +35,21 @@ lint: .venv/.ready  ## ruff, mypy, import-linter
 test: lint  ## lint, then the fast tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
-validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, orthanc, dcmtk (where root)
+viewer: $(NIIVUE_FOLDER)/niivue-$(NIIVUE).js  ## NiiVue for `segpipe view`: npm's package of the pinned version, its hash checked
+
+$(NIIVUE_FOLDER)/niivue-%.js:
+	@command -v npm >/dev/null || { echo "npm is needed once, to fetch NiiVue; pages show pictures without it" >&2; exit 1; }
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	npm pack --silent --pack-destination "$$folder" @niivue/niivue@$* >/dev/null && \
+	echo "$(NIIVUE_SHA512)  $$folder/niivue-niivue-$*.tgz" | sha512sum --check --quiet && \
+	tar -xzOf "$$folder/niivue-niivue-$*.tgz" package/dist/niivue.umd.js >"$$folder/niivue.js" && \
+	rm -f $(NIIVUE_FOLDER)/niivue-*.js && mv "$$folder/niivue.js" $@ && chmod 644 $@
+	@echo "$@"
+
+validators:  ## Debian packages that slow tests ask: dicom3tools, plastimatch, orthanc, dcmtk, chromium (where root)
 	@tests/validators.sh
 
-test-slow: .venv/.ready validators  ## Whole commands, kills and oracles
+test-slow: .venv/.ready validators viewer  ## Whole commands, kills and oracles
 	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 fuzz: export FUZZ_MINUTES ?= 10

@@ -149,7 +149,19 @@ def root(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(root: Path) -> Documents:
     """What all verbs print and leave, going the whole way once."""
     found: Documents = defaultdict(list)
-    for part in (_to_a_plan, _to_a_bundle, _to_an_evaluation, _dicom, _send, _fetch, _compare, _auto, _demo, _about):
+    for part in (
+        _to_a_plan,
+        _to_a_bundle,
+        _to_an_evaluation,
+        _dicom,
+        _send,
+        _fetch,
+        _compare,
+        _auto,
+        _demo,
+        _view,
+        _about,
+    ):
         for name, document in part(root):
             found[name].append(document)
     return found
@@ -370,6 +382,10 @@ def _demo(root: Path) -> list[tuple[str, Any]]:
         patch.setattr(demo, "write_demo_page", lambda *_: None)
         patch.setattr("segpipe.cli.demo_.QUICK_COARSENESS", 4.0)
         return [("demo", printed("demo", root / "demo", "--quick", "--cases", 8))]
+
+
+def _view(root: Path) -> list[tuple[str, Any]]:
+    return [("view", printed("view", root / "manifest.json", "--page", root / "page.html"))]
 
 
 def _about(root: Path) -> list[tuple[str, Any]]:

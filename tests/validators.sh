@@ -12,6 +12,7 @@ dcmtk dsrdump
 orthanc Orthanc
 orthanc-dicomweb /usr/share/orthanc/plugins/libOrthancDicomWeb.so
 iproute2 ip
+chromium chromium
 LIST
 
 [ -n "$missing" ] || exit 0

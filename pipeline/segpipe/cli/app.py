@@ -36,6 +36,7 @@ VERBS = (
     "predict",
     "send",
     "evaluate",
+    "view",
     "compare",
     "auto",
     "reproduce",

@@ -123,6 +123,7 @@ def result_document(
         "schema_version": SCHEMA_VERSION,
         "id": case.id,
         "bundle": bundle.facts,
+        "labels": {name: value for value, name in sorted(bundle.labels.items()) if value},
         "model": bundle.model,
         "route": "stock" if bundle.unsupported else "typed",
         "route_reasons": list(bundle.unsupported),

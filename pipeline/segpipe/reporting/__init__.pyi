@@ -1,4 +1,5 @@
 from .animation import gif as gif
+from .case_overlay import colour_of as colour_of
 from .case_overlay import draw_overlay as draw_overlay
 from .case_overlay import example_figure as example_figure
 from .case_overlay import labelled_figure as labelled_figure
@@ -11,8 +12,11 @@ from .charts import dice_bars as dice_bars
 from .charts import learning_curves as learning_curves
 from .charts import read_history as read_history
 from .failure_gallery import gallery as gallery
+from .html import Insert as Insert
 from .html import Picture as Picture
 from .html import Section as Section
 from .html import Table as Table
 from .html import write_page as write_page
+from .planes import PREDICTION_COLOUR as PREDICTION_COLOUR
+from .planes import TRUTH_COLOUR as TRUTH_COLOUR
 from .planes import Panel as Panel

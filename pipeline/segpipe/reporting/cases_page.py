@@ -9,7 +9,7 @@ from typing import Any
 
 from segpipe.common.result_folder import NOT_ASKED_FOR
 from segpipe.reporting.case_overlay import legend
-from segpipe.reporting.html import Picture, Section, Table, write_page
+from segpipe.reporting.html import Insert, Picture, Section, Table, write_page
 
 
 def write_cases_page(
@@ -20,6 +20,7 @@ def write_cases_page(
     notice: str,
     not_selected: Sequence[tuple[str, str]],
     passed_over: Mapping[str, int],
+    insert: Insert | None = None,
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -31,6 +32,7 @@ def write_cases_page(
         notice: what the results are not for.
         not_selected: id of a series that was left out, and the rule.
         passed_over: files that are no image, by class.
+        insert: what stands below the title, such as the viewer.
 
     Raises:
         UsageError: it cannot be written.
@@ -58,7 +60,7 @@ def write_cases_page(
         sections += [*_quality(cases, labels), _volumes(cases, labels), _pictures(done, labels)]
     if not_selected or passed_over:
         sections.append(_left_out(not_selected, passed_over))
-    write_page(path, title, sections, "Automatic segmentation; check each one before it is used.")
+    write_page(path, title, sections, "Automatic segmentation; check each one before it is used.", insert)
 
 
 def is_to_look_at(case: Mapping[str, Any]) -> bool:

@@ -1,8 +1,9 @@
-"""One HTML page that stands alone: pictures embedded, no script, nothing fetched, readable offline."""
+"""One HTML page that stands alone: pictures embedded, nothing fetched, readable offline; no script but an insert's."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,29 @@ class Section:
     commands: Sequence[str] = ()
 
 
-def render_page(title: str, sections: Sequence[Section], lead: str = "") -> str:
+@dataclass(frozen=True)
+class Insert:
+    """Markup with style and scripts of our own, put into a page below its title as it is.
+
+    Attributes:
+        body: HTML, complete and escaped.
+        style: CSS.
+        scripts: JavaScript, in order; the page's policy lets these run by their hashes, and nothing else.
+    """
+
+    body: str
+    style: str = ""
+    scripts: Sequence[str] = field(default=(), repr=False)
+
+    @property
+    def policy(self) -> str:
+        """The sources of scripts as of Content Security Policy, level 3."""
+        hashes = [hashlib.sha256(script.encode()).digest() for script in self.scripts]
+        words = [f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in hashes]
+        return f"script-src {' '.join(words)}; " if words else ""
+
+
+def render_page(title: str, sections: Sequence[Section], lead: str = "", insert: Insert | None = None) -> str:
     """Return the page as text. All content is escaped: it may hold case ids, and no paths or names of patients."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -63,16 +86,20 @@ def render_page(title: str, sections: Sequence[Section], lead: str = "") -> str:
     )
     environment.filters["cell"] = _cell
     environment.tests["number"] = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    return environment.get_template("page.html.j2").render(title=title, lead=lead, sections=sections)
+    return environment.get_template("page.html.j2").render(
+        title=title, lead=lead, sections=sections, insert=insert or Insert("")
+    )
 
 
-def write_page(path: str | Path, title: str, sections: Sequence[Section], lead: str = "") -> None:
+def write_page(
+    path: str | Path, title: str, sections: Sequence[Section], lead: str = "", insert: Insert | None = None
+) -> None:
     """Write the page, whole or not at all.
 
     Raises:
         UsageError: the place cannot be written to.
     """
-    write_text(path, render_page(title, sections, lead))
+    write_text(path, render_page(title, sections, lead, insert))
 
 
 def _cell(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from tiny_results import Tiny, write_results
 from segpipe.cli.app import run
 from segpipe.errors import OK, USAGE
 from segpipe.viewer import ViewServer, page
+from tiny_bundle import write_scan
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,23 @@ def test_the_secret_reaches_the_browser_by_a_file_of_the_users_alone(
     url = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("http://127.0.0.1:"))
     assert url in text and url not in address and mode == 0o600
     assert not Path(address.removeprefix("file://")).exists()
+
+
+@pytest.mark.slow
+def test_predict_writes_a_report_to_scroll_through_when_asked(tiny_bundle: Path, tmp_path: Path) -> None:
+    scan, out = write_scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    words = ["predict", str(tiny_bundle), str(scan), str(out), "--entropy"]
+    assert run(words) == OK
+    assert "v-data" not in (out / "report.html").read_text()  # whoever has a report does not have the scans
+    assert run([*words, "--viewer"]) == OK
+    text = (out / "report.html").read_text()
+    if page.has_niivue():
+        (case,) = json.loads(re.search(r'id="v-data">(.*?)</script>', text)[1])["cases"]  # type: ignore[index]
+        assert [volume["name"] for volume in case["volumes"]] == ["image", "prediction", "entropy"]
+        assert case["volumes"][1]["labels"][0]["name"] == "bright" and 'id="v-0-2"' in text
+    else:
+        assert "no NiiVue" in text
+    assert str(tmp_path) not in text and "Overlays" in text
 
 
 @pytest.mark.slow

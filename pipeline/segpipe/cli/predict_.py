@@ -102,6 +102,13 @@ def command(
     entropy: Annotated[
         bool, typer.Option("--entropy", help="Write the entropy of the probabilities, in nats.")
     ] = False,
+    viewer: Annotated[
+        bool,
+        typer.Option(
+            "--viewer",
+            help="Put the volumes of small cases into report.html, to scroll through: whoever has it has the scans.",
+        ),
+    ] = False,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write no overlay.png.")] = False,
     mirror: Annotated[
         str | None,
@@ -214,6 +221,7 @@ def command(
             timeout=timeout,
             retries=retries,
             overwrite=overwrite,
+            viewer=viewer,
             max_case_memory=max_case_memory,
             rules=rules,
             ensemble=ensemble or (),

@@ -30,6 +30,7 @@ from segpipe.prediction.protocol import Loaded, Segmented
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
     from segpipe.prediction.client import WorkerDiedError
+    from segpipe.reporting import Insert
 
 
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
@@ -179,8 +180,9 @@ def write_summary(
     from segpipe.reporting import write_cases_page
 
     hint = "give the same command again: what is finished is kept"
-    busy = UsageError("another process has been writing the summary for a minute", path=folder.root, hint=hint)
-    with locked(folder.root, busy, name=None, wait_s=60):  # who writes last has seen what all others finished
+    busy = UsageError("another process has been writing the summary for minutes", path=folder.root, hint=hint)
+    wait_s = 600 if options.viewer else 60  # volumes are read again
+    with locked(folder.root, busy, name=None, wait_s=wait_s):  # who writes last has seen what all others finished
         cases = collect(folder)
         labels = [name for value, name in sorted(bundle.labels.items()) if value]
         counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
@@ -215,7 +217,16 @@ def write_summary(
             " ".join([NOT_A_DEVICE, *([f"{note}."] if (note := not_judged_note(decisions)) else [])]),
             [(left_out.id, left_out.rule) for left_out in not_selected],
             passed_over,
+            _viewer(folder, bundle) if options.viewer else None,
         )
+
+
+def _viewer(folder: ResultFolder, bundle: Bundle) -> Insert:
+    """Return what the page needs to show the volumes of the finished cases."""
+    from segpipe.viewer import cases_of_results, viewer_insert
+
+    names = {value: name for value, name in bundle.labels.items() if value}
+    return viewer_insert(cases_of_results(folder.root, names), "`segpipe view` shows it.")
 
 
 def collect(folder: ResultFolder) -> list[dict[str, Any]]:

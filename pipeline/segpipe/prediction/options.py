@@ -55,6 +55,7 @@ class PredictKeywords(ModelKeywords, total=False):
         timeout: seconds for one case.
         retries: tries after a case crashed the worker.
         overwrite: compute finished cases again, and take over a folder of another bundle.
+        viewer: put the volumes of small cases into ``report.html``, to scroll through; whoever has it has the scans.
         max_case_memory: memory at which a case is ended and fails, in bytes or as ``8G``.
         rules: a YAML or JSON file of the rules by which a case is ``ok``, ``look`` or ``hold``
             (`segpipe.quality.Rules`); what it does not name is as the bundle has it. None takes the bundle's.
@@ -88,6 +89,7 @@ class PredictKeywords(ModelKeywords, total=False):
     timeout: float | None
     retries: int
     overwrite: bool
+    viewer: bool
     max_case_memory: int | str | None
     rules: str | PathLike[str] | None
     ensemble: Sequence[Bundle | str | PathLike[str]]
@@ -199,6 +201,7 @@ class Options:
     timeout: float | None = None
     retries: int = 1
     overwrite: bool = False
+    viewer: bool = False
     max_case_memory: int | None = None
     rules: Rules = field(default_factory=Rules)
     ensemble: tuple[Bundle, ...] = ()

@@ -221,6 +221,25 @@ def test_a_mark_on_the_patients_left_is_on_the_same_side_in_viewer_overlay_and_g
     assert min(left.size, right.size) > 50 and left.min() > right.max()
 
 
+def test_letters_stand_at_the_edges_that_they_name(browser: Browser) -> None:
+    found = json.loads(
+        browser.run(
+            "JSON.stringify([...document.querySelectorAll('#v-letters span')].map((each) => { "
+            "const box = each.getBoundingClientRect(); "
+            "return [each.textContent, box.left + box.width / 2, box.top + box.height / 2]; }))"
+        )
+    )
+    planes = tiles(browser)
+    assert len(found) == 12
+    for kind, letters in ((0, "RLAP"), (1, "RLSI"), (2, "APSI")):
+        left, top, width, height = planes[kind]
+        inside = [each for each in found if left <= each[1] <= left + width and top <= each[2] <= top + height]
+        places = {letter: ((x - left) / width, (y - top) / height) for letter, x, y in inside}
+        assert set(places) == set(letters)
+        west, east, north, south = (places[letter] for letter in letters)
+        assert west[0] < 0.15 and east[0] > 0.85 and north[1] < 0.15 and south[1] > 0.85
+
+
 def _column(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
     """Mean place of a colour from the left edge, as a share of the width."""
     near = np.abs(picture - colour).max(-1) < 25

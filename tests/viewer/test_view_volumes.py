@@ -186,6 +186,27 @@ def test_what_cannot_be_drawn_becomes_pictures_with_a_reason(
     assert MOST_VOXELS >= 512 * 512 * 600
 
 
+@pytest.mark.parametrize("value", [0.5, -1, np.inf, np.nan, 1e9])
+def test_what_is_no_label_map_is_left_out(tmp_path: Path, value: float) -> None:
+    tiny = write_results(tmp_path)
+    odd = tiny.labels.astype(np.float32)
+    odd[0, 0, 0] = value
+    save(tmp_path / "out" / "case_1" / SEGMENTATION, odd, "PSL", ras_affine())
+    shown = read_case(find_viewed(tiny.out)[0])
+    assert [volume.name for volume in shown.volumes] == ["image", "entropy"]
+    assert any("prediction is left out: it is no label map" in note for note in shown.notes)
+
+
+def test_flags_of_a_result_are_told(tmp_path: Path) -> None:
+    tiny = write_results(tmp_path)
+    path = tmp_path / "out" / "case_1" / RESULT
+    result = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**result, "flags": {"empty": True}, "not_written": {"overlay": "it was not asked for"}})
+    )
+    assert find_viewed(tiny.out)[0].remarks == ("empty", "a note of the batch")
+
+
 def test_a_damaged_result_still_shows_its_image(tmp_path: Path) -> None:
     tiny = write_results(tmp_path)
     (tmp_path / "out" / "case_1" / RESULT).write_text("{")

@@ -13,6 +13,7 @@ from segpipe.common.image_names import is_image
 from segpipe.common.result_folder import (
     ENTROPY,
     MAPPING,
+    NOT_ASKED_FOR,
     OVERLAY,
     RESULT,
     SEGMENTATION,
@@ -22,6 +23,7 @@ from segpipe.common.result_folder import (
 )
 from segpipe.data import CASE_ID, Manifest, data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
+from segpipe.reporting import remarks
 
 NATS = "nat"  # of an entropy
 
@@ -162,8 +164,15 @@ def _of_result(folder: Path, source: Mapping[str, Any], labels: Mapping[int, str
         registered=True,  # a batch takes files on different grids only where somebody said so
         image_sha256=tuple(result.get("source_sha256") or ()),
         picture=picture if picture.is_file() else None,
-        remarks=tuple(str(note) for note in result.get("notes") or ()),
+        remarks=_remarks(result),
     )
+
+
+def _remarks(result: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return tuple(words for words in remarks(result) if not words.endswith(NOT_ASKED_FOR))
+    except (AttributeError, TypeError):  # no result of ours
+        return ()
 
 
 def cases_of_manifest(path: Path, data: Path | None = None) -> list[ViewedCase]:

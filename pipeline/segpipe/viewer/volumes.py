@@ -36,6 +36,7 @@ from segpipe.viewer.cases import LayerFile, ViewedCase
 MOST_VOXELS = 160_000_000  # 512 x 512 x 600: a browser takes some 10 bytes for each
 PERCENTILES = (0.5, 99.5)  # drawn black and white at first, as in every picture
 SAMPLES = 2_000_000
+LARGEST_LABEL = 65535
 LEAST_SHOWN = 0.05  # of a map, as a share of its largest value
 HOUNSFIELD = "HU"
 WINDOWS = {  # of CT, in HU; lower and upper end
@@ -271,8 +272,8 @@ def _read_layer(layer: LayerFile, grid: Header) -> list[ShownVolume]:
     values = read_voxels(header)
     if layer.name == "entropy":
         return [ShownVolume(layer.name, "map", _plain(values), grid.affine, layer.unit)]
-    if not np.array_equal(values, np.round(values)) or values.min() < 0:
-        raise DataError("it is no label map", found="values that are negative or no whole numbers")
+    if not (np.array_equal(values, np.round(values)) and values.min() >= 0 and values.max() <= LARGEST_LABEL):
+        raise DataError("it is no label map", found="values that are negative, no whole numbers, or very large")
     labels = values.astype(np.uint8 if values.max() < 256 else np.int32)
     if labels.ndim == 3:
         return [ShownVolume(layer.name, "labels", labels, grid.affine, names=dict(layer.names))]

@@ -22,7 +22,7 @@ from segpipe.bundle.golden.golden_input import Goal, grids, search_image
 from segpipe.bundle.golden.golden_recording import POINTS, points
 from segpipe.bundle.open import Bundle
 from segpipe.cli.app import run as segpipe
-from segpipe.common.files import sha256_of
+from segpipe.common.files import sha256_of, write_json
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing, build_step
@@ -179,6 +179,47 @@ def test_one_sigmoid_channel(make_run: MakeRun, tmp_path: Path) -> None:
     assert found.metadata["golden"]["voxels"]["part 1"] >= LEAST
     scores = np.load(found.root / "golden/scores.npy")
     assert scores.shape[0] == 1 and (scores > 0.5).any()
+
+
+@pytest.mark.slow
+def test_regions_have_a_mask_each_which_stock_monai_gives_and_replay_compares(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three regions within each other: what is brighter than three values. No label map could hold them."""
+    names = {"whole": [1, 2, 3], "core": [2, 3], "innermost": [3]}
+    run = thresholds(
+        make_run,
+        [[30.0], [30.0], [30.0]],
+        [-15.0, -18.0, -21.0],
+        activation="sigmoid",
+        deterministic_transforms=CT,
+        labels=["background", "rim", "middle", "heart"],
+        regions=names,
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    write_json(run / "manifest.json", {**manifest, "schema_version": 2, "regions": names})
+    record_as_trained(run)
+    made = export(run, tmp_path / "regions")
+    golden, findings = read_golden(made.root, promised=True)
+    assert golden is not None and not findings
+    assert golden.labels.ndim == 4 and golden.labels.shape[3] == 3
+    assert np.array_equal(stock(made.root, tmp_path / "out"), golden.labels)
+    counts = [int(golden.labels[..., number].sum()) for number in range(3)]
+    assert made.metadata["golden"]["voxels"] == dict(zip(names, counts, strict=True))
+    assert counts[0] > counts[1] > counts[2] >= LEAST
+    assert not (golden.labels[..., 2] & ~golden.labels[..., 1] & 1).any()
+    for folder in ("docs", "pipeline/segpipe"):
+        schema = json.loads((ROOT / folder / "schemas/golden.schema.json").read_text())
+        Draft202012Validator(schema).validate(document(made.root))
+    assert (made.root / "docs/example.png").is_file()
+    capsys.readouterr()
+    assert segpipe(["bundle", "verify", str(made.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replay"]["bit_equal"] is True
+    shutil.copytree(made.root, tmp_path / "changed")
+    image = nib.load(made.root / "golden/labels.nii.gz")
+    write_nifti(tmp_path / "changed/golden/labels.nii.gz", np.asarray(image.dataobj) * 2, image.affine)
+    (tmp_path / "changed/SHA256SUMS").unlink()
+    assert any("is not the one" in finding.reason for finding in read_golden(tmp_path / "changed", promised=True)[1])
 
 
 def test_a_network_that_cannot_see_a_label_has_no_golden_case_and_says_so(

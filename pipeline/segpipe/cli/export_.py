@@ -104,8 +104,7 @@ def command(
     )
     reason = bundle.metadata["golden"].get("reason")
     if reason:
-        hint = "" if bundle.regions else ". Give an image that anyone may be given with --golden"
-        console.note(f"no golden case: {reason}{hint}")
+        console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")
     console.table(
         f"{bundle.name} {bundle.version}",
         ["what", "value"],

@@ -199,6 +199,7 @@ def example_figure(
     spacing_mm: Sequence[float],
     names: Mapping[int, str],
     words: tuple[str, str] = ("input", "output"),
+    regions: int = 0,
 ) -> bytes:
     """Return three planes, each where it shows the largest shares of the labels, as input and with outlines.
 
@@ -208,6 +209,7 @@ def example_figure(
         spacing_mm: edges of a voxel.
         names: value to name of each label, without background.
         words: what the planes without and with outlines are called.
+        regions: how many bits of ``labels`` are regions that may overlap; 0 where each voxel has one label.
 
     Returns:
         A PNG; the planes have one scale, and the patient's right is on the left.
@@ -215,11 +217,11 @@ def example_figure(
     from PIL import Image, ImageDraw, ImageFont
 
     black_to_white = np.round(255 * grey(image, *window(image))).astype(np.uint8)
-    places = [plane_of_most(labels, plane.normal) for plane in PLANES]
+    places = [plane_of_most(labels, plane.normal, regions) for plane in PLANES]
     longest_mm = max(size * mm for size, mm in zip(image.shape, spacing_mm, strict=True))
     rows = [
         [
-            plane_picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm)
+            plane_picture(plane, black_to_white, shown, index, spacing_mm, SIDE / longest_mm, regions)
             for plane, index in zip(PLANES, places, strict=True)
         ]
         for shown in (np.zeros_like(labels), labels)
@@ -258,16 +260,22 @@ def labelled_figure(image: Path, labels: Path, names: Mapping[int, str]) -> byte
     return example_figure(shown, outlined.astype(np.uint8), spacing, names, ("image", "label map"))
 
 
-def plane_of_most(labels: NDArray[Any], axis: int) -> int:
+def plane_of_most(labels: NDArray[Any], axis: int, regions: int = 0) -> int:
     """Return the plane with the largest sum of the shares of the labels in it; the middle one without labels."""
     across = tuple({0, 1, 2} - {axis})
-    masks = [labels == value for value in np.unique(labels[labels != 0])]
+    masks = [mask for _, mask in _masks(labels, regions)]
     shares = [mask.sum(axis=across) / mask.sum() for mask in masks]
     return int(np.sum(shares, axis=0).argmax()) if shares else labels.shape[axis] // 2
 
 
 def plane_picture(
-    plane: Plane, image: NDArray[np.uint8], labels: NDArray[Any], index: int, spacing_mm: Sequence[float], scale: float
+    plane: Plane,
+    image: NDArray[np.uint8],
+    labels: NDArray[Any],
+    index: int,
+    spacing_mm: Sequence[float],
+    scale: float,
+    regions: int = 0,
 ) -> Any:
     """Return a plane of a volume as an RGB picture, with the patient's sides at its edges.
 
@@ -279,13 +287,14 @@ def plane_picture(
         index: of the slice along the plane's normal.
         spacing_mm: edges of a voxel.
         scale: pixels a mm.
+        regions: as of `example_figure`.
     """
     from PIL import Image
 
     x, y, z = (float(mm) for mm in spacing_mm)
     cut = [slice(None)] * 3
     cut[plane.normal] = slice(index, index + 1)
-    shown = OverlaySlice(image[tuple(cut)], labels[tuple(cut)], (x, y, z), plane.normal)
+    shown = OverlaySlice(image[tuple(cut)], labels[tuple(cut)], (x, y, z), plane.normal, regions)
     picture = Image.open(io.BytesIO(overlay(shown, scale))).convert("RGB")
     _draw_sides(picture, plane.letters)
     return picture

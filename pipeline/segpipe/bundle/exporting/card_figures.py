@@ -56,7 +56,10 @@ def _draw_golden(root: Path, names: Mapping[int, str]) -> bytes:
     image, spacing_mm = _read_towards_ras(min((root / IMAGES).glob("*.nii*")))
     labels, _ = _read_towards_ras(root / LABELS)
     channels = image.reshape(*image.shape[:3], -1)
-    return example_figure(channels[..., 0], np.asarray(labels), spacing_mm, names)
+    regions = labels.shape[3] if labels.ndim == 4 else 0
+    if regions:
+        labels = (labels.astype(np.uint16) << np.arange(regions, dtype=np.uint16)).sum(-1, dtype=np.uint16)
+    return example_figure(channels[..., 0], np.asarray(labels), spacing_mm, names, regions=regions)
 
 
 def _read_towards_ras(path: Path) -> tuple[Any, Sequence[float]]:

@@ -1,7 +1,7 @@
 """The golden case of a bundle: a small image that may be passed on, and what the bundle makes of it.
 
 golden/images/image.nii.gz   the input, or image_0000.nii.gz, image_0001.nii.gz, ... where channels are files
-golden/labels.nii.gz         the label map that configs/inference.json makes of it
+golden/labels.nii.gz         the label map, or the masks of regions, that configs/inference.json makes of it
 golden/scores.npy            float32 (classes, points): activated scores at fixed voxels of the network's grid
 golden/golden.json           hashes, tolerance, and the versions and hardware that it was recorded with
 """
@@ -33,7 +33,7 @@ class Golden:
 
     Attributes:
         document: ``golden.json``.
-        labels: (X, Y, Z) uint8.
+        labels: (X, Y, Z) uint8 label map, or (X, Y, Z, regions) uint8 masks of 0 and 1.
         scores: (classes, points) float32.
     """
 
@@ -67,6 +67,11 @@ def array_sha256(array: NDArray[Any]) -> str:
     """Return the SHA-256 of an array's bytes in C order, little-endian."""
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return hashlib.sha256(plain.tobytes()).hexdigest()
+
+
+def voxels_of(labels: NDArray[np.uint8], value: int) -> int:
+    """Return how many voxels have a label, or lie in a region, which are counted from 1."""
+    return int((labels == value).sum() if labels.ndim == 3 else (labels[..., value - 1] == 1).sum())
 
 
 def _other_inputs(root: Path, document: Any) -> Iterator[Finding]:
@@ -109,8 +114,14 @@ def _not_as_said(golden: Golden) -> Iterator[Finding]:
             yield Finding(file, "", array_sha256(array), f"the array is not the one that {DOCUMENT} says: {said}")
     if not np.isfinite(golden.scores).all():
         yield Finding(SCORES, "", "", "scores that are no numbers")
-    for value, label in golden.document["labels"]["shown"].items():
-        found = int((golden.labels == int(value)).sum())
+    shown_labels = golden.document["labels"]["shown"]
+    if golden.labels.ndim == 4 and (
+        [*shown_labels] != [str(number + 1) for number in range(golden.labels.shape[3])] or golden.labels.max() > 1
+    ):
+        yield Finding(LABELS, "", f"{golden.labels.shape}", f"not a mask of 0 and 1 for each region of {DOCUMENT}")
+        return
+    for value, label in shown_labels.items():
+        found = voxels_of(golden.labels, int(value))
         if found < LEAST:
             why = f"a golden case shows at least {LEAST} voxels of every label"
             yield Finding(LABELS, label["name"], f"{found} voxels", why)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.bundle.golden.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST, SCORES, array_sha256
+from segpipe.bundle.golden.golden_case import DOCUMENT, GOLDEN, IMAGES, LABELS, LEAST, SCORES, array_sha256, voxels_of
 from segpipe.bundle.golden.golden_input import HOW, HOW_BENT, Goal, search_image
 from segpipe.bundle.supported_subset import read_inference, read_members
 from segpipe.bundle.tensors import WEIGHTS, load_network
@@ -49,7 +49,7 @@ class Recording:
     """A golden case as one machine computes it.
 
     Attributes:
-        labels: (X, Y, Z) uint8, on the grid of the image's file.
+        labels: (X, Y, Z) uint8 label map, or of regions (X, Y, Z, regions) masks, on the grid of the image's file.
         affine: (4, 4) of that grid.
         scores: (classes, points) float32, activated, at `points` of the network's grid.
         grid: (X, Y, Z) size of that grid.
@@ -122,8 +122,6 @@ def _generate(
     channels = int(metadata["network_data_format"]["inputs"]["image"]["num_channels"])
     if unsupported or files not in (1, channels):
         raise _NoneFoundError(f"nothing is generated for {unsupported[0] if unsupported else f'{files} files a case'}")
-    if known["activation"] == "sigmoid" and len(labels) > 2:
-        raise _NoneFoundError("a golden case is one label map, and regions that may overlap are a mask each")
     states = [torch.load(folder / file, weights_only=True) for file in read_members(config) or (WEIGHTS,)]
     networks = [load_network(known["network_def"], state).eval().requires_grad_(False) for state in states]
     network = networks[0] if len(networks) == 1 else _as_one(networks, known["activation"] == "softmax")
@@ -198,11 +196,9 @@ def _record(folder: Path) -> Recording:
 
 
 def _shown(labels: NDArray[np.uint8], names: Mapping[int, str]) -> dict[str, Any]:
-    """Return name and voxels of each label but the background, by value."""
+    """Return name and voxels of each label but the background, or of each region, by value."""
     return {
-        str(value): {"name": name, "voxels": int((labels == value).sum())}
-        for value, name in sorted(names.items())
-        if value
+        str(value): {"name": name, "voxels": voxels_of(labels, value)} for value, name in sorted(names.items()) if value
     }
 
 
@@ -249,7 +245,7 @@ def record(bundle: Path, images: Path, work: Path, seed: int = 0) -> Recording:
         seed: of the `points`.
 
     Raises:
-        DataError: it does not make one label map of one volume, or has no scores to record.
+        DataError: it does not make one label map, or one file of masks, of one volume, or has no scores to record.
     """
     import nibabel as nib
     import torch
@@ -275,8 +271,9 @@ def record(bundle: Path, images: Path, work: Path, seed: int = 0) -> Recording:
         )
     written: list[Any] = [nib.load(path) for path in sorted(work.rglob("*.nii.gz"))]  # type: ignore[attr-defined, unused-ignore]
     shapes = [image.shape for image in written]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or activated.ndim != 4:
-        raise DataError("the golden case is not one label map of one volume", found=f"{shapes}")
+    masks = [tuple(shape[3:]) for shape in shapes]
+    if masks not in ([()], [(len(activated),)]) or activated.ndim != 4:
+        raise DataError("the golden case is not one label map, or one mask a region, of one volume", found=f"{shapes}")
     (image,) = written
     grid = tuple(activated.shape[1:])
     chosen = activated.reshape(len(activated), -1)[:, torch.from_numpy(points(math.prod(grid), seed))]

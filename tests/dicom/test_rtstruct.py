@@ -15,21 +15,25 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from segpipe.dicom.codes import label_infos
 from segpipe.dicom.labels import read_labels
 from segpipe.dicom.model import Series
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.write.rtstruct import write_rtstruct
-from segpipe.errors import DataError
+from segpipe.errors import DataError, SegpipeError
 
 
-def read_back(path: Path, series: Series) -> tuple[NDArray[Any], float]:
-    """The label map by matplotlib's test of points, and how far contours lie from the planes they refer to (mm)."""
+def read_back(path: Path, series: Series, only: int | None = None) -> tuple[NDArray[Any], float]:
+    """The label map by matplotlib's test of points, and how far contours lie from the planes they refer to (mm).
+
+    Of ``only`` one region where they overlap.
+    """
     written = dcmread(path)
     assert series.shape is not None
     labels, worst = np.zeros(series.shape, int), 0.0
     i, j = np.indices(series.shape[:2])
     for item in written.ROIContourSequence:
-        for contour in item.get("ContourSequence", []):
+        for contour in item.get("ContourSequence", []) if only in (None, item.ReferencedROINumber) else ():
             reference = contour.ContourImageSequence[0]
             k, frame = next(
                 (k, frame)
@@ -56,6 +60,26 @@ def test_points_within_the_contours_are_the_mask(tmp_path: Path, grid: str) -> N
     found, worst_mm = read_back(tmp_path / "rt.dcm", series)
     assert np.array_equal(found, labels)
     assert worst_mm < 1e-3
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_regions_that_overlap_are_a_region_of_interest_each(tmp_path: Path, grid: str) -> None:
+    series = write_series(tmp_path / "in", grid)
+    labels = some_labels(series)
+    masks = [labels > 0, (labels == 3) | (labels == 7), np.zeros(labels.shape, bool), labels == 1]
+    bits = sum((mask.astype(np.uint8) << number for number, mask in enumerate(masks)), np.zeros(labels.shape, np.uint8))
+    infos, _ = label_infos(
+        {0: "background", 1: "whole", 2: "core", 3: "nowhere", 4: "rim"}, {"name": "x", "codes": None}
+    )
+    write_rtstruct(series, bits, infos, tmp_path / "rt.dcm", algorithm=ALGORITHM, regions=4)
+    assert (masks[0] & masks[1]).any()
+    for number, mask in enumerate(masks, 1):
+        found, _ = read_back(tmp_path / "rt.dcm", series, number)
+        np.testing.assert_array_equal(found == number, mask)
+    written = dcmread(tmp_path / "rt.dcm")
+    assert [item.ROIName for item in written.StructureSetROISequence] == ["whole", "core", "nowhere", "rim"]
+    with pytest.raises(SegpipeError, match="nothing is said of"):
+        write_rtstruct(series, bits | 16, infos, tmp_path / "rt.dcm", algorithm=ALGORITHM, regions=4)
 
 
 def test_each_frame_of_an_enhanced_image_is_referred_to(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def check_next(folder: Path, patient: BrainPhantom) -> None:
     found = voxels(result / "segmentation.nii.gz")
     for number, mask in enumerate(masks.values()):
         np.testing.assert_array_equal(mask, found[..., number] == 1)
+    for name, mask in read_labels(result / "rtstruct.dcm", first).items():
+        np.testing.assert_array_equal(mask, masks[name])
     both = masks["whole tumour"] & masks["tumour core"]
     assert both.sum() > 0.5 * masks["tumour core"].sum()  # overlap is kept
     (folder / "resampled").mkdir()

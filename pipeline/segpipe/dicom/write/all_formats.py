@@ -20,7 +20,7 @@ from segpipe.dicom.write.stored_object import LABELMAP, RTSTRUCT, SEG, SR, Algor
 from segpipe.dicom.write.structured_report import write_sr
 from segpipe.errors import SegpipeError, UsageError
 
-OVERLAP = "its regions overlap, and this format takes one label map: seg holds them"
+OVERLAP = "its regions overlap, and this format takes one label a voxel: seg and rtstruct hold them"
 
 
 def write_dicom(
@@ -45,7 +45,7 @@ def write_dicom(
         volumes_ml: label name to volume.
         infos: what the labels mean.
         algorithm: what made them.
-        regions: how many regions may overlap; a SEG holds them, and a report of it, and nothing else.
+        regions: how many regions may overlap; a SEG, a report of it and an RTSTRUCT hold them, a label map cannot.
         judgement: what is said of its quality; None where nothing was judged.
 
     Returns:
@@ -62,7 +62,10 @@ def write_dicom(
     writers: dict[str, tuple[str, Callable[[], None]]] = {
         "seg": (SEG, partial(write_seg, series, labels, infos, seg, regions=regions, **origin)),
         "labelmap": (LABELMAP, partial(write_seg, series, labels, infos, folder / LABELMAP, kind="labelmap", **origin)),
-        "rtstruct": (RTSTRUCT, partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, **origin)),
+        "rtstruct": (
+            RTSTRUCT,
+            partial(write_rtstruct, series, labels, infos, folder / RTSTRUCT, regions=regions, **origin),
+        ),
         "sr": (SR, partial(write_sr, series, seg, volumes_ml, infos, folder / SR, **origin)),
     }
     wanted = {*formats, "seg"} if "sr" in formats else set(formats)
@@ -71,7 +74,7 @@ def write_dicom(
     for name, (file, write) in writers.items():
         if name not in wanted:
             continue
-        if regions and name in ("labelmap", "rtstruct"):
+        if regions and name == "labelmap":
             refused[name] = OVERLAP
             continue
         if name == "sr" and "seg" in refused:

@@ -155,6 +155,7 @@ def write_rtstruct(
     *,
     algorithm: AlgorithmInfo,
     deidentified: bool = False,
+    regions: int = 0,
     judgement: Judgement | None = None,
 ) -> None:
     """Write a label map as DICOM RTSTRUCT, which nobody has approved.
@@ -164,12 +165,14 @@ def write_rtstruct(
 
     Args:
         series: the source; one that `obstacles` has nothing against.
-        labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background.
+        labels: (C, R, S) uint8 or uint16 on the grid of the series, 0 is background; bits where ``regions`` overlap.
         infos: every label that may occur; each becomes a region of interest, numbered by its label value. One that
             does not occur has no contours.
         path: the file.
         algorithm: what made the labels.
         deidentified: without the free text and institution of the source.
+        regions: how many regions may overlap: bit n of a voxel is label n + 1, and each becomes a region of interest
+            with all its voxels. 0 where each voxel has one label.
         judgement: what is said of its quality, of which it holds decision and reasons; None where nothing was judged.
 
     Raises:
@@ -177,7 +180,7 @@ def write_rtstruct(
         SegpipeError: the labels are not on the series' grid.
         UsageError: the file cannot be written.
     """
-    check_labels(series, labels, infos)
+    check_labels(series, labels, infos, regions)
     infos = sorted(infos, key=lambda info: info.value)
     uid = content_uid(RTSTRUCT, series, labels, infos, algorithm, deidentified, judgement)
 
@@ -187,12 +190,13 @@ def write_rtstruct(
         dataset = _empty(sources, infos, uid, algorithm, described)
         images = [_image(sources, frame) for frame in series.frames]
         _add_structure_set(dataset, sources, images, algorithm)
-        boxes = find_objects(labels)
+        boxes = [] if regions else find_objects(labels)
         for info in infos:
             _add_region(dataset, info, algorithm)
-            box = boxes[info.value - 1] if info.value <= len(boxes) else None
-            if box is not None:
-                part, first = labels[box] == info.value, tuple(side.start for side in box)
+            mask = labels >> (info.value - 1) & 1 if regions else labels
+            found = find_objects(mask) if regions else boxes[info.value - 1 : info.value]
+            for box in filter(None, found):
+                part, first = mask[box] == (1 if regions else info.value), tuple(side.start for side in box)
                 dataset.ROIContourSequence[-1].ContourSequence = list(_contours(series, images, part, first))
         return encoded(dataset)
 

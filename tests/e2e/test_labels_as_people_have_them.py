@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from segpipe.cli.app import run
 from segpipe.errors import OK
@@ -119,6 +120,40 @@ def test_regions_within_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
     stock(bundle, "evaluate.json", root, tmp_path / "stock_eval")
     overall = np.mean([part["metrics"]["dice"]["mean"] for part in measured.values()])
     assert stock_dice(tmp_path / "stock_eval") == pytest.approx(overall, abs=1e-4)
+    check_cleaned(root, out, tmp_path / "cleaned", test)
+
+
+def check_cleaned(root: Path, out: Path, folder: Path, test: list[str]) -> None:
+    """A bundle with rules for two regions gives what SciPy's components make of the masks, and stock MONAI the same."""
+    folder.mkdir()
+    rules = {"1": {"keep_largest": True, "min_volume_ml": None}, "3": {"keep_largest": False, "min_volume_ml": 0.05}}
+    (folder / "rules.json").write_text(json.dumps({"schema_version": 1, "rules": rules}))
+    bundle = folder / "model"
+    assert run(["export", str(root / "run"), str(bundle), "--postprocessing", str(folder / "rules.json")]) == OK
+    card = (bundle / "docs/README.md").read_text()
+    assert "Of whole tumour, only the largest" in card and "Of enhancing tumour, components below 0.05 mL" in card
+    cleaned = folder / "out"
+    assert run(["predict", str(bundle), str(root / "manifest.json"), str(cleaned), "--data", str(root)]) == OK
+    stock(bundle, "inference.json", root / "imagesTr", folder / "stock")
+    removed = 0
+    for case in test:
+        before, found = (voxels(each / case / "segmentation.nii.gz") for each in (out, cleaned))
+        sizes = [components(before[..., number]) for number in range(3)]
+        expected = before.copy()
+        expected[..., 0][sizes[0] < sizes[0].max()] = 0
+        expected[..., 2][sizes[2] * 0.0045 < 0.05] = 0
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(found, voxels(folder / "stock" / f"{case}_0000_seg.nii.gz"))
+        removed += int(before.sum()) - int(found.sum())
+    assert removed > 0, "no case had anything to remove"
+
+
+def components(mask: NDArray[Any]) -> NDArray[np.int64]:
+    """The size of the component that each voxel belongs to, 0 outside."""
+    numbers, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(numbers.ravel())
+    sizes[0] = 0
+    return np.asarray(sizes[numbers])
 
 
 def test_voxels_that_nobody_annotated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,25 @@ def test_largest_component_is_chosen_where_it_helps(tmp_path: Path, capsys) -> N
     assert "largest component" in printed.out and "none helps" in printed.out and printed.err == ""
 
 
+@pytest.mark.parametrize("as_masks", [True, False])
+def test_a_rule_is_chosen_for_a_region(tmp_path: Path, as_masks: bool) -> None:
+    """A speck of the inner label is one of both regions: each gains by itself; a label map and masks say the same."""
+    words = write_study(tmp_path, specks=True)
+    document = json.loads((tmp_path / "manifest.json").read_text())
+    document |= {"schema_version": 2, "regions": {"both": [1, 2], "tail": [2], "head": [1]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    for path in (tmp_path / "predictions").iterdir() if as_masks else ():
+        labels = np.asarray(nib.load(path).dataobj)
+        masks = np.stack([labels > 0, labels == 2, labels == 1], -1).astype(np.uint8)
+        nib.save(nib.Nifti1Image(masks, np.eye(4)), path)
+    assert run([*words, "--split", "validation", "--fold", "0", "--try-postprocessing"]) == 0
+    rules = read_rules(tmp_path / "out/postprocessing.json")
+    assert set(rules) == {1, 3} and rules[3] == LabelRule(keep_largest=True)
+    assert rules[1] == LabelRule(False, 0.01)  # of two organs the largest is not all
+    evidence = json.loads((tmp_path / "out/postprocessing.json").read_text())["evidence"]["labels"]
+    assert [evidence[number]["name"] for number in "123"] == ["both", "tail", "head"]
+
+
 def test_no_rule_where_nothing_is_gained(tmp_path: Path) -> None:
     words = write_study(tmp_path, specks=False)
     assert run([*words, "--split", "validation", "--fold", "0", "--try-postprocessing"]) == 0

@@ -67,8 +67,38 @@ def test_transforms_do_what_the_rules_say(labels: np.ndarray, rules: dict[int, L
     json.dumps(steps)
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {2: LabelRule(True)},
+        {1: LabelRule(True), 3: LabelRule(False, 0.004)},
+        {1: LabelRule(True, 0.005), 2: LabelRule(False, 0.003), 3: LabelRule(True)},
+    ],
+)
+def test_masks_of_regions_are_cleaned_each_by_itself(labels: np.ndarray, rules: dict[int, LabelRule]) -> None:
+    """Regions overlap: a component is one of its mask, whatever the others have there."""
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.data import MetaTensor
+
+    masks = np.stack([labels > 0, labels == 2, labels != 2]).astype(np.uint8)
+    masks[2, 0] = 0
+    steps = cleanup_transforms(rules, n_labels=3, regions=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compose = ConfigParser({"c": {"_target_": "Compose", "transforms": steps}}).get_parsed_content("c")
+        found = compose({"pred": MetaTensor(torch.from_numpy(masks.copy()), affine=torch.from_numpy(AFFINE))})["pred"]
+    assert found.shape == masks.shape and np.array_equal(found.affine.numpy(), AFFINE)
+    for number, mask in enumerate(masks, 1):
+        alone = {1: rules[number]} if number in rules else {}
+        assert np.array_equal(found[number - 1].numpy(), expected(mask, alone)), number
+    assert bool(steps) == bool(rules)
+
+
 def test_no_rule_is_no_transform() -> None:
     assert cleanup_transforms({1: LabelRule()}, 2) == []
+    assert cleanup_transforms({1: LabelRule()}, 2, regions=2) == []
     assert not LabelRule() and LabelRule(True) and LabelRule(False, 0.1)
 
 

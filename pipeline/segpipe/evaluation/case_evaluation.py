@@ -47,7 +47,7 @@ class Job:
         labels: value to name, without background; of regions their number.
         targets: what of the truth is measured; None: each of the labels, everywhere.
         tolerance_mm: for NSD.
-        rules: also try clean-up rules on the prediction, where there are no regions.
+        rules: also try clean-up rules on the prediction.
         probabilities: file of the probabilities, where they were kept.
     """
 
@@ -223,8 +223,10 @@ def _measure(job: Job) -> CaseResult:
         None if counted is None else int(np.count_nonzero(counted)),
         looked_for,
     )
-    tried = job.rules and not targets.regions  # a rule is one for labels that exclude each other
-    trials = try_rules(true, prediction, job.labels, grid.affine, counted, looked_for) if tried else []
+    trials: list[Trial | None] = []
+    if job.rules:
+        whole = targets.masks(prediction, None)  # a rule sees all of it
+        trials = try_rules(true, whole, job.labels, grid.affine, counted, looked_for)
     return CaseResult(job.id, job.group, measures, trials=trials, remark=remark)
 
 

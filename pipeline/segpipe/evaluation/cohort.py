@@ -188,7 +188,7 @@ def evaluate(
         if figures:
             drawn = draw_figures(Path(out), results, dataset, root, predictions, options)
             write_evaluation_page(Path(out), results, summary, settings, drawn)
-    if try_postprocessing and dataset.regions is None:
+    if try_postprocessing:
         measured = [result for result in results if result.trials]
         trials, groups = [result.trials for result in measured], [result.group for result in measured]
         rules = choose_rules(trials, groups, dataset.targets, bootstrap, seed)

@@ -1,4 +1,4 @@
-"""Clean-up rules for labels: what each candidate does to a case, and which one helps a label beyond doubt.
+"""Clean-up rules for labels or regions: what each candidate does to a case, and which one helps a label beyond doubt.
 
 `try_rules` measures one case in a worker process; `choose_rules` judges all of them, on validation cases alone.
 """
@@ -48,10 +48,18 @@ def try_rules(
     counted: NDArray[np.bool_] | None = None,
     looked_for: Collection[int] | None = None,
 ) -> list[Trial | None]:
-    """Return the Dice of every label with every candidate rule; None for a label that nobody looked for.
+    """Return the Dice of every label, or region, with every candidate rule; None for what nobody looked for.
 
     A label that is empty in both counts 1 here, so that removing what is not in truth is a gain. A rule is applied to
     the whole prediction, and measured where the truth counts.
+
+    Args:
+        truth: label map (X, Y, Z), or masks of regions (regions, X, Y, Z).
+        prediction: the same of the prediction.
+        labels: value to name, without background; of regions their number from 1.
+        affine: (4, 4) voxel index to mm.
+        counted: (X, Y, Z) where the truth says something; None: everywhere.
+        looked_for: values of ``labels`` that were looked for; None: all.
     """
     voxel_ml = volume_ml([True], affine)
     trials: list[Trial | None] = []
@@ -63,7 +71,7 @@ def try_rules(
         if looked_for is not None and value not in looked_for:
             trials.append(None)
             continue
-        true, predicted = truth == value, prediction == value
+        true, predicted = (each == value if each.ndim == 3 else each[value - 1] == 1 for each in (truth, prediction))
         before = score(true, predicted)
         sizes_ml = _component_sizes(predicted) * voxel_ml
         after = tuple(

@@ -1,4 +1,4 @@
-"""Rules that clean a label map up, and the stock MONAI transforms that carry them out.
+"""Rules that clean a label map up, or the mask of each region, and the stock MONAI transforms that carry them out.
 
 `evaluate` chooses rules on validation cases with these transforms, and `export` writes the same transforms into
 the bundle, behind the step that makes a label map of the scores.
@@ -42,16 +42,22 @@ class LabelRule:
         return ", and ".join(largest + small)
 
 
-def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int) -> list[dict[str, Any]]:
+def cleanup_transforms(rules: Mapping[int, LabelRule], n_labels: int, regions: int = 0) -> list[dict[str, Any]]:
     """Return the rules as MONAI config, for a label map (1, X, Y, Z) with its affine in ``pred``.
 
+    Regions that may overlap are masks (regions, X, Y, Z) instead, and each is cleaned by itself: what one loses another
+    that contains it may keep.
+
     Args:
-        rules: by label value.
+        rules: by label value, or by the number of a region from 1.
         n_labels: number of labels, background included.
+        regions: number of regions; 0 where each voxel has one label.
 
     Returns:
-        Transforms that give a label map again; empty where no rule does anything.
+        Transforms that give a label map, or masks, again; empty where no rule does anything.
     """
+    if regions:
+        return _of_masks({value: rule for value, rule in sorted(rules.items()) if rule}, regions)
     steps: list[dict[str, Any]] = []
     largest = sorted(value for value, rule in rules.items() if rule.keep_largest)
     if largest:
@@ -96,19 +102,41 @@ def read_rules(path: str | Path) -> dict[int, LabelRule]:
     return rules
 
 
+def _of_masks(rules: Mapping[int, LabelRule], regions: int) -> list[dict[str, Any]]:
+    if not rules:
+        return []
+    masks = [f"{KEY}_{index}" for index in range(regions)]
+    largest = [masks[value - 1] for value, rule in rules.items() if rule.keep_largest]
+    keep = {
+        "_target_": "KeepLargestConnectedComponentd",
+        "keys": largest,
+        "applied_labels": [1],
+        "is_onehot": False,
+        "connectivity": CONNECTIVITY,
+    }
+    small = [_small(masks[value - 1], rule.min_volume_ml) for value, rule in rules.items() if rule.min_volume_ml]
+    return [
+        {"_target_": "SplitDimd", "keys": KEY, "dim": 0, "output_postfixes": [str(index) for index in range(regions)]},
+        *([keep] if largest else []),
+        *small,
+        {"_target_": "ConcatItemsd", "keys": masks, "name": KEY},
+    ]
+
+
+def _small(key: str, volume_ml: float) -> dict[str, Any]:
+    return {
+        "_target_": "RemoveSmallObjectsd",
+        "keys": key,
+        "min_size": volume_ml * MM3_PER_ML,
+        "connectivity": CONNECTIVITY,
+        "by_measure": True,
+    }
+
+
 def _remove_small(volumes_ml: Mapping[int, float], n_labels: int) -> list[dict[str, Any]]:
     """Use one mask a label, since on a label map the transform would take a whole label for one object."""
     masks = [f"{KEY}_{value}" for value in range(n_labels)]
-    small = [
-        {
-            "_target_": "RemoveSmallObjectsd",
-            "keys": f"{KEY}_{value}",
-            "min_size": volume * MM3_PER_ML,
-            "connectivity": CONNECTIVITY,
-            "by_measure": True,
-        }
-        for value, volume in volumes_ml.items()
-    ]
+    small = [_small(f"{KEY}_{value}", volume) for value, volume in volumes_ml.items()]
     return [
         {"_target_": "AsDiscreted", "keys": KEY, "to_onehot": n_labels},
         {"_target_": "SplitDimd", "keys": KEY, "dim": 0, "output_postfixes": [str(v) for v in range(n_labels)]},

@@ -117,7 +117,7 @@ def fast_config(config: Config, rules: Rules, members: int = 1) -> dict[str, Any
             "device": "@device",
             **windows,
             "activation": _activation(config),
-            "cleanup": cleanup_transforms(rules, n_labels(config)) if rules else [],
+            "cleanup": _cleanup(config, rules),
         },
         "run": ["$@fast.run()"],
     }
@@ -230,22 +230,18 @@ def train_config(config: Config) -> dict[str, Any]:
 
 
 def check_rules(rules: Rules, config: Config) -> None:
-    """Refuse a rule for a label that the network does not have, or for regions.
+    """Refuse a rule for a label, or region, that the network does not have.
 
     Raises:
         UsageError: naming it.
     """
-    if rules and config.get("regions"):
-        raise UsageError(
-            "post-processing rules are for labels that exclude each other, and this run finds regions",
-            found=", ".join(config["regions"]),
-            hint="export without --postprocessing",
-        )
-    last = n_labels(config) - 1
+    last = len(config.get("regions") or ()) or n_labels(config) - 1
     unknown = [value for value in sorted(rules) if not 0 < value <= last]
     if unknown:
         raise UsageError(
-            "a post-processing rule is for an unknown label", found=unknown[0], expected=f"labels 1 to {last}"
+            f"a post-processing rule is for an unknown {'region' if config.get('regions') else 'label'}",
+            found=unknown[0],
+            expected=f"1 to {last}",
         )
 
 
@@ -341,8 +337,12 @@ def _label_map_transforms(config: Config, rules: Rules, members: int) -> list[di
         *([] if members == 1 else [mean]),
         invert,
         {"_target_": "AsDiscreted", "keys": "pred", **discrete},
-        *cleanup_transforms(rules, n_labels(config)),
+        *_cleanup(config, rules),
     ]
+
+
+def _cleanup(config: Config, rules: Rules) -> list[dict[str, Any]]:
+    return cleanup_transforms(rules, n_labels(config), len(config.get("regions") or ()))
 
 
 def _activation(config: Config) -> str:

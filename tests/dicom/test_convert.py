@@ -5,16 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import make
 import nibabel as nib
 import numpy as np
 import pytest
 from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, tilted, write
+from test_pet_units import pet
 
 from segpipe.cli.app import run
-from segpipe.dicom.volume import load
+from segpipe.dicom.volume import load, load_series
 
 
 def convert(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
@@ -168,3 +171,45 @@ def test_a_small_shear_is_in_the_sform(tmp_path: Path, capsys: pytest.CaptureFix
     assert header["sform_code"] == 1
     sform = header.get_sform()
     assert np.linalg.norm((sform @ [0, 0, 5, 1])[:3] * [-1, -1, 1] - position(images[5], 0, 0)) < 0.01
+
+
+@pytest.mark.parametrize("unit", ["SUVbw", "suvbw"])
+def test_pet_is_converted_by_its_headers_and_the_file_says_so(
+    unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series = pet(tmp_path / "in/pet")
+    write(make.series(modality="CT"), tmp_path / "in/ct")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--pet-unit", unit)
+    by_modality = {row["modality"]: row for row in document["series"]}
+    assert code == 0 and by_modality["PT"]["unit"] == "SUVbw" and by_modality["CT"]["unit"] is None
+    image = nib.load(tmp_path / "out" / by_modality["PT"]["file"])
+    stored = load_series(replace(series, converted_to="")).array
+    factor = 74_000 / (370e6 * 2 ** (-3600 / 6586.2))  # g, over Bq an hour after the injection
+    np.testing.assert_allclose(np.asarray(image.dataobj), stored * factor, rtol=1e-5)
+    assert image.get_data_dtype() == np.float32 and bytes(image.header["descrip"]).rstrip(b"\0") == b"unit: SUVbw"
+    assert not bytes(nib.load(tmp_path / "out" / by_modality["CT"]["file"]).header["descrip"]).strip(b"\0")
+
+
+def test_a_file_in_another_unit_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pet(tmp_path / "in")
+    words = (tmp_path / "in", tmp_path / "out")
+    code, document = convert(capsys, *words)
+    assert (code, document["series"][0]["unit"]) == (0, "BQML")
+    code, document = convert(capsys, *words, "--pet-unit", "SUVbw")
+    (row,) = document["series"]
+    assert (code, row["state"], row["reason"], row["file"]) == (3, "refused", "pet_unit", None)
+    assert "in values as stored; expected SUVbw" in row["detail"] and "--overwrite" in row["detail"]
+    assert convert(capsys, *words, "--pet-unit", "SUVbw", "--overwrite")[1]["written"] == 1
+    assert convert(capsys, *words, "--pet-unit", "SUVbw")[1]["kept"] == 1
+    code, document = convert(capsys, *words)
+    assert (code, document["refused"]) == (3, 1) and "in SUVbw; expected" in document["series"][0]["detail"]
+
+
+def test_pet_that_cannot_be_converted_is_refused_by_its_tag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pet(tmp_path / "in", PatientWeight=None)
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--pet-unit", "SUVbw")
+    (row,) = document["series"]
+    assert (code, row["reason"]) == (3, "pet_unit") and "PatientWeight (0010,1030)" in row["detail"]
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--pet-unit", "GML")
+    assert (code, document["series"][0]["reason"]) == (3, "pet_unit")
+    assert run(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--pet-unit", "kBq"]) == 2

@@ -21,6 +21,10 @@ def command(
     repair: Repair = None,
     series: SeriesNames = None,
     secondary_capture: SecondaryCapture = None,
+    pet_unit: Annotated[
+        str | None,
+        typer.Option(help="PET: SUVbw converts values by the headers; BQML, CNTS or GML is what they have to be in."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is there already.")] = False,
     json: AsJson = False,
 ) -> int:
@@ -35,6 +39,8 @@ def command(
     Example: segpipe convert scans nifti
 
     Example: segpipe convert scans nifti --repair tilt
+
+    Example: segpipe convert scans nifti --pet-unit SUVbw
     """
     from segpipe.dicom import convert_folder
 
@@ -47,6 +53,7 @@ def command(
             series=series or (),
             repair=repair,
             secondary_capture=secondary_capture or (),
+            pet_unit=pet_unit,
             overwrite=overwrite,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )

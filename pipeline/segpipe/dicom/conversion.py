@@ -12,11 +12,13 @@ from segpipe.common.nifti import corners_apart_mm, forms_limit_mm, write_nifti_w
 from segpipe.common.result_folder import MAPPING, read_lines
 from segpipe.dicom.captures import admitted
 from segpipe.dicom.model import Scan, Series, Volume
+from segpipe.dicom.pet_units import in_unit, parse_pet_unit
 from segpipe.dicom.repair import check_repairs
 from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
 from segpipe.errors import DataError, UsageError
 
+UNIT = "unit: "
 SCANNER = 1  # code of sform and qform: coordinates of the scanner
 
 
@@ -36,6 +38,7 @@ class ConvertedSeries:
     dtype: str | None = None
     repaired: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unit: str | None = None  # of a PET's values in the file, where it is known
 
 
 def convert_folder(
@@ -45,6 +48,7 @@ def convert_folder(
     series: Sequence[str] = (),
     repair: str | Sequence[str] | None = None,
     secondary_capture: Sequence[str] = (),
+    pet_unit: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], object] = lambda stage, done, total: None,
 ) -> tuple[list[ConvertedSeries], Scan]:
@@ -56,6 +60,7 @@ def convert_folder(
         series: only these SeriesInstanceUIDs and case ids.
         repair: ``tilt``, ``spacing`` or both, as of `load_series`.
         secondary_capture: SeriesInstanceUIDs and case ids of Secondary Captures to take.
+        pet_unit: ``SUVbw``, to which PET is converted, or the unit that it has to be stored in; None: as it is.
         overwrite: write again what is there already.
         progress: called with the stage, and how much of it is done, of how much.
 
@@ -63,14 +68,14 @@ def convert_folder(
         What became of each series, and the tree that they were found in.
 
     Raises:
-        UsageError: no such folder, repair or series, or a file cannot be written.
+        UsageError: no such folder, repair, series or unit, or a file cannot be written.
         DataError: there is no series.
     """
-    repairs = check_repairs(repair)
+    repairs, unit = check_repairs(repair), parse_pet_unit(pet_unit)
     tree = scan(source, progress=lambda done, total: progress("reading headers", done, total))
     named = {*series, *secondary_capture}
     chosen = [
-        member
+        in_unit(member, unit)
         for member in admitted(_choose(tree, series), repairs, secondary_capture, across_gaps=True)
         if not member.is_picture or {member.series_uid, member.case_id} & named
     ]
@@ -118,8 +123,13 @@ def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> Converte
     if series.state == "refused":
         return refused
     path = out / f"{series.case_id}.nii.gz"
+    unit = series.converted_to or series.units or None
     if path.is_file() and not overwrite:
-        return replace(refused, state="kept", reason=None, detail="", file=path.name)
+        if _converted_to(path) != series.converted_to:
+            there = _converted_to(path) or "values as stored"
+            words = f"its file is there already, in {there}; expected {series.converted_to or 'values as stored'}"
+            return replace(refused, reason="pet_unit", detail=f"{words}. Give --overwrite, or another folder.")
+        return replace(refused, state="kept", reason=None, detail="", file=path.name, unit=unit)
     try:
         volume = load_series(series)
     except DataError as error:
@@ -136,7 +146,19 @@ def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> Converte
         dtype=str(volume.array.dtype),
         repaired=volume.repaired,
         notes=volume.notes,
+        unit=unit,
     )
+
+
+def _converted_to(path: Path) -> str:
+    """Return the unit that the values of a file were converted to; empty where they are as stored."""
+    import nibabel as nib
+
+    try:
+        words = bytes(nib.load(path).header["descrip"]).decode("ascii", "ignore")  # type: ignore[attr-defined, unused-ignore]
+    except Exception:  # noqa: BLE001 - whatever lies there is kept as it is
+        return ""
+    return next((word.removeprefix(UNIT) for word in words.strip("\0 ").split("; ") if word.startswith(UNIT)), "")
 
 
 def _sentence(error: DataError, root: Path) -> str:
@@ -151,7 +173,7 @@ def write_volume(volume: Volume, path: Path) -> None:
     """Write a volume as ``.nii.gz``, whole or not at all.
 
     Sform and qform both place the voxels in mm. A qform cannot say a shear: where it would move a corner by more than
-    0.1 mm there is none. The header has no text, except ``repaired: tilt`` or the like in ``descrip``.
+    0.1 mm there is none. The header has no text, except ``repaired: tilt; unit: SUVbw`` or the like in ``descrip``.
 
     Raises:
         UsageError: it cannot be written.
@@ -164,8 +186,9 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.set_qform(volume.affine_ras, code=SCANNER)
     if corners_apart_mm(image.get_qform(), volume.affine_ras, volume.array.shape) > forms_limit_mm(volume.affine_ras):
         image.set_qform(None, code=0)
-    if volume.repaired:
-        image.header["descrip"] = f"repaired: {', '.join(volume.repaired)}"
+    said = [f"repaired: {', '.join(volume.repaired)}"] if volume.repaired else []
+    said += [f"{UNIT}{volume.series.converted_to}"] if volume.series.converted_to else []
+    image.header["descrip"] = "; ".join(said)
     write_nifti_whole(image, path)
 
 

@@ -13,6 +13,7 @@ from pydicom.uid import generate_uid
 
 import segpipe
 from dicom import make
+from dicom.registered import STUDY, around, item, reg, rigid
 from segpipe.cli.app import run
 from segpipe.common.resampling import resample
 from segpipe.data.manifest import Manifest, save_manifest
@@ -80,6 +81,36 @@ def test_ct_and_pet_of_a_study_are_segmented_as_one_case(
     capsys.readouterr()
     assert run([*words, "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["counts"]["skipped"] == 1
+
+
+def test_a_registered_channel_is_moved_and_every_result_says_so(
+    two_channels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = rigid(9.0)
+    middle = np.array([-20.0 + 6.5 * 1.25, 31.0 + 5.5 * 1.5, 5.0 + 3 * 3.0, 1.0])  # of the CT
+    pet = around((np.linalg.inv(matrix) @ middle)[:3])
+    fixed, moving = generate_uid(), generate_uid()
+    for seed, (modality, grid, frame) in enumerate((("CT", CT, fixed), ("PT", pet, moving))):
+        uids = {"StudyInstanceUID": STUDY, "FrameOfReferenceUID": frame}
+        make.write(make.series(grid, modality, seed=seed, **uids), tmp_path / "in" / modality)
+    make.write([reg(fixed, item(moving, matrix))], tmp_path / "in" / "reg")
+    words = ["predict", str(two_channels), str(tmp_path / "in"), str(tmp_path / "out"), "--json"]
+    assert run([*words, "--format", "nifti,seg"]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    assert case["notes"][0].startswith("channel PET lies in another frame of reference: moved by the rigid matrix")
+    result = json.loads((tmp_path / "out" / case["id"] / "result.json").read_text())
+    assert "turned by 9 degrees" in " ".join(result["notes"])
+    series = {one.modality: one for one in scan(tmp_path / "in").series}
+    first, second = load_series(series["CT"]), load_series(series["PT"])
+    flip = np.diag([-1.0, -1, 1, 1])
+    moved = flip @ matrix @ flip @ second.affine_ras
+    expected = expected_labels(first.array, first.affine_ras, second.array, moved)
+    found = np.asarray(nib.load(tmp_path / "out" / case["id"] / "segmentation.nii.gz").dataobj)
+    np.testing.assert_array_equal(found, expected)
+    make.write([reg(fixed, item(moving, rigid(10.0)))], tmp_path / "in" / "reg")  # another matrix, another input
+    assert run(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["counts"]["skipped"] == 0 and "turned by 10 degrees" in document["cases"][0]["notes"][0]
 
 
 def test_rules_say_which_series_is_which(

@@ -25,6 +25,8 @@ from .pet_units import parse_pet_unit as parse_pet_unit
 from .pet_units import shared_unit as shared_unit
 from .pet_units import volume_in_unit as volume_in_unit
 from .privacy import patient_pseudonym as patient_pseudonym
+from .registration import open_registrations as open_registrations
+from .registration import registration_note as registration_note
 from .repair import check_repairs as check_repairs
 from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan

@@ -1,7 +1,8 @@
 """Series that are channels of one case: of one study and one frame of reference, each told by a rule.
 
 The first channel gives the grid, and with it the place of labels and results; the others are resampled to it when they
-are read. Series in different frames of reference are never joined: nothing says how they lie to each other.
+are read. A series in another frame of reference is joined only where a registration object says, by a rigid matrix, how
+the two lie to each other.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from segpipe.common.resampling import note_on
-from segpipe.dicom.model import Series
+from segpipe.dicom.model import Registration, Series
 from segpipe.dicom.pet_units import in_unit
+from segpipe.dicom.registration import RegistrationObject, find_registration, registration_note
 from segpipe.errors import DataError, UsageError
 
 MODALITY_OF = {"CT": "CT", "PET": "PT", "PT": "PT", "MR": "MR", "MRI": "MR"}  # a channel's word to DICOM's
@@ -82,7 +84,10 @@ def channels_by_name(names: Sequence[str]) -> tuple[ChannelRule, ...] | None:
 
 
 def join_channels(
-    series: Sequence[Series], rules: Sequence[ChannelRule], units: Mapping[str, str | None] | None = None
+    series: Sequence[Series],
+    rules: Sequence[ChannelRule],
+    units: Mapping[str, str | None] | None = None,
+    registrations: Sequence[RegistrationObject] = (),
 ) -> JoinedSeries:
     """Join series to cases of several channels.
 
@@ -90,6 +95,7 @@ def join_channels(
         series: of a tree.
         rules: one a channel, in the order of the channels.
         units: by the name of a channel, the unit that its values are to be in; see `segpipe.dicom.in_unit`.
+        registrations: objects of the tree, by which a channel may lie in another frame of reference.
     """
     joined = JoinedSeries()
     taken: set[int] = set()
@@ -102,16 +108,23 @@ def join_channels(
         firsts = _candidates(rules[0], here)
         if not any(first is member for member in firsts):  # computed from what is there as well
             continue
+        ways: list[Registration | None] = []
         further, fault = [], _several(rules[0], firsts) if len(firsts) > 1 else ""
         for rule in rules[1:]:
             members = [other for other in _candidates(rule, here) if other not in firsts]
+            elsewhere = [] if members else [other for other in _candidates(rule, beside) if other not in firsts]
+            moved = {id(other): find_registration(registrations, other, first) for other in elsewhere}
+            members = members or [other for other in elsewhere if moved[id(other)][0]]
             further += members
+            ways += [moved.get(id(member), (None, ""))[0] for member in members]
             if not fault and len(members) != 1:
-                fault = _several(rule, members) if members else _missing(rule, _candidates(rule, beside))
+                why = next((why for _, why in moved.values()), "")
+                fault = _several(rule, members) if members else _missing(rule, elsewhere, why)
         members = [*firsts, *further]
         if len({id(member) for member in members}) != len(members) and not fault:
             fault = "one series fits several channels; tell them apart with --channel NAME=MODALITY:PATTERN"
         taken |= {id(member) for member in members}
+        further = [replace(one, registration=way) for one, way in zip(further, ways, strict=True)]
         if not fault and units:
             first, *further = (
                 in_unit(member, units.get(rule.name)) for rule, member in zip(rules, [first, *further], strict=True)
@@ -142,11 +155,11 @@ def _several(rule: ChannelRule, members: Sequence[Series]) -> str:
     )
 
 
-def _missing(rule: ChannelRule, elsewhere: Sequence[Series]) -> str:
+def _missing(rule: ChannelRule, elsewhere: Sequence[Series], why: str) -> str:
     if elsewhere:
         return (
-            f"the channel {rule.name} ({elsewhere[0].case_id}) lies in another frame of reference, expected the same: "
-            f"how they lie to each other is not known, and registration objects are not read. {ELSEWHERE}"
+            f"the channel {rule.name} ({elsewhere[0].case_id}) lies in another frame of reference, expected the same, "
+            f"or a rigid registration object (REG) of both: {why}. {ELSEWHERE}"
         )
     return f"its study has no channel {rule.name} ({rule.modality}), expected one in its frame of reference"
 
@@ -165,6 +178,8 @@ def _case(first: Series, further: Sequence[Series], rules: Sequence[ChannelRule]
             words = f"its channel {rule.name} is refused: {member.detail}"
             return replace(first, state="refused", reason=member.reason, detail=words)
         notes += [f"channel {rule.name}: {note}" for note in member.notes]
+        if member.registration:
+            notes.append(f"channel {rule.name} {registration_note(member.registration, member)}")
         try:
             notes += filter(None, [channel_note(rule.name, first, member)])
         except DataError as error:
@@ -180,4 +195,4 @@ def channel_note(name: str, first: Series, member: Series) -> str:
     """
     if member.affine_ras is None or member.shape is None or first.affine_ras is None or first.shape is None:
         raise DataError("the series is no volume", case_id=first.case_id)
-    return note_on(f"channel {name}", member.shape, member.affine_ras, first.shape, first.affine_ras)
+    return note_on(f"channel {name}", member.shape, member.placed(member.affine_ras), first.shape, first.affine_ras)

@@ -140,6 +140,19 @@ class PassedOver:
         return self.file_class == "non_image" and self.detail in LABEL_CLASSES
 
 
+@dataclass(frozen=True)
+class Registration:
+    """How a series comes into the frame of reference of the first channel of its case, by a DICOM registration object.
+
+    Attributes:
+        matrix_ras: four rows of four: RAS mm of the series to RAS mm of the first channel; rigid.
+        file: the object.
+    """
+
+    matrix_ras: tuple[tuple[float, ...], ...]
+    file: Path
+
+
 @dataclass(frozen=True, eq=False)
 class Series:
     """One volume's worth of slices, judged.
@@ -168,6 +181,7 @@ class Series:
         converted_to: ``SUVbw`` where a PET is converted to it when it is read; empty for values as stored.
         further: the further channels of a case that this is the first channel of; they are resampled to its grid when
             they are read (`segpipe.dicom.load_channels`), and are not in ``files``.
+        registration: how it comes into the frame of reference of the first channel; None where it lies there.
         description: SeriesDescription, to choose series by; free text, so never shown or written.
     """
 
@@ -191,6 +205,7 @@ class Series:
     units: str = ""
     converted_to: str = ""
     further: tuple[Series, ...] = ()
+    registration: Registration | None = None
     description: str = field(default="", repr=False)
 
     @property
@@ -205,8 +220,13 @@ class Series:
 
     @property
     def all_files(self) -> tuple[Path, ...]:
-        """The files of all channels."""
-        return tuple(path for series in self.channels for path in series.files)
+        """The files of all channels, and of what registers them."""
+        registered = dict.fromkeys(series.registration.file for series in self.channels if series.registration)
+        return (*(path for series in self.channels for path in series.files), *registered)
+
+    def placed(self, affine_ras: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return an affine of its voxels in the frame of reference of the first channel of its case."""
+        return affine_ras if self.registration is None else np.array(self.registration.matrix_ras) @ affine_ras
 
     @property
     def is_offered(self) -> bool:
@@ -255,7 +275,9 @@ class Series:
         affine = None if self.affine_ras is None else self.affine_ras.tolist()
         further = [series.as_dict() for series in self.further]
         files = [str(path) for path in self.files]
-        return {**values, "files": files, "frames": frames, "affine_ras": affine, "further": further}
+        moved = self.registration and [self.registration.matrix_ras, str(self.registration.file)]
+        values |= {"files": files, "frames": frames, "affine_ras": affine, "further": further, "registration": moved}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Series:
@@ -269,6 +291,9 @@ class Series:
             for number, frame, uid, position, orientation, spacing in values["frames"]
         )
         plain["further"] = tuple(cls.from_dict(series) for series in values["further"])
+        if values["registration"] is not None:
+            matrix, file = values["registration"]
+            plain["registration"] = Registration(tuple(tuple(row) for row in matrix), Path(file))
         if values["affine_ras"] is not None:
             plain["affine_ras"] = np.array(values["affine_ras"], float)
         return cls(**plain)

@@ -151,7 +151,7 @@ def load_channels(series: Series) -> tuple[Volume, ...]:
 
     Returns:
         One volume a channel: the first as `load_series` gives it, the others resampled linearly to its grid, float32,
-        with their smallest value where they do not cover it.
+        where their `Series.registration` places them, and with their smallest value where they do not cover it.
 
     Raises:
         DataError: as `load_series`.
@@ -161,7 +161,9 @@ def load_channels(series: Series) -> tuple[Volume, ...]:
     return first, *(
         replace(
             other,
-            array=resample_channel(other.array, other.affine_ras, (columns, rows, slices), first.affine_ras),
+            array=resample_channel(
+                other.array, other.series.placed(other.affine_ras), (columns, rows, slices), first.affine_ras
+            ),
             affine_ras=first.affine_ras,
         )
         for other in others

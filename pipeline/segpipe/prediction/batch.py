@@ -418,5 +418,5 @@ def _files_of(case: InputCase) -> CaseFiles:
 
 
 def _absolute(series: dict[str, Any]) -> dict[str, Any]:
-    files = [str(Path(name).absolute()) for name in series["files"]]
+    files = [str(Path(name).absolute()) for name in series["files"]]  # what registers it is not read again
     return {**series, "files": files, "further": [_absolute(member) for member in series["further"]]}

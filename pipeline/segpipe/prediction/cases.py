@@ -153,7 +153,7 @@ def select_series(
     Raises:
         UsageError: a root does not exist, or is a file of another kind.
     """
-    from segpipe.dicom import admitted, in_unit, join_channels, scan
+    from segpipe.dicom import admitted, in_unit, join_channels, open_registrations, scan
 
     scanned = scan(roots, progress=progress, name=lambda path: f"{_MARK}{path}{_MARK}")
     inside = out.absolute() if out is not None else None
@@ -173,7 +173,8 @@ def select_series(
         taken = [in_unit(series, series_filter.units.get("0")) for series in taken]
     else:
         unit_of = {rule.name: series_filter.units.get(str(index)) for index, rule in enumerate(series_filter.rules)}
-        joined = join_channels(taken, series_filter.rules, unit_of)
+        registrations = open_registrations(file for file in scanned.passed_over if is_input(file.path))
+        joined = join_channels(taken, series_filter.rules, unit_of, registrations)
         left_out |= {series.case_id: "not-a-channel" for series in joined.others}
         taken = joined.cases
     cases = [_case_of(series) for series in taken]

@@ -117,7 +117,8 @@ def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
 def slices_of(series: Series) -> str:
     """Return a hash of which slices a series and its further channels have, wherever they lie."""
     slices = sorted((frame.sop_instance_uid, frame.number) for channel in series.channels for frame in channel.frames)
-    return hashlib.sha256(repr(slices).encode()).hexdigest()
+    moved = [channel.registration.matrix_ras for channel in series.channels if channel.registration]
+    return hashlib.sha256(repr([*slices, *moved]).encode()).hexdigest()
 
 
 def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:

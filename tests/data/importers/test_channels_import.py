@@ -12,6 +12,8 @@ from pydicom.uid import generate_uid
 from test_dicom_import import write_labels
 
 from dicom import make
+from dicom.registered import around, item, reg, rigid
+from segpipe.bundle.exporting.bundle_metadata import _registered
 from segpipe.cli.app import run
 from segpipe.data import import_dataset
 from segpipe.data.manifest import load_manifest
@@ -89,10 +91,13 @@ CT = make.Grid(rows=12, columns=14, slices=7, spacing=(1.5, 1.25), step=3.0)
 PET = make.Grid(rows=7, columns=8, slices=7, spacing=(3.0, 3.0), step=3.5, origin=(-22.0, 30.0, 4.0))
 
 
-def add_patient(folder: Path, pet: make.Grid = PET) -> None:
-    """A CT with labels, and a PET with labels of its own, in one frame of reference."""
+def add_patient(folder: Path, pet: make.Grid = PET, moved_to: str = "") -> None:
+    """A CT with labels, and a PET with labels of its own, in one frame of reference, or the PET in another."""
     here = {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid(), "PatientID": folder.name}
     for modality, grid in (("CT", CT), ("PT", pet)):
+        if modality == "PT" and moved_to:
+            make.write([reg(here["FrameOfReferenceUID"], item(moved_to, rigid()))], folder / "reg")
+            here["FrameOfReferenceUID"] = moved_to
         make.write(make.series(grid, modality, seed=len(str(folder)), **here), folder / modality)
         (series,) = scan(folder / modality).series
         write_labels(series, {1: f"GTV {modality}"}, folder / f"{modality}/labels.dcm")
@@ -122,6 +127,26 @@ def test_ct_and_pet_become_two_channels_of_a_case(tmp_path: Path) -> None:
         overwrite=True,
     )
     assert again.manifest.dump() == made.manifest.dump()
+
+
+def test_a_pet_that_a_registration_object_moves_is_recorded_and_shown_on_the_card(tmp_path: Path) -> None:
+    middle = np.array([-20.0 + 6.5 * 1.25, 31.0 + 5.5 * 1.5, 5.0 + 3 * 3.0, 1.0])  # of the CT
+    moved = around((np.linalg.inv(rigid()) @ middle)[:3])
+    add_patient(tmp_path / "in/one", moved, generate_uid())
+    add_patient(tmp_path / "in/two")
+    words: dict[str, Any] = {"channel": ["CT", "PET"], "label_rules": ["GTV*=1:tumour"], "output": tmp_path / "m.json"}
+    made = import_dataset(tmp_path / "in", **words)
+    by_registered = {case.registered: case for case in made.manifest.training}
+    assert set(by_registered) == {None, "a rigid DICOM registration object"}
+    case = by_registered["a rigid DICOM registration object"]
+    assert case.notes is not None and "turned by 12 degrees, its middle by" in case.notes[0]
+    first, second, _ = (nib.load(made.root / path) for path in case.paths)
+    np.testing.assert_array_equal(first.affine, second.affine)
+    (limit,) = _registered(made.manifest)
+    assert limit.startswith("the channels of 1 of 2 cases are registered by a rigid DICOM registration object")
+    make.write([reg("1.2.3", item("1.2.4", rigid()))], tmp_path / "in/one/reg")  # now it speaks of other frames
+    with pytest.raises(SegpipeError, match="no registration object maps one to the other"):
+        import_dataset(tmp_path / "in", **words, overwrite=True)
 
 
 def test_labels_beside_the_pet_refuse_their_case(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ https://docs.monai.io/en/stable/mb_specification.html; our schema is ``segpipe/s
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def bundle_metadata(
         "codes": _codes(manifest, labelling),
         "eval_metrics": _headline(results, run.record.get("best") or {}),
         "intended_use": NOT_A_DEVICE,
-        "limits": [*labelling.limits, *_registered_by_word(manifest)],
+        "limits": [*labelling.limits, *_registered(manifest)],
         "references": [manifest.reference] if manifest.reference else [],
         "network_data_format": _network_data_format(run, outputs),
         **({"units": manifest.units} if manifest.units else {}),
@@ -133,12 +134,15 @@ def bundle_metadata(
     }
 
 
-def _registered_by_word(manifest: Manifest) -> list[str]:
-    """Say of how many cases only somebody's word has it that their channels lie in one space."""
+def _registered(manifest: Manifest) -> list[str]:
+    """Say of how many cases something else than their files has it that their channels lie in one space."""
     cases = manifest.cases()
-    count = sum(bool(case.registered) for case in cases)
-    words = f"the channels of {count} of {len(cases)} cases are registered by the word of who imported them"
-    return [f"{words}, and were resampled to one grid"] if count else []
+    said = [case.registered for case in cases if case.registered]
+    by = Counter(each if isinstance(each, str) else "the word of who imported them" for each in said)
+    return [
+        f"the channels of {count} of {len(cases)} cases are registered by {what}, and were resampled to one grid"
+        for what, count in by.items()
+    ]
 
 
 def _required(versions: Mapping[str, str], cleanup: bool, network: str) -> dict[str, str]:

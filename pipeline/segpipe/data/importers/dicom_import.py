@@ -36,8 +36,10 @@ from segpipe.dicom import (
     join_channels,
     load_channels,
     open_labels,
+    open_registrations,
     patient_pseudonym,
     read_labels,
+    registration_note,
     scan,
     shared_unit,
     write_mapping,
@@ -121,7 +123,7 @@ def find_labelled(
     tree = LabelledTree(root)
     selected = [series for series in everything if not modalities or series.modality in modalities]
     if channels:
-        joined = join_channels(everything, channels)
+        joined = join_channels(everything, channels, registrations=open_registrations(scanned.passed_over))
         selected, tree.channels = joined.cases, tuple(rule.name for rule in channels)
         tree.without_channel = len(joined.others)
         if not selected:
@@ -178,6 +180,7 @@ def _without_copies(files: Sequence[LabelFile]) -> tuple[LabelFile, ...]:
 
 
 Overlap = Literal["refuse", "first", "last"]
+BY_OBJECT = "a rigid DICOM registration object"
 MODALITIES = {"MR": "MRI"}  # where the manifest's word is not DICOM's
 
 
@@ -338,7 +341,8 @@ def convert(job: Job) -> Converted:
     sources = [*job.series.all_files, *(path for path, _ in job.labels)]
     repaired = [channel.repaired for channel in job.series.channels]
     units = [channel.converted_to for channel in job.series.channels if channel.converted_to]
-    digest = digest_of_sources(sources, [values, list(job.names), job.overlap, *repaired, *units])
+    moved = [channel.registration.matrix_ras for channel in job.series.channels if channel.registration]
+    digest = digest_of_sources(sources, [values, list(job.names), job.overlap, *repaired, *units, *moved])
     known = earlier_conversion(note, digest, [*paths, label_path] if job.labels else paths)
     if known is not None:
         return Converted(id, tuple(known["notes"]))
@@ -382,7 +386,7 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     affine = job.series.affine_ras
     for name, channel in zip(job.channels[1:], job.series.further, strict=True):
         if channel.shape is not None and channel.affine_ras is not None and affine is not None:
-            require_covered(labels, f"channel {name}", channel.shape, channel.affine_ras, affine)
+            require_covered(labels, f"channel {name}", channel.shape, channel.placed(channel.affine_ras), affine)
     return labels
 
 
@@ -393,9 +397,15 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptio
         label = (below / "labels" / f"{job.series.case_id}.nii.gz").as_posix() if job.labels else None
         patient = patient_pseudonym(job.series.files[0], options.key)
         images = [(below / "images" / name).as_posix() for name in job.images]
-        members = zip(job.channels[1:], job.series.further, strict=True)
+        members = [*zip(job.channels[1:], job.series.further, strict=True)]
+        moved = [
+            f"channel {name} {registration_note(member.registration, member)}"
+            for name, member in members
+            if member.registration
+        ]
         notes = filter(None, [channel_note(name, job.series, member) for name, member in members])
-        return SourceCase(job.series.case_id, images, label, patient, (*job.series.caveats, *notes))
+        said = (*job.series.caveats, *moved, *notes)
+        return SourceCase(job.series.case_id, images, label, patient, said, registered=BY_OBJECT if moved else False)
 
     modalities = sorted({job.series.modality for job in jobs})
     modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"

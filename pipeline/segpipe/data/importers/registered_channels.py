@@ -49,7 +49,7 @@ def put_on_one_grid(
             error.case_id = error.case_id or case.id
             raise
         progress(len(done), len(cases))
-    changed = sum(case.registered for case in done)
+    changed = sum(bool(case.registered) for case in done)
     if not changed:
         return dataset, ("--registered: the channels of every case lie on one grid already",)
     split = len(dataset.training)

@@ -25,7 +25,7 @@ class SourceCase:
     """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest.
 
     ``name`` is what its files are called, where that could not be its id; ``registered`` whether its channels are taken
-    as registered though no file says so.
+    as registered though no file says so, or by what in words.
     """
 
     id: str
@@ -35,7 +35,7 @@ class SourceCase:
     notes: tuple[str, ...] = ()
     label_turned: str | None = None
     name: str | None = None
-    registered: bool = False
+    registered: bool | str = False
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def to_manifest(
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
         plain: dict[str, Any] = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
-        plain["registered"] = True if case.registered else None
+        plain["registered"] = case.registered or None
         plain |= {"annotated_labels": looked_for[case.id]} if case.id in looked_for else {}
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 

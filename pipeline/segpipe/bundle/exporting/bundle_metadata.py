@@ -121,7 +121,7 @@ def bundle_metadata(
             "train.json": [f"segpipe=={versions.get('segpipe', '0')}"],
         },
         "exceptions": {"verify_net_in_out": LIST_OUTPUT} if target.endswith("BasicUNetPlusPlus") else {},
-        "postprocessing": {manifest.labels[str(value)]: rule.words() for value, rule in rules.items() if rule},
+        "postprocessing": {manifest.targets[value]: rule.words() for value, rule in rules.items() if rule},
         "commands": _commands(labelling.name, results or {}, "parent" in run.record),
         "provenance": PROVENANCE,
         "run": {

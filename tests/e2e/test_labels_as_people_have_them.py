@@ -208,3 +208,40 @@ def test_cases_in_which_not_every_label_was_looked_for(tmp_path: Path) -> None:
         found = voxels(out / f"c_{number}" / "segmentation.nii.gz")
         dice += [2 * ((truth == v) & (found == v)).sum() / ((truth == v).sum() + (found == v).sum()) for v in (1, 2, 3)]
     assert len(dice) == 18 and min(dice) > 0.3, dice
+
+
+def test_every_fold_and_a_comparison_of_regions_with_ignored_voxels_annotated_in_part(tmp_path: Path) -> None:
+    """All of it in one data set; out-of-fold and comparison measure what was looked for, where it counts."""
+
+    def hidden(number: int, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        changed = label.copy()
+        changed[:, :, 14:] = 4
+        return changed
+
+    labels = {"background": 0, **NESTED, "enhancing tumour": 3, "ignore": 4}
+    root = write_nnunet(tmp_path / "data", labels, hidden)
+    # in even cases nobody looked for label 1, so nobody knows the whole tumour
+    assert run(["import", str(root), "--annotated", "c_[024]=label_2,enhancing tumour"]) == OK
+    manifest, task = str(root / "manifest.json"), str(root / "task.yaml")
+    assert run(["split", manifest, "--test", "0", "--folds", "2"]) == OK
+    assert run(["plan", manifest, "--network", "unet", "--memory", "1G", "-o", task]) == OK
+    overrides = [word for each in [*SMALL, "val_interval=1", "steps_per_epoch=2"] for word in ("--set", each)]
+    fixed = ["--task", task, "--network", "unet", "--augment", "by_class", "--threads", "1", *overrides]
+    assert run(["train", manifest, *fixed, "--folds", "all", "--epochs", "1", "--out", str(root / "folds")]) == OK
+    known = {name: values for name, values in NESTED.items() if name != "whole tumour"}
+    measured = json.loads((root / "folds/evaluation/metrics.json").read_text())["cases"]
+    assert len(measured) == 6
+    for case in measured:
+        truth = voxels(root / "labelsTr" / f"{case['id']}.nii.gz")
+        found = voxels(root / "folds/out_of_fold" / case["id"] / "segmentation.nii.gz")
+        looked_for = known if int(case["id"][2:]) % 2 == 0 else NESTED
+        dice = {part["name"]: part["dice"] for part in case["labels"] if part["dice"] is not None}
+        assert set(dice) == set(looked_for), case["id"]
+        for number, (name, values) in enumerate(NESTED.items()):
+            if name in looked_for:
+                true, predicted = np.isin(truth, values) & (truth != 4), (found[..., number] == 1) & (truth != 4)
+                assert dice[name] == pytest.approx(2 * (true & predicted).sum() / (true.sum() + predicted.sum()))
+    out = tmp_path / "compare"
+    assert run(["compare", manifest, *fixed, "--loss", "dice_ce", "--steps", "2", "--out", str(out)]) == OK
+    (row,) = json.loads((out / "compare.json").read_text())["results"]["rows"]
+    assert list(row["labels"]) == list(NESTED) and row["runs"]["planned"] == 1

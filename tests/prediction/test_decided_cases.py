@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,16 @@ from pydicom import dcmread
 
 from dicom import make
 from segpipe.cli.app import run
+from segpipe.common.files import sha256_of
 from segpipe.dicom.labels import read_labels
 from segpipe.dicom.scanning import scan
 from segpipe.prediction import worker
 from segpipe.prediction.client import Worker
 from segpipe.prediction.options import Outputs
 from segpipe.prediction.protocol import CaseFiles, Segment, Segmented
-from segpipe.quality import Assessment, Rules, shipped_rules
+from segpipe.quality import QUALITY, Assessment, Rules, fit, shipped_rules
 from tiny_bundle import write_scan
+from tiny_quality import LABEL, rows
 
 pytestmark = pytest.mark.usefixtures("one_worker")
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
@@ -291,3 +294,30 @@ def test_the_worker_writes_the_decision_of_the_rules_it_was_given(
     assert f"Decision {decision};" in dcmread(tmp_path / "out/seg.dcm").ContentDescription
     sr = str(dcmread(tmp_path / "out/sr.dcm"))
     assert ("range of upper measurement uncertainty" in sr) == (decision == "look")
+
+
+@pytest.mark.slow
+def test_the_quality_model_of_a_bundle_decides_in_the_real_worker(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    bright = [
+        replace(
+            row,
+            features={name.replace(LABEL, "bright"): value for name, value in row.features.items()},
+            dice={"bright": row.dice[LABEL]},
+            volume_ratio={"bright": row.volume_ratio[LABEL]},
+        )
+        for row in rows(40)
+    ]
+    model = fit(bright, ["bright"])
+    (bundle / QUALITY).write_text(json.dumps(model.as_dict()))
+    make.write(make.series(make.Grid(slices=7), "MR"), tmp_path / "in")
+    (series,) = scan(tmp_path / "in").series
+    predict(6, bundle, tmp_path / "in", tmp_path / "out", "--format", "nifti,seg,sr")
+    result = result_of(tmp_path / "out", series.case_id)
+    assert result["decision"] == "hold" and result["quality"]["patients"] == 40  # noise is far from all of these
+    assert result["rules"]["hold_distance"] == model.rules["hold_distance"] <= result["quality"]["distance"]
+    held = tmp_path / "out" / series.case_id / "held"
+    assert "Decision hold;" in dcmread(held / "seg.dcm").ContentDescription
+    words = " ".join(str(item.value) for item in dcmread(held / "sr.dcm").iterall() if item.VR != "SQ")
+    assert sha256_of(bundle / QUALITY) in words and "range of upper measurement uncertainty" not in words

@@ -30,6 +30,11 @@ def test_without_a_quality_model_nothing_is_judged() -> None:
     assert decide(None, {"empty": True}, Rules()) == Decision(None, (NO_QUALITY_MODEL,))
 
 
+def test_a_case_that_the_quality_model_said_nothing_of_is_to_be_looked_at() -> None:
+    decided = decide(None, FLAGS, Rules(), has_model=True)
+    assert (decided.decision, decided.kinds) == ("look", ("not_assessed",))
+
+
 @pytest.mark.parametrize(
     ("changes", "flags", "decision", "words"),
     [
@@ -148,4 +153,4 @@ def test_kinds_of_reasons_fit_a_code_of_dicom() -> None:
     assert all(len(kind) <= 16 and len(meaning) <= 64 for kind, meaning in REASONS.items())
     odd = {"far_spacing": "yes", "orientation_unknown": True}
     many = of(odd, distance=3.0, p_value=0.0, dice={"a": 0.1}, absent=("b",)), of({"empty": True}, distance=None)
-    assert {kind for decided in many for kind in decided.kinds} == set(REASONS)
+    assert {kind for decided in many for kind in decided.kinds} | {"not_assessed"} == set(REASONS)

@@ -187,7 +187,7 @@ class Segmentation:
 
     def _judgement(self) -> Judgement | None:
         root = Path(self._recipe.root)
-        return Judged.of(self.quality, self.flags, shipped_rules(root)).judgement(root)
+        return Judged.of(self.quality, self.flags, shipped_rules(root), root).judgement(root)
 
     def _cannot_write_as(self, format: str, reason: str) -> DataError:
         frames = self._series.frames if self._series else ()

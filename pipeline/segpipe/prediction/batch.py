@@ -324,7 +324,7 @@ class _Batch:
             try:
                 segmented = self.worker.segment(request, options.timeout, None if attempt else prefetch)
                 require_plain_files(folder, segmented.files.values())
-                judged = Judged.of(segmented.quality, segmented.flags, options.rules)
+                judged = Judged.of(segmented.quality, segmented.flags, options.rules, self.bundle.root)
                 return partial(self._finish, case, folder, segmented, judged, self.worker.start(), source, start)
             except WorkerMemoryError as error:
                 if attempt > 0 or prefetch is None:

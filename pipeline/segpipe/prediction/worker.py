@@ -140,7 +140,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
     start = time.perf_counter()
     with _writing_to(folder):
         segmentation = Segmentation.of(label_map, segmenter.recipe, case, seen)
-        judged = Judged.of(segmentation.quality, segmentation.flags, request.rules)
+        judged = Judged.of(segmentation.quality, segmentation.flags, request.rules, segmenter.recipe.root)
         judgement = None if request.case.series is None else judged.judgement(segmenter.recipe.root)
         written, not_written = segmentation.write(folder, formats, SEGMENTATION, judgement)
         if request.outputs.overlay:

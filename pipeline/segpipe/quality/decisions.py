@@ -29,6 +29,7 @@ REASONS = {  # name of a rule, of at most 16 characters as a code value of DICOM
     "far_spacing": "Spacing far from the training data",
     "no_orientation": "The image does not say which side is which",
     "no_distance": "Distance from the calibration cases unknown",
+    "not_assessed": "The quality model could not judge it",
 }
 RANGES = {
     "hold_distance": (0.0, math.inf),
@@ -151,7 +152,7 @@ class Decision:
     kinds: tuple[str, ...] = ()
 
 
-def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules) -> Decision:
+def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules, has_model: bool = False) -> Decision:
     """Decide on a result.
 
     >>> from segpipe.quality import Assessment, Rules, decide
@@ -159,10 +160,13 @@ def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules
     ('predicted Dice of liver 0.41, below 0.5',)
 
     Args:
-        assessment: of the quality model; None where the bundle has none.
+        assessment: of the quality model; None where the bundle has none, or it could not judge the case.
         flags: of the result: ``empty``, ``far_spacing``, ``orientation_unknown``.
         rules: that decide.
+        has_model: whether the bundle has a quality model: where it said nothing of the case, a person has to look.
     """
+    if assessment is None and has_model:
+        return Decision(LOOK, ("not judged: the bundle's quality model said nothing of it",), ("not_assessed",))
     if assessment is None:
         return Decision(None, (NO_QUALITY_MODEL,))
     hold = list(_to_hold(assessment, flags, rules))

@@ -15,13 +15,15 @@ from segpipe.quality.decisions import HOLD, QUALITY, REASONS, Decision, Rules, d
 if TYPE_CHECKING:
     from segpipe.dicom import Judgement
 
+NOT_ASSESSED = "the quality model said nothing of the case"
+
 
 @dataclass(frozen=True)
 class Judged:
     """What was decided on a case.
 
     Attributes:
-        assessment: that it was decided from; None where the bundle has no quality model.
+        assessment: that it was decided from; None where the bundle has no quality model, or it said nothing.
         decision: with its reasons.
         rules: that decided.
     """
@@ -31,15 +33,28 @@ class Judged:
     rules: Rules
 
     @classmethod
-    def of(cls, quality: Mapping[str, Any] | Assessment | None, flags: Mapping[str, Any], rules: Rules) -> Judged:
+    def of(
+        cls,
+        quality: Mapping[str, Any] | Assessment | None,
+        flags: Mapping[str, Any],
+        rules: Rules,
+        root: str | Path | None = None,
+    ) -> Judged:
         """Decide on a case.
+
+        Args:
+            quality: what the quality model says of it, or None.
+            flags: of the result.
+            rules: that decide.
+            root: of the bundle, which may have a quality model.
 
         Raises:
             DataError: what is said of its quality cannot be.
         """
         if quality is not None and not isinstance(quality, Assessment):
             quality = Assessment.from_dict(quality)
-        return cls(quality, decide(quality, flags, rules), rules)
+        has_model = root is not None and (Path(root) / QUALITY).is_file()
+        return cls(quality, decide(quality, flags, rules, has_model), rules)
 
     @property
     def is_held(self) -> bool:
@@ -52,7 +67,7 @@ class Judged:
             "decision": self.decision.decision,
             "reasons": list(self.decision.reasons),
             "quality": None if self.assessment is None else self.assessment.as_dict(),
-            "rules": None if self.assessment is None else self.rules.as_dict(),
+            "rules": None if self.decision.decision is None else self.rules.as_dict(),
         }
 
     def judgement(self, root: str | Path) -> Judgement | None:
@@ -61,11 +76,12 @@ class Judged:
         Args:
             root: of the bundle, whose quality model is named by its hash.
         """
-        if self.assessment is None or self.decision.decision is None:
+        if self.decision.decision is None:
             return None
         from segpipe.dicom import Judgement
 
-        shown = self.assessment.without_bounds() if self.is_held else self.assessment
+        assessment = self.assessment or Assessment(patients=0, no_interval=NOT_ASSESSED)
+        shown = assessment.without_bounds() if self.is_held else assessment
         model = Path(root) / QUALITY
         return Judgement(
             decision=self.decision.decision,

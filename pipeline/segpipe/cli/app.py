@@ -37,6 +37,7 @@ VERBS = (
     "send",
     "evaluate",
     "view",
+    "report",
     "compare",
     "auto",
     "reproduce",

@@ -11,6 +11,10 @@ from .charts import comparison as comparison
 from .charts import dice_bars as dice_bars
 from .charts import learning_curves as learning_curves
 from .charts import read_history as read_history
+from .cohort_charts import control_chart as control_chart
+from .cohort_charts import control_limit as control_limit
+from .cohort_charts import running_mean as running_mean
+from .cohort_charts import spread as spread
 from .failure_gallery import gallery as gallery
 from .html import Insert as Insert
 from .html import Picture as Picture

@@ -1,0 +1,9 @@
+from .meshes import MESHES as MESHES
+from .meshes import write_meshes as write_meshes
+from .page import write_cohort_page as write_cohort_page
+from .results import CohortCase as CohortCase
+from .results import read_cohort as read_cohort
+from .statistics import COLUMNS as COLUMNS
+from .statistics import label_statistics as label_statistics
+from .write import CohortReport as CohortReport
+from .write import report as report

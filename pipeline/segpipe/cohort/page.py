@@ -1,0 +1,116 @@
+"""The page of a cohort: what is decided, how volumes are spread, whether images drift, and who is unlike the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segpipe.cohort.results import CohortCase
+from segpipe.common.console import counted
+from segpipe.reporting import Picture, Section, Table, control_chart, control_limit, running_mean, spread, write_page
+
+NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
+WINDOW = 20
+MOST_LABELS, MOST_CASES = 40, 500
+WORST = {"hold": 0, "look": 1, None: 2, "ok": 3}
+
+
+def write_cohort_page(
+    path: Path, cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Sequence[str]]
+) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        path: of the page.
+        cases: oldest first.
+        outliers: by run and id, the labels of unusual volume.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    runs, models = dict.fromkeys(case.run for case in cases), dict.fromkeys(case.model for case in cases)
+    title = f"{counted(len(cases), 'case')} of {counted(len(runs), 'result folder')}"
+    sections = [_decisions(cases, outliers), *(_drift(cases, model) for model in models)]
+    sections += [_volumes(cases, model, outliers) for model in models]
+    sections.append(_cases(cases, outliers))
+    write_page(path, title, [section for section in sections if section], "Outliers first.")
+
+
+def _decisions(cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Sequence[str]]) -> Section:
+    count = Counter(case.decision for case in cases)
+    figures = [
+        (str(count["hold"]), "held"),
+        (str(count["look"]), "to be looked at"),
+        (str(count["ok"]), "ok"),
+        (str(count[None]), "not judged: no quality model"),
+        (str(len(outliers)), "of unusual volume"),
+    ]
+    words = [NOT_A_DEVICE, "Only cases of one bundle and runtime are compared with each other."]
+    return Section("Decisions", words, figures=figures)
+
+
+def _drift(cases: Sequence[CohortCase], model: str) -> Section | None:
+    """Draw p-values over time, of the cases of a model that have a time."""
+    values = [
+        case.p_value for case in cases if case.model == model and case.time is not None and case.p_value is not None
+    ]
+    if not values:
+        return None
+    means = running_mean(values, WINDOW)
+    limit = 0.5 - control_limit(WINDOW)
+    if not len(means):
+        said = f"{counted(len(values), 'case')}: the mean of {WINDOW} is needed to tell a drift."
+    elif (means < limit).any():
+        said = (
+            f"The mean of {WINDOW} cases in a row falls to {means.min():.2f}, below the limit of {limit:.2f}: they are "
+            "no longer like those that the model was calibrated on. Look for a new scanner, protocol or population."
+        )
+    else:
+        said = f"The mean of {WINDOW} cases in a row stays above the limit of {limit:.2f}: no drift is seen."
+    words = "A p-value is the share of calibration patients that are at least as far from the usual; evenly spread "
+    words += "while images are alike."
+    picture = Picture(control_chart(values, WINDOW), f"p-values of {len(values)} cases over time, with control limits")
+    return Section(f"Drift: {model}", [said, words], pictures=[picture])
+
+
+def _volumes(
+    cases: Sequence[CohortCase], model: str, outliers: Mapping[tuple[str, str], Sequence[str]]
+) -> Section | None:
+    alike = [case for case in cases if case.model == model]
+    labels = list(dict.fromkeys(label for case in alike for label in case.volumes_ml))[:MOST_LABELS]
+    if not labels:
+        return None
+    values = {label: [case.volumes_ml[label] for case in alike if label in case.volumes_ml] for label in labels}
+    odd = {
+        label: [
+            place
+            for place, case in enumerate(case for case in alike if label in case.volumes_ml)
+            if label in outliers.get((case.run, case.id), ())
+        ]
+        for label in labels
+    }
+    picture = Picture(spread(values, odd, "mL"), "volumes of each label, a point a case, outliers in red")
+    words = "A point is a case, a line the median; red where a volume is more than 3.5 robust standard deviations off."
+    return Section(f"Volumes: {model}", [words], pictures=[picture])
+
+
+def _cases(cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Sequence[str]]) -> Section:
+    """List all cases, those first that are held, to be looked at, outliers, far."""
+    labels = list(dict.fromkeys(label for case in cases for label in case.volumes_ml))[:6]
+
+    def order(case: CohortCase) -> tuple[Any, ...]:
+        unusual = (case.run, case.id) in outliers
+        return (WORST.get(case.decision, 2), not unusual, -(case.distance or 0.0), case.run, case.id)
+
+    rows = []
+    for case in sorted(cases, key=order)[:MOST_CASES]:
+        unusual = [f"unusual volume of {label}" for label in outliers.get((case.run, case.id), ())]
+        words = "; ".join([*case.reasons, *unusual])
+        dice = min(case.dice.values(), default=None)
+        volumes = [case.volumes_ml.get(label) for label in labels]
+        rows.append([case.id, case.run, case.decision, words or None, case.p_value, dice, *volumes])
+    columns = ["case", "folder", "decision", "why", "p", "least predicted Dice", *(f"{label} (mL)" for label in labels)]
+    cut = [f"The first {MOST_CASES} of {len(cases)}; all stand in cases.csv."] if len(cases) > MOST_CASES else []
+    return Section("Cases, outliers first", cut, tables=[Table(columns, rows)])

@@ -1,0 +1,136 @@
+"""The finished cases of result folders, as a report over many needs them: read, nothing computed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.files import read_json
+from segpipe.common.result_folder import RESULT, STATE, read_events
+from segpipe.errors import DataError, UsageError
+
+OUTLYING = 3.5  # robust z-score from which a volume is an outlier (Iglewicz and Hoaglin 1993)
+LEAST = 8  # cases, below which nothing is called an outlier
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortCase:
+    """A finished case.
+
+    Attributes:
+        id: of the case.
+        run: name of its result folder.
+        folder: where its files lie.
+        time: when it was finished, in seconds since 1970; None where that is not recorded.
+        model: name, version and first digits of the hash of the bundle, and the runtime: cases of one are alike.
+        volumes_ml: by label.
+        decision: ``ok``, ``look`` or ``hold``; None where nobody judged.
+        reasons: of the decision.
+        p_value, distance: of the quality model, None where there is none.
+        dice: predicted, by label.
+        notes: number of notes.
+    """
+
+    id: str
+    run: str
+    folder: Path
+    time: float | None
+    model: str
+    volumes_ml: dict[str, float]
+    decision: str | None = None
+    reasons: tuple[str, ...] = ()
+    p_value: float | None = None
+    distance: float | None = None
+    dice: dict[str, float] = field(default_factory=dict)
+    notes: int = 0
+
+
+def read_cohort(folders: Sequence[Path]) -> list[CohortCase]:
+    """Return the finished cases of result folders, oldest first; those without a time at the end, by id.
+
+    Raises:
+        UsageError: a folder is not there or is no result folder, or two have the same name.
+        DataError: a ``result.json`` cannot be read.
+    """
+    names = [folder.absolute().name for folder in folders]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError("two result folders have the same name", found=twice, hint="rename one of them")
+    cases = [case for folder, name in zip(folders, names, strict=True) for case in _of_folder(folder, name)]
+    if not cases:
+        raise UsageError("no finished case", path=folders[0] if folders else None, hint="run `segpipe predict` first")
+    return sorted(cases, key=lambda case: (case.time is None, case.time or 0.0, case.run, case.id))
+
+
+def _of_folder(folder: Path, name: str) -> list[CohortCase]:
+    if not folder.is_dir() or not (folder / STATE).is_file():
+        expected = f"a folder with {STATE}, which `segpipe predict` writes"
+        raise UsageError("not a result folder", path=folder, expected=expected)
+    times = {event["id"]: event.get("time") for event in read_events(folder) if event.get("event") == "done"}
+    found = []
+    for path in sorted(folder.glob(f"*/{RESULT}")):
+        document = read_json(path, "result")
+        try:
+            found.append(_case(document, path.parent, name, times))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                "a result cannot be read",
+                path=path,
+                found=f"{type(error).__name__}: {error}",
+                expected="what `segpipe predict` writes",
+            ) from error
+    return found
+
+
+def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[str, Any]) -> CohortCase:
+    bundle, quality = document["bundle"], document.get("quality") or {}
+    sha256 = str(bundle["sha256"])[:8]
+    return CohortCase(
+        id=str(document["id"]),
+        run=run,
+        folder=folder,
+        time=times.get(document["id"]),
+        model=f"{bundle['name']} {bundle['version']} ({sha256}), {document.get('runtime') or 'torch'}",
+        volumes_ml={str(name): float(volume) for name, volume in document["volumes_ml"].items()},
+        decision=document.get("decision"),
+        reasons=tuple(document.get("reasons") or ()),
+        p_value=quality.get("p_value"),
+        distance=quality.get("distance"),
+        dice=dict(quality.get("dice") or {}),
+        notes=len(document.get("notes") or ()),
+    )
+
+
+def robust_scores(values: Sequence[float]) -> list[float]:
+    """Return how far each value is from the median, in robust standard deviations; 0 where they hardly differ.
+
+    >>> robust_scores([1, 2, 3, 4, 100])[-1] > 3.5
+    True
+    """
+    if len(values) < 2:
+        return [0.0] * len(values)
+    middle = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return [(value - middle) / spread if spread > 0 else 0.0 for value in values]
+
+
+def outlying(cases: Sequence[CohortCase]) -> dict[tuple[str, str], list[str]]:
+    """Return, by run and id, the labels whose volume is unlike that of the other cases of the same model.
+
+    Args:
+        cases: of any models; only those of one are compared, and none where there are few.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for model in dict.fromkeys(case.model for case in cases):
+        alike = [case for case in cases if case.model == model]
+        for label in dict.fromkeys(label for case in alike for label in case.volumes_ml):
+            having = [case for case in alike if label in case.volumes_ml]
+            if len(having) < LEAST:
+                continue
+            scores = robust_scores([case.volumes_ml[label] for case in having])
+            for case, score in zip(having, scores, strict=True):
+                if abs(score) > OUTLYING:
+                    found.setdefault((case.run, case.id), []).append(label)
+    return found

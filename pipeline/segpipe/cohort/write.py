@@ -1,0 +1,204 @@
+"""`report`: the page and the tables of many results, and on request statistics and surfaces of every label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.cohort.meshes import MESHES, write_meshes
+from segpipe.cohort.page import write_cohort_page
+from segpipe.cohort.results import CohortCase, outlying, read_cohort
+from segpipe.cohort.statistics import COLUMNS, label_statistics
+from segpipe.common.files import cannot_write, read_json, write_csv
+from segpipe.common.nifti import read_header, read_volume
+from segpipe.common.result_folder import MAPPING, RESULT, SEGMENTATION, read_lines
+from segpipe.errors import DataError, SegpipeError, UsageError
+
+PAGE, CASES, STATISTICS, SURFACES = "cohort.html", "cases.csv", "statistics.csv", "surfaces"
+
+
+@dataclass(frozen=True)
+class CohortReport:
+    """What was written.
+
+    Attributes:
+        cases: that were reported on.
+        outliers: number of those with an unusual volume.
+        decisions: number of cases by decision.
+        without_statistics: by run and id, why a case has none, or none of intensities.
+    """
+
+    cases: int
+    outliers: int
+    decisions: dict[str, int]
+    without_statistics: dict[str, str] = field(default_factory=dict)
+
+
+def report(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    statistics: bool = False,
+    meshes: Literal["stl", "obj"] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> CohortReport:
+    """Report on the finished cases of result folders.
+
+    Args:
+        folders: of `segpipe predict`.
+        out: folder for ``cohort.html``, ``cases.csv``, and what else is asked for.
+        statistics: also measure every label: ``statistics.csv``. Intensities are read from the images, where they still
+            lie where they were predicted from.
+        meshes: also write the surface of every label, ``surfaces/RUN/CASE/``, as such files.
+        progress: called with the cases measured and of all.
+
+    Raises:
+        UsageError: no result folder, or ``out`` cannot be written to.
+        DataError: a result cannot be read.
+    """
+    if meshes is not None and meshes not in MESHES:
+        raise UsageError("no such kind of surface", found=meshes, expected=" or ".join(MESHES))
+    out, cases = Path(out), read_cohort([Path(folder) for folder in folders])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    outliers = outlying(cases)
+    write_cohort_page(out / PAGE, cases, outliers)
+    labels = list(dict.fromkeys(label for case in cases for label in case.volumes_ml))
+    columns = ["folder", "case", "time", "model", "decision", "reasons", "p_value", "distance", "unusual_volumes"]
+    columns += [f"{label}_ml" for label in labels] + [f"{label}_predicted_dice" for label in labels]
+    write_csv(out / CASES, [_row(case, outliers, labels) for case in cases], columns)
+    without: dict[str, str] = {}
+    if statistics or meshes:
+        rows = list(_measured(cases, out, statistics, meshes, without, progress))
+        if statistics:
+            write_csv(out / STATISTICS, rows, ["folder", "case", "label", *COLUMNS])
+    decisions = {name: sum(case.decision == name for case in cases) for name in ("ok", "look", "hold")}
+    decisions["not_judged"] = len(cases) - sum(decisions.values())
+    return CohortReport(len(cases), len(outliers), decisions, without)
+
+
+def _row(case: CohortCase, outliers: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "folder": case.run,
+        "case": case.id,
+        "time": case.time,
+        "model": case.model,
+        "decision": case.decision,
+        "reasons": "; ".join(case.reasons),
+        "p_value": case.p_value,
+        "distance": case.distance,
+        "unusual_volumes": "; ".join(outliers.get((case.run, case.id), ())),
+        **{f"{label}_ml": case.volumes_ml.get(label) for label in labels},
+        **{f"{label}_predicted_dice": case.dice.get(label) for label in labels},
+    }
+
+
+def _measured(
+    cases: Sequence[CohortCase],
+    out: Path,
+    statistics: bool,
+    meshes: Literal["stl", "obj"] | None,
+    without: dict[str, str],
+    progress: Callable[[int, int], object] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each label of each case, and write its surfaces."""
+    sources = {case.run: _sources(case.folder.parent) for case in cases}
+    for done, case in enumerate(cases, 1):
+        name = f"{case.run}/{case.id}"
+        path = case.folder / SEGMENTATION
+        if not path.is_file():
+            without[name] = f"there is no {SEGMENTATION}; predict with --format nifti as well"
+        else:
+            masks, affine = _masks(path, case)
+            image = None
+            if statistics:
+                image, why = _image(case, path, sources[case.run].get(case.id, ()))
+                if why:
+                    without[name] = why
+                for label, values in label_statistics(masks, affine, image).items():
+                    yield {"folder": case.run, "case": case.id, "label": label, **values}
+            if meshes:
+                folder = out / SURFACES / case.run / case.id
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise cannot_write(folder, error) from error
+                write_meshes(folder, masks, affine, meshes)
+        if progress is not None:
+            progress(done, len(cases))
+
+
+def _masks(path: Path, case: CohortCase) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
+    """Return a mask of each label, by name, and the affine of their grid."""
+    header = read_header(path)
+    values = read_volume(header)
+    regions = read_json(case.folder / RESULT, "result").get("regions", 0)
+    names = list(case.volumes_ml)
+    if regions:
+        return {name: np.asarray(values[..., index] != 0) for index, name in enumerate(names)}, header.affine
+    numbers = _numbers(case, values)
+    return {name: np.asarray(values == numbers[name]) for name in names}, header.affine
+
+
+def _numbers(case: CohortCase, values: NDArray[Any]) -> dict[str, int]:
+    """Return the value of each label: they stand in the order of their values, and their voxels are counted."""
+    voxels = read_json(case.folder / RESULT, "result").get("voxels", {})
+    present, counts = np.unique(values[values > 0], return_counts=True)
+    found = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    names, numbers, value = list(case.volumes_ml), {}, 0
+    for name in names:
+        if not voxels.get(name):
+            numbers[name] = -1  # empty
+            continue
+        value = min(number for number in found if number > value)
+        if found[value] != voxels[name]:
+            raise UsageError("a label map was changed after it was predicted", path=case.folder / SEGMENTATION)
+        numbers[name] = int(value)
+    return numbers
+
+
+def _sources(folder: Path) -> dict[str, list[str]]:
+    """Return the files of each case, by the owner's mapping; nothing where it cannot be read."""
+    try:
+        lines = list(read_lines(folder / MAPPING))
+    except SegpipeError:
+        return {}
+    return {str(line["id"]): list(line["paths"]) for line in lines if isinstance(line, dict) and "paths" in line}
+
+
+def _image(case: CohortCase, labels: Path, paths: Sequence[str]) -> tuple[NDArray[Any] | None, str | None]:
+    """Return the first channel of a case on the grid of its labels, or why it has none."""
+    if not paths or not Path(paths[0]).is_file():
+        return None, "its image is no longer where it was: no intensities"
+    is_dicom = read_json(case.folder / RESULT, "result").get("source") == "dicom"
+    try:
+        array, affine = _of_series(case.id, paths) if is_dicom else _of_file(paths[0])
+    except SegpipeError as error:
+        return None, f"its image cannot be read: no intensities ({error.message})"
+    header = read_header(labels)
+    if array.shape != header.shape[:3] or not np.allclose(affine, header.affine, atol=1e-3):
+        return None, "its image is on another grid now: no intensities"
+    return array, None
+
+
+def _of_file(path: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    header = read_header(path)
+    values = read_volume(header)
+    return values[..., 0] if values.ndim == 4 else values, header.affine
+
+
+def _of_series(case_id: str, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    from segpipe.dicom import load_series, scan
+
+    series = next((each for each in scan(paths).series if each.case_id == case_id and each.state == "loaded"), None)
+    if series is None:
+        raise DataError("its files are no longer that series", path=paths[0])
+    volume = load_series(series)
+    return volume.array, volume.affine_ras

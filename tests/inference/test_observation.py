@@ -87,3 +87,26 @@ def test_regions_are_bits(tmp_path: Path) -> None:
 
 def test_nothing_is_seen_where_nobody_looks() -> None:
     assert Observation().image.numel() == 0
+
+
+@pytest.mark.parametrize("affine", ["plain", "turned", "mirrored"])
+@pytest.mark.parametrize("middle", ["turned only", "finer", "cut and padded"])
+def test_doubt_lies_in_the_slices_of_the_source_that_it_came_from(tmp_path: Path, affine: str, middle: str) -> None:
+    """A bright slab of the image is all that the network doubts."""
+    import nibabel as nib
+
+    voxels = np.random.default_rng(6).integers(-60, 60, (26, 24, 22)).astype(np.int16)
+    voxels[:, 15:18] += 3000
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, AFFINES[affine]), path)
+
+    def doubting(windows: torch.Tensor) -> torch.Tensor:
+        bright = (windows > 0.8).float()
+        return torch.cat([6 * (1 - bright), torch.zeros_like(bright)], 1)
+
+    seen, _ = seen_of([str(path)], middle, doubting)
+    (first, share), *_ = seen.where_to_look(1)
+    assert 14 <= first <= 18  # of a slab from 15 to 17; a coarser grid may lie half a plane beside it
+    assert 0.2 < share < 1
+    assert sum(share for _, share in seen.where_to_look(1, most=26, apart=1)) == pytest.approx(1, abs=0.01)
+    assert [len(seen.doubt[axis]) for axis in range(3)] == [26, 24, 22]

@@ -74,6 +74,10 @@ class Segmentation:
         regions: how many regions that may overlap there are; 0 for a label map.
         features: measures of image and labels that quality is judged by; empty where nobody asked for them.
         quality: what the bundle's quality model says of the case; None where it has none.
+        doubtful_slices: where to look first: ``plane`` (axial, coronal or sagittal, across which the image is
+            coarsest), ``count`` of its slices, and ``slices``, those with most doubt of the network, each with its
+            ``slice``, from 0 along that axis of the array, and the ``share`` of all doubt. None where nobody asked for
+            features.
     """
 
     array: NDArray[np.uint8]
@@ -87,6 +91,7 @@ class Segmentation:
     regions: int = 0
     features: dict[str, float] = field(default_factory=dict)
     quality: Assessment | None = None
+    doubtful_slices: dict[str, Any] | None = None
     _label_map: LabelMap
     _recipe: Recipe
     _series: Series | None = None
@@ -119,6 +124,7 @@ class Segmentation:
             regions=label_map.regions,
             features=features,
             quality=None if model is None else model.assess(features, facts["volumes_ml"]),
+            doubtful_slices=_doubtful_slices(seen, label_map) if features and seen is not None else None,
             _label_map=label_map,
             _recipe=recipe,
             _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
@@ -240,6 +246,16 @@ class Segmentation:
         return write_dicom(
             folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions, judgement
         )
+
+
+def _doubtful_slices(seen: Observation, label_map: LabelMap) -> dict[str, Any]:
+    """Return where the network doubts most, by slices across the axis along which the image is coarsest."""
+    from nibabel.orientations import io_orientation
+
+    axis = label_map.preview.normal
+    plane = ("sagittal", "coronal", "axial")[int(io_orientation(label_map.grid.affine)[axis, 0])]
+    found = [{"slice": number, "share": share} for number, share in seen.where_to_look(axis)]
+    return {"plane": plane, "count": label_map.grid.shape[axis], "slices": found}
 
 
 def far_from_training(

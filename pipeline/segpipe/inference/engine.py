@@ -317,7 +317,7 @@ def segment_source(
     grid = windowing.grid(transform.network_shape)
     if observation is not None:
         edges = np.linalg.norm(turned_and_spaced(source.header, preprocessing)[1][:3, :3], axis=0)
-        observation.begin(image, transform.inside, edges, grid, windowing.activation, windowing.members)
+        observation.begin(image, transform, edges, grid, windowing.activation, windowing.members)
     restorer = Restorer(transform, grid, windowing.activation, maps, windowing.members, observation)
     blocks = stream_blocks(
         image[None],

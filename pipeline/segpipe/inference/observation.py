@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segpipe.inference.prepare import GridTransform
 from segpipe.inference.sliding_window import BORDER, Activation, WindowGrid
 
 
@@ -29,6 +30,8 @@ class Observation:
         sure: (members, K), the same over the voxels to which that network gives the channel.
         hard: (members, K), how many voxels these are.
         shared: (members, K), how many of them all networks together give it too.
+        doubt: by axis of the source, how much the network doubts in each of its planes: the sum over voxels of what the
+            likeliest label lacks to certainty.
     """
 
     image: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, 0))
@@ -39,15 +42,17 @@ class Observation:
     sure: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     hard: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     shared: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    doubt: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     _members: int = 1
     _activation: Activation = "softmax"
     _grid: WindowGrid | None = None
     _first: tuple[int, ...] = (0, 0, 0)
+    _planes: list[tuple[int, NDArray[np.int64]]] = field(default_factory=list)
 
     def begin(
         self,
         image: torch.Tensor,
-        inside: Sequence[slice],
+        transform: GridTransform,
         spacing_mm: Sequence[float],
         grid: WindowGrid,
         activation: Activation,
@@ -57,13 +62,19 @@ class Observation:
 
         Args:
             image: (C, X, Y, Z), the network's input.
-            inside: where in it there are voxels of the image, not of padding.
+            transform: how it belongs to the source's voxels.
             spacing_mm: of its grid.
             grid: of the windows.
             activation: from scores to probabilities.
             members: number of networks.
         """
+        inside = transform.inside
         self.image = image[(slice(None), *inside)]
+        self.doubt, self._planes = {}, []
+        for axis in range(3):
+            of_source, planes = transform.source_planes(axis)
+            self.doubt[of_source] = np.zeros(transform.source_shape[of_source])
+            self._planes.append((of_source, planes))
         self.spacing_mm = tuple(float(edge) for edge in spacing_mm)
         self.labels = np.zeros(tuple(self.image.shape[1:]), np.uint8)
         self._grid, self._activation, self._members = grid, activation, members
@@ -89,17 +100,18 @@ class Observation:
             self.hard[member] += given.sum(1).numpy()
             self.shared[member] += (given & together).sum(1).numpy()
 
-    def put(self, start: Sequence[int], best: NDArray[np.uint8]) -> None:
+    def put(self, start: Sequence[int], best: NDArray[np.uint8], probabilities: torch.Tensor) -> None:
         """Take the labels of a block.
 
         Args:
             start: its first voxel in the padded volume.
             best: labels, with a border before it along the axes of blocks.
+            probabilities: (K, ...) of the same voxels.
         """
         if self._grid is None:
             return
         inner = [slice(BORDER if axis in self._grid.block_axes else 0, None) for axis in range(3)]
-        best = best[tuple(inner)]
+        best, probabilities = best[tuple(inner)], probabilities[(slice(None), *inner)]
         into, of = [], []
         for axis, (before, _) in enumerate(self._grid.pad):
             low = start[axis] - before - self._first[axis]
@@ -109,10 +121,33 @@ class Observation:
             into.append(slice(first, end))
             of.append(slice(first - low, end - low))
         self.labels[tuple(into)] = best[tuple(of)]
+        sure = torch.maximum(probabilities, 1 - probabilities).amin(0)  # of regions, that which is least so
+        sure = probabilities.amax(0) if self._activation == "softmax" else sure
+        doubt = (1 - sure[tuple(of)]).clamp(min=0)
+        for axis, (of_source, planes) in enumerate(self._planes):
+            others = [other for other in range(3) if other != axis]
+            np.add.at(self.doubt[of_source], planes[into[axis]], doubt.sum(others, dtype=torch.float64).numpy())
 
     def mask(self, label: int) -> NDArray[np.bool_]:
         """Return where a label is, (X, Y, Z); of regions, the first is label 1."""
         return (self.labels >> (label - 1) & 1) == 1 if self.regions else self.labels == label
+
+    def where_to_look(self, axis: int, most: int = 3, apart: int = 3) -> list[tuple[int, float]]:
+        """Return the planes of an axis of the source with most doubt, and the share of all doubt that lies in each.
+
+        Args:
+            axis: of the source.
+            most: planes.
+            apart: planes between two of them, at least, so that neighbours do not fill the list.
+        """
+        left = self.doubt.get(axis, np.zeros(0)).copy()
+        whole = float(left.sum())
+        found: list[tuple[int, float]] = []
+        while len(found) < most and left.size and left.max() > 0:
+            plane = int(left.argmax())
+            found.append((plane, round(float(left[plane]) / whole, 4)))
+            left[max(0, plane - apart + 1) : plane + apart] = 0
+        return found
 
     def channel(self, label: int) -> int:
         """Return the channel of the scores that a label has: under a sigmoid there is none of the background."""

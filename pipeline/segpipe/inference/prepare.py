@@ -85,6 +85,16 @@ class GridTransform:
         x, y, z = (slice(int(a), int(b)) for a, b in zip(begin, end, strict=True))
         return x, y, z
 
+    def source_planes(self, axis: int) -> tuple[int, NDArray[np.int64]]:
+        """Return the axis of the source that an axis of the input is, and there the place of each plane inside."""
+        part = self.inside[axis]
+        planes = np.arange(part.start, part.stop) + self.offset[axis]
+        if self.to_turned is not None:
+            planes = planes * self.to_turned[axis, axis] + self.to_turned[axis, 3]
+        size = self.turned_shape[axis]
+        nearest = np.clip(np.rint(planes), 0, size - 1).astype(np.int64)
+        return self.axes[axis], size - 1 - nearest if self.flips[axis] else nearest
+
     def turned(self, source: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an array (X, Y, Z) on the source's grid with its axes as the network has them."""
         return source.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]

@@ -101,7 +101,7 @@ class Restorer:
         self._borders.fill(block)
         best = argmax(block.scores, self.activation).numpy()
         if self._observation is not None:
-            self._observation.put(block.start, best)
+            self._observation.put(block.start, best, block.scores)
         if self._tables is None:
             self._restore_tilted(block, best)
         else:

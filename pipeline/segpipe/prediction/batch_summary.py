@@ -264,6 +264,7 @@ def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: 
         "files": result.get("files"),
         "not_written": result.get("not_written", {}),
         "notes": result.get("notes", []),
+        "doubtful_slices": result.get("doubtful_slices"),
         "isolation": result.get("isolation"),
         **about_quality(result),
     }
@@ -282,6 +283,7 @@ def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
         "files": None,
         "not_written": {},
         "notes": [],
+        "doubtful_slices": None,
         "isolation": None,
         **about_quality({}),
     }

@@ -110,6 +110,7 @@ class Segmented:
 
     Attributes:
         quality: as `segpipe.quality.Assessment` has it; None where the bundle has no quality model.
+        doubtful_slices: as `segpipe.bundle.Segmentation` has them.
     """
 
     shape: tuple[int, ...] = ()
@@ -123,6 +124,7 @@ class Segmented:
     not_written: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float]
     quality: dict[str, Any] | None = None
+    doubtful_slices: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

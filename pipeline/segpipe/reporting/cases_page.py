@@ -152,8 +152,17 @@ def _pictures(rows: Sequence[tuple[Mapping[str, Any], Path]], labels: Mapping[in
 
 
 def _caption(case: Mapping[str, Any]) -> str:
-    words = remarks(case)
+    words = remarks(case) + _where_to_look(case)
     return case["id"] + (f": {'; '.join(words)}" if words else "")
+
+
+def _where_to_look(case: Mapping[str, Any]) -> list[str]:
+    """Return the slices in which the network doubts most, in words."""
+    doubt = case.get("doubtful_slices") or {}
+    if not doubt.get("slices"):
+        return []
+    numbers = ", ".join(str(each["slice"]) for each in doubt["slices"])
+    return [f"most doubt in {doubt['plane']} slices {numbers} (of 0 to {doubt['count'] - 1})"]
 
 
 def _left_out(not_selected: Sequence[tuple[str, str]], passed_over: Mapping[str, int]) -> Section:

@@ -53,6 +53,7 @@ FILES = (
     "sent",
     "test_readings",
     "precision_proof",
+    "quality_model",
 )
 Documents = dict[str, list[Any]]
 

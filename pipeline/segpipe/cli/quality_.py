@@ -14,7 +14,7 @@ group = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="What a model knows of its usual cases, so that it can say which ones to look at.\n\n"
-    "Example: segpipe quality fit runs/liver_folds",
+    "Example: segpipe quality fit runs/liver_folds --json",
 )
 
 

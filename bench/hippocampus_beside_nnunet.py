@@ -33,8 +33,8 @@ def add(metrics: Path, reference: Path, cases: Path) -> None:
     ours: dict[str, dict[str, float]] = {}
     with metrics.open() as stream:
         for row in csv.DictReader(stream):
-            if row["label"] in LABELS:
-                ours.setdefault(row["case"], {})[row["label"]] = float(row["dice"] or 0)
+            if row["name"] in LABELS:
+                ours.setdefault(row["case"], {})[row["name"]] = float(row["dice"] or 0)
     with cases.open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(COLUMNS)

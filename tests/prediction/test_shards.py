@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -102,10 +103,8 @@ def results_of(out: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             content = without_times(json.loads(content))
         if path.name == "summary.csv":
-            content = [
-                ",".join(cell for i, cell in enumerate(line.split(",")) if i != 5)
-                for line in content.decode().splitlines()
-            ]
+            rows = csv.DictReader(content.decode().splitlines())
+            content = [{name: cell for name, cell in row.items() if name != "seconds"} for row in rows]
         files[str(path.relative_to(out))] = content
     return files
 

@@ -226,8 +226,7 @@ def test_a_run_whose_config_an_earlier_version_wrote_trains_and_resumes_bit_for_
     from segpipe.training import start
     from segpipe.training.fragments import Composed, compose_config
 
-    bundle = Path(__file__).resolve().parents[2] / "bundles" / "hippocampus_mri" / "configs" / "train.json"
-    earlier = json.loads(bundle.read_text())
+    earlier = json.loads(Path(__file__).with_name("train_config_of_an_earlier_version.json").read_text())
     assert earlier["amp"] is False and "precision" not in earlier and "averaged" not in earlier["train"]
     fragments = {"network": "unet", "loss": "dice_ce", "augment": "none", "runtime": "cpu"}
     task = compose_config({**fragments, "task": str(tiny_manifest.parent / "task.yaml")}).config

@@ -84,11 +84,20 @@ def require_fits(state: State, definition: Mapping[str, Any], path: Path) -> Non
 
 
 def torch_bytes(state: State) -> bytes:
-    """Return it as `torch.save` writes it, without the name of a file, which would get into the bytes."""
+    """Return it as `torch.save` writes it, without the name of a file, which would get into the bytes.
+
+    A tensor that goes by several names, as those of MONAI's `DynUNet` do, is written once.
+    """
     import torch
 
+    once: dict[tuple[Any, ...], torch.Tensor] = {}
+    shared = {}
+    for name, tensor in state.items():
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        key = (tensor.dtype, tensor.shape, hashlib.sha256(values.tobytes()).digest())
+        shared[name] = once.setdefault(key, tensor)
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(shared, buffer)
     return buffer.getvalue()
 
 

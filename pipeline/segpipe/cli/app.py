@@ -51,7 +51,7 @@ app = typer.Typer(
     help="From a folder of scans to a trained, measured, verifiable MONAI bundle.\n\n"
     "The usual way: import, check, split, plan, train, export, predict, evaluate. "
     "Exit codes: 0 ok, 1 our bug, 2 usage or configuration, 3 bad data, 4 some cases failed, "
-    "5 refused or untrusted, 130 interrupted.",
+    "5 refused or untrusted, 6 all ran and some are held, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -54,7 +54,7 @@ def release(folder: Path, case_id: str, by: str) -> None:
     by = check_name(by)
     case = folder / case_id
     if not ONE_FOLDER.match(case_id) or not (case / RESULT).is_file():
-        raise UsageError("there is no such case", path=folder, found=case_id, hint="`segpipe send` names held cases")
+        raise UsageError("there is no such case", path=folder, found=case_id, hint="give one that `send` names as held")
     result = read_json(case / RESULT, "result")
     if not isinstance(result, dict) or result.get("decision") != "hold" or result.get("released"):
         raise UsageError("the case is not held", case_id=case_id, hint="leave --release out")
@@ -85,6 +85,6 @@ def _found(case: Path, name: str, result: dict[str, Any]) -> Path:
             "a held result is not the file that was written",
             case_id=case.name,
             found=name if places else f"no {name}",
-            hint="predict the case again with --overwrite",
+            hint="make it again: `segpipe predict --overwrite`",
         )
     return places[0]

@@ -46,7 +46,7 @@ def check_name(name: str) -> str:
             "not the name of a person",
             found=repr(name)[:80],
             expected="1 to 64 characters without control characters, backslash or =",
-            hint="as DICOM has it, family name first: --by 'Doe^Jane'",
+            hint="give it as DICOM has it, family name first: --by 'Doe^Jane'",
         )
     return name
 

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from segpipe.quality import AS_IT_IS, Row, fit
-from segpipe.quality.fitting import BAD, OUTSIDE, Judged, auroc, cross_fit, parts_of
+from segpipe.quality.fitting import BAD, OUTSIDE, CrossFitted, auroc, cross_fit, parts_of
 
 Points = list[tuple[str, float, float]]  # patient, predicted Dice, true Dice
 
@@ -76,7 +76,7 @@ def coverage(rows: Sequence[Row], labels: Sequence[str], splits: int, level: flo
         print(f"  mean width, {name}: {np.mean(values):.3f}")
 
 
-def points(judged: Sequence[Judged]) -> Points:
+def points(judged: Sequence[CrossFitted]) -> Points:
     """Return predicted and true Dice of every label."""
     return [
         (each.row.patient, dice, each.row.dice[name])

@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class CrossFitted:
     """What a model that was not fitted to a row's patient said of it."""
 
     row: Row
@@ -98,7 +98,7 @@ def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: in
     return QualityModel(whole, models, len(patients), len(clean), level, tested(judged, labels), rules)
 
 
-def hold_distance(judged: Sequence[Judged]) -> float:
+def hold_distance(judged: Sequence[CrossFitted]) -> float:
     """Return the distance from which a case is held: a quarter beyond 98 % of the cases as they are, and 2 at least."""
     clean = [each.distance for each in judged if each.row.kind == AS_IT_IS]
     return round(max(2.0, 1.25 * float(np.quantile(clean, 0.98))), 2)
@@ -113,7 +113,7 @@ def parts_of(patients: Sequence[str], seed: int, parts: int = PARTS) -> dict[str
 
 def cross_fit(
     rows: Sequence[Row], labels: Sequence[str], parts: Mapping[str, int], seed: int = 0, without: str | None = None
-) -> list[Judged]:
+) -> list[CrossFitted]:
     """Judge each row by a model of the patients of the other parts.
 
     Args:
@@ -139,7 +139,7 @@ def cross_fit(
                 for name, model in models.items()
                 if model is not None and row.features.get(f"{name}:volume")
             }
-            judged.append(Judged(row, distance, known.p_value(distance) or 0.0, dice))
+            judged.append(CrossFitted(row, distance, known.p_value(distance) or 0.0, dice))
     return judged
 
 
@@ -157,7 +157,7 @@ def _fit_dice(known: Plausibility, rows: Sequence[Row], label: str, seed: int) -
     return Boosted.fit(np.array(inputs), np.array([row.dice[label] for row in fitting]), seed)
 
 
-def dice_margin(inside: Sequence[Judged], label: str, level: float) -> float:
+def dice_margin(inside: Sequence[CrossFitted], label: str, level: float) -> float:
     """Return by how much a predicted Dice is lowered to a bound that holds for all cases of a patient at this level.
 
     Split conformal prediction (Vovk et al. 2005; Lei et al. 2018, doi:10.1080/01621459.2017.1307116), the unit a
@@ -171,7 +171,7 @@ def dice_margin(inside: Sequence[Judged], label: str, level: float) -> float:
     return max(conformal_quantile(list(scores.values()), level), 0.0)
 
 
-def volume_margins(inside: Sequence[Judged], label: str, level: float) -> tuple[float, float]:
+def volume_margins(inside: Sequence[CrossFitted], label: str, level: float) -> tuple[float, float]:
     """Return the logarithms of true against predicted volume between which all cases of a patient lie at this level."""
     low: dict[str, float] = {}
     high: dict[str, float] = {}
@@ -190,7 +190,7 @@ def conformal_quantile(scores: Sequence[float], level: float) -> float:
     return math.inf if rank > len(scores) else round(sorted(scores)[rank - 1], 6)
 
 
-def tested(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
+def tested(judged: Sequence[CrossFitted], labels: Sequence[str]) -> dict[str, Any]:
     """Return how a quality model does on patients that it was not fitted to."""
     from scipy.stats import spearmanr
 

@@ -13,6 +13,7 @@ import pytest
 
 from segpipe.cli.app import run
 from segpipe.cohort.results import outlying, read_cohort, robust_scores
+from segpipe.common.files import sha256_of
 from segpipe.reporting import control_limit, running_mean
 
 BUNDLE = {"name": "organs", "version": "1.0.0", "sha256": "b" * 64}
@@ -38,8 +39,11 @@ def write_results(folder: Path, cases: int = 12, seed: int = 0, bundle: dict[str
         volumes = {name: count * 0.002 for name, count in voxels.items()}
         if number == 4:
             volumes["liver"] *= 9
+        sha256 = {"segmentation.nii.gz": sha256_of(folder / id / "segmentation.nii.gz")}
         document = {
             "id": id,
+            "labels": {"liver": 1, "spleen": 3},
+            "sha256": sha256,
             "bundle": bundle,
             "runtime": "openvino",
             "source": "nifti",
@@ -102,13 +106,15 @@ def test_gone_images_leave_columns_empty_and_are_said(tmp_path: Path, capsys: py
     assert (row["mean"], row["volume_ml"] != "") == ("", True)
 
 
-def test_a_label_map_that_was_changed_is_not_measured(tmp_path: Path) -> None:
-    folder = write_results(tmp_path / "may", 1)
+def test_a_label_map_that_was_changed_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_results(tmp_path / "may", 2)
     labels = np.zeros((16, 14, 12), np.uint8)
     labels[:2, :2, :2] = 1
     labels[4:6, :2, :2] = 3
     nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1.0, 2.0, 1.0])), folder / "case_0/segmentation.nii.gz")
-    assert run(["report", str(folder), "-o", str(tmp_path / "out"), "--statistics"]) == 2
+    assert run(["report", str(folder), "-o", str(tmp_path / "out"), "--statistics"]) == 0
+    assert "may/case_0: its segmentation.nii.gz was changed" in " ".join(capsys.readouterr().err.split())
+    assert {row["case"] for row in rows_of(tmp_path / "out/statistics.csv")} == {"case_1"}
 
 
 def test_only_cases_of_one_model_are_compared(tmp_path: Path) -> None:

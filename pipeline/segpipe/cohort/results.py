@@ -32,6 +32,10 @@ class CohortCase:
         p_value, distance: of the quality model, None where there is none.
         dice: predicted, by label.
         notes: number of notes.
+        labels: value of each label in the label map, or number of each region; empty in results of older versions.
+        regions: how many there are that may overlap; 0 for a label map.
+        is_dicom: whether it was predicted from a DICOM series.
+        sha256: of each of its files, by name.
     """
 
     id: str
@@ -46,6 +50,10 @@ class CohortCase:
     distance: float | None = None
     dice: dict[str, float] = field(default_factory=dict)
     notes: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    regions: int = 0
+    is_dicom: bool = False
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 def read_cohort(folders: Sequence[Path]) -> list[CohortCase]:
@@ -100,6 +108,10 @@ def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[st
         distance=quality.get("distance"),
         dice=dict(quality.get("dice") or {}),
         notes=len(document.get("notes") or ()),
+        labels=dict(document.get("labels") or {}),
+        regions=int(document.get("regions") or 0),
+        is_dicom=document.get("source") == "dicom",
+        sha256=dict(document.get("sha256") or {}),
     )
 
 

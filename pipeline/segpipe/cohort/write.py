@@ -14,9 +14,9 @@ from segpipe.cohort.meshes import MESHES, write_meshes
 from segpipe.cohort.page import write_cohort_page
 from segpipe.cohort.results import CohortCase, outlying, read_cohort
 from segpipe.cohort.statistics import COLUMNS, label_statistics
-from segpipe.common.files import cannot_write, read_json, write_csv
+from segpipe.common.files import cannot_write, sha256_of, write_csv
 from segpipe.common.nifti import read_header, read_volume
-from segpipe.common.result_folder import MAPPING, RESULT, SEGMENTATION, read_lines
+from segpipe.common.result_folder import MAPPING, SEGMENTATION, read_lines
 from segpipe.errors import DataError, SegpipeError, UsageError
 
 PAGE, CASES, STATISTICS, SURFACES = "cohort.html", "cases.csv", "statistics.csv", "surfaces"
@@ -113,8 +113,8 @@ def _measured(
     for done, case in enumerate(cases, 1):
         name = f"{case.run}/{case.id}"
         path = case.folder / SEGMENTATION
-        if not path.is_file():
-            without[name] = f"there is no {SEGMENTATION}; predict with --format nifti as well"
+        if why := _why_not_measured(case, path):
+            without[name] = why
         else:
             masks, affine = _masks(path, case)
             image = None
@@ -135,33 +135,24 @@ def _measured(
             progress(done, len(cases))
 
 
+def _why_not_measured(case: CohortCase, path: Path) -> str | None:
+    """Return why a label map cannot be measured, None where it can."""
+    if not path.is_file():
+        return f"there is no {SEGMENTATION}; predict with --format nifti as well"
+    if not case.labels:
+        return "it was predicted by an older version, which did not say which value is which label"
+    if case.sha256.get(SEGMENTATION) != sha256_of(path):
+        return f"its {SEGMENTATION} was changed after it was predicted"
+    return None
+
+
 def _masks(path: Path, case: CohortCase) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.float64]]:
     """Return a mask of each label, by name, and the affine of their grid."""
     header = read_header(path)
     values = read_volume(header)
-    regions = read_json(case.folder / RESULT, "result").get("regions", 0)
-    names = list(case.volumes_ml)
-    if regions:
-        return {name: np.asarray(values[..., index] != 0) for index, name in enumerate(names)}, header.affine
-    numbers = _numbers(case, values)
-    return {name: np.asarray(values == numbers[name]) for name in names}, header.affine
-
-
-def _numbers(case: CohortCase, values: NDArray[Any]) -> dict[str, int]:
-    """Return the value of each label: they stand in the order of their values, and their voxels are counted."""
-    voxels = read_json(case.folder / RESULT, "result").get("voxels", {})
-    present, counts = np.unique(values[values > 0], return_counts=True)
-    found = dict(zip(present.tolist(), counts.tolist(), strict=True))
-    names, numbers, value = list(case.volumes_ml), {}, 0
-    for name in names:
-        if not voxels.get(name):
-            numbers[name] = -1  # empty
-            continue
-        value = min(number for number in found if number > value)
-        if found[value] != voxels[name]:
-            raise UsageError("a label map was changed after it was predicted", path=case.folder / SEGMENTATION)
-        numbers[name] = int(value)
-    return numbers
+    if case.regions:
+        return {name: np.asarray(values[..., number - 1] != 0) for name, number in case.labels.items()}, header.affine
+    return {name: np.asarray(values == number) for name, number in case.labels.items()}, header.affine
 
 
 def _sources(folder: Path) -> dict[str, list[str]]:
@@ -177,9 +168,8 @@ def _image(case: CohortCase, labels: Path, paths: Sequence[str]) -> tuple[NDArra
     """Return the first channel of a case on the grid of its labels, or why it has none."""
     if not paths or not Path(paths[0]).is_file():
         return None, "its image is no longer where it was: no intensities"
-    is_dicom = read_json(case.folder / RESULT, "result").get("source") == "dicom"
     try:
-        array, affine = _of_series(case.id, paths) if is_dicom else _of_file(paths[0])
+        array, affine = _of_series(case.id, paths) if case.is_dicom else _of_file(paths[0])
     except SegpipeError as error:
         return None, f"its image cannot be read: no intensities ({error.message})"
     header = read_header(labels)

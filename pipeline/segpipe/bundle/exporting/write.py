@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ def export(
     with _whole_folder(out, overwrite) as folder:
         _write_configs(folder, draft, metadata)
         if quality is not None:
-            write_json(folder / QUALITY, quality)
+            write_text(folder / QUALITY, json.dumps(quality, separators=(",", ":")) + "\n")  # mostly numbers
         metadata["golden"] = write_golden(
             folder, metadata, draft.labels, draft.files, [Path(image) for image in golden]
         )

@@ -12,6 +12,7 @@ from segpipe.data.manifest import Manifest
 
 FOLDER = Path(__file__).parents[2] / "data_manifests"
 SCHEMA = FOLDER / "manifest.schema.json"
+LEDGER_SCHEMA = FOLDER.parent / "docs" / "schemas" / "test_readings.schema.json"
 
 
 def current() -> dict[str, Any]:
@@ -22,12 +23,21 @@ def test_the_schema_is_current():
     assert json.loads(SCHEMA.read_text()) == current(), "write it again: python tests/test_manifest_schema.py"
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+# no schema, and no ledger beside a manifest
+MANIFESTS = [path for path in sorted(FOLDER.glob("*.json")) if len(path.suffixes) == 1]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_every_shipped_manifest_follows_it(path: Path):
-    if path != SCHEMA:
-        document = json.loads(path.read_text())
-        jsonschema.validate(document, json.loads(SCHEMA.read_text()))
-        Manifest.model_validate(document)
+    document = json.loads(path.read_text())
+    jsonschema.validate(document, json.loads(SCHEMA.read_text()))
+    Manifest.model_validate(document)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.test_readings.json")), ids=lambda path: path.stem)
+def test_every_shipped_ledger_follows_its_schema_and_lies_beside_its_manifest(path: Path):
+    jsonschema.validate(json.loads(path.read_text()), json.loads(LEDGER_SCHEMA.read_text()))
+    assert path.with_name(path.name.replace(".test_readings", "")) in MANIFESTS
 
 
 if __name__ == "__main__":

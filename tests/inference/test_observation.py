@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
-from tests.inference.test_restore import AFFINES, CPU, MIDDLES, Blurred, steps, write_images
+from test_restore import AFFINES, CPU, MIDDLES, Blurred, steps, write_images
 
 from segpipe.inference.engine import segment_source
 from segpipe.inference.observation import Observation

@@ -153,6 +153,7 @@ def test_a_file_that_does_not_say_how_it_lies_comes_not_through_simpleitk(tiny_b
         assert bundle.segment(known).flags["orientation_unknown"]
 
 
+@pytest.mark.slow
 def test_the_stock_route_is_given_files(tmp_path: Path) -> None:
     root = write_bundle(
         tmp_path / "b", deterministic=[*SPACED[:2], {"_target_": "Rotate90d", "keys": "image", "k": 2}, SPACED[3]]

@@ -204,8 +204,9 @@ def test_a_byte_holds_eight_regions(tmp_path: Path) -> None:
         assert facts["volumes_ml"][f"r{region}"] == pytest.approx(mask.sum() * 6 / 1000)
 
 
+@pytest.mark.slow
 @settings(
-    max_examples=6,
+    max_examples=12,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

@@ -90,7 +90,12 @@ def predict(folds: list[Path], out: Path, *options: str, code: int = OK) -> dict
     return json.loads((out / "a" / RESULT).read_text()) if code == OK else {}
 
 
-@pytest.mark.parametrize(("seeds", "mirror"), [([0, 1], ""), ([0], "z,x"), ([0, 1], "all")])
+MIRRORED = [([0], "z,x"), ([0, 1], "all")]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "mirror"), [([0, 1], ""), *(pytest.param(*one, marks=pytest.mark.slow) for one in MIRRORED)]
+)
 def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int], mirror: str) -> None:
     scan = write_scan(tmp_path / "in" / "a.nii.gz", shape=(19, 18, 12))
     options = ["--ensemble", str(folds[1])] * (len(seeds) - 1) + ["--mirror", mirror, "--mirror-untrained"] * bool(

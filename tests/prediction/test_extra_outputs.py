@@ -87,6 +87,7 @@ def test_overlapping_regions_are_those_of_the_stock_bundle_run(regions: Path, tm
     assert (folder / OVERLAY).is_file()
 
 
+@pytest.mark.slow
 def test_regions_by_the_engine_of_monai_are_the_same(regions: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "own"
     bundle.mkdir()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from segpipe.data import Imported
+    from segpipe.data import Corrected, Imported
 
 
 def command(
@@ -140,6 +140,23 @@ def command(
             show_default=False,
         ),
     ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of corrected label maps, called by case id: NIfTI or DICOM SEG. SOURCE is the result folder, "
+            "or manifest, that they began with."
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Corrections: manifest whose next version they go into. [default: a new one, -o]"),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Corrections: pseudonym of who made them, e.g. reader-2.", show_default=False)
+    ] = None,
+    confirmed: Annotated[
+        bool, typer.Option("--confirmed", help="Corrections: take those that somebody found right as they began.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
     ] = False,
@@ -152,6 +169,8 @@ def command(
     values or axes than they should are written anew. TIFF and PNG slices, and DICOM series with the SEG or RTSTRUCT
     that refer to them, become NIfTI volumes in a folder of their own.
     A manifest that is there already, perhaps with a split, is kept unless --overwrite is given.
+    Label maps of a result folder that somebody corrected come back with --corrections: checked against their images,
+    and as cases to train on, never to measure, of the manifest's next version.
 
     Example: segpipe import Task04_Hippocampus --patient-rule pairs
 
@@ -166,10 +185,51 @@ def command(
     Example: segpipe import dicom --label 'GTV*=1:tumour' -o manifest.json
 
     Example: segpipe import dicom --channel CT --channel PET --pet-unit SUVbw --label 'GTV*=1:tumour' -o manifest.json
+
+    Example: segpipe import predictions --corrections corrected --annotator reader-2 --into manifest.json
     """
     from segpipe.data import LabelsNotChosenError, dicom_label_names, import_dataset
 
     console = Console("import", as_json=json)
+    if corrections is not None:
+        others: list[Any] = [
+            layout,
+            images,
+            labels,
+            label_name,
+            slices,
+            masks,
+            spacing,
+            converted,
+            label,
+            label_values,
+            region,
+        ]
+        others += [ignore_label, annotated, repair, secondary_capture, channel, pet_unit, pictures, licence, origin]
+        if source is None or any(others) or registered or show_names or allow_missing or pseudonymise:
+            raise UsageError(
+                "--corrections goes with a result folder or a manifest",
+                expected="segpipe import RESULTS --corrections FOLDER, with --into, -o, --annotator, --confirmed, "
+                "--skip-bad, --modality, --name, --patient-rule, --key and --overwrite",
+            )
+        _correct(
+            console,
+            source,
+            corrections,
+            into=into,
+            output=output,
+            annotator=annotator,
+            confirmed=confirmed,
+            skip_bad=skip_bad,
+            modality=modality or [],
+            name=name,
+            patient_rule=patient_rule,
+            key=key,
+            overwrite=overwrite,
+        )
+        return
+    if into is not None or annotator is not None or confirmed:
+        raise UsageError("--into, --annotator and --confirmed go with --corrections")
     with console.progress() as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -233,6 +293,26 @@ def command(
         _report(console, imported)
 
 
+def _correct(console: Console, source: Path, folder: Path, **options: Any) -> None:
+    """Take corrected label maps into a manifest, and say what became of each."""
+    from segpipe.data import import_corrections
+
+    with console.progress() as bar:
+        task = bar.add_task("corrections", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        corrected = import_corrections(source, folder, **options, progress=progress, note=console.note)
+    for words, ids in (("as they began, so left out", corrected.unchanged), ("taken before", corrected.known)):
+        if ids:
+            console.say(f"{words}: {', '.join(ids)}")
+    for id, why in corrected.left_out.items():
+        console.say(f"left out: {id}: {why}")
+    console.say(f"corrected: {', '.join(corrected.taken)}")
+    _report(console, corrected)
+
+
 def _draw(imported: Imported, folder: Path, progress: Callable[[str, int, int | None], None]) -> None:
     """Draw the channels of each case."""
     from segpipe.reporting import draw_channels
@@ -256,7 +336,9 @@ def _in_words(named: dict[str, Any]) -> str:
     return ", ".join(each if isinstance(each, str) else f"{name} {each}" for name, each in named.items())
 
 
-def _report(console: Console, imported: Imported) -> None:
+def _report(console: Console, imported: Imported | Corrected) -> None:
+    from segpipe.data import Imported
+
     manifest, path, root = imported.manifest, imported.path, imported.root
     elsewhere = path.resolve().parent != root.resolve()
     patients = len({case.group for case in manifest.cases()}) if manifest.knows_patients else None
@@ -280,4 +362,7 @@ def _report(console: Console, imported: Imported) -> None:
         console.say(f"The manifest lies outside the data: later commands need --data {root}")
     if "unknown" in manifest.channels:
         console.say("The modality is not known: name it with --modality CT (or MRI, PT, ...)")
+    if not isinstance(imported, Imported):
+        kinds = ("taken", "unchanged", "known", "left_out")
+        facts["corrections"] = {kind: getattr(imported, kind) for kind in kinds}
     console.document(manifest=str(path), data=str(root), needs_data_option=elsewhere, **facts)

@@ -46,6 +46,7 @@ OVERLAY = "overlay.png"
 SLICE = ".slice.npz"  # from the worker: what the overlay is drawn from
 STATE = "predictions.jsonl"
 MAPPING = "mapping.jsonl"
+CORRECTIONS = "corrections.jsonl"  # of a folder of corrected label maps
 SUMMARY_CSV, SUMMARY_JSON, REPORT = "summary.csv", "summary.json", "report.html"
 NOT_ASKED_FOR = "it was not asked for"  # why something was not written, which nobody has to look at
 RESERVED = (STATE, MAPPING, SUMMARY_CSV, SUMMARY_JSON, REPORT)  # names that no case can have

@@ -1,3 +1,4 @@
+from .annotation import checked_annotator as checked_annotator
 from .brain_phantom import BRAIN_LABELS as BRAIN_LABELS
 from .brain_phantom import BRAIN_REGIONS as BRAIN_REGIONS
 from .brain_phantom import BrainPhantom as BrainPhantom
@@ -12,9 +13,11 @@ from .fingerprint import fingerprint_path as fingerprint_path
 from .fingerprint import read_fingerprint as read_fingerprint
 from .fingerprint import save_fingerprint as save_fingerprint
 from .fingerprint import take_fingerprint as take_fingerprint
+from .importers import Corrected as Corrected
 from .importers import Imported as Imported
 from .importers import LabelsNotChosenError as LabelsNotChosenError
 from .importers import dicom_label_names as dicom_label_names
+from .importers import import_corrections as import_corrections
 from .importers import import_dataset as import_dataset
 from .label_presence import labels_not_trained as labels_not_trained
 from .label_presence import labels_present as labels_present

@@ -7,8 +7,8 @@ relative to the data folder, which is the manifest's own folder unless a command
     test       held-out cases; labelled, or images alone
 
 Version 2 knows labels as people have them (voxels without a decision, regions that overlap, cases in which not every
-label was looked for), units of channels and channels that were registered. A manifest that uses none of it is written
-as version 1, which is read on.
+label was looked for), units of channels, channels that were registered, and where a label map came from. A manifest
+that uses none of it is written as version 1, which is read on.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from segpipe.common.files import json_text, read_json, sha256_of, write_json
+from segpipe.data.annotation import Annotation
 from segpipe.errors import DataError, UsageError
 
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
 Unit = Literal["SUVbw", "BQML", "CNTS", "GML", "HU"]
 VERSION_2 = ("ignore_label", "regions", "units")
-VERSION_2_OF_CASE = ("annotated_labels", "registered")
+VERSION_2_OF_CASE = ("annotated_labels", "registered", "history", "selection")
 PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
 
@@ -62,6 +63,12 @@ class Case(BaseModel):
     registered: bool | str | None = Field(
         None, description="Channels are taken as registered although no file says so: true, or by what in words."
     )
+    history: list[Annotation] | None = Field(
+        None, min_length=1, description="Label maps that the case had or has, the oldest first, where that is known."
+    )
+    selection: Literal["random", "chosen"] | None = Field(
+        None, description="How it came to be annotated: drawn at random, or chosen, e.g. by a model's doubt."
+    )
 
     @field_validator("id")
     @classmethod
@@ -88,6 +95,12 @@ class Case(BaseModel):
     def paths(self) -> list[str]:
         """Every file of the case."""
         return self.images + ([self.label] if self.label else [])
+
+    @property
+    def only_trains(self) -> bool:
+        """Whether nothing may be measured on it: it was chosen, or its label map began as a prediction."""
+        drawn = any(each.start is not None and each.start.of == "prediction" for each in self.history or ())
+        return drawn or self.selection == "chosen"
 
     @property
     def group(self) -> str:
@@ -172,6 +185,11 @@ class Manifest(BaseModel):
         for case in self.training:
             if case.label is None:
                 raise ValueError(f"training case {case.id!r} has no label")
+        for case in self.test:
+            if case.only_trains and case.label is not None:
+                raise ValueError(
+                    f"test case {case.id!r} was chosen or began as a prediction: it can only be trained on"
+                )
         self._judge_version_2()
         self.schema_version = self._version()
         self.numTraining, self.numTest = len(self.training), len(self.test)
@@ -255,15 +273,17 @@ class Manifest(BaseModel):
         return [*self.training, *self.test]
 
     def folds(self) -> list[int]:
-        """Return the folds that the training cases carry, sorted; empty before a split."""
-        return sorted({case.fold for case in self.training if case.fold is not None})
+        """Return the folds that have cases to measure, sorted; empty before a split."""
+        return sorted({case.fold for case in self.training if case.fold is not None and not case.only_trains})
 
     def fold_sizes(self) -> list[int]:
-        """Return the number of training cases in each fold, in the order of the folds."""
-        return [sum(case.fold == fold for case in self.training) for fold in self.folds()]
+        """Return the number of cases that each fold measures, in the order of the folds."""
+        return [len(self.select("validation", fold)) for fold in self.folds()]
 
     def select(self, split: str, fold: int | None = None) -> list[Case]:
         """Return cases by role.
+
+        A case that `Case.only_trains` is neither validated nor out of a fold; its fold is that of its patient.
 
         Args:
             split: ``training`` (without the fold), ``validation`` (the fold), ``test``, ``all``, or ``out_of_fold``
@@ -278,7 +298,7 @@ class Manifest(BaseModel):
         if split == "test":
             return list(self.test)
         if split == "out_of_fold":
-            return [case for case in self.training if case.fold is not None]
+            return [case for case in self.training if case.fold is not None and not case.only_trains]
         if split not in ("training", "validation"):
             raise UsageError(f"no split {split!r}", expected="training, validation, out_of_fold, test or all")
         if fold is None:
@@ -291,7 +311,9 @@ class Manifest(BaseModel):
                 found=f"folds {self.folds()}" if self.folds() else "no folds",
                 hint="make them with `segpipe split`",
             )
-        return [case for case in self.training if (case.fold == fold) == (split == "validation")]
+        if split == "training":
+            return [case for case in self.training if case.fold != fold]
+        return [case for case in self.training if case.fold == fold and not case.only_trains]
 
     def dump(self) -> dict[str, Any]:
         """Return plain values in file order, without fields that are not set, in the lowest version that has them."""

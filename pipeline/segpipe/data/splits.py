@@ -20,6 +20,8 @@ def draw_split(
 ) -> Manifest:
     """Return a copy of the manifest with a test set and folds, whole patients each.
 
+    Patients with a case that can only be trained on are not drawn for test; those with no other have no fold.
+
     Args:
         manifest: labelled cases in ``training`` (and in ``test``, with ``redraw``).
         test: number or fraction of the labelled cases, at least, or their text; None or ``keep`` keeps the test set.
@@ -42,16 +44,19 @@ def draw_split(
     for case in copy.cases():
         case.fold = None
     groups = _in_drawn_order(pool, seed)
-    drawn = _draw_test(groups, _test_cases(test, len(pool)))
-    remaining = groups[len(drawn) :]
-    if len(remaining) < max(folds, 1):
+    free = [cases for cases in groups if not any(case.only_trains for case in cases)]
+    drawn = _draw_test(free, _test_cases(test, sum(not case.only_trains for case in pool)))
+    remaining = [cases for cases in groups if cases not in drawn]
+    measured = [cases for cases in remaining if not all(case.only_trains for case in cases)]
+    if len(measured) < folds or not remaining:
         raise UsageError(
             "there are too few patients for this split",
-            found=f"{len(groups)} patients, {len(drawn)} drawn for test",
+            found=f"{len(groups)} patients, {len(drawn)} drawn for test"
+            + (f", {len(remaining) - len(measured)} only to train on" if len(remaining) > len(measured) else ""),
             expected=f"at least {max(folds, 1)} left for training",
             hint="ask for fewer folds or test cases",
         )
-    _assign_folds(remaining, folds)
+    _assign_folds(measured, folds)
     copy.test = _sorted([*held_out, *(case for cases in drawn for case in cases)])
     copy.training = _sorted(case for cases in remaining for case in cases)
     copy.numTraining, copy.numTest = len(copy.training), len(copy.test)

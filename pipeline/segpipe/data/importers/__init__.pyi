@@ -1,3 +1,5 @@
+from .corrections import Corrected as Corrected
+from .corrections import import_corrections as import_corrections
 from .dataset_import import Imported as Imported
 from .dataset_import import dicom_label_names as dicom_label_names
 from .dataset_import import import_dataset as import_dataset

@@ -57,15 +57,15 @@ def _written(case: SourceCase, root: Path, place: Path) -> SourceCase:
     if len(case.images) > 1:
         names = [f"{case.id}_{index:04}.nii.gz" for index in range(len(case.images))]
     try:
-        images = [_as_nifti(path, root, place / "images" / name) for path, name in zip(case.images, names, strict=True)]
-        label = case.label and _as_nifti(case.label, root, place / "labels" / f"{case.id}.nii.gz")
+        images = [as_nifti(path, root, place / "images" / name) for path, name in zip(case.images, names, strict=True)]
+        label = case.label and as_nifti(case.label, root, place / "labels" / f"{case.id}.nii.gz")
     except SegpipeError as error:
         error.case_id = error.case_id or case.id
         raise
     return replace(case, images=images, label=label)
 
 
-def _as_nifti(path: str, root: Path, target: Path) -> str:
+def as_nifti(path: str, root: Path, target: Path) -> str:
     """Write a file, and return the path of what was written; of NIfTI it is the same."""
     import nibabel as nib
 

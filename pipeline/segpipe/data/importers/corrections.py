@@ -1,0 +1,327 @@
+"""Corrections come back: label maps that somebody mended become cases of the next version of a manifest.
+
+What was predicted, or what the manifest had, stays as it is. A corrected label map is written anew beside it, and the
+manifest keeps who made it, when, and what it began with. Such a case is trained on and never measured: a label map that
+began as a prediction agrees with the model that drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.console import counted, some_of
+from segpipe.common.files import sha256_of
+from segpipe.common.processes import Progress
+from segpipe.common.result_folder import CORRECTIONS, read_lines
+from segpipe.data.annotation import Annotation, checked_annotator
+from segpipe.data.importers.corrected_maps import files_of_nobody, find_corrected, read_corrected, write_corrected
+from segpipe.data.importers.correction_origins import FOLDER, Origin, image_of, of_manifest, of_results, placed_images
+from segpipe.data.importers.pseudonym_key import study_key
+from segpipe.data.importers.source_dataset import refusal
+from segpipe.data.importers.to_manifest import PatientOf
+from segpipe.data.importers.to_manifest import patient_rule as patient_of_rule
+from segpipe.data.manifest import Case, Manifest, load_manifest, parse_manifest, save_manifest
+from segpipe.dicom import Series, patient_pseudonym
+from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
+
+
+@dataclass
+class Corrected:
+    """The next version of a manifest.
+
+    Attributes:
+        manifest: with the corrected cases.
+        path: of its file.
+        root: the folder that its paths start from.
+        taken: ids of the cases that were corrected.
+        unchanged: ids of those whose label map is the one that they began with, and which were left out.
+        known: ids of those whose correction the manifest has already.
+        left_out: ids of those that cannot be used, with the reason.
+    """
+
+    manifest: Manifest
+    path: Path
+    root: Path
+    taken: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def import_corrections(
+    source: str | Path,
+    corrections: str | Path,
+    *,
+    into: str | Path | None = None,
+    output: str | Path | None = None,
+    annotator: str | None = None,
+    confirmed: bool = False,
+    skip_bad: bool = False,
+    modality: Sequence[str] = (),
+    name: str | None = None,
+    patient_rule: str = "none",
+    key: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda done, total: None,
+    note: Callable[[str], object] = lambda text: None,
+) -> Corrected:
+    """Take corrected label maps into the next version of a manifest.
+
+    Args:
+        source: the result folder whose label maps were corrected, or a manifest whose own were.
+        corrections: folder with a label map for each case that was corrected: NIfTI or another image file called as
+            `predict` calls them (``ID.nii.gz``, ``ID_seg.nii.gz``, ``ID/segmentation.nii.gz``), or a DICOM SEG
+            (``ID.dcm``, or one in ``ID/``). It may be the result folder itself, where they were changed in place.
+        into: manifest that the cases go into; None: ``source`` where that is one, else a new one.
+        output: manifest to write; None: the next version beside ``into``, ``manifest_2.json`` of ``manifest.json``.
+        annotator: pseudonym of who made them, but for those of which ``corrections.jsonl`` in their folder says it.
+        confirmed: take label maps that are as they began, too: somebody looked at each and found it right.
+        skip_bad: leave out what cannot be used, instead of refusing all.
+        modality: of a new manifest, once for each channel.
+        name: of a new manifest.
+        patient_rule: patient from case id, of cases that are new.
+        key: file of the key of patients' pseudonyms, for new cases of DICOM series.
+        overwrite: replace a manifest that is there.
+        progress: called with the number of corrections done and of all.
+        note: called with each of the notes.
+
+    Raises:
+        UsageError: no such folder, nothing to take, or options that do not go together.
+        RefusedError: a test case, or a case of a patient of the test set.
+        DataError: a correction cannot be used.
+    """
+    source, folder = Path(source), Path(corrections)
+    if not folder.is_dir():
+        raise UsageError("no such folder of corrections", path=folder, hint="check the path")
+    if source.is_file() and into is not None:
+        raise UsageError("a manifest that is corrected is itself the one that they go into", hint="leave --into out")
+    base = Path(into) if into is not None else source if source.is_file() else None
+    before = None if base is None else load_manifest(base)
+    path = _require_new(Path(output) if output is not None else _next_version(base), overwrite)
+    root = (path if base is None else base).resolve().parent
+    if path.resolve().parent != root:
+        raise UsageError("the manifest would lie elsewhere than its data", path=path, expected=f"a file in {root}")
+    origins = of_manifest(before, root) if before and base == source else of_results(source, before, root)
+    found = {origin.id: file for origin in origins if (file := find_corrected(folder, origin.id))}
+    origins = [origin for origin in origins if origin.id in found]
+    result = Corrected(before or _new_manifest(origins, modality, name, path), path, root)
+    lines = (line for line in read_lines(folder / CORRECTIONS) if isinstance(line, dict))
+    said = {str(line.get("sha256")): line for line in lines}
+    _refuse_test_cases(result, origins, skip_bad)
+    taker = _Taker(result, said, annotator, confirmed, patient_of_rule(patient_rule), key)
+    cases, faults = [], {}
+    for done, origin in enumerate(origins, 1):
+        try:
+            case = None if origin.id in result.left_out else taker.take(origin, found[origin.id])
+            cases += [] if case is None else [case]
+        except (DataError, OSError) as error:
+            faults[origin.id] = error.sentence(folder) if isinstance(error, SegpipeError) else "it cannot be read"
+        progress(done, len(origins))
+    if faults and not skip_bad:
+        raise refusal("corrections", faults, len(cases))
+    result.left_out |= faults
+    cases = _without_test_patients(result, cases, skip_bad)
+    if not cases:
+        raise _nothing(result, folder, source, len(found))
+    if folder.resolve() != source.resolve() and (others := files_of_nobody(folder, set(found.values()))):
+        note(f"passed over: {counted(len(others), 'label map')} of no case of {source.name}")
+    result.manifest = _with(result.manifest, cases, path, note)
+    result.taken = [case.id for case in cases]
+    save_manifest(result.manifest, path)
+    return result
+
+
+@dataclass(frozen=True)
+class _Taker:
+    """Takes corrections one by one; what it leaves out for a good reason stands in the result."""
+
+    result: Corrected
+    said: Mapping[str, Mapping[str, Any]]
+    annotator: str | None
+    confirmed: bool
+    patient_of: PatientOf
+    key: str | Path | None
+
+    def take(self, origin: Origin, file: Path) -> Case | None:
+        """Return the case as it is from now on; None where there is nothing to take.
+
+        Raises:
+            DataError: the correction cannot be used.
+            UsageError: nobody said who made it, or a file cannot be written.
+        """
+        digest, manifest, root = sha256_of(file), self.result.manifest, self.result.root
+        if any(each.sha256 == digest for each in (origin.case.history if origin.case else None) or ()):
+            self.result.known.append(origin.id)
+            return None
+        image, series = image_of(origin)
+        _require_same_labels(origin, manifest)
+        start = origin.start if origin.start != file else None
+        corrected = read_corrected(file, image, series, manifest.foreground, manifest.ignore_label, start)
+        if (corrected.changed_voxels == 0 or digest == origin.begun.sha256) and not self.confirmed:
+            self.result.unchanged.append(origin.id)
+            return None
+        line = self.said.get(digest, {})
+        annotation = Annotation(
+            annotator=checked_annotator(line.get("annotator") or self.annotator),
+            date=line.get("date") or datetime.now(UTC).isoformat("T", "seconds"),
+            sha256=digest,
+            start=origin.begun,
+            changed_voxels=corrected.changed_voxels,
+            minutes=line.get("minutes"),
+        )
+        label = root / FOLDER / "labels" / f"{origin.id}-{digest[:8]}.nii.gz"
+        write_corrected(corrected, image, label)
+        if origin.case is None:
+            images, patient = placed_images(origin, series, root), self._patient(origin, series)
+        else:
+            images, patient = origin.case.images, origin.case.patient_id
+        return _case(origin, annotation, images, label.relative_to(root).as_posix(), patient, self.result)
+
+    def _patient(self, origin: Origin, series: Series | None) -> str | None:
+        return (
+            self.patient_of(origin.id) if series is None else patient_pseudonym(series.files[0], study_key(self.key)[0])
+        )
+
+
+def _next_version(base: Path | None) -> Path:
+    """Return the next free name beside a manifest."""
+    if base is None:
+        raise UsageError(
+            "where is the manifest to be written?",
+            expected="-o data/manifest.json for a new one, or --into manifest.json for the next version of one",
+        )
+    stem, _, number = base.stem.rpartition("_")
+    stem, version = (stem, int(number) + 1) if stem and number.isdecimal() else (base.stem, 2)
+    while (path := base.with_name(f"{stem}_{version}{base.suffix}")).exists():
+        version += 1
+    return path
+
+
+def _require_new(path: Path, overwrite: bool) -> Path:
+    if path.exists() and not overwrite:
+        raise UsageError("there is a manifest already", path=path, hint="choose another file with -o, or --overwrite")
+    return path
+
+
+def _new_manifest(origins: Sequence[Origin], modality: Sequence[str], name: str | None, path: Path) -> Manifest:
+    """Return a manifest without cases that has the labels of the results.
+
+    Raises:
+        DataError: the results have different labels, or ones that a manifest cannot have.
+    """
+    sets = {tuple(sorted(origin.labels.items())) for origin in origins} or {((1, "label_1"),)}
+    if len(sets) > 1 or () in sets:
+        raise DataError(
+            "the results have different labels" if len(sets) > 1 else "the results do not say what labels there are",
+            found=" and ".join(str(dict(each)) for each in sorted(sets)),
+            hint="--into manifest.json names a manifest whose labels they are",
+        )
+    labels = {"0": "background", **{str(value): text for value, text in next(iter(sets))}}
+    channels = {str(index): word for index, word in enumerate(modality)} or {"0": "unknown"}
+    document = {"name": name or path.resolve().parent.name, "modality": channels, "labels": labels}
+    return parse_manifest(document, path)
+
+
+def _require_same_labels(origin: Origin, manifest: Manifest) -> None:
+    """Refuse results whose values mean something else in the manifest."""
+    other = {value: text for value, text in origin.labels.items() if manifest.foreground.get(value) != text}
+    if other:
+        raise DataError(
+            "the values of the result mean something else in the manifest",
+            found=", ".join(f"{value} ({text})" for value, text in sorted(other.items())),
+            expected=", ".join(f"{value} ({text})" for value, text in manifest.foreground.items()),
+        )
+
+
+def _refuse_test_cases(result: Corrected, origins: Sequence[Origin], skip_bad: bool) -> None:
+    """Refuse corrections of cases of the test set, or leave them out.
+
+    Raises:
+        RefusedError: naming them.
+    """
+    held_out = {case.id for case in result.manifest.test if case.label is not None}
+    found = [origin.id for origin in origins if origin.case is not None and origin.case.id in held_out]
+    if found and not skip_bad:
+        raise _refused(
+            "corrections of test cases", found, "cases that may be trained on: a test case never becomes one"
+        )
+    result.left_out |= dict.fromkeys(found, "a test case")
+
+
+def _without_test_patients(result: Corrected, cases: Sequence[Case], skip_bad: bool) -> list[Case]:
+    """Refuse further cases of patients of the test set, or leave them out.
+
+    Raises:
+        RefusedError: naming them.
+    """
+    held_out = {case.group for case in result.manifest.test if case.label is not None}
+    found = [case.id for case in cases if case.patient_id is not None and case.group in held_out]
+    if found and not skip_bad:
+        raise _refused("corrections of patients of the test set", found, "patients that nothing is measured on")
+    result.left_out |= dict.fromkeys(found, "of a patient of the test set")
+    return [case for case in cases if case.id not in found]
+
+
+def _refused(message: str, ids: Sequence[str], expected: str) -> RefusedError:
+    hint = "take their files out of the folder, or leave them out with --skip-bad"
+    return RefusedError(message, found=some_of(ids), expected=expected, hint=hint)
+
+
+def _nothing(result: Corrected, folder: Path, source: Path, files: int) -> UsageError:
+    reasons = {"unchanged": result.unchanged, "known already": result.known, "left out": result.left_out}
+    found = [f"{len(ids)} {words}" for words, ids in reasons.items() if ids]
+    return UsageError(
+        "there is no correction to take",
+        path=folder,
+        found=f"{counted(files, 'label map')} of cases of {source.name}{''.join(f', {each}' for each in found)}",
+        expected="<case id>.nii.gz, <case id>/segmentation.nii.gz or <case id>.dcm, changed",
+        hint="--confirmed takes those that somebody found right as they are" if result.unchanged else None,
+    )
+
+
+def _case(
+    origin: Origin, annotation: Annotation, images: list[str], label: str, patient: str | None, result: Corrected
+) -> Case:
+    """Return the case as it is from now on."""
+    before, known = origin.case, result.manifest.foreground
+    is_drawn = origin.begun.of == "prediction"
+    id = origin.id if before is None else before.id
+    if before is None and any(case.id == id for case in result.manifest.cases()):
+        id = f"{id}-{(origin.image_sha256 or (annotation.sha256,))[0][:8]}"  # another image has it
+    folds = {case.group: case.fold for case in result.manifest.training}
+    looked_for = [known[value] for value in sorted(origin.labels)] if set(origin.labels) < set(known) else None
+    changes = {
+        "label": label,
+        "fold": folds.get(patient or id),
+        "history": [*((before.history if before else None) or []), annotation],
+        "selection": "chosen" if is_drawn else before and before.selection,
+        "sha256": {path: sha256_of(result.root / path) for path in [*images, label]},
+        "annotated_labels": (looked_for or None) if is_drawn else before and before.annotated_labels,
+        "label_turned": None,
+    }
+    new = {"id": id, "image": images[0] if len(images) == 1 else images, "patient_id": patient}
+    return Case.model_validate({**new, **(before.model_dump() if before else {}), **changes})
+
+
+def _with(manifest: Manifest, cases: Sequence[Case], path: Path, note: Callable[[str], object]) -> Manifest:
+    """Return a manifest with corrected cases, each in the place of what it was."""
+    new = {case.id: case for case in cases}
+    ids = {case.id for case in manifest.training}
+    moved = [case.id for case in manifest.test if case.id in new]
+    measured = [case.id for case in manifest.training if case.fold is not None and not case.only_trains]
+    measured = [id for id in measured if id in new and new[id].only_trains]
+    if moved:
+        note(f"{counted(len(moved), 'case')} without a label moved from test to training: {some_of(moved)}")
+    if measured:
+        note(f"{counted(len(measured), 'case')} of folds will only be trained on from now on: {some_of(measured)}")
+    if manifest.knows_patients and any(case.patient_id is None for case in cases):
+        note("it is not known who some new cases are of: they may be of a patient that is measured (--patient-rule)")
+    training = [new.get(case.id, case) for case in manifest.training]
+    training += [case for case in cases if case.id not in ids]
+    test = [case for case in manifest.test if case.id not in new]
+    document = manifest.model_copy(update={"training": training, "test": test}).model_dump(mode="json")
+    return parse_manifest(document, path)

@@ -1,0 +1,399 @@
+"""Corrected label maps come back as cases to train on; what they began with stays as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dicom.make import series as slices_of_a_series
+from dicom.make import write
+from segpipe.cli.app import run
+from segpipe.common.files import sha256_of
+from segpipe.data import draw_split, import_corrections, load_manifest, save_manifest
+from segpipe.data.manifest import Manifest
+from segpipe.dicom import AlgorithmInfo, label_infos, scan, write_dicom
+from segpipe.errors import DataError, RefusedError, UsageError
+
+SHAPE, AFFINE = (9, 8, 7), np.diag([-1.0, 2.0, 3.0, 1.0])
+LABELS = {"liver": 1, "lesion": 2}
+
+
+def save(path: Path, values: Any, affine: Any = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+def mask(corner: int = 2, value: int = 1) -> np.ndarray:
+    values = np.zeros(SHAPE, np.uint8)
+    values[corner : corner + 3, 2:5, 1:4] = value
+    return values
+
+
+class Site:
+    """A data set with folds and a test set, predictions of new scans, and a folder for corrections."""
+
+    def __init__(self, root: Path) -> None:
+        self.data, self.out, self.back = root / "data", root / "predictions", root / "back"
+        self.scans = root / "scans"
+        self.back.mkdir(parents=True)
+        self.manifest = self.data / "manifest.json"
+        self.rng = np.random.default_rng(0)
+        self.lines: list[str] = []
+
+    def image(self, path: Path) -> Path:
+        return save(path, self.rng.integers(0, 100, SHAPE).astype(np.int16))
+
+    def write_manifest(self, hashes: bool = True, **more: Any) -> Manifest:
+        cases: list[dict[str, Any]] = []
+        for number in range(6):
+            image = self.image(self.data / f"images/c{number}.nii.gz")
+            save(self.data / f"labels/c{number}.nii.gz", mask())
+            paths = {"image": f"images/c{number}.nii.gz", "label": f"labels/c{number}.nii.gz"}
+            seen = {paths["image"]: sha256_of(image)} if hashes else None
+            cases.append({"id": f"c{number}", **paths, "patient_id": f"P{number // 2}", "sha256": seen})
+        for number, case in enumerate(cases[:4]):
+            case["fold"] = number // 2
+        self.image(self.data / "images/u.nii.gz")
+        document = {
+            "name": "site",
+            "modality": {"0": "CT"},
+            "labels": {"0": "background", **{str(value): name for name, value in LABELS.items()}},
+            "training": cases[:4],
+            "test": [*cases[4:], {"id": "u", "image": "images/u.nii.gz"}],
+        }
+        manifest = Manifest.model_validate({**document, **more})
+        save_manifest(manifest, self.manifest)
+        return manifest
+
+    def predict(self, case_id: str, image: Path, labels: dict[str, int] | None = None, **more: Any) -> Path:
+        """Write what `predict` would."""
+        path = save(self.out / case_id / "segmentation.nii.gz", mask())
+        result = {
+            "bundle": {"name": "organs", "version": "1.0", "sha256": "ab" * 32},
+            "labels": labels or LABELS,
+            "sha256": {"segmentation.nii.gz": sha256_of(path)},
+            "source_sha256": [] if image.is_dir() else [sha256_of(image)],
+            **more,
+        }
+        (path.parent / "result.json").write_text(json.dumps(result))
+        (self.out / "predictions.jsonl").touch()
+        files = sorted(image.iterdir()) if image.is_dir() else [image]
+        self.lines.append(json.dumps({"id": case_id, "paths": [str(file) for file in files]}) + "\n")
+        (self.out / "mapping.jsonl").write_text("".join(self.lines))
+        return path
+
+    def take(self, **options: Any) -> Any:
+        given = {"annotator": "reader-2", "into": self.manifest if self.manifest.exists() else None}
+        return import_corrections(self.out, self.back, **{**given, **options})
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path.resolve())
+
+
+def test_a_correction_becomes_a_case_to_train_on_with_its_history(site: Site):
+    site.write_manifest()
+    start = site.predict("new", site.image(site.scans / "new.nii.gz"))
+    changed = save(site.back / "new.nii.gz", mask(3))
+    before = sha256_of(start), sha256_of(site.manifest)
+
+    found = site.take()
+
+    assert found.path == site.data / "manifest_2.json" and found.taken == ["new"]
+    assert (sha256_of(start), sha256_of(site.manifest)) == before
+    case = next(case for case in load_manifest(found.path).training if case.id == "new")
+    assert case.only_trains and case.fold is None and case.selection == "chosen" and case.patient_id is None
+    (made,) = case.history or []
+    assert (made.annotator, made.sha256, made.changed_voxels) == ("reader-2", sha256_of(changed), 18)
+    assert made.start is not None and made.start.bundle is not None
+    assert (made.start.of, made.start.sha256, made.start.bundle.name) == ("prediction", sha256_of(start), "organs")
+    label = nib.load(site.data / str(case.label))
+    assert np.array_equal(np.asarray(label.dataobj), mask(3)) and np.array_equal(label.affine, AFFINE)
+    assert (site.data / case.images[0]).read_bytes() == (site.scans / "new.nii.gz").read_bytes()
+    assert case.sha256 == {path: sha256_of(site.data / path) for path in case.paths}
+    assert str(site.scans) not in found.path.read_text()
+
+
+def test_nothing_is_ever_measured_on_it(site: Site):
+    site.write_manifest()
+    site.predict("c0", site.data / "images/c0.nii.gz")  # of fold 0, as c1 of the same patient
+    save(site.back / "c0.nii.gz", mask(3))
+    said: list[str] = []
+    manifest = load_manifest(site.take(note=said.append).path)
+    ids = [[case.id for case in manifest.select(split, 0)] for split in ("training", "validation", "out_of_fold")]
+    assert ids == [["c2", "c3"], ["c1"], ["c1", "c2", "c3"]]
+    assert said == ["1 case of folds will only be trained on from now on: c0"]
+    assert manifest.training[0].images == ["images/c0.nii.gz"]  # where it was
+    drawn = draw_split(manifest, 2, 2, redraw=True)
+    assert "c0" in [case.id for case in drawn.training] and not {"c0", "c1"} & {case.id for case in drawn.test}
+
+
+def test_patients_that_only_train_have_no_fold(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask(3))
+    manifest = load_manifest(site.take().path)
+    drawn = draw_split(manifest, None, 2, redraw=True)
+    assert {case.id: case.fold for case in drawn.training}["new"] is None and drawn.folds() == [0, 1]
+    with pytest.raises(UsageError, match="too few patients") as error:
+        draw_split(manifest, None, 3, redraw=True)
+    assert "1 only to train on" in str(error.value)
+
+
+def test_a_test_case_is_refused_whatever_it_is_called_and_left_out_where_that_is_said(site: Site):
+    site.write_manifest(hashes=False)
+    copied = site.scans / "renamed.nii.gz"
+    copied.parent.mkdir()
+    shutil.copy(site.data / "images/c4.nii.gz", copied)
+    site.predict("renamed", copied)
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    for name in ("renamed", "new"):
+        save(site.back / f"{name}.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="corrections of test cases") as error:
+        site.take()
+    assert error.value.exit_code == 5 and "renamed" in str(error.value.found) and "--skip-bad" in str(error.value.hint)
+    assert not (site.data / "manifest_2.json").exists() and not (site.data / "corrected").exists()
+    found = site.take(skip_bad=True)  # as the hint says
+    assert (found.taken, found.left_out) == (["new"], {"renamed": "a test case"})
+    assert [case.id for case in found.manifest.test] == ["c4", "c5", "u"]
+
+
+def test_another_scan_of_a_test_patient_is_refused(site: Site):
+    site.write_manifest()
+    site.predict("P2-b", site.image(site.scans / "P2-b.nii.gz"))
+    save(site.back / "P2-b.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="patients of the test set"):
+        site.take(patient_rule="regex:(P[0-9]+)")
+    with pytest.raises(UsageError, match="no correction to take"):
+        site.take(patient_rule="regex:(P[0-9]+)", skip_bad=True)
+
+
+def test_a_further_scan_of_a_patient_goes_with_his_fold(site: Site):
+    site.write_manifest()
+    site.predict("P1-b", site.image(site.scans / "P1-b.nii.gz"))
+    save(site.back / "P1-b.nii.gz", mask(3))
+    manifest = site.take(patient_rule="regex:(P[0-9]+)").manifest
+    assert "P1-b" not in [case.id for case in manifest.select("training", 1)]
+    assert "P1-b" in [case.id for case in manifest.select("training", 0)]
+    assert "P1-b" not in [case.id for case in manifest.select("validation", 1)]
+
+
+def test_a_case_without_label_moves_from_test_to_training_and_it_is_said(site: Site):
+    site.write_manifest()
+    site.predict("u", site.data / "images/u.nii.gz")
+    save(site.back / "u.nii.gz", mask(3))
+    said: list[str] = []
+    found = site.take(note=said.append)
+    assert [case.id for case in found.manifest.test] == ["c4", "c5"]
+    assert said[0] == "1 case without a label moved from test to training: u"
+
+
+def test_what_is_unchanged_is_left_out_unless_it_is_confirmed(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask())
+    with pytest.raises(UsageError, match="no correction to take") as error:
+        site.take()
+    assert "1 unchanged" in str(error.value.found) and "--confirmed" in str(error.value.hint)
+    found = site.take(confirmed=True)  # as the hint says
+    assert found.manifest.training[-1].history[0].changed_voxels == 0
+
+
+def test_a_second_round_goes_on_with_the_first(site: Site):
+    site.write_manifest()
+    for name in ("a", "b"):
+        site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+    save(site.back / "a.nii.gz", mask(3))
+    first = site.take()
+    save(site.back / "b.nii.gz", mask(4))
+    second = site.take(into=first.path)
+    assert (second.path.name, second.taken, second.known) == ("manifest_3.json", ["b"], ["a"])
+    save(site.back / "a.nii.gz", mask(5))  # corrected again
+    third = site.take(into=second.path, annotator="reader-3")
+    case = next(case for case in third.manifest.training if case.id == "a")
+    assert [each.annotator for each in case.history] == ["reader-2", "reader-3"]
+    assert np.array_equal(np.asarray(nib.load(site.data / case.label).dataobj), mask(5))
+    with pytest.raises(UsageError, match="no correction to take"):
+        site.take(into=third.path)
+
+
+def test_label_maps_that_were_changed_in_place_are_told_by_their_hash(site: Site):
+    site.write_manifest()
+    for name in ("a", "b"):
+        site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+    kept = sha256_of(site.out / "a/segmentation.nii.gz")
+    save(site.out / "a/segmentation.nii.gz", mask(3))
+    found = import_corrections(site.out, site.out, into=site.manifest, annotator="reader-2")
+    assert (found.taken, found.unchanged) == (["a"], ["b"])
+    (made,) = found.manifest.training[-1].history
+    assert made.start.sha256 == kept and made.changed_voxels is None
+
+
+def test_labels_of_a_manifest_that_are_mended_stay_in_their_fold(site: Site):
+    site.write_manifest()
+    save(site.back / "c0.nii.gz", mask(3))
+    found = import_corrections(site.manifest, site.back, annotator="reader-2")
+    case = found.manifest.training[0]
+    assert (case.id, case.fold, case.only_trains, case.selection) == ("c0", 0, False, None)
+    assert case.history[0].start.of == "label" and case.history[0].changed_voxels == 18
+    save(site.back / "c4.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="test cases"):
+        import_corrections(site.manifest, site.back, annotator="reader-2")
+
+
+def test_a_new_manifest_has_the_labels_of_the_results(site: Site):
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new_seg.nii.gz", mask(3))
+    with pytest.raises(UsageError, match="where is the manifest"):
+        site.take()
+    found = site.take(output=site.data / "manifest.json", modality=["CT"])
+    assert found.manifest.labels == {"0": "background", "1": "liver", "2": "lesion"}
+    assert [case.id for case in found.manifest.select("training")] == ["new"]
+
+
+def turned(values: np.ndarray) -> nib.Nifti1Image:
+    return nib.Nifti1Image(values, AFFINE).as_reoriented(np.array([[0, -1], [2, 1], [1, 1]]))
+
+
+def test_axes_in_another_order_are_put_right(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    other = turned(mask(3))
+    assert other.shape != SHAPE
+    nib.save(other, site.back / "new.nii.gz")
+    case = site.take().manifest.training[-1]
+    assert np.array_equal(np.asarray(nib.load(site.data / case.label).dataobj), mask(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "affine", "words"),
+    [
+        (mask(3)[:, :, 1:], AFFINE, "does not lie on the grid of the image"),  # cropped
+        (mask(3), AFFINE + np.eye(4) * [[0.0], [0.0], [0.5], [0.0]], "does not lie on the grid"),
+        (mask(3, value=7), AFFINE, "values that are no label, found 7, expected 1 \\(liver\\), 2 \\(lesion\\)"),
+        (mask(3) * np.float32(0.5), AFFINE, "values that are no label, found 0.5"),
+    ],
+)
+def test_what_cannot_be_a_label_map_of_the_image_is_refused(site: Site, values: Any, affine: Any, words: str):
+    site.write_manifest()
+    for name in ("bad", "good"):
+        site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+    save(site.back / "bad.nii.gz", values, affine)
+    save(site.back / "good.nii.gz", mask(3))
+    with pytest.raises(DataError, match=f"1 corrections cannot be used, 1 can[\\s\\S]*{words}"):
+        site.take()
+    assert not (site.data / "manifest_2.json").exists()
+    assert site.take(skip_bad=True).taken == ["good"]
+
+
+def test_ignored_voxels_may_be_drawn(site: Site):
+    site.write_manifest(ignore_label=255)
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask(3, value=255))
+    assert site.take().taken == ["new"]
+
+
+def test_an_image_that_changed_or_went_is_refused(site: Site):
+    site.write_manifest()
+    image = site.image(site.scans / "new.nii.gz")
+    site.predict("new", image)
+    save(site.back / "new.nii.gz", mask(3))
+    site.image(image)
+    with pytest.raises(DataError, match="the image has changed since it was segmented"):
+        site.take()
+    image.unlink()
+    with pytest.raises(DataError, match="the image is not where it was"):
+        site.take()
+
+
+def test_labels_that_mean_something_else_in_the_manifest_are_refused(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"), {"liver": 2, "lesion": 1})
+    save(site.back / "new.nii.gz", mask(3))
+    with pytest.raises(DataError, match="mean something else in the manifest"):
+        site.take()
+
+
+def test_a_model_of_fewer_labels_looked_for_these_alone(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"), {"liver": 1})
+    save(site.back / "new.nii.gz", mask(3))
+    assert site.take().manifest.training[-1].annotated_labels == ["liver"]
+
+
+def test_who_made_them_is_a_pseudonym(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask(3))
+    with pytest.raises(UsageError, match="who made the corrections"):
+        site.take(annotator=None)
+    with pytest.raises(UsageError, match="not a pseudonym"):
+        site.take(annotator="Doe^Jane")
+    line = {"id": "new", "sha256": sha256_of(site.back / "new.nii.gz"), "annotator": "reader-9", "minutes": 2.5}
+    (site.back / "corrections.jsonl").write_text(json.dumps({**line, "date": "2026-01-02T03:04:05+00:00"}) + "\n")
+    (made,) = site.take(annotator=None).manifest.training[-1].history
+    assert (made.annotator, made.minutes, made.date) == ("reader-9", 2.5, "2026-01-02T03:04:05+00:00")
+
+
+def test_several_files_of_one_case_are_refused(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    for name in ("new.nii.gz", "new_seg.nii.gz"):
+        save(site.back / name, mask(3))
+    with pytest.raises(UsageError, match="several label maps"):
+        site.take()
+
+
+def test_a_seg_corrects_a_series(site: Site, tmp_path: Path):
+    site.write_manifest()
+    write(slices_of_a_series(), tmp_path / "dicom")
+    (series,) = scan(tmp_path / "dicom").series
+    labels = np.zeros(series.shape, np.uint8)
+    labels[1:3, 1:4, 1:] = 1
+    labels[4, 2:4, 1] = 2
+    site.predict(series.case_id, tmp_path / "dicom")
+    save(site.out / series.case_id / "segmentation.nii.gz", labels, series.affine_ras)
+    labels[3, 3, 1] = 1
+    infos, _ = label_infos({0: "background", 1: "liver", 2: "lesion"})
+    algorithm = AlgorithmInfo("organs", "1.0", "ab" * 32)
+    (tmp_path / "seg").mkdir()
+    write_dicom(tmp_path / "seg", ["seg"], series, labels, {"liver": 1.0, "lesion": 1.0}, infos, algorithm)
+    shutil.move(tmp_path / "seg/seg.dcm", site.back / f"{series.case_id}.dcm")
+    case = site.take(key=tmp_path / "key").manifest.training[-1]
+    assert case.history[0].changed_voxels == 1 and str(case.patient_id).startswith("patient-")
+    written, image = nib.load(site.data / case.label), nib.load(site.data / case.image)
+    assert np.array_equal(np.asarray(written.dataobj), labels)
+    assert np.allclose(written.affine, series.affine_ras) and np.allclose(image.affine, series.affine_ras)
+    infos, _ = label_infos({0: "background", 1: "liver", 2: "Doe^Jane"})
+    write_dicom(tmp_path / "seg", ["seg"], series, labels, {"liver": 1.0, "Doe^Jane": 1.0}, infos, algorithm)
+    shutil.move(tmp_path / "seg/seg.dcm", site.back / f"{series.case_id}.dcm")
+    with pytest.raises(DataError, match="called as no label, found 1 of 2") as error:
+        site.take(key=tmp_path / "key")
+    assert "Jane" not in str(error.value)
+
+
+def test_the_command_says_what_became_of_each(site: Site, capsys: pytest.CaptureFixture[str]):
+    site.write_manifest()
+    for name in ("a", "b", "c"):
+        site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+    save(site.back / "a.nii.gz", mask(3))
+    save(site.back / "b.nii.gz", mask())
+    save(site.back / "c.nii.gz", mask(3, value=9))
+    save(site.back / "stray.nii.gz", mask(3))
+    words = ["import", str(site.out), "--corrections", str(site.back), "--into", str(site.manifest)]
+    assert run([*words, "--annotator", "reader-2", "--skip-bad", "--json"]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document["corrections"]["taken"] == ["a"] and document["corrections"]["unchanged"] == ["b"]
+    assert "values that are no label" in document["corrections"]["left_out"]["c"]
+    assert "passed over: 1 label map of no case of predictions" in printed.err
+    assert run([*words, "--layout", "nnunet"]) == 2
+    assert run(["import", str(site.manifest), "--annotator", "x"]) == 2

@@ -258,6 +258,7 @@ def _to_an_evaluation(root: Path) -> list[tuple[str, Any]]:
         found = [("predict", printed("predict", root / "bundle", manifest, out, code=4)) for _ in range(2)]
     found += [("prediction_event", json.loads(line)) for line in (out / "predictions.jsonl").open()]
     found.append(("report", printed("report", out, "-o", root / "cohort")))
+    found.append(("next", printed("next", out, "-n", 2)))
     found += [("result", json.loads(path.read_text())) for path in out.glob("*/result.json")]
     found.append(("summary", json.loads((out / "summary.json").read_text())))
     training = json.loads(manifest.read_text())["training"]

@@ -38,6 +38,7 @@ VERBS = (
     "evaluate",
     "view",
     "report",
+    "next",
     "compare",
     "auto",
     "reproduce",

@@ -1,3 +1,6 @@
+from .choosing import Choice as Choice
+from .choosing import NextCases as NextCases
+from .choosing import next_cases as next_cases
 from .meshes import MESHES as MESHES
 from .meshes import write_meshes as write_meshes
 from .page import write_cohort_page as write_cohort_page

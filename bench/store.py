@@ -2,7 +2,8 @@
 
     python bench/store.py [--cases 3] [--shape 128 128 64] [--patch 64] [--steps 10] [--large]
 
-``--large`` takes 40 cases of 512 x 512 x 250 voxels. Both ways train the same small network with the crops of `light`,
+``--large`` takes 8 cases of 512 x 512 x 250 voxels, which about 12 GB of memory hold; `bench/large_data.py` takes more
+than memory holds, from the store alone. Both ways train the same small network with the crops of `light`,
 each in a process of its own, so that its peak of memory is its own.
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 from segpipe.common.processes import child_environment
 from segpipe.data import make_phantom
 
-LARGE = {"cases": 40, "shape": [512, 512, 250], "patch": 96}
+LARGE = {"cases": 8, "shape": [512, 512, 250], "patch": 96}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -64,6 +65,16 @@ def test_processes_are_started_for_large_files_alone(tmp_path: Path, monkeypatch
     assert workers_to_read(files) == 2
     monkeypatch.setattr(processes, "BYTES_WORTH_A_WORKER", 10)
     assert workers_to_read(files) == processes.MOST_WORKERS
+    for file in files[:-1]:
+        file.unlink()
+    with gzip.open(files[0].with_suffix(".gz"), "wb") as stream:
+        stream.write(bytes(500_000))
+    scans = [files[0].with_suffix(".gz")] * 8
+    monkeypatch.setattr(processes, "BYTES_OF_WORKERS", 2_000_000)
+    monkeypatch.setattr(processes, "WORKER_BYTES", 110_000)
+    assert workers_to_read(scans) == 2, "each holds half as much again as the unpacked file"
+    monkeypatch.setattr(processes, "BYTES_OF_WORKERS", 200_000)
+    assert workers_to_read(scans) == 1
     monkeypatch.undo()
     assert usable_cores() >= 1
 

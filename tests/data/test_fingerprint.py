@@ -15,10 +15,12 @@ from monai.transforms import LoadImaged
 from segpipe.components.training_data import CaseTransforms
 from segpipe.data.check.dataset_check import check_manifest
 from segpipe.data.fingerprint import (
+    PERCENTILES,
     SAMPLES_PER_CASE,
     CaseFingerprint,
     Fingerprint,
     Job,
+    intensity_of,
     measure_case,
     save_fingerprint,
     take_fingerprint,
@@ -268,3 +270,13 @@ def test_ras_order_is_nibabels(pairs: list[str], ends: tuple[int, int, int]) -> 
 def test_the_schema_is_current() -> None:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Fingerprint.model_json_schema()}
     assert json.loads(SCHEMA.read_text()) == schema, "write the new one over it"
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["int8", "uint8", "int16", "uint16", "int32", "float32"]))
+@settings(max_examples=40, deadline=None)
+def test_intensities_of_every_type_are_those_of_numpy(seed: int, dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 120, rng.integers(1, 5, 3)) - (0 if dtype.startswith("u") else 60)
+    found = intensity_of(values.astype(dtype))
+    assert np.allclose(found.percentiles, np.percentile(values.astype(float), PERCENTILES), rtol=0, atol=1e-9)
+    assert np.allclose([found.mean, found.std], [values.mean(), values.std()])

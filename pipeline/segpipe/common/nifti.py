@@ -5,6 +5,7 @@ Affines map voxel indices to RAS+ millimetres, as nibabel and MONAI have it.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ LAST_CODE = 5  # of sform and qform: template
 UNIT_MM = 2  # of xyzt_units
 REWRITE = "write the header again from the original scan"
 GZIP_LEVEL = 2  # of 0 to 3
+PART = 1 << 22  # bytes that are unpacked at once
 PLAIN_TYPES = ("uint8", "int8", "int16", "int32", "float32")  # that torch computes with
 
 
@@ -249,12 +251,32 @@ def _opened(path: Path) -> Iterator[Any]:
             return
         kind = type(nib.load(path))
         with igzip.open(path, "rb") as stream:
-            yield kind.from_stream(stream)
+            yield kind.from_stream(_InParts(stream))
             require_end(stream, path)
     except SegpipeError:
         raise
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+class _InParts(io.BufferedIOBase):
+    """A packed stream whose voxels arrive in the array that was made for them, without a second one beside it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell  # type: ignore[method-assign]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, array: Any) -> int:
+        view, done = memoryview(array), 0
+        while part := self.read(min(PART, len(view) - done)):
+            view[done : done + len(part)] = part
+            done += len(part)
+        return done
 
 
 def write_nifti(image: Any, path: str | Path) -> None:

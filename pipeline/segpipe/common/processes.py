@@ -25,6 +25,8 @@ WATCH_S = 0.5
 NO_PROGRAM = 127  # as shells have it
 LOST = 137  # exit code of a process that was killed
 MOST_WORKERS = 4  # each holds whole volumes, and the disk is one
+BYTES_OF_WORKERS = 2_000_000_000  # that all of them may take, with their parent
+WORKER_BYTES, COPIES = 110_000_000, 1.5  # what one takes by itself, and of the largest file
 BYTES_WORTH_A_WORKER = 30_000_000  # of image files: below, starting a process takes longer than what it would share
 
 Progress = Callable[[int, int], object]
@@ -126,9 +128,24 @@ def no_answer(seconds: float) -> str:
 
 
 def workers_to_read(files: Iterable[Path]) -> int:
-    """Return as many processes as reading these files is worth, at most one a core and four."""
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    return max(1, min(MOST_WORKERS, usable_cores(), size // BYTES_WORTH_A_WORKER))
+    """Return as many processes as reading these files is worth: at most one a core, four, and what 2 GB hold."""
+    there = [file for file in files if file.is_file()]
+    size = sum(file.stat().st_size for file in there)
+    most = max(1, min(MOST_WORKERS, usable_cores(), size // BYTES_WORTH_A_WORKER))
+    if most == 1:
+        return 1
+    each = WORKER_BYTES + COPIES * max(_unpacked_bytes(file) for file in there)
+    return max(1, min(most, int((BYTES_OF_WORKERS - WORKER_BYTES) / each)))
+
+
+def _unpacked_bytes(file: Path) -> int:
+    """Return the bytes of a file once it is unpacked: of gzip, as its last four bytes have it."""
+    size = file.stat().st_size
+    if file.suffix.lower() != ".gz" or size < 4:
+        return size
+    with file.open("rb") as stream:
+        stream.seek(-4, os.SEEK_END)
+        return int.from_bytes(stream.read(4), "little")
 
 
 def over_cases(

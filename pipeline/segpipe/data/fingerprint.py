@@ -150,6 +150,8 @@ def _measure(job: Job) -> tuple[CaseFingerprint, Samples]:
     foreground = label != 0
     if job.ignore_label is not None:
         foreground &= label != job.ignore_label
+    shape = (int(label.shape[0]), int(label.shape[1]), int(label.shape[2]))
+    del label  # an image takes its place
     channels, samples = [], []
     for values, dtype in _read_channels(case, root, job.n_channels, grid):
         inside = values[foreground]
@@ -166,7 +168,7 @@ def _measure(job: Job) -> tuple[CaseFingerprint, Samples]:
     voxel_ml = abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000
     measured = CaseFingerprint(
         id=case.id,
-        shape=(int(label.shape[0]), int(label.shape[1]), int(label.shape[2])),
+        shape=shape,
         spacing_mm=grid.spacing_mm,
         orientation=grid.orientation,
         channels=channels,
@@ -197,14 +199,19 @@ def _read_channels(case: Case, root: Path, n_channels: int, grid: Header) -> Ite
     for header in headers:
         volume = read_voxels(header)
         for values in np.moveaxis(volume, 3, 0) if stacked else [volume]:
-            if not np.isfinite(values).all():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise DataError("the image has values that are not finite", path=header.path)
             refuse_outliers(values, header.path)
             yield values, header.dtype
 
 
 def _count_labels(label: NDArray[Any], n_labels: int, path: Path, ignored: int | None) -> list[int]:
-    values, counts = np.unique(label, return_counts=True)
+    if label.dtype.kind in "iu" and label.dtype.itemsize <= 2:
+        every, lowest = count_values(label)
+        values = np.flatnonzero(every)
+        counts, values = every[values], values + lowest
+    else:
+        values, counts = np.unique(label, return_counts=True)
     unknown = [value.item() for value in values if value not in range(n_labels) and value != ignored]
     if unknown:
         raise DataError(
@@ -230,15 +237,35 @@ def intensity_of(values: NDArray[Any]) -> Intensity:
 
 
 def _percentiles(flat: NDArray[Any]) -> list[float]:
-    """Return `PERCENTILES` as `numpy.percentile` has them in float64, from one copy in the type of the values."""
+    """Return `PERCENTILES` as `numpy.percentile` has them in float64, from one copy of them at most."""
     places = [share / 100 * (flat.size - 1) for share in PERCENTILES]
     ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
-    ordered = np.partition(flat, ranks)
+    values = dict(zip(ranks, _at_ranks(flat, ranks), strict=True))
     found = []
     for place in places:
-        below, above = float(ordered[math.floor(place)]), float(ordered[math.ceil(place)])
+        below, above = values[math.floor(place)], values[math.ceil(place)]
         found.append(below + (above - below) * (place - math.floor(place)))
     return found
+
+
+def _at_ranks(flat: NDArray[Any], ranks: Sequence[int]) -> list[float]:
+    """Return the values that stand at these places of the sorted ones; counted where there are few different ones."""
+    if flat.dtype.kind in "iu" and flat.dtype.itemsize <= 2:
+        counts, lowest = count_values(flat)
+        found = np.searchsorted(np.cumsum(counts), ranks, side="right") + lowest
+    else:
+        found = np.partition(flat, ranks)[list(ranks)]
+    return [float(value) for value in found]
+
+
+def count_values(values: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+    """Count whole numbers of at most 16 bits; returns counts of the lowest possible one on, and that one."""
+    bounds, flat = np.iinfo(values.dtype), values.ravel(order="K")
+    counts = np.zeros(int(bounds.max) - int(bounds.min) + 1, np.int64)
+    for first in range(0, flat.size, BLOCK):
+        numbers = flat[first : first + BLOCK].astype(np.int64) - bounds.min
+        counts += np.bincount(numbers, minlength=counts.size)
+    return counts, int(bounds.min)
 
 
 def _box_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:

@@ -22,7 +22,7 @@ from segpipe.common.result_folder import SEGMENTATION
 from segpipe.common.subprocesses import Ended
 from segpipe.data.check.case_check import KINDS
 from segpipe.dicom.transport import NotStoredError
-from segpipe.errors import DataError
+from segpipe.errors import DataError, UsageError
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.protocol import CaseFiles, Loaded, Segment, Segmented
 from segpipe.quality import fit
@@ -33,6 +33,7 @@ from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
 from tiny_folds import fold_arguments, stand_in
 from tiny_quality import LABEL, rows
+from tiny_tune import SPACE, FakeTraining
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 NAMES = sorted(path.name.removesuffix(".schema.json") for path in FOLDER.iterdir())
@@ -159,6 +160,7 @@ def documents(root: Path) -> Documents:
         _fetch,
         _compare,
         _auto,
+        _tune,
         _demo,
         _view,
         _about,
@@ -374,6 +376,21 @@ def _auto(root: Path) -> list[tuple[str, Any]]:
         words = ("auto", root / "manifest.json", "--budget", "1h", "-o", root / "auto", "--candidate", "unet")
         found = [("auto", printed(*words))]
     return [*found, ("auto", json.loads((root / "auto/auto.json").read_text()))]
+
+
+def _tune(root: Path) -> list[tuple[str, Any]]:
+    pytest.importorskip("optuna")
+    fake = FakeTraining()
+    fake.fails = {"trial_1": DataError("lost")}
+    (root / "space.yaml").write_text(SPACE)
+    words = ("tune", root / "manifest.json", "--task", root / "task.yaml", "--space", root / "space.yaml")
+    words += ("--trials", 4, "--epochs", 6, "--storage", "journal", "--out", root / "tune")
+    with pytest.MonkeyPatch.context() as patch:
+        fake.put(patch)
+        printed(*words, code=3)
+        fake.fails = {"trial_1": UsageError("the loss is not finite")}
+        found = [("tune", json.loads((root / "tune/tune.json").read_text())), ("tune", printed(*words))]
+    return [*found, ("tune", json.loads((root / "tune/tune.json").read_text()))]
 
 
 def _demo(root: Path) -> list[tuple[str, Any]]:

@@ -44,6 +44,11 @@ def crash():
 def leave():
     os._exit(3)
 
+def talk(mark):
+    sys.stderr.write("waiting\\n")
+    time.sleep(60)
+    open(mark, "w").close()
+
 def hang(mark):
     open(mark, "w").close()
     time.sleep(60)
@@ -56,7 +61,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subprocesses:
     (tmp_path / "callables.py").write_text(MODULE)
     (tmp_path / "child.py").write_text(
         "from segpipe.common import subprocesses\n"
-        "names = ('answer', 'rows', 'refuse', 'full', 'bug', 'crash', 'leave', 'hang')\n"
+        "names = ('answer', 'rows', 'refuse', 'full', 'bug', 'crash', 'leave', 'talk', 'hang')\n"
         "subprocesses.CALLABLE = tuple(f'callables.{name}' for name in names)\n"
         "subprocesses.main()\n"
     )
@@ -196,3 +201,15 @@ def test_a_failure_has_the_words_and_the_code_that_it_had_there() -> None:
     with pytest.raises(SegpipeError, match="for want of memory") as caught:
         require_ended_well(Ended(-9, {}))
     assert caught.value.exit_code == USAGE
+
+
+def test_a_listener_that_raises_interrupts_the_process_and_is_heard(calls: Subprocesses, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        assert line == "waiting"
+        raise LookupError("enough")
+
+    began = time.monotonic()
+    with pytest.raises(LookupError, match="enough"):
+        calls.call("callables.talk", {"mark": tmp_path / "mark"}, stop)
+    assert time.monotonic() - began < 30 and not (tmp_path / "mark").exists()
+    assert calls.call("callables.rows", {}).code == 0  # and others go on

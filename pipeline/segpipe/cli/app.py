@@ -41,6 +41,7 @@ VERBS = (
     "next",
     "compare",
     "auto",
+    "tune",
     "reproduce",
     "demo",
     "info",

@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from segpipe.common.console import quiet_libraries
 from segpipe.common.processes import child_environment, end_with_parent, heed_signals, leave, no_answer, tied
@@ -117,7 +117,8 @@ class Subprocesses:
         Args:
             name: of `CALLABLE`.
             arguments: keywords of the call, plain values and paths.
-            on_line: called with every line on its standard error, from a thread.
+            on_line: called with every line on its standard error, from a thread; what it raises interrupts the process,
+                as Ctrl-C would, and is raised here when that has ended.
             timeout_s: seconds after which it is killed.
 
         Raises:
@@ -129,7 +130,8 @@ class Subprocesses:
                 raise KeyboardInterrupt
             process = _start()
             self._live.add(process.pid)
-        listener = threading.Thread(target=_listen, args=(process.stderr, on_line), daemon=True)
+        raised: list[BaseException] = []
+        listener = threading.Thread(target=_listen, args=(process, on_line, raised), daemon=True)
         listener.start()
         expired = threading.Event()
         timer = threading.Timer(timeout_s or 0, _kill, (process.pid, expired))
@@ -144,6 +146,8 @@ class Subprocesses:
         listener.join()
         if process.stderr:
             process.stderr.close()
+        if raised:
+            raise raised[0]
         if code == INTERRUPTED or (self._stopped and code != OK):
             self.stop()
             raise KeyboardInterrupt
@@ -223,9 +227,16 @@ def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> d
     return document if isinstance(document, dict) else {}
 
 
-def _listen(stream: IO[bytes], on_line: Listener) -> None:
-    for line in stream:
-        on_line(line.decode(errors="replace").rstrip())
+def _listen(process: subprocess.Popen[bytes], on_line: Listener, raised: list[BaseException]) -> None:
+    for line in process.stderr or ():
+        if raised:  # it is read to its end, or the process could not end
+            continue
+        try:
+            on_line(line.decode(errors="replace").rstrip())
+        except BaseException as error:  # noqa: BLE001 - raised again by the call
+            raised.append(error)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
 
 
 def _kill(pid: int, expired: threading.Event) -> None:

@@ -14,5 +14,11 @@ from .reproduction import report_head as report_head
 from .reproduction import reproduce as reproduce
 from .search import Candidate as Candidate
 from .search import parse_candidate as parse_candidate
+from .trials import STORAGES as STORAGES
+from .tuning import Wanted as Wanted
+from .tuning import parse_fold as parse_fold
+from .tuning import run_tuning as run_tuning
+from .tuning_page import gain_in_words as gain_in_words
+from .tuning_page import verdict as verdict
 from .variants import Settings as Settings
 from .variants import listed as listed

@@ -60,7 +60,8 @@ class Asked:
             name: value for name, value in asdict(self).items() if name not in ("source", "out", "data", "seconds")
         }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()} | {
-            "budget_seconds": self.seconds
+            "candidates": [candidate.record() for candidate in self.candidates],
+            "budget_seconds": self.seconds,
         }
 
 

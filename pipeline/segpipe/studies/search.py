@@ -44,16 +44,29 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A training that may be chosen: fragments, each by name or path."""
+    """A training that may be chosen: fragments, each by name or path, and what is set beside them.
+
+    Attributes:
+        network, augment, loss: fragments.
+        overrides: ``id=value``.
+        title: its name, where the fragments do not tell it from others.
+    """
 
     network: str
     augment: str = "light"
     loss: str = "dice_ce"
+    overrides: tuple[str, ...] = ()
+    title: str = ""
 
     @property
     def name(self) -> str:
         """Return the name that is shown, and that its folder bears."""
-        return "+".join(map(fragment_name, (self.network, self.augment, self.loss)))
+        return self.title or "+".join(map(fragment_name, (self.network, self.augment, self.loss)))
+
+    def record(self) -> dict[str, Any]:
+        """Return its plain values, without those that say nothing."""
+        overrides = {"overrides": list(self.overrides)} if self.overrides else {}
+        return {**{name: value for name, value in asdict(self).items() if value}, **overrides}
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Question:
     def record(self) -> dict[str, Any]:
         """Return the plain values that two starts in one folder must share."""
         return {
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "candidates": [candidate.record() for candidate in self.candidates],
             "budget_seconds": self.seconds,
             "folds": sorted(self.dataset.folds()),
             "memory_bytes": self.memory_bytes,
@@ -273,13 +286,13 @@ def _round(
     seconds = {}
     for candidate in candidates:
         try:
-            scores[candidate.name] = _mean(_train(question, out, candidate, folds, progress))
+            scores[candidate.name] = mean_dice(_train(question, out, candidate, folds, progress))
         except SegpipeError as error:
             if len(failed) + 1 == len(candidates):
                 raise
             failed[candidate.name] = error.message
             progress(f"{candidate.name} is given up: {error.message}")
-        seconds[candidate.name] = round(_run_seconds(_folder(out, candidate) / "run"), 1)
+        seconds[candidate.name] = round(run_seconds(run_folder(out, candidate)), 1)
     ranked = sorted(scores, key=lambda name: -scores[name])  # stable: of equals the one that was named first
     state["rounds"].append(
         {
@@ -297,38 +310,71 @@ def _round(
 def _train(
     question: Question, out: Path, candidate: Candidate, folds: Sequence[int], progress: Progress
 ) -> Mapping[str, Any]:
-    folder = _folder(out, candidate)
+    task = _folder(out, candidate) / "task.yaml"
+    shared: dict[str, Any] = {"task": task, "runtime": runtime_path(task), "seed": question.seed, "data": question.data}
+    if (own := network_path(task)).exists():
+        shared["network"] = str(own)
+    return train_candidate(candidate, out, question.manifest, folds, shared, progress)
+
+
+def train_candidate(
+    candidate: Candidate, out: Path, manifest: Path, folds: Sequence[int], shared: Mapping[str, Any], progress: Progress
+) -> Mapping[str, Any]:
+    """Train a candidate on some folds, and measure the cases that they leave out; what is done already is kept.
+
+    Args:
+        candidate: which.
+        out: folder of the search.
+        manifest: with these folds.
+        folds: which; those that it was trained on before belong to it as well.
+        shared: keywords of `segpipe.train` that all candidates have: ``task``, ``seed``, ...; its ``overrides`` come
+            before those of the candidate.
+        progress: called with a line for each step and epoch; what it raises ends the training, which can go on.
+
+    Returns:
+        The content of ``out_of_fold.json``.
+
+    Raises:
+        SegpipeError: it cannot be trained or measured.
+        KeyboardInterrupt: it was interrupted; the same call goes on.
+    """
+    fragments = {"network": candidate.network, "loss": candidate.loss, "augment": candidate.augment}
     run = train(
-        question.manifest,
-        task=folder / "task.yaml",
-        network=str(own) if (own := network_path(folder / "task.yaml")).exists() else candidate.network,
-        loss=candidate.loss,
-        augment=candidate.augment,
-        runtime=runtime_path(folder / "task.yaml"),
+        manifest,
+        **{**fragments, **shared, "overrides": [*shared.get("overrides", ()), *candidate.overrides]},
         folds=list(folds),
-        seed=question.seed,
-        data=question.data,
-        out=folder / "run",
+        out=_folder(out, candidate) / "run",
         progress=lambda line: progress(f"{candidate.name}: {line}"),
     )
     return run.out_of_fold or {}
 
 
-def _mean(out_of_fold: Mapping[str, Any]) -> float:
+def scores_of(out_of_fold: Mapping[str, Any]) -> dict[str, float]:
+    """Return case id to mean Dice; a case that failed counts as 0, one without a truth is left out."""
+    cases = [case for case in out_of_fold["cases"] if case["failure"] or case["mean_dice"] is not None]
+    return {case["id"]: case["mean_dice"] or 0.0 for case in cases}
+
+
+def mean_dice(out_of_fold: Mapping[str, Any]) -> float:
     """Return the mean Dice over the cases; a case that failed counts as 0."""
-    scores = [case["mean_dice"] for case in out_of_fold["cases"] if case["failure"] or case["mean_dice"] is not None]
-    return sum(score or 0.0 for score in scores) / len(scores) if scores else 0.0
+    scores = scores_of(out_of_fold)
+    return sum(scores.values()) / len(scores) if scores else 0.0
 
 
-def _run_seconds(run: Path) -> float:
+def run_folder(out: Path, candidate: Candidate) -> Path:
+    """Return the folder of a candidate's cross-validation."""
+    return _folder(out, candidate) / "run"
+
+
+def run_seconds(run: Path) -> float:
     """Return the seconds that all folds of a cross-validation trained, by their own records."""
     records = [read_json(path, "run record") for path in sorted(run.glob("fold_*/run.json"))]
     return float(sum(session.get("seconds", 0) for record in records for session in record["sessions"]))
 
 
 def _end(question: Question, out: Path, state: dict[str, Any], chosen: Candidate) -> Found:
-    run = _folder(out, chosen) / "run"
-    tried = {candidate.name: _folder(out, candidate) / "run" for candidate in question.candidates}
+    run = run_folder(out, chosen)
+    tried = {candidate.name: run_folder(out, candidate) for candidate in question.candidates}
     failed = {name for entry in state["rounds"] for name in entry["failed"]}
     measured = {name: tried[name] for name in state["plans"] if name not in failed}
     out_of_fold = record_candidates(run, measured, chosen.name)

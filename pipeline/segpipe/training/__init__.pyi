@@ -10,6 +10,7 @@ from .fine_tuning import FineTuning as FineTuning
 from .fine_tuning import InitialAgain as InitialAgain
 from .fragments import Composed as Composed
 from .fragments import compose_config as compose_config
+from .fragments import configs_folder as configs_folder
 from .fragments import known_fragments as known_fragments
 from .fragments import read_comment as read_comment
 from .fragments import read_fragment as read_fragment

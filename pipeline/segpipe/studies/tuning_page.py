@@ -1,0 +1,125 @@
+"""The page of `segpipe tune`: what was tried, which was best, and whether its gain holds on folds drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segpipe.reporting import Section, Table, write_page
+from segpipe.training import duration
+
+Document = Mapping[str, Any]
+WHY_TWO = (
+    "The best of many trials looks better than it is on the cases that it was chosen on. So the best and the default "
+    "are trained again, with another seed, on folds drawn anew by patient; the best is recommended only where the "
+    "interval of this second gain lies above 0. Its settings were chosen on some of these cases, which "
+    "the new models did not see."
+)
+
+
+def write_tuning_page(path: Path, document: Document) -> None:
+    """Write OUT/tune.html.
+
+    Args:
+        path: of the page.
+        document: content of ``tune.json``.
+    """
+    settings = document["settings"]
+    lead = (
+        f"{settings['dataset']}: {len(document['trials'])} trials, measured on fold {settings['fold']}; "
+        f"{duration(document['seconds'])} so far."
+    )
+    write_page(path, "segpipe tune", [_in_short(document), _gains(document), _trials(document), _space(document)], lead)
+
+
+def verdict(document: Document) -> str:
+    """Say in one line what follows from the search."""
+    best = document["best"]
+    if best is None:
+        return "The search is not finished."
+    if best["candidate"] == "default":
+        return "The default is the best of what was tried."
+    if document["confirmation"] is None:
+        why = document["not_confirmed"]
+        return f"{best['candidate']} is the best on the fold of the search; not confirmed: {why}."
+    if document["recommended"]:
+        return f"{best['candidate']} is recommended: its gain holds on folds drawn anew."
+    return f"{best['candidate']} is not recommended: on folds drawn anew its gain may be chance. Take the default."
+
+
+def gain_in_words(gain: Document) -> str:
+    """Return a paired difference with its interval."""
+    mean, low, high = (gain["difference"][name] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "unknown"
+    interval = "no interval: too few patients" if low is None else f"95 % interval {low:+.4f} to {high:+.4f}"
+    return f"{mean:+.4f} Dice ({interval}; {gain['patients']} patients)"
+
+
+def _in_short(document: Document) -> Section:
+    notes = [f"{note}." for note in document["notes"]]
+    stopped = [f"{document['stopped']}."] if document["stopped"] else []
+    best = document["best"]
+    commands = []
+    if best is not None:
+        commands = [best_command(document)]
+    return Section("In short", paragraphs=[verdict(document), *stopped, *notes], commands=commands)
+
+
+def best_command(document: Document) -> str:
+    """Return the command that trains the best candidate on every fold; words in capitals are the reader's."""
+    best, settings = document["best"], document["settings"]
+    words = ["segpipe train MANIFEST --task", settings["task"], "--runtime", settings["runtime"]]
+    words += [f"--{kind} {Path(best[kind]).name}" for kind in ("network", "loss", "augment")]
+    words += [f"--epochs {settings['epochs']}"] if settings["epochs"] is not None else []
+    words += [f"--set '{each}'" for each in (*settings["overrides"], *best.get("overrides", ()))]
+    return " ".join([*words, "--folds all --out RUN"])
+
+
+def _gains(document: Document) -> Section:
+    rows = []
+    if document["gain_on_the_search_fold"]:
+        rows.append(
+            ["the fold of the search, which it was chosen on", gain_in_words(document["gain_on_the_search_fold"])]
+        )
+    confirmation = document["confirmation"]
+    if confirmation:
+        what = f"folds drawn anew ({confirmation['folds']} of {confirmation['of']}), seed {confirmation['seed']}"
+        rows.append([what, gain_in_words(confirmation["gain"])])
+    paragraphs = [WHY_TWO]
+    if document["not_confirmed"]:
+        paragraphs.append(f"Not confirmed: {document['not_confirmed']}.")
+    return Section(
+        "Best against default",
+        paragraphs=paragraphs,
+        tables=[Table(["measured on", "gain, paired by case, interval over patients"], rows)] if rows else [],
+    )
+
+
+def _trials(document: Document) -> Section:
+    ranked = sorted(document["trials"], key=lambda trial: -(trial["dice"] or -1.0))
+    rows = [
+        [
+            trial["name"],
+            trial["dice"],
+            trial["state"],
+            trial["epochs"],
+            None if trial["seconds"] is None else duration(trial["seconds"]),
+            ", ".join(f"{name.replace('#', ' ')} {value}" for name, value in trial["point"].items()),
+            trial["failure"] or "",
+        ]
+        for trial in ranked
+    ]
+    columns = ["trial", "mean Dice out of fold", "state", "epochs", "time", "settings", "failure"]
+    paragraphs = [
+        "Every trial has the same number of epochs; wider networks take longer for them. A pruned one was "
+        "given up, since its validation lay below the median of the others."
+    ]
+    return Section("What was tried", paragraphs=paragraphs, tables=[Table(columns, rows)])
+
+
+def _space(document: Document) -> Section:
+    rows = [[name, str(value)] for name, value in document["settings"]["space"].items()]
+    default = ", ".join(f"{name} {value}" for name, value in document["settings"]["default"].items())
+    return Section("What was searched", paragraphs=[f"The default: {default}."], tables=[Table(["what", "in"], rows)])

@@ -157,6 +157,9 @@ def command(
     confirmed: Annotated[
         bool, typer.Option("--confirmed", help="Corrections: take those that somebody found right as they began.")
     ] = False,
+    selection: Annotated[
+        str, typer.Option(help="Corrections: how the cases came to be annotated, chosen or (drawn at) random.")
+    ] = "chosen",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
     ] = False,
@@ -210,7 +213,7 @@ def command(
             raise UsageError(
                 "--corrections goes with a result folder or a manifest",
                 expected="segpipe import RESULTS --corrections FOLDER, with --into, -o, --annotator, --confirmed, "
-                "--skip-bad, --modality, --name, --patient-rule, --key and --overwrite",
+                "--selection, --skip-bad, --modality, --name, --patient-rule, --key and --overwrite",
             )
         _correct(
             console,
@@ -220,6 +223,7 @@ def command(
             output=output,
             annotator=annotator,
             confirmed=confirmed,
+            selection=selection,
             skip_bad=skip_bad,
             modality=modality or [],
             name=name,
@@ -228,8 +232,8 @@ def command(
             overwrite=overwrite,
         )
         return
-    if into is not None or annotator is not None or confirmed:
-        raise UsageError("--into, --annotator and --confirmed go with --corrections")
+    if into is not None or annotator is not None or confirmed or selection != "chosen":
+        raise UsageError("--into, --annotator, --confirmed and --selection go with --corrections")
     with console.progress() as bar:
         tasks: dict[str, TaskID] = {}
 

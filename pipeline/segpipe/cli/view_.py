@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from segpipe.cli.shared_options import AsJson, DataFolder
-from segpipe.common.console import Console, counted, some_of
+from segpipe.common.console import Console, counted, quoted, some_of
+from segpipe.errors import UsageError
 
 
 def command(
@@ -40,24 +41,39 @@ def command(
         ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 0,
+    edit: Annotated[
+        Path | None,
+        typer.Option(help="Correct label maps in the browser; they are saved into this folder.", metavar="FOLDER"),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="With --edit: pseudonym of who draws, e.g. reader-2.", show_default=False)
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the usual browser.")] = False,
     json: AsJson = False,
 ) -> None:
     """Look through cases in a browser: three planes and 3D, with labels, doubt and comparisons over the image.
 
-    Prints an address on this machine's loopback that holds a secret, and answers until Ctrl-C. Nothing is written and
-    nothing is asked of a network. Images are found by mapping.jsonl of the result folder, so only its owner sees them.
+    Prints an address on this machine's loopback that holds a secret, and answers until Ctrl-C. Nothing is written but
+    by --edit, and nothing is asked of a network. Images are found by mapping.jsonl of the result folder, so only its
+    owner sees them.
     Label maps of --truth and --earlier become layers of their own, and what differs a further one; so does
     entropy.nii.gz where it was asked for.
+
+    With --edit FOLDER label maps can be corrected with brush and eraser. Each is saved as FOLDER/ID.nii.gz, with a line
+    of who drew it and for how long; what it began with stays as it is. `segpipe import --corrections` takes them there.
 
     --page writes a page that needs no server: it holds the voxels, so whoever has it has the scans. Faces can be seen
     in scans of heads.
 
     Example: segpipe view results/ --truth data/manifest.json
+
+    Example: segpipe view results/ --edit corrected --annotator reader-2
     """
-    from segpipe.viewer import ViewServer, find_viewed, has_niivue, write_viewer_page
+    from segpipe.viewer import Editor, ViewServer, find_viewed, has_niivue, write_viewer_page
 
     console = Console("view", as_json=json)
+    if (page is not None and edit is not None) or (annotator is not None and edit is None):
+        raise UsageError("--annotator goes with --edit, and --edit not with --page", hint="a page saves nothing")
     cases = find_viewed(path, truth=truth, earlier=earlier, data=data, only=case or ())
     ids = [each.id for each in cases]
     title = "segpipe view"
@@ -70,9 +86,12 @@ def command(
         console.say(f"{page}: {counted(len(cases), 'case')} ({some_of(ids)})")
         console.document(url=None, page=str(page), cases=ids, niivue=has_niivue())
         return
-    with ViewServer(cases, title, port) as server, _opened(server.url, open_):
+    editor = None if edit is None else Editor(edit, annotator)
+    with ViewServer(cases, title, port, editor) as server, _opened(server.url, open_):
         console.say(f"{counted(len(cases), 'case')} ({some_of(ids)})")
         console.say(server.url)
+        if edit is not None:
+            console.say(f"corrections go to {edit}: segpipe import {quoted(path)} --corrections {quoted(edit)}")
         console.say("Ctrl-C ends it; whoever on this machine has the address can look as well.")
         console.document(url=server.url, page=None, cases=ids, niivue=has_niivue())
         try:

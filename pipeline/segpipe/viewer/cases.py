@@ -61,6 +61,7 @@ class ViewedCase:
         image_sha256: of the images as they were read, as far as that was recorded.
         picture: PNG that is shown where volumes cannot be.
         remarks: what is odd about the case, in words.
+        labels: value to name of those that it can have, whether or not there is a label map; empty where unknown.
     """
 
     id: str
@@ -72,6 +73,7 @@ class ViewedCase:
     image_sha256: tuple[str, ...] = ()
     picture: Path | None = None
     remarks: tuple[str, ...] = ()
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def is_dicom(self) -> bool:
@@ -192,14 +194,19 @@ def cases_of_manifest(path: Path, data: Path | None = None) -> list[ViewedCase]:
             units={int(index): unit for index, unit in (manifest.units or {}).items()},
             registered=bool(case.registered),
             remarks=tuple(case.notes or ()),
+            labels=_labels_of(manifest),
         )
         for case in manifest.cases()
     ]
 
 
 def _truth_of(manifest: Manifest, label: Path) -> LayerFile:
+    return LayerFile("truth", label, _labels_of(manifest))
+
+
+def _labels_of(manifest: Manifest) -> dict[int, str]:
     ignored = {} if manifest.ignore_label is None else {manifest.ignore_label: "ignored"}
-    return LayerFile("truth", label, {**manifest.foreground, **ignored})
+    return {**manifest.foreground, **ignored}
 
 
 def _truths(truth: Path, data: Path | None, cases: Sequence[ViewedCase]) -> dict[str, LayerFile]:

@@ -84,25 +84,27 @@ def write_viewer_page(path: Path, title: str, cases: Sequence[ViewedCase], hint:
     write_page(path, title, [], "For looking at results; not for diagnosis or treatment.", insert)
 
 
-def served_page(title: str, ids: Sequence[str]) -> str:
-    """Return the page that a server gives out, which asks for voxels as they are needed."""
+def served_page(title: str, ids: Sequence[str], edit: bool = False) -> str:
+    """Return the page that a server gives out, which asks for voxels as they are needed, perhaps to edit label maps."""
     data = {"inline": False, "niivue": has_niivue(), "no_niivue": NO_NIIVUE, "cases": [{"id": name} for name in ids]}
     niivue = '<script src="niivue.js"></script>\n' if has_niivue() else ""
+    editing = '<script src="editing.js"></script>\n' if edit else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         '<link rel="stylesheet" href="viewer.css">\n</head>\n<body class="v-alone">\n<main>\n'
-        f'<h1>{escape(title)}</h1>\n<p class="notice">Not a medical device.</p>\n{markup(data)}</main>\n'
-        f'{niivue}<script src="voxels.js"></script>\n<script src="viewer.js"></script>\n</body>\n</html>\n'
+        f'<h1>{escape(title)}</h1>\n<p class="notice">Not a medical device.</p>\n{markup(data, edit)}</main>\n'
+        f'{niivue}<script src="voxels.js"></script>\n<script src="viewer.js"></script>\n{editing}</body>\n</html>\n'
     )
 
 
-def markup(data: dict[str, Any]) -> str:
+def markup(data: dict[str, Any], edit: bool = False) -> str:
     """Return the viewer's part of a page, with what its script has to know."""
     colours = {"truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR}
     text = json.dumps({**data, "colours": colours}, allow_nan=False).replace("<", "\\u003c")
-    return f'{asset("viewer.html")}<script type="application/json" id="v-data">{text}</script>\n'
+    html = asset("viewer.html").replace("<!-- editing -->\n", asset("editing.html") if edit else "")
+    return f'{html}<script type="application/json" id="v-data">{text}</script>\n'
 
 
 def picture_of(case: ViewedCase, shown: ShownCase) -> str | None:

@@ -249,6 +249,18 @@ def test_labels_of_a_manifest_that_are_mended_stay_in_their_fold(site: Site):
         import_corrections(site.manifest, site.back, annotator="reader-2")
 
 
+@pytest.mark.parametrize("selection", ["random", "chosen"])
+def test_what_was_drawn_from_scratch_is_measured_where_it_was_drawn_at_random(site: Site, selection: str):
+    site.write_manifest()
+    save(site.back / "u.nii.gz", mask(3))
+    found = import_corrections(site.manifest, site.back, annotator="reader-2", selection=selection)
+    case = found.manifest.training[-1]
+    assert (case.id, case.history[0].start, case.selection) == ("u", None, selection)
+    assert case.only_trains == (selection == "chosen")
+    drawn = draw_split(found.manifest, None, 2, redraw=True)
+    assert ("u" in [case.id for case in drawn.select("out_of_fold")]) == (selection == "random")
+
+
 def test_a_new_manifest_has_the_labels_of_the_results(site: Site):
     site.predict("new", site.image(site.scans / "new.nii.gz"))
     save(site.back / "new_seg.nii.gz", mask(3))

@@ -24,31 +24,28 @@ FOLDER = "corrected"
 
 @dataclass(frozen=True)
 class Origin:
-    """What a correction may be of: an image, and the label map that somebody began with."""
+    """What a correction may be of: an image, and the label map that somebody began with; None where from scratch."""
 
     id: str
     images: tuple[Path, ...]
-    start: Path
-    begun: StartMap
+    start: Path | None
+    begun: StartMap | None
     labels: Mapping[int, str]
     image_sha256: tuple[str, ...] = ()
     case: Case | None = None  # of the manifest, that it is
 
 
 def of_manifest(manifest: Manifest, root: Path) -> list[Origin]:
-    """Return what the corrections of a manifest's own label maps may be of."""
-    return [
-        Origin(
-            case.id,
-            tuple(root / image for image in case.images),
-            root / case.label,
-            StartMap(of="label", sha256=(case.sha256 or {}).get(case.label), bundle=None),
-            manifest.foreground,
-            case=case,
-        )
-        for case in manifest.cases()
-        if case.label is not None
-    ]
+    """Return what the corrections of a manifest's own label maps may be of, and what is drawn of cases without one."""
+    origins = []
+    for case in manifest.cases():
+        start, begun = None, None
+        if case.label is not None:
+            start = root / case.label
+            begun = StartMap(of="label", sha256=(case.sha256 or {}).get(case.label), bundle=None)
+        images = tuple(root / image for image in case.images)
+        origins.append(Origin(case.id, images, start, begun, manifest.foreground, case=case))
+    return origins
 
 
 def of_results(folder: Path, manifest: Manifest | None, root: Path) -> list[Origin]:

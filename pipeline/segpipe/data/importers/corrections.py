@@ -60,6 +60,7 @@ def import_corrections(
     output: str | Path | None = None,
     annotator: str | None = None,
     confirmed: bool = False,
+    selection: str = "chosen",
     skip_bad: bool = False,
     modality: Sequence[str] = (),
     name: str | None = None,
@@ -80,6 +81,8 @@ def import_corrections(
         output: manifest to write; None: the next version beside ``into``, ``manifest_2.json`` of ``manifest.json``.
         annotator: pseudonym of who made them, but for those of which ``corrections.jsonl`` in their folder says it.
         confirmed: take label maps that are as they began, too: somebody looked at each and found it right.
+        selection: how the cases came to be annotated, ``chosen`` or drawn at ``random``. What was labelled from
+            scratch, of cases of a manifest without a label, may be measured where they were drawn at random.
         skip_bad: leave out what cannot be used, instead of refusing all.
         modality: of a new manifest, once for each channel.
         name: of a new manifest.
@@ -95,6 +98,8 @@ def import_corrections(
         DataError: a correction cannot be used.
     """
     source, folder = Path(source), Path(corrections)
+    if selection not in ("chosen", "random"):
+        raise UsageError("no such way to select cases", found=selection, expected="chosen or random")
     if not folder.is_dir():
         raise UsageError("no such folder of corrections", path=folder, hint="check the path")
     if source.is_file() and into is not None:
@@ -112,7 +117,7 @@ def import_corrections(
     lines = (line for line in read_lines(folder / CORRECTIONS) if isinstance(line, dict))
     said = {str(line.get("sha256")): line for line in lines}
     _refuse_test_cases(result, origins, skip_bad)
-    taker = _Taker(result, said, annotator, confirmed, patient_of_rule(patient_rule), key)
+    taker = _Taker(result, said, annotator, confirmed, selection, patient_of_rule(patient_rule), key)
     cases, faults = [], {}
     for done, origin in enumerate(origins, 1):
         try:
@@ -143,6 +148,7 @@ class _Taker:
     said: Mapping[str, Mapping[str, Any]]
     annotator: str | None
     confirmed: bool
+    selection: str
     patient_of: PatientOf
     key: str | Path | None
 
@@ -161,7 +167,8 @@ class _Taker:
         _require_same_labels(origin, manifest)
         start = origin.start if origin.start != file else None
         corrected = read_corrected(file, image, series, manifest.foreground, manifest.ignore_label, start)
-        if (corrected.changed_voxels == 0 or digest == origin.begun.sha256) and not self.confirmed:
+        same = corrected.changed_voxels == 0 or (origin.begun is not None and digest == origin.begun.sha256)
+        if same and not self.confirmed:
             self.result.unchanged.append(origin.id)
             return None
         line = self.said.get(digest, {})
@@ -179,7 +186,8 @@ class _Taker:
             images, patient = placed_images(origin, series, root), self._patient(origin, series)
         else:
             images, patient = origin.case.images, origin.case.patient_id
-        return _case(origin, annotation, images, label.relative_to(root).as_posix(), patient, self.result)
+        below = label.relative_to(root).as_posix()
+        return _case(origin, annotation, images, below, patient, self.result, self.selection)
 
     def _patient(self, origin: Origin, series: Series | None) -> str | None:
         return (
@@ -284,11 +292,18 @@ def _nothing(result: Corrected, folder: Path, source: Path, files: int) -> Usage
 
 
 def _case(
-    origin: Origin, annotation: Annotation, images: list[str], label: str, patient: str | None, result: Corrected
+    origin: Origin,
+    annotation: Annotation,
+    images: list[str],
+    label: str,
+    patient: str | None,
+    result: Corrected,
+    selection: str | None,
 ) -> Case:
     """Return the case as it is from now on."""
     before, known = origin.case, result.manifest.foreground
-    is_drawn = origin.begun.of == "prediction"
+    is_drawn = origin.begun is not None and origin.begun.of == "prediction"
+    selection = selection if origin.case is None or origin.begun is None or is_drawn else origin.case.selection
     id = origin.id if before is None else before.id
     if before is None and any(case.id == id for case in result.manifest.cases()):
         id = f"{id}-{(origin.image_sha256 or (annotation.sha256,))[0][:8]}"  # another image has it
@@ -298,7 +313,7 @@ def _case(
         "label": label,
         "fold": folds.get(patient or id),
         "history": [*((before.history if before else None) or []), annotation],
-        "selection": "chosen" if is_drawn else before and before.selection,
+        "selection": selection,
         "sha256": {path: sha256_of(result.root / path) for path in [*images, label]},
         "annotated_labels": (looked_for or None) if is_drawn else before and before.annotated_labels,
         "label_turned": None,

@@ -8,6 +8,7 @@
   const DRAG = { crosshair: 8, measurement: 2, windowing: 9, pan: 3 }; // NiiVue's
   const state = { number: 0, document: null, volumes: [], paint: null, hidden: new Set(), mark: null, mm: null, turn: 0 };
   const { parse, emptyLike, difference, middleOf, paint, toMm, toVoxel, valueAt, length } = segpipeVoxels;
+  const hooks = { shown: () => {}, moved: () => {}, leaving: () => true, keys: {} }; // of the editor, where there is one
   let nv = null;
 
   // ---- volumes
@@ -54,6 +55,7 @@
       if (Math.max(...volumes[0].shape) > most) return pictures(about, `this browser draws at most ${most} voxels along an axis`);
       state.volumes = volumes;
       addDifferences(volumes);
+      hooks.shown(about);
       await draw();
       $("pictures").hidden = true;
       $("state").textContent = "";
@@ -104,7 +106,10 @@
     nv.setRenderAzimuthElevation(160, 15); // from the front: the patient's right is on the left here as well
     nv.addColormap("v-body", ramp(96)); // the alpha counts in 3D alone
     nv.addColormap("v-hidden", ramp(0));
-    nv.onLocationChange = (place) => tell([...place.mm].slice(0, 3));
+    nv.onLocationChange = (place) => {
+      tell([...place.mm].slice(0, 3));
+      hooks.moved(state.mm, place.axCorSag);
+    };
     nv.onIntensityChange = (volume) => volume === nv.volumes[0] && fillWindow(volume.cal_min, volume.cal_max);
     nv.onMeasurementCompleted = tellLengths;
     const drawScene = nv.drawScene.bind(nv);
@@ -170,6 +175,12 @@
     nv.updateGLVolume();
     tell(state.mm);
   }
+
+  function repaintAt(places) { // of voxels alone; what is drawn is that of `refresh`
+    if (state.paint) paint(state.paint.img, state.volumes, state.hidden, places);
+  }
+
+  const refresh = () => nv.updateGLVolume();
 
   // ---- what is said
 
@@ -316,12 +327,17 @@
 
   function step(by) {
     const next = state.number + by;
-    if (next >= 0 && next < data.cases.length) show(next);
+    if (next >= 0 && next < data.cases.length) go(next);
+  }
+
+  function go(number) {
+    if (hooks.leaving()) show(number);
+    else $("case").value = String(state.number);
   }
 
   function listen() {
     data.cases.forEach((each, index) => $("case").add(new Option(each.id, String(index))));
-    $("case").onchange = () => show(Number($("case").value));
+    $("case").onchange = () => go(Number($("case").value));
     $("previous").onclick = () => step(-1);
     $("next").onclick = () => step(1);
     $("channel").onchange = async () => {
@@ -344,14 +360,18 @@
     $("clear").onclick = () => { nv.clearMeasurements(); state.mark = null; tellLengths(); };
     $("canvas").addEventListener("keydown", (event) => { // before NiiVue, whose own keys are others
       event.stopImmediatePropagation();
-      const act = KEYS[event.key];
+      const act = KEYS[event.key] || hooks.keys[event.key];
       if (!act || event.ctrlKey || event.metaKey || event.altKey || !state.volumes.length) return;
       event.preventDefault();
       act();
     }, { capture: true });
   }
 
-  globalThis.segpipeViewer = { state, show, jump, get nv() { return nv; } }; // for the browser's console
+  // for the editor, and for the browser's console
+  globalThis.segpipeViewer = { state, hooks, show, jump, tell, repaintAt, refresh, element, get nv() { return nv; } };
   listen();
-  if (data.cases.length) show(0);
+  if (data.cases.length) {
+    $("state").textContent = "reading …";
+    setTimeout(() => show(0)); // once the editor has hooked in
+  }
 })();

@@ -70,12 +70,15 @@ const segpipeVoxels = (() => {
 
   // Layers are painted here, the later over the earlier: NiiVue would fade labels at their edges, and mix layers to
   // colours that stand in no legend.
-  function paint(target, volumes, hidden) {
-    target.fill(0);
+  function paint(target, volumes, hidden, places = null) {
+    if (places) for (const place of places) target.fill(0, 4 * place, 4 * place + 4);
+    else target.fill(0);
     for (const volume of volumes.filter((each) => each.on && each.kind !== "image")) {
       const colourOf = volume.kind === "map" ? colourOfMap(volume) : colourOfLabel(volume, hidden);
       let [last, colour] = [null, null];
-      for (let place = 0; place < volume.values.length; place++) {
+      const count = places ? places.length : volume.values.length;
+      for (let index = 0; index < count; index++) {
+        const place = places ? places[index] : index;
         const value = volume.values[place];
         if (!value) continue;
         if (value !== last) [last, colour] = [value, colourOf(value)];
@@ -104,5 +107,30 @@ const segpipeVoxels = (() => {
     };
   }
 
-  return { parse, emptyLike, difference, middleOf, paint, toMm, toVoxel, valueAt, length };
+  // The voxels whose middles lie within a radius in mm of that of one, itself always; in one slice across an axis, or all.
+  function brush(volume, centre, radius, normal) {
+    const edges = [0, 1, 2].map((axis) => Math.hypot(...volume.affine.map((row) => row[axis])));
+    const reach = edges.map((edge, axis) => (axis === normal ? 0 : Math.floor(radius / edge + 1e-6)));
+    const [low, high] = [-1, 1].map((sign) => centre.map((index, axis) => {
+      const end = index + sign * reach[axis];
+      return sign < 0 ? Math.max(0, end) : Math.min(volume.shape[axis] - 1, end);
+    }));
+    const places = [];
+    for (let z = low[2]; z <= high[2]; z++) {
+      for (let y = low[1]; y <= high[1]; y++) {
+        for (let x = low[0]; x <= high[0]; x++) {
+          const far = [x, y, z].map((index, axis) => (index - centre[axis]) * edges[axis]);
+          if (Math.hypot(...far) <= radius + 1e-6) places.push(x + volume.shape[0] * (y + volume.shape[1] * z));
+        }
+      }
+    }
+    return places;
+  }
+
+  function line(from, to) { // voxels from one to another, each beside the one before
+    const steps = Math.max(1, ...from.map((index, axis) => Math.abs(to[axis] - index)));
+    return Array.from({ length: steps + 1 }, (_, step) => from.map((index, axis) => Math.round(index + ((to[axis] - index) * step) / steps)));
+  }
+
+  return { parse, emptyLike, difference, middleOf, paint, toMm, toVoxel, valueAt, length, brush, line };
 })();

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segpipe.cli.shared_options import AsJson
+from segpipe.cli.shared_options import AsJson, Mlflow
 
 
 def command(
@@ -62,6 +62,7 @@ def command(
         bool, typer.Option("--unfinished", help="Export a run whose training did not finish; the card says so.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    mlflow: Mlflow = None,
     json: AsJson = False,
 ) -> int:
     """Write the weights that a run kept as a MONAI bundle; of a cross-validation all its folds, as one ensemble.
@@ -102,6 +103,10 @@ def command(
         unfinished=unfinished,
         overwrite=overwrite,
     )
+    if mlflow is not None:
+        from segpipe.training import track_bundle
+
+        console.note(f"kept in MLflow with run {track_bundle(out, run, mlflow)}")
     reason = bundle.metadata["golden"].get("reason")
     if reason:
         console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")

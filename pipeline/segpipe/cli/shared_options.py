@@ -84,6 +84,15 @@ Override = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; part of what makes a run repeatable.")]
 Workers = Annotated[int | None, typer.Option(help="Loader processes (num_workers).")]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        help="Tell MLflow as well: a server's address, or sqlite:///FILE.",
+        metavar="ADDRESS",
+        show_default=False,
+    ),
+]
 
 
 def allowed_names(allow: list[str] | None, allow_file: Path | None) -> tuple[str, ...]:

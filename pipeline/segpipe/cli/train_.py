@@ -15,6 +15,7 @@ from segpipe.cli.shared_options import (
     AsJson,
     Augment,
     DataFolder,
+    Mlflow,
     Override,
     Runtime,
     RunUnvetted,
@@ -90,6 +91,7 @@ def command(
     allow_other_preprocessing: Annotated[
         bool, typer.Option(help="With --from: go on where images are prepared in another way than the bundle's.")
     ] = False,
+    mlflow: Mlflow = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -125,6 +127,9 @@ def command(
     that left it out: OUT/out_of_fold.json.
 
     --budget 2h measures a step on this machine and trains as many as fit, whatever the number of runs.
+
+    --mlflow http://HOST:5000 tells a server each epoch, besides TensorBoard's files; export --mlflow keeps the
+    bundle there.
 
     --fold none trains on every training case and validates none.
 
@@ -187,6 +192,7 @@ def command(
             budget=budget,
             resume=resume,
             allow_other_cpu=allow_other_cpu,
+            mlflow=mlflow,
             dry_run=dry_run,
             parent=from_,
             **start,

@@ -43,6 +43,7 @@ class RunLog:
         self.loss = loss
         self.progress = progress
         self._tell: Callable[[str], object] | None = None
+        self._followers: list[Callable[[list[dict[str, float | int | None]]], object]] = []
         self.history: list[dict[str, float | int | None]] = []
         self._writer: Any = None
         self._noted: dict[str, float] = {}
@@ -66,6 +67,10 @@ class RunLog:
     def report_to(self, progress: Callable[[str], object]) -> None:
         """Call back with a line for each epoch, instead of writing to standard error."""
         self._tell = progress
+
+    def follow(self, follower: Callable[[list[dict[str, float | int | None]]], object]) -> None:
+        """Call back with the whole history at the end of each epoch."""
+        self._followers.append(follower)
 
     def restore(self, history: list[dict[str, float | int | None]]) -> None:
         """Take over the history of the run that is resumed."""
@@ -149,6 +154,8 @@ class RunLog:
             self._writer.add_image("validation case", self._overlay, engine.state.epoch, dataformats="HWC")
             self._overlay = None
         self._report(engine, row)
+        for follower in self._followers:
+            follower(self.history)
 
     def _report(self, engine: Engine, row: dict[str, float | int | None]) -> None:
         dice = row.get("val_mean_dice")

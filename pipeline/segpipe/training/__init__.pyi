@@ -39,5 +39,7 @@ from .same_cpu import accept_this_cpu as accept_this_cpu
 from .session import resume as resume
 from .session import start as start
 from .step_measurement import startup_seconds as startup_seconds
+from .tracking import track_bundle as track_bundle
+from .tracking import tracked as tracked
 from .training_run import TrainingRun as TrainingRun
 from .training_run import train as train

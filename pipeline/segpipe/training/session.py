@@ -27,6 +27,7 @@ from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 from segpipe.training.same_cpu import require_same_cpu
+from segpipe.training.tracking import Tracker, tracker_of
 
 ENDING_S = 5.0  # in which loader processes of a killed training, which share its lock, notice and end
 Progress = Callable[[str], object]
@@ -62,6 +63,8 @@ def resume(
     """
     record = read_json(out / "run.json", "run record")
     if record["status"] == "finished" and epochs is None:
+        if (tracker := tracker_of(out, progress)) is not None:
+            tracker.end(record, read_history(out))
         return record
     if not _has_its_config(out, record):
         raise UsageError(
@@ -141,8 +144,9 @@ def _session(
         if epochs is not None:
             (progress or Console("train").note)(_extend(out, record, epochs))
         record["sessions"].append(session)
+        tracker = tracker_of(out, progress)
         try:
-            _execute(out, resume, data, progress)
+            _execute(out, resume, data, progress, tracker)
             record["status"] = "finished"
         except KeyboardInterrupt:
             record["status"] = "interrupted"
@@ -154,10 +158,14 @@ def _session(
             session["seconds"] = round(time.time() - began, 1)
             record.update(_best(out))
             write_json(out / "run.json", record)
+            if tracker is not None:
+                tracker.end(record, read_history(out) if (out / "history.csv").is_file() else [])
     return record
 
 
-def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | None) -> None:
+def _execute(
+    out: Path, resume: bool, data: Path | None, progress: Progress | None, tracker: Tracker | None = None
+) -> None:
     quiet_libraries()
     from monai.bundle import ConfigWorkflow
 
@@ -170,6 +178,8 @@ def _execute(out: Path, resume: bool, data: Path | None, progress: Progress | No
         workflow.initialize()
         if progress is not None:
             workflow.parser.get_parsed_content("train::log").report_to(progress)
+        if tracker is not None:
+            workflow.parser.get_parsed_content("train::log").follow(tracker.rows)
         # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
         workflow.parser.get_parsed_content("train::trainer").run()
     except Exception as error:

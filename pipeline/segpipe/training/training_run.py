@@ -35,6 +35,7 @@ from segpipe.training.session import dry_run as try_run
 from segpipe.training.session import resume as resume_run
 from segpipe.training.session import start
 from segpipe.training.several_runs import Sources, alone_in
+from segpipe.training.tracking import told
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class TrainingRun:
 
 
 @checked_call
+@told
 def train(
     manifest: str | Path | Manifest | None = None,
     *,
@@ -115,6 +117,7 @@ def train(
     allow_other_preprocessing: bool = False,
     resume: str | Path | None = None,
     allow_other_cpu: bool = False,
+    mlflow: str | None = None,
     dry_run: bool = False,
     allow: Sequence[str] = (),
     run_unvetted_code: bool = False,
@@ -161,6 +164,8 @@ def train(
         resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
             and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
         allow_other_cpu: with ``resume``: go on also on another kind of CPU, where bits differ; the record says so.
+        mlflow: address of an MLflow server, or ``sqlite:///FILE``, that is told parameters, each epoch and the record;
+            with ``resume`` too it is told only where it is named.
         dry_run: build everything, run one batch, write nothing.
         allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
         progress: called with a line of text for each epoch and note; None writes them to standard error.

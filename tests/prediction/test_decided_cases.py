@@ -21,7 +21,7 @@ from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
 from segpipe.dicom.labels import read_labels
 from segpipe.dicom.scanning import scan
-from segpipe.prediction import worker
+from segpipe.prediction import refresh_summary, worker
 from segpipe.prediction.client import Worker
 from segpipe.prediction.options import Outputs
 from segpipe.prediction.protocol import CaseFiles, Segment, Segmented
@@ -264,6 +264,11 @@ def test_a_released_case_is_left_to_who_released_it(tiny_bundle: Path, tmp_path:
     words = ("--to", "A@127.0.0.1:1", "--retries", "0", "--release", series.case_id, "--by", "Doe^Jane")
     assert run(["send", str(tmp_path / "out"), *words]) == 4  # nobody listens there; the release holds
     released = result_of(tmp_path / "out", series.case_id)
+    summary = json.loads((tmp_path / "out/summary.json").read_text())  # at once
+    validate("summary", summary)
+    assert summary["decisions"]["released"] == 1 and summary["cases"][0]["released"] is True
+    assert "held, then released" in (tmp_path / "out/report.html").read_text()
+    assert summary["cases"][0]["files"] == released["files"]
     (tmp_path / "rules.yaml").write_text("hold_distance: 0.1\n")
     predict(0, tiny_bundle, tmp_path / "in", tmp_path / "out", "--rules", str(tmp_path / "rules.yaml"))
     assert result_of(tmp_path / "out", series.case_id) == released
@@ -271,6 +276,26 @@ def test_a_released_case_is_left_to_who_released_it(tiny_bundle: Path, tmp_path:
     assert summary["decisions"] == {"ok": 0, "look": 0, "hold": 0, "released": 1, "not_judged": 0}
     assert summary["cases"][0]["released"] is True and summary["cases"][0]["quality"]["volume_ml"] == {}
     assert "Doe^Jane" not in json.dumps(summary) + (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize("words", [(), ("--viewer",), ("--modality", "MR")])
+def test_a_summary_that_is_written_anew_is_the_same(
+    tiny_bundle: Path, tmp_path: Path, assessed: Any, words: tuple[str, ...]
+) -> None:
+    assessed(as_by_id)
+    make.write(make.series(make.Grid(slices=7), "MR"), tmp_path / "in/mr")
+    if words and words[0] == "--modality":
+        make.write(make.series(make.Grid(slices=7), "CT"), tmp_path / "in/ct")
+    predict(6, tiny_bundle, tmp_path / "in", tmp_path / "out", *words)
+    names = ("summary.json", "summary.csv", "report.html")
+    before = {name: (tmp_path / "out" / name).read_text() for name in names}
+    assert refresh_summary(tmp_path / "out")
+    for name in names:
+        after = (tmp_path / "out" / name).read_text()
+        parsed = json.loads if name.endswith(".json") else str
+        assert parsed(after) == parsed(before[name]), name
+    (tmp_path / "out/summary.json").unlink()
+    assert not refresh_summary(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -67,6 +67,8 @@ def command(
     for case_id in dict.fromkeys(release or ()):
         release_case(folder, case_id, str(by))
         console.note(f"segpipe send: {case_id} was released; this is no clinical verification")
+    if release:
+        _say_released(folder, console)
     if no_verify_tls:
         console.note("segpipe send: the server's certificate is not checked")
     with console.progress() as bar:
@@ -83,6 +85,17 @@ def command(
         )
     counts = _report(console, delivery, _remarks(folder, delivery))
     return SOME_FAILED if counts["failed"] else SOME_HELD if counts["held"] else OK
+
+
+def _say_released(folder: Path, console: Console) -> None:
+    """Let table and page say what was released; where they cannot be written, the release stands all the same."""
+    from segpipe.prediction import refresh_summary
+
+    try:
+        refresh_summary(folder)
+    except (SegpipeError, OSError) as error:
+        words = error.message if isinstance(error, SegpipeError) else "a file cannot be read"
+        console.note(f"segpipe send: page and table do not say so yet ({words}); the next `segpipe predict` lets them")
 
 
 def _remarks(folder: Path, delivery: Delivery) -> dict[str, list[str]]:

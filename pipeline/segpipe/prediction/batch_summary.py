@@ -5,10 +5,12 @@ The summary is read from the folder, so that it is right after a resume.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.bundle import untrained_note
@@ -37,6 +39,8 @@ NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diag
 ENDS = ("done", "failed", "refused")
 ORDINARY_WORD = re.compile(r"[a-z]+")  # of a sentence rather than of a name, such as `image`
 PATH_LIKE = re.compile(r"(?<!\w)/[^\s'\"]+")
+VIEWER = 'id="v-data"'  # in a page that has it
+OF_CASES = ("schema_version", "notice", "counts", "decisions", "cases")  # keys of a summary that are made anew
 FLAGS = ("empty", "touches_border", "far_spacing", "far_intensity", "orientation_unknown")
 
 
@@ -177,78 +181,119 @@ def write_summary(
     Raises:
         UsageError: one of them cannot be written.
     """
+    labels = {value: name for value, name in sorted(bundle.labels.items()) if value}
+    about = {
+        "bundle": bundle.facts,
+        **options.about_model(),
+        "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
+        "passed_over": dict(passed_over),
+    }
+    advice = {left_out.id: left_out.advice for left_out in not_selected}
+    _write(folder.root, about, labels, advice, viewer=options.viewer)
+
+
+def refresh_summary(root: str | Path) -> bool:
+    """Write the summary of a result folder anew from what lies there now, such as after a release.
+
+    Args:
+        root: of a result folder.
+
+    Returns:
+        Whether there was one to write anew.
+
+    Raises:
+        UsageError: it cannot be written.
+        DataError: the summary that is there cannot be read.
+    """
+    root = Path(root)
+    if not (root / SUMMARY_JSON).is_file():
+        return False
+    before = read_json(root / SUMMARY_JSON, "summary")
+    about = {name: value for name, value in before.items() if name not in OF_CASES}
+    with (root / SUMMARY_CSV).open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    advice = {row["id"]: row["detail"] or None for row in rows if row.get("state") == "not_selected"}
+    results = [read_json(path, "result") for path in sorted(root.glob(f"*/{RESULT}"))]
+    named: dict[str, int] = next((result["labels"] for result in results if result.get("labels")), {})
+    columns = [column.removesuffix("_ml") for column in (rows[0] if rows else {}) if column.endswith("_ml")]
+    labels = {value: name for name, value in named.items()} or dict(enumerate(columns, 1))
+    page = root / REPORT
+    _write(root, about, labels, advice, viewer=page.is_file() and VIEWER in page.read_text(encoding="utf-8"))
+    return True
+
+
+def _write(
+    root: Path, about: Mapping[str, Any], labels: Mapping[int, str], advice: Mapping[str, str | None], *, viewer: bool
+) -> None:
+    """Write the three files: ``about`` the batch, with every case that lies there now.
+
+    Args:
+        root: of the folder.
+        about: the bundle, the model, and what was left out.
+        labels: value to name.
+        advice: what to do about series that were left out, by id.
+        viewer: put volumes into the page.
+    """
     from segpipe.reporting import write_cases_page
 
     hint = "give the same command again: what is finished is kept"
-    busy = UsageError("another process has been writing the summary for minutes", path=folder.root, hint=hint)
-    wait_s = 600 if options.viewer else 60  # volumes are read again
-    with locked(folder.root, busy, name=None, wait_s=wait_s):  # who writes last has seen what all others finished
-        cases = collect(folder)
-        labels = [name for value, name in sorted(bundle.labels.items()) if value]
+    busy = UsageError("another process has been writing the summary for minutes", path=root, hint=hint)
+    wait_s = 600 if viewer else 60  # volumes are read again
+    with locked(root, busy, name=None, wait_s=wait_s):  # who writes last has seen what all others finished
+        cases, left_out = collect(root), about["not_selected"]
         counts = {state: sum(case["state"] == state for case in cases) for state in ENDS}
         decisions = count_decisions([case for case in cases if case["state"] == "done"])
-        write_json(
-            folder.root / SUMMARY_JSON,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "notice": NOT_A_DEVICE,
-                "bundle": bundle.facts,
-                **options.about_model(),
-                "counts": {**counts, "not_selected": len(not_selected)},
-                "decisions": decisions,
-                "cases": cases,
-                "not_selected": [{"id": left_out.id, "rule": left_out.rule} for left_out in not_selected],
-                "passed_over": dict(passed_over),
-            },
-        )
+        document = {"schema_version": SCHEMA_VERSION, "notice": NOT_A_DEVICE, **about, "cases": cases}
+        document |= {"counts": {**counts, "not_selected": len(left_out)}, "decisions": decisions}
+        write_json(root / SUMMARY_JSON, document)
+        names = list(labels.values())
         columns = ["id", "state", "decision", "reasons", "reason", "detail", "source", "seconds"]
-        columns += [*(f"{name}_ml" for name in labels), *FLAGS, "not_written", "notes"]
-        rows = [_csv_row(case, labels) for case in cases]
+        columns += [*(f"{name}_ml" for name in names), *FLAGS, "not_written", "notes"]
+        rows = [_csv_row(case, names) for case in cases]
         rows += [
-            {"id": each.id, "state": "not_selected", "reason": each.rule, "detail": each.advice}
-            for each in not_selected
+            {"id": each["id"], "state": "not_selected", "reason": each["rule"], "detail": advice.get(each["id"])}
+            for each in left_out
         ]
-        write_csv(folder.root / SUMMARY_CSV, rows, columns)
+        write_csv(root / SUMMARY_CSV, rows, columns)
         write_cases_page(
-            folder.root / REPORT,
-            f"{bundle.name} {bundle.version}: {len(cases)} cases",
-            [(case, folder.final(case["id"]) / OVERLAY) for case in cases],
-            {value: name for value, name in bundle.labels.items() if value},
+            root / REPORT,
+            f"{about['bundle']['name']} {about['bundle']['version']}: {len(cases)} cases",
+            [(case, root / case["id"] / OVERLAY) for case in cases],
+            labels,
             " ".join([NOT_A_DEVICE, *([f"{note}."] if (note := not_judged_note(decisions)) else [])]),
-            [(left_out.id, left_out.rule) for left_out in not_selected],
-            passed_over,
-            _viewer(folder, bundle) if options.viewer else None,
+            [(each["id"], each["rule"]) for each in left_out],
+            about["passed_over"],
+            _viewer(root, labels) if viewer else None,
         )
 
 
-def _viewer(folder: ResultFolder, bundle: Bundle) -> Insert:
+def _viewer(root: Path, labels: Mapping[int, str]) -> Insert:
     """Return what the page needs to show the volumes of the finished cases."""
     from segpipe.viewer import cases_of_results, viewer_insert
 
-    names = {value: name for value, name in bundle.labels.items() if value}
-    return viewer_insert(cases_of_results(folder.root, names), "`segpipe view` shows it.")
+    return viewer_insert(cases_of_results(root, labels), "`segpipe view` shows it.")
 
 
-def collect(folder: ResultFolder) -> list[dict[str, Any]]:
+def collect(root: Path) -> list[dict[str, Any]]:
     """Return every case that was tried in a folder, sorted by id: what is whole there, else how it ended last."""
     last: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
-    for event in read_events(folder.root):
+    for event in read_events(root):
         if event.get("event") in ENDS and "id" in event:
             last[event["id"]] = event
             if event["event"] == "done":
                 seconds[event["id"]] = event["seconds"]
-    finished = {path.parent.name for path in folder.root.glob(f"*/{RESULT}")}
+    finished = {path.parent.name for path in root.glob(f"*/{RESULT}")}
     rows = []
     for id in sorted(finished | {id for id, event in last.items() if event["event"] != "done"}):
         ended = last.get(id, {"event": "done"})
-        rows.append(_finished(folder, id, ended, seconds) if id in finished else _unfinished(id, ended))
+        rows.append(_finished(root, id, ended, seconds) if id in finished else _unfinished(id, ended))
     return rows
 
 
-def _finished(folder: ResultFolder, id: str, ended: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+def _finished(root: Path, id: str, ended: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
     try:
-        result = read_json(folder.final(id) / RESULT)
+        result = read_json(root / id / RESULT)
     except SegpipeError:
         result = {}
     is_older = ended["event"] != "done"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segpipe.cli.app import run
@@ -27,7 +28,9 @@ def test_it_composes_and_takes_a_step(
     printed = capsys.readouterr()
     config = json.loads(printed.out)["config"]
     assert f"padded to {config['patch_size']}" in printed.err
-    assert all(size % config["patch_divisor"] == 0 for size in config["patch_size"])
+    divisors = np.broadcast_to(config["patch_divisor"], 3)
+    assert all(size % divisor == 0 for size, divisor in zip(config["patch_size"], divisors, strict=True))
+    assert (config["patch_size"][2] == 1) == name.endswith("_2d"), "12 voxels, or a slice"
     words = train_arguments(tiny_manifest, tmp_path / "run", "--dry-run", *settings, small=False)
     assert run(words) == 0
     found = json.loads(capsys.readouterr().out)["dry_run"]

@@ -14,6 +14,7 @@ import pytest
 
 from segpipe.cli.app import run
 from segpipe.common.processes import child_environment
+from segpipe.data.fingerprint import take_fingerprint
 from segpipe.data.manifest import PATIENTS_UNKNOWN, load_manifest, save_manifest
 from segpipe.errors import UsageError
 from segpipe.studies import auto_run
@@ -248,9 +249,20 @@ def test_times_add_up(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> 
 
 def test_usual_candidates_draw_by_class_where_labels_are_several(tiny_manifest: Path) -> None:
     manifest = load_manifest(tiny_manifest)
-    assert auto_run.usual_candidates(manifest)[0] == Candidate("unet", "by_class")
+    seen = take_fingerprint(manifest, tiny_manifest.parent)
+    assert auto_run.usual_candidates(manifest, seen)[0] == Candidate("unet", "by_class")
     one = manifest.model_copy(update={"labels": {"0": "background", "1": "liver"}})
-    assert auto_run.usual_candidates(one)[0] == Candidate("unet", "light")
+    assert auto_run.usual_candidates(one, seen)[0] == Candidate("unet", "light")
+
+
+def test_a_network_of_slices_is_the_second_candidate_where_slices_are_thick(tiny_manifest: Path) -> None:
+    manifest = load_manifest(tiny_manifest)
+    seen = take_fingerprint(manifest, tiny_manifest.parent)
+    assert [each.network for each in auto_run.usual_candidates(manifest, seen)] == ["unet", "dynunet"]
+    for spacing, by_slices in (((1.0, 1.0, 5.0), True), ((5.0, 1.0, 1.0), True), ((1.0, 1.0, 4.9), False)):
+        cases = [case.model_copy(update={"spacing_mm": spacing}) for case in seen.cases]
+        found = auto_run.usual_candidates(manifest, seen.model_copy(update={"cases": cases}))
+        assert [each.network for each in found] == (["unet", "unet_2d"] if by_slices else ["unet", "dynunet"])
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_every_plan_fits_the_network_and_the_memory(shape, spacing, divisor: int
         for bigger in [place, *larger(place, profile, memory)]:
             assert all(size % divisor == 0 and size >= 2 * divisor for size in bigger.patch)
             assert bigger.batch * math.prod(bigger.patch) * profile.bytes_per_voxel <= memory
-            whole = whole_patch(place.shape, divisor)
+            whole = whole_patch(place.shape, profile)
             assert all(size <= most for size, most in zip(bigger.patch, whole, strict=True))
 
 

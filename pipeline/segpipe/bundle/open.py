@@ -87,6 +87,7 @@ class Bundle:
         activation: from logits to scores.
         cleanup: MONAI transforms between the label map and its file, as plain data.
         roi_size: the sliding window in voxels.
+        slice_axis: 0 to 2, along which the network goes slice by slice; None where it sees volumes.
         overlap: share by which windows overlap.
         sw_batch_size: windows in one forward pass.
         window_mode: how overlapping windows are weighted, ``gaussian`` or ``constant``.
@@ -114,6 +115,7 @@ class Bundle:
     activation: Activation | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
     roi_size: tuple[int, int, int] | None = None
+    slice_axis: int | None = None
     overlap: float = 0.25
     sw_batch_size: int = 1
     window_mode: Literal["gaussian", "constant"] = "constant"
@@ -215,6 +217,7 @@ class Bundle:
             "mode": self.window_mode,
             "activation": self.activation,
             "members": max(1, len(self.members)),
+            "slice_axis": self.slice_axis,
         }
         typed = None if self.unsupported else self.preprocessing
         return Recipe(

@@ -57,11 +57,20 @@ def read_inference(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _read_inferer(inferer: Any, supported: dict[str, Any], unsupported: list[str]) -> None:
     arguments = {"_target_", "roi_size", "sw_batch_size", "overlap", "mode"}
-    if not isinstance(inferer, dict) or short_name(inferer) != "SlidingWindowInferer" or not is_plain(inferer):
-        unsupported.append("inferer: not a plain SlidingWindowInferer")
+    name = short_name(inferer)
+    if not isinstance(inferer, dict) or name not in ("SlidingWindowInferer", "SliceInferer") or not is_plain(inferer):
+        unsupported.append("inferer: not a plain SlidingWindowInferer or SliceInferer")
         return
     size, overlap = inferer.get("roi_size"), inferer.get("overlap", 0.25)
     sizes = [size] * 3 if isinstance(size, int) else size
+    if name == "SliceInferer":
+        arguments.add("spatial_dim")
+        axis = inferer.get("spatial_dim", 0)
+        if type(axis) is not int or axis not in range(3) or not isinstance(size, list) or len(size) != 2:
+            unsupported.append("inferer: roi_size or spatial_dim of SliceInferer")
+            return
+        sizes = [*size[:axis], 1, *size[axis:]]
+        supported["slice_axis"] = axis
     odd = sorted(set(inferer) - arguments)
     if odd or not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
         unsupported.append(f"inferer: {odd[0] if odd else 'roi_size'}")

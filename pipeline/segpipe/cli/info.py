@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from segpipe.errors import UsageError
-from segpipe.training import known_fragments, padded_patch, read_comment, read_fragment
+from segpipe.training import known_fragments, padded_patch, read_comment, read_fragment, take_slices
 
 BASELINE = "unet"
 MEGA, GIGA = 1e6, 1e9
+NOT_TURNED: dict[str, Any] = {"random_transforms": [], "batch_transforms": []}
 TIMED_STEPS = 2  # after one that warms up; the faster counts
 
 
@@ -133,8 +134,10 @@ def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
 
     fragment, _ = read_fragment("network", name)
     divisor = profile_of(name, fragment["patch_divisor"]).divisor
-    patch = padded_patch(batch.patch_size, divisor)
     config = {**fragment, "in_channels": batch.in_channels, "out_channels": batch.out_channels}
+    config |= {"patch_size": list(batch.patch_size), "deterministic_transforms": [], **NOT_TURNED}
+    take_slices(config)
+    patch = padded_patch(config["patch_size"], config["patch_divisor"])
     shape = (batch.batch_size, batch.in_channels, *patch)
     network = build_network(config).to("meta").train()
     facts: dict[str, Any] = {

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from segpipe.common.provenance import cpu_kind
+
+if TYPE_CHECKING:
+    import torch
 
 
 def precision_of(precision: str, device: str) -> str:
@@ -24,3 +29,11 @@ def precision_of(precision: str, device: str) -> str:
     if not torch.cuda.is_available():
         return "auto"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def channels_last(network: torch.nn.Module) -> torch.memory_format:
+    """Return the memory format in which the channels of a voxel lie side by side: that of a network's dimensions."""
+    import torch
+
+    in_3d = any(parameter.ndim == 5 for parameter in network.parameters())
+    return torch.channels_last_3d if in_3d else torch.channels_last

@@ -33,7 +33,7 @@ from segpipe.components.losses import (
     TverskyLoss,
 )
 from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
-from segpipe.components.networks import UNetPlusPlus
+from segpipe.components.networks import SliceDynUNet, SliceUNet, UNetPlusPlus
 from segpipe.components.precision import in_precision, scales_loss
 from segpipe.components.pretrained import pretrained_network
 from segpipe.components.run_log import RunLog
@@ -79,6 +79,8 @@ __all__ = [
     "PooledMetric",
     "RunCheckpoint",
     "RunLog",
+    "SliceDynUNet",
+    "SliceUNet",
     "SoftDice",
     "StopOnNonFinite",
     "StreamingSlidingWindowInferer",

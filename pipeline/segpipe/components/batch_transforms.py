@@ -153,12 +153,17 @@ class BatchAffine(BatchTransform):
         degrees: largest angle about each axis.
         scale: bounds of the edge of what is looked at, as a share of the patch, the same along all axes: above 1 organs
             become smaller.
+        sliced_axis: 0 to 2: the axis about which alone patches are turned, and along which they are not scaled; None
+            for all.
     """
 
     moves = True
 
-    def __init__(self, prob: float = 0.2, degrees: float = 30.0, scale: Pair = (0.7, 1.4)) -> None:
+    def __init__(
+        self, prob: float = 0.2, degrees: float = 30.0, scale: Pair = (0.7, 1.4), sliced_axis: int | None = None
+    ) -> None:
         super().__init__(prob)
+        self.sliced_axis = sliced_axis
         self.degrees = self._bounds("degrees", (degrees, degrees), 0, 180)[0]
         self.scale = self._bounds("scale", scale, 0.1, 10)
 
@@ -171,14 +176,18 @@ class BatchAffine(BatchTransform):
         chosen = torch.from_numpy(np.flatnonzero(turned | scaled))
         if not len(chosen):
             return image, label
-        matrices = torch.from_numpy(scales)[:, None, None] * rotations(torch.from_numpy(np.deg2rad(angles)))
+        edges = np.repeat(scales[:, None], 3, axis=1)
+        if self.sliced_axis is not None:
+            others = [axis for axis in range(3) if axis != self.sliced_axis]
+            angles[:, others], edges[:, self.sliced_axis] = 0.0, 1.0
+        matrices = torch.from_numpy(edges)[:, None, :] * rotations(torch.from_numpy(np.deg2rad(angles)))
         where = chosen.to(image.device)
         images, labels = resampled(image[where], label[where], matrices[chosen].float().to(image.device))
         return image.index_copy(0, where, images), label.index_copy(0, where, labels)
 
     def apply(self, image: torch.Tensor, label: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """Transform all cases as if each were drawn."""
-        return BatchAffine(1.0, self.degrees, self.scale)(image, label, draw)
+        return BatchAffine(1.0, self.degrees, self.scale, self.sliced_axis)(image, label, draw)
 
 
 def rotations(angles: torch.Tensor) -> torch.Tensor:

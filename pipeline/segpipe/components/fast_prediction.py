@@ -13,7 +13,15 @@ from monai.transforms import Compose
 from segpipe.common.files import read_json
 from segpipe.common.nifti import read_header
 from segpipe.errors import SegpipeError, UsageError
-from segpipe.inference import Preprocessing, StreamingEngine, Windowing, side_by_side, torch_runtime, write_labels
+from segpipe.inference import (
+    Preprocessing,
+    StreamingEngine,
+    Windowing,
+    side_by_side,
+    sliced,
+    torch_runtime,
+    write_labels,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +35,12 @@ class FastPrediction:
         network: the network, or those of an ensemble, the mean of whose probabilities decides.
         datalist: cases, each with a path or a list of paths under ``image``.
         output_dir: folder for the label maps, ``<name>_seg.nii.gz``.
-        roi_size: window in voxels.
+        roi_size: window in voxels; of slices along their two axes.
         sw_batch_size: windows in one forward pass, at most.
         overlap: share by which windows overlap.
         mode: weights of overlapping windows, ``gaussian`` or ``constant``.
         activation: ``softmax`` or ``sigmoid``.
+        spatial_dim: 0 to 2, along which networks of two dimensions go slice by slice; None for networks of three.
         cleanup: transforms of the label map under ``pred``.
         device: where windows are computed.
         max_memory: bytes that the process may take; None for what the machine has.
@@ -49,6 +58,7 @@ class FastPrediction:
         overlap: float = 0.25,
         mode: Any = "constant",
         activation: Any = "softmax",
+        spatial_dim: int | None = None,
         cleanup: Sequence[Any] = (),
         device: str = "cpu",
         max_memory: int | None = None,
@@ -63,11 +73,13 @@ class FastPrediction:
         networks = [network] if isinstance(network, torch.nn.Module) else list(network)
         for each, file in zip(networks, [weights] if isinstance(weights, str) else weights, strict=True):
             each.load_state_dict(torch.load(file, map_location=where, weights_only=True))
-        x, y, z = roi_size
+        x, y, z = roi_size if spatial_dim is None else (*roi_size[:spatial_dim], 1, *roi_size[spatial_dim:])
         self._engine = StreamingEngine(
             preprocessing,
-            Windowing((x, y, z), overlap, sw_batch_size, mode, activation, members=len(networks)),
-            side_by_side([torch_runtime(each.to(where).eval()) for each in networks]),
+            Windowing(
+                (x, y, z), overlap, sw_batch_size, mode, activation, members=len(networks), slice_axis=spatial_dim
+            ),
+            side_by_side([torch_runtime(sliced(each.to(where).eval(), spatial_dim)) for each in networks]),
             where,
             max_memory=max_memory,
             cleanup=Compose(list(cleanup)) if cleanup else None,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from monai.data import MetaTensor
 
+from segpipe.common.precision import channels_last as side_by_side
 from segpipe.common.precision import precision_of
 from segpipe.errors import UsageError
 
@@ -45,7 +46,7 @@ def in_precision(
         )
     network = network.to(device)
     if channels_last:
-        network = network.to(memory_format=torch.channels_last_3d)
+        network = network.to(memory_format=side_by_side(network))
     kind = type(network)
     network.__class__ = type(kind.__name__, (_InPrecision, kind), {"__module__": kind.__module__})
     network._computes = (device.type, TYPES[used], channels_last)

@@ -28,6 +28,9 @@ from .recipe import split_words as split_words
 from .runtimes import torch_runtime as torch_runtime
 from .segmenter import Prefetcher as Prefetcher
 from .segmenter import Segmenter as Segmenter
+from .slices import OfSlices as OfSlices
+from .slices import by_slices as by_slices
+from .slices import sliced as sliced
 from .sliding_window import Windowing as Windowing
 from .source import CaseInput as CaseInput
 from .source import RegisteredFiles as RegisteredFiles

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segpipe.common.files import network_cache, sha256_of, write_json
 from segpipe.common.partial import Partial
+from segpipe.common.precision import channels_last
 from segpipe.common.processes import usable_cores
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.averaging import average, mirrored, side_by_side
@@ -240,7 +241,7 @@ def torch_runtime(network: torch.nn.Module, precision: ChosenPrecision = FLOAT32
 
 def _by_autocast(network: torch.nn.Module) -> Runtime:
     """Channels lie side by side in memory, which matrix units read as they are."""
-    turned = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
+    turned = copy.deepcopy(network).to(memory_format=channels_last(network))
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(windows.device.type, torch.bfloat16):

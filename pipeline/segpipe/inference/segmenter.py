@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
 from segpipe.inference.precision import ChosenPrecision, precision_for
 from segpipe.inference.recipe import AXES, Recipe
 from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, torch_runtime
+from segpipe.inference.slices import sliced
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
 from segpipe.inference.transforms import Preprocessing, bundle_parser, parsed
@@ -82,7 +84,10 @@ class Segmenter:
             cleanup = parsed(parser, "cleanup")
         parsers = [bundle_parser(bundle.root, bundle.inference, str(self.device)) for bundle in recipe.bundles]
         networks = [parsed(parser, "network_def") for parser in parsers]
-        models = load_models(recipe.bundles, networks, self.device)
+        models = [
+            replace(model, module=sliced(model.module, windowing.slice_axis))
+            for model in load_models(recipe.bundles, networks, self.device)
+        ]
         self.runtime = choose_runtime(
             options.runtime,
             models,

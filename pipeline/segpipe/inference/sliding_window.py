@@ -144,6 +144,7 @@ class Windowing:
         strips: parts of the volume that are computed one after the other, to hold less at a time.
         overlapped: whether a block is restored while the next windows are computed.
         members: networks whose scores lie one behind the other along the channels; their probabilities are averaged.
+        slice_axis: 0 to 2, along which windows are one voxel thick and the networks have two dimensions; None for none.
     """
 
     roi_size: tuple[int, int, int]
@@ -154,6 +155,7 @@ class Windowing:
     strips: int = 1
     overlapped: bool = True
     members: int = 1
+    slice_axis: int | None = None
 
     def grid(self, size: Sequence[int]) -> WindowGrid:
         """Place windows on a volume (X, Y, Z), the longest axis first: so the least scores are open."""

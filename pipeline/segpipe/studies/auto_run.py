@@ -38,11 +38,12 @@ from segpipe.data import (
 )
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_state import BUNDLE, SEARCH, Asked, Progress, State
-from segpipe.studies.search import Candidate, Found, Question, search
-from segpipe.training import startup_seconds
+from segpipe.studies.search import Candidate, Found, Question, most_candidates, search
+from segpipe.training import has_thick_slices, startup_seconds
 
 MANIFEST = "manifest.json"
 NETWORKS = ("unet", "dynunet")  # the first is the cheaper; see docs/results/hippocampus.md
+OF_SLICES = "unet_2d"
 SECONDS_A_FOLD, FEWEST_FOLDS, MOST_FOLDS = 120.0, 2, 5  # of the budget: with less a fold, fewer folds
 EXPORT_STARTS = 2.5  # as long as starting so many trainings takes the export: networks, golden case, checks
 
@@ -178,7 +179,7 @@ def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Pa
         state.decide(seconds=seconds)
         state.write()
     path = asked.out / MANIFEST
-    candidates = asked.candidates or usual_candidates(manifest)
+    candidates = asked.candidates or usual_candidates(manifest, fingerprint)
     question = Question(path, manifest, fingerprint, root, candidates, seconds)
     question = replace(question, memory_bytes=asked.memory_bytes, device=asked.device, seed=asked.seed)
     found = search(question, asked.out / SEARCH, state.say)
@@ -186,10 +187,15 @@ def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Pa
     return found
 
 
-def usual_candidates(manifest: Manifest) -> tuple[Candidate, ...]:
-    """Return what is compared by default; patches are drawn label by label where there are several."""
+def usual_candidates(manifest: Manifest, fingerprint: Fingerprint) -> tuple[Candidate, ...]:
+    """Return what is compared by default; patches are drawn label by label where there are several.
+
+    Where slices are thick, a network of single slices is the second; as many are compared as the folds halve to one.
+    """
     augment = "by_class" if len(manifest.foreground) > 1 else "light"
-    return tuple(Candidate(network, augment) for network in NETWORKS)
+    first, *others = NETWORKS
+    networks = [first, *([OF_SLICES] if has_thick_slices(fingerprint) else []), *others]
+    return tuple(Candidate(network, augment) for network in networks[: most_candidates(len(manifest.folds()))])
 
 
 def _export(asked: Asked, manifest: Manifest, found: Found, state: State) -> None:

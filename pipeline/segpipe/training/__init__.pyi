@@ -26,6 +26,7 @@ from .planned_fragments import network_path as network_path
 from .planned_fragments import runtime_path as runtime_path
 from .planning import Plan as Plan
 from .planning import Wishes as Wishes
+from .planning import has_thick_slices as has_thick_slices
 from .planning import parse_memory as parse_memory
 from .planning import plan as plan
 from .planning import plan_from as plan_from
@@ -38,6 +39,7 @@ from .run_folder import weights_of as weights_of
 from .same_cpu import accept_this_cpu as accept_this_cpu
 from .session import resume as resume
 from .session import start as start
+from .slices import take_slices as take_slices
 from .step_measurement import startup_seconds as startup_seconds
 from .tracking import track_bundle as track_bundle
 from .tracking import tracked as tracked

@@ -201,6 +201,7 @@ def _memory_rules(request: Request, place: Resolution) -> list[Rule]:
 
 def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Rule]:
     share = "15 %" if request.folds is None else "5 %"
+    fewest, most = request.profile.batches
     step = f"a step of {place.batch} patches takes {spent.step_s:.3g} s"
     decided = [
         _spacing(place, spent),
@@ -208,7 +209,7 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
         Rule(
             "batch_size",
             place.batch,
-            f"{step}; from 2 to 4, more only where the budget still gives {2 * ENOUGH_STEPS:,} steps",
+            f"{step}; from {fewest} to {most}, more only where the budget still gives {2 * ENOUGH_STEPS:,} steps",
             OURS,
         ),
         rules.depth(place.patch, place.spacing_mm),
@@ -249,7 +250,7 @@ def _spacing(place: Resolution, spent: Estimate) -> Rule:
 
 
 def _patch(request: Request, place: Resolution) -> Rule:
-    whole = place.patch == whole_patch(place.shape, request.profile.divisor)
+    whole = place.patch == whole_patch(place.shape, request.profile)
     size = "x".join(map(str, place.shape))
     why = f"the median image ({size} at the target spacing) {'whole' if whole else 'in parts'}: half of the labelled "
     why += f"region at least, more where the budget still gives {2 * ENOUGH_STEPS:,} steps"

@@ -15,7 +15,7 @@ import numpy as np
 from segpipe.data import Fingerprint
 from segpipe.training.budgets import ENOUGH_STEPS
 from segpipe.training.config_checks import divisors_of
-from segpipe.training.planning_rules import LARGEST_PATCH, MAX_BATCH, MIN_BATCH, NetworkProfile, resampled_shape
+from segpipe.training.planning_rules import LARGEST_PATCH, NetworkProfile, resampled_shape
 from segpipe.training.step_measurement import Measured, windows_of
 
 PLENTY = 2.0  # times that, and patch and batch grow
@@ -115,22 +115,24 @@ def resolutions(
         if factor > 1 and smallest_ml * 1000 / math.prod(spacing) < FEWEST_VOXELS:
             break
         shape = resampled_shape(fingerprint, spacing)
-        divisors, whole = divisors_of(profile.divisor), whole_patch(shape, profile.divisor)
+        divisors, whole = divisors_of(profile.divisor), whole_patch(shape, profile)
         seen = [
             _multiple(max(4 * divisor, SEEN_SHARE * mm / edge), divisor)
             for divisor, mm, edge in zip(divisors, box_mm, spacing, strict=True)
         ]
         patch = [min(most, size) for most, size in zip(whole, seen, strict=True)]
-        tried.append(Resolution(factor, spacing, patch, MIN_BATCH, shape))
+        tried.append(Resolution(factor, spacing, patch, profile.batches[0], shape))
     fitting = [place for place in tried if _fits(place, profile, memory_bytes)]
     if fitting:
         return fitting
-    return [replace(tried[-1], patch=[2 * divisor for divisor in divisors_of(profile.divisor)])]
+    return [replace(tried[-1], patch=profile.smallest)]
 
 
-def whole_patch(shape: Sequence[int], divisor: int | Sequence[int]) -> list[int]:
-    """Return the patch that holds a whole case: its shape, padded to multiples that the network takes."""
-    return [max(2 * each, _multiple(size, each)) for size, each in zip(shape, divisors_of(divisor), strict=True)]
+def whole_patch(shape: Sequence[int], profile: NetworkProfile) -> list[int]:
+    """Return the patch that holds a whole case, or a whole slice: its shape, in multiples that the network takes."""
+    divisors = divisors_of(profile.divisor)
+    sizes = [max(2 * each, _multiple(size, each)) for size, each in zip(shape, divisors, strict=True)]
+    return profile.within_slice(sizes)
 
 
 def foreground_box(fingerprint: Fingerprint) -> list[float]:
@@ -144,7 +146,7 @@ def larger(place: Resolution, profile: NetworkProfile, memory_bytes: int) -> lis
 
     The patch grows along the axis on which it sees the smallest share of the case, then the batch.
     """
-    whole = whole_patch(place.shape, profile.divisor)
+    whole = whole_patch(place.shape, profile)
     grown: list[Resolution] = []
     while place.patch != whole:
         share = [patch / most for patch, most in zip(place.patch, whole, strict=True)]
@@ -155,7 +157,7 @@ def larger(place: Resolution, profile: NetworkProfile, memory_bytes: int) -> lis
         if not _fits(place, profile, memory_bytes):
             return grown
         grown.append(place)
-    while place.batch < MAX_BATCH:
+    while place.batch < profile.batches[1]:
         place = replace(place, batch=place.batch + 1)
         if not _fits(place, profile, memory_bytes):
             break

@@ -28,6 +28,7 @@ from segpipe.training.config_checks import (
     suggestion,
 )
 from segpipe.training.mirroring import refuse_swapped_sides
+from segpipe.training.slices import take_slices
 
 OWNED: dict[str, tuple[str, ...]] = {
     "task": (
@@ -169,11 +170,20 @@ def compose_config(
         _set(composed, name.strip(), _parse_value(name, text), "--set")
     check_settings(composed.config)
     check_sense(composed.config)
+    _take_slices(composed)
     _pad_patch(composed)
     _pass_over_ignored(composed)
     check_references(composed.config)
     refuse_swapped_sides(composed.config)
     return composed
+
+
+def _take_slices(composed: Composed) -> None:
+    for name in take_slices(composed.config):
+        composed.origins[name] += f", for slices of {composed.config['network_name']}"
+        if name == "patch_size":
+            size = composed.config[name]
+            composed.notes.append(f"patch_size {size}: {composed.config['network_name']} takes single slices")
 
 
 def _pad_patch(composed: Composed) -> None:

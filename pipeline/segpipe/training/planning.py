@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
 from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
+from segpipe.training.slices import divisor_of_slices, sliced_axis, takes_slices, thick_slices
 
 if TYPE_CHECKING:
     from segpipe.training.budget_plan import BudgetPlan
@@ -201,7 +202,8 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
-    planned = replace(planned, notes=(*planned.notes, *_notes_on_axes(planned, asked)))
+    if not takes_slices(content["network_def"]):
+        planned = replace(planned, notes=(*planned.notes, *_notes_on_axes(planned, asked)))
     if asked.seconds is None:
         return planned
     from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
@@ -214,7 +216,7 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
         network=asked.network if planned.network is None else Fragment(planned.network, "the plan"),
         loss=asked.loss,
         augment=asked.augment,
-        profile=_profile_of(planned, profile),
+        profile=_profile_of(planned, profile, takes_slices(content["network_def"])),
         memory_bytes=asked.memory_bytes,
         free_bytes=free_bytes,
         seconds=asked.seconds,
@@ -224,7 +226,20 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     return _with(planned, dataset, within_budget(request))
 
 
-def _profile_of(planned: Plan, profile: NetworkProfile) -> NetworkProfile:
+def profile_of_slices(profile: NetworkProfile, spacing_mm: Sequence[float]) -> NetworkProfile:
+    """Return what a network of slices needs, where these are cut along the coarsest axis."""
+    axis = sliced_axis([0, 0, 0], spacing_mm)
+    return replace(profile, divisor=divisor_of_slices(profile.divisor, axis), sliced_axis=axis)
+
+
+def has_thick_slices(fingerprint: Fingerprint) -> bool:
+    """Return whether the cases are so coarse along one axis that a network of slices is worth a try."""
+    return thick_slices(rules.target_spacing(fingerprint, by_slices=True).value)
+
+
+def _profile_of(planned: Plan, profile: NetworkProfile, slices: bool) -> NetworkProfile:
+    if slices:
+        return profile_of_slices(profile, planned.rules["spacing_mm"].value)
     return profile if planned.network is None else replace(profile, divisor=tuple(planned.network["patch_divisor"]))
 
 
@@ -238,6 +253,11 @@ def _notes_on_axes(planned: Plan, asked: Wishes) -> Iterator[str]:
         yield f"voxels of {edges} mm: {asked.network} halves all axes alike; --network unet and dynunet follow them"
     if asked.augment == "light" and max(spacing) == spacing[2]:
         yield f"voxels of {edges} mm: --augment in_plane turns and scales patches within their slices alone"
+    if has_thick_slices(planned.fingerprint):
+        yield (
+            f"slices of {max(spacing):.3g} mm: a network of single slices may be better; `segpipe auto` compares one "
+            "on cases that it did not see, as does `segpipe compare --network unet,unet_2d --loss dice_ce`"
+        )
 
 
 def _seconds(budget: str | int | float | None, device: str, folds: int | None) -> float | None:
@@ -293,7 +313,10 @@ def apply_rules(
         UsageError: the memory does not hold the smallest patch.
         DataError: the intensities of the foreground cannot be scaled.
     """
-    spacing = rules.target_spacing(fingerprint)
+    slices = network is not None and takes_slices(network["network_def"])
+    spacing = rules.target_spacing(fingerprint, slices)
+    if slices:
+        profile = profile_of_slices(profile, spacing.value)
     shape = rules.resampled_shape(fingerprint, spacing.value)
     changed = None if network is None else network_by_axis(network, spacing.value, shape)
     if changed is not None:

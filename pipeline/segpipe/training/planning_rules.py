@@ -21,6 +21,7 @@ ANISOTROPY = 3.0  # spacing and size ratio beyond which nnU-Net treats one axis 
 NONZERO_SHARE = 0.75  # below, a quarter or more of the image is empty frame (nnU-Net's crop rule)
 LARGEST_PATCH = 128**3  # voxels; about what nnU-Net's full-resolution networks see
 MIN_BATCH, MAX_BATCH = 2, 4
+MIN_SLICES, MAX_SLICES = 4, 16  # of a network of slices, whose patches hold less; nnU-Net's have 12 of 512 x 512
 BATCH_SHARE = 0.05  # of all voxels of the dataset in one batch, at most (nnU-Net)
 SMALLEST_FEATURE_MAP = 4  # voxels along an axis at the bottom of the network (nnU-Net)
 FIRST_CHANNELS, MOST_CHANNELS = 16, 320
@@ -38,12 +39,29 @@ class NetworkProfile:
         bytes_per_voxel: peak memory of a step per voxel of the batch.
         voxels_per_second: trained voxels per second and core.
         measured: whether these two are measured, or assumed to be as for a costly network.
+        sliced_axis: 0 to 2 for a network of slices, along which a patch has one voxel; None for others.
     """
 
     divisor: Divisor
     bytes_per_voxel: int
     voxels_per_second: float
     measured: bool
+    sliced_axis: int | None = None
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Return the fewest and the most patches of a step."""
+        return (MIN_BATCH, MAX_BATCH) if self.sliced_axis is None else (MIN_SLICES, MAX_SLICES)
+
+    @property
+    def smallest(self) -> list[int]:
+        """Return the smallest patch: instance normalisation needs more than one voxel at the bottom."""
+        smallest = [2 * divisor for divisor in divisors_of(self.divisor)]
+        return self.within_slice(smallest)
+
+    def within_slice(self, patch: Sequence[int]) -> list[int]:
+        """Return a patch with one voxel along the axis that is sliced, if one is."""
+        return [1 if axis == self.sliced_axis else size for axis, size in enumerate(patch)]
 
 
 # By the word of a shipped fragment: bytes a voxel, voxels a second; one training step, DiceCE, float32, CPU.
@@ -60,6 +78,8 @@ MEASURED = {
     "dynunet_res": (1400, 1e5),
     "segresnet": (1500, 9e4),
     "swin_unetr": (3700, 3e4),
+    "unet_2d": (1100, 3e5),
+    "dynunet_2d": (3400, 5.7e4),
 }
 ASSUMED = (4000, 3e4)
 
@@ -99,8 +119,13 @@ def orientation(fingerprint: Fingerprint) -> Rule:
     )
 
 
-def target_spacing(fingerprint: Fingerprint) -> Rule:
-    """Take the median spacing per axis; the 10th percentile on a single coarse axis of thin stacks."""
+def target_spacing(fingerprint: Fingerprint, by_slices: bool = False) -> Rule:
+    """Take the median spacing per axis; the 10th percentile on a single coarse axis of thin stacks.
+
+    Args:
+        fingerprint: of the training cases.
+        by_slices: for a network of slices, which finer ones across would show nothing new: the median on that axis too.
+    """
     spacings = np.array([case.spacing_ras_mm for case in fingerprint.cases])
     shape = np.median([case.shape_ras for case in fingerprint.cases], axis=0)
     target = np.median(spacings, axis=0)
@@ -108,7 +133,7 @@ def target_spacing(fingerprint: Fingerprint) -> Rule:
     others = [axis for axis in range(3) if axis != worst]
     finest = float(target[others].max())
     why = "the median over the training cases, per axis: resamples the fewest of them"
-    if target[worst] > ANISOTROPY * finest and shape[worst] * ANISOTROPY < shape[others].min():
+    if not by_slices and target[worst] > ANISOTROPY * finest and shape[worst] * ANISOTROPY < shape[others].min():
         target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finest)
         why = "the median in plane; across the thick slices the 10th percentile, for the finer scans' detail"
     return Rule("spacing_mm", [round(float(value), 4) for value in target], why, NNUNET)
@@ -213,29 +238,31 @@ def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_byte
     Raises:
         UsageError: the memory does not hold two of the smallest patch.
     """
-    divisors = divisors_of(profile.divisor)
-    smallest = [2 * divisor for divisor in divisors]  # instance normalisation needs more than one voxel at the bottom
-    whole = [
-        max(least, divisor * math.ceil(size / divisor))
-        for least, divisor, size in zip(smallest, divisors, shape, strict=True)
-    ]
+    divisors, smallest, fewest = divisors_of(profile.divisor), profile.smallest, profile.batches[0]
+    whole = profile.within_slice(
+        [
+            max(least, divisor * math.ceil(size / divisor))
+            for least, divisor, size in zip(smallest, divisors, shape, strict=True)
+        ]
+    )
     patch = list(whole)
-    budget = min(LARGEST_PATCH, memory_bytes // (MIN_BATCH * profile.bytes_per_voxel))
+    budget = min(LARGEST_PATCH, memory_bytes // (fewest * profile.bytes_per_voxel))
     while math.prod(patch) > budget:
         shrinkable = [axis for axis in range(3) if patch[axis] > smallest[axis]]
         if not shrinkable:
             raise UsageError(
                 "the memory does not hold a training step",
                 found=f"{memory_bytes / 1e9:.3g} GB",
-                expected=f"at least {MIN_BATCH * profile.bytes_per_voxel * math.prod(smallest) / 1e9:.3g} GB",
+                expected=f"at least {fewest * profile.bytes_per_voxel * math.prod(smallest) / 1e9:.3g} GB",
                 hint="give more with --memory",
             )
         longest = max(shrinkable, key=lambda axis: (patch[axis] / shape[axis], patch[axis]))
         patch[longest] -= divisors[longest]
     size = "x".join(map(str, shape))
-    why = f"the median image ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
+    what = "the median image" if profile.sliced_axis is None else "one slice of the median image"
+    why = f"{what} ({size} at the target spacing) {'whole' if patch == whole else 'in parts'}"
     if patch != whole:
-        limit = "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{MIN_BATCH} must fit the memory"
+        limit = "at most 128^3 voxels at once" if budget == LARGEST_PATCH else f"{fewest} must fit the memory"
         why += f", with its proportions: {limit}"
     if not profile.measured:
         why += f" ({profile.bytes_per_voxel:,} bytes a voxel assumed, not measured for this network)"
@@ -246,14 +273,15 @@ def patch_size(shape: tuple[int, int, int], profile: NetworkProfile, memory_byte
 def batch_size(
     fingerprint: Fingerprint, shape: tuple[int, int, int], patch: list[int], profile: NetworkProfile, memory_bytes: int
 ) -> Rule:
-    """Take as many patches as the memory holds, within 2 and 4, and 5 % of the dataset's voxels."""
+    """Take as many patches as the memory holds, within 2 and 4 (slices: 4 and 16), and 5 % of the dataset's voxels."""
+    fewest, most = profile.batches
     fits = memory_bytes // (math.prod(patch) * profile.bytes_per_voxel)
     share = int(BATCH_SHARE * math.prod(shape) * fingerprint.summary.cases / math.prod(patch))
     return Rule(
         "batch_size",
-        max(MIN_BATCH, min(MAX_BATCH, fits, share)),
-        f"the memory holds {fits:,} patches, 5 % of the dataset are {share:,}; at least {MIN_BATCH}, "
-        f"and at most {MAX_BATCH} because small batches make more steps of an epoch and generalise well",
+        max(fewest, min(most, fits, share)),
+        f"the memory holds {fits:,} patches, 5 % of the dataset are {share:,}; at least {fewest}, "
+        f"and at most {most} because small batches make more steps of an epoch and generalise well",
         f"{NNUNET}; Masters & Luschi 2018, arXiv:1804.07612",
     )
 

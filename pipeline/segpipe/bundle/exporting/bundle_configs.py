@@ -21,6 +21,7 @@ from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 
 STORE_BESIDE = "$@run_dir + '/store'"  # of a run whose cases were in a store: as rounded, and wherever it runs
 UNETPP = "segpipe.components.UNetPlusPlus"
+OF_SLICES = {"segpipe.components.SliceUNet": "UNet", "segpipe.components.SliceDynUNet": "DynUNet"}
 FAST = "segpipe.components.FastPrediction"
 Rules = Mapping[int, LabelRule]
 Config = Mapping[str, Any]
@@ -32,7 +33,7 @@ ABSOLUTE_IN_QUOTES = re.compile(r"(?<!\+ )['\"](?:/|~|[A-Za-z]:[\\/])")  # in an
 def network_definition(config: Config) -> dict[str, Any]:
     """Return the run's network as stock MONAI has it, with plain arguments.
 
-    Our UNet++ only adds training behaviour; its state dict is that of MONAI's `BasicUNetPlusPlus`.
+    Our UNet++ and our networks of slices only add behaviour; their state dicts are those of MONAI's classes.
 
     Raises:
         UsageError: the network is of ours and has no stock counterpart, or has arguments that are not plain values.
@@ -48,11 +49,13 @@ def network_definition(config: Config) -> dict[str, Any]:
         )
     if target == UNETPP:
         return {**network, "_target_": "monai.networks.nets.BasicUNetPlusPlus", "deep_supervision": False}
+    if target in OF_SLICES:
+        return {**network, "_target_": f"monai.networks.nets.{OF_SLICES[target]}"}
     if "." in target and not target.startswith(("monai.", "torch.")):
         raise UsageError(
             "the network of the run cannot run in stock MONAI",
             found=target,
-            expected="a network of monai.networks.nets, or segpipe.components.UNetPlusPlus",
+            expected=f"a network of monai.networks.nets, or one of {', '.join([UNETPP, *OF_SLICES])}",
             hint="an exported bundle must run without this package",
         )
     return network
@@ -295,16 +298,30 @@ def _head(config: Config, members: int) -> dict[str, Any]:
     }
 
 
+def slice_axis(config: Config) -> int | None:
+    """Return the axis along which a run's network goes slice by slice, None where it sees volumes."""
+    network, patch = resolve(config.get("network_def"), config), resolve(config["patch_size"], config)
+    return patch.index(1) if network.get("_target_") in OF_SLICES else None
+
+
+def window(config: Config) -> list[int]:
+    """Return the size of a window as the network takes it: along three axes, or the two of a slice."""
+    patch, axis = resolve(config["patch_size"], config), slice_axis(config)
+    return [size for place, size in enumerate(patch) if place != axis]
+
+
 def _data_to_scores(config: Config) -> dict[str, Any]:
+    axis = slice_axis(config)
     return {
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": resolve(config["patch_size"], config),
+            "_target_": "SlidingWindowInferer" if axis is None else "SliceInferer",
+            "roi_size": window(config),
             "sw_batch_size": resolve(config.get("sw_batch_size", 1), config),
             "overlap": resolve(config.get("overlap", 0.5), config),
             "mode": "gaussian",
+            **({} if axis is None else {"spatial_dim": axis}),
         },
     }
 

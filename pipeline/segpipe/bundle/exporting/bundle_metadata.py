@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from segpipe.bundle.exporting.bundle_configs import window
 from segpipe.bundle.exporting.card_figures import OVERALL
 from segpipe.bundle.exporting.fine_tuned import parent_metadata
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
-from segpipe.bundle.supported_subset import resolve
 from segpipe.data import Manifest
 from segpipe.dicom import codes_metadata, label_infos
 from segpipe.errors import UsageError
@@ -193,7 +193,7 @@ def _network_data_format(run: Run, outputs: Mapping[str, str]) -> dict[str, Any]
     names = [name.upper() for name in channels]
     is_ct = all(name.startswith("CT") for name in names)
     is_mr = all(name.startswith(("M", "T1", "T2", "FL")) for name in names)
-    shape = resolve(run.config["patch_size"], run.config)
+    shape = window(run.config)
     shared = {"type": "image", "spatial_shape": shape, "dtype": "float32", "value_range": [], "is_patch_data": True}
     image = {
         **shared,

@@ -37,6 +37,7 @@ RATE = 0.08  # of the range of intensities, a step
 WORK = 8e6  # voxels times steps
 MARGIN = 1.0  # of the wished logit over the next
 THICKER = 1.25  # slices than the network's, so that resampling is replayed as well
+SLICES = 5  # where a window is one
 MR_RANGE = (0.0, 1000.0)
 
 
@@ -94,7 +95,8 @@ def search_image(goal: Goal, network: Callable[[torch.Tensor], Any]) -> FoundIma
     low, high = _ranges(goal)
     begun = torch.from_numpy(_phantom(goal, outer))
     field = torch.zeros(1, goal.channels, *(-(-size // COARSE) + 1 for size in outer), requires_grad=True)
-    window = (..., *(slice(0, size) for size in goal.roi))
+    first = [SLICES // 2 if size == 1 else 0 for size in goal.roi]
+    window = (..., *(slice(start, start + size) for start, size in zip(first, goal.roi, strict=True)))
 
     def look() -> tuple[torch.Tensor, torch.Tensor]:
         grown = functional.interpolate(field, outer, mode="trilinear", align_corners=True)
@@ -122,7 +124,7 @@ def search_image(goal: Goal, network: Callable[[torch.Tensor], Any]) -> FoundIma
 def grids(goal: Goal) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Return the sizes of the network's grid, two windows where they overlap, and of the file's, oriented alike."""
     find = goal.preprocessing.find
-    inner = np.array(goal.roi)
+    inner = np.array([size if size > 1 else SLICES for size in goal.roi])
     inner[0] += inner[0] // 4
     if pad := find(SpatialPad):
         inner = np.maximum(inner, pad.spatial_size)

@@ -28,6 +28,7 @@ from segpipe.common.partial import temporary_folder
 from segpipe.common.provenance import hardware, versions
 from segpipe.data import write_nifti
 from segpipe.errors import DataError, UsageError, first_cause
+from segpipe.inference import sliced
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +124,8 @@ def _generate(
     if unsupported or files not in (1, channels):
         raise _NoneFoundError(f"nothing is generated for {unsupported[0] if unsupported else f'{files} files a case'}")
     states = [torch.load(folder / file, weights_only=True) for file in read_members(config) or (WEIGHTS,)]
-    networks = [load_network(known["network_def"], state).eval().requires_grad_(False) for state in states]
+    loaded = [load_network(known["network_def"], state).eval().requires_grad_(False) for state in states]
+    networks = [sliced(each, known.get("slice_axis")) for each in loaded]
     network = networks[0] if len(networks) == 1 else _as_one(networks, known["activation"] == "softmax")
     seen = ((metadata.get("training_data") or {}).get("seen") or {}).get("intensity") or ()
     ranges = tuple((channel[0][0], channel[-1][1]) for channel in seen)

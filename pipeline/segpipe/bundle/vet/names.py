@@ -100,8 +100,8 @@ ALLOWED: Mapping[str, str] = {
         ComboLoss DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
         FocalTverskyLoss GeneralisedDiceLoss GradientClip HausdorffLoss in_precision JaccardLoss load_cases
         LossSchedule LovaszHinge LovaszSoftmax MarkUnannotatedd PooledMetric prepared_cases pretrained_network
-        RunCheckpoint RunLog scales_loss SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss
-        UNetPlusPlus ValidateCased warmed_up WeightAveraging
+        RunCheckpoint RunLog scales_loss SliceDynUNet SliceUNet SoftDice StopOnNonFinite
+        StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
     """,
 }
 

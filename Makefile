@@ -18,7 +18,7 @@ help:  ## This list
 	@echo "Installing into .venv (some minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,openvino,sign,tune,mlflow]' -c constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,openvino,sign,tune,mlflow,slurm]' -c constraints.txt
 	@touch $@
 
 demo: .venv/.ready  ## The whole way on generated scans, into demo_out/ (at most 5 minutes)

@@ -33,6 +33,7 @@ from tiny_data import InThisProcess, train_arguments
 from tiny_demo import FakeCommands
 from tiny_folds import fold_arguments, stand_in
 from tiny_quality import LABEL, rows
+from tiny_submit import FakeEngine
 from tiny_tune import SPACE, FakeTraining
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
@@ -161,6 +162,7 @@ def documents(root: Path) -> Documents:
         _compare,
         _auto,
         _tune,
+        _submit,
         _demo,
         _view,
         _about,
@@ -391,6 +393,18 @@ def _tune(root: Path) -> list[tuple[str, Any]]:
         fake.fails = {"trial_1": UsageError("the loss is not finite")}
         found = [("tune", json.loads((root / "tune/tune.json").read_text())), ("tune", printed(*words))]
     return [*found, ("tune", json.loads((root / "tune/tune.json").read_text()))]
+
+
+def _submit(root: Path) -> list[tuple[str, Any]]:
+    engine = FakeEngine(0, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segpipe.cluster.submission.engine_of", lambda *_: engine)
+        words = ("submit", "--array", 2, "--jobs", root / "jobs", "--no-wait", "--json", "--", "predict", "a", "b", "c")
+        out = io.StringIO()
+        with redirect_stdout(out):
+            assert run([str(word) for word in words]) == 0
+        found = [("submit", json.loads(out.getvalue()))]
+    return [*found, ("submit", json.loads((root / "jobs/submission.json").read_text()))]
 
 
 def _demo(root: Path) -> list[tuple[str, Any]]:

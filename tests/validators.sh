@@ -13,6 +13,8 @@ orthanc Orthanc
 orthanc-dicomweb /usr/share/orthanc/plugins/libOrthancDicomWeb.so
 iproute2 ip
 chromium chromium
+slurm-wlm /usr/sbin/slurmctld
+munge /usr/sbin/munged
 LIST
 
 [ -n "$missing" ] || exit 0

@@ -42,6 +42,7 @@ VERBS = (
     "compare",
     "auto",
     "tune",
+    "submit",
     "reproduce",
     "demo",
     "info",

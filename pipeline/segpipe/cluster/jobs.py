@@ -1,0 +1,144 @@
+"""Jobs through submitit: Slurm's, or processes of this machine to try it; which of them are still there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from segpipe.cluster.tasks import Task
+from segpipe.errors import UsageError
+
+ENGINES = ("slurm", "local")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each job is given.
+
+    Attributes:
+        minutes: after which it is ended, and given a node anew by Slurm.
+        cpus, gpus: of each.
+        memory_gb: None: the cluster's default.
+        partition, account: of Slurm; None: its default.
+        at_once: jobs of an array at the same time; None: all.
+    """
+
+    minutes: int = 60
+    cpus: int = 1
+    gpus: int = 0
+    memory_gb: float | None = None
+    partition: str | None = None
+    account: str | None = None
+    at_once: int | None = None
+
+
+class Engine(Protocol):
+    """Where jobs run."""
+
+    def submit(self, tasks: Sequence[Task]) -> list[str]:
+        """Submit tasks as one array; return the ids of their jobs."""
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        """Return the state of each job that waits or runs, in the engine's word; others are not there."""
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """End what ends with the command that submitted it."""
+
+
+def engine_of(name: str, folder: Path, resources: Resources) -> Engine:
+    """Return an engine.
+
+    Raises:
+        UsageError: there is none of that name, submitit is not installed, or no Slurm is here.
+    """
+    if name not in ENGINES:
+        raise UsageError("no such engine", found=name, expected=" or ".join(ENGINES))
+    try:
+        import submitit
+    except ImportError as error:
+        raise UsageError(
+            "jobs need submitit, which is not installed", hint="install it: pip install 'segpipe[slurm]'"
+        ) from error
+    parameters: dict[str, Any] = {"timeout_min": resources.minutes, "cpus_per_task": resources.cpus, "name": "segpipe"}
+    if resources.gpus:
+        parameters["gpus_per_node"] = resources.gpus
+    if resources.memory_gb is not None:
+        parameters["mem_gb"] = resources.memory_gb
+    if name == "slurm":
+        parameters["slurm_partition"] = resources.partition
+        parameters["slurm_array_parallelism"] = resources.at_once
+        parameters["slurm_additional_parameters"] = {"account": resources.account} if resources.account else None
+        parameters = {key: value for key, value in parameters.items() if value is not None}
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=name)
+        executor.update_parameters(**parameters)
+    except RuntimeError as error:
+        raise UsageError(
+            "there is no Slurm here", found=str(error), hint="run it on a login node, or try it with --engine local"
+        ) from error
+    return _Slurm(executor) if name == "slurm" else _Local(executor)
+
+
+class _Slurm:
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+
+    def submit(self, tasks: Sequence[Task]) -> list[str]:
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with self._executor.batch():
+                jobs = [self._executor.submit(task) for task in tasks]
+        except FailedJobError as error:
+            raise UsageError(
+                "Slurm does not take the jobs",
+                found=str(error).strip(),
+                hint="check --partition, --time, --memory, --gpus",
+            ) from error
+        return [str(job.job_id) for job in jobs]
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        command = ["squeue", "--noheader", "--array", "--format=%i|%T"]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):  # the controller is away: nothing is known, and nothing is dead
+            return dict.fromkeys(jobs, "unknown")
+        rows = (line.partition("|") for line in listed.stdout.split())
+        found = {job: state.lower() for job, _, state in rows}
+        return {job: found[job] for job in jobs if job in found and found[job] != "completing"}
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """Leave them: they are Slurm's."""
+
+
+class _Local:
+    def __init__(self, executor: Any) -> None:
+        self._executor = executor
+        self._jobs: dict[str, Any] = {}
+
+    def submit(self, tasks: Sequence[Task]) -> list[str]:
+        for task in tasks:
+            job = self._executor.submit(task)
+            self._jobs[str(job.job_id)] = job
+        return list(self._jobs)[-len(tasks) :]
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        return {job: "running" for job in jobs if job in self._jobs and not self._jobs[job].done()}
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        for job in self.states(jobs):
+            self._jobs[job].cancel()
+
+
+def last_words(folder: Path, job: str, lines: int = 3) -> list[str]:
+    """Return the last lines that a job wrote to its standard error, without empty ones."""
+    found: list[str] = []
+    for path in sorted(folder.glob(f"{job}_*_log.err")):
+        with path.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 8192))
+            found += stream.read().decode(errors="replace").splitlines()
+    return [line for line in found if line.strip()][-lines:]

@@ -1,0 +1,175 @@
+"""What a command is as jobs: a share of the cases each, a fold each, or one job; what a job begun again runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segpipe.common.files import write_json
+from segpipe.common.processes import child_environment, tied
+from segpipe.data import chosen_folds, load_manifest
+from segpipe.errors import UsageError
+
+VERBS = ("predict", "train", "tune", "compare", "auto")  # whose same command goes on where it was stopped
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job: a call of the command line, in a process of its own. It is what a cluster's node is given.
+
+    Attributes:
+        name: that is shown, such as ``share 0 of 4``.
+        words: of the command, without ``segpipe``.
+        folder: that they are run in.
+        result: file of the exit code, written when it ends.
+        begun: file that is there once it was begun, or "": the same words go on.
+        again: words with which it goes on then.
+        after: whether it waits for all others.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    folder: str
+    result: str
+    begun: str = ""
+    again: tuple[str, ...] = ()
+    after: bool = False
+
+    def __call__(self) -> int:
+        """Run it, and leave its exit code in its file."""
+        words = self.again if self.begun and (Path(self.folder) / self.begun).is_file() else self.words
+        command = tied([sys.executable, "-m", "segpipe", *words])
+        code = subprocess.call(command, cwd=self.folder, env=child_environment())
+        write_json(self.result, {"code": code})
+        return code
+
+    def checkpoint(self) -> Any:
+        """Return what the cluster runs when it takes the node away and gives another one: the same, which goes on."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def record(self) -> dict[str, Any]:
+        """Return its plain values."""
+        return {**asdict(self), "words": list(self.words), "again": list(self.again)}
+
+
+def planned(words: Sequence[str], jobs: Path, array: int | None = None, folder: Path | None = None) -> list[Task]:
+    """Return the jobs of a command.
+
+    Args:
+        words: of the command, without ``segpipe``: ``predict`` with so many shares as ``array`` says, ``train`` with a
+            job a fold where it has ``--folds``, ``tune --storage journal`` so many times, others as one job.
+        jobs: folder of the jobs' files.
+        array: shares or processes.
+        folder: that the command is run in; None: this one.
+
+    Raises:
+        UsageError: it cannot be submitted.
+
+    >>> [task.words[-2:] for task in planned(["predict", "bundle", "scans", "out"], Path("jobs"), 2)]
+    [('--shard', '0/2'), ('--shard', '1/2')]
+    """
+    verb = words[0] if words else ""
+    if verb not in VERBS:
+        raise UsageError(
+            "this command is not submitted",
+            found=verb or "none",
+            expected=f"after --: {', '.join(VERBS)}, with its words",
+        )
+    made = _Planned(tuple(words), jobs.resolve(), str((folder or Path.cwd()).resolve()))
+    if verb == "predict":
+        return made.shares(array or 1)
+    if verb == "train" and "--folds" in words:
+        _refuse_array(array, "a cross-validation has a job a fold")
+        return made.folds()
+    if verb == "tune" and (array or 1) > 1:
+        if _value(words, "--storage") != "journal":
+            raise UsageError(
+                "several processes of one search need its journal",
+                found=f"--array {array}",
+                hint="add --storage journal",
+            )
+        return [made.task(f"process {number}", words, number) for number in range(array or 1)]
+    _refuse_array(array, "only predict and tune run several times in one folder")
+    out = _value(words, "--out")
+    if verb == "train" and "--resume" not in words and out:
+        return [made.task(verb, words, 0, begun=f"{out}/run.json", again=("train", "--resume", out))]
+    return [made.task(verb, words, 0)]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    words: tuple[str, ...]
+    jobs: Path
+    folder: str
+
+    def task(self, name: str, words: Sequence[str], number: int, **more: Any) -> Task:
+        return Task(name, tuple(words), self.folder, str(self.jobs / f"task_{number}.json"), **more)
+
+    def shares(self, number: int) -> list[Task]:
+        if _has(self.words, "--shard"):
+            raise UsageError(
+                "the shares are those of the array", found="--shard", hint="leave it out, and give --array N"
+            )
+        if number == 1:
+            return [self.task("predict", self.words, 0)]
+        return [
+            self.task(f"share {index} of {number}", [*self.words, "--shard", f"{index}/{number}"], index)
+            for index in range(number)
+        ]
+
+    def folds(self) -> list[Task]:
+        """A job a fold, each the run that `segpipe train --folds` would train, and one that measures them all."""
+        words, out = list(self.words), _value(self.words, "--out")
+        if out is None or len(words) < 2 or words[1].startswith("-"):
+            raise UsageError(
+                "the folds of this command are not known",
+                found=" ".join(words[:2]),
+                expected="train MANIFEST ... --folds all --out RUN",
+            )
+        folds = chosen_folds(load_manifest(Path(self.folder) / words[1]), _value(words, "--folds") or "all")
+        shared = _without(_without(words, "--folds"), "--out")
+        tasks = []
+        for number, fold in enumerate(folds):
+            run = f"{out}/fold_{fold}"
+            own = [*shared, "--fold", str(fold), "--out", run, "--set", "keep_weights=last"]
+            again = ("train", "--resume", run)
+            tasks.append(self.task(f"fold {fold}", own, number, begun=f"{run}/run.json", again=again))
+        measure = self.task("measure", words, len(folds), after=True)
+        return [*tasks, measure]
+
+
+def _refuse_array(array: int | None, why: str) -> None:
+    if array not in (None, 1):
+        raise UsageError("--array has no place here", found=array, hint=f"{why}: leave it out")
+
+
+def _has(words: Sequence[str], option: str) -> bool:
+    return any(word == option or word.startswith(f"{option}=") for word in words)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    for position, word in enumerate(words):
+        if word == option and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == option:
+            skip = True
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept

@@ -1,0 +1,204 @@
+"""`segpipe submit`: which jobs a command becomes, how they are followed, and that what died is submitted again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_slurm
+from segpipe.cli.app import run
+from segpipe.cluster import Resources, exit_code, planned, submit
+from segpipe.errors import DataError, UsageError
+from tiny_data import train_arguments
+from tiny_submit import FakeEngine
+from whole_commands import start, wait_for
+
+PREDICT = ["predict", "bundle", "scans", "out"]
+
+
+@pytest.fixture
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    said: list[str] = []
+
+    def followed(engine: FakeEngine, words: Sequence[str] = PREDICT, array: int | None = 2) -> dict[str, Any]:
+        monkeypatch.setattr("segpipe.cluster.submission.engine_of", lambda *_: engine)
+        tasks = planned(words, tmp_path / "jobs", array, tmp_path)
+        return submit(tasks, tmp_path / "jobs", "slurm", Resources(), said.append, poll_s=0, grace_s=0)
+
+    followed.said = said  # type: ignore[attr-defined]
+    return followed
+
+
+def states(document: dict[str, Any]) -> list[tuple[str, int | None]]:
+    return [(row["state"], row["code"]) for row in document["tasks"]]
+
+
+def test_shares_of_a_prediction(tmp_path: Path) -> None:
+    tasks = planned(PREDICT, tmp_path, 3)
+    assert [task.words for task in tasks] == [(*PREDICT, "--shard", f"{index}/3") for index in range(3)]
+    assert {task.folder for task in tasks} == {str(Path.cwd())}
+    assert planned(PREDICT, tmp_path)[0].words == tuple(PREDICT)
+
+
+def test_folds_of_a_training_and_what_measures_them(tiny_manifest: Path, tmp_path: Path) -> None:
+    words = ["train", str(tiny_manifest), "--task", "t.yaml", "--folds", "all", "--out", "runs/cv", "--epochs", "2"]
+    first, second, measure = planned(words, tmp_path)
+    shared = ("train", str(tiny_manifest), "--task", "t.yaml", "--epochs", "2")
+    assert first.words == (*shared, "--fold", "0", "--out", "runs/cv/fold_0", "--set", "keep_weights=last")
+    assert second.again == ("train", "--resume", "runs/cv/fold_1") and second.begun == "runs/cv/fold_1/run.json"
+    assert measure.words == tuple(words) and measure.after and not first.after
+    (alone,) = planned(["train", "m.json", "--out=runs/one"], tmp_path)
+    assert (alone.begun, alone.again) == ("runs/one/run.json", ("train", "--resume", "runs/one"))
+
+
+@pytest.mark.parametrize(
+    ("words", "array", "message"),
+    [
+        ([], None, "not submitted"),
+        (["export", "a", "b"], None, "not submitted"),
+        ([*PREDICT, "--shard", "0/2"], 2, "the shares are those of the array"),
+        (["tune", "m.json"], 2, "need its journal"),
+        (["compare", "m.json"], 2, "--array has no place here"),
+        (["train", "m.json", "--folds", "all", "--out", "x"], 2, "--array has no place here"),
+        (["train", "--folds", "all", "m.json"], None, "are not known"),
+    ],
+)
+def test_what_is_not_submitted(words: list[str], array: int | None, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(words, tmp_path, array)
+
+
+def test_processes_of_one_search(tmp_path: Path) -> None:
+    tasks = planned(["tune", "m.json", "--storage", "journal"], tmp_path, 2)
+    assert [task.words for task in tasks] == [("tune", "m.json", "--storage", "journal")] * 2
+    assert len({task.result for task in tasks}) == 2
+
+
+def test_jobs_are_followed_to_their_end(follow: Any) -> None:
+    engine = FakeEngine(0, 4)
+    document = follow(engine)
+    assert states(document) == [("ended", 0), ("ended", 4)] and exit_code(document) == 4
+    assert follow.said[-2:] == ["share 0 of 2: finished", "share 1 of 2: finished"]
+    again = FakeEngine()
+    assert states(follow(again)) == states(document) and again.submitted == []  # nothing is left to do
+
+
+def test_what_died_or_failed_is_submitted_again(follow: Any, tmp_path: Path) -> None:
+    document = follow(FakeEngine(None, 3))
+    assert states(document) == [("died", None), ("ended", 3)] and exit_code(document) == 1
+    assert "share 0 of 2: job 0 is gone without a result; the same command tries it again" in follow.said
+    engine = FakeEngine(0, 0)
+    assert exit_code(follow(engine)) == 0 and engine.submitted == ["share 0 of 2", "share 1 of 2"]
+
+
+def test_what_is_after_the_others_waits_for_them(follow: Any, tiny_manifest: Path) -> None:
+    words = ["train", str(tiny_manifest), "--folds", "all", "--out", "cv"]
+    failed = FakeEngine(0, 2)
+    assert states(follow(failed, words, None)) == [("ended", 0), ("ended", 2), ("waiting", None)]
+    assert failed.submitted == ["fold 0", "fold 1"]
+    engine = FakeEngine(0, 0)
+    assert exit_code(follow(engine, words, None)) == 0
+    assert engine.submitted == ["fold 1", "measure"]
+
+
+def test_ctrl_c_leaves_jobs_that_the_same_command_follows(follow: Any, tmp_path: Path) -> None:
+    engine = FakeEngine(0)
+    with pytest.raises(KeyboardInterrupt):
+        follow(engine)
+    assert engine.cancelled == ["1"]  # where that is for the engine to do
+    document = json.loads((tmp_path / "jobs/submission.json").read_text())
+    assert states(document) == [("ended", 0), ("submitted", None)]
+    assert (tmp_path / "jobs/submission.json").stat().st_mode & 0o77 == 0
+    engine.ends = [0]
+    assert exit_code(follow(engine)) == 0 and len(engine.submitted) == 2
+
+
+def test_another_command_or_a_damaged_file_is_refused(follow: Any, tmp_path: Path) -> None:
+    follow(FakeEngine(0, 0))
+    with pytest.raises(UsageError, match="jobs of another command"):
+        follow(FakeEngine(0, 0, 0), array=3)
+    (tmp_path / "jobs/submission.json").write_text("{}")
+    with pytest.raises(DataError, match="not what `segpipe submit` writes"):
+        follow(FakeEngine())
+
+
+def test_without_submitit_or_slurm_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("submitit")
+    words = ["submit", "--jobs", str(tmp_path / "jobs"), "--", *PREDICT]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run(words) == 2
+    assert "try it with --engine local" in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    assert run(words) == 2
+    assert "pip install 'segpipe[slurm]'" in capsys.readouterr().err
+
+
+def test_a_task_goes_on_with_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "call", lambda command, **_: called.append(command) or 3)
+    (task,) = planned(["train", "m.json", "--out", "one"], tmp_path / "jobs", folder=tmp_path)
+    (tmp_path / "jobs").mkdir()
+    assert task() == 3 and called[-1][-4:] == ["train", "m.json", "--out", "one"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/run.json").write_text("{}")
+    assert task() == 3 and called[-1][-3:] == ["train", "--resume", "one"]
+    assert json.loads(Path(task.result).read_text()) == {"code": 3}
+
+
+@pytest.fixture(scope="module")
+def on_slurm() -> Iterator[None]:
+    pytest.importorskip("submitit")
+    if not tiny_slurm.found():
+        pytest.skip("slurm-wlm and munge are not installed (make validators)")
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder, tiny_slurm.slurm(Path(folder)):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_array_job_of_slurm_with_a_job_that_is_cancelled(
+    on_slurm: None, tiny_bundle: Path, tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", str(tiny_bundle), str(tiny_manifest.parent / "images"), str(tmp_path / "out"), "--threads", "1"]
+    jobs = tmp_path / "jobs"
+    process = start("submit", "--array", "2", "--jobs", jobs, "--", *words)
+    wait_for(process, "share 1 of 2: submitted as job")
+    os.killpg(process.pid, signal.SIGKILL)  # jobs are Slurm's
+    process.communicate()
+    rows = json.loads((jobs / "submission.json").read_text())["tasks"]
+    subprocess.run(["scancel", rows[1]["job"]], check=True)
+    tasks = planned(words, jobs, 2, Path(__file__).parents[2])
+    said: list[str] = []
+    document = submit(tasks, jobs, "slurm", Resources(), said.append, poll_s=0.2, grace_s=1)
+    if exit_code(document):  # it was gone while somebody looked; else it had been submitted again at once
+        assert document["tasks"][1]["state"] == "died"
+        document = submit(tasks, jobs, "slurm", Resources(), said.append, poll_s=0.2, grace_s=1)
+    assert exit_code(document) == 0 and states(document) == [("ended", 0)] * 2
+    assert document["tasks"][0]["job"] == rows[0]["job"] and document["tasks"][1]["job"] != rows[1]["job"]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert {case["id"] for case in summary["cases"]} == {f"case_{number}" for number in range(6)}
+    assert {case["state"] for case in summary["cases"]} == {"done"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cross_validation_as_jobs_of_this_machine(tiny_manifest: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    out, began = tmp_path / "cv", time.time()
+    words = train_arguments(tiny_manifest, out, "--epochs", "2", "--folds", "all")
+    assert run(["submit", "--engine", "local", "--jobs", str(tmp_path / "jobs"), "--", *words]) == 0
+    measured = json.loads((out / "out_of_fold.json").read_text())
+    assert [row["fold"] for row in measured["folds"]] == [0, 1] and len(measured["cases"]) == 6
+    sessions = [json.loads((out / f"fold_{fold}/run.json").read_text())["sessions"] for fold in (0, 1)]
+    assert [len(each) for each in sessions] == [1, 1] and all(each[0]["began"] >= began for each in sessions)

@@ -131,6 +131,18 @@ def overlay(piece: OverlaySlice, pixels_a_mm: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def reduced(picture: bytes, factor: float) -> bytes:
+    """Return a PNG of smaller width and height."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(picture)) as image:
+        size = max(8, round(image.width * factor)), max(8, round(image.height * factor))
+        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(256)
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def outlines(labels: NDArray[Any], pixel_mm: tuple[float, float]) -> Iterator[NDArray[np.float64]]:
     """Yield closed lines around every label of a plane.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.result_folder import NOT_ASKED_FOR
-from segpipe.reporting.case_overlay import legend
+from segpipe.common.result_folder import NOT_ASKED_FOR, OVERLAY
+from segpipe.reporting.case_overlay import legend, reduced
 from segpipe.reporting.html import Insert, Picture, Section, Table, write_page
+
+MOST_BYTES = 24_000_000  # of all pictures, which take a third more in the page
 
 
 def write_cases_page(
@@ -148,7 +152,13 @@ def _pictures(rows: Sequence[tuple[Mapping[str, Any], Path]], labels: Mapping[in
     names = Picture(legend(labels), "colours of the labels")
     words = "Of each case the slice with most labelled voxels; seen from the feet or from the front, so that the "
     words += "patient's right is on the left, or from the side, with the front on the left."
-    return Section("Overlays", [words], pictures=[names, *pictures])
+    total = sum(len(picture.content) for picture in pictures)
+    said = [words]
+    if total > MOST_BYTES:  # the browser has to open the page
+        factor = math.sqrt(MOST_BYTES / total)
+        pictures = [replace(picture, content=reduced(picture.content, factor)) for picture in pictures]
+        said.append(f"So many are drawn at {100 * factor:.0f} % of their size; each case has the whole one, {OVERLAY}.")
+    return Section("Overlays", said, pictures=[names, *pictures])
 
 
 def _caption(case: Mapping[str, Any]) -> str:

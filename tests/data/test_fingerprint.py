@@ -280,3 +280,29 @@ def test_intensities_of_every_type_are_those_of_numpy(seed: int, dtype: str) -> 
     found = intensity_of(values.astype(dtype))
     assert np.allclose(found.percentiles, np.percentile(values.astype(float), PERCENTILES), rtol=0, atol=1e-9)
     assert np.allclose([found.mean, found.std], [values.mean(), values.std()])
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PIL"])
+def test_the_box_of_what_is_above_0_holds_all_channels_and_all_labels(tmp_path: Path, axes: str) -> None:
+    first, second = np.full((10, 12, 14), -1000, np.int16), np.full((10, 12, 14), -5, np.int16)
+    first[2:6, 3:9, 4:5], second[4:8, 3:9, 4:10] = 40, 7
+    label = np.zeros(first.shape, np.uint8)
+    label[3:5, 4:6, 4:5] = 1
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
+    files = []
+    for name, values in (("ct", first), ("pet", second), ("label", label)):
+        image = nib.Nifti1Image(values, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+        files.append(f"{name}.nii.gz")
+    job = Job(LABELS, 2, str(tmp_path), Case(id="a", image=files[:2], label=files[2]))
+    case = measure_case(job)[0]
+    assert case.positive_box_ras_mm == (6.0, 12.0, 18.0), "2 to 8, 3 to 9, 4 to 10"
+    label[0, 0, 0] = 1
+    outside = nib.Nifti1Image(label, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
+    nib.save(outside, tmp_path / "label.nii.gz")
+    assert measure_case(job)[0].positive_box_mm is None, "a label lies in the air"
+
+
+def test_there_is_no_box_of_what_is_above_0_in_an_image_without(tmp_path: Path) -> None:
+    case = write_case(tmp_path, "a", -np.ones((4, 5, 6), np.float32), np.zeros((4, 5, 6), np.uint8), np.eye(4))
+    assert measure_case(Job(LABELS, 1, str(tmp_path), case))[0].positive_box_mm is None

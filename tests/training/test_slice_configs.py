@@ -63,7 +63,10 @@ def test_a_slice_that_was_planned_stays_and_volumes_are_left_alone(task: dict[st
 def test_a_network_of_slices_is_planned_on_whole_slices(tiny_manifest: Path) -> None:
     manifest = load_manifest(tiny_manifest)
     seen = take_fingerprint(manifest, tiny_manifest.parent)
-    thick = [case.model_copy(update={"spacing_mm": (0.8, 0.8, 6.0), "shape": (200, 180, 40)}) for case in seen.cases]
+    thick = [
+        case.model_copy(update={"spacing_mm": (0.8, 0.8, 6.0), "shape": (200, 180, 40), "positive_box_mm": None})
+        for case in seen.cases
+    ]
     plan = plan_from(
         seen.model_copy(update={"cases": thick}), manifest, tiny_manifest.parent, Wishes("unet_2d", memory_bytes=GB)
     )

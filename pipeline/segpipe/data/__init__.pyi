@@ -8,6 +8,7 @@ from .case_ids import pseudonym as pseudonym
 from .check import check_dataset as check_dataset
 from .fetch import fetch_dataset as fetch_dataset
 from .fingerprint import FINGERPRINT as FINGERPRINT
+from .fingerprint import CaseFingerprint as CaseFingerprint
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint_path as fingerprint_path
 from .fingerprint import read_fingerprint as read_fingerprint

@@ -60,7 +60,11 @@ class LabelSize(_Model):
 
 
 class CaseFingerprint(_Model):
-    """One case. ``shape``, ``spacing_mm`` and the box follow the file's axes, ``*_ras`` those of RAS."""
+    """One case. ``shape``, ``spacing_mm`` and the boxes follow the file's axes, ``*_ras`` those of RAS.
+
+    ``positive_box_mm`` is the extent of what is above 0 in any channel; None where not all labels lie in it, or where
+    an earlier version did not look.
+    """
 
     id: str
     shape: tuple[int, int, int]
@@ -69,6 +73,7 @@ class CaseFingerprint(_Model):
     channels: list[Channel]
     labels: dict[str, LabelSize]
     foreground_box_mm: tuple[float, float, float] | None
+    positive_box_mm: tuple[float, float, float] | None = None
 
     @property
     def shape_ras(self) -> tuple[int, int, int]:
@@ -88,6 +93,14 @@ class CaseFingerprint(_Model):
         if self.foreground_box_mm is None:
             return None
         x, y, z = (self.foreground_box_mm[axis] for axis in self._axes())
+        return x, y, z
+
+    @property
+    def positive_box_ras_mm(self) -> tuple[float, float, float] | None:
+        """Extent of what is above 0 along the axes of RAS, in mm, as ``positive_box_mm``."""
+        if self.positive_box_mm is None:
+            return None
+        x, y, z = (self.positive_box_mm[axis] for axis in self._axes())
         return x, y, z
 
     def _axes(self) -> list[int]:
@@ -152,8 +165,9 @@ def _measure(job: Job) -> tuple[CaseFingerprint, Samples]:
         foreground &= label != job.ignore_label
     shape = (int(label.shape[0]), int(label.shape[1]), int(label.shape[2]))
     del label  # an image takes its place
-    channels, samples = [], []
+    channels, samples, positive = [], [], [np.zeros(size, np.bool_) for size in shape]
     for values, dtype in _read_channels(case, root, job.n_channels, grid):
+        _add_positive(positive, values)
         inside = values[foreground]
         step = -(-inside.size // SAMPLES_PER_CASE) or 1
         samples.append(inside[::step].astype(np.float32))
@@ -177,7 +191,8 @@ def _measure(job: Job) -> tuple[CaseFingerprint, Samples]:
             for value, count in enumerate(counts)
             if value and (job.annotated is None or value in job.annotated)
         },
-        foreground_box_mm=_box_mm(foreground, grid.spacing_mm),
+        foreground_box_mm=_box_mm(find_objects(foreground.view(np.uint8), max_label=1)[0], grid.spacing_mm),
+        positive_box_mm=_box_mm(_around(positive, foreground), grid.spacing_mm),
     )
     return measured, samples
 
@@ -268,8 +283,30 @@ def count_values(values: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     return counts, int(bounds.min)
 
 
-def _box_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:
-    box = find_objects(mask.view(np.uint8), max_label=1)[0]
+def _add_positive(found: list[NDArray[np.bool_]], values: NDArray[Any]) -> None:
+    """Mark where along each axis there is a voxel above 0, a slice at a time."""
+    along_x, along_y, along_z = found
+    for index in range(values.shape[2]):
+        above = values[..., index] > 0
+        along_x |= above.any(1)
+        along_y |= above.any(0)
+        along_z[index] |= bool(above.any())
+
+
+def _around(found: list[NDArray[np.bool_]], foreground: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Return the box of what was marked along each axis, None where it does not hold all of the foreground."""
+    if not all(marks.any() for marks in found):
+        return None
+    ends = [(int(np.argmax(marks)), int(marks.size - np.argmax(marks[::-1]))) for marks in found]
+    labelled = find_objects(foreground.view(np.uint8), max_label=1)[0]
+    if labelled is not None and any(
+        side.start < first or side.stop > end for side, (first, end) in zip(labelled, ends, strict=True)
+    ):
+        return None
+    return tuple(slice(first, end) for first, end in ends)
+
+
+def _box_mm(box: tuple[slice, ...] | None, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float] | None:
     if box is None:
         return None
     x, y, z = (float(side.stop - side.start) * edge for side, edge in zip(box, spacing_mm, strict=True))

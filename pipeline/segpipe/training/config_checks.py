@@ -230,7 +230,7 @@ def padded_patch(size: Sequence[int], divisor: int | Sequence[int]) -> list[int]
     """
     divisors = list(divisors_of(divisor))
     padded = [-(-length // each) * each for length, each in zip(size, divisors, strict=True)]
-    if padded == divisors and max(divisors) > 1:
+    if padded == divisors:
         padded[list(size).index(max(size))] *= 2
     return padded
 

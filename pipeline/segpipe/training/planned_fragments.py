@@ -20,6 +20,7 @@ RULE_OF = {  # id of a task, or transform of it, to the rule that decided it
     "patch_size": "patch_size",
     "Orientationd": "orientation",
     "Spacingd": "spacing_mm",
+    "CropForegroundd": "crop",
     "SplitDimd": "intensity",
     "ScaleIntensityRanged": "intensity",
     "NormalizeIntensityd": "intensity",

@@ -36,7 +36,7 @@ from segpipe.training.fragments import OWNED, Fragment, read_fragment
 from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
-from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
+from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, profile_of
 from segpipe.training.slices import divisor_of_slices, sliced_axis, takes_slices, thick_slices
 
 if TYPE_CHECKING:
@@ -335,6 +335,7 @@ def apply_rules(
     applied = [
         rules.orientation(fingerprint),
         spacing,
+        rules.crop(fingerprint),
         rules.intensity(fingerprint),
         patch,
         batch,
@@ -415,10 +416,21 @@ def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
                 "labels": [["L", "R"], ["P", "A"], ["I", "S"]],
             },
             {"_target_": "Spacingd", **both, "pixdim": rules["spacing_mm"].value, "mode": ["bilinear", "nearest"]},
+            *([dict(CROP)] if rules["crop"].value else []),
             *(intensity if isinstance(intensity, list) else [intensity]),
             {"_target_": "EnsureTyped", **both},
         ],
     }
+
+
+CROP = {
+    "_target_": "CropForegroundd",
+    "keys": ["image", "label"],
+    "source_key": "image",
+    "margin": CROP_MARGIN,
+    "allow_smaller": True,
+    "allow_missing_keys": True,
+}
 
 
 def _meaning(manifest: Manifest) -> dict[str, Any]:

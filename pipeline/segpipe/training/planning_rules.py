@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.data import Fingerprint
+from segpipe.data import CaseFingerprint, Fingerprint
 from segpipe.errors import DataError, UsageError
 from segpipe.training.config_checks import divisor_words, divisors_of
 
@@ -20,6 +20,8 @@ NNUNET = "nnU-Net, Isensee 2021"
 ANISOTROPY = 3.0  # spacing and size ratio beyond which nnU-Net treats one axis apart
 NONZERO_SHARE = 0.75  # below, a quarter or more of the image is empty frame (nnU-Net's crop rule)
 LARGEST_PATCH = 128**3  # voxels; about what nnU-Net's full-resolution networks see
+CROPPED_SHARE = 0.75  # of a case that is left; with more of it a cut is not worth its step
+CROP_MARGIN = 2  # voxels around, which linear interpolation may reach
 MIN_BATCH, MAX_BATCH = 2, 4
 MIN_SLICES, MAX_SLICES = 4, 16  # of a network of slices, whose patches hold less; nnU-Net's have 12 of 512 x 512
 BATCH_SHARE = 0.05  # of all voxels of the dataset in one batch, at most (nnU-Net)
@@ -139,9 +141,28 @@ def target_spacing(fingerprint: Fingerprint, by_slices: bool = False) -> Rule:
     return Rule("spacing_mm", [round(float(value), 4) for value in target], why, NNUNET)
 
 
+def crop(fingerprint: Fingerprint) -> Rule:
+    """Cut images to what is above 0 where that leaves out a quarter or more of the voxels, and no label in any case."""
+    boxes = [case.positive_box_ras_mm for case in fingerprint.cases]
+    known = [box for box in boxes if box is not None]
+    if len(known) < len(boxes):
+        return Rule("crop", False, "not cut: labels lie outside of what is above 0, or nobody looked", NNUNET)
+    whole = [math.prod(extent_mm(case)) for case in fingerprint.cases]
+    share = float(np.median([math.prod(box) / of for box, of in zip(known, whole, strict=True)]))
+    pays = share < CROPPED_SHARE
+    why = f"the box around all that is above 0 holds {share:.0%} of a case, and every label"
+    return Rule("crop", pays, f"{why}: {'the rest is cut off' if pays else 'too much of it to be worth a cut'}", NNUNET)
+
+
+def extent_mm(case: CaseFingerprint) -> list[float]:
+    """Return the edges of a case's volume along the axes of RAS."""
+    return [size * edge for size, edge in zip(case.shape_ras, case.spacing_ras_mm, strict=True)]
+
+
 def resampled_shape(fingerprint: Fingerprint, spacing_mm: list[float]) -> tuple[int, int, int]:
-    """Return the median shape (RAS order) of the cases once they are on the target spacing."""
-    extents = np.array([np.multiply(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases])
+    """Return the median shape (RAS order) of the cases once they are on the target spacing, and cut as `crop` says."""
+    cut = crop(fingerprint).value
+    extents = np.array([case.positive_box_ras_mm if cut else extent_mm(case) for case in fingerprint.cases])
     shapes = extents / np.array(spacing_mm)
     x, y, z = (max(1, math.ceil(round(float(value), 3))) for value in np.median(shapes, axis=0))
     return x, y, z

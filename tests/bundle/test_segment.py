@@ -21,7 +21,7 @@ import segpipe
 from dicom import make
 from segpipe.cli.app import run
 from segpipe.common.result_folder import RESULT, SEGMENTATION
-from segpipe.errors import OK, DataError, RefusedError, UsageError
+from segpipe.errors import OK, SOME_HELD, DataError, RefusedError, UsageError
 from tiny_bundle import TILTED, write_bundle, write_scan
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def predicted(bundle: Path, image: Path, out: Path) -> tuple[Any, dict[str, Any]
     """The label map of `segpipe predict`, and the case's result.json."""
     import json
 
-    assert run(["predict", str(bundle), str(image), str(out)]) == OK
+    assert run(["predict", str(bundle), str(image), str(out)]) in (OK, SOME_HELD)
     (result,) = out.glob(f"*/{RESULT}")
     return nib.load(result.with_name(SEGMENTATION)), json.loads(result.read_text())
 

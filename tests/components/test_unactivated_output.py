@@ -44,6 +44,7 @@ def trained(activate) -> tuple[list[float], float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two trainings
 def test_without_the_activation_the_loss_is_negative_and_nothing_is_learned() -> None:
     losses, score = trained(lambda output: output)
     assert min(losses) < -1

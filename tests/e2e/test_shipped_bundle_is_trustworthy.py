@@ -43,6 +43,7 @@ def predicted(folder: Path, images: dict[str, tuple[np.ndarray, np.ndarray]], co
     return {name: json.loads((folder / "out" / name / "result.json").read_text()) for name in images}
 
 
+@pytest.mark.timeout(900)  # a whole head by five networks
 def test_odd_images_are_held_with_reasons_and_no_interval(tmp_path: Path) -> None:
     case = load_manifest(MANIFEST).training[0]
     image = nib.load(data() / case.images[0])

@@ -24,6 +24,7 @@ from segpipe.cli.shared_options import (
     allowed_names,
 )
 from segpipe.common.console import Console, Interrupted, quoted, some_of
+from segpipe.common.processes import place_among_processes
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +69,17 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     threads: Threads = None,
     workers: Workers = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes of this machine that share each batch, one for each GPU. [default: one, or the run's]",
+        ),
+    ] = None,
+    batch_rule: Annotated[
+        str,
+        typer.Option(help="With --processes: split deals batch_size out; scaled gives so many cases to each process."),
+    ] = "split",
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -101,6 +113,9 @@ def command(
     allow_other_cpu: Annotated[
         bool, typer.Option(help="With --resume: go on also on another kind of CPU, where bits differ.")
     ] = False,
+    allow_other_processes: Annotated[
+        bool, typer.Option(help="With --resume: go on also with another number of processes, where bits differ.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Build everything, run one batch, write nothing.")] = False,
     explain: Annotated[bool, typer.Option(help="Print where each value came from, and stop.")] = False,
     save_config: Annotated[
@@ -131,6 +146,9 @@ def command(
     --mlflow http://HOST:5000 tells a server each epoch, besides TensorBoard's files; export --mlflow keeps the
     bundle there.
 
+    --processes 2 trains one network in two processes, on the batches and so to the losses of one; several machines:
+    torchrun ... -m segpipe train ...
+
     --fold none trains on every training case and validates none.
 
     --store default keeps prepared cases on disk, for all trainings on them; segpipe store remove takes them away.
@@ -155,6 +173,8 @@ def command(
         "epochs": epochs,
         "threads": threads,
         "workers": workers,
+        "processes": processes,
+        "batch_rule": batch_rule,
         "data": data,
         "store": store,
         "overrides": tuple(set_ or ()),
@@ -193,6 +213,7 @@ def command(
             resume=resume,
             allow_other_cpu=allow_other_cpu,
             mlflow=mlflow,
+            allow_other_processes=allow_other_processes,
             dry_run=dry_run,
             parent=from_,
             **start,
@@ -204,6 +225,8 @@ def command(
         if dry_run or begun is None or not _can_go_on(begun):
             raise
         raise Interrupted(f"go on with: segpipe train --resume {begun}") from interruption
+    if place_among_processes()[0] > 0:
+        return OK  # the first one tells
     _report(console, run)
     failed = any(case["failure"] is not None for case in (run.out_of_fold or {"cases": []})["cases"])
     return SOME_FAILED if failed else OK

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -36,14 +36,26 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def child_environment() -> dict[str, str]:
+def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a process that runs the very package that this one runs, wherever it lies.
 
     No module comes from the folder that we happen to be in.
     """
     package = Path(__file__).resolve().parents[2]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Return the number of this process and how many there are, of those that train together; 0 and 1 alone.
+
+    As ``torchrun`` says it to those that it starts.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    number = os.environ.get("RANK", "0")
+    if not (count.isdecimal() and number.isdecimal()) or int(count) < 2:
+        return 0, 1
+    return int(number), int(count)
 
 
 def tied(command: Sequence[str]) -> list[str]:

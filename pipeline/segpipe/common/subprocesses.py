@@ -111,6 +111,7 @@ class Subprocesses:
         arguments: Mapping[str, Any],
         on_line: Listener = lambda line: None,
         timeout_s: float | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Make a call in a process of its own and wait for its end.
 
@@ -120,6 +121,7 @@ class Subprocesses:
             on_line: called with every line on its standard error, from a thread; what it raises interrupts the process,
                 as Ctrl-C would, and is raised here when that has ended.
             timeout_s: seconds after which it is killed.
+            environment: variables beside those of this process.
 
         Raises:
             KeyboardInterrupt: it was interrupted, or `stop` was called.
@@ -128,7 +130,7 @@ class Subprocesses:
         with self._lock:
             if self._stopped:
                 raise KeyboardInterrupt
-            process = _start()
+            process = _start(environment)
             self._live.add(process.pid)
         raised: list[BaseException] = []
         listener = threading.Thread(target=_listen, args=(process, on_line, raised), daemon=True)
@@ -155,13 +157,13 @@ class Subprocesses:
         document = {"error": {"message": no_answer(timeout_s or 0)}} if late else output
         return Ended(code, document, time.monotonic() - began, usage.ru_maxrss * 1024 / 1e6, late)
 
-    def stop(self) -> None:
-        """Interrupt what runs, as Ctrl-C would, and start nothing more."""
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Interrupt what runs, as Ctrl-C would, or by another signal, and start nothing more."""
         with self._lock:
             self._stopped = True
             for pid in self._live:
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, number)
 
 
 def in_threads(work: Callable[[T], object], values: Iterable[T], jobs: int, children: Subprocesses) -> None:
@@ -201,14 +203,14 @@ def in_threads(work: Callable[[T], object], values: Iterable[T], jobs: int, chil
             raise
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         tied([sys.executable, "-m", CHILD]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the parent, which stops its children
-        env=child_environment(),
+        env=child_environment(environment),
     )
 
 

@@ -1,6 +1,7 @@
 """The only names of ours that a config may target; a stable public API.
 
-Everything here is constructed from a MONAI config, so arguments are plain values or other components.
+Everything here is constructed from a MONAI config, so arguments are plain values or other components; but for
+`require_shares`, which looks at a config before it runs.
 """
 
 from segpipe.components.averaging import WeightAveraging, averaged_network, warmed_up
@@ -16,6 +17,7 @@ from segpipe.components.batch_transforms import (
     BatchNoise,
 )
 from segpipe.components.checkpoint import RunCheckpoint
+from segpipe.components.epoch_sampling import DrawnCases, EpochSampler, batch_of_process, require_shares, shared_cases
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
 from segpipe.components.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
@@ -36,6 +38,7 @@ from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.networks import SliceDynUNet, SliceUNet, UNetPlusPlus
 from segpipe.components.precision import in_precision, scales_loss
 from segpipe.components.pretrained import pretrained_network
+from segpipe.components.processes import data_parallel, join_processes, leave_processes
 from segpipe.components.run_log import RunLog
 from segpipe.components.stored_cases import prepared_cases
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
@@ -64,6 +67,8 @@ __all__ = [
     "DiceFocalLoss",
     "DiceLoss",
     "DicomReader",
+    "DrawnCases",
+    "EpochSampler",
     "EpochSeed",
     "FastPrediction",
     "FocalLoss",
@@ -89,10 +94,16 @@ __all__ = [
     "ValidateCased",
     "WeightAveraging",
     "averaged_network",
+    "batch_of_process",
+    "data_parallel",
     "in_precision",
+    "join_processes",
+    "leave_processes",
     "load_cases",
     "prepared_cases",
     "pretrained_network",
+    "require_shares",
     "scales_loss",
+    "shared_cases",
     "warmed_up",
 ]

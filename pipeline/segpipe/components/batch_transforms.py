@@ -19,6 +19,7 @@ from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.utils import CommonKeys, convert_to_tensor
 from torch.nn import functional
 
+from segpipe.components.epoch_sampling import DRAW
 from segpipe.errors import UsageError
 
 Pair = Sequence[float]
@@ -27,7 +28,8 @@ Pair = Sequence[float]
 class BatchAugmentation:
     """Transform each batch of a training after it was loaded, on the trainer's device.
 
-    What is drawn depends on seed and step alone, so a resumed run draws the same.
+    What is drawn for a patch depends on its seed in the batch (`EpochSampler`) and the run's, for a batch without
+    seeds on seed and step alone; so a resumed run draws the same.
 
     Args:
         transforms: in their order; none leaves the batch as it is.
@@ -58,11 +60,20 @@ class BatchAugmentation:
             return batch
         keys = (CommonKeys.IMAGE, CommonKeys.LABEL)
         image, label = (convert_to_tensor(batch[key], device=device, track_meta=False) for key in keys)
-        draw = Draw.of(self.seed, step, image.device)
         with torch.no_grad():
-            for transform in self.transforms:
-                image, label = transform(image, label, draw)
+            if DRAW in batch:
+                seeds = torch.as_tensor(batch[DRAW]).tolist()
+                draws = [Draw.of(self.seed, seed, image.device) for seed in seeds]
+                cases = [*map(self._transformed, image.split(1), label.split(1), draws)]
+                image, label = (torch.cat(each) for each in zip(*cases, strict=True))
+            else:
+                image, label = self._transformed(image, label, Draw.of(self.seed, step, image.device))
         return {**batch, CommonKeys.IMAGE: image, CommonKeys.LABEL: label}
+
+    def _transformed(self, image: torch.Tensor, label: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        for transform in self.transforms:
+            image, label = transform(image, label, draw)
+        return image, label
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Draw:
 
     @classmethod
     def of(cls, seed: int, step: int, device: torch.device) -> Draw:
-        """Return the one of a step."""
+        """Return the one of a step, or of a patch."""
         numbers = np.random.default_rng([seed, step])
         return cls(numbers, torch.Generator(device).manual_seed(int(numbers.integers(2**62))))
 

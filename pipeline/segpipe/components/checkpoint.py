@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segpipe.common.files import write_whole
+from segpipe.components.processes import process_number
 from segpipe.components.run_log import RunLog
 from segpipe.errors import DataError, UsageError
 
@@ -26,7 +27,7 @@ class RunCheckpoint:
     and history; ``best.pt`` the state dict of the network alone, as it was best; ``final.pt`` as it was at the end,
     where that is what is kept. All load with ``weights_only=True``. Random states are not kept: `EpochSeed` derives
     them from the epoch. A run that is given more epochs than it was planned for goes on with the learning rates of a
-    run of that many epochs, and with patience anew.
+    run of that many epochs, and with patience anew. Of several processes, whose states are the same, the first writes.
 
     Args:
         run_dir: folder of the run.
@@ -55,6 +56,7 @@ class RunCheckpoint:
         averaged: Any = None,
     ) -> None:
         self.folder = Path(run_dir)
+        self._writes = process_number() == 0
         self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.kept = network if averaged is None else averaged
         if self.kept is not network:
@@ -84,7 +86,7 @@ class RunCheckpoint:
         if not better:
             return
         self.best, self.best_epoch = value, trainer.state.epoch
-        _write(self.folder / "best.pt", _on_cpu(self.kept.state_dict()))
+        self._write("best.pt", _on_cpu(self.kept.state_dict()))
 
     def _save(self, engine: Any) -> None:
         self.log.flush()
@@ -102,11 +104,19 @@ class RunCheckpoint:
         }
         if self.keeps_last and (self._is_stale() or engine.state.epoch == engine.state.max_epochs):
             # before last.pt, so that a run is not taken as ended without them
-            _write(self.folder / "final.pt", _on_cpu(self.kept.state_dict()))
-        _write(self.folder / "last.pt", state)
+            self._write("final.pt", _on_cpu(self.kept.state_dict()))
+        self._write("last.pt", state)
         if self._is_stale():
             self.log.say(f"stopped early: no better validation Dice in {self.stale} validations")
             engine.terminate()
+
+    def _write(self, name: str, state: Any) -> None:
+        if not self._writes:
+            return
+        buffer = io.BytesIO()  # torch writes a file's name into its bytes; a buffer has none
+        torch.save(state, buffer)
+        with write_whole(self.folder / name) as stream:
+            stream.write(buffer.getbuffer())
 
     def _is_stale(self) -> bool:
         return 0 < self.patience <= self.stale
@@ -144,7 +154,7 @@ class RunCheckpoint:
             self.stale = 0
         if self._is_stale():
             engine.terminate()
-        elif state["epoch"] < engine.state.max_epochs:
+        elif self._writes and state["epoch"] < engine.state.max_epochs:
             (self.folder / "final.pt").unlink(missing_ok=True)  # of a run that was shorter
 
     def _is_extended(self, state: dict[str, Any], max_epochs: int) -> bool:
@@ -171,10 +181,3 @@ class RunCheckpoint:
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _write(path: Path, state: Any) -> None:
-    buffer = io.BytesIO()  # torch writes a file's name into its bytes; a buffer has none
-    torch.save(state, buffer)
-    with write_whole(path) as stream:
-        stream.write(buffer.getbuffer())

@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from segpipe.common.console import Console
+from segpipe.components.processes import of_all_processes, process_number
 from segpipe.errors import DataError, UsageError
 
 
@@ -25,11 +26,13 @@ class EpochSeed:
     Args:
         seed: the run's seed.
         transform: the transform of the training data set, whose random parts keep states of their own.
+        sampler: that is told the epoch, such as `EpochSampler`.
     """
 
-    def __init__(self, seed: int, transform: Any = None) -> None:
+    def __init__(self, seed: int, transform: Any = None, sampler: Any = None) -> None:
         self.seed = seed
         self.transform = transform
+        self.sampler = sampler
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer."""
@@ -37,12 +40,15 @@ class EpochSeed:
 
     def __call__(self, engine: Engine) -> None:
         """Seed torch (all devices), NumPy, random and the transforms."""
-        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch]).generate_state(1)[0])
+        others = [process_number()] if process_number() else []  # that dropout is not the same in each process
+        seed = int(np.random.SeedSequence([self.seed, engine.state.epoch, *others]).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=seed)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(engine.state.epoch)
 
 
 class LossSchedule:
@@ -102,7 +108,7 @@ class GradientClip:
         engine.add_event_handler(Events.COMPLETED, self._tell)
 
     def _tell(self, engine: Engine) -> None:
-        if self.skipped:
+        if self.skipped and process_number() == 0:
             words = f"{self.skipped.total()} steps were left out, as their gradient was not finite in bfloat16"
             Console("train").note(f"{words}; --set precision=float32 has none")
 
@@ -125,13 +131,17 @@ class GradientClip:
 def _not_finite(engine: Engine, noun: str, instead: str = "") -> Exception:
     batch = engine.state.batch
     batch = batch[0] if isinstance(batch, list) else batch
-    cases = ", ".join(dict.fromkeys(map(str, batch.get("case_id", ["unknown"]))))
+    finite = torch.isfinite(torch.as_tensor(batch[CommonKeys.IMAGE])).flatten(1).all(1).tolist()
+    parts = of_all_processes([*zip(map(str, batch.get("case_id", ["unknown"] * len(finite))), finite, strict=True)])
     where = f"epoch {engine.state.epoch}, step {engine.state.iteration}"
-    if not bool(torch.isfinite(torch.as_tensor(batch[CommonKeys.IMAGE])).all()):
-        return DataError("an image has NaN or infinite voxels", case_id=cases, found=where, hint="run `segpipe check`")
+    cases = [pair for part in parts for pair in part]
+    faulty = [case for case, is_finite in cases if not is_finite]
+    if faulty:
+        named = ", ".join(dict.fromkeys(faulty))
+        return DataError("an image has NaN or infinite voxels", case_id=named, found=where, hint="run `segpipe check`")
     return UsageError(
         f"the {noun} is not finite",
-        case_id=cases,
+        case_id=", ".join(dict.fromkeys(case for case, _ in cases)),
         found=where,
         hint=f"the last epoch is kept; train again with {instead}a lower learning_rate (--set learning_rate=...)",
     )

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from segpipe.components.metric_base import (
     LabelMetric,
     ScoreMetric,
-    add_case,
     case_means,
     label_map,
     label_maps,
     region_maps,
     require_known,
+    sum_and_count,
 )
 from segpipe.components.truth_coding import coding_of
 from segpipe.errors import UsageError
@@ -84,12 +83,6 @@ class CaseMetric(LabelMetric):
         self.coding = coding_of(len(labels), ignore_label, regions, annotated_sets)
         super().__init__(["background", *regions] if regions else labels, output_transform, device)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all cases."""
-        self._totals = self._zeros(len(self.names) + 1, 2)
-
-    @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         """Add the cases of a batch."""
         for prediction, truth in zip(*output, strict=True):
@@ -101,12 +94,12 @@ class CaseMetric(LabelMetric):
             pairs = label_pairs(*masks, self.names, affine, self.tolerance_mm, voxels=voxels)
             looked_for = targets.looked_for
             values = [MEASURES[self.measure].of(pair) if value in looked_for else None for value, pair in pairs]
-            add_case(self._totals, values)
+            self._add(sum_and_count(values))
 
-    @sync_all_reduce("_totals")
     def compute(self) -> float | None:
         """Return the mean over cases; 0 for a score where none counted: an empty validation never looks good."""
-        *by_label, mean = case_means(self._totals)
+        (totals,) = self._sums_of_all((len(self.names) + 1, 2))
+        *by_label, mean = case_means(totals)
         self._by_label(by_label)
         return 0.0 if mean is None and MEASURES[self.measure].kind == "score" else mean
 
@@ -199,24 +192,17 @@ class PooledMetric(LabelMetric):
         self.measure = require_known("measure", measure, KNOWN_POOLED)
         super().__init__(labels, output_transform, device)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all cases."""
-        self._counts = self._zeros(len(self.names), 4, dtype=torch.int64)
-
-    @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         """Add the cases of a batch."""
         for prediction, truth in zip(*output, strict=True):
             pairs = label_pairs(*label_maps(truth, prediction), self.names, (1.0, 1.0, 1.0))
-            for row, (_, pair) in zip(self._counts, pairs, strict=True):
-                counts = pair.counts
-                row += row.new_tensor([counts.both, counts.truth, counts.prediction, counts.voxels])
+            counts = [pair.counts for _, pair in pairs]
+            self._add(torch.tensor([[each.both, each.truth, each.prediction, each.voxels] for each in counts]))
 
-    @sync_all_reduce("_counts")
     def compute(self) -> float | None:
         """Return the mean over labels; 0 where the measure is defined for none."""
-        values = [getattr(Counts(*row), self.measure) for row in self._counts.tolist()]
+        (totals,) = self._sums_of_all((len(self.names), 4))
+        values = [getattr(Counts(*map(int, row)), self.measure) for row in totals.tolist()]
         self._by_label(values)
         return mean_defined(values) or 0.0
 
@@ -258,28 +244,22 @@ class SoftDice(ScoreMetric):
         self.per_sample = per_sample
         super().__init__(labels, activation, output_transform, device)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all cases."""
-        self._sums = self._zeros(len(self.names), 2)
-        self._totals = self._zeros(len(self.names) + 1, 2)
-
-    @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         """Add the cases of a batch."""
         for case in self._cases(output):
             counts = [count_soft(truth, probability, self.squared) for truth, probability in case]
-            self._sums += self._sums.new_tensor([[label.product, label.terms] for label in counts])
-            add_case(self._totals, [label.dice(*self.smoothing) for label in counts])
+            sums = torch.tensor([[label.product, label.terms] for label in counts], dtype=torch.float64)
+            self._add(sums, sum_and_count([label.dice(*self.smoothing) for label in counts]))
 
-    @sync_all_reduce("_sums", "_totals")
     def compute(self) -> float | None:
         """Return the Dice; 0 where no case counted."""
+        labels = len(self.names)
+        sums, totals = self._sums_of_all((labels, 2), (labels + 1, 2))
         if self.per_sample:
-            *by_label, mean = case_means(self._totals)
+            *by_label, mean = case_means(totals)
         else:
-            by_label = [SoftCounts(*row).dice(*self.smoothing) for row in self._sums.tolist()]
-            mean = mean_defined(by_label) if self._totals[-1, 1] else None
+            by_label = [SoftCounts(*row).dice(*self.smoothing) for row in sums.tolist()]
+            mean = mean_defined(by_label) if totals[-1, 1] else None
         self._by_label(by_label)
         return mean or 0.0
 
@@ -313,28 +293,16 @@ class CalibrationError(ScoreMetric):
         self.bins = bins
         super().__init__(labels, activation, output_transform, device)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all cases."""
-        shape = len(self.names), self.bins
-        self._probability = self._zeros(*shape)
-        self._voxels = self._zeros(*shape, dtype=torch.int64)
-        self._events = self._zeros(*shape, dtype=torch.int64)
-
-    @reinit__is_reduced
     def update(self, output: tuple[Sequence[Tensor], Sequence[Tensor]]) -> None:
         """Add the cases of a batch."""
         for case in self._cases(output):
-            for index, (truth, probability) in enumerate(case):
-                calibration = calibrate(truth, probability, self.bins)
-                self._probability[index] += torch.from_numpy(calibration.probability).to(self._probability)
-                self._voxels[index] += torch.from_numpy(calibration.voxels).to(self._voxels)
-                self._events[index] += torch.from_numpy(calibration.events).to(self._events)
+            labels = [calibrate(truth, probability, self.bins) for truth, probability in case]
+            parts = ([getattr(each, name) for each in labels] for name in ("voxels", "probability", "events"))
+            self._add(*(torch.from_numpy(np.stack(part)) for part in parts))
 
-    @sync_all_reduce("_probability", "_voxels", "_events")
     def compute(self) -> float | None:
         """Return the mean over labels; None without cases."""
-        parts = (part.cpu().numpy() for part in (self._voxels, self._probability, self._events))
+        parts = (part.numpy() for part in self._sums_of_all(*[(len(self.names), self.bins)] * 3))
         errors = [Calibration(*row).error for row in zip(*parts, strict=True)]
         self._by_label(errors)
         return mean_defined(errors)

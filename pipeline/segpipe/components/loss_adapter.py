@@ -16,11 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segpipe.components.processes import mean_of_all, total
 from segpipe.components.truth_coding import TruthCoding
 from segpipe.errors import DataError, UsageError
 
 ACTIVATED = ("Sigmoid", "Softmax", "LogSoftmax")
-PASSING = ("ToCopy", "Alias", "Clone", "Select", "Slice", "View", "UnsafeView", "Unsqueeze", "Squeeze", "Permute")
+PASSING = (
+    "ToCopy",
+    "Alias",
+    "Clone",
+    "Select",
+    "Slice",
+    "View",
+    "UnsafeView",
+    "Unsqueeze",
+    "Squeeze",
+    "Permute",
+    "_DDPSink",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,8 @@ class SegmentationLoss(nn.Module, ABC):
     """Base of a loss of logits (B, C, X, Y, Z), computed in float32 (float64 stays); a loss defines `compare`.
 
     With ``softmax`` the truth is (B, 1, X, Y, Z) with whole label values below C; with ``sigmoid`` it is
-    (B, C, X, Y, Z) with 0 or 1. Two dimensions (B, C, X, Y) work the same. Every loss is a scalar.
+    (B, C, X, Y, Z) with 0 or 1. Two dimensions (B, C, X, Y) work the same. Every loss is a scalar, and of a batch that
+    several processes share that of all of it (`segpipe.components.processes`).
 
     Args:
         options: as of `LossOptions`.
@@ -139,7 +153,8 @@ class SegmentationLoss(nn.Module, ABC):
             UsageError: shapes do not fit each other or the activation, or the network's output is activated already.
             DataError: a truth value that is no class.
         """
-        with torch.autocast(logits.device.type, enabled=False):
+        trains = logits.requires_grad and torch.is_grad_enabled()  # else it is a case of this process alone
+        with torch.autocast(logits.device.type, enabled=False), torch.set_grad_enabled(trains):
             logits = logits.as_subclass(Tensor)
             truth = torch.as_tensor(truth).as_subclass(Tensor)
             first = not self._checked  # the data was checked case by case, this guards the pairing
@@ -175,10 +190,11 @@ class SegmentationLoss(nn.Module, ABC):
 
     def class_mean(self, values: Tensor) -> Tensor:
         """Return the mean of (B or 1, counted channels), weighed by class."""
+        mean = torch.mean if self.options.batch else mean_of_all  # a pooled batch is that of all processes
         if self.options.class_weights is None:
-            return values.mean()
+            return mean(values)
         weights = self.counted(values.new_tensor([self.options.class_weights]))
-        return (values * weights).sum(1).mean() / weights.sum()
+        return mean((values * weights).sum(1)) / weights.sum()
 
     def voxel_mean(self, values: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the mean of (B, 1 or C, X, Y, Z) over what counts, weighed by the class of each voxel or channel."""
@@ -189,9 +205,10 @@ class SegmentationLoss(nn.Module, ABC):
                 by_class = (target * by_class).sum(1, keepdim=True)
             weights = by_class if mask is None else by_class * mask
         if weights is None:
-            return values.mean()
+            return mean_of_all(values)
         weights = weights.expand_as(values)
-        return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+        above, below = total(torch.stack([(values * weights).sum(), weights.sum()]))
+        return above / below.clamp_min(torch.finfo(values.dtype).tiny)
 
     def _encode(self, truth: Tensor, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the target of the logits' shape, and the mask of what counts."""

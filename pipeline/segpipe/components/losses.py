@@ -7,6 +7,7 @@ classes, Combo, and the sums with cross entropy (MONAI's mix softmax and sigmoid
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.components.loss_adapter import LossOptions, SegmentationLoss
+from segpipe.components.processes import is_part, mean_of_all, total, whole_batch
 from segpipe.components.truth_coding import coding_of
 from segpipe.errors import UsageError
 
@@ -38,9 +40,21 @@ class OverlapLoss(SegmentationLoss):
 
     def by_class(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the loss (B, counted channels), or (1, counted channels) of a pooled batch."""
-        target = self.counted(target)
-        values: Tensor = self.monai(self.probabilities(logits, mask), target)
+        scores, target = self.probabilities(logits, mask), self.counted(target)
+        if self.options.batch and is_part():
+            return self.of_sums(
+                *total(torch.stack([sums.flatten(2).sum((0, 2)) for sums in self.summed(scores, target)]))
+            )
+        values: Tensor = self.monai(scores, target)
         return values.reshape(-1, target.shape[1])
+
+    def summed(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is summed over voxels for the overlap, the prediction and the truth."""
+        return scores * target, scores, target
+
+    @abstractmethod
+    def of_sums(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return the loss of each counted channel, as MONAI's, from these sums over a batch that processes share."""
 
     def compare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the mean over samples and classes; 0 to 1."""
@@ -59,12 +73,22 @@ class DiceLoss(OverlapLoss):
     def __init__(self, smooth_above: float | None = None, squared: bool = False, **options: Any) -> None:
         above = {} if smooth_above is None else {"smooth_nr": smooth_above}
         super().__init__(MonaiDiceLoss, {**above, "squared_pred": squared}, **options)
+        self.squared = squared
         if smooth_above is not None and not 0 <= smooth_above <= self.options.smooth:
             raise UsageError(
                 "smoothing of Dice",
                 found=f"{smooth_above} above, {self.options.smooth} below",
                 expected="above 0, and not more above",
             )
+
+    def summed(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the terms of the fraction."""
+        both, predicted, true = super().summed(scores, target)
+        return (both, predicted**2, true**2) if self.squared else (both, predicted, true)
+
+    def of_sums(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return the fraction."""
+        return 1 - (2 * both + self.monai.smooth_nr) / (predicted + true + self.monai.smooth_dr)
 
 
 class TverskyLoss(OverlapLoss):
@@ -82,6 +106,11 @@ class TverskyLoss(OverlapLoss):
         super().__init__(MonaiTverskyLoss, {"alpha": alpha, "beta": beta}, **options)
         if alpha < 0 or beta < 0 or alpha + beta == 0:
             raise UsageError("Tversky weights", found=f"alpha {alpha}, beta {beta}", expected="above 0")
+
+    def of_sums(self, both: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return the index."""
+        wrong = self.monai.alpha * (predicted - both) + self.monai.beta * (true - both)
+        return 1 - (both + self.monai.smooth_nr) / (both + wrong + self.monai.smooth_dr)
 
 
 class FocalTverskyLoss(TverskyLoss):
@@ -147,12 +176,13 @@ class GeneralisedDiceLoss(SegmentationLoss):
         weights = torch.where(present, rarest / volumes, 1.0) ** self.power
         both = (weights * self._sums(scores * target)).sum(1)
         sizes = (weights * (self._sums(scores) + volumes)).sum(1)
-        return (1 - (2 * both + smooth) / (sizes + smooth)).mean()
+        values = 1 - (2 * both + smooth) / (sizes + smooth)
+        return values.mean() if self.options.batch else mean_of_all(values)
 
     def _sums(self, channels: Tensor) -> Tensor:
         """Sum over voxels, by sample and channel (B, C), or pooled (1, C)."""
         sums = channels.flatten(2).sum(2)
-        return sums.sum(0, keepdim=True) if self.options.batch else sums
+        return total(sums.sum(0, keepdim=True)) if self.options.batch else sums
 
 
 class FocalLoss(SegmentationLoss):
@@ -223,7 +253,7 @@ class DiceCELoss(TverskyLoss):
         """Return the part that is not Dice, a scalar: softmax over all classes, or binary per channel."""
         if self.options.activation == "softmax":
             return self.voxel_mean(-(target * logits.log_softmax(1)).sum(1, keepdim=True), target, mask)
-        if mask is None and self.options.class_weights is None:
+        if mask is None and self.options.class_weights is None and not is_part():
             return functional.binary_cross_entropy_with_logits(logits, target)
         values = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return self.voxel_mean(values, target, mask)
@@ -334,7 +364,8 @@ class HausdorffLoss(DiceCELoss):
         weight = self.weight * self.share_grown
         if weight == 0:
             return overlap
-        return overlap + weight * self.distance(self.probabilities(logits, mask), self.counted(target))
+        distance = self.distance(self.probabilities(logits, mask), self.counted(target))
+        return overlap + weight * (mean_of_all(distance.expand(len(logits))) if is_part() else distance)
 
 
 class DeepSupervision(nn.Module):
@@ -377,11 +408,17 @@ class DeepSupervision(nn.Module):
         """Return the weighted loss, a scalar."""
         if isinstance(outputs, Tensor):
             if outputs.ndim != truth.ndim + 1:
-                return self.loss(outputs, truth)
+                return self._of_head(outputs, truth)
             outputs = outputs.unbind(1)
         weights = [2.0**-index for index in range(len(outputs))]
-        losses = [self.loss(head, _sampled(truth, head)) for head in outputs]
+        losses = [self._of_head(head, _sampled(truth, head)) for head in outputs]
         return sum((w * loss for w, loss in zip(weights, losses, strict=True)), losses[0] * 0) / sum(weights)
+
+    def _of_head(self, logits: Tensor, truth: Tensor) -> Tensor:
+        if logits.requires_grad and not isinstance(self.loss, SegmentationLoss):  # what it sums over is not known
+            logits, truth = whole_batch(logits), whole_batch(torch.as_tensor(truth).as_subclass(Tensor))
+        loss: Tensor = self.loss(logits, truth)
+        return loss
 
 
 def _sampled(truth: Tensor, head: Tensor) -> Tensor:

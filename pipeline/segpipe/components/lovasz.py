@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from segpipe.components.loss_adapter import LossOptions, SegmentationLoss
+from segpipe.components.processes import mean_of_all, whole_batch
 from segpipe.errors import UsageError
 
 INDEX_BITS = 31
@@ -41,10 +42,11 @@ class LovaszSoftmax(SegmentationLoss):
 
     def extend(self, errors: Tensor, target: Tensor) -> Tensor:
         """Return the extension of (B, C, X, Y, Z) errors from 0, mean over classes and images."""
-        if self.options.batch:
-            errors, target = errors.transpose(0, 1)[None], target.transpose(0, 1)[None]
+        if self.options.batch:  # sorted together
+            errors, target = (whole_batch(each).transpose(0, 1)[None] for each in (errors, target))
         images = [self._image(*pair) for pair in zip(errors.flatten(2), target.flatten(2) > 0, strict=True)]
-        return torch.stack(images).mean()
+        values = torch.stack(images)
+        return values.mean() if self.options.batch else mean_of_all(values)
 
     def _image(self, errors: Tensor, truth: Tensor) -> Tensor:
         """Return the weighted mean over the classes of one image; (C, N) each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from monai.handlers import from_engine
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segpipe.components.processes import of_all_cases
 from segpipe.errors import UsageError
 from segpipe.evaluation import label_channels, mean_defined
 
@@ -29,10 +31,13 @@ class LabelMetric(Metric):
     ``compute`` returns the number and leaves those of the labels in ``by_label``. In the engine's metrics, what is
     not defined is left out.
 
+    What `compute` sums is kept by case and added in the order of the cases, also where several processes have them: so
+    it does not depend on their number, to the last bit.
+
     Args:
         labels: label names by value, background first.
         output_transform: from the engine's output to (predictions, truths).
-        device: of the sums; a GPU where processes reduce by NCCL.
+        device: of the sums.
     """
 
     def __init__(self, labels: Sequence[str], output_transform: Callable | None, device: Any) -> None:
@@ -41,7 +46,12 @@ class LabelMetric(Metric):
         if not self.names:
             raise UsageError("a metric needs labels", found=list(labels), expected="background and a label")
         self.by_label: dict[str, float | None] = {}
+        self._cases_seen: list[tuple[Tensor, ...]] = []
         super().__init__(output_transform or from_engine(["pred", "label"]), device=device)
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self._cases_seen = []
 
     @abstractmethod
     def compute(self) -> float | None:
@@ -62,8 +72,18 @@ class LabelMetric(Metric):
     def _by_label(self, values: Iterable[float | None]) -> None:
         self.by_label = dict(zip(self.names.values(), values, strict=True))
 
-    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._device)
+    def _add(self, *parts: Tensor) -> None:
+        """Keep what a case adds to each sum."""
+        self._cases_seen.append(tuple(part.cpu() for part in parts))
+
+    def _sums_of_all(self, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return the sums over the cases of all processes; zeros of these shapes where there is no case."""
+        cases = of_all_cases(self._cases_seen)
+        if not cases:
+            return tuple(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        return tuple(
+            functools.reduce(torch.add, parts, torch.zeros_like(parts[0])) for parts in zip(*cases, strict=True)
+        )
 
 
 class ScoreMetric(LabelMetric):
@@ -128,20 +148,18 @@ class ScoreMetric(LabelMetric):
         return np.asarray(values.cpu())
 
 
-def add_case(totals: Tensor, values: Sequence[float | None]) -> None:
-    """Add the labels' values of a case, and their mean, to sums and counts.
+def sum_and_count(values: Sequence[float | None]) -> Tensor:
+    """Return what a case adds to the sums and counts of its labels, and of their mean: (labels + 1, 2).
 
     Args:
-        totals: (labels + 1, 2), changed in place.
         values: one a label, None where it is not defined.
     """
-    for row, value in zip(totals, [*values, mean_defined(values)], strict=True):
-        if value is not None:
-            row += row.new_tensor([value, 1])
+    rows = [(0.0, 0) if value is None else (value, 1) for value in [*values, mean_defined(values)]]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def case_means(totals: Tensor) -> list[float | None]:
-    """Return the means over cases of what `add_case` added: one a label, and at the end that of all labels."""
+    """Return the means over cases of what `sum_and_count` gave: one a label, and at the end that of all labels."""
     return [total / n if n else None for total, n in totals.tolist()]
 
 

@@ -82,4 +82,4 @@ class _InPrecision(torch.nn.Module):
 def _in_float32(scores: Any) -> Any:
     if isinstance(scores, (list, tuple)):
         return type(scores)(_in_float32(part) for part in scores)
-    return scores.float()
+    return scores if scores.dtype == torch.float64 else scores.float()

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from segpipe.common.console import Console, as_clock
 from segpipe.common.files import write_csv
+from segpipe.components.processes import of_all_cases, process_number
 
 FIRST_COLUMNS = ["epoch", "train_loss", "val_loss", "val_mean_dice", "learning_rate", "train_seconds", "seconds"]
 
@@ -26,7 +27,8 @@ class RunLog:
     """One row an epoch to ``history.csv`` and TensorBoard, whose step is the epoch everywhere.
 
     The history travels in the checkpoint and the file is written from it, so a resumed run has no row twice. The last
-    epoch is validated whatever the interval, so that a run never ends with weights that nothing was measured of.
+    epoch is validated whatever the interval, so that a run never ends with weights that nothing was measured of. Of
+    several processes the first alone writes and speaks; all have the same history.
 
     Args:
         run_dir: folder of the run.
@@ -42,6 +44,7 @@ class RunLog:
         self.evaluator = evaluator
         self.loss = loss
         self.progress = progress
+        self._writes = process_number() == 0
         self._tell: Callable[[str], object] | None = None
         self._followers: list[Callable[[list[dict[str, float | int | None]]], object]] = []
         self.history: list[dict[str, float | int | None]] = []
@@ -82,11 +85,13 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Say something to whoever watches, in a line."""
-        if self.progress or self._tell is not None:
+        if self._writes and (self.progress or self._tell is not None):
             (self._tell or Console("train").note)(text)
 
     def flush(self) -> None:
         """Bring the history to disk, before the checkpoint that says that the epoch is done."""
+        if not self._writes:
+            return
         if self._writer is not None:
             self._writer.flush()
         columns = FIRST_COLUMNS + sorted({key for row in self.history for key in row} - set(FIRST_COLUMNS))
@@ -103,7 +108,7 @@ class RunLog:
             threading.excepthook = self._hook
 
     def _begin(self, engine: Engine) -> None:
-        if self._writer is None:
+        if self._writer is None and self._writes:
             from torch.utils.tensorboard import SummaryWriter
 
             # what an interrupted epoch wrote is purged by its step
@@ -139,7 +144,7 @@ class RunLog:
         row: dict[str, float | int | None] = {
             "epoch": engine.state.epoch,
             "train_loss": _mean(self._losses),
-            "val_loss": _mean(self._val_losses),
+            "val_loss": _mean(of_all_cases(self._val_losses)),
             "learning_rate": self._rate,
             "train_seconds": round(self._trained - self._began, 3),
             "seconds": round(time.perf_counter() - self._began, 3),
@@ -147,6 +152,10 @@ class RunLog:
         row.update({name: float(value) for name, value in {**self.evaluator.state.metrics, **self._noted}.items()})
         self._noted.clear()
         self.history.append(row)
+        if self._writes:
+            self._show_row(engine, row)
+
+    def _show_row(self, engine: Engine, row: dict[str, float | int | None]) -> None:
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self._writer.add_scalar(name, value, engine.state.epoch)
@@ -169,7 +178,7 @@ class RunLog:
         self.say(f"{text}  {as_clock(left)} left")
 
     def _has_bar(self) -> bool:
-        return self.progress and self._tell is None and sys.stderr.isatty()
+        return self._writes and self.progress and self._tell is None and sys.stderr.isatty()
 
     def _show(self, engine: Engine) -> None:
         if not self._has_bar():

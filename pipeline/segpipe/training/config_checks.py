@@ -38,6 +38,7 @@ class Settings(BaseModel):
     channels_last: bool
     threads: int = Field(gt=0)
     num_workers: int = Field(ge=0)
+    processes: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     steps_per_epoch: int = Field(ge=0)
     max_epochs: int = Field(gt=0)

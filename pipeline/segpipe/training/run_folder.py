@@ -14,11 +14,13 @@ from segpipe.common.console import quiet_libraries, quoted
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json, write_text
 from segpipe.common.memory import memory_here
 from segpipe.common.precision import precision_of
+from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import environment
 from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.store import default_store
 from segpipe.training.config_checks import check_components, check_network
+from segpipe.training.data_parallel import of_several_processes, settle_batch
 from segpipe.training.fine_tuning import FineTuning, InitialOfParent, begin_with, describe
 from segpipe.training.fragments import Composed, Fragment, compose_config
 from segpipe.training.memory_rules import fits, needs_of_run
@@ -27,8 +29,9 @@ from segpipe.training.parent import Parent, read_parent
 
 SCHEMA_VERSION = 1
 SEEDS = "seeds.json"  # beside runs that differ by their seed alone
-OF_THE_RECORD = ("fold", "seed", "threads", "num_workers", "precision", "channels_last")  # ids
+OF_THE_RECORD = ("fold", "seed", "threads", "num_workers", "processes", "precision", "channels_last")  # ids
 CROSS_VALIDATION = "cross_validation.json"  # beside runs that differ by the fold that they leave out
+DISTRIBUTED = "distributed.json"  # what torchrun -m monai.bundle run takes beside the config
 PLACES = {"bundle_root": ".", "dataset_dir": "data"}  # ids that say where, not what, as config.json has them
 PLACE = "places.json"  # of a pseudonymised data set: where it and its store lie, for the run's owner alone
 
@@ -49,6 +52,8 @@ class RunSettings:
         store: folder of prepared cases, ``default`` for that of this user, ``auto`` for it where memory does not hold
             them, ``none``; None leaves the fragment's.
         start: the bundle that the training begins with; None: it begins by chance.
+        processes: that share each batch; None leaves the fragment's.
+        batch_rule: ``split``: ``batch_size`` is that of all processes; ``scaled``: of each.
     """
 
     task: str | Path | None
@@ -66,6 +71,8 @@ class RunSettings:
     folds: str | Sequence[int] | None = None
     store: str | Path | None = None
     start: FineTuning | None = None
+    processes: int | None = None
+    batch_rule: str = "split"
 
     def fragments(self, dataset: Manifest, parent: Parent | None) -> dict[str, str | Fragment]:
         """Return kind to name or path, or to what the parent's training had."""
@@ -81,12 +88,14 @@ class RunSettings:
     @property
     def values(self) -> dict[str, tuple[Any, str]]:
         """Id to value and the option that set it."""
+        started = place_among_processes()[1]
         values = {
             "fold": (self.fold, "--fold"),
             "seed": (self.seed, "--seed"),
             "max_epochs": (self.epochs, "--epochs"),
             "threads": (self.threads, "--threads"),
             "num_workers": (self.workers, "--workers"),
+            "processes": (self.processes, "--processes") if started == 1 else (started, "torchrun"),
             "keep_weights": ("last", self._why_last) if self._why_last else (None, ""),
         }
         return {name: pair for name, pair in values.items() if pair[0] is not None}
@@ -166,6 +175,7 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     _settle_store(composed, dataset)
     check_components(config)
     check_network(config)
+    composed.notes += settle_batch(config, composed.origins, settings.batch_rule, dataset)
     if parent is not None and settings.start is not None:
         initial = InitialOfParent(parent, settings.start, dataset, place)
         composed.initial = begin_with(config, composed.origins, initial)
@@ -256,6 +266,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         write_text(out / PLACE, json_text(places), mode=0o600)
         config = {**config, **PLACES, "store": STORE_BESIDE if "store" in places else None}
     write_json(out / "config.json", config)
+    write_json(out / DISTRIBUTED, of_several_processes(config))
     if fingerprint is not None and fingerprint.is_file():
         write_text(out / FINGERPRINT, fingerprint.read_text(encoding="utf-8"))
     record = {

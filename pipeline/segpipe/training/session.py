@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from segpipe.common.console import Console, quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
 from segpipe.common.folder_lock import locked
 from segpipe.common.partial import temporary_folder
+from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import environment
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
+from segpipe.training.data_parallel import follows, joined, launch, processes_of, settle_processes
 from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
@@ -41,12 +43,22 @@ def start(
     Returns:
         The run record.
     """
+    if follows():
+        return _follow(out, composed.config, False, None)
     record = prepare(composed, manifest, out, fingerprint)
+    if place_among_processes()[1] < processes_of(record):
+        launch(out, processes_of(record), {"resume": out}, progress)
+        return _read_record(out)
     return _session(out, record, False, None, progress)
 
 
 def resume(
-    out: Path, data: Path | None = None, progress: Progress | None = None, epochs: int | None = None
+    out: Path,
+    data: Path | None = None,
+    progress: Progress | None = None,
+    epochs: int | None = None,
+    processes: int | None = None,
+    allow_other_processes: bool = False,
 ) -> dict[str, Any]:
     """Continue a run as if it had never stopped, with the recorded config, seed, threads and workers.
 
@@ -56,16 +68,20 @@ def resume(
         progress: called with a line for each epoch.
         epochs: extend the run to so many, also one that is finished. It goes on with the learning rates of a run of
             that many epochs, which the record says.
+        processes: that train it; None for as many as before.
+        allow_other_processes: go on with another number of them, which the record will say.
 
     Raises:
-        UsageError: no run there, its config was changed, it began on another kind of CPU, or ``epochs`` that it has
-            already.
+        UsageError: no run there, its config was changed, it began on another kind of CPU or with another number of
+            processes, or ``epochs`` that it has already.
     """
-    record = read_json(out / "run.json", "run record")
+    record = _read_record(out)
     if record["status"] == "finished" and epochs is None:
-        if (tracker := tracker_of(out, progress)) is not None:
+        if not follows() and (tracker := tracker_of(out, progress)) is not None:
             tracker.end(record, read_history(out))
         return record
+    if follows():
+        return _follow(out, read_json(out / "config.json", "run config"), True, data)
     if not _has_its_config(out, record):
         raise UsageError(
             "the run's config.json was changed",
@@ -76,7 +92,24 @@ def resume(
     require_initial(out, record)
     if epochs is not None:
         _require_more(out, record, epochs)
+    wanted = settle_processes(out, record, processes, allow_other_processes)
+    if place_among_processes()[1] < wanted:
+        arguments = {"resume": out, "epochs": epochs, "data": data and data.resolve()}
+        launch(out, wanted, arguments, progress)
+        return _read_record(out)
     return _session(out, record, True, data, progress, epochs)
+
+
+def _read_record(out: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(out / "run.json", "run record")
+    return record
+
+
+def _follow(out: Path, config: Mapping[str, Any], resume: bool, data: Path | None) -> dict[str, Any]:
+    """Train beside the first process, which has the folder's lock and record and writes all files."""
+    with joined(out, config):
+        _train(out, resume, data)
+    return _read_record(out)
 
 
 def _has_its_config(out: Path, record: dict[str, Any]) -> bool:
@@ -165,6 +198,13 @@ def _session(
 
 def _execute(
     out: Path, resume: bool, data: Path | None, progress: Progress | None, tracker: Tracker | None = None
+) -> None:
+    with joined(out, read_json(out / "config.json", "run config")):
+        _train(out, resume, data, progress, tracker)
+
+
+def _train(
+    out: Path, resume: bool, data: Path | None, progress: Progress | None = None, tracker: Tracker | None = None
 ) -> None:
     quiet_libraries()
     from monai.bundle import ConfigWorkflow

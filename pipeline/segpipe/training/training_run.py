@@ -11,7 +11,7 @@ from segpipe.bundle import TrustPolicy
 from segpipe.common.api_calls import checked_call
 from segpipe.common.console import Console, counted, quoted
 from segpipe.common.partial import temporary_folder
-from segpipe.common.processes import usable_cores
+from segpipe.common.processes import place_among_processes, usable_cores
 from segpipe.data import (
     Manifest,
     chosen_folds,
@@ -25,6 +25,7 @@ from segpipe.data import (
 from segpipe.errors import UsageError
 from segpipe.training.budgets import duration, parse_budget
 from segpipe.training.cross_validation import resume_folds, train_folds
+from segpipe.training.data_parallel import follows
 from segpipe.training.fine_tuning import FineTuning
 from segpipe.training.fragments import Composed
 from segpipe.training.out_of_fold import measure_out_of_fold
@@ -105,6 +106,8 @@ def train(
     epochs: int | None = None,
     threads: int | None = None,
     workers: int | None = None,
+    processes: int | None = None,
+    batch_rule: str = "split",
     data: str | Path | None = None,
     store: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -118,6 +121,7 @@ def train(
     resume: str | Path | None = None,
     allow_other_cpu: bool = False,
     mlflow: str | None = None,
+    allow_other_processes: bool = False,
     dry_run: bool = False,
     allow: Sequence[str] = (),
     run_unvetted_code: bool = False,
@@ -150,6 +154,10 @@ def train(
         jobs: folds or seeds at the same time.
         seed: of everything random.
         epochs, threads, workers: None leaves them to the runtime fragment. With ``resume``, ``epochs`` extends a run.
+        processes: of this machine that share each batch, one for each GPU where there are some; None leaves it to the
+            runtime fragment, and with ``resume`` to the run. Not for a process that ``torchrun`` started.
+        batch_rule: ``split`` deals ``batch_size`` out, so that the run is that of one process; with ``scaled`` each
+            process has so many cases.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         store: folder where prepared cases are kept and read from, instead of memory; ``default`` for this user's own,
             ``auto`` for that where memory does not hold them, ``none``; None leaves it to the runtime fragment.
@@ -166,6 +174,7 @@ def train(
         allow_other_cpu: with ``resume``: go on also on another kind of CPU, where bits differ; the record says so.
         mlflow: address of an MLflow server, or ``sqlite:///FILE``, that is told parameters, each epoch and the record;
             with ``resume`` too it is told only where it is named.
+        allow_other_processes: with ``resume``: go on also with another number of processes; the record says so.
         dry_run: build everything, run one batch, write nothing.
         allow, run_unvetted_code: for a bundle that manifest or fragments lie in, as `segpipe.open_bundle` has them.
         progress: called with a line of text for each epoch and note; None writes them to standard error.
@@ -176,6 +185,10 @@ def train(
         RefusedError: the parent, or a bundle that manifest or fragments lie in, is not trusted; or the parent saw cases
             that the run would be measured on, or prepares images in another way.
     """
+    if follows():
+        progress = progress or (lambda line: None)
+    if place_among_processes()[1] > 1:
+        _require_one_run(folds, seeds, budget, dry_run, resume)
     if resume is not None:
         if dry_run:
             raise UsageError(
@@ -187,6 +200,8 @@ def train(
                 "--resume takes its settings from the run",
                 hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
             )
+        if batch_rule != "split":
+            raise UsageError("--batch-rule is of a new run", hint="leave it out: the run has its batch")
         root, place = Path(resume), None if data is None else Path(data)
         if allow_other_cpu:
             accept_this_cpu(root)
@@ -197,6 +212,8 @@ def train(
                 path=root,
                 hint="train them with more --epochs and another --out",
             )
+        if several and processes is not None:
+            raise UsageError("the runs have their number of processes", path=root, hint="leave --processes out")
         if several == SEEDS:
             with alone_in(root):
                 return _of_seeds(root, resume_seeds(root, place, jobs, progress))
@@ -204,7 +221,9 @@ def train(
             with alone_in(root):
                 trained = resume_folds(root, place, jobs, progress)
                 return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
-        return _of_record(root, resume_run(root, place, progress, epochs))
+        return _of_record(root, resume_run(root, place, progress, epochs, processes, allow_other_processes))
+    if allow_other_processes:
+        raise UsageError("--allow-other-processes goes with --resume", hint="a new run has as many as are asked for")
     if allow_other_cpu:
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
     if manifest is None or (task is None and parent is None) or (out is None and not dry_run):
@@ -241,6 +260,8 @@ def train(
         folds,
         store,
         start,
+        processes,
+        batch_rule,
     )
     policy = TrustPolicy(tuple(allow), run_unvetted_code)
     seconds = None if budget is None else parse_budget(budget)
@@ -266,6 +287,8 @@ def _train(
 ) -> TrainingRun:
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
+    if seconds is not None and composed.config["processes"] > 1:
+        raise UsageError("--budget measures one process", hint="leave --processes out, or name --epochs")
     if seconds is not None:
         length = _length(manifest, root, settings, composed, seeds, seconds, progress)
         composed = compose_run(manifest, root, replace(settings, **length), policy)
@@ -320,10 +343,24 @@ def _length(
 
 
 def _note_crowded(config: Mapping[str, Any], jobs: int, progress: Callable[[str], object] | None) -> None:
-    threads, cores = config["threads"], usable_cores()
-    if jobs > 1 and jobs * threads > cores:
-        text = f"{jobs} runs at the same time, with {threads} threads each, share {cores} cores"
+    threads, cores, processes = config["threads"], usable_cores(), config["processes"]
+    if jobs * processes > 1 and jobs * processes * threads > cores:
+        of_run = f"of {processes} processes, " if processes > 1 else ""
+        what = f"{jobs} runs {of_run}at the same time," if jobs > 1 else f"{processes} processes"
+        text = f"{what} with {threads} threads each, share {cores} cores"
         (progress or Console("train").note)(text)
+
+
+def _require_one_run(folds: object, seeds: object, budget: object, dry_run: bool, resume: str | Path | None) -> None:
+    """Refuse what several processes that torchrun started would each do for themselves."""
+    root = None if resume is None else Path(resume)
+    several = root is not None and any((root / name).is_file() for name in (SEEDS, CROSS_VALIDATION))
+    if several or folds is not None or seeds is not None or budget is not None or dry_run:
+        raise UsageError(
+            "torchrun starts the processes of one training",
+            found="several runs" if several else "--folds, --seeds, --budget or --dry-run",
+            hint="without torchrun: segpipe train ... --processes N",
+        )
 
 
 def _of_record(root: Path, record: Mapping[str, Any], notes: tuple[str, ...] = ()) -> TrainingRun:

@@ -95,13 +95,14 @@ ALLOWED: Mapping[str, str] = {
     "torch.utils.data": "DataLoader RandomSampler Subset",
     "torch.utils.data.datapipes.iter": "FileLister",
     "segpipe.components": """
-        AnnotatedToIndicesd averaged_network BatchAffine BatchAugmentation BatchBlur BatchBrightness BatchContrast
-        BatchGamma BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice CaseMetric CaseTransforms
-        ComboLoss DeepSupervision DiceCELoss DiceFocalLoss DiceLoss DicomReader EpochSeed FastPrediction FocalLoss
-        FocalTverskyLoss GeneralisedDiceLoss GradientClip HausdorffLoss in_precision JaccardLoss load_cases
-        LossSchedule LovaszHinge LovaszSoftmax MarkUnannotatedd PooledMetric prepared_cases pretrained_network
-        RunCheckpoint RunLog scales_loss SliceDynUNet SliceUNet SoftDice StopOnNonFinite
-        StreamingSlidingWindowInferer TverskyLoss UNetPlusPlus ValidateCased warmed_up WeightAveraging
+        AnnotatedToIndicesd averaged_network batch_of_process BatchAffine BatchAugmentation BatchBlur
+        BatchBrightness BatchContrast BatchGamma BatchLowResolution BatchMirror BatchNoise CalibrationError CaseDice
+        CaseMetric CaseTransforms ComboLoss data_parallel DeepSupervision DiceCELoss DiceFocalLoss DiceLoss
+        DicomReader DrawnCases EpochSampler EpochSeed FastPrediction FocalLoss FocalTverskyLoss GeneralisedDiceLoss
+        GradientClip HausdorffLoss in_precision JaccardLoss load_cases LossSchedule LovaszHinge LovaszSoftmax
+        MarkUnannotatedd PooledMetric prepared_cases pretrained_network RunCheckpoint RunLog scales_loss
+        shared_cases SliceDynUNet SliceUNet SoftDice StopOnNonFinite StreamingSlidingWindowInferer TverskyLoss
+        UNetPlusPlus ValidateCased warmed_up WeightAveraging
     """,
 }
 

@@ -9,7 +9,7 @@ NIIVUE_FOLDER := pipeline/segpipe/viewer/niivue
 
 .DEFAULT_GOAL := help
 test test-slow fuzz: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow fuzz validators viewer lint docs bench clean
+.PHONY: help demo test test-slow test-ray fuzz validators viewer lint docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -57,6 +57,17 @@ fuzz: export FUZZ_FOUND ?= fuzz_found
 fuzz: .venv/.ready  ## Changed files of each kind, FUZZ_MINUTES of each; what breaks a promise is kept in fuzz_found/
 	$(BIN)/pytest tests/fuzz -m slow --timeout 0 -k breaks_no_promise || (ls $(FUZZ_FOUND)/*; exit 1)
 
+# Ray has a folder of its own, which sees what lies in .venv
+.venv-ray/.ready: .venv/.ready
+	@echo "Installing Ray into .venv-ray (once)"
+	@$(PYTHON) -m venv .venv-ray
+	@cd .venv-ray/lib/python3*/site-packages && ls -d $(CURDIR)/.venv/lib/python3*/site-packages > base.pth
+	@.venv-ray/bin/pip install --quiet --disable-pip-version-check ray -c constraints.txt
+	@touch $@
+
+test-ray: .venv-ray/.ready  ## `segpipe submit --engine ray` on a local Ray, which listens on all interfaces meanwhile
+	.venv-ray/bin/python -m pytest -m slow tests/cluster/test_ray.py
+
 # a folder of its own: what renders the site is no part of segpipe's environment
 .venv-docs/.ready: docs/requirements.txt
 	@echo "Installing into .venv-docs (once)"
@@ -74,4 +85,4 @@ bench: .venv/.ready  ## Benchmarks, each printing its ratio
 	done  # a GPU has its own: python bench/gpu_check.py
 
 clean:  ## Remove what was made, .venv too
-	rm -rf .venv .venv-docs site demo_out fuzz_found .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-docs .venv-ray site demo_out fuzz_found .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ import typer
 
 from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console, Interrupted
+from segpipe.errors import UsageError
 
 
 def command(
@@ -21,7 +22,8 @@ def command(
         int | None, typer.Option(min=1, help="Shares of predict, or processes of tune --storage journal. [default: 1]")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="slurm; or local: processes of this machine, all at once, to try it.")
+        str,
+        typer.Option(help="slurm; ray, with --address; or local: processes of this machine, all at once, to try it."),
     ] = "slurm",
     cpus: Annotated[int, typer.Option(min=1, help="Cores of each job.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of each job.")] = 0,
@@ -29,6 +31,7 @@ def command(
     time: Annotated[str, typer.Option(help="Time of each job, e.g. 4h; it then goes on in another one.")] = "1h",
     partition: Annotated[str | None, typer.Option(help="Partition of Slurm [default: its own].")] = None,
     account: Annotated[str | None, typer.Option(help="Account of Slurm [default: its own].")] = None,
+    address: Annotated[str | None, typer.Option(help="Of Ray's cluster, HOST:PORT.", show_default=False)] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Jobs at the same time [default: all].")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the jobs to their end.")] = True,
     json: AsJson = False,
@@ -49,6 +52,8 @@ def command(
     from segpipe.training import parse_budget, parse_memory
 
     console = Console("submit", as_json=json)
+    if engine != "slurm" and not wait:
+        raise UsageError("only Slurm keeps jobs that nobody follows", found="--no-wait", hint="leave it out")
     resources = Resources(
         minutes=math.ceil(parse_budget(time) / 60),
         cpus=cpus,
@@ -57,13 +62,12 @@ def command(
         partition=partition,
         account=account,
         at_once=at_once,
+        address=address,
     )
     try:
         document = submit(planned(words, jobs, array), jobs, engine, resources, console.note, wait)
     except KeyboardInterrupt as interruption:
-        raise Interrupted(
-            "jobs of Slurm go on, those of this machine ended; the same command goes on"
-        ) from interruption
+        raise Interrupted("jobs of Slurm go on, others ended; the same command goes on") from interruption
     rows = [
         (row["name"], row["job"] or "–", row["state"], "" if row["code"] is None else row["code"])
         for row in document["tasks"]

@@ -1,4 +1,4 @@
-"""Jobs through submitit: Slurm's, or processes of this machine to try it; which of them are still there."""
+"""Jobs of Slurm, or processes of this machine to try it, through submitit; or tasks of Ray. Which are still there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from segpipe.cluster.tasks import Task
 from segpipe.errors import UsageError
 
-ENGINES = ("slurm", "local")
+ENGINES = ("slurm", "local", "ray")
+RETRIES = 3  # by Ray, of a task whose worker or node died
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Resources:
         memory_gb: None: the cluster's default.
         partition, account: of Slurm; None: its default.
         at_once: jobs of an array at the same time; None: all.
+        address: of Ray's cluster.
     """
 
     minutes: int = 60
@@ -34,6 +36,7 @@ class Resources:
     partition: str | None = None
     account: str | None = None
     at_once: int | None = None
+    address: str | None = None
 
 
 class Engine(Protocol):
@@ -53,10 +56,12 @@ def engine_of(name: str, folder: Path, resources: Resources) -> Engine:
     """Return an engine.
 
     Raises:
-        UsageError: there is none of that name, submitit is not installed, or no Slurm is here.
+        UsageError: there is none of that name, its library is not installed, or no Slurm and no Ray answers.
     """
     if name not in ENGINES:
         raise UsageError("no such engine", found=name, expected=" or ".join(ENGINES))
+    if name == "ray":
+        return _Ray(folder, resources)
     try:
         import submitit
     except ImportError as error:
@@ -132,6 +137,62 @@ class _Local:
     def cancel(self, jobs: Sequence[str]) -> None:
         for job in self.states(jobs):
             self._jobs[job].cancel()
+
+
+class _Ray:
+    """A task is a thin call of the command line on a node: nothing of ours runs in Ray's own process."""
+
+    def __init__(self, folder: Path, resources: Resources) -> None:
+        if resources.address is None:
+            raise UsageError(
+                "Ray's cluster is not named",
+                hint="give --address HOST:PORT, of a cluster in a network that you trust: none is started here",
+            )
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError(
+                "the engine needs Ray, which is not installed", hint="install it: pip install 'segpipe[cluster]'"
+            ) from error
+        try:
+            ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                "Ray does not answer there",
+                found=f"{resources.address}: {type(error).__name__}",
+                hint="run it on a node of the cluster, with the address that `ray start` said",
+            ) from error
+        options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": RETRIES}
+        if resources.memory_gb is not None:
+            options["memory"] = int(resources.memory_gb * 2**30)
+        self._ray, self._folder = ray, folder
+        self._run = ray.remote(_called).options(**options)
+        self._tasks: dict[str, Any] = {}
+
+    def submit(self, tasks: Sequence[Task]) -> list[str]:
+        jobs = []
+        for task in tasks:
+            log = self._folder.resolve() / f"{Path(task.result).stem}_0_log.err"
+            reference = self._run.remote(task, str(log))
+            jobs.append(f"{Path(task.result).stem}")
+            self._tasks[jobs[-1]] = reference
+        return jobs
+
+    def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        known = {job: self._tasks[job] for job in jobs if job in self._tasks}
+        if not known:
+            return {}
+        _, waiting = self._ray.wait(list(known.values()), num_returns=len(known), timeout=0)
+        return {job: "running" for job, reference in known.items() if reference in waiting}
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        for job in self.states(jobs):
+            self._ray.cancel(self._tasks[job], force=True)
+
+
+def _called(task: Task, log: str) -> int:
+    return task(log)
 
 
 def last_words(folder: Path, job: str, lines: int = 3) -> list[str]:

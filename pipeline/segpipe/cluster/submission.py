@@ -41,7 +41,7 @@ def submit(
     Args:
         tasks: of `segpipe.cluster.planned`.
         jobs: folder of the jobs' files, on a file system that the nodes share.
-        engine: ``slurm`` or ``local``.
+        engine: ``slurm``, ``local`` or ``ray``.
         resources: of each job.
         progress: called with a line whenever a job changes.
         wait: follow them to their end; else return when they are submitted.

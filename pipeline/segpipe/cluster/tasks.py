@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class Task:
     again: tuple[str, ...] = ()
     after: bool = False
 
-    def __call__(self) -> int:
-        """Run it, and leave its exit code in its file."""
+    def __call__(self, log: str | None = None) -> int:
+        """Run it, and leave its exit code in its file; what it says goes to a file, or where ours goes."""
         words = self.again if self.begun and (Path(self.folder) / self.begun).is_file() else self.words
         command = tied([sys.executable, "-m", "segpipe", *words])
-        code = subprocess.call(command, cwd=self.folder, env=child_environment())
+        with nullcontext() if log is None else Path(log).open("ab") as said:
+            code = subprocess.call(command, cwd=self.folder, env=child_environment(), stdout=said, stderr=said)
         write_json(self.result, {"code": code})
         return code
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from segpipe import components
 from segpipe.components.handlers import LossSchedule
+from segpipe.components.hausdorff import HausdorffLoss
 from segpipe.components.losses import (
     ComboLoss,
     DeepSupervision,
@@ -23,7 +24,6 @@ from segpipe.components.losses import (
     FocalLoss,
     FocalTverskyLoss,
     GeneralisedDiceLoss,
-    HausdorffLoss,
     JaccardLoss,
     TverskyLoss,
 )
@@ -151,6 +151,52 @@ def test_ignored_voxels_do_not_count_whatever_is_there(loss, activation: str) ->
     assert torch.isfinite(module(logits, torch.full_like(masked, 255)))  # nothing counts at all
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_what_hausdorff_ignores_counts_nowhere_and_gets_no_gradient(activation: str) -> None:
+    logits, truth = example(6, 3)
+    if activation == "sigmoid":
+        truth = (truth == 1).expand(logits.shape).long()
+    loss = HausdorffLoss(activation=activation, ignore_index=255)
+    all_known = float(loss(logits, truth))
+    assert all_known == pytest.approx(float(HausdorffLoss(activation=activation)(logits, truth)))
+    masked = truth.clone()
+    masked[:, :, 2:] = 255
+    before = float(loss(logits, masked))
+    logits[:, :, 2:] = 50.0 * torch.randn(logits[:, :, 2:].shape, generator=torch.Generator().manual_seed(0))
+    logits = logits.requires_grad_(True)
+    value = loss(logits, masked)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(before, abs=1e-12)
+    assert not logits.grad[:, :, 2:].any() and logits.grad[:, :, :2].any()
+    assert torch.isfinite(loss(logits, torch.full_like(masked, 255)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 0.6))
+def test_no_known_voxel_weighs_more_than_if_all_were_known(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (6, 5, 4)
+    truth, unknown = rng.random(shape) < 0.4, rng.random(shape) < share
+    score = rng.normal(size=shape) * 2
+    error = np.square(1 / (1 + np.exp(-score)) - truth)
+
+    def part(module: HausdorffLoss, labels: np.ndarray) -> float:
+        arguments = (torch.from_numpy(each)[None, None] for each in (score, labels.astype(np.int64)))
+        logits, values = arguments
+        full, without = module(logits, values), DiceCELoss(0.5, activation="sigmoid", ignore_index=255)(logits, values)
+        return float(full - without) / module.weight
+
+    found = part(HausdorffLoss(activation="sigmoid", ignore_index=255), np.where(unknown, 255, truth))
+    most = 0.0
+    for mask in (truth, score > 0):  # distances to outlines with all voxels known, in numpy alone
+        if mask.any() and not mask.all():
+            distance = ndimage.distance_transform_edt(mask) + ndimage.distance_transform_edt(~mask)
+            most += float((error * distance**2)[~unknown].sum())
+    uniform = mask.all() or truth.all()  # then MONAI has no distance at all
+    assert uniform or found <= most / max(1, int((~unknown).sum())) + 1e-9
+    assert found >= 0
+
+
 def test_algebra() -> None:
     logits, truth = example(2)
     assert float(DiceLoss(smooth=2e-5)(logits, truth)) == pytest.approx(
@@ -234,7 +280,7 @@ def test_what_has_no_meaning_is_refused() -> None:
     for loss, option in (
         (FocalLoss, "smooth"),
         (FocalLoss, "batch"),
-        (HausdorffLoss, "ignore_index"),
+        (HausdorffLoss, "class_weights"),
         (LovaszSoftmax, "include_background"),
         (GeneralisedDiceLoss, "class_weights"),
         (JaccardLoss, "alpha"),

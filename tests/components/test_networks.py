@@ -17,7 +17,7 @@ NETWORKS = known_fragments("network")
 COSTLY = ("unet_resnet18", "unet_resnet34", "swin_unetr")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in COSTLY else ()) for name in NETWORKS]
 OPTIONS = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "features": (4, 4, 8, 8, 8, 4)}
-HEADS = {"unetpp": 4, "dynunet": 3, "dynunet_res": 3}
+HEADS = {"unetpp": 4, "dynunet": 3, "dynunet_res": 3, "dynunet_2d": 3}
 HIPPOCAMPUS = (40, 56, 40)
 
 
@@ -32,6 +32,11 @@ def divisor_of(name: str) -> int:
     return int(read_fragment("network", name)[0]["patch_divisor"])
 
 
+def seen_by(name: str, patch: list[int]) -> list[int]:
+    """The patch as the network takes it: a slice of it where it is of two dimensions."""
+    return [*patch[:2], 1] if name.endswith("_2d") else patch
+
+
 def test_the_usual_names_are_there() -> None:
     usual = {"unet", "resunet", "unetpp", "attention_unet", "unet_resnet18", "unet_resnet34"}
     assert usual | {"dynunet", "dynunet_res", "segresnet", "swin_unetr"} <= set(NETWORKS)
@@ -43,6 +48,7 @@ def test_any_channels_and_any_patch_it_allows(name: str) -> None:
     divisor = divisor_of(name)
     patches = [padded_patch(HIPPOCAMPUS, divisor), [4 * divisor, 5 * divisor, 7 * divisor]]
     patches += [[32, 2 * divisor, 3 * divisor]]
+    patches = [seen_by(name, patch) for patch in patches]
     for in_channels, out_channels in ((1, 2), (4, 5), (1, 5), (4, 2)):
         network = build(name, in_channels, out_channels).to("meta")
         for patch in patches if (in_channels, out_channels) == (4, 5) else patches[:1]:
@@ -56,7 +62,7 @@ def test_a_step_moves_every_weight(name: str) -> None:
     """No head, branch or layer is left out of the loss, and evaluation repeats."""
     torch.manual_seed(0)
     network = build(name, 2, 3).train()
-    patch = padded_patch((32, 16, 16), divisor_of(name))
+    patch = seen_by(name, padded_patch((32, 16, 16), divisor_of(name)))
     image, truth = torch.randn(2, 2, *patch), torch.randint(0, 3, (2, 1, *patch)).float()
     loss = DeepSupervision(DiceCELoss(activation="softmax"))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)

@@ -23,7 +23,6 @@ from segpipe.components import (
     FocalLoss,
     FocalTverskyLoss,
     GeneralisedDiceLoss,
-    HausdorffLoss,
     JaccardLoss,
     LovaszSoftmax,
     MarkUnannotatedd,
@@ -158,7 +157,6 @@ def test_regions_with_a_label_that_nobody_looked_for_are_unknown_there() -> None
 @pytest.mark.parametrize(
     ("loss", "meaning", "said"),
     [
-        (HausdorffLoss(), {"ignore_label": 9}, "cannot leave out voxels"),
         (DiceCELoss(), {"regions": NESTED}, "need a loss of sigmoids"),
         (DiceCELoss(ignore_index=7), {"ignore_label": 9}, "two values are to be ignored"),
         (torch.nn.CrossEntropyLoss(), {"ignore_label": 9}, "does not know of ignored voxels"),

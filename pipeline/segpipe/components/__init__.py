@@ -20,6 +20,7 @@ from segpipe.components.checkpoint import RunCheckpoint
 from segpipe.components.epoch_sampling import DrawnCases, EpochSampler, batch_of_process, require_shares, shared_cases
 from segpipe.components.fast_prediction import FastPrediction
 from segpipe.components.handlers import EpochSeed, GradientClip, LossSchedule, StopOnNonFinite
+from segpipe.components.hausdorff import HausdorffLoss
 from segpipe.components.label_metrics import CalibrationError, CaseDice, CaseMetric, PooledMetric, SoftDice
 from segpipe.components.losses import (
     ComboLoss,
@@ -30,7 +31,6 @@ from segpipe.components.losses import (
     FocalLoss,
     FocalTverskyLoss,
     GeneralisedDiceLoss,
-    HausdorffLoss,
     JaccardLoss,
     TverskyLoss,
 )

@@ -126,7 +126,7 @@ class SegmentationLoss(nn.Module, ABC):
         """Take the truth as label maps (B, 1, X, Y, Z) whose values mean what a coding says.
 
         Raises:
-            UsageError: the loss cannot leave out what is ignored, or has another activation than regions need.
+            UsageError: the loss has another activation than regions need, or leaves out another value.
         """
         if coding.is_plain:
             return
@@ -134,11 +134,6 @@ class SegmentationLoss(nn.Module, ABC):
             raise UsageError("regions need a loss of sigmoids", found=self.options.activation, expected="sigmoid")
         if coding.annotated_sets and not coding.regions and self.options.activation != "softmax":
             raise UsageError("labels that were not looked for are joined with the background, which sigmoid has not")
-        if coding.ignored is not None and "ignore_index" in self.without:
-            raise UsageError(
-                f"{type(self).__name__} cannot leave out voxels, and the data has some that are not annotated",
-                hint="train with another loss, e.g. --loss dice_ce",
-            )
         stated = self.options.ignore_index
         if coding.ignored is not None and stated not in (None, coding.ignored):
             raise UsageError("two values are to be ignored", found=f"{stated}, and {coding.ignored} by the task")

@@ -1,8 +1,8 @@
 """Losses by name: overlap as MONAI computes it, and what MONAI has not or computes otherwise, behind one adapter.
 
-Dice, Tversky and the distances of Hausdorff are MONAI's. Ours are Focal (MONAI's is NaN for a gamma below 1 where a
+Dice and Tversky are MONAI's. Ours are Focal (MONAI's is NaN for a gamma below 1 where a
 voxel is certain, and float32 alone), generalised Dice (MONAI smooths beside weights of 1e-8), Focal-Tversky of several
-classes, Combo, and the sums with cross entropy (MONAI's mix softmax and sigmoid). Lovász: `lovasz`.
+classes, Combo, and the sums with cross entropy (MONAI's mix softmax and sigmoid). Others: `lovasz`, `hausdorff`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from monai.losses import DiceLoss as MonaiDiceLoss
-from monai.losses import HausdorffDTLoss
 from monai.losses import TverskyLoss as MonaiTverskyLoss
 from torch import Tensor, nn
 from torch.nn import functional
@@ -312,60 +311,6 @@ class ComboLoss(DiceCELoss):
     def compare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Return the weighted sum, a scalar from 0."""
         return super().compare(logits, target, mask) / 2
-
-
-class HausdorffLoss(DiceCELoss):
-    """`DiceCELoss` (alpha 0.5) + w * Hausdorff loss (Karimi & Salcudean 2019, equation 8, by distance transforms).
-
-    The second part is mean((p - t) ** 2 * (d_p ** power + d_t ** power)), d in voxels from the outlines of p > 0.5
-    and of t. On the wide errors of a network that has learnt nothing it is huge and leads nowhere, so its weight is 0
-    up to ``start`` and grows evenly to ``weight`` over ``ramp``; `LossSchedule` tells the time from the trainer's
-    state, so a resumed run goes on as it would have. Without that handler the weight is full.
-
-    Args:
-        weight: of the Hausdorff part, once grown.
-        start: last epoch (or step) without it.
-        ramp: epochs (or steps) that it grows over; 0 for at once.
-        unit: ``epoch`` or ``step``, of start and ramp.
-        power: of the distances.
-        options: as of `LossOptions`, without ``class_weights`` and ``ignore_index``.
-    """
-
-    without = ("class_weights", "ignore_index")
-
-    def __init__(
-        self,
-        weight: float = 0.1,
-        start: int = 0,
-        ramp: int = 0,
-        unit: str = "epoch",
-        power: float = 2.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(0.5, **options)
-        if weight < 0 or start < 0 or ramp < 0 or power <= 0 or unit not in ("epoch", "step"):
-            raise UsageError(
-                "schedule of the Hausdorff loss",
-                found=f"weight {weight}, start {start}, ramp {ramp}, unit {unit}, power {power}",
-                expected="numbers from 0, unit epoch or step, power above 0",
-            )
-        self.weight, self.start, self.ramp, self.unit = weight, start, ramp, unit
-        self.share_grown = 1.0
-        self.distance = HausdorffDTLoss(alpha=power, include_background=True)
-
-    def set_time(self, epoch: int, step: int) -> None:
-        """Set the weight for an epoch and a step, both counted from 1 over the whole run."""
-        since = (epoch if self.unit == "epoch" else step) - self.start
-        self.share_grown = min(max(since / self.ramp, 0.0), 1.0) if self.ramp else float(since > 0)
-
-    def compare(self, logits: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the sum of both parts, a scalar from 0."""
-        overlap = super().compare(logits, target, mask)
-        weight = self.weight * self.share_grown
-        if weight == 0:
-            return overlap
-        distance = self.distance(self.probabilities(logits, mask), self.counted(target))
-        return overlap + weight * (mean_of_all(distance.expand(len(logits))) if is_part() else distance)
 
 
 class DeepSupervision(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ _skipped: dict[str, str] = {}
 
 # commands that tests start must know Ctrl-C, which what runs in the background of a shell is told to ignore
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# absl, which TensorBoard loads, closes the stream that it began with once logging is set up anew and standard error is
+# another one by then: it would be the file that pytest captures in, and every later test would fail
+with suppress(ImportError):
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session", autouse=True)

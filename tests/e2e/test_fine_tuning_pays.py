@@ -8,10 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import segpipe
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of, write_json
 from segpipe.data.manifest import Manifest
 from segpipe.data.phantom import make_phantom
+from segpipe.studies.comparison_results import compare, in_words
 from tiny_data import TASK
 from tiny_folds import read
 
@@ -41,10 +43,21 @@ def write_scans(folder: Path, numbers: range, validated: int, contrast: float = 
     (folder / "task.yaml").write_text(TASK)
 
 
+def dice_by_case(bundle: str) -> dict[str, float]:
+    """Mean Dice over the labels of each case that was validated, of what a bundle makes of it."""
+    model, found = segpipe.open_bundle(bundle), {}
+    for number in range(50, 56):
+        truth = np.asarray(nib.load(f"mine/labels/p{number}.nii.gz").dataobj)
+        labels = model.segment(f"mine/images/p{number}.nii.gz", device="cpu").array
+        pairs = [(truth == value, labels == value) for value in range(1, len(LABELS)) if (truth == value).any()]
+        found[f"p{number}"] = float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
+    return found
+
+
 def test_four_scans_and_a_bundle_beat_four_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     write_scans(Path("many"), range(10), 2)
-    write_scans(Path("mine"), range(50, 57), 3, contrast=1.7)  # three are validated, four are trained on
+    write_scans(Path("mine"), range(50, 60), 6, contrast=1.7)  # six are validated, four are trained on
     words = [word for item in (*SMALL, "val_interval=5") for word in ("--set", item)]
     quick = ["--threads", "1", "--set", "learning_rate=0.01"]
     first = ["train", "many/manifest.json", "--task", "many/task.yaml", "--out", "runs/many", "--epochs", "40"]
@@ -61,12 +74,20 @@ def test_four_scans_and_a_bundle_beat_four_scans(tmp_path: Path, monkeypatch: py
     assert steps["tuned"] == steps["chance"] == 6  # five epochs of two steps, and the head
     assert dice["tuned"] > dice["chance"] + 0.15, dice
 
+    assert run(["export", "runs/tuned", "tuned"]) == 0 and run(["export", "runs/chance", "chance"]) == 0
+    tuned_dice, chance_dice = dice_by_case("tuned"), dice_by_case("chance")
+    found = compare(chance_dice, {"tuned": tuned_dice}, {case: case for case in chance_dice})["tuned"]
+    said = in_words("tuned", "chance", found, 1)
+    assert found.patients == 6 and found.difference.low > 0, said
+    few = dict(list(chance_dice.items())[:3])
+    found = compare(few, {"tuned": tuned_dice}, {case: case for case in few})["tuned"]
+    assert "No p value: 3 patients" in in_words("tuned", "chance", found, 1)
+
     (tmp_path / "task.yaml").write_text(TASK.replace("axcodes: RAS", "axcodes: LAS"))
     capsys.readouterr()
     assert run(["train", "mine/manifest.json", "--from", "organs", "--task", "task.yaml", "--out", "runs/other"]) == 5
     assert "orientation: here LAS, organs RAS" in capsys.readouterr().err
 
-    assert run(["export", "runs/tuned", "tuned"]) == 0
     assert run(["reproduce", "tuned", "--data", "mine", "--parent", "organs"]) == 0
     assert read(Path("tuned-reproduced/reproduction.json"))["verdict"] == "bit-identical"
     assert not Path("runs/other").exists()

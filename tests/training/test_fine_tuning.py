@@ -363,3 +363,32 @@ def test_a_case_without_a_hash_is_known_by_its_id_in_a_data_set_of_the_same_name
     assert both.images == {"a" * 64: "training", "c" * 64: "patient"} and not both.is_known
     assert both.cases == {"x": {"c1": "training"}}
     assert Seen.of_document(json.loads(json.dumps(both.document()))) == both
+
+
+@pytest.mark.slow
+def test_several_seeds_begin_with_the_bundle(child: Path, parent: Path, tmp_path: Path) -> None:
+    words = ["--data", str(child.parent / "second"), "--seeds", "2"]
+    assert fine_tune(child / "manifest.json", parent, tmp_path / "seeds", *words) == 0
+    begun, ended = (
+        [tensors_sha256(weights(tmp_path / f"seeds/seed{seed}" / name)) for seed in (0, 1)]
+        for name in ("initial.pt", "best.pt")
+    )
+    assert set(begun) == {tensors_sha256(weights(parent / "models/model.pt"))}
+    assert ended[0] != ended[1]
+    records = [read(tmp_path / f"seeds/seed{seed}/run.json") for seed in (0, 1)]
+    assert [record["seed"] for record in records] == [0, 1]
+    assert len({record["parent"]["sha256"] for record in records}) == 1
+    assert read(tmp_path / "seeds/seeds.json")["val_mean_dice"]["n"] == 2
+
+
+@pytest.mark.slow
+def test_a_budget_decides_how_long_a_bundle_is_fine_tuned(child: Path, parent: Path, tmp_path: Path, capsys) -> None:
+    words = ["train", str(child / "manifest.json"), "--from", str(parent), "--data", str(child.parent / "second")]
+    words += ["--budget", "8s", "--threads", "1", "--set", "batch_size=2", "--out", str(tmp_path / "run")]
+    assert run(words) == 0
+    said = capsys.readouterr().err
+    assert "about" in said and "of 8 s" in said
+    record, config = read(tmp_path / "run/run.json"), read(tmp_path / "run/config.json")
+    assert record["parent"]["name"] == "organs"
+    assert config["steps_per_epoch"] > 0 and record["epochs"] == config["max_epochs"]
+    assert tensors_sha256(weights(tmp_path / "run/initial.pt")) == tensors_sha256(weights(parent / "models/model.pt"))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from segpipe.bundle import open_bundle
+from segpipe.bundle.vet import write_sums
 from segpipe.cli.app import run
+from segpipe.common.files import sha256_of
 from segpipe.quality import QUALITY, RUN_QUALITY
 from tiny_data import train_arguments, write_data
 
@@ -69,6 +71,32 @@ def test_the_bundle_takes_it_along_and_judges_by_it(folds: Path) -> None:
     assert odd.distance is not None
     assert usual.distance < 2 < odd.distance
     assert odd.findings
+
+
+def test_the_golden_case_holds_the_quality_model(folds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = folds.parent / "verified"
+    assert run(["export", str(folds), str(bundle)]) == 0
+    capsys.readouterr()
+
+    def verified(code: int) -> str:
+        got, said = run(["bundle", "verify", str(bundle), "--json"]), capsys.readouterr().out
+        assert got == code, said
+        return str(json.loads(said))
+
+    assert "its quality model says the same of it" in verified(0)
+    model, golden = read(bundle / QUALITY), read(bundle / "golden/golden.json")
+    model["rules"] = {**model["rules"], "hold_distance": 99.0}
+    (bundle / QUALITY).write_text(json.dumps(model))
+    assert "changed: SHA256SUMS says" in verified(5)
+    write_sums(bundle)  # with a list of hashes of its own
+    assert "the quality model is not the one that was recorded with the golden case" in verified(5)
+    golden["quality"] |= {"sha256": sha256_of(bundle / QUALITY), "distance": 1.01 * golden["quality"]["distance"]}
+    (bundle / "golden/golden.json").write_text(json.dumps(golden))
+    write_sums(bundle)
+    assert "does not say of the golden case what it said" in verified(5)
+    (bundle / QUALITY).unlink()
+    write_sums(bundle)
+    assert "was recorded with a quality model" in verified(5)
 
 
 def test_a_quality_model_of_other_weights_is_refused(folds: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ from segpipe.bundle.exporting.proven_precision import read_proof
 from segpipe.bundle.exporting.quality_model import quality_in_short, read_quality
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, Evaluation, read_evaluation, tied
-from segpipe.bundle.golden import write_golden
+from segpipe.bundle.golden import write_golden, write_golden_quality
 from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
@@ -173,6 +173,7 @@ def export(
             write_text(folder / "docs" / "data_license.txt", _data_licence(draft.run.manifest))
         write_text(folder / "LICENSE", text)
         write_json(folder / METADATA, metadata)
+        write_golden_quality(folder)
         write_sums(folder)
         original = members.runs[0].manifest
         if original.pseudonymised:

@@ -5,6 +5,10 @@ from .golden_case import LABELS as LABELS
 from .golden_case import SCORES as SCORES
 from .golden_case import Golden as Golden
 from .golden_case import read_golden as read_golden
+from .golden_quality import assess_golden as assess_golden
+from .golden_quality import changed_quality as changed_quality
+from .golden_quality import quality_differs as quality_differs
+from .golden_quality import write_golden_quality as write_golden_quality
 from .golden_recording import record as record
 from .golden_recording import surroundings as surroundings
 from .golden_recording import write_golden as write_golden

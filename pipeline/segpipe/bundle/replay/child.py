@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.bundle.golden import record, surroundings
+from segpipe.bundle.golden import assess_golden, record, surroundings
 from segpipe.bundle.supported_subset import read_members
 from segpipe.bundle.tensors import WEIGHTS
 from segpipe.common.console import quiet_libraries
@@ -37,7 +37,8 @@ def replay(request: dict[str, Any]) -> None:
 
     Args:
         request: ``bundle``, ``work``; ``input`` (channels and spatial shape of the network's input, None where the
-            metadata does not say); ``golden`` (seed of the points, None where there is no golden case).
+            metadata does not say); ``golden`` (seed of the points, None where there is no golden case);
+            ``quality`` (whether the quality model was recorded with it).
     """
     quiet_libraries()
     bundle, work = Path(request["bundle"]), Path(request["work"])
@@ -47,6 +48,8 @@ def replay(request: dict[str, Any]) -> None:
         answer["network"] = _or_error(lambda: _feed(bundle, **request["input"]))
     if request["golden"] is not None:
         answer["golden"] = _or_error(lambda: _replay_golden(bundle, work, request["golden"]))
+    if request.get("quality"):
+        answer["quality"] = _or_error(lambda: assess_golden(bundle) or {})
     write_json(work / ANSWER, answer)
 
 

@@ -23,13 +23,23 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.bundle.golden import DOCUMENT, GOLDEN, LABELS, SCORES, Golden, read_golden
+from segpipe.bundle.golden import (
+    DOCUMENT,
+    GOLDEN,
+    LABELS,
+    SCORES,
+    Golden,
+    changed_quality,
+    quality_differs,
+    read_golden,
+)
 from segpipe.bundle.replay import child
 from segpipe.bundle.tensors import WEIGHTS
-from segpipe.bundle.vet import METADATA, Finding, shown
+from segpipe.bundle.vet import METADATA, SUMS, Finding, shown
 from segpipe.common import isolation
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import no_answer, tied
+from segpipe.quality import QUALITY
 
 HEADER = 4096  # bytes of a .npy file beside its values, at most
 LEAST_MEMORY = 4 * 2**30
@@ -82,12 +92,15 @@ def replay_bundle(root: Path, metadata: Mapping[str, Any], limits: Limits | None
     stated = metadata.get("golden")
     golden, replay.findings["replay"] = read_golden(root, isinstance(stated, Mapping) and "voxels" in stated)
     network_input = _network_input(metadata)
+    if golden is not None:
+        replay.findings["replay"] += changed_quality(root, golden.document)
     if replay.findings["replay"] or (golden is None and network_input is None):
         return replay
     seed = None if golden is None else golden.document["scores"]["seed"]
     with temporary_folder() as fresh:
         started = time.monotonic()
-        request = {"input": network_input, "golden": seed}
+        judged = golden is not None and "quality" in golden.document
+        request = {"input": network_input, "golden": seed, "quality": judged}
         ran = run_isolated(root, fresh, request, limits or Limits.of_this_machine())
         replay.isolation, replay.reason = ran.isolation
         if not ran.began:
@@ -173,6 +186,16 @@ def _judge_golden(replay: Replay, golden: Golden, ran: Ran, out: Path) -> None:
         tolerance = golden.document["tolerance"]
         asked = f"at most {tolerance['score']:g} and {tolerance['labels']:.2%}" if elsewhere else "equal bits"
         replay.refuse("replay", GOLDEN, words, f"not what it gave on its author's machine: {asked}, {where}")
+    if replay.golden is not None and "quality" in golden.document:
+        _judge_quality(replay, golden.document["quality"], ran.answer.get("quality", {}), bool(elsewhere))
+
+
+def _judge_quality(replay: Replay, recorded: Mapping[str, Any], said: Mapping[str, Any], elsewhere: bool) -> None:
+    differs = said["error"] if "error" in said else quality_differs(recorded, said, elsewhere)
+    if differs:
+        why = "the quality model does not say of the golden case what it said on its author's machine"
+        return replay.refuse("replay", QUALITY, differs, why)
+    replay.golden = f"{replay.golden}; its quality model says the same of it"
 
 
 def _elsewhere(recorded: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
@@ -247,7 +270,7 @@ def run_isolated(root: Path, work: Path, request: dict[str, Any], limits: Limits
         limits: of the process.
     """
     bundle, out = work / "bundle", work / "out"
-    expected = {root / name for name in (DOCUMENT, LABELS, SCORES)}
+    expected = {root / name for name in (DOCUMENT, LABELS, SCORES, SUMS)}  # of which the last one lists the others
     shutil.copytree(root, bundle, ignore=lambda folder, names: {n for n in names if Path(folder, n) in expected})
     out.mkdir()
     request = {

@@ -1,6 +1,6 @@
 """What more workers give, and what each way to share a batch costs: seconds a case, and seconds before the first.
 
-Generated scans, the shipped bundle, one thread a worker, each way as whole commands. A few cases and many are
+Generated scans, a small network, one thread a worker, each way as whole commands. A few cases and many are
 predicted; the line through both says what a case takes and what the start takes. Label maps have to be the same bytes.
 
     python bench/scaling.py
@@ -23,9 +23,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from ensemble import write_bundle
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundles" / "hippocampus_mri"
 FEW = 4
 WORKERS = 2
 
@@ -40,6 +39,7 @@ def main() -> None:
         parser.error(f"--cases has to be above {FEW}")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
+        write_bundle(folder / "bundle", 1, 3)
         write_scans(folder / "few", FEW, options.edge)
         write_scans(folder / "many", options.cases, options.edge)
         run(ways(folder / "few", folder / "warm", folder)["one process"])  # converts the network, once
@@ -73,7 +73,7 @@ def write_scans(folder: Path, number: int, edge: int) -> None:
 
 def ways(scans: Path, out: Path, folder: Path) -> dict[str, list[list[str]]]:
     """Return each way's commands, which run at the same time."""
-    predict = ["predict", str(BUNDLE), str(scans), str(out), "--threads", "1"]
+    predict = ["predict", str(folder / "bundle"), str(scans), str(out), "--threads", "1"]
     jobs = ["--array", str(WORKERS), "--jobs", str(folder / f"jobs_{out.name}"), "--"]
     found = {
         "one process": [predict],

@@ -91,7 +91,8 @@ def command(
         console.say(f"{counted(len(cases), 'case')} ({some_of(ids)})")
         console.say(server.url)
         if edit is not None:
-            console.say(f"corrections go to {edit}: segpipe import {quoted(path)} --corrections {quoted(edit)}")
+            into = "" if path.is_file() else " --into MANIFEST"
+            console.say(f"corrections go to {edit}: segpipe import {quoted(path)} --corrections {quoted(edit)}{into}")
         console.say("Ctrl-C ends it; whoever on this machine has the address can look as well.")
         console.document(url=server.url, page=None, cases=ids, niivue=has_niivue())
         try:

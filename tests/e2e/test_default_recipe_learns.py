@@ -28,4 +28,5 @@ def test_a_short_training_on_the_demo_s_data(network: str, tmp_path: Path) -> No
         overrides=["batch_size=2", "val_interval=20"],
         progress=lambda line: None,
     )
-    assert run.val_mean_dice is not None and run.val_mean_dice > 0.55
+    # four trainings of unet_fine gave 0.52 to 0.66; with a slope of 0.01, as it once was, 0.26
+    assert run.val_mean_dice is not None and run.val_mean_dice > 0.45

@@ -77,9 +77,9 @@ PARAMETERS: Mapping[Kind, str] = {
         savepath_in_metadict scale scale_extent scale_range schedule schedulers seed sep separate_folder
         series_meta series_name series_uid shear_range shuffle sigma sigma1_x sigma1_y sigma1_z sigma2_x
         sigma2_y sigma2_z sigma_range sigma_scale sigma_x sigma_y sigma_z sigmoid simple_keys size_average
-        size_mode skip_unrolling smooth smooth_above smooth_dr smooth_nr soft_label softmax source_key spacing
-        spacing_mm spatial_axes spatial_axis spatial_border spatial_dim spatial_dims spatial_size split squared steps
-        squared_pred squeeze_end_dims squeeze_non_spatial_dims src start start_coord_key start_factor
+        size_mode skip_unrolling sliced_axis smooth smooth_above smooth_dr smooth_nr soft_label softmax source_key
+        spacing spacing_mm spatial_axes spatial_axis spatial_border spatial_dim spatial_dims spatial_size split squared
+        squared_pred steps squeeze_end_dims squeeze_non_spatial_dims src start start_coord_key start_factor
         stat_length state_attributes std step_size strict strict_check strict_shape stride strides subtrahend
         summary_ops summary_writer sw_batch_size sw_device swap_ij symmetric T_0 T_max T_mult t_total tag_name
         target_labels tensor threshold threshold_mode timeout times to_kwargs to_onehot to_onehot_y to_tensor

@@ -98,6 +98,9 @@ def test_what_auto_decides_is_said_and_recorded(whole_numbers: Path, tmp_path: P
         shown[gigabytes] = json.loads(capsys.readouterr().out)
     assert shown[0.5]["config"]["store"] == str(tmp_path / "cache" / "store") and shown[4]["config"]["store"] is None
     assert "0.5 GB free" in shown[0.5]["origins"]["store"] and "on disk" in shown[0.5]["notes"][0]
+    words += ["--processes", "3", "--set", "batch_size=3"]
+    assert run(words) == 0
+    assert "1.33 GB free, for each of 3 processes" in json.loads(capsys.readouterr().out)["origins"]["store"]
     assert not (tmp_path / "cache").exists()  # nothing is made before a training begins
 
 

@@ -199,9 +199,11 @@ def _settle_store(composed: Composed, dataset: Manifest) -> None:
     if not isinstance(said, str) or said.startswith(("$", "@")):
         return
     if said == "auto":
-        needs, free = needs_of_run(config, dataset, Path(config["dataset_dir"])), memory_here().free
+        processes = config["processes"]
+        needs, free = needs_of_run(config, dataset, Path(config["dataset_dir"])), memory_here().free // processes
         in_memory = fits(needs, free)
         words = f"{needs.in_memory / 1e9:.3g} GB with the cases in memory, {free / 1e9:.3g} GB free"
+        words += f", for each of {processes} processes" if processes > 1 else ""
         composed.origins["store"] += f", auto: {words}"
         composed.notes.append(f"{words}: {'they are kept there' if in_memory else 'they are kept in a store on disk'}")
         said = None if in_memory else "default"

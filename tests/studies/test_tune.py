@@ -90,6 +90,19 @@ def test_a_gain_that_does_not_hold_is_not_recommended(
     assert "is not recommended: on folds drawn anew its gain may be chance" in capsys.readouterr().out
 
 
+def test_few_patients_show_nothing(fake: FakeTraining, manifest: Path, tmp_path: Path, capsys: Any) -> None:
+    dataset = load_manifest(manifest)
+    dataset.training = dataset.training[:5]
+    save_manifest(dataset, tmp_path / "manifest.json")
+    for name in ("task.yaml", "space.yaml"):
+        (tmp_path / name).symlink_to(manifest.parent / name)
+    fake.noise = lambda case, seed: 0.01 + int(case[1:]) / 1000
+    tune(tmp_path / "manifest.json", tmp_path / "out", trials=6)
+    document = state(tmp_path / "out")
+    assert document["confirmation"]["gain"]["difference"]["low"] > 0 and not document["recommended"]
+    assert "is not recommended: 5 patients cannot show it" in capsys.readouterr().out
+
+
 def test_the_same_command_goes_on_and_ends_as_if_it_had_not_stopped(
     fake: FakeTraining, manifest: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from segpipe.common.folder_lock import locked
 from segpipe.data import Manifest, data_root, draw_split, load_manifest, patients_note, save_manifest
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.reporting import read_history
-from segpipe.studies.comparison_results import compare
+from segpipe.studies.comparison_results import FEWEST_PATIENTS, compare
 from segpipe.studies.search import Candidate, mean_dice, run_folder, scores_of, train_candidate
 from segpipe.studies.space import Space, read_space
 from segpipe.studies.trials import Outcome, Trial, Trials, title_of
@@ -266,7 +266,9 @@ class _Tuning:
         elif confirmed is None:
             self._confirm(complete[0], best)
         confirmed = self.document["confirmation"]
-        self.document["recommended"] = bool(confirmed and (confirmed["gain"]["difference"]["low"] or 0) > 0)
+        gain: dict[str, Any] = confirmed["gain"] if confirmed else {"patients": 0}
+        enough = gain["patients"] >= FEWEST_PATIENTS
+        self.document["recommended"] = bool(enough and (gain["difference"]["low"] or 0) > 0)
 
     def _confirm(self, default: Outcome, best: Outcome) -> None:
         """Train both on folds drawn anew by patient, with an unused seed."""

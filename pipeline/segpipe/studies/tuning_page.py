@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import counted
 from segpipe.reporting import Section, Table, write_page
+from segpipe.studies.comparison_results import FEWEST_PATIENTS
 from segpipe.training import duration
 
 Document = Mapping[str, Any]
@@ -45,6 +47,10 @@ def verdict(document: Document) -> str:
         return f"{best['candidate']} is the best on the fold of the search; not confirmed: {why}."
     if document["recommended"]:
         return f"{best['candidate']} is recommended: its gain holds on folds drawn anew."
+    patients = document["confirmation"]["gain"]["patients"]
+    if patients < FEWEST_PATIENTS:
+        few = f"{counted(patients, 'patient')} cannot show it, {FEWEST_PATIENTS} or more are needed"
+        return f"{best['candidate']} is not recommended: {few}. Take the default."
     return f"{best['candidate']} is not recommended: on folds drawn anew its gain may be chance. Take the default."
 
 

@@ -72,6 +72,12 @@ def test_layers_and_types_are_part_of_make_test() -> None:
     assert runner.read_text().index("make test\n") < runner.read_text().index("make test-slow")
 
 
+def test_each_file_of_tests_has_a_name_of_its_own() -> None:
+    """The folders are no packages, so two of one name cannot be collected together."""
+    names = [path.name for path in tracked() if path.is_relative_to(ROOT / "tests") and path.name.startswith("test_")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_file_names_a_path_of_a_workplace() -> None:
     stray = re.compile(r"(?<![\w.$}-])/(?:work)/\w")
     found = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segpipe.cluster.tasks import Task
+from segpipe.common.processes import tied
 from segpipe.errors import UsageError
 
 ENGINES = ("slurm", "local", "ray")
@@ -109,7 +110,7 @@ class _Slurm:
     def states(self, jobs: Sequence[str]) -> dict[str, str]:
         command = ["squeue", "--noheader", "--array", "--format=%i|%T"]
         try:
-            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            listed = subprocess.run(tied(command), capture_output=True, text=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError):  # the controller is away: nothing is known, and nothing is dead
             return dict.fromkeys(jobs, "unknown")
         rows = (line.partition("|") for line in listed.stdout.split())

@@ -43,9 +43,9 @@ class Task:
     def __call__(self, log: str | None = None) -> int:
         """Run it, and leave its exit code in its file; what it says goes to a file, or where ours goes."""
         words = self.again if self.begun and (Path(self.folder) / self.begun).is_file() else self.words
-        command = tied([sys.executable, "-m", "segpipe", *words])
+        command = [sys.executable, "-m", "segpipe", *words]
         with nullcontext() if log is None else Path(log).open("ab") as said:
-            code = subprocess.call(command, cwd=self.folder, env=child_environment(), stdout=said, stderr=said)
+            code = subprocess.call(tied(command), cwd=self.folder, env=child_environment(), stdout=said, stderr=said)
         write_json(self.result, {"code": code})
         return code
 

@@ -205,6 +205,8 @@ def refresh_summary(root: str | Path) -> bool:
         UsageError: it cannot be written.
         DataError: the summary that is there cannot be read.
     """
+    from segpipe.viewer import NO_NIIVUE
+
     root = Path(root)
     if not (root / SUMMARY_JSON).is_file():
         return False
@@ -217,8 +219,8 @@ def refresh_summary(root: str | Path) -> bool:
     named: dict[str, int] = next((result["labels"] for result in results if result.get("labels")), {})
     columns = [column.removesuffix("_ml") for column in (rows[0] if rows else {}) if column.endswith("_ml")]
     labels = {value: name for name, value in named.items()} or dict(enumerate(columns, 1))
-    page = root / REPORT
-    _write(root, about, labels, advice, viewer=page.is_file() and VIEWER in page.read_text(encoding="utf-8"))
+    page = (root / REPORT).read_text(encoding="utf-8") if (root / REPORT).is_file() else ""
+    _write(root, about, labels, advice, viewer=VIEWER in page or NO_NIIVUE in page)
     return True
 
 

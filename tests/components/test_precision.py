@@ -64,6 +64,32 @@ def test_bfloat16_is_near_float32_and_not_equal() -> None:
     assert (exact - near).abs().max().item() < 0.05 * exact.abs().max().item()
 
 
+class OneConvolution(torch.nn.Module):
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = (torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d)(8, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.convolution(x)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 8, 8), (8, 2, 8), (8, 8, 1), (1, 1, 1), (2, 2), (1, 8)])
+def test_an_axis_shorter_than_the_kernel_is_computed_in_float32(shape: tuple[int, ...], channels_last: bool) -> None:
+    """In bfloat16 some CPUs give gradients of such weights that hold what lay in memory before."""
+    x, gradients = torch.randn(2, 8, *shape), []
+    for word in ("float32", "bfloat16", "bfloat16"):
+        network = in_precision(OneConvolution(len(shape)), word, channels_last)
+        spoilt = [torch.full((size,), float("nan")) for size in (64, 1000, 5000, 20000) for _ in range(4)]
+        del spoilt
+        scores = network(x)
+        (scores * torch.linspace(-1, 1, scores.numel()).reshape(scores.shape)).sum().backward()
+        gradients.append(network.convolution.weight.grad)
+    assert torch.equal(gradients[1], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_copy_computes_with_its_own_weights() -> None:
     network = in_precision(unet(), "bfloat16")
     other = copy.deepcopy(network)

@@ -47,8 +47,11 @@ def in_precision(
     network = network.to(device)
     if channels_last:
         network = network.to(memory_format=side_by_side(network))
-    kind = type(network)
-    network.__class__ = type(kind.__name__, (_InPrecision, kind), {"__module__": kind.__module__})
+    if used == "bfloat16" and device.type == "cpu":
+        for module in network.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+                _derive(module, _ShortInFloat32)
+    _derive(network, _InPrecision)
     network._computes = (device.type, TYPES[used], channels_last)
     if compiled:
         network.compile()
@@ -59,6 +62,29 @@ def scales_loss(precision: Precision, device: str | torch.device) -> bool:
     """Return whether gradients need a scaler, as those of float16 do: the trainer's ``amp``."""
     device = torch.device(device)
     return device.type == "cuda" and precision_of(precision, device.type) == "float16"
+
+
+def _derive(module: torch.nn.Module, first: type) -> None:
+    """Let the methods of a class come before those of the module's own, in place."""
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (first, kind), {"__module__": kind.__module__})
+
+
+class _ShortInFloat32(torch.nn.Module):
+    """A convolution that is computed in float32 where an axis is shorter than its kernel, as the deepest may be.
+
+    On processors with AVX512 and no AMX, PyTorch 2.13 (oneDNN) then fills a part of the weights' gradient in bfloat16
+    with what lay in memory before: it differs from run to run, or is not finite. So few voxels cost nothing in float32.
+    """
+
+    kernel_size: tuple[int, ...]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the convolution gives, in float32 where it is short."""
+        if all(size >= kernel for size, kernel in zip(x.shape[2:], self.kernel_size, strict=True)):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 class _InPrecision(torch.nn.Module):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segpipe.cli.app import run
+from segpipe.common.folder_lock import locked
 from segpipe.data.manifest import load_manifest, save_manifest
 from segpipe.errors import DataError, UsageError
+from segpipe.studies.space import read_space
+from segpipe.studies.trials import Trials
 from tiny_data import write_data
 from tiny_tune import SPACE, FakeTraining
 
@@ -35,6 +41,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
     return FakeTraining().put(monkeypatch)
+
+
+@pytest.fixture
+def handles(manifest: Path, tmp_path: Path) -> Callable[..., list[Trials]]:
+    """Trials of one folder, as so many processes have them."""
+
+    def made(number: int, first_pruned: int | None = None, storage: str = "journal") -> list[Trials]:
+        base = {"task": str(manifest.parent / "task.yaml"), "runtime": "cpu"}
+        space = read_space(str(manifest.parent / "space.yaml"), {}, base)
+        return [Trials(tmp_path / "out", space, storage, 0, first_pruned) for _ in range(number)]
+
+    return made
 
 
 def tune(manifest: Path, out: Path, *more: str, trials: int = 3, code: int = 0) -> None:
@@ -77,6 +95,8 @@ def test_the_default_is_tried_first_and_the_best_is_compared_on_folds_drawn_anew
     assert f"{best} is recommended" in said and "gain on folds drawn anew: +" in said
     page = (out / "tune.html").read_text()
     assert f"{best} is recommended" in page and "segpipe train MANIFEST --task task.yaml" in page
+    assert f"--set '{fake.overrides[best][-1]}'" in html.unescape(page)
+    assert f"next: segpipe export {out}/candidates/{best}/run/fold_0 BUNDLE" in said
 
 
 def test_a_gain_that_does_not_hold_is_not_recommended(
@@ -87,7 +107,12 @@ def test_a_gain_that_does_not_hold_is_not_recommended(
     document = state(tmp_path / "out")
     assert document["gain_on_the_search_fold"]["difference"]["mean"] > 0
     assert not document["recommended"]
-    assert "is not recommended: on folds drawn anew its gain may be chance" in capsys.readouterr().out
+    said, best = capsys.readouterr().out, document["best"]
+    assert "is not recommended: on folds drawn anew its gain may be chance" in said
+    assert f"next: segpipe export {tmp_path}/out/candidates/default/run/fold_0 BUNDLE" in said
+    page = html.unescape((tmp_path / "out/tune.html").read_text())
+    assert "--loss dice_ce --augment light --epochs 6 --folds all --out RUN" in page
+    assert best["overrides"] and not any(f"--set '{each}" in page for each in best["overrides"])
 
 
 def test_few_patients_show_nothing(fake: FakeTraining, manifest: Path, tmp_path: Path, capsys: Any) -> None:
@@ -189,15 +214,9 @@ def test_a_search_that_is_not_confirmed_says_why(
     assert not state(tmp_path / "out")["recommended"]
 
 
-def test_two_processes_share_a_journal(fake: FakeTraining, manifest: Path, tmp_path: Path) -> None:
+def test_two_processes_share_a_journal(handles: Any) -> None:
     """The second is a process of its own, as far as locks go: it asks while a trial of the first runs."""
-    from segpipe.studies.space import read_space
-    from segpipe.studies.trials import Trials
-
-    out = tmp_path / "out"
-    base = {"task": str(manifest.parent / "task.yaml"), "runtime": "cpu"}
-    space = read_space(str(manifest.parent / "space.yaml"), {}, base)
-    first, second = (Trials(out, space, "journal", 0, None) for _ in range(2))
+    first, second = handles(2)
     with first.next(2) as one:
         assert one is not None and one.title == "default"
         with second.next(2) as other:
@@ -210,6 +229,58 @@ def test_two_processes_share_a_journal(fake: FakeTraining, manifest: Path, tmp_p
         assert again is not None and again.title == "trial_1" and again.point == other.point
         again.complete(0.6, 1.0)
     assert [(each.state, each.dice) for each in second.outcomes()] == [("complete", 0.5), ("complete", 0.6)]
+
+
+def test_the_default_is_never_given_up_however_many_start_together(handles: Any) -> None:
+    with ExitStack() as stack:
+        default, *others = [stack.enter_context(each.next(6)) for each in handles(6, first_pruned=1)]
+        for number, other in enumerate(others[:4]):
+            assert not other.report(2, 0.8 + number / 100)
+            other.complete(0.9, 1.0)
+        assert others[4].report(2, 0.1)
+        assert not default.report(2, 0.1)
+
+
+def test_nobody_asks_between_a_trial_and_its_lock(
+    handles: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = handles(2)
+    asked: list[str] = []
+
+    def late(folder: Path, *given: Any, **more: Any) -> Any:
+        if folder.name == "default" and not asked:
+            asked.append("")
+            with pytest.raises(UsageError, match="another process works"), second.next(1):
+                pass
+        return locked(folder, *given, **{**more, "wait_s": 0.0})
+
+    monkeypatch.setattr("segpipe.studies.trials.locked", late)
+    with first.next(1) as trial:
+        trial.complete(0.5, 1.0)
+    assert asked and [each.state for each in second.outcomes()] == ["complete"]
+
+
+def test_a_kill_while_a_trial_is_queued_again_loses_none(handles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = handles(2)
+    with first.next(1):
+        pass  # it is left running
+    with monkeypatch.context() as patch:
+        patch.setattr(second._study, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), second.next(1):
+            pass
+    assert [each.state for each in first.outcomes()] == ["waiting"]
+    with first.next(1) as trial:
+        assert trial.title == "default"
+        trial.complete(0.5, 1.0)
+    with second.next(1) as none:
+        assert none is None  # it was queued once
+
+
+def test_a_folder_of_any_name_has_its_trials(handles: Any, tmp_path: Path) -> None:
+    (tmp_path / "what? {now} #1 50%").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "what? {now} #1 50%")
+    handles(1, storage="sqlite")
+    assert (tmp_path / "out/study.db").is_file()
 
 
 @pytest.mark.parametrize(

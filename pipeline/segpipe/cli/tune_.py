@@ -60,7 +60,7 @@ def command(
     Example: segpipe tune manifest.json --task task.yaml --trials 30 --budget 12h --out tune
     """
     from segpipe.errors import UsageError
-    from segpipe.studies import STORAGES, Wanted, gain_in_words, parse_fold, run_tuning, verdict
+    from segpipe.studies import STORAGES, Wanted, advised, gain_in_words, parse_fold, run_tuning, verdict
     from segpipe.training import duration, parse_budget
 
     if storage not in STORAGES:
@@ -112,6 +112,6 @@ def command(
         console.say(f"Note: {note}")
     console.say(f"Open {out / 'tune.html'}")
     if document["best"]:
-        run = out / "candidates" / document["best"]["candidate"] / "run" / f"fold_{document['settings']['fold']}"
+        run = out / "candidates" / advised(document) / "run" / f"fold_{document['settings']['fold']}"
         console.say(f"next: segpipe export {quoted(run)} BUNDLE")
     console.document(**{key: value for key, value in document.items() if key not in ("schema_version", "command")})

@@ -18,6 +18,7 @@ from .trials import STORAGES as STORAGES
 from .tuning import Wanted as Wanted
 from .tuning import parse_fold as parse_fold
 from .tuning import run_tuning as run_tuning
+from .tuning_page import advised as advised
 from .tuning_page import gain_in_words as gain_in_words
 from .tuning_page import verdict as verdict
 from .variants import Settings as Settings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,22 +103,21 @@ class Trials:
             most: candidates in all.
         """
         optuna = _optuna()
-        with self._alone():
-            self._queue_again()
-            trials = self._study.get_trials(deepcopy=False)
-            waiting = any(trial.state == optuna.trial.TrialState.WAITING for trial in trials)
-            known = len({trial.user_attrs[CANDIDATE] for trial in trials if CANDIDATE in trial.user_attrs})
-            trial = None
-            if waiting or known < most:
-                self._study.sampler = optuna.samplers.TPESampler(seed=self._seed * 100_003 + known)
-                asked = self._study.ask()
-                if CANDIDATE not in asked.user_attrs:
-                    asked.set_user_attr(CANDIDATE, known)
-                trial = Trial(self._study, asked, self.space)
-        if trial is None:
-            yield None
-            return
-        with locked(self._folder(trial.candidate), _busy(self.out), wait_s=ASKING_S):
+        with ExitStack() as held:
+            with self._alone():
+                self._queue_again()
+                trials = self._study.get_trials(deepcopy=False)
+                waiting = any(trial.state == optuna.trial.TrialState.WAITING for trial in trials)
+                known = len({trial.user_attrs[CANDIDATE] for trial in trials if CANDIDATE in trial.user_attrs})
+                trial = None
+                if waiting or known < most:
+                    self._study.sampler = optuna.samplers.TPESampler(seed=self._seed * 100_003 + known)
+                    asked = self._study.ask()
+                    if CANDIDATE not in asked.user_attrs:
+                        asked.set_user_attr(CANDIDATE, known)
+                    trial = Trial(self._study, asked, self.space)
+                    # before another process may ask: it takes a running trial that nobody holds for a killed one
+                    held.enter_context(locked(self._folder(trial.candidate), _busy(self.out)))
             yield trial
 
     def outcomes(self) -> list[Outcome]:
@@ -153,7 +152,9 @@ class Trials:
     def _queue_again(self) -> None:
         """Fail what runs in no process any more, and queue the same point under the same number."""
         optuna = _optuna()
-        for trial in self._study.get_trials(deepcopy=False):
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = {each.user_attrs.get(CANDIDATE) for each in trials if each.state == optuna.trial.TrialState.WAITING}
+        for trial in trials:
             if trial.state != optuna.trial.TrialState.RUNNING:
                 continue
             candidate = trial.user_attrs.get(CANDIDATE)
@@ -162,8 +163,9 @@ class Trials:
                 continue
             try:
                 with locked(self._folder(candidate), _busy(self.out)):
+                    if candidate not in waiting:  # queued first: a kill in between loses nothing
+                        self._study.enqueue_trial(self._point(trial), user_attrs={CANDIDATE: candidate})
                     self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                    self._study.enqueue_trial(self._point(trial), user_attrs={CANDIDATE: candidate})
             except UsageError as error:
                 if error.message != _busy(self.out).message:
                     raise
@@ -184,13 +186,16 @@ class Trial:
         return title_of(self.candidate)
 
     def report(self, epoch: int, dice: float) -> bool:
-        """Take a point of the validation curve; return whether the trial is to be given up."""
+        """Take a point of the validation curve; return whether the trial is to be given up, which the default never is.
+
+        All others are compared with it, and where many processes start together it need not be the first to end.
+        """
         if epoch in self._reported:
             return False
         self._reported.add(epoch)
         self._asked.report(dice, epoch)
         self._asked.set_user_attr(EPOCHS, epoch)
-        return bool(self._asked.should_prune())
+        return self.candidate != 0 and bool(self._asked.should_prune())
 
     def complete(self, dice: float, seconds: float) -> None:
         """End it with its figure."""
@@ -220,7 +225,10 @@ def _busy(out: Path) -> UsageError:
 
 def _open(optuna: Any, path: Path, storage: str) -> Any:
     if storage == "sqlite":
-        return optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
+        from sqlalchemy import URL
+
+        url = URL.create("sqlite", database=os.fspath(path.resolve()))  # a path may have a question mark
+        return optuna.storages.RDBStorage(url.render_as_string(hide_password=False))
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(os.fspath(path)))
 
 

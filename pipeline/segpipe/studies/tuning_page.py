@@ -9,6 +9,7 @@ from typing import Any
 from segpipe.common.console import counted
 from segpipe.reporting import Section, Table, write_page
 from segpipe.studies.comparison_results import FEWEST_PATIENTS
+from segpipe.studies.trials import title_of
 from segpipe.training import duration
 
 Document = Mapping[str, Any]
@@ -69,17 +70,25 @@ def _in_short(document: Document) -> Section:
     best = document["best"]
     commands = []
     if best is not None:
-        commands = [best_command(document)]
+        commands = [advised_command(document)]
     return Section("In short", paragraphs=[verdict(document), *stopped, *notes], commands=commands)
 
 
-def best_command(document: Document) -> str:
-    """Return the command that trains the best candidate on every fold; words in capitals are the reader's."""
-    best, settings = document["best"], document["settings"]
+def advised(document: Document) -> str:
+    """Return the name of the candidate to take: the best where it is recommended, else the default."""
+    return str(document["best"]["candidate"]) if document["recommended"] else title_of(0)
+
+
+def advised_command(document: Document) -> str:
+    """Return the command that trains the advised candidate on every fold; words in capitals are the reader's."""
+    settings = document["settings"]
+    taken = document["best"] if document["recommended"] else settings["default"]
     words = ["segpipe train MANIFEST --task", settings["task"], "--runtime", settings["runtime"]]
-    words += [f"--{kind} {Path(best[kind]).name}" for kind in ("network", "loss", "augment")]
+    words += [f"--{kind} {Path(taken[kind]).name}" for kind in ("network", "loss", "augment")]
     words += [f"--epochs {settings['epochs']}"] if settings["epochs"] is not None else []
-    words += [f"--set '{each}'" for each in (*settings["overrides"], *best.get("overrides", ()))]
+    words += [
+        f"--set '{each}'" for each in (*settings["overrides"], *(taken["overrides"] if document["recommended"] else ()))
+    ]
     return " ".join([*words, "--folds all --out RUN"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from dicom.make import series as slices_of_a_series
 from dicom.make import write
@@ -164,6 +165,112 @@ def test_a_test_case_is_refused_whatever_it_is_called_and_left_out_where_that_is
     found = site.take(skip_bad=True)  # as the hint says
     assert (found.taken, found.left_out) == (["new"], {"renamed": "a test case"})
     assert [case.id for case in found.manifest.test] == ["c4", "c5", "u"]
+
+
+def repacked(source: Path, target: Path, kind: str) -> Path:
+    """Write the same scan as another tool would."""
+    image = nib.load(source)
+    if kind == "turned":
+        image = image.as_reoriented(np.array([[0, -1], [2, 1], [1, 1]]))
+    elif kind == "header":
+        image = nib.Nifti1Image(np.asarray(image.dataobj).astype(np.float32), image.affine + np.eye(4) * 0.5)
+    target.parent.mkdir(exist_ok=True)
+    nib.save(image, target)
+    return target
+
+
+@pytest.mark.parametrize("kind", ["unpacked", "turned", "header"])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_copy_of_a_test_case_is_told_by_its_voxels(site: Site, kind: str, hashes: bool):
+    site.write_manifest(hashes)
+    site.predict("other", repacked(site.data / "images/c4.nii.gz", site.scans / "other.nii", kind))
+    save(site.back / "other.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="corrections of test cases"):
+        site.take()
+
+
+def test_a_copy_of_a_fold_case_is_that_case(site: Site):
+    site.write_manifest()
+    site.predict("other", repacked(site.data / "images/c0.nii.gz", site.scans / "other.nii", "unpacked"))
+    save(site.back / "other.nii.gz", mask(3))
+    manifest = site.take().manifest
+    assert [case.id for case in manifest.training] == ["c0", "c1", "c2", "c3"]
+    assert manifest.training[0].only_trains and manifest.training[0].fold == 0
+    site.predict("third", repacked(site.data / "images/c1.nii.gz", site.scans / "third.nii", "turned"))
+    save(site.back / "third.nii.gz", mask(3))
+    with pytest.raises(DataError, match="the image is that of c1, on another grid"):
+        site.take()
+    site.predict("again", repacked(site.data / "images/c0.nii.gz", site.scans / "again.nii", "unpacked"))
+    save(site.back / "again.nii.gz", mask(4))
+    assert "of the same case as another" in site.take(skip_bad=True).left_out["other"]
+
+
+@pytest.mark.parametrize("id", ["c4", "c0"])
+def test_another_image_with_the_id_of_a_measured_case_is_refused(site: Site, id: str):
+    site.write_manifest()
+    site.predict(id, site.image(site.scans / "x.nii.gz"))
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    for name in (id, "new"):
+        save(site.back / f"{name}.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="called as a case that is measured") as error:
+        site.take()
+    assert error.value.found == id
+    assert site.take(skip_bad=True).taken == ["new"]
+
+
+def test_without_the_images_of_measured_cases_nothing_can_be_told(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask(3))
+    (site.data / "images/c4.nii.gz").unlink()
+    with pytest.raises(DataError, match="cannot be told whether this is a case that is measured"):
+        site.take()
+
+
+def test_a_corrected_prediction_is_no_mended_label_map_of_the_manifest(site: Site):
+    site.write_manifest()
+    start = site.predict("c0", site.data / "images/c0.nii.gz")
+    save(start, mask(1))
+    for id in ("c0", "u"):
+        saved = save(site.back / f"{id}.nii.gz", mask(3))
+    line = {"annotator": "reader-2", "sha256": sha256_of(saved)}
+    lines = [{**line, "id": id, "start_sha256": sha256_of(start)} for id in ("c0", "u")]
+    said = site.back / "corrections.jsonl"
+    said.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    with pytest.raises(DataError, match=r"2 corrections cannot be used[\s\S]*it began as something else"):
+        import_corrections(site.manifest, site.back)
+    save(site.back / "c0.nii.gz", mask(4))  # saved once more by another tool
+    with pytest.raises(DataError, match="2 corrections cannot be used"):
+        import_corrections(site.manifest, site.back, annotator="reader-2")
+    (site.back / "u.nii.gz").unlink()
+    assert site.take().taken == ["c0"]  # as the hint says
+    save(site.back / "c1.nii.gz", mask(3))
+    lines = [{**line, "id": "c1", "start_sha256": sha256_of(site.data / "labels/c1.nii.gz")}]
+    (site.back / "c0.nii.gz").unlink()
+    said.write_text(json.dumps(lines[0]) + "\n")
+    assert import_corrections(site.manifest, site.back).taken == ["c1"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_another_image_of_the_same_id_goes_beside_the_first(site: Site, ending: str, tmp_path: Path):
+    kept = {}
+    for number in (2, 3):
+        image = site.image(site.scans / f"{number}/a.nii.gz")
+        if ending == ".mha":
+            SimpleITK.WriteImage(SimpleITK.ReadImage(str(image)), str(image.with_name("a.mha")))
+            image = image.with_name("a.mha")
+        site.out, site.lines = tmp_path / f"out_{number}", []
+        site.predict("a", image)
+        save(site.back / "a.nii.gz", mask(number + 1))
+        manifest = site.take(into=None, output=site.data / f"new_{number}.json", modality=["CT"]).manifest
+        (case,) = manifest.training
+        kept[case.images[0]] = sha256_of(site.data / case.images[0])
+    assert len(kept) == 2 and {path: sha256_of(site.data / path) for path in kept} == kept
+    (site.data / next(reversed(kept))).write_bytes(b"something else")
+    with pytest.raises(DataError, match="an image that was taken before has changed"):
+        site.take(into=None, output=site.data / "new_4.json", modality=["CT"])
+    (site.data / next(reversed(kept))).unlink()  # as the hint says
+    assert site.take(into=None, output=site.data / "new_4.json", modality=["CT"]).taken == ["a"]
 
 
 def test_another_scan_of_a_test_patient_is_refused(site: Site):
@@ -360,8 +467,12 @@ def test_several_files_of_one_case_are_refused(site: Site):
     site.predict("new", site.image(site.scans / "new.nii.gz"))
     for name in ("new.nii.gz", "new_seg.nii.gz"):
         save(site.back / name, mask(3))
-    with pytest.raises(UsageError, match="several label maps"):
+    with pytest.raises(DataError, match="several label maps"):
         site.take()
+    site.predict("good", site.image(site.scans / "good.nii.gz"))
+    save(site.back / "good.nii.gz", mask(3))
+    found = site.take(skip_bad=True)
+    assert found.taken == ["good"] and "several label maps" in found.left_out["new"]
 
 
 def test_a_seg_corrects_a_series(site: Site, tmp_path: Path):
@@ -409,3 +520,39 @@ def test_the_command_says_what_became_of_each(site: Site, capsys: pytest.Capture
     assert "passed over: 1 label map of no case of predictions" in printed.err
     assert run([*words, "--layout", "nnunet"]) == 2
     assert run(["import", str(site.manifest), "--annotator", "x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("corrections.jsonl", {"annotator": 7}),
+        ("corrections.jsonl", {"annotator": "Doe^Jane"}),
+        ("corrections.jsonl", {"minutes": "ten"}),
+        ("corrections.jsonl", {"minutes": -1}),
+        ("corrections.jsonl", {"date": 5}),
+        ("corrections.jsonl", {"start_sha256": "x"}),
+        ("mapping.jsonl", {"id": 5, "paths": 7}),
+        ("mapping.jsonl", {"id": "bad", "paths": [None]}),
+        ("result.json", []),
+        ("result.json", {"labels": ["liver"]}),
+        ("result.json", {"bundle": "organs"}),
+        ("result.json", {"bundle": {"name": "organs", "version": "1", "sha256": "no"}}),
+        ("result.json", {"source_sha256": 7}),
+    ],
+)
+def test_files_that_are_not_as_they_should_are_named(site: Site, file: str, change: Any):
+    site.write_manifest()
+    for name in ("bad", "good"):
+        site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+        save(site.back / f"{name}.nii.gz", mask(3))
+    if file == "result.json":
+        (site.out / "bad/result.json").write_text(json.dumps(change))
+    else:
+        path = {"corrections.jsonl": site.back, "mapping.jsonl": site.out}[file] / file
+        with path.open("a") as stream:
+            stream.write(json.dumps({"sha256": sha256_of(site.back / "bad.nii.gz"), **change}) + "\n")
+    with pytest.raises(DataError, match="not as `segpipe` writes it") as error:
+        site.take()
+    assert file in str(error.value) and "Jane" not in str(error.value)
+    if file == "result.json":
+        assert site.take(skip_bad=True).taken == ["good"]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from segpipe.common.files import read_json, sha256_of, write_whole
+from segpipe.common.files import sha256_of, write_whole
 from segpipe.common.image_names import ending_of, is_image, is_nifti
-from segpipe.common.nifti import Header, header_of_array, read_header, require_3d
-from segpipe.common.result_folder import MAPPING, RESULT, SEGMENTATION, STATE, read_lines
+from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, require_3d
+from segpipe.common.partial import temporary_folder
+from segpipe.common.result_folder import RESULT, SEGMENTATION, STATE
+from segpipe.common.result_records import read_result, read_sources
+from segpipe.common.same_image import SameImage
 from segpipe.data.annotation import StartBundle, StartMap
 from segpipe.data.importers.as_nifti import as_nifti
 from segpipe.data.manifest import Case, Manifest
 from segpipe.dicom import Series, admitted, check_repairs, load_series, scan, write_volume
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError, RefusedError, UsageError
 
 FOLDER = "corrected"
 
@@ -35,66 +38,125 @@ class Origin:
     case: Case | None = None  # of the manifest, that it is
 
 
-def of_manifest(manifest: Manifest, root: Path) -> list[Origin]:
-    """Return what the corrections of a manifest's own label maps may be of, and what is drawn of cases without one."""
-    origins = []
-    for case in manifest.cases():
-        start, begun = None, None
+class ManifestOrigins:
+    """What the corrections of a manifest's own label maps may be of, and what is drawn of cases without one.
+
+    Attributes:
+        ids: of the cases.
+    """
+
+    def __init__(self, manifest: Manifest, root: Path) -> None:
+        self._manifest, self._root = manifest, root
+        self._cases = {case.id: case for case in manifest.cases()}
+        self.ids = list(self._cases)
+
+    def origin(self, id: str) -> Origin:
+        """Return what a correction is of."""
+        case, start, begun = self._cases[id], None, None
         if case.label is not None:
-            start = root / case.label
+            start = self._root / case.label
             begun = StartMap(of="label", sha256=(case.sha256 or {}).get(case.label), bundle=None)
-        images = tuple(root / image for image in case.images)
-        origins.append(Origin(case.id, images, start, begun, manifest.foreground, case=case))
-    return origins
+        images = tuple(self._root / image for image in case.images)
+        return Origin(case.id, images, start, begun, self._manifest.foreground, case=case)
 
 
-def of_results(folder: Path, manifest: Manifest | None, root: Path) -> list[Origin]:
-    """Return what the corrections of a result folder may be of, sorted by id.
+class ResultOrigins:
+    """What the corrections of a result folder may be of.
+
+    Attributes:
+        ids: of the cases, sorted.
 
     Raises:
         UsageError: it is no result folder.
+        DataError: its ``mapping.jsonl`` is none.
     """
-    if not (folder / STATE).is_file():
-        raise UsageError(
-            "what was corrected?",
-            path=folder,
-            expected="the result folder of `segpipe predict` that the corrections began with, or a manifest",
-        )
-    lines = (line for line in read_lines(folder / MAPPING) if isinstance(line, dict) and "refused" not in line)
-    sources = {line["id"]: tuple(Path(path) for path in line.get("paths", ())) for line in lines if "id" in line}
-    origins = []
-    for path in sorted(folder.glob(f"*/{RESULT}")):
-        result, id = read_json(path, "result"), path.parent.name
-        images, hashes = sources.get(id, ()), tuple(result.get("source_sha256") or ())
-        case = None if manifest is None else _case_of(id, images, hashes, manifest, root)
+
+    def __init__(self, folder: Path, manifest: Manifest | None, root: Path) -> None:
+        if not (folder / STATE).is_file():
+            raise UsageError(
+                "what was corrected?",
+                path=folder,
+                expected="the result folder of `segpipe predict` that the corrections began with, or a manifest",
+            )
+        self._folder, self._manifest, self._root = folder, manifest, root
+        self._sources, self._is_same = read_sources(folder), SameImage()
+        self.ids = [path.parent.name for path in sorted(folder.glob(f"*/{RESULT}"))]
+
+    def origin(self, id: str) -> Origin:
+        """Return what a correction is of.
+
+        Raises:
+            DataError: its ``result.json`` is none, or it cannot be told which case of the manifest it is.
+            RefusedError: it is called as a case that is measured, and is not known to be that one.
+        """
+        folder = self._folder / id
+        result = read_result(folder / RESULT)
+        images, hashes = self._sources.get(id, ()), tuple(result.source_sha256 or ())
+        case = None if self._manifest is None else self._case_of(id, images, hashes, self._manifest)
         if case is not None and not images:
-            images = tuple(root / image for image in case.images)
-        bundle = {name: result.get("bundle", {}).get(name) for name in ("name", "version", "sha256")}
+            images = tuple(self._root / image for image in case.images)
+        bundle = {} if result.bundle is None else result.bundle.model_dump()
         begun = StartMap(
             of="prediction",
-            sha256=(result.get("sha256") or {}).get(SEGMENTATION),
-            bundle=StartBundle.model_validate(bundle) if all(bundle.values()) else None,
+            sha256=(result.sha256 or {}).get(SEGMENTATION),
+            bundle=StartBundle.model_validate(bundle) if bundle and all(bundle.values()) else None,
         )
-        masks = bool(result.get("regions"))  # of regions, which are numbered otherwise than labels
-        labels = {value: name for name, value in ({} if masks else result.get("labels") or {}).items()}
-        origins.append(Origin(id, images, path.parent / SEGMENTATION, begun, labels, hashes, case))
-    return origins
+        masks = bool(result.regions)  # of regions, which are numbered otherwise than labels
+        labels = {value: name for name, value in ({} if masks else result.labels or {}).items()}
+        return Origin(id, images, folder / SEGMENTATION, begun, labels, hashes, case)
+
+    def _case_of(self, id: str, images: Sequence[Path], hashes: Sequence[str], manifest: Manifest) -> Case | None:
+        """Return the case that a result is of: of the same file, bytes or voxels, or of the same series."""
+        named = next((case for case in manifest.cases() if case.id == id), None)
+        if not images:
+            return named
+        if not is_image(images[0]):  # the id of a series is made of its UID, but where ids are replaced by hashes
+            return named or self._case_of_series(images, manifest)
+        first = images[0].resolve()
+        for case in manifest.cases():
+            if self._path(case) == first or (hashes and (case.sha256 or {}).get(case.images[0]) == hashes[0]):
+                return case
+        if not first.is_file():
+            return None  # which is refused for that
+        for case in self._comparable(manifest):
+            if self._is_same(self._path(case), first):
+                return case
+        if named is not None and _is_measured(named, manifest):
+            raise RefusedError(
+                "another image is called as a case that is measured",
+                found=id,
+                expected="the image that the manifest has of this case, or another id",
+                hint="take its file out of the folder, or leave it out with --skip-bad",
+                case_id=id,
+            )
+        return None
+
+    def _case_of_series(self, images: Sequence[Path], manifest: Manifest) -> Case | None:
+        volume = load_series(_series_of(images))
+        for case in self._comparable(manifest):
+            if self._is_same.array(volume.array, volume.affine_ras, self._path(case)):
+                return case
+        return None
+
+    def _comparable(self, manifest: Manifest) -> Iterator[Case]:
+        """Yield the cases whose images are there; those that are measured have to be."""
+        for case in manifest.cases():
+            if self._path(case).is_file():
+                yield case
+            elif _is_measured(case, manifest):
+                raise DataError(
+                    "it cannot be told whether this is a case that is measured",
+                    found=f"no image of {case.id} where the manifest says",
+                    expected=f"its images below {self._root}",
+                    hint="put the manifest into the folder of its data",
+                )
+
+    def _path(self, case: Case) -> Path:
+        return (self._root / case.images[0]).resolve()
 
 
-def _case_of(id: str, images: Sequence[Path], hashes: Sequence[str], manifest: Manifest, root: Path) -> Case | None:
-    """Return the case of a manifest that a result is of: of the same file, of the same bytes, or of the same series."""
-    named = next((case for case in manifest.cases() if case.id == id), None)
-    if not images or not is_image(images[0]):  # the id of a series is made of its UID
-        return named
-    first = images[0].resolve()
-    for case in manifest.cases():
-        path = (root / case.images[0]).resolve()
-        if path == first or (hashes and (case.sha256 or {}).get(case.images[0]) == hashes[0]):
-            return case
-        same_size = path.is_file() and first.is_file() and path.stat().st_size == first.stat().st_size
-        if same_size and sha256_of(path) == sha256_of(first):
-            return case
-    return None
+def _is_measured(case: Case, manifest: Manifest) -> bool:
+    return case.label is not None and (case.fold is not None or any(case.id == each.id for each in manifest.test))
 
 
 def image_of(origin: Origin) -> tuple[Header, Series | None]:
@@ -110,7 +172,7 @@ def image_of(origin: Origin) -> tuple[Header, Series | None]:
             expected="the files that mapping.jsonl of the result folder names",
         )
     if not is_image(origin.images[0]):
-        series = _series_of(origin)
+        series = _series_of(origin.images)
         shape, affine = series.shape or (), series.affine_ras
         return header_of_array(shape, np.dtype(np.int16), affine, Path(origin.id)), series
     if origin.image_sha256 and tuple(map(sha256_of, origin.images)) != origin.image_sha256:
@@ -121,8 +183,27 @@ def image_of(origin: Origin) -> tuple[Header, Series | None]:
     return grid, None
 
 
-def _series_of(origin: Origin) -> Series:
-    found = admitted(scan(list(origin.images)).series)
+def require_grid_of_case(origin: Origin, image: Header, root: Path) -> None:
+    """Refuse what was drawn on the case's voxels as another file stores them: on another grid than the manifest's.
+
+    Raises:
+        DataError: naming the case.
+    """
+    if origin.case is None:
+        return
+    header = read_header(root / origin.case.images[0])
+    difference = grid_difference(replace(header, shape=header.shape[:3]), image)
+    if difference:
+        raise DataError(
+            f"the image is that of {origin.case.id}, on another grid",
+            found=f"the manifest's image against the one that was segmented: {difference}",
+            expected="the same size, spacing and place",
+            hint="predict the manifest's own image",
+        )
+
+
+def _series_of(images: Sequence[Path]) -> Series:
+    found = admitted(scan(list(images)).series)
     if len(found) == 1 and found[0].is_capture:
         found = admitted(found, (), [found[0].case_id])
     if len(found) == 1 and found[0].state == "refused":
@@ -139,24 +220,45 @@ def _series_of(origin: Origin) -> Series:
 
 
 def placed_images(origin: Origin, series: Series | None, root: Path) -> list[str]:
-    """Return the images by paths below the root; those that lie elsewhere, or are no NIfTI, are written there."""
-    folder = root / FOLDER / "images"
+    """Return the images by paths below the root; those that lie elsewhere, or are no NIfTI, are written there.
+
+    Their names have a part of their hash, so that another image of the same id goes beside them.
+    """
     if series is not None:
-        path = folder / f"{origin.id}.nii.gz"
-        if not path.exists():
-            write_volume(load_series(series), path)
-        return [path.relative_to(root).as_posix()]
+        with temporary_folder() as made:
+            write_volume(load_series(series), made / "image.nii.gz")
+            return [_placed(origin.id, made / "image.nii.gz", root)]
     images = []
     for index, image in enumerate(origin.images):
-        suffix = f"_{index:04}" if len(origin.images) > 1 else ""
+        stem = origin.id + (f"_{index:04}" if len(origin.images) > 1 else "")
         if not is_nifti(image):
-            as_nifti(str(image.resolve()), root, folder / f"{origin.id}{suffix}.nii.gz")
-            images.append(f"{FOLDER}/images/{origin.id}{suffix}.nii.gz")
+            with temporary_folder() as made:
+                as_nifti(str(image.resolve()), made, made / "image.nii.gz")
+                images.append(_placed(stem, made / "image.nii.gz", root))
         elif image.resolve().is_relative_to(root):
             images.append(image.resolve().relative_to(root).as_posix())
         else:
-            target = folder / f"{origin.id}{suffix}{ending_of(image)}"
-            with image.open("rb") as reading, write_whole(target) as writing:
-                shutil.copyfileobj(reading, writing)
-            images.append(target.relative_to(root).as_posix())
+            images.append(_placed(stem, image, root))
     return images
+
+
+def _placed(stem: str, image: Path, root: Path) -> str:
+    """Copy an image to a name with a part of its hash, and return its path below the root.
+
+    Raises:
+        DataError: a file of this name has other bytes.
+    """
+    digest, ending = sha256_of(image), ending_of(image)
+    path = root / FOLDER / "images" / f"{stem}-{digest[:8]}{ending}"
+    if not path.exists():
+        with image.open("rb") as reading, write_whole(path) as writing:
+            shutil.copyfileobj(reading, writing)
+    elif sha256_of(path) != digest:
+        raise DataError(
+            "an image that was taken before has changed",
+            path=path,
+            found="other bytes than it was written with",
+            expected="the image as it came",
+            hint="move that file away, and import again",
+        )
+    return path.relative_to(root).as_posix()

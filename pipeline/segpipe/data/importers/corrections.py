@@ -7,19 +7,27 @@ began as a prediction agrees with the model that drew it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from segpipe.common.console import counted, some_of
 from segpipe.common.files import sha256_of
 from segpipe.common.processes import Progress
-from segpipe.common.result_folder import CORRECTIONS, read_lines
+from segpipe.common.result_folder import CORRECTIONS
 from segpipe.data.annotation import Annotation, checked_annotator
 from segpipe.data.importers.corrected_maps import files_of_nobody, find_corrected, read_corrected, write_corrected
-from segpipe.data.importers.correction_origins import FOLDER, Origin, image_of, of_manifest, of_results, placed_images
+from segpipe.data.importers.correction_lines import CorrectionLines, read_correction_lines
+from segpipe.data.importers.correction_origins import (
+    FOLDER,
+    ManifestOrigins,
+    Origin,
+    ResultOrigins,
+    image_of,
+    placed_images,
+    require_grid_of_case,
+)
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.source_dataset import refusal
 from segpipe.data.importers.to_manifest import PatientOf
@@ -89,12 +97,13 @@ def import_corrections(
         patient_rule: patient from case id, of cases that are new.
         key: file of the key of patients' pseudonyms, for new cases of DICOM series.
         overwrite: replace a manifest that is there.
-        progress: called with the number of corrections done and of all.
+        progress: called with the number of steps done and of all, two for each correction.
         note: called with each of the notes.
 
     Raises:
         UsageError: no such folder, nothing to take, or options that do not go together.
-        RefusedError: a test case, or a case of a patient of the test set.
+        RefusedError: a test case, a case of a patient of the test set, or another image called as a case that is
+            measured.
         DataError: a correction cannot be used.
     """
     source, folder = Path(source), Path(corrections)
@@ -110,22 +119,34 @@ def import_corrections(
     root = (path if base is None else base).resolve().parent
     if path.resolve().parent != root:
         raise UsageError("the manifest would lie elsewhere than its data", path=path, expected=f"a file in {root}")
-    origins = of_manifest(before, root) if before and base == source else of_results(source, before, root)
-    found = {origin.id: file for origin in origins if (file := find_corrected(folder, origin.id))}
-    origins = [origin for origin in origins if origin.id in found]
+    of_manifest = before is not None and base == source
+    known = ManifestOrigins(before, root) if before and of_manifest else ResultOrigins(source, before, root)
+    said = read_correction_lines(folder)
+    found, faults = _found(folder, known.ids)
+    origins: list[Origin] = []
+    refused: list[str] = []
+    for done, id in enumerate(found, 1):
+        try:
+            origins.append(_require_another(known.origin(id), origins))
+        except RefusedError as error:
+            refused.append(id)
+            faults[id] = error.sentence(folder)
+        except (SegpipeError, OSError) as error:
+            faults[id] = _why(error, folder)
+        progress(done, 2 * len(found))
+    if refused and not skip_bad:
+        raise _refused("another image is called as a case that is measured", refused, "ids of their own")
     result = Corrected(before or _new_manifest(origins, modality, name, path), path, root)
-    lines = (line for line in read_lines(folder / CORRECTIONS) if isinstance(line, dict))
-    said = {str(line.get("sha256")): line for line in lines}
     _refuse_test_cases(result, origins, skip_bad)
     taker = _Taker(result, said, annotator, confirmed, selection, patient_of_rule(patient_rule), key)
-    cases, faults = [], {}
+    cases = []
     for done, origin in enumerate(origins, 1):
         try:
             case = None if origin.id in result.left_out else taker.take(origin, found[origin.id])
             cases += [] if case is None else [case]
         except (DataError, OSError) as error:
-            faults[origin.id] = error.sentence(folder) if isinstance(error, SegpipeError) else "it cannot be read"
-        progress(done, len(origins))
+            faults[origin.id] = _why(error, folder)
+        progress(len(found) + done, len(found) + len(origins))
     if faults and not skip_bad:
         raise refusal("corrections", faults, len(cases))
     result.left_out |= faults
@@ -140,12 +161,36 @@ def import_corrections(
     return result
 
 
+def _found(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the label map of each case that came back, and why that of others cannot be told."""
+    found, faults = {}, {}
+    for id in ids:
+        try:
+            if (file := find_corrected(folder, id)) is not None:
+                found[id] = file
+        except SegpipeError as error:
+            faults[id] = error.sentence(folder)
+    return found, faults
+
+
+def _require_another(origin: Origin, others: Sequence[Origin]) -> Origin:
+    """Refuse a second result on the image of one case: only one label map can be its next."""
+    same = [each.id for each in others if origin.case is not None and each.case is origin.case]
+    if same:
+        raise DataError("it is of the same case as another", found=", ".join(same), expected="one correction of a case")
+    return origin
+
+
+def _why(error: SegpipeError | OSError, folder: Path) -> str:
+    return error.sentence(folder) if isinstance(error, SegpipeError) else "it cannot be read"
+
+
 @dataclass(frozen=True)
 class _Taker:
     """Takes corrections one by one; what it leaves out for a good reason stands in the result."""
 
     result: Corrected
-    said: Mapping[str, Mapping[str, Any]]
+    said: CorrectionLines
     annotator: str | None
     confirmed: bool
     selection: str
@@ -163,7 +208,9 @@ class _Taker:
         if any(each.sha256 == digest for each in (origin.case.history if origin.case else None) or ()):
             self.result.known.append(origin.id)
             return None
+        _require_same_start(origin, self.said.start(origin.id, digest))
         image, series = image_of(origin)
+        require_grid_of_case(origin, image, root)
         _require_same_labels(origin, manifest)
         start = origin.start if origin.start != file else None
         corrected = read_corrected(file, image, series, manifest.foreground, manifest.ignore_label, start)
@@ -171,14 +218,14 @@ class _Taker:
         if same and not self.confirmed:
             self.result.unchanged.append(origin.id)
             return None
-        line = self.said.get(digest, {})
+        line = self.said.of(digest)
         annotation = Annotation(
-            annotator=checked_annotator(line.get("annotator") or self.annotator),
-            date=line.get("date") or datetime.now(UTC).isoformat("T", "seconds"),
+            annotator=checked_annotator(line.annotator or self.annotator),
+            date=line.date or datetime.now(UTC).isoformat("T", "seconds"),
             sha256=digest,
             start=origin.begun,
             changed_voxels=corrected.changed_voxels,
-            minutes=line.get("minutes"),
+            minutes=line.minutes,
         )
         label = root / FOLDER / "labels" / f"{origin.id}-{digest[:8]}.nii.gz"
         write_corrected(corrected, image, label)
@@ -242,6 +289,22 @@ def _require_same_labels(origin: Origin, manifest: Manifest) -> None:
             "the values of the result mean something else in the manifest",
             found=", ".join(f"{value} ({text})" for value, text in sorted(other.items())),
             expected=", ".join(f"{value} ({text})" for value, text in manifest.foreground.items()),
+        )
+
+
+def _require_same_start(origin: Origin, said: str | None) -> None:
+    """Refuse what began as something else than the source has: a prediction is no mended label map of the manifest."""
+    if said is None:
+        return
+    own = {origin.begun.sha256} if origin.begun is not None else set()
+    if origin.start is not None and origin.start.is_file():
+        own.add(sha256_of(origin.start))
+    if said not in own:
+        raise DataError(
+            "it began as something else than the label map of SOURCE",
+            found=f"in {CORRECTIONS}, the hash of another file that it began with",
+            expected="what was opened to correct it: the result folder, or the manifest",
+            hint="give the result folder as SOURCE",
         )
 
 

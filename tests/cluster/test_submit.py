@@ -60,6 +60,43 @@ def test_folds_of_a_training_and_what_measures_them(tiny_manifest: Path, tmp_pat
     assert (alone.begun, alone.again) == ("runs/one/run.json", ("train", "--resume", "runs/one"))
 
 
+def test_what_goes_on_has_what_no_run_records(tiny_manifest: Path, tmp_path: Path) -> None:
+    words = ["train", str(tiny_manifest), "--task", "t.yaml", "--folds=all", "--out=cv", "--mlflow=http://h:5000"]
+    first, second, measure = planned(words, tmp_path, allow_other_cpu=True)
+    assert measure.after and not any(word.startswith("--folds") for word in first.words)
+    assert first.words[-6:] == ("--fold", "0", "--out", "cv/fold_0", "--set", "keep_weights=last")
+    assert second.again == ("train", "--resume", "cv/fold_1", "--mlflow", "http://h:5000", "--allow-other-cpu")
+    (seeds,) = planned(["train", "m.json", "--out", "one", "--seeds", "3", "--jobs", "2", "--json"], tmp_path)
+    assert (seeds.begun, seeds.again) == ("one/seeds.json", ("train", "--resume", "one", "--jobs", "2", "--json"))
+    (resumed,) = planned(["train", "--resume=one", "--out", "one"], tmp_path)
+    assert not resumed.begun
+    with pytest.raises(UsageError, match="only a training"):
+        planned(PREDICT, tmp_path, allow_other_cpu=True)
+
+
+def test_the_folder_of_the_jobs_is_its_owners_alone(follow: Any, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    umask = os.umask(0)
+    try:
+        follow(FakeEngine(0, 0))
+    finally:
+        os.umask(umask)
+    assert jobs.stat().st_mode & 0o777 == 0o700
+    jobs.chmod(0o755)  # of an earlier version
+    follow(FakeEngine())
+    assert jobs.stat().st_mode & 0o777 == 0o700
+    jobs.chmod(0o770)
+    with pytest.raises(UsageError, match="others may write") as refused:
+        follow(FakeEngine())
+    subprocess.run((refused.value.hint or "").partition("or: ")[2].split(), check=True)
+    assert exit_code(follow(FakeEngine())) == 0
+    (jobs / "submission.json").rename(jobs / "mine.txt")
+    jobs.chmod(0o755)
+    with pytest.raises(UsageError, match="has other files"):
+        follow(FakeEngine())
+    assert jobs.stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize(
     ("words", "array", "message"),
     [
@@ -70,6 +107,7 @@ def test_folds_of_a_training_and_what_measures_them(tiny_manifest: Path, tmp_pat
         (["compare", "m.json"], 2, "--array has no place here"),
         (["train", "m.json", "--folds", "all", "--out", "x"], 2, "--array has no place here"),
         (["train", "--folds", "all", "m.json"], None, "are not known"),
+        (["train", "m.json", "--folds", "all", "--out", "x", "--budget", "2h"], None, "a length of its own"),
     ],
 )
 def test_what_is_not_submitted(words: list[str], array: int | None, message: str, tmp_path: Path) -> None:

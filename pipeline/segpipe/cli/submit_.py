@@ -33,6 +33,9 @@ def command(
     account: Annotated[str | None, typer.Option(help="Account of Slurm [default: its own].")] = None,
     address: Annotated[str | None, typer.Option(help="Of Ray's cluster, HOST:PORT.", show_default=False)] = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Jobs at the same time [default: all].")] = None,
+    allow_other_cpu: Annotated[
+        bool, typer.Option(help="train: what was begun goes on also on another kind of CPU, where bits differ.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the jobs to their end.")] = True,
     json: AsJson = False,
 ) -> int:
@@ -65,7 +68,8 @@ def command(
         address=address,
     )
     try:
-        document = submit(planned(words, jobs, array), jobs, engine, resources, console.note, wait)
+        tasks = planned(words, jobs, array, allow_other_cpu=allow_other_cpu)
+        document = submit(tasks, jobs, engine, resources, console.note, wait)
     except KeyboardInterrupt as interruption:
         raise Interrupted("jobs of Slurm go on, others ended; the same command goes on") from interruption
     rows = [

@@ -7,6 +7,8 @@ JOBS/12_0_0_log.err      what each wrote, of submitit
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 
 from segpipe.cluster.jobs import Engine, Resources, engine_of, last_words
 from segpipe.cluster.tasks import Task
-from segpipe.common.files import json_text, read_json, write_text
+from segpipe.common.console import quoted
+from segpipe.common.files import cannot_write, json_text, read_json, write_text
 from segpipe.common.folder_lock import locked
 from segpipe.errors import BUG, INTERRUPTED, OK, SOME_FAILED, SOME_HELD, DataError, UsageError
 
@@ -52,10 +55,12 @@ def submit(
         The content of ``submission.json``.
 
     Raises:
-        UsageError: the folder is of another command, another process follows them, or they cannot be submitted.
+        UsageError: the folder is of another command or not its owner's alone, another process follows them, or they
+            cannot be submitted.
         DataError: ``submission.json`` cannot be read.
         KeyboardInterrupt: jobs of Slurm go on, and the same command follows them.
     """
+    _keep_private(jobs)
     with locked(jobs, UsageError("another process follows these jobs", path=jobs, hint="wait for it")):
         followed = _Followed(tasks, jobs, engine, engine_of(engine, jobs, resources), progress, grace_s)
         try:
@@ -165,6 +170,30 @@ class _Followed:
 
     def _write(self) -> None:
         write_text(self._folder / STATE, json_text(self.document), mode=0o600)
+
+
+def _keep_private(jobs: Path) -> None:
+    """Make the folder its owner's alone: nodes run what lies there, and its files have the words of the command."""
+    try:
+        jobs.parent.mkdir(parents=True, exist_ok=True)
+        jobs.mkdir(mode=0o700, exist_ok=True)
+        found, mode = jobs.stat(), stat.S_IMODE(jobs.stat().st_mode)
+        known = (jobs / STATE).is_file() or not any(jobs.iterdir())
+    except OSError as error:
+        raise cannot_write(jobs, error) from error
+    if found.st_uid != os.geteuid():
+        raise UsageError("the folder of the jobs belongs to another user", path=jobs, hint="name another --jobs")
+    if mode & 0o077 and (mode & 0o022 or not known):
+        raise UsageError(
+            "others may write to the folder of the jobs, and nodes run what lies there"
+            if mode & 0o022
+            else "the folder of the jobs has other files, and would be closed to others",
+            path=jobs,
+            found=f"mode {mode:04o}",
+            expected="0700",
+            hint=f"name a folder that is not there yet, or: chmod 700 {quoted(jobs)}",
+        )
+    jobs.chmod(0o700)
 
 
 def _open(tasks: Sequence[Task], jobs: Path, engine: str) -> dict[str, Any]:

@@ -60,7 +60,13 @@ class Task:
         return {**asdict(self), "words": list(self.words), "again": list(self.again)}
 
 
-def planned(words: Sequence[str], jobs: Path, array: int | None = None, folder: Path | None = None) -> list[Task]:
+def planned(
+    words: Sequence[str],
+    jobs: Path,
+    array: int | None = None,
+    folder: Path | None = None,
+    allow_other_cpu: bool = False,
+) -> list[Task]:
     """Return the jobs of a command.
 
     Args:
@@ -69,6 +75,7 @@ def planned(words: Sequence[str], jobs: Path, array: int | None = None, folder: 
         jobs: folder of the jobs' files.
         array: shares or processes.
         folder: that the command is run in; None: this one.
+        allow_other_cpu: of ``train``: what was begun goes on also on another kind of CPU.
 
     Raises:
         UsageError: it cannot be submitted.
@@ -83,10 +90,14 @@ def planned(words: Sequence[str], jobs: Path, array: int | None = None, folder: 
             found=verb or "none",
             expected=f"after --: {', '.join(VERBS)}, with its words",
         )
-    made = _Planned(tuple(words), jobs.resolve(), str((folder or Path.cwd()).resolve()))
+    if allow_other_cpu and verb != "train":
+        raise UsageError(
+            "only a training is allowed another kind of CPU", found=verb, hint="leave --allow-other-cpu out"
+        )
+    made = _Planned(tuple(words), jobs.resolve(), str((folder or Path.cwd()).resolve()), allow_other_cpu)
     if verb == "predict":
         return made.shares(array or 1)
-    if verb == "train" and "--folds" in words:
+    if verb == "train" and _has(words, "--folds"):
         _refuse_array(array, "a cross-validation has a job a fold")
         return made.folds()
     if verb == "tune" and (array or 1) > 1:
@@ -99,8 +110,8 @@ def planned(words: Sequence[str], jobs: Path, array: int | None = None, folder: 
         return [made.task(f"process {number}", words, number) for number in range(array or 1)]
     _refuse_array(array, "only predict and tune run several times in one folder")
     out = _value(words, "--out")
-    if verb == "train" and "--resume" not in words and out:
-        return [made.task(verb, words, 0, begun=f"{out}/run.json", again=("train", "--resume", out))]
+    if verb == "train" and not _has(words, "--resume") and out:
+        return [made.task(verb, words, 0, **made.begun(out))]
     return [made.task(verb, words, 0)]
 
 
@@ -109,6 +120,18 @@ class _Planned:
     words: tuple[str, ...]
     jobs: Path
     folder: str
+    allow_other_cpu: bool = False
+
+    def begun(self, run: str) -> dict[str, Any]:
+        """Return how a run goes on: with its own settings, and with what no run records."""
+        again = ["train", "--resume", run]
+        for option in ("--mlflow", "--jobs"):
+            value = _value(self.words, option)
+            again += [] if value is None else [option, value]
+        again += ["--json"] if "--json" in self.words else []
+        again += ["--allow-other-cpu"] if self.allow_other_cpu else []
+        record = "seeds.json" if _has(self.words, "--seeds") else "run.json"
+        return {"begun": f"{run}/{record}", "again": tuple(again)}
 
     def task(self, name: str, words: Sequence[str], number: int, **more: Any) -> Task:
         return Task(name, tuple(words), self.folder, str(self.jobs / f"task_{number}.json"), **more)
@@ -134,14 +157,19 @@ class _Planned:
                 found=" ".join(words[:2]),
                 expected="train MANIFEST ... --folds all --out RUN",
             )
+        if _has(words, "--budget"):
+            raise UsageError(
+                "each job would measure a length of its own, and the folds have one",
+                found="--budget",
+                hint="name --epochs, or submit `segpipe auto --budget`",
+            )
         folds = chosen_folds(load_manifest(Path(self.folder) / words[1]), _value(words, "--folds") or "all")
         shared = _without(_without(words, "--folds"), "--out")
         tasks = []
         for number, fold in enumerate(folds):
             run = f"{out}/fold_{fold}"
             own = [*shared, "--fold", str(fold), "--out", run, "--set", "keep_weights=last"]
-            again = ("train", "--resume", run)
-            tasks.append(self.task(f"fold {fold}", own, number, begun=f"{run}/run.json", again=again))
+            tasks.append(self.task(f"fold {fold}", own, number, **self.begun(run)))
         measure = self.task("measure", words, len(folds), after=True)
         return [*tasks, measure]
 

@@ -15,7 +15,7 @@ from segpipe.cli.app import run
 from segpipe.cohort import next_cases
 from segpipe.cohort.choosing import _greedy
 from segpipe.cohort.descriptors import describe
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, UsageError
 
 SHAPE = (12, 10, 8)
 
@@ -127,6 +127,10 @@ def test_what_is_annotated_is_never_chosen_whatever_it_is_called(pool: Pool):
     pool.predict("known", 0, 0.1)
     shutil.copy(pool.root / "scans/known.nii.gz", pool.root / "scans/copy.nii.gz")
     assert chosen(next_cases(pool.out, 5, annotated=manifest)) == ["new"]
+    nib.save(nib.load(pool.root / "scans/known.nii.gz"), pool.root / "scans/unpacked.nii")
+    with (pool.out / "mapping.jsonl").open("a") as stream:
+        stream.write(json.dumps({"id": "copy", "paths": [str(pool.root / "scans/unpacked.nii")]}) + "\n")
+    assert chosen(next_cases(pool.out, 5, annotated=manifest)) == ["new"]
     shutil.rmtree(pool.out / "new")
     with pytest.raises(UsageError, match="no case to choose from"):
         next_cases(pool.out, 5, annotated=manifest)
@@ -172,3 +176,20 @@ def test_the_command_writes_the_ids(pool: Pool, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "segpipe predict --entropy" in printed and len(out.read_text().split()) == 2
     assert run(["next", str(pool.root / "scans")]) == 2
+
+
+def test_a_label_whose_dice_is_not_known_is_passed_over(pool: Pool):
+    for name, dice in (("some", {"liver": 0.75, "lesion": None}), ("none", {"liver": None})):
+        pool.predict(name, 0)
+        (pool.out / name / "result.json").write_text(json.dumps({"decision": None, "quality": {"dice": dice}}))
+    doubts = {each.id: each.doubt for each in next_cases(pool.out, 2).choices}
+    assert doubts == {"some": 0.25, "none": None}
+
+
+@pytest.mark.parametrize("file", ["mapping.jsonl", "a/result.json"])
+def test_files_that_are_not_as_they_should_are_named(pool: Pool, file: str):
+    pool.predict("a", 0)
+    (pool.out / file).write_text(json.dumps({"id": 5, "paths": 7, "quality": [1]}))
+    with pytest.raises(DataError, match="not as `segpipe` writes it") as error:
+        next_cases(pool.out)
+    assert str(error.value.path) == str(pool.out / file)

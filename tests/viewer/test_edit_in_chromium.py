@@ -166,3 +166,23 @@ def test_what_is_saved_is_read_back_to_the_voxel_and_gone_on_with(
         assert np.array_equal(drawn(again, tiny), on_screen)
     assert browser.complaints == []
     assert {address for address in browser.requests if not address.startswith(server.url)} == set()
+
+
+def test_what_is_drawn_during_a_save_is_not_saved(tiny: Tiny, browser: Browser, folder: Path) -> None:
+    choose(browser, LEFT)
+    click(browser, tiny, 0, (22, 20, 24))
+    drawn(browser, tiny)
+    browser.run(
+        "window.sent = window.fetch; window.fetch = (...words) => new Promise((go) => { window.release = go; })"
+        ".then(() => window.sent(...words)); document.getElementById('v-save').click()"
+    )
+    browser.run("document.getElementById('v-undo').click()")
+    click(browser, tiny, 0, (26, 20, 24))
+    on_screen = drawn(browser, tiny)
+    browser.run("window.release()")
+    browser.wait_for("document.getElementById('v-edit-state').textContent.startsWith('saved')")
+    browser.run("window.fetch = window.sent")
+    assert browser.run("document.getElementById('v-save').disabled") is False
+    save(browser)
+    assert browser.run("document.getElementById('v-save').disabled") is True
+    assert np.array_equal(in_ras(nib.load(folder / "case_1.nii.gz")), on_screen)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,3 +159,41 @@ def test_corrections_have_a_folder_and_a_name(tiny: Tiny, tmp_path: Path, capsys
     assert run(["view", out, "--annotator", "reader-2"]) == USAGE
     page = str(tmp_path / "page.html")
     assert run(["view", out, "--edit", str(tmp_path / "back"), "--annotator", "reader-2", "--page", page]) == USAGE
+
+
+@pytest.mark.parametrize("path", ["predictions", "predictions/case_1", "manifest"])
+def test_what_is_printed_takes_the_corrections(
+    tiny: Tiny, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = tmp_path / "who draws"
+
+    def draw(self: ViewServer) -> None:
+        start = nib.load(tiny.truth.parent / "label.nii.gz")
+        voxels = stored(tiny.truth.parent / "label.nii.gz").astype(np.uint8)
+        voxels[0, 0, :3] = RIGHT
+        nib.save(nib.Nifti1Image(voxels, start.affine), back / "case_1.nii.gz")
+        line = {"id": "case_1", "annotator": "reader-2", "sha256": sha256_of(back / "case_1.nii.gz")}
+        (back / "corrections.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(ViewServer, "serve", draw)
+    source = tiny.truth if path == "manifest" else tiny.out / path.removeprefix("predictions").strip("/")
+    assert run(["view", str(source), "--edit", str(back), "--annotator", "reader-2"]) == 0
+    printed = capsys.readouterr().out
+    (words,) = [line.split(": ", 1)[1] for line in printed.splitlines() if line.startswith("corrections go to")]
+    taken = [word.replace("MANIFEST", str(tiny.truth)) for word in shlex.split(words)]
+    assert taken[0] == "segpipe" and run(taken[1:]) == 0
+    assert "corrected: case_1" in capsys.readouterr().out
+
+
+def test_a_manifest_is_edited_beside_its_data(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ViewServer, "serve", lambda self: None)
+    (tmp_path / "lists").mkdir()
+    moved = shutil.move(tiny.truth, tmp_path / "lists/cases.json")
+    words = ["--edit", str(tmp_path / "back"), "--annotator", "reader-2"]
+    data = tiny.truth.parent
+    assert run(["view", str(moved), "--data", str(data), *words]) == USAGE
+    assert f"copy it into {data}" in capsys.readouterr().err
+    shutil.copy(moved, data)  # as it says
+    assert run(["view", str(data / "cases.json"), *words]) == 0

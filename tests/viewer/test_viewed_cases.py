@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -62,3 +63,17 @@ def test_a_refused_series_and_odd_names_are_no_cases(tiny: Tiny, tmp_path: Path)
     shutil.copytree(out / "case_1", out / "..odd")
     (case,) = find_viewed(out)
     assert (case.id, case.images) == ("case_1", ())
+
+
+@pytest.mark.parametrize("result", [[], {"labels": ["left"]}, {"sha256": 7}, {"source_sha256": 7}])
+def test_a_result_that_is_none_is_shown_without_what_it_says(tiny: Tiny, tmp_path: Path, result: object) -> None:
+    out = shutil.copytree(tiny.out, tmp_path / "out")
+    (out / "case_1/result.json").write_text(json.dumps(result))
+    (out / "mapping.jsonl").write_text('{"id": "case_1", "paths": 7}\n')
+    (case,) = find_viewed(out)
+    assert (case.images, case.layers[0].names) == ((), {})
+
+
+def test_the_folder_of_a_case_is_known_from_within(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.out / "case_1")
+    assert [case.id for case in find_viewed(Path())] == ["case_1"]

@@ -69,11 +69,20 @@ def command(
 
     Example: segpipe view results/ --edit corrected --annotator reader-2
     """
+    from segpipe.common.result_folder import result_root
     from segpipe.viewer import Editor, ViewServer, find_viewed, has_niivue, write_viewer_page
 
     console = Console("view", as_json=json)
     if (page is not None and edit is not None) or (annotator is not None and edit is None):
         raise UsageError("--annotator goes with --edit, and --edit not with --page", hint="a page saves nothing")
+    if edit is not None and data is not None and path.is_file():
+        raise UsageError(
+            "corrections of a manifest need it beside its data",
+            path=path,
+            found=f"--data {data}",
+            expected="a manifest in the folder that its paths start from: `segpipe import --corrections` writes there",
+            hint=f"copy it into {data}, and name it there, without --data",
+        )
     cases = find_viewed(path, truth=truth, earlier=earlier, data=data, only=case or ())
     ids = [each.id for each in cases]
     title = "segpipe view"
@@ -91,8 +100,8 @@ def command(
         console.say(f"{counted(len(cases), 'case')} ({some_of(ids)})")
         console.say(server.url)
         if edit is not None:
-            into = "" if path.is_file() else " --into MANIFEST"
-            console.say(f"corrections go to {edit}: segpipe import {quoted(path)} --corrections {quoted(edit)}{into}")
+            source, into = (path, "") if path.is_file() else (result_root(path), " --into MANIFEST")
+            console.say(f"corrections go to {edit}: segpipe import {quoted(source)} --corrections {quoted(edit)}{into}")
         console.say("Ctrl-C ends it; whoever on this machine has the address can look as well.")
         console.document(url=server.url, page=None, cases=ids, niivue=has_niivue())
         try:

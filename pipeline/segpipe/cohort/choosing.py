@@ -7,7 +7,7 @@ as annotated from then on (uncertainty with farthest-first traversal: Sener and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.cohort.descriptors import describe, distances, standardised
-from segpipe.common.files import read_json, sha256_of
+from segpipe.common.image_names import is_image
 from segpipe.common.nifti import read_header, read_volume
-from segpipe.common.result_folder import ENTROPY, MAPPING, RESULT, SEGMENTATION, STATE, read_lines
+from segpipe.common.result_folder import ENTROPY, RESULT, SEGMENTATION, STATE
+from segpipe.common.result_records import ResultRecord, read_result, read_sources
+from segpipe.common.same_image import SameImage
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
 
@@ -103,7 +105,7 @@ def next_cases(
 
     Raises:
         UsageError: no such folder or file, or no case is left to choose from.
-        DataError: a manifest that is none.
+        DataError: a manifest or a file of a result folder that is none.
     """
     source = Path(source)
     known: list[Candidate] = []
@@ -171,13 +173,10 @@ def _of_results(folder: Path) -> list[Candidate]:
         raise UsageError(
             "neither results nor a manifest", path=folder, expected="what `segpipe predict` or `segpipe import` wrote"
         )
-    lines = (line for line in read_lines(folder / MAPPING) if isinstance(line, dict) and "refused" not in line)
-    paths = {line["id"]: tuple(map(Path, line.get("paths", ()))) for line in lines if "id" in line}
-    found = []
+    sources, found = read_sources(folder), []
     for path in sorted(folder.glob(f"*/{RESULT}")):
-        result = read_json(path, "result")
-        id, doubt = path.parent.name, _doubt(result, path.parent)
-        found.append(Candidate(id, paths.get(id, ()), *doubt, result.get("decision")))
+        result, id = read_result(path), path.parent.name
+        found.append(Candidate(id, sources.get(id, ()), *_doubt(result, path.parent), result.decision))
     return found
 
 
@@ -191,35 +190,35 @@ def _of_manifest(path: Path, data: str | Path | None) -> tuple[list[Candidate], 
 
 
 def _without_known(candidates: Sequence[Candidate], known: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out what is annotated: of the same id, the same file, or the same bytes."""
+    """Leave out what is annotated: of the same id, the same file, or the same voxels."""
     ids = {case.id for case in known}
-    files = {case.images[0].resolve() for case in known if case.images}
-    sizes: dict[int, list[Path]] = {}
-    for file in files:
-        if file.is_file():
-            sizes.setdefault(file.stat().st_size, []).append(file)
+    files = {case.images[0].resolve(): None for case in known if case.images}
+    is_same = SameImage()
+
+    def has_voxels_of(first: Path, file: Path) -> bool:
+        try:
+            return is_same(first, file)
+        except (SegpipeError, OSError):  # said where it is described
+            return False
 
     def is_known(case: Candidate) -> bool:
         if case.id in ids or not case.images:
             return case.id in ids
         first = case.images[0].resolve()
-        if first in files:
-            return True
-        alike = sizes.get(first.stat().st_size, []) if first.is_file() else []
-        return bool(alike) and sha256_of(first) in {sha256_of(file) for file in alike}
+        return first in files or (is_image(first) and any(has_voxels_of(first, file) for file in files))
 
     return [case for case in candidates if not is_known(case)]
 
 
-def _doubt(result: Mapping[str, object], folder: Path) -> tuple[float | None, str]:
+def _doubt(result: ResultRecord, folder: Path) -> tuple[float | None, str]:
     """Return the doubt of a result, and what it was taken from: the predicted Dice, else the entropy.
 
     Of an entropy, a voxel that is fully in doubt between two classes counts as one that may be wrong; these are held
     against the labelled ones.
     """
-    quality = result.get("quality")
-    if isinstance(quality, dict) and quality.get("dice"):
-        return 1 - min(quality["dice"].values()), QUALITY
+    told = [dice for dice in ((result.quality and result.quality.dice) or {}).values() if dice is not None]
+    if told:
+        return 1 - min(told), QUALITY
     if not (folder / ENTROPY).is_file() or not (folder / SEGMENTATION).is_file():
         return None, NONE
     try:

@@ -231,6 +231,13 @@ def case_folder(file: Path) -> Path:
     return file.parent.parent if is_held else file.parent
 
 
+def result_root(path: Path) -> Path:
+    """Return the result folder that a path means, which may be the folder of one case in it."""
+    if not (path / RESULT).is_file():
+        return path
+    return path.parent if path.name not in ("", "..") else path.resolve().parent
+
+
 def find_probabilities(root: str | Path, case_id: str) -> Path | None:
     """Return the probabilities that were kept beside a case's label map, if any."""
     path = Path(root) / case_id / PROBABILITIES

@@ -20,7 +20,9 @@ from segpipe.common.result_folder import (
     STATE,
     find_segmentation,
     read_lines,
+    result_root,
 )
+from segpipe.common.result_records import ResultRecord, checked
 from segpipe.data import CASE_ID, Manifest, data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.reporting import remarks
@@ -105,7 +107,7 @@ def find_viewed(
     if path.is_file():
         cases = cases_of_manifest(path, data)
     elif (path / RESULT).is_file():
-        cases, only = cases_of_results(path.parent), (*only, path.name)
+        cases, only = cases_of_results(result_root(path)), (*only, path.resolve().name)
     elif path.is_dir():
         cases = cases_of_results(path)
     else:
@@ -147,9 +149,9 @@ def cases_of_results(root: Path, labels: Mapping[int, str] | None = None) -> lis
 def _of_result(folder: Path, source: Mapping[str, Any], labels: Mapping[int, str]) -> ViewedCase:
     try:
         result = read_json(folder / RESULT)
+        checked(ResultRecord, result, folder / RESULT)
     except SegpipeError:
         result = {}
-    result = result if isinstance(result, dict) else {}
     named = {value: name for name, value in (result.get("labels") or {}).items() if value} or dict(labels)
     hashes = result.get("sha256") or {}
     layers = [
@@ -157,7 +159,8 @@ def _of_result(folder: Path, source: Mapping[str, Any], labels: Mapping[int, str
         for name, file, names, unit in (("prediction", SEGMENTATION, named, ""), ("entropy", ENTROPY, {}, NATS))
         if (folder / file).is_file()
     ]
-    paths = [path for path in source.get("paths") or () if isinstance(path, str)]
+    listed = source.get("paths")
+    paths = [path for path in listed if isinstance(path, str)] if isinstance(listed, list) else []
     picture = folder / OVERLAY
     return ViewedCase(
         folder.name,

@@ -13,7 +13,7 @@ from segpipe.common.files import sha256_of, write_whole
 from segpipe.common.image_names import ending_of, is_image, is_nifti
 from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, require_3d
 from segpipe.common.partial import temporary_folder
-from segpipe.common.result_folder import RESULT, SEGMENTATION, STATE
+from segpipe.common.result_folder import CORRECTIONS, RESULT, SEGMENTATION, STATE
 from segpipe.common.result_records import read_result, read_sources
 from segpipe.common.same_image import SameImage
 from segpipe.data.annotation import StartBundle, StartMap
@@ -199,6 +199,22 @@ def require_grid_of_case(origin: Origin, image: Header, root: Path) -> None:
             found=f"the manifest's image against the one that was segmented: {difference}",
             expected="the same size, spacing and place",
             hint="predict the manifest's own image",
+        )
+
+
+def require_same_start(origin: Origin, said: str | None) -> None:
+    """Refuse what began as something else than the source has: a prediction is no mended label map of the manifest."""
+    if said is None:
+        return
+    own = {origin.begun.sha256} if origin.begun is not None else set()
+    if origin.start is not None and origin.start.is_file():
+        own.add(sha256_of(origin.start))
+    if said not in own:
+        raise DataError(
+            "it began as something else than the label map of SOURCE",
+            found=f"in {CORRECTIONS}, the hash of another file that it began with",
+            expected="what was opened to correct it: the result folder, or the manifest",
+            hint="give the result folder as SOURCE",
         )
 
 

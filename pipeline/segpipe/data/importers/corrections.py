@@ -15,7 +15,6 @@ from pathlib import Path
 from segpipe.common.console import counted, some_of
 from segpipe.common.files import sha256_of
 from segpipe.common.processes import Progress
-from segpipe.common.result_folder import CORRECTIONS
 from segpipe.data.annotation import Annotation, checked_annotator
 from segpipe.data.importers.corrected_maps import files_of_nobody, find_corrected, read_corrected, write_corrected
 from segpipe.data.importers.correction_lines import CorrectionLines, read_correction_lines
@@ -27,6 +26,7 @@ from segpipe.data.importers.correction_origins import (
     image_of,
     placed_images,
     require_grid_of_case,
+    require_same_start,
 )
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.source_dataset import refusal
@@ -208,7 +208,7 @@ class _Taker:
         if any(each.sha256 == digest for each in (origin.case.history if origin.case else None) or ()):
             self.result.known.append(origin.id)
             return None
-        _require_same_start(origin, self.said.start(origin.id, digest))
+        require_same_start(origin, self.said.start(origin.id, digest))
         image, series = image_of(origin)
         require_grid_of_case(origin, image, root)
         _require_same_labels(origin, manifest)
@@ -289,22 +289,6 @@ def _require_same_labels(origin: Origin, manifest: Manifest) -> None:
             "the values of the result mean something else in the manifest",
             found=", ".join(f"{value} ({text})" for value, text in sorted(other.items())),
             expected=", ".join(f"{value} ({text})" for value, text in manifest.foreground.items()),
-        )
-
-
-def _require_same_start(origin: Origin, said: str | None) -> None:
-    """Refuse what began as something else than the source has: a prediction is no mended label map of the manifest."""
-    if said is None:
-        return
-    own = {origin.begun.sha256} if origin.begun is not None else set()
-    if origin.start is not None and origin.start.is_file():
-        own.add(sha256_of(origin.start))
-    if said not in own:
-        raise DataError(
-            "it began as something else than the label map of SOURCE",
-            found=f"in {CORRECTIONS}, the hash of another file that it began with",
-            expected="what was opened to correct it: the result folder, or the manifest",
-            hint="give the result folder as SOURCE",
         )
 
 

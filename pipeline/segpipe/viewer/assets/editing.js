@@ -5,7 +5,7 @@
   const { state, hooks, repaintAt, refresh, tell, element } = segpipeViewer;
   const { brush, line, toVoxel } = segpipeVoxels;
   const IDLE_MS = 30000; // longer pauses are no work
-  const edit = { layer: null, strokes: [], stroke: null, last: null, unsaved: false, worked: 0, seen: 0 };
+  const edit = { layer: null, strokes: [], stroke: null, last: null, unsaved: false, changes: 0, worked: 0, seen: 0 };
 
   hooks.shown = (about) => {
     Object.assign(edit, { layer: null, strokes: [], stroke: null, last: null, unsaved: false, worked: 0, seen: 0 });
@@ -90,7 +90,7 @@
     edit.stroke = null;
     if (!done.before.size) return;
     edit.strokes.push(done);
-    changed(true);
+    changed();
   }
 
   function undo() {
@@ -101,14 +101,13 @@
     repaintAt([...last.before.keys()]);
     refresh();
     tell(state.mm);
-    changed(true);
+    changed();
   }
 
-  function changed(unsaved) {
-    edit.unsaved = unsaved;
-    $("undo").disabled = !edit.strokes.length;
-    $("save").disabled = !unsaved;
-    if (unsaved) say("not saved");
+  function changed() {
+    edit.unsaved = true;
+    edit.changes += 1;
+    say("not saved");
   }
 
   function say(words) {
@@ -126,7 +125,7 @@
   async function save() {
     if (!edit.layer || !edit.unsaved) return;
     work();
-    const [layer, strokes, number] = [edit.layer, edit.strokes.length, state.number];
+    const [layer, changes, number] = [edit.layer, edit.changes, state.number];
     say("saving …");
     try {
       const headers = { "Content-Type": "application/octet-stream", "X-Minutes": String(edit.worked / 60000) };
@@ -134,7 +133,7 @@
       if (!answer.ok) throw new Error(await answer.text());
       const saved = await answer.json();
       if (layer !== edit.layer) return;
-      edit.unsaved = edit.strokes.length !== strokes;
+      edit.unsaved = edit.changes !== changes; // while it was being saved
       say(`saved as ${saved.file}: ${saved.changed_voxels} voxels differ from what it began with`);
     } catch (error) {
       if (layer === edit.layer) say(`not saved: ${error.message}`);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def test_small_numbers_reach_the_config_as_numbers(declare: Any) -> None:
     space = declare("learning_rate: {low: 0.00000123, high: 0.01}")
     (override,) = space.candidate(space.draw(Draw(False))).overrides
     assert yaml.safe_load(override.partition("=")[2]) == 0.00000123
+
+
+@pytest.mark.parametrize("word", ["off", "null", "1_000", "2026-01-01", "~", "a, b", "a: b", "@x", "ö #1", ""])
+def test_words_reach_the_config_as_words(word: str, declare: Any) -> None:
+    space = replace(declare("batch_size: [4]"), dimensions=(Dimension("network_def#norm", ("instance", word)),))
+    (override,) = space.candidate({**space.only, "network_def#norm": word}).overrides
+    assert yaml.safe_load(override.partition("=")[2]) == word
+
+
+def test_plain_words_stay_plain(declare: Any) -> None:
+    space = replace(declare("batch_size: [4]"), dimensions=(Dimension("network_def#norm", ("batch",)),))
+    assert space.candidate({**space.only, "network_def#norm": "batch"}).overrides == ("network_def#norm=batch",)
 
 
 def test_there_is_no_such_space(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from segpipe.cli.app import run
+from segpipe.common.console import quoted
 from segpipe.common.folder_lock import locked
 from segpipe.data.manifest import load_manifest, save_manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.space import read_space
 from segpipe.studies.trials import Trials
+from segpipe.studies.tuning_page import advised_command
 from tiny_data import write_data
 from tiny_tune import SPACE, FakeTraining
 
@@ -95,7 +97,7 @@ def test_the_default_is_tried_first_and_the_best_is_compared_on_folds_drawn_anew
     assert f"{best} is recommended" in said and "gain on folds drawn anew: +" in said
     page = (out / "tune.html").read_text()
     assert f"{best} is recommended" in page and "segpipe train MANIFEST --task task.yaml" in page
-    assert f"--set '{fake.overrides[best][-1]}'" in html.unescape(page)
+    assert f"--set {quoted(fake.overrides[best][-1])}" in html.unescape(page)
     assert f"next: segpipe export {out}/candidates/{best}/run/fold_0 BUNDLE" in said
 
 
@@ -112,7 +114,18 @@ def test_a_gain_that_does_not_hold_is_not_recommended(
     assert f"next: segpipe export {tmp_path}/out/candidates/default/run/fold_0 BUNDLE" in said
     page = html.unescape((tmp_path / "out/tune.html").read_text())
     assert "--loss dice_ce --augment light --epochs 6 --folds all --out RUN" in page
-    assert best["overrides"] and not any(f"--set '{each}" in page for each in best["overrides"])
+    assert best["overrides"] and not any(each in page.partition("--folds all")[0] for each in best["overrides"])
+
+
+def test_a_loss_alone_may_be_recommended() -> None:
+    """The best then has no overrides."""
+    default = {"network": "unet", "loss": "dice_ce", "augment": "light", "learning_rate": 0.002}
+    settings = {"task": "t.yaml", "runtime": "cpu", "epochs": None, "overrides": [], "default": default}
+    document = {"best": {**default, "candidate": "trial_3", "loss": "tversky"}, "settings": settings}
+    head = "segpipe train MANIFEST --task t.yaml --runtime cpu --network unet"
+    for recommended, loss in ((True, "tversky"), (False, "dice_ce")):
+        words = advised_command({**document, "recommended": recommended})
+        assert words == f"{head} --loss {loss} --augment light --folds all --out RUN"
 
 
 def test_few_patients_show_nothing(fake: FakeTraining, manifest: Path, tmp_path: Path, capsys: Any) -> None:

@@ -13,12 +13,15 @@ A point of it is a candidate of `segpipe.studies.search`: fragments, with overri
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+import yaml
 
 from segpipe.common.files import read_yaml
 from segpipe.errors import UsageError
@@ -341,7 +344,7 @@ def _deep(value: Any, change: Callable[[float], float]) -> Any:
 
 
 def _as_yaml(value: Any) -> str:
-    """Return a value as YAML 1.1 reads it back, also a small number."""
+    """Return a value as YAML 1.1 reads it back, also a small number, and a word like off or null."""
     if isinstance(value, list):
         return f"[{', '.join(map(_as_yaml, value))}]"
     if isinstance(value, bool):
@@ -349,4 +352,14 @@ def _as_yaml(value: Any) -> str:
     if isinstance(value, float):
         text = f"{value:.12f}".rstrip("0")
         return f"{text}0" if text.endswith(".") else text
+    if isinstance(value, str) and not _is_plain(value):
+        return json.dumps(value, ensure_ascii=False)
     return str(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether YAML reads a text without quotes as itself, also in a list."""
+    try:
+        return bool(yaml.safe_load(f"[{text}]") == [text] and yaml.safe_load(text) == text)
+    except yaml.YAMLError:
+        return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.console import counted
+from segpipe.common.console import counted, quoted
 from segpipe.reporting import Section, Table, write_page
 from segpipe.studies.comparison_results import FEWEST_PATIENTS
 from segpipe.studies.trials import title_of
@@ -86,9 +86,7 @@ def advised_command(document: Document) -> str:
     words = ["segpipe train MANIFEST --task", settings["task"], "--runtime", settings["runtime"]]
     words += [f"--{kind} {Path(taken[kind]).name}" for kind in ("network", "loss", "augment")]
     words += [f"--epochs {settings['epochs']}"] if settings["epochs"] is not None else []
-    words += [
-        f"--set '{each}'" for each in (*settings["overrides"], *(taken["overrides"] if document["recommended"] else ()))
-    ]
+    words += [f"--set {quoted(each)}" for each in (*settings["overrides"], *taken.get("overrides", ()))]
     return " ".join([*words, "--folds all --out RUN"])
 
 

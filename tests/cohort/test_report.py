@@ -93,6 +93,14 @@ def test_page_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (tmp_path / "out/surfaces/october/case_1/surface_2.stl").exists()
 
 
+def test_a_report_into_a_result_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    for place in (tmp_path / "out", tmp_path / "out/report"):
+        assert run(["report", str(tmp_path / "out"), "-o", str(place)]) == 2
+        assert "does not go into a result folder" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_gone_images_leave_columns_empty_and_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_results(tmp_path / "may", 2)
     next((tmp_path / "may images").glob("case_0*")).unlink()

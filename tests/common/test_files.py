@@ -211,6 +211,15 @@ def test_what_is_no_text_is_said(tmp_path: Path) -> None:
         read_json(tmp_path / "f")
 
 
+def test_a_name_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("outer:\n  hold: 0.9\n  look: 1\n  hold: 0.5\n")
+    with pytest.raises(DataError, match="cannot be parsed") as caught:
+        read_yaml(tmp_path / "rules.yaml")
+    assert "hold is given twice" in str(caught.value.found) and "line 2" in str(caught.value.found)
+    (tmp_path / "rules.yaml").write_text("base: &base {hold: 0.9}\nsite:\n  <<: *base\n  look: 1\n")
+    assert read_yaml(tmp_path / "rules.yaml")["site"] == {"hold": 0.9, "look": 1}
+
+
 def test_yaml_reads_json_too(tmp_path: Path) -> None:
     write_json(tmp_path / "f", {"a": [1, 2.5, None, "x"]})
     assert read_yaml(tmp_path / "f") == {"a": [1, 2.5, None, "x"]}

@@ -58,12 +58,17 @@ def report(
         progress: called with the cases measured and of all.
 
     Raises:
-        UsageError: no result folder, or ``out`` cannot be written to.
+        UsageError: no result folder, or ``out`` is in one of them or cannot be written to.
         DataError: a result cannot be read.
     """
     if meshes is not None and meshes not in MESHES:
         raise UsageError("no such kind of surface", found=meshes, expected=" or ".join(MESHES))
-    out, cases = Path(out), read_cohort([Path(folder) for folder in folders])
+    out, places = Path(out), [Path(folder).resolve() for folder in folders]
+    if inside := [place for place in places if out.resolve().is_relative_to(place)]:
+        raise UsageError(
+            "the report does not go into a result folder", path=out, found=inside[0].name, hint="--out report"
+        )
+    cases = read_cohort([Path(folder) for folder in folders])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -230,12 +230,19 @@ def read_json(path: str | Path, noun: str = "JSON file", damaged: str | None = N
 
 
 def read_yaml(path: str | Path, noun: str = "YAML file") -> Any:
-    """Read YAML (so JSON too); errors as in `read_json`."""
+    """Read YAML (so JSON too); errors as in `read_json`, and where a name is given twice: one value would be lost."""
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+            return super().construct_mapping(node, deep)
 
     def parse(text: str) -> Any:
         try:
-            return yaml.safe_load(text)
+            return yaml.load(text, Loader)
         except yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
 

@@ -536,7 +536,7 @@ def test_the_command_says_what_became_of_each(site: Site, capsys: pytest.Capture
     document = json.loads(printed.out)
     assert document["corrections"]["taken"] == ["a"] and document["corrections"]["unchanged"] == ["b"]
     assert "values that are no label" in document["corrections"]["left_out"]["c"]
-    assert "passed over: 1 label map of no case of predictions" in printed.err
+    assert "passed over: 1 label map of no case of predictions: stray.nii.gz" in printed.err
     assert run([*words, "--layout", "nnunet"]) == 2
     assert run(["import", str(site.manifest), "--annotator", "x"]) == 2
 

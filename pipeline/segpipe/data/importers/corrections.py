@@ -154,7 +154,8 @@ def import_corrections(
     if not cases:
         raise _nothing(result, folder, source, len(found))
     if folder.resolve() != source.resolve() and (others := files_of_nobody(folder, set(found.values()))):
-        note(f"passed over: {counted(len(others), 'label map')} of no case of {source.name}")
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        note(f"passed over: {counted(len(others), 'label map')} of no case of {source.name}: {named}")
     result.manifest = _with(result.manifest, cases, path, note)
     result.taken = [case.id for case in cases]
     save_manifest(result.manifest, path)

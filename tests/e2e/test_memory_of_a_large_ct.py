@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +31,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# a small process starts the command: until a child is another program, what its parent has counts as its own
+STARTED = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024)
+"""
+
+
 def peak_bytes(*words: str | Path) -> int:
     """Run a command; return the most that its process had resident."""
-    command = [sys.executable, "-m", "segpipe", *map(str, words)]
-    process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return used.ru_maxrss * 1024
+    command = [sys.executable, "-c", STARTED, sys.executable, "-m", "segpipe", *map(str, words)]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    code, peak = map(int, done.stdout.split())
+    assert code == 0, done.stderr
+    return peak
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@
   const { state, hooks, repaintAt, refresh, tell, element } = segpipeViewer;
   const { brush, line, toVoxel } = segpipeVoxels;
   const IDLE_MS = 30000; // longer pauses are no work
-  const edit = { layer: null, strokes: [], stroke: null, last: null, unsaved: false, changes: 0, worked: 0, seen: 0 };
+  const edit = { layer: null, strokes: [], stroke: null, begun: null, last: null, unsaved: false, changes: 0, worked: 0, seen: 0 };
 
   hooks.shown = (about) => {
     Object.assign(edit, { layer: null, strokes: [], stroke: null, last: null, unsaved: false, worked: 0, seen: 0 });
@@ -69,7 +69,8 @@
     edit.stroke = { before: new Map() };
     edit.last = null;
     const plane = planeUnder(event);
-    setTimeout(() => edit.last || hooks.moved(state.mm, plane)); // NiiVue says nothing where the cross stays
+    edit.begun = () => edit.stroke && (edit.last || hooks.moved(state.mm, plane)); // NiiVue says nothing where the cross stays
+    setTimeout(edit.begun);
   }
 
   function planeUnder(event) {
@@ -141,6 +142,7 @@
   }
 
   $("canvas").addEventListener("mousedown", (event) => event.button === 0 && begin(event), { capture: true });
+  addEventListener("mousemove", () => edit.stroke && edit.begun(), { capture: true }); // a fast drag comes before that
   addEventListener("mouseup", end, { capture: true });
   $("undo").onclick = undo;
   $("save").onclick = save;

@@ -13,6 +13,7 @@ from typing import Any
 from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_page import write_auto_page
+from segpipe.studies.same_settings import differing, require_same
 from segpipe.studies.search import Candidate, Found
 from segpipe.training import duration, step_memory
 
@@ -169,18 +170,11 @@ def _read_state(asked: Asked) -> dict[str, Any]:
     if not any(step["status"] == "finished" for step in document["steps"].values()):
         return new  # such as after a wrong path: nothing was done that other settings would not fit
     recorded = {"source_sha256": record["source_sha256"], **document["settings"]}
-    differing = [name for name in record if recorded.get(name) != record[name]]
+    others = differing(record, recorded)
     begun = (asked.out / SEARCH).is_dir() and any((asked.out / SEARCH).glob("*.json"))
-    if differing and "source_sha256" not in differing and not begun:
+    if others and "source_sha256" not in others and not begun:
         return new  # what there is takes seconds, and may have ended for just these settings
-    if differing:
-        raise UsageError(
-            "the folder was begun with other settings, or another data set",
-            path=asked.out,
-            found="; ".join(f"{name}: {record[name]}" for name in differing),
-            expected="; ".join(f"{name}: {recorded.get(name)}" for name in differing),
-            hint="give the same command to go on, or another -o",
-        )
+    require_same(record, recorded, asked.out, "other settings, or another data set")
     return document
 
 

@@ -17,6 +17,7 @@ from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, sha256_of, write_json
 from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
+from segpipe.studies.same_settings import require_same
 from segpipe.studies.variants import Cell, Settings
 
 STATE = "compare.json"
@@ -99,18 +100,5 @@ def open_state(study: Study) -> State:
     document = read_json(path, "comparison")
     if not isinstance(document, dict) or not {"settings", "variants", "cells"} <= set(document):
         raise DataError("this is not the state of a comparison", path=path, hint="name another --out")
-    recorded = document["settings"]
-    differing = [name for name in settings if recorded.get(name) != settings[name]]
-    if differing:
-        raise UsageError(
-            "the folder was begun with other settings",
-            path=out,
-            found="; ".join(f"{name}: {_short(settings[name])}" for name in differing),
-            expected="; ".join(f"{name}: {_short(recorded.get(name))}" for name in differing),
-            hint="give the same settings to go on, or another --out",
-        )
+    require_same(settings, document["settings"], out, "other settings")
     return State(out, document)
-
-
-def _short(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

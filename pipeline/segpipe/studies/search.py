@@ -21,6 +21,7 @@ from segpipe.common.console import counted
 from segpipe.common.files import read_json, write_json
 from segpipe.data import Fingerprint, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
+from segpipe.studies.same_settings import require_same
 from segpipe.studies.variants import fragment_name
 from segpipe.training import (
     ENOUGH_STEPS,
@@ -194,15 +195,7 @@ def _open(question: Question, out: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"schema_version": SCHEMA_VERSION, **asked, "plans": {}, "given_up": None, "rounds": [], "chosen": None}
     state = _read_state(path, asked)
-    differing = [name for name, value in asked.items() if state[name] != value]
-    if differing:
-        raise UsageError(
-            "the folder was begun with another search",
-            path=out,
-            found="; ".join(f"{name}: {asked[name]}" for name in differing),
-            expected="; ".join(f"{name}: {state[name]}" for name in differing),
-            hint="give the same command to go on, or another folder",
-        )
+    require_same(asked, state, out, "another search")
     return state
 
 

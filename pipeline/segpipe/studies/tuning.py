@@ -26,6 +26,7 @@ from segpipe.data import Manifest, data_root, draw_split, load_manifest, patient
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.reporting import read_history
 from segpipe.studies.comparison_results import FEWEST_PATIENTS, compare
+from segpipe.studies.same_settings import require_same
 from segpipe.studies.search import Candidate, mean_dice, run_folder, scores_of, train_candidate
 from segpipe.studies.space import Space, read_space
 from segpipe.studies.trials import Outcome, Trial, Trials, title_of
@@ -364,15 +365,6 @@ def _open_state(wanted: Wanted, settings: dict[str, Any]) -> dict[str, Any]:
     document = read_json(path, "search", hint)
     if not isinstance(document, dict) or set(document) != set(new) or not isinstance(document["settings"], dict):
         raise DataError("this is not the state of a search", path=path, hint=hint)
-    recorded = document["settings"]
-    differing = [name for name in settings if recorded.get(name) != settings[name]]
-    if differing:
-        raise UsageError(
-            "the folder was begun with another search",
-            path=wanted.out,
-            found="; ".join(f"{name}: {settings[name]}" for name in differing),
-            expected="; ".join(f"{name}: {recorded.get(name)}" for name in differing),
-            hint="give the same command to go on, or another --out",
-        )
+    require_same(settings, document["settings"], wanted.out, "another search")
     seconds = document["seconds"] if wanted.storage == "sqlite" else 0.0
     return {**document, "status": "running", "stopped": None, "seconds": seconds}

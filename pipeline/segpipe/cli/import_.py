@@ -160,6 +160,12 @@ def command(
     selection: Annotated[
         str, typer.Option(help="Corrections: how the cases came to be annotated, chosen or (drawn at) random.")
     ] = "chosen",
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cross-validation of SOURCE, a manifest: its label maps become channels, to train a second stage on."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a manifest that is there, with its split.")
     ] = False,
@@ -188,6 +194,8 @@ def command(
     Example: segpipe import dicom --label 'GTV*=1:tumour' -o manifest.json
 
     Example: segpipe import dicom --channel CT --channel PET --pet-unit SUVbw --label 'GTV*=1:tumour' -o manifest.json
+
+    Example: segpipe import liver/manifest.json --first-stage runs/coarse -o liver/second_stage.json
 
     Example: segpipe import predictions --corrections corrected --annotator reader-2 --into manifest.json
     """
@@ -234,6 +242,14 @@ def command(
         return
     if into is not None or annotator is not None or confirmed or selection != "chosen":
         raise UsageError("--into, --annotator, --confirmed and --selection go with --corrections")
+    if first_stage is not None:
+        if source is None or layout or images or labels or slices or label or label_values or name or pseudonymise:
+            raise UsageError(
+                "--first-stage goes with a manifest",
+                expected="segpipe import MANIFEST --first-stage RUN, with -o and --overwrite",
+            )
+        _second_stage(console, source, first_stage, output, overwrite)
+        return
     with console.progress() as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -315,6 +331,24 @@ def _correct(console: Console, source: Path, folder: Path, **options: Any) -> No
         console.say(f"left out: {id}: {why}")
     console.say(f"corrected: {', '.join(corrected.taken)}")
     _report(console, corrected)
+
+
+def _second_stage(console: Console, source: Path, run: Path, output: Path | None, overwrite: bool) -> None:
+    """Make channels of the label maps of a first stage."""
+    from segpipe.data import import_first_stage
+
+    with console.progress() as bar:
+        task = bar.add_task("masks", total=None)
+        _report(
+            console,
+            import_first_stage(
+                source,
+                run,
+                output=output,
+                overwrite=overwrite,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            ),
+        )
 
 
 def _draw(imported: Imported, folder: Path, progress: Callable[[str, int, int | None], None]) -> None:

@@ -29,6 +29,7 @@ GEOMETRY_TOLERANCE_MM, GEOMETRY_SHARE = 0.01, 0.1  # and not more than this part
 FORMS_TOLERANCE_MM, FORMS_SHARE = 0.1, 0.5
 LAST_CODE = 5  # of sform and qform: template
 UNIT_MM = 2  # of xyzt_units
+INTENT_LABEL = 1002  # NIFTI_INTENT_LABEL: values are labels, not intensities
 REWRITE = "write the header again from the original scan"
 GZIP_LEVEL = 2  # of 0 to 3
 PART = 1 << 22  # bytes that are unpacked at once
@@ -48,6 +49,7 @@ class Header:
         sform_code: what the affine's millimetres refer to (1 scanner, 2 aligned, ...); 0 where the sform is not used.
         qform_code: the same of the qform.
         qform: (4, 4), None where the file has none.
+        is_labels: whether its intent says that values are labels, such as those of a mask.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Header:
     sform_code: int = 1
     qform_code: int = 0
     qform: NDArray[np.float64] | None = None
+    is_labels: bool = False
 
     @property
     def is_oriented(self) -> bool:
@@ -131,7 +134,8 @@ def header_of_image(image: Any, path: Path) -> Header:
             expected=f"at most {limit:.3g} mm",
             hint="set both by image.set_sform and image.set_qform",
         )
-    return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform)
+    is_labels = int(header["intent_code"]) == INTENT_LABEL
+    return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform, is_labels)
 
 
 def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, path: Path) -> Header:

@@ -29,7 +29,7 @@ from segpipe.errors import DataError, UsageError
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
 Unit = Literal["SUVbw", "BQML", "CNTS", "GML", "HU"]
-VERSION_2 = ("ignore_label", "regions", "units")
+VERSION_2 = ("ignore_label", "regions", "units", "first_stage")
 VERSION_2_OF_CASE = ("annotated_labels", "registered", "history", "selection")
 PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
@@ -108,6 +108,15 @@ class Case(BaseModel):
         return self.patient_id or self.id
 
 
+class FirstStage(BaseModel):
+    """Whose label maps are the last channels: a mask for each of its labels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: list[str] = Field(min_length=1, description="Names of its labels, in the order of the channels.")
+    weights_sha256: list[str] = Field(min_length=1, description="Of the model of each of its folds.")
+
+
 class Manifest(BaseModel):
     """A dataset: cases, image channels, labels by name, modality, licence and source."""
 
@@ -137,6 +146,10 @@ class Manifest(BaseModel):
     )
     units: dict[str, Unit] | None = Field(
         None, description='Channel index to the unit of its values, where one is known: {"1": "SUVbw"}.'
+    )
+    first_stage: FirstStage | None = Field(
+        None,
+        description="Whose label maps the last channels are: a cross-validation, each case by the fold without it.",
     )
     patient_rule: str | None = Field(None, description="How patient ids were derived, where they were.")
     split_rule: str | None = Field(None, description="How the folds and the test set were drawn.")
@@ -211,6 +224,8 @@ class Manifest(BaseModel):
         for key in self.units or {}:
             if key not in self.modality:
                 raise ValueError(f"units: there is no channel {key!r}, but {', '.join(self.modality)}")
+        if self.first_stage is not None and len(self.first_stage.labels) >= self.n_channels:
+            raise ValueError(f"first_stage: {len(self.first_stage.labels)} masks in {self.n_channels} channels")
         for case in self.cases():
             self.annotated(case)
 

@@ -115,7 +115,7 @@ def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int) -> So
     headers = [header for header, _ in images]
     require_channels(headers, channels)
     for header, values in images:
-        judge_voxels(values, header.path)
+        judge_voxels(values, header.path, header.is_labels)
     if len(images) > 1:
         return Source(headers[0], np.stack([values for _, values in images]))
     values = images[0][1]

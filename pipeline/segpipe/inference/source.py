@@ -189,12 +189,12 @@ def _header_of(series: Series, channels: int) -> Header:
 
 def _read_judged(header: Header) -> NDArray[Any]:
     values = read_voxels(header)
-    judge_voxels(values, header.path)
+    judge_voxels(values, header.path, header.is_labels)
     return values
 
 
-def judge_voxels(values: NDArray[Any], path: Path) -> None:
-    """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in.
+def judge_voxels(values: NDArray[Any], path: Path, is_labels: bool = False) -> None:
+    """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in; a mask may be empty.
 
     Raises:
         DataError: voxels that are not finite or no measurements, or a channel that is constant.
@@ -209,7 +209,7 @@ def judge_voxels(values: NDArray[Any], path: Path) -> None:
                 found=f"{bad} NaN or infinite voxels",
                 hint="export it again, or set them to the background's intensity",
             )
-        if least == most:
+        if least == most and not is_labels:
             raise DataError("the image is constant", path=path, found=f"every voxel is {least}")
         refuse_outliers(channel, path)
 

@@ -171,20 +171,21 @@ def resampled_shape(fingerprint: Fingerprint, spacing_mm: list[float]) -> tuple[
 def intensity(fingerprint: Fingerprint) -> Rule:
     """Clip and z-score CT by the dataset's foreground, and z-score anything else by case and channel.
 
-    The value is one transform of the image; or, where CT stands beside other channels, the list of transforms that
-    takes the channels apart, scales each as what it is, and puts them together again.
+    The value is one transform of the image; or, where CT or a mask stands beside other channels, the list of
+    transforms that takes the channels apart, scales each as what it is, and puts them together again.
 
     Raises:
         DataError: a CT channel without foreground, or with a constant one.
     """
     channels = fingerprint.modality
+    masks = [index for index, name in enumerate(channels) if is_mask(name)]
     of_ct = [index for index, name in enumerate(channels) if is_ct(name)]
     if len(channels) == 1:
         return Rule("intensity", *(_hounsfield(fingerprint, 0) if of_ct else _by_case(fingerprint, [0])), NNUNET)
-    if not of_ct:
+    if not of_ct and not masks:
         return Rule("intensity", *_by_case(fingerprint, range(len(channels))), NNUNET)
     single = [f"image_{index}" for index in range(len(channels))]
-    others = [index for index in range(len(channels)) if index not in of_ct]
+    others = [index for index in range(len(channels)) if index not in (*of_ct, *masks)]
     steps, reasons = [], []
     for index in of_ct:
         step, why = _hounsfield(fingerprint, index)
@@ -194,6 +195,8 @@ def intensity(fingerprint: Fingerprint) -> Rule:
         step, why = _by_case(fingerprint, others)
         steps.append({**step, "keys": [single[index] for index in others]})
         reasons.append(why)
+    if masks:
+        reasons.append(f"{' + '.join(channels[index] for index in masks)}: 0 and 1, left as they are")
     lenient = {"allow_missing_keys": True}
     split_and_joined = [
         {"_target_": "SplitDimd", "keys": ["image"], **lenient},
@@ -207,6 +210,11 @@ def intensity(fingerprint: Fingerprint) -> Rule:
 def is_ct(channel: str) -> bool:
     """Return whether a channel's name says that its values are HU."""
     return channel.upper() == "CT" or channel.upper().startswith(("CT_", "CT-", "CT "))
+
+
+def is_mask(channel: str) -> bool:
+    """Return whether a channel's name says that its values are 0 and 1: ``mask``, or ``mask of`` something."""
+    return channel.casefold().split(" ")[0] == "mask"
 
 
 def _hounsfield(fingerprint: Fingerprint, channel: int) -> tuple[dict[str, Any], str]:

@@ -190,16 +190,16 @@ def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_cha
         facts.add("wrong_channels", f"{channels} channels", f"{n_channels} channels", part)
     voxels = _scan(facts, header, part, as_label=False)
     if voxels is not None:
-        judge_image(facts, voxels, part)
+        judge_image(facts, voxels, part, header.is_labels)
     return grid
 
 
-def judge_image(facts: CaseFacts, voxels: Voxels, part: str) -> None:
-    """Note what is wrong with the voxels of an image, whatever kind of file they are from."""
+def judge_image(facts: CaseFacts, voxels: Voxels, part: str, is_labels: bool = False) -> None:
+    """Note what is wrong with the voxels of an image, whatever kind of file they are from; a mask may be empty."""
     facts.digests[part] = voxels.digest
     if voxels.n_not_finite:
         facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
-    elif voxels.lowest == voxels.highest:
+    elif voxels.lowest == voxels.highest and not is_labels:
         facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
     for outliers in voxels.outliers:
         facts.add("outlying_voxels", str(outliers), "voxels that a scanner can have measured", part)

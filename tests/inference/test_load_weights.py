@@ -9,7 +9,7 @@ import torch
 
 from segpipe.common.files import sha256_of
 from segpipe.errors import DataError, RefusedError
-from segpipe.inference.runtimes import load_weights
+from segpipe.inference.weights import load_weights
 
 
 def weights(path: Path, **changed: torch.Tensor) -> str:

@@ -48,16 +48,18 @@ def side_by_side(runtimes: Sequence[Runtime]) -> Runtime:
     return run
 
 
-def mirrored(runtime: Runtime, axes: Sequence[int]) -> Runtime:
+def mirrored(runtime: Runtime, axes: Sequence[int], of_mirrors: Runtime | None = None) -> Runtime:
     """Return the mean of a network's scores over windows mirrored along some axes or none (test-time augmentation).
 
     Args:
         runtime: the network; it is called 2 to the power of their number times, the plain window first.
         axes: spatial axes (0 to 2).
+        of_mirrors: computes the mirrored windows, where that is not the same.
     """
+    other = of_mirrors or runtime
 
     def flipped(dims: Sequence[int]) -> Runtime:
-        return lambda windows: runtime(windows.flip(dims)).flip(dims)
+        return lambda windows: other(windows.flip(dims)).flip(dims)
 
     flips = [some for count in range(1, len(axes) + 1) for some in itertools.combinations(axes, count)]
     return average([runtime, *(flipped([axis + 2 for axis in flip]) for flip in flips)])

@@ -32,6 +32,8 @@ class Observation:
         shared: (members, K), how many of them all networks together give it too.
         doubt: by axis of the source, how much the network doubts in each of its planes: the sum over voxels of what the
             likeliest label lacks to certainty.
+        embedding: of each network (C,), the mean over windows of what it holds in its bottleneck; none of networks
+            that have no bottleneck, or that are of several bundles.
     """
 
     image: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, 0))
@@ -43,6 +45,7 @@ class Observation:
     hard: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     shared: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     doubt: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    embedding: tuple[NDArray[np.float64], ...] = ()
     _members: int = 1
     _activation: Activation = "softmax"
     _grid: WindowGrid | None = None

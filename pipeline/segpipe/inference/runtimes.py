@@ -17,8 +17,8 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,20 @@ from segpipe.common.files import network_cache, sha256_of, write_json
 from segpipe.common.partial import Partial
 from segpipe.common.precision import channels_last
 from segpipe.common.processes import usable_cores
-from segpipe.errors import DataError, RefusedError, UsageError
+from segpipe.errors import UsageError
 from segpipe.inference.averaging import average, mirrored, side_by_side
+from segpipe.inference.bottleneck import Bottleneck, Pooled, only, pooled
 from segpipe.inference.gpu_memory import in_parts
 from segpipe.inference.onednn import OneDnn
 from segpipe.inference.precision import ChosenPrecision, ForRuntime
 from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.sliding_window import Runtime
-from segpipe.inference.transforms import root_cause
+from segpipe.inference.weights import load_weights
 
 WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, a network takes no time anyway
 FLOAT32 = ChosenPrecision()
-TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score
-FORMAT = 1  # of the folder
+TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score; of a bottleneck alike
+FORMAT = 2  # of the folder
 MODEL, MARK = "model.xml", "converted.json"
 
 
@@ -58,12 +59,14 @@ class Model:
         weights: path of the state dict.
         config: the network's config as text.
         bundle: hash of the bundle, which has a folder of conversions of its own.
+        bottleneck: is shown what the network holds of each window; None where nobody asked.
     """
 
     module: torch.nn.Module
     weights: str
     config: str
     bundle: str = ""
+    bottleneck: Bottleneck | None = None
 
     def conversion_key(self, shape: tuple[int, ...], core: Any) -> str:
         """Return the hex digest that names the folder of the conversion for windows of a shape."""
@@ -100,50 +103,6 @@ def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device:
     ]
 
 
-def load_weights(network: Any, weights: str, device: torch.device, sha256: str = "") -> torch.nn.Module:
-    """Return a network with a bundle's weights, in evaluation mode.
-
-    Args:
-        network: as it was built.
-        weights: path of the state dict.
-        device: where the network is to be.
-        sha256: of the file that was vetted, which is compared with the open file that is loaded; empty where none was.
-
-    Raises:
-        DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
-        RefusedError: they are not those that were vetted.
-    """
-    try:
-        with Path(weights).open("rb") as stream:
-            if sha256 and (found := hashlib.file_digest(stream, "sha256").hexdigest()) != sha256:
-                raise RefusedError(
-                    "the bundle's weights were changed after they were vetted",
-                    path=weights,
-                    found=f"sha256 {found}",
-                    expected=sha256,
-                    hint="find out who writes into the bundle, then try again",
-                )
-            stream.seek(0)
-            state = torch.load(stream, map_location=device, weights_only=True)
-        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
-    except RefusedError:
-        raise
-    except OSError as error:
-        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
-    except Exception as error:
-        raise DataError("the bundle's weights do not fit its network", path=weights, found=root_cause(error)) from error
-    broken = next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), None)
-    if broken is not None:
-        raise DataError(
-            "the bundle's weights are not finite",
-            path=weights,
-            found=f"NaN or infinity in {broken}",
-            hint="its training went wrong; get other weights",
-        )
-    module: torch.nn.Module = network.to(device).eval()
-    return module
-
-
 @dataclass(frozen=True)
 class ChosenRuntime:
     """What computes the scores.
@@ -153,12 +112,14 @@ class ChosenRuntime:
         run: windows to scores.
         reasons: why it is not OpenVINO, where that was wished or left open.
         precision: what the networks compute in.
+        bottlenecks: of the networks, in their order; mirrored windows are passed over.
     """
 
     name: str
     run: Runtime
     reasons: tuple[str, ...] = ()
     precision: ChosenPrecision = FLOAT32
+    bottlenecks: tuple[Bottleneck, ...] = ()
 
 
 def choose_runtime(
@@ -195,12 +156,27 @@ def choose_runtime(
             hint="pip install 'segpipe[openvino]'" if missing else "--device cpu, or --runtime torch",
         )
 
+    bottlenecks = tuple(Bottleneck() for _ in models)
+
+    def aside(runtime: Runtime) -> Runtime:
+        def run(windows: torch.Tensor) -> torch.Tensor:
+            with ExitStack() as looking:
+                for bottleneck in bottlenecks:
+                    looking.enter_context(bottleneck.aside())
+                return runtime(windows)
+
+        return run
+
     def together(runtimes: Sequence[Runtime]) -> Runtime:
         if members:
-            return side_by_side([mirrored(runtime, mirror) for runtime in runtimes])
-        return mirrored(average(runtimes), mirror)
+            return side_by_side([mirrored(runtime, mirror, aside(runtime)) for runtime in runtimes])
+        return mirrored(averaged := average(runtimes), mirror, aside(averaged))
 
-    networks = [torch_runtime(model.module) for model in models]
+    models = [
+        replace(model, module=pooled(model.module, shape), bottleneck=bottleneck)
+        for model, bottleneck in zip(models, bottlenecks, strict=True)
+    ]
+    networks = [torch_runtime(model.module, bottleneck=model.bottleneck) for model in models]
     reasons: tuple[str, ...] = ()
     if wanted != "torch" and (missing or device.type != "cpu"):
         reasons = (f"openvino {'is not installed' if missing else 'is for the CPU'}",)
@@ -210,12 +186,12 @@ def choose_runtime(
         try:
             pairs, chosen = zip(networks, models, strict=True), precision("openvino")
             converted = [openvino_runtime(network, model, shape, threads, chosen) for network, model in pairs]
-            return ChosenRuntime("openvino", together(converted), precision=chosen)
+            return ChosenRuntime("openvino", together(converted), precision=chosen, bottlenecks=bottlenecks)
         except NotConvertedError as error:
             reasons = (f"openvino was not used: {error}",)
     chosen = precision("torch")
-    networks = [in_parts(torch_runtime(model.module, chosen)) for model in models]
-    return ChosenRuntime("torch", together(networks), reasons, chosen)
+    networks = [in_parts(torch_runtime(model.module, chosen, model.bottleneck)) for model in models]
+    return ChosenRuntime("torch", together(networks), reasons, chosen, bottlenecks)
 
 
 def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
@@ -229,31 +205,40 @@ def _operations(module: torch.nn.Module, shape: Sequence[int]) -> float:
     return counter.get_total_flops()
 
 
-def torch_runtime(network: torch.nn.Module, precision: ChosenPrecision = FLOAT32) -> Runtime:
-    """Return a network of torch as a runtime; of a list of one output that one, as MONAI's inferer takes it."""
+def torch_runtime(
+    network: torch.nn.Module, precision: ChosenPrecision = FLOAT32, bottleneck: Bottleneck | None = None
+) -> Runtime:
+    """Return a network of torch as a runtime; of a list of one output that one, as MONAI's inferer takes it.
+
+    Args:
+        network: windows to scores, or `Pooled`.
+        precision: what it computes in.
+        bottleneck: is shown what a `Pooled` network holds.
+    """
+
+    def scores_of(given: Any) -> torch.Tensor:
+        if isinstance(network, Pooled):
+            given, held = given
+            if bottleneck is not None:
+                bottleneck.add(held)
+        scores: torch.Tensor = only(given)
+        return scores
 
     def run(windows: torch.Tensor) -> torch.Tensor:
         with OneDnn():
-            return _only(network(windows))
+            return scores_of(network(windows))
 
-    return _by_autocast(network) if precision.name == "bfloat16" else run
-
-
-def _by_autocast(network: torch.nn.Module) -> Runtime:
-    """Channels lie side by side in memory, which matrix units read as they are."""
+    if precision.name != "bfloat16":
+        return run
+    # channels lie side by side in memory, which matrix units read as they are
     turned = copy.deepcopy(network).to(memory_format=channels_last(network))
 
-    def run(windows: torch.Tensor) -> torch.Tensor:
+    def by_autocast(windows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(windows.device.type, torch.bfloat16):
-            scores = _only(turned(windows.contiguous(memory_format=torch.channels_last_3d)))
+            scores = scores_of(turned(windows.contiguous(memory_format=torch.channels_last_3d)))
         return scores.float().contiguous()
 
-    return run
-
-
-def _only(scores: Any) -> torch.Tensor:
-    only: torch.Tensor = scores[0] if isinstance(scores, (list, tuple)) and len(scores) == 1 else scores
-    return only
+    return by_autocast
 
 
 def openvino_runtime(
@@ -284,14 +269,14 @@ def openvino_runtime(
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
-        return _runtime(core.compile_model(converted, "CPU", settings))
+        return _runtime(core.compile_model(converted, "CPU", settings), model.bottleneck)
 
     try:
         if is_whole(folder):
             return compiled(core.read_model(folder / MODEL))
         converted = _convert(model.module, shape)
         right = compiled(converted, "f32")
-        difference = _compared(right, network, shape)
+        difference = _compared(right, network, shape, model.bottleneck)
         runtime = right if hint == "f32" else compiled(converted)
     except NotConvertedError:
         raise
@@ -327,15 +312,15 @@ def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
         traced = torch.jit.trace(module, noise, strict=False, check_trace=False)  # `_compared` checks scores
         model = _openvino().convert_model(traced, example_input=noise)
     model.reshape([-1, *shape])  # any number of windows
-    if len(model.outputs) != 1:
-        raise NotConvertedError(f"it has {len(model.outputs)} outputs")
+    if (outputs := len(model.outputs) - isinstance(module, Pooled)) != 1:
+        raise NotConvertedError(f"it has {outputs} outputs")
     return model
 
 
-def _runtime(compiled: Any) -> Runtime:
+def _runtime(compiled: Any, bottleneck: Bottleneck | None = None) -> Runtime:
     """Reuse memory for the scores: new pages would take a quarter of the time of a small network."""
     request, tensor = compiled.create_infer_request(), _openvino().Tensor
-    shape = compiled.output(0).partial_shape
+    shape, is_pooled = compiled.output(0).partial_shape, len(compiled.outputs) > 1
     memory = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
 
     def run(windows: torch.Tensor) -> torch.Tensor:
@@ -346,27 +331,44 @@ def _runtime(compiled: Any) -> Runtime:
         scores = memory[: len(windows)]
         for window, score in zip(windows.split(1), scores.split(1), strict=True):  # several at once take more memory
             request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
-            request.set_output_tensor(tensor(score.numpy(), shared_memory=True))
+            request.set_output_tensor(0, tensor(score.numpy(), shared_memory=True))
             request.infer()
+            if is_pooled and bottleneck is not None:
+                bottleneck.add(torch.from_numpy(request.get_output_tensor(1).data))
         return scores
 
     return run
 
 
-def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int]) -> float:
-    """Return the largest difference of scores on noise and on noise with a ramp, as a share of the largest score."""
+def _compared(runtime: Runtime, network: Runtime, shape: Sequence[int], bottleneck: Bottleneck | None = None) -> float:
+    """Return the largest difference on noise and on noise with a ramp, as a share of the largest score."""
     windows = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
     windows[1] += torch.linspace(-2, 2, shape[-1])
     with torch.inference_mode():
-        expected, scores = network(windows), runtime(windows)
-    if scores.shape != expected.shape:
-        raise NotConvertedError(f"its scores have shape {tuple(scores.shape)}, not {tuple(expected.shape)}")
-    difference = float((scores - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not difference <= TOLERANCE:
-        raise NotConvertedError(
-            f"its scores differ from PyTorch's by {difference:.2g} of the largest, more than {TOLERANCE:g}"
-        )
-    return difference
+        expected, own = _watched(network, windows, bottleneck)
+        scores, held = _watched(runtime, windows, bottleneck)
+    largest = 0.0
+    for name, one, other in (("scores", scores, expected), ("bottleneck", held, own)):
+        if one.shape != other.shape:
+            raise NotConvertedError(f"its {name} have shape {tuple(one.shape)}, not {tuple(other.shape)}")
+        if not other.numel():
+            continue
+        difference = float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+        if not difference <= TOLERANCE:
+            raise NotConvertedError(
+                f"its {name} differ from PyTorch's by {difference:.2g} of the largest, more than {TOLERANCE:g}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _watched(
+    runtime: Runtime, windows: torch.Tensor, bottleneck: Bottleneck | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if bottleneck is None:
+        return runtime(windows), torch.empty(0)
+    bottleneck.watch()
+    return runtime(windows), torch.from_numpy(bottleneck.taken())
 
 
 def _store(model: Any, folder: Path, facts: dict[str, Any]) -> None:

@@ -142,13 +142,29 @@ class Segmenter:
         source, grid, regions = read.source, read.source.header, self.recipe.regions
         with torch.inference_mode():
             if self.engine == "streaming":
-                labels, regions = self._streaming.segment(source, seconds, extra_outputs, observation)
+                labels, regions = self._by_blocks(source, seconds, extra_outputs, observation)
             elif self.recipe.route == "stock":
                 source.release()
                 labels = as_labels(self._evaluator.predict(_paths_of(case), seconds), grid, regions)
             else:
                 labels = as_labels(self._by_monai(source, seconds), grid, regions)
         return LabelMap(labels, grid, read.preview, seconds, regions, self.runtime.name)
+
+    def _by_blocks(
+        self,
+        source: Source,
+        seconds: dict[str, float],
+        extra_outputs: ExtraOutputs | None,
+        observation: Observation | None,
+    ) -> tuple[Any, int]:
+        watched = self.runtime.bottlenecks if observation is not None and len(self.recipe.bundles) == 1 else ()
+        for bottleneck in watched:
+            bottleneck.watch()
+        labels, regions = self._streaming.segment(source, seconds, extra_outputs, observation)
+        embedding = tuple(bottleneck.taken() for bottleneck in watched)
+        if observation is not None and all(each.size for each in embedding):
+            observation.embedding = embedding
+        return labels, regions
 
     def _by_monai(self, source: Source, seconds: dict[str, float]) -> Any:
         with _timed(seconds, "preprocess"):

@@ -14,6 +14,7 @@ from .decisions import Rules as Rules
 from .decisions import decide as decide
 from .decisions import read_rules as read_rules
 from .decisions import shipped_rules as shipped_rules
+from .embedding import of_member as of_member
 from .features import features_of as features_of
 from .fitting import AS_IT_IS as AS_IT_IS
 from .fitting import Row as Row

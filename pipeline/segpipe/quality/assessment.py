@@ -30,7 +30,7 @@ class Assessment:
         patients: calibration patients behind it.
         p_value: conformal: the share of calibration patients whose cases are at least as far; None where unknown.
         distance: of the farthest group of features; 1 is the 95th percentile of the calibration cases.
-        groups: distance by group of features: ``image``, ``labels``, ``scores``.
+        groups: distance by group of features: ``image`` (or one a channel), each label, ``embedding``.
         findings: what is unusual, in words, farthest first.
         dice: predicted, by label.
         dice_low: its conformal lower bound, by label.

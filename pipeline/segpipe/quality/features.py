@@ -2,9 +2,11 @@
 
 Of the image, after normalisation: how large it is, the distribution of its values, how noisy and how smooth it is, and
 what it looks like from afar. Of each label: size, shape, place, the values inside and around it, and how sure the
-network is of it. All on the network's grid, so that a case is measured there as it was seen.
+network is of it. All on the network's grid, so that a case is measured there as it was seen. And what each network
+holds of the image in its bottleneck.
 
-A feature's name says what it is of: ``image:NAME`` or ``LABEL:NAME``, where NAME stands in `KINDS`.
+A feature's name says what it is of: ``image:NAME`` or ``LABEL:NAME``, where NAME stands in `KINDS`, or ``embedding
+MEMBER:CHANNEL``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from segpipe.inference import Observation
+from segpipe.quality.embedding import embedding_features
 
 AXES = ("x", "y", "z")
 SAMPLES = 500_000  # voxels, enough for percentiles
@@ -87,12 +90,15 @@ def features_of(seen: Observation, labels: Mapping[int, str]) -> dict[str, float
     for value, name in sorted(labels.items()):
         if value == 0:
             continue
-        measured, own = _of_label(seen, value)
+        of_label, own = _of_label(seen, value)
         if own is not None and centre is not None:
-            measured |= {f"offset_{axis}": float(mm) for axis, mm in zip(AXES, own - centre, strict=True)}
+            of_label |= {f"offset_{axis}": float(mm) for axis, mm in zip(AXES, own - centre, strict=True)}
         centre = own if own is not None else centre
-        found |= {f"{name}:{feature}": amount for feature, amount in measured.items()}
-    return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+        found |= {f"{name}:{feature}": amount for feature, amount in of_label.items()}
+    measured = {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+    if all(np.isfinite(vector).all() for vector in seen.embedding):
+        measured |= embedding_features(seen.embedding)
+    return measured
 
 
 def _of_channel(values: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:

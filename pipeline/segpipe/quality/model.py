@@ -16,12 +16,14 @@ from segpipe.common.files import read_json
 from segpipe.errors import DataError
 from segpipe.quality.assessment import Assessment
 from segpipe.quality.decisions import QUALITY
+from segpipe.quality.embedding import EMBEDDING, Embedding
 from segpipe.quality.features import kind_of
 from segpipe.quality.plausibility import Features, Group, Plausibility, group_of, is_of_image
 from segpipe.quality.regression import Boosted
 
 RUN_QUALITY = "quality.json"  # of a cross-validation
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ = (1, 2)  # versions; the first knows no embedding
 OUTSIDE = 0.03  # p-value down to which a case is like those that were calibrated
 FAR = 1.0  # distance from which a group is spoken of
 MOST_FINDINGS, MOST_OF_A_GROUP = 6, 2
@@ -147,6 +149,9 @@ class QualityModel:
         for name in sorted(groups, key=lambda each: -groups[each]):
             if groups[name] <= FAR:
                 break
+            if name == EMBEDDING:
+                found.append(f"{_in_words(name)} is unlike that of the {self.cases} cases")
+                continue
             group = self.plausibility.groups[name]
             places, off = group.scaled(features)
             order = [index for index in np.argsort(-np.abs(off)) if abs(off[index]) > SPREADS][:MOST_OF_A_GROUP]
@@ -170,6 +175,7 @@ class QualityModel:
             "cases": self.cases,
             "level": self.level,
             "groups": {name: group.as_dict() for name, group in self.plausibility.groups.items()},
+            "embedding": None if self.plausibility.embedding is None else self.plausibility.embedding.as_dict(),
             "distances": list(self.plausibility.distances),
             "labels": {name: label.as_dict() for name, label in self.labels.items()},
             "tested": self.tested,
@@ -184,12 +190,13 @@ class QualityModel:
             DataError: it is something else.
         """
         try:
-            if document["schema_version"] != SCHEMA_VERSION:
+            if document["schema_version"] not in READ:
                 raise ValueError(f"version {document['schema_version']}")
             groups = {name: Group.from_dict(parts) for name, parts in document["groups"].items()}
             distances = tuple(float(value) for value in document["distances"])
+            embedded = document.get("embedding")
             return cls(
-                Plausibility(groups, distances),
+                Plausibility(groups, distances, None if embedded is None else Embedding.from_dict(embedded)),
                 {name: LabelModel.from_dict(parts) for name, parts in document["labels"].items()},
                 int(document["patients"]),
                 int(document["cases"]),
@@ -255,6 +262,8 @@ def inputs_of(
     of_image = max((value for name, value in groups.items() if is_of_image(name)), default=0.0)
     doubts = [value for name, value in features.items() if name.endswith(f":{DOUBT}")]
     row += [of_image, groups.get(label, 0.0), max(groups.values(), default=0.0), max(doubts, default=1.0)]
+    if plausibility.embedding is not None:
+        row.append(groups.get(EMBEDDING, 1.0))
     return np.asarray(row, np.float64)
 
 
@@ -264,6 +273,8 @@ def _median(group: Group, index: int) -> float:
 
 
 def _in_words(group: str) -> str:
+    if group == EMBEDDING:
+        return "what the network makes of the image as a whole"
     if not is_of_image(group):
         return group
     channel = group.rpartition(" ")[2]

@@ -1,7 +1,8 @@
 """How far a case is from those that a model was made with: a robust Mahalanobis distance for each group of features.
 
 Features are centred by their median and scaled by their spread; the covariance of what comes of it is shrunk (Ledoit
-and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that few cases make it wide. A group is the image, or one label.
+and Wolf 2004, doi:10.1016/S0047-259X(03)00096-4), so that few cases make it wide. A group is the image, one label, or
+what the networks make of the image as a whole (`Embedding`).
 The distance of a case is that of its farthest group, each against the distance that 95 % of the cases stay below that
 it was not made from: 1 is as far as one in twenty.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.quality.embedding import EMBEDDING, Embedding, is_embedded
 from segpipe.quality.features import IMAGE, kind_of
 
 Features = Mapping[str, float]
@@ -95,22 +97,27 @@ class Plausibility:
         groups: by name: the image, and each label.
         distances: of the patients, each by the groups made from others and its farthest case, in order; where there are
             many, so many of their quantiles.
+        embedding: what the networks make of the image as a whole; None where too few cases are known, or none was seen.
     """
 
     groups: dict[str, Group]
     distances: tuple[float, ...] = ()
+    embedding: Embedding | None = None
 
     @classmethod
     def of(cls, cases: Sequence[Features]) -> Plausibility:
         """Return that of some cases, without limits and distances."""
         groups: dict[str, list[str]] = {}
         for name in dict.fromkeys(name for case in cases for name in case):
-            groups.setdefault(group_of(name), []).append(name)
-        return cls({group: Group.of(names, cases) for group, names in groups.items()})
+            if not is_embedded(name):
+                groups.setdefault(group_of(name), []).append(name)
+        return cls({group: Group.of(names, cases) for group, names in groups.items()}, (), Embedding.of(cases))
 
     def by_group(self, case: Features) -> dict[str, float]:
         """Return the distance of each group, against its limit."""
-        return {name: group.distance(case) / group.limit for name, group in self.groups.items()}
+        found = {name: group.distance(case) / group.limit for name, group in self.groups.items()}
+        embedded = None if self.embedding is None else self.embedding.distance(case)
+        return found if embedded is None else {**found, EMBEDDING: embedded}
 
     def p_value(self, distance: float) -> float | None:
         """Return the conformal p-value (Vovk et al. 2005): the share of patients at least as far, this one included."""
@@ -168,13 +175,17 @@ def calibrated(cases: Sequence[Features], patients: Sequence[str], parts: Sequen
     whole = Plausibility.of(cases)
     rows: list[dict[str, float]] = [{} for _ in cases]
     for part, others in cross_fitted(cases, parts):
+        if others.embedding is None:  # its distance is not known of every case
+            whole = replace(whole, embedding=None)
         for index, case in enumerate(cases):
             if parts[index] == part:
                 rows[index] = others.by_group(case)
-    limits = {name: max(float(np.quantile([row.get(name, 0.0) for row in rows], USUAL)), 1e-3) for name in whole.groups}
+    names = [*whole.groups, *([] if whole.embedding is None else [EMBEDDING])]
+    limits = {name: max(float(np.quantile([row.get(name, 0.0) for row in rows], USUAL)), 1e-3) for name in names}
     farthest: dict[str, float] = {}
     for patient, row in zip(patients, rows, strict=True):
         distance = max((value / limits[name] for name, value in row.items() if name in limits), default=0.0)
         farthest[patient] = max(farthest.get(patient, 0.0), distance)
     groups = {name: Group(**{**vars(group), "limit": limits[name]}) for name, group in whole.groups.items()}
-    return Plausibility(groups, tuple(_rounded(value) for value in sorted(farthest.values())))
+    embedding = None if whole.embedding is None else whole.embedding.limited(limits[EMBEDDING])
+    return Plausibility(groups, tuple(_rounded(value) for value in sorted(farthest.values())), embedding)

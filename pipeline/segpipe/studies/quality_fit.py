@@ -32,12 +32,13 @@ from segpipe.quality import (
     QualityModel,
     Row,
     fit,
+    of_member,
     spoiled,
 )
 from segpipe.training import FoldModel, fold_models
 
 ROWS = "quality/rows.jsonl"
-VERSION = 1  # of the features: rows of another one are measured anew
+VERSION = 2  # of the features: rows of another one are measured anew
 Progress = Callable[[int, int], object]
 
 
@@ -114,9 +115,9 @@ def _measured(
         is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
         with path.open("a", encoding="utf-8") as stream:
             stream.write("\n" if is_cut else "")
-            for each in models:
+            for member, each in enumerate(models):
                 bundle = open_bundle(each.bundle)
-                measure = _Fold(bundle, each, data or each.data, threads)
+                measure = _Fold(bundle, each, data or each.data, threads, member)
                 for task in _tasks(each, spoil, seed):
                     tie = {"key": task.key, "weights": bundle.weights_sha256, "version": VERSION, "seed": seed}
                     row = known.get(json.dumps(tie))
@@ -161,10 +162,18 @@ def _tasks(model: FoldModel, spoil: int, seed: int) -> list[_Task]:
 
 
 class _Fold:
-    """The model of a fold, loaded when a case is to be measured, and its case that was read last."""
+    """The model of a fold, loaded when a case is to be measured, and its case that was read last.
 
-    def __init__(self, bundle: Bundle, model: FoldModel, data: Path, threads: int | None) -> None:
-        self.bundle, self.data, self.threads = bundle, data, threads
+    Args:
+        bundle: of the fold.
+        model: of the fold.
+        data: folder of the data set.
+        threads: CPU threads.
+        member: which it is of the ensemble that is exported.
+    """
+
+    def __init__(self, bundle: Bundle, model: FoldModel, data: Path, threads: int | None, member: int) -> None:
+        self.bundle, self.data, self.threads, self.member = bundle, data, threads, member
         self.manifest: Manifest = load_manifest(model.manifest)
         self._loaded: LoadedBundle | None = None
         self._read: tuple[str, Source, Labelled] | None = None
@@ -221,7 +230,7 @@ class _Fold:
             voxels = int(np.count_nonzero(true[number])), int(np.count_nonzero(predicted[number]))
             if all(voxels):
                 ratios[name] = round(voxels[0] / voxels[1], 6)
-        features = segmentation.features
+        features = of_member(segmentation.features, self.member)
         return Row(task.case.id, task.case.group, task.kind, task.grade, features, scores, ratios)
 
 

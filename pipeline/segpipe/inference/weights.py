@@ -1,0 +1,56 @@
+"""A bundle's weights, read as they were vetted."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segpipe.errors import DataError, RefusedError
+from segpipe.inference.transforms import root_cause
+
+
+def load_weights(network: Any, weights: str, device: torch.device, sha256: str = "") -> torch.nn.Module:
+    """Return a network with a bundle's weights, in evaluation mode.
+
+    Args:
+        network: as it was built.
+        weights: path of the state dict.
+        device: where the network is to be.
+        sha256: of the file that was vetted, which is compared with the open file that is loaded; empty where none was.
+
+    Raises:
+        DataError: they cannot be read, do not fit, or are not finite: their scores would all pass for background.
+        RefusedError: they are not those that were vetted.
+    """
+    try:
+        with Path(weights).open("rb") as stream:
+            if sha256 and (found := hashlib.file_digest(stream, "sha256").hexdigest()) != sha256:
+                raise RefusedError(
+                    "the bundle's weights were changed after they were vetted",
+                    path=weights,
+                    found=f"sha256 {found}",
+                    expected=sha256,
+                    hint="find out who writes into the bundle, then try again",
+                )
+            stream.seek(0)
+            state = torch.load(stream, map_location=device, weights_only=True)
+        network.load_state_dict(state.get("model", state))  # as MONAI's CheckpointLoader
+    except RefusedError:
+        raise
+    except OSError as error:
+        raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
+    except Exception as error:
+        raise DataError("the bundle's weights do not fit its network", path=weights, found=root_cause(error)) from error
+    broken = next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise DataError(
+            "the bundle's weights are not finite",
+            path=weights,
+            found=f"NaN or infinity in {broken}",
+            hint="its training went wrong; get other weights",
+        )
+    module: torch.nn.Module = network.to(device).eval()
+    return module

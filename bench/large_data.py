@@ -1,21 +1,32 @@
 """A data set of CTs that memory does not hold, by the commands as they are typed: import, check, split, plan, train.
 
-    python bench/large_data.py [--cases 40] [--shape 512 512 250] [--steps 200] [--memory 2G] [--folder FOLDER]
+    python bench/large_data.py [--cases 40] [--shape 512 512 200-300] [--steps 200] [--limit 6] [--folder FOLDER]
 
 Prints of each command its seconds, the most memory that its processes had together (the sum of their proportional set
-sizes, looked at ten times a second), and how many cases it prepared; then the disk that the store takes, against the
-images as float32. Nothing is validated: at this size that takes longer than some steps. The scans are made: air without
-noise, noise with a deviation of 20 HU in the body.
+sizes, looked at ten times a second), and how many cases it prepared. Ends with exit code 1 where one of these fails:
+
+- no command's processes have more than the limit (GiB) together, a training of so many steps included;
+- the store takes at most a third of the images as float32;
+- a training that is killed (SIGKILL, all its processes) while it prepares leaves whole cases, and goes on from them;
+- another fold prepares nothing again;
+- a scan that was changed is prepared again, and no other.
+
+Nothing is validated: at this size that takes longer than some steps. The scans are made: air without noise, noise with
+a deviation of 20 HU in the body.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -24,74 +35,142 @@ import psutil
 
 from segpipe.common.nifti import write_nifti
 from segpipe.common.processes import child_environment
-from segpipe.store import store_facts
+from segpipe.store import CaseFile, store_facts
 
 SPACING_MM = (0.8, 0.8, 2.0)
 NOISE_HU, AIR_HU = 20, -1000
+KILLED_AT = 2  # cases that are prepared when the training is killed
+KILLED = -int(signal.SIGKILL)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--shape", type=int, nargs=3, default=[512, 512, 250])
+    parser.add_argument("--shape", nargs=3, default=["512", "512", "200-300"], help="voxels; the last one or a range")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--memory", default="1G", help="of a training step")
+    parser.add_argument("--limit", type=float, default=6.0, help="GiB of all processes of a command")
     parser.add_argument("--folder", type=Path, help="to keep what is made; none: a temporary one")
     options = parser.parse_args()
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        folder = options.folder or Path(name)
-        write_scans(folder, options.cases, tuple(options.shape))
-        manifest, store = folder / "manifest.json", folder / "store"
-        images = ["--images", folder / "scans", "--labels", folder / "masks", "--modality", "CT"]
-        plan = ["plan", manifest, "--memory", options.memory, "-o", folder / "task.yaml", "--overwrite"]
-        train = ["train", manifest, "--task", folder / "task.yaml", "--runtime", folder / "task.runtime.yaml"]
-        train += ["--network", folder / "task.network.yaml", "--store", store, "--threads", 1, "--fold", "none"]
-        train += ["--set", f"steps_per_epoch={options.steps}", "--epochs", 1]
-        commands = {
-            "import": ["import", *images, "--label-name", "organ", "-o", manifest, "--overwrite"],
-            "check": ["check", manifest],
-            "split": ["split", manifest, "--folds", 2],
-            "plan": plan,
-            "train": [*train, "--out", folder / "run_0"],
-            "train with another seed": [*train, "--out", folder / "run_1", "--seed", 1],
-        }
-        shape = " x ".join(map(str, options.shape))
-        print(f"{options.cases} CTs of {shape}, {options.steps} steps")
-        for name, words in commands.items():
-            before = {path: path.stat().st_mtime_ns for path in store.rglob("*.case")} if store.exists() else {}
-            seconds, peak = run(words)
-            made = sum(path.stat().st_mtime_ns != before.get(path) for path in store.rglob("*.case"))
-            prepared = f", {made} cases prepared" if "train" in name else ""
-            print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB at most{prepared}", flush=True)
+        failed = Bench(options.folder or Path(name), options).run()
+    print(f"all of it: {(time.perf_counter() - began) / 60:.1f} min")
+    sys.exit(f"{failed} of what this bench asks for failed" if failed else 0)
+
+
+class Bench:
+    """The commands, one after another, in a folder."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.manifest, self.store = folder / "manifest.json", folder / "store"
+        self.failed = 0
+
+    def run(self) -> int:
+        """Return how much of what is asked for failed."""
+        folder, options = self.folder, self.options
+        began = time.perf_counter()
+        write_scans(folder, options.cases, options.shape)
         float32 = sum(float32_bytes(path) for path in (folder / "scans").iterdir())
-        stored = store_facts(store).bytes
-        print(f"store: {stored / 1e9:.2f} GB, {stored / float32:.3f} of the images as float32")
+        shape = " x ".join(options.shape)
+        print(f"{options.cases} CTs of {shape}, {float32 / 1e9:.1f} GB as float32, {options.steps} steps", flush=True)
+        print(f"scans written: {time.perf_counter() - began:.0f} s", flush=True)
+        images = ["--images", folder / "scans", "--labels", folder / "masks", "--modality", "CT"]
+        self.command("import", ["import", *images, "--label-name", "organ", "-o", self.manifest, "--overwrite"])
+        self.command("check", ["check", self.manifest])
+        self.command("split", ["split", self.manifest, "--test", 0, "--folds", 2, "--redraw"])
+        plan = ["plan", self.manifest, "--memory", options.memory, "-o", folder / "task.yaml", "--overwrite"]
+        self.command("plan", plan)
+
+        killed = min(KILLED_AT, options.cases - 1)
+        self.command(
+            f"train, killed when {killed} cases are prepared",
+            self.train("run_0", 0, options.steps),
+            ends=KILLED,
+            kill_when=lambda: len(self.prepared()) >= killed,
+        )
+        left = self.prepared()
+        for path in left:
+            CaseFile(path)
+        whole = 0 < len(left) < options.cases
+        self.require(whole, f"{len(left)} of {options.cases} cases were prepared when it was killed, and are whole")
+        made = self.command("the same, resumed", ["train", "--resume", folder / "run_0"])
+        kept = all(self.prepared().get(path) == written for path, written in left.items())
+        self.require(kept and made == options.cases - len(left), f"it prepared the other {made}, and those alone")
+        stored = store_facts(self.store).bytes
+        share = stored / float32
+        self.require(share <= 1 / 3, f"the store takes {stored / 1e9:.2f} GB, {share:.3f} of the images as float32")
+
+        made = self.command("train another fold, one step", self.train("run_1", 1, 1))
+        self.require(made == 0, f"another fold prepares {made} cases")
+        write_scan(folder, 0, options.shape, seed=1)
+        made = self.command("train when a scan was changed, one step", self.train("run_2", 1, 1))
+        self.require(made == 1, f"one scan was changed, and {made} prepared again")
+        return self.failed
+
+    def train(self, name: str, fold: int, steps: int) -> list[object]:
+        """Return the words of a training that is not validated."""
+        task = self.folder / "task.yaml"
+        words = ["train", self.manifest, "--task", task, "--runtime", task.with_suffix(".runtime.yaml")]
+        network = task.with_suffix(".network.yaml")
+        words += ["--network", network] if network.is_file() else []
+        words += ["--store", self.store, "--threads", 1, "--fold", fold, "--epochs", 1, "--out", self.folder / name]
+        settings = (f"steps_per_epoch={steps}", "val_interval=2", "keep_weights=last")
+        return [*words, *(word for setting in settings for word in ("--set", setting))]
+
+    def command(
+        self, name: str, words: list[object], ends: int = 0, kill_when: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Run a command, print what it took, and require that it stays within the limit; return the cases it made."""
+        before = self.prepared()
+        seconds, peak = run(words, ends, kill_when)
+        made = sum(written != before.get(path) for path, written in self.prepared().items())
+        prepared = f", {made} cases prepared" if words[0] == "train" else ""
+        print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB at most{prepared}", flush=True)
+        if peak > self.options.limit * 2**30:
+            self.require(False, f"within {self.options.limit} GiB")
+        return made
+
+    def prepared(self) -> dict[Path, int]:
+        """Return the prepared cases, and when each was written."""
+        return {path: path.stat().st_mtime_ns for path in self.store.glob("cases/*.case")}
+
+    def require(self, held: bool, words: str) -> None:
+        print(f"  {'ok' if held else 'FAILED'}: {words}", flush=True)
+        self.failed += not held
 
 
-def write_scans(folder: Path, cases: int, shape: tuple[int, ...]) -> None:
+def write_scans(folder: Path, cases: int, shape: list[str]) -> None:
     """Write CTs of 16 bits, an ellipse of water with an organ in it, unless they are there already."""
     for name in ("scans", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    rng, (wide, deep, long) = np.random.default_rng(0), shape
+    missing = [number for number in range(cases) if not (folder / "masks" / f"ct_{number:02}.nii.gz").is_file()]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write_scan, *zip(*((folder, number, shape) for number in missing), strict=True)))
+
+
+def write_scan(folder: Path, number: int, shape: list[str], seed: int = 0) -> None:
+    rng = np.random.default_rng([seed, number])
+    wide, deep = int(shape[0]), int(shape[1])
+    low, _, high = shape[2].partition("-")
+    long = int(np.random.default_rng(number).integers(int(low), int(high or low) + 1))
     x, y = np.meshgrid(np.linspace(-1, 1, wide), np.linspace(-1, 1, deep), indexing="ij")
     body = (x / 0.8) ** 2 + (y / 0.6) ** 2 < 1
-    for number in range(cases):
-        image = np.full(shape, AIR_HU, np.int16, order="F")
-        label = np.zeros(shape, np.uint8, order="F")
-        middle = rng.uniform(0.35, 0.65) * long
-        for index in range(long):
-            reach = 1 - ((index - middle) / (0.2 * long)) ** 2
-            organ = (x - 0.3) ** 2 + y**2 < 0.06 * reach
-            noise = rng.standard_normal(body.sum(), np.float32) * NOISE_HU
-            image[..., index][body] = (40 + 60 * organ[body] + noise).astype(np.int16)
-            label[..., index] = organ
-        for values, path in ((image, folder / "scans"), (label, folder / "masks")):
-            file = path / f"ct_{number:02}.nii.gz"
-            if not file.exists():
-                write_nifti(nib.Nifti1Image(values, np.diag([*SPACING_MM, 1])), file)
+    image = np.full((wide, deep, long), AIR_HU, np.int16, order="F")
+    label = np.zeros((wide, deep, long), np.uint8, order="F")
+    middle = rng.uniform(0.35, 0.65) * long
+    for index in range(long):
+        reach = 1 - ((index - middle) / (0.2 * long)) ** 2
+        organ = (x - 0.3) ** 2 + y**2 < 0.06 * reach
+        noise = rng.standard_normal(body.sum(), np.float32) * NOISE_HU
+        image[..., index][body] = (40 + 60 * organ[body] + noise).astype(np.int16)
+        label[..., index] = organ
+    for values, path in ((image, folder / "scans"), (label, folder / "masks")):  # masks last: they say it is done
+        write_nifti(nib.Nifti1Image(values, np.diag([*SPACING_MM, 1])), path / f"ct_{number:02}.nii.gz")
 
 
-def run(words: list[object]) -> tuple[float, int]:
+def run(words: list[object], ends: int, kill_when: Callable[[], bool]) -> tuple[float, int]:
     """Run a command; return its seconds, and the most bytes that its processes had at one time."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "segpipe", *map(str, words)]
@@ -101,10 +180,19 @@ def run(words: list[object]) -> tuple[float, int]:
         peak = 0
         while process.poll() is None:
             peak = max(peak, together(process.pid))
+            if kill_when():
+                kill_all(process.pid)
             time.sleep(0.1)
-        if process.returncode:
-            sys.exit(said.result()[0].decode())
+        if process.returncode != ends:
+            sys.exit(f"exit code {process.returncode}: {' '.join(command[2:])}\n{said.result()[0].decode()}")
     return time.perf_counter() - began, peak
+
+
+def kill_all(pid: int) -> None:
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [*root.children(recursive=True), root]:
+            process.kill()
 
 
 def together(pid: int) -> int:

@@ -47,7 +47,7 @@ def test_the_page_runs_from_dicom_to_dicom(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "sarcoma" / patient).symlink_to(DATA / patient)
     verbs = []
     for block in blocks("sh"):
-        if block.page == "docs/howto/pet_ct.md":
+        if block.page == "docs/howto/pet_ct.md" and block.mark == "tested":
             for words in commands(block.text):
                 verbs.append(words[0])
                 shorter = SHORTER.get(words[0]) or (of_the_test_case(tmp_path) if words[0] == "predict" else [])

@@ -194,8 +194,8 @@ def test_cases_that_memory_does_not_hold_are_kept_on_disk_where_that_does() -> N
     largest = voxels[0]
     assert needs.cases == 8 * sum(voxels) + 13 * largest
     assert needs.validation == (8 + 24 + 12) * largest and needs.disk == int(2.25 * sum(voxels))
-    assert needs.in_memory == 700_000_000 + needs.cases + max(2 * 70 * largest, 10**9 + needs.validation)
-    assert needs.from_store == 700_000_000 + max(70 * largest, 10**9 + needs.validation)
+    assert needs.in_memory == 700_000_000 + needs.cases + max(2 * 28 * largest, 10**9 + needs.validation)
+    assert needs.from_store == 700_000_000 + max(28 * largest, 10**9 + needs.validation)
 
     def decided(free: float, disk: float | None) -> tuple[float, str | None]:
         by_name = {rule.name: rule.value for rule in memory_rules(needs, int(free), disk)}

@@ -25,13 +25,14 @@ from tiny_data import SMALL, TASK, train_arguments
 
 @pytest.fixture(scope="module")
 def whole_numbers(tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data set without normalisation and of whole numbers, which a store does not round."""
+    """The tiny data set, cut but not normalised, and of whole numbers, which a store does not round."""
     folder = tmp_path_factory.mktemp("whole") / "data"
     shutil.copytree(tiny_manifest.parent, folder)
     for path in (folder / "images").iterdir():
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.rint(np.asarray(image.dataobj)).astype(np.int16), image.affine), path)
-    steps = [line for line in TASK.splitlines() if "NormalizeIntensityd" not in line]
+    cut = "{_target_: CropForegroundd, keys: [image, label], source_key: image, margin: 2, allow_smaller: true}"
+    steps = [f"  - {cut}" if "NormalizeIntensityd" in line else line for line in TASK.splitlines()]
     (folder / "task.yaml").write_text("\n".join(steps) + "\n")
     return folder / "manifest.json"
 

@@ -14,6 +14,7 @@ from segpipe.errors import OK, SOME_FAILED
 
 if TYPE_CHECKING:
     from segpipe.evaluation import Choice, Evaluation
+    from segpipe.studies import Other
 
 
 SHOWN_FAILURES = 10
@@ -48,6 +49,9 @@ def command(
     reason: Annotated[
         str | None, typer.Option(help="What the test set is read for, in a line, for its ledger.", metavar="TEXT")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of another evaluation of these cases: the paired difference to it.")
+    ] = None,
     allow: Allow = None,
     allow_file: AllowFile = None,
     run_unvetted_code: RunUnvetted = False,
@@ -67,6 +71,9 @@ def command(
     Each model that is measured on test cases is counted in a ledger beside the manifest, once, with --reason. Cases
     that the model was trained on are not called test cases: that is refused with exit code 5.
 
+    --against OTHER says how much better these predictions are than those that OTHER measured: mean difference of Dice,
+    paired by patient, with its interval.
+
     A manifest that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
 
     Example: segpipe evaluate data/manifest.json predictions --out metrics --split test
@@ -76,6 +83,7 @@ def command(
     from segpipe.evaluation import evaluate
 
     require_vetted_sources((manifest, run), TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code))
+    other = None if against is None else _other(against, manifest, split, fold)
     with console.progress() as bar:
         task = bar.add_task("measuring", total=None)
         evaluation = evaluate(
@@ -97,7 +105,10 @@ def command(
             reason=reason,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    paired = None if other is None else other.paired_with(evaluation)
     _show_measures(console, evaluation)
+    if paired is not None:
+        console.say(paired.words(out.resolve().name))
     _show_model(console, evaluation)
     _show_readings(console, evaluation)
     if seen := evaluation.settings.get("seen_in_training"):
@@ -111,7 +122,7 @@ def command(
             console.say(f"  {note}")
     if evaluation.rules is not None:
         _show_rules(console, evaluation.rules)
-    console.document(**evaluation.document())
+    console.document(**evaluation.document(), **({} if paired is None else {"against": paired.document()}))
     failed = [(case.id, case.failure) for case in evaluation.failed]
     _list(console, f"{len(failed)} case(s) failed and count as Dice 0:", failed)
     remarks = [(case.id, case.remark) for case in evaluation.cases if case.remark is not None]
@@ -120,6 +131,12 @@ def command(
         names = some_of(evaluation.unused)
         console.note(f"{len(evaluation.unused)} files there belong to no case of this split: {names}")
     return SOME_FAILED if failed else OK
+
+
+def _other(against: Path, manifest: Path, split: str, fold: int | None) -> Other:
+    from segpipe.studies import other_evaluation
+
+    return other_evaluation(against, manifest, split, fold)
 
 
 def _show_measures(console: Console, evaluation: Evaluation) -> None:

@@ -234,6 +234,8 @@ def _parts_of(item: Mapping[Any, Any]) -> tuple[dict[str, Volume], dict[str, Any
         if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 4:
             affine = value.affine.numpy().astype(np.float64) if isinstance(value, MetaTensor) else None
             volumes[str(key)] = Volume(np.asarray(value), affine)
+        elif isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
+            facts[str(key)] = value.tolist()  # such as the corners that a crop leaves
         elif _is_plain(value):
             facts[str(key)] = value
         else:

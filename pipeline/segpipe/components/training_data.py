@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, Transform
 
 from segpipe.common.console import digits
@@ -15,10 +16,12 @@ from segpipe.common.grids import require_one_grid
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.outliers import refuse_outliers
 from segpipe.common.rounded_quaternions import accept_rounded_quaternions
+from segpipe.components.slab_resampling import resample_in_slabs
 from segpipe.data import load_manifest
 from segpipe.errors import DataError, SegpipeError, UsageError, ours_within
 
 accept_rounded_quaternions()  # before MONAI reads, in each process that does
+resample_in_slabs()
 
 
 def load_cases(manifest: str, data: str, split: str, fold: int | None = None) -> list[dict[str, Any]]:
@@ -139,7 +142,7 @@ class ValidateCased(Transform):
                 found=f"shape {tuple(image.shape)}",
                 expected=f"({self.in_channels}, X, Y, Z)",
             )
-        if not bool(torch.isfinite(image).all()):
+        if not all(bool(torch.isfinite(plane).all()) for plane in _planes(image)):
             raise DataError("the image has NaN or infinite voxels", case_id=case_id, hint="run `segpipe check`")
         if float(image.max()) == float(image.min()):
             raise DataError("the image is constant", case_id=case_id, hint="run `segpipe check`")
@@ -158,7 +161,7 @@ class ValidateCased(Transform):
                 found=f"image {tuple(image.shape[1:])}, label {tuple(label.shape[1:])}, affines {apart:.3g} apart",
                 hint="run `segpipe check`",
             )
-        values = torch.unique(torch.as_tensor(label))
+        values = torch.unique(torch.cat([torch.unique(plane) for plane in _planes(label)]))
         ignored = [] if self.ignore_label is None else [self.ignore_label]
         if values.tolist() == ignored != []:
             raise DataError("no voxel is annotated", case_id=case_id, hint="take the case out")
@@ -172,3 +175,9 @@ class ValidateCased(Transform):
                 + "".join(f", or {each} (ignored)" for each in ignored),
                 hint="run `segpipe check`",
             )
+
+
+def _planes(volume: Any) -> torch.Tensor:
+    """Return a view of a volume whose parts are its planes: a check of each needs little memory."""
+    tensor = torch.as_tensor(volume)
+    return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).flatten(0, 1)

@@ -5,6 +5,8 @@ from .comparison_page import main_table as main_table
 from .comparison_page import sentences as sentences
 from .comparison_results import Row as Row
 from .comparison_run import compare_variants as compare_variants
+from .paired_evaluation import Other as Other
+from .paired_evaluation import other_evaluation as other_evaluation
 from .precision_proof import prove_precision as prove_precision
 from .quality_fit import fit_quality as fit_quality
 from .recorded import read_recorded as read_recorded

@@ -1,6 +1,7 @@
 """What a training needs of memory and disk, added up, and whether its cases are kept in memory or in a store on disk.
 
-Bytes a voxel are peaks that were measured with MONAI 1.6.1 on generated CT (`bench/store.py` prints them).
+Bytes a voxel are peaks that were measured with MONAI 1.6.1 on generated CT (`bench/store.py` prints them, and
+`tests/components/test_preparing_memory.py` holds that of preparing).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from segpipe.data import Fingerprint, Manifest
 from segpipe.training.planning_rules import Rule, profile_of
 
 PROCESS = 700_000_000  # Python with PyTorch, MONAI and an optimiser of a small network
-PREPARING = 70  # bytes a voxel of the result, while a case is loaded, turned and resampled
+PREPARING = 28  # bytes a voxel, while a case is loaded, turned, resampled by slabs and checked
 CROPPING = 13  # beside the case: what a crop about labels in memory copies and lists
 STEP_SHARE = 0.5  # of all memory that this process may take, for a training step where nobody says
 SHARE = 0.8  # of the memory that is free, the rest is left to others
@@ -151,7 +152,7 @@ def too_large(needs: Needs, free: int) -> str | None:
     if needs.from_store <= free:
         return None
     words = f"the training takes about {_gb(needs.from_store)} of memory even from a store, and {_gb(free)} are free"
-    large = needs.preparing > needs.step + needs.validation
+    large = needs.process + max(needs.preparing, needs.validation) > free
     return f"{words}: {'the largest case alone takes that' if large else 'give less for a step with --memory'}"
 
 

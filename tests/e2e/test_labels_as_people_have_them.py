@@ -14,7 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dicom import make
 from segpipe.cli.app import run
+from segpipe.dicom.labels import read_labels
+from segpipe.dicom.scanning import scan
 from segpipe.errors import OK
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -191,6 +194,29 @@ def test_voxels_that_nobody_annotated(tmp_path: Path, capsys: pytest.CaptureFixt
     stock(bundle, "evaluate.json", root, tmp_path / "stock_eval")
     overall = np.mean([part["metrics"]["dice"]["mean"] for part in measured.values()])
     assert stock_dice(tmp_path / "stock_eval") == pytest.approx(overall, abs=1e-4)
+    check_seg(bundle, tmp_path)
+
+
+def check_seg(bundle: Path, folder: Path) -> None:
+    """The SEG of a patient who comes as DICOM has the labels, no segment for what is ignored, and stock's voxels."""
+    image = phantom(20)[0].astype(np.int16)
+    grid = make.Grid((1, 0, 0, 0, 1, 0), SHAPE[1], SHAPE[0], SHAPE[2], (1.5, 1.5), 2.0, (0.0, 0.0, 0.0))
+    slices = make.series(grid, "MR")
+    for number, one in enumerate(slices):
+        one.PixelData = np.ascontiguousarray(image[:, :, number].T).astype("<i2").tobytes()
+    make.write(slices, folder / "patient")
+    assert run(["predict", str(bundle), str(folder / "patient"), str(folder / "next"), "--format", "nifti,seg"]) == OK
+    (series,) = scan(folder / "patient").series
+    (result,) = (folder / "next").glob("dcm-*")
+    found, masks = voxels(result / "segmentation.nii.gz"), read_labels(result / "seg.dcm", series)
+    assert list(masks) == ["rim", "core", "heart"]
+    assert found.any()
+    for value, mask in enumerate(masks.values(), 1):
+        np.testing.assert_array_equal(mask, found == value)
+    (folder / "same").mkdir()
+    nib.save(nib.Nifti1Image(image, np.diag([-1.5, -1.5, 2.0, 1.0])), folder / "same/next_0000.nii.gz")
+    stock(bundle, "inference.json", folder / "same", folder / "stock_next")
+    np.testing.assert_array_equal(voxels(next((folder / "stock_next").rglob("*.nii.gz"))), found)
 
 
 def test_cases_in_which_not_every_label_was_looked_for(tmp_path: Path) -> None:

@@ -66,8 +66,6 @@ def test_what_goes_on_has_what_no_run_records(tiny_manifest: Path, tmp_path: Pat
     assert measure.after and not any(word.startswith("--folds") for word in first.words)
     assert first.words[-6:] == ("--fold", "0", "--out", "cv/fold_0", "--set", "keep_weights=last")
     assert second.again == ("train", "--resume", "cv/fold_1", "--mlflow", "http://h:5000", "--allow-other-cpu")
-    (seeds,) = planned(["train", "m.json", "--out", "one", "--seeds", "3", "--jobs", "2", "--json"], tmp_path)
-    assert (seeds.begun, seeds.again) == ("one/seeds.json", ("train", "--resume", "one", "--jobs", "2", "--json"))
     (resumed,) = planned(["train", "--resume=one", "--out", "one"], tmp_path)
     assert not resumed.begun
     with pytest.raises(UsageError, match="only a training"):
@@ -97,6 +95,23 @@ def test_the_folder_of_the_jobs_is_its_owners_alone(follow: Any, tmp_path: Path)
     assert jobs.stat().st_mode & 0o777 == 0o755
 
 
+def test_seeds_of_a_training_and_what_says_how_far_they_differ(tmp_path: Path) -> None:
+    words = ["train", "m.json", "--task", "t.yaml", "--seeds=2", "--seed", "5", "--out", "s", "--jobs", "2", "--json"]
+    first, second, spread = planned(words, tmp_path)
+    assert first.words == ("train", "m.json", "--task", "t.yaml", "--json", "--seed", "5", "--out", "s/seed5")
+    assert second.words[-4:] == ("--seed", "6", "--out", "s/seed6") and second.name == "seed 6"
+    assert (second.begun, second.again) == ("s/seed6/run.json", ("train", "--resume", "s/seed6", "--json"))
+    assert spread.words == tuple(words) and spread.after and not second.after and not spread.begun
+
+
+def test_shares_of_a_comparison_and_its_report(tmp_path: Path) -> None:
+    words = ["compare", "m.json", "--network", "unet,unetpp", "--loss", "dice", "--steps", "4", "--out", "c"]
+    first, second, report = planned(words, tmp_path, 2)
+    assert [task.words for task in (first, second)] == [(*words, "--shard", f"{index}/2") for index in range(2)]
+    assert report.words == tuple(words) and report.after and not second.after
+    assert [task.words for task in planned(words, tmp_path)] == [tuple(words)]
+
+
 @pytest.mark.parametrize(
     ("words", "array", "message"),
     [
@@ -104,10 +119,17 @@ def test_the_folder_of_the_jobs_is_its_owners_alone(follow: Any, tmp_path: Path)
         (["export", "a", "b"], None, "not submitted"),
         ([*PREDICT, "--shard", "0/2"], 2, "the shares are those of the array"),
         (["tune", "m.json"], 2, "need its journal"),
-        (["compare", "m.json"], 2, "--array has no place here"),
+        (["auto", "data"], 2, "--array has no place here"),
+        (["compare", "m.json", "--shard", "0/2"], 2, "the shares are those of the array"),
         (["train", "m.json", "--folds", "all", "--out", "x"], 2, "--array has no place here"),
         (["train", "--folds", "all", "m.json"], None, "are not known"),
         (["train", "m.json", "--folds", "all", "--out", "x", "--budget", "2h"], None, "a length of its own"),
+        (["train", "m.json", "--folds", "all", "--out", "x", "--seeds", "2"], None, "every fold with one seed"),
+        (["train", "m.json", "--seeds", "2", "--out", "x"], 2, "--array has no place here"),
+        (["train", "m.json", "--seeds", "two", "--out", "x"], None, "--seeds cannot be read"),
+        (["train", "m.json", "--seeds", "2"], None, "the seeds of this command are not known"),
+        (["train", "m.json", "--seeds", "2", "--out", "x", "--set", "seed=3"], None, "the same seed"),
+        (["train", "m.json", "--seeds", "2", "--out", "x", "--budget", "2h"], None, "a length of its own"),
     ],
 )
 def test_what_is_not_submitted(words: list[str], array: int | None, message: str, tmp_path: Path) -> None:

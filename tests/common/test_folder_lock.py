@@ -38,6 +38,14 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         pass
 
 
+def test_a_folder_is_locked_without_a_file(tmp_path: Path) -> None:
+    busy = UsageError("busy")
+    with locked(tmp_path, busy, name=None), pytest.raises(UsageError, match="busy"), locked(tmp_path, busy, name=None):
+        pass
+    with locked(tmp_path, busy, name=None, shared=True), locked(tmp_path, busy, name=None, shared=True):
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_system_without_locks_is_worked_on_and_another_fault_is_not_taken_for_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

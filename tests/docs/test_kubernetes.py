@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segpipe.prediction.shards import Shard
+from segpipe.common.shards import Shard
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "kind: Job" in path.read_text()]

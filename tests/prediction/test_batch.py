@@ -15,8 +15,9 @@ import pytest
 
 from segpipe.bundle.open import Bundle
 from segpipe.common.files import cannot_write, sha256_of, write_json
+from segpipe.common.folder_lock import locked
 from segpipe.common.partial import PARTIAL
-from segpipe.common.result_folder import SEGMENTATION, ResultFolder, read_events
+from segpipe.common.result_folder import SEGMENTATION, STATE, ResultFolder, read_events
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import ModelOptions
 from segpipe.prediction import batch
@@ -26,7 +27,6 @@ from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTi
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options, Outputs
 from segpipe.prediction.protocol import Loaded, Segment, Segmented
-from segpipe.prediction.shards import held_by
 
 
 class FakeWorker:
@@ -216,7 +216,7 @@ def test_another_scan_of_the_same_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_batch_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
-    with held_by(tmp_path):
+    with locked(tmp_path, RefusedError("busy"), name=STATE):
         under_way = ResultFolder(tmp_path).begin("a")
         with pytest.raises(RefusedError, match="another prediction"):
             run(tmp_path, FakeWorker(), "b")

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from segpipe.cli.app import run
+from segpipe.common.shards import SHARDS, Shard, held_by
 from segpipe.common.subprocesses import Ended
+from segpipe.data import load_manifest
+from segpipe.errors import UsageError
 from segpipe.studies.comparison_figures import draw_figures
-from segpipe.studies.variants import epochs_for_minutes, epochs_for_steps, validation_interval
+from segpipe.studies.comparison_state import Study, open_state
+from segpipe.studies.variants import Settings, epochs_for_minutes, epochs_for_steps, validation_interval
 from tiny_compare import FakeSubprocesses
 from tiny_data import write_data
 
@@ -163,6 +167,51 @@ def test_the_same_command_goes_on_and_finished_runs_are_left_alone(manifest, tmp
     assert fake.calls[0] == ("train", {"resume": str(folder), "data": str(manifest.parent)})
     fake.calls.clear()
     assert run(words(manifest, out)) == 0
+    assert fake.calls == []
+
+
+def test_shares_and_a_report_leave_what_one_command_leaves(manifest, tmp_path, fake, capsys) -> None:
+    assert run(words(manifest, tmp_path / "whole")) == 0
+    fake.calls.clear()
+    out = tmp_path / "shared"
+    assert run([*words(manifest, out), "--shard", "1/2"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 3 runs have ended" in shown and "the same command without --shard" in shown
+    assert fake.verbs() == ["train --dry-run"] * 3 + ["train", "export", "predict", "evaluate"]
+    assert list(state(out)["cells"]) == ["unet+dice/fold0-seed0"] and state(out)["results"] is None
+    fake.fails[("predict", "+tversky/")] = Ended(-9, {})
+    assert run([*words(manifest, out), "--shard", "0/2"]) == 4  # of its own runs
+    assert run([*words(manifest, out), "--shard", "1/2"]) == 0
+    capsys.readouterr()
+    fake.fails.clear()
+    assert run([*words(manifest, out), "--shard", "0/2", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cells"]) == 3
+    fake.calls.clear()
+    assert run(words(manifest, out)) == 0
+    assert fake.calls == [] and state(out) == state(tmp_path / "whole")
+    assert not (out / SHARDS).exists()
+
+
+def test_shares_at_the_same_time_record_beside_each_other(manifest, tmp_path) -> None:
+    settings = Settings(("unet",), ("dice_ce", "dice", "tversky"), str(manifest.parent / "task.yaml"), steps=2)
+    study = Study(settings, load_manifest(manifest), manifest, manifest.parent, tmp_path / "out")
+    one, other = open_state(study), open_state(study)
+    first, second, third = settings.cells()
+    assert [settings.cells(Shard(index, 2)) for index in range(2)] == [[first, third], [second]]
+    for state_of_a_share, cell in ((one, first), (other, second), (one, third)):
+        state_of_a_share.end(cell, {"status": "finished"})
+    assert set(state(study.out)["cells"]) == {first.key, second.key, third.key}
+
+
+def test_a_share_beside_the_whole_or_itself_is_refused(manifest, tmp_path, fake, capsys) -> None:
+    out = tmp_path / "out"
+    with held_by(out, Shard(0, 2), UsageError("busy")):
+        assert run([*words(manifest, out), "--shard", "0/2"]) == 5
+        assert run([*words(manifest, out), "--shard", "0/3"]) == 5
+        assert run(words(manifest, out)) == 2
+    assert "another comparison works in this folder" in capsys.readouterr().err
+    assert run([*words(manifest, out), "--shard", "0/2", "--redraw"]) == 2
+    assert "leave one out" in capsys.readouterr().err
     assert fake.calls == []
 
 

@@ -12,7 +12,8 @@ from segpipe.common.console import Console, Interrupted
 from segpipe.errors import OK, SOME_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from segpipe.studies import Row
+    from segpipe.common.shards import Shard
+    from segpipe.studies import Row, Settings
 
 
 def command(
@@ -49,6 +50,13 @@ def command(
         bool, typer.Option("--redraw", help="Run nothing: the report of what is finished, even while others run.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time; more than 1 disturbs the timings.")] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Run one share of the runs, e.g. 0/3, and no report; other machines run 1/3 and 2/3 in the same OUT.",
+            metavar="I/N",
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Train variants under the same data, folds, seeds and budget, and report which works best.
@@ -57,9 +65,12 @@ def command(
     ordinary commands in OUT/runs: train, export, predict, evaluate. The same command again goes on where it
     stopped. The report is OUT/report.html; tensorboard --logdir OUT/tensorboard shows all runs side by side.
 
+    Several machines that share OUT: --shard 0/2 on one, --shard 1/2 on the other, then the command without it reports.
+
     Example: segpipe compare manifest.json --task task.yaml --network unet,unetpp --loss dice_ce --steps 400 --out
     comparison
     """
+    from segpipe.common.shards import Shard
     from segpipe.studies import Settings, compare_variants, listed
 
     if (steps is None) == (minutes is None):
@@ -84,14 +95,31 @@ def command(
     )
     if not (settings.networks and settings.losses):
         raise UsageError("at least one --network and one --loss are needed")
+    share = None if shard is None else Shard.parse(shard)
+    if share is not None and redraw:
+        raise UsageError("--redraw reports all that is finished", found=f"--shard {share}", hint="leave one out")
     console = Console("compare", as_json=json)
     try:
-        rows, document = compare_variants(manifest, settings, out, console, data, gif or (), jobs, redraw)
+        rows, document = compare_variants(manifest, settings, out, console, data, gif or (), jobs, redraw, share)
     except KeyboardInterrupt as interruption:
         if not (out / "compare.json").is_file():
             raise
         raise Interrupted("the same command goes on from here") from interruption
+    if share is not None:
+        return _report_share(console, document, share, settings)
     return _report(console, rows, document, out)
+
+
+def _report_share(console: Console, document: dict[str, Any], share: Shard, settings: Settings) -> int:
+    cells = {cell.key: document["cells"][cell.key] for cell in settings.cells(share)}
+    rows = [(key, facts["status"], facts.get("epochs"), facts.get("reason")) for key, facts in cells.items()]
+    console.table(f"{document['settings']['dataset']}, share {share}", ("run", "state", "epochs", "reason"), rows)
+    console.say(f"{len(document['cells'])} of {len(settings.cells())} runs have ended, in all shares")
+    console.say("the report, when all have: the same command without --shard")
+    console.document(**_content(document))
+    return (
+        SOME_FAILED if any(facts["status"] == "failed" or facts.get("failed_cases") for facts in cells.values()) else OK
+    )
 
 
 def _report(console: Console, rows: list[Row], document: dict[str, Any], out: Path) -> int:
@@ -105,9 +133,13 @@ def _report(console: Console, rows: list[Row], document: dict[str, Any], out: Pa
     console.say(f"all runs: tensorboard --logdir {out / 'tensorboard'}")
     for failure in results["failures"]:
         console.note(f"failed: {failure['run']}: {failure['reason']}")
-    console.document(**{name: value for name, value in document.items() if name not in ("schema_version", "command")})
+    console.document(**_content(document))
     some_failed = results["failures"] or any(row["failed_cases"] for row in results["rows"])
     return SOME_FAILED if some_failed else OK
+
+
+def _content(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in ("schema_version", "command")}
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ def command(
     ],
     jobs: Annotated[Path, typer.Option(help="Folder of the jobs' files, which the nodes have to see.")] = Path("jobs"),
     array: Annotated[
-        int | None, typer.Option(min=1, help="Shares of predict, or processes of tune --storage journal. [default: 1]")
+        int | None,
+        typer.Option(min=1, help="Shares of predict or compare, processes of tune --storage journal. [default: 1]"),
     ] = None,
     engine: Annotated[
         str,
@@ -41,8 +42,8 @@ def command(
 ) -> int:
     """Run a command as jobs of Slurm, follow them, and submit again what died: the same command goes on.
 
-    predict is shared among --array jobs; train --folds has a job for each fold, and one that measures them when all
-    have ended; tune --storage journal runs --array times in one folder; others are one job.
+    predict and compare are shared among --array jobs; train --folds and --seeds have a job for each, and one that
+    measures them when all have ended; tune --storage journal runs --array times in one folder; others are one job.
 
     A job that Slurm ends for its time, or for another's sake, goes on where it was when it gets a node again. With
     --no-wait, or after Ctrl-C, the jobs stay Slurm's, and the same command follows them.

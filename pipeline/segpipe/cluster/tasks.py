@@ -1,10 +1,10 @@
-"""What a command is as jobs: a share of the cases each, a fold each, or one job; what a job begun again runs."""
+"""What a command is as jobs: a share, a fold or a seed each, or one job; what a job begun again runs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,8 +70,9 @@ def planned(
     """Return the jobs of a command.
 
     Args:
-        words: of the command, without ``segpipe``: ``predict`` with so many shares as ``array`` says, ``train`` with a
-            job a fold where it has ``--folds``, ``tune --storage journal`` so many times, others as one job.
+        words: of the command, without ``segpipe``: ``predict`` and ``compare`` with so many shares as ``array`` says,
+            ``train`` with a job a fold or seed where it has ``--folds`` or ``--seeds``, ``tune --storage journal`` so
+            many times, others as one job.
         jobs: folder of the jobs' files.
         array: shares or processes.
         folder: that the command is run in; None: this one.
@@ -96,10 +97,13 @@ def planned(
         )
     made = _Planned(tuple(words), jobs.resolve(), str((folder or Path.cwd()).resolve()), allow_other_cpu)
     if verb == "predict":
-        return made.shares(array or 1)
-    if verb == "train" and _has(words, "--folds"):
-        _refuse_array(array, "a cross-validation has a job a fold")
-        return made.folds()
+        return made.shares(verb, array or 1)
+    if verb == "compare":
+        shares = made.shares(verb, array or 1)
+        return shares if len(shares) == 1 else [*shares, made.task("report", words, len(shares), after=True)]
+    if verb == "train" and (_has(words, "--folds") or _has(words, "--seeds")):
+        _refuse_array(array, "a cross-validation has a job a fold, and several seeds a job a seed")
+        return made.folds() if _has(words, "--folds") else made.seeds()
     if verb == "tune" and (array or 1) > 1:
         if _value(words, "--storage") != "journal":
             raise UsageError(
@@ -108,7 +112,7 @@ def planned(
                 hint="add --storage journal",
             )
         return [made.task(f"process {number}", words, number) for number in range(array or 1)]
-    _refuse_array(array, "only predict and tune run several times in one folder")
+    _refuse_array(array, "only predict, compare and tune run several times in one folder")
     out = _value(words, "--out")
     if verb == "train" and not _has(words, "--resume") and out:
         return [made.task(verb, words, 0, **made.begun(out))]
@@ -123,26 +127,23 @@ class _Planned:
     allow_other_cpu: bool = False
 
     def begun(self, run: str) -> dict[str, Any]:
-        """Return how a run goes on: with its own settings, and with what no run records."""
+        """Return how a single run goes on: with its own settings, and with what no run records."""
         again = ["train", "--resume", run]
-        for option in ("--mlflow", "--jobs"):
-            value = _value(self.words, option)
-            again += [] if value is None else [option, value]
+        again += [] if (mlflow := _value(self.words, "--mlflow")) is None else ["--mlflow", mlflow]
         again += ["--json"] if "--json" in self.words else []
         again += ["--allow-other-cpu"] if self.allow_other_cpu else []
-        record = "seeds.json" if _has(self.words, "--seeds") else "run.json"
-        return {"begun": f"{run}/{record}", "again": tuple(again)}
+        return {"begun": f"{run}/run.json", "again": tuple(again)}
 
     def task(self, name: str, words: Sequence[str], number: int, **more: Any) -> Task:
         return Task(name, tuple(words), self.folder, str(self.jobs / f"task_{number}.json"), **more)
 
-    def shares(self, number: int) -> list[Task]:
+    def shares(self, verb: str, number: int) -> list[Task]:
         if _has(self.words, "--shard"):
             raise UsageError(
                 "the shares are those of the array", found="--shard", hint="leave it out, and give --array N"
             )
         if number == 1:
-            return [self.task("predict", self.words, 0)]
+            return [self.task(verb, self.words, 0)]
         return [
             self.task(f"share {index} of {number}", [*self.words, "--shard", f"{index}/{number}"], index)
             for index in range(number)
@@ -150,28 +151,60 @@ class _Planned:
 
     def folds(self) -> list[Task]:
         """A job a fold, each the run that `segpipe train --folds` would train, and one that measures them all."""
-        words, out = list(self.words), _value(self.words, "--out")
+        manifest, out = self.manifest_and_out("folds", "all")
+        if _has(self.words, "--seeds"):
+            raise UsageError(
+                "--folds trains every fold with one seed", found="--seeds", hint="leave it out, or --folds"
+            )
+        chosen = chosen_folds(load_manifest(Path(self.folder) / manifest), _value(self.words, "--folds") or "all")
+        shared = _without(self.words, "--folds", "--out", "--jobs")
+        runs = {
+            f"fold {fold}": ("--fold", str(fold), "--out", f"{out}/fold_{fold}", "--set", "keep_weights=last")
+            for fold in chosen
+        }
+        return self.each(shared, runs, "measure")
+
+    def seeds(self) -> list[Task]:
+        """A job a seed, each the run that `segpipe train --seeds` would train, and one that says how they differ."""
+        _, out = self.manifest_and_out("seeds", "3")
+        if any(word.replace(" ", "").startswith(("seed=", "--set=seed=")) for word in self.words):
+            raise UsageError("--set seed would give all the same seed", hint="give --seed, the first of them")
+        first, count = (self.number(option, least) for option, least in (("--seed", 0), ("--seeds", 1)))
+        shared = _without(self.words, "--seeds", "--seed", "--out", "--jobs")
+        runs = {
+            f"seed {seed}": ("--seed", str(seed), "--out", f"{out}/seed{seed}") for seed in range(first, first + count)
+        }
+        return self.each(shared, runs, "spread")
+
+    def manifest_and_out(self, what: str, example: str) -> tuple[str, str]:
+        words, out = self.words, _value(self.words, "--out")
         if out is None or len(words) < 2 or words[1].startswith("-"):
             raise UsageError(
-                "the folds of this command are not known",
+                f"the {what} of this command are not known",
                 found=" ".join(words[:2]),
-                expected="train MANIFEST ... --folds all --out RUN",
+                expected=f"train MANIFEST ... --{what} {example} --out RUN",
             )
         if _has(words, "--budget"):
             raise UsageError(
-                "each job would measure a length of its own, and the folds have one",
+                f"each job would measure a length of its own, and the {what} have one",
                 found="--budget",
                 hint="name --epochs, or submit `segpipe auto --budget`",
             )
-        folds = chosen_folds(load_manifest(Path(self.folder) / words[1]), _value(words, "--folds") or "all")
-        shared = _without(_without(words, "--folds"), "--out")
-        tasks = []
-        for number, fold in enumerate(folds):
-            run = f"{out}/fold_{fold}"
-            own = [*shared, "--fold", str(fold), "--out", run, "--set", "keep_weights=last"]
-            tasks.append(self.task(f"fold {fold}", own, number, **self.begun(run)))
-        measure = self.task("measure", words, len(folds), after=True)
-        return [*tasks, measure]
+        return words[1], out
+
+    def number(self, option: str, least: int) -> int:
+        text = _value(self.words, option) or str(least)
+        if not text.isdecimal() or int(text) < least:
+            raise UsageError(f"{option} cannot be read", found=text, expected=f"a whole number from {least}")
+        return int(text)
+
+    def each(self, shared: Sequence[str], runs: Mapping[str, Sequence[str]], last: str) -> list[Task]:
+        """Return a job for each run, by name its own words, and the command itself when all have ended."""
+        tasks = [
+            self.task(name, [*shared, *own], number, **self.begun(own[own.index("--out") + 1]))
+            for number, (name, own) in enumerate(runs.items())
+        ]
+        return [*tasks, self.task(last, self.words, len(runs), after=True)]
 
 
 def _refuse_array(array: int | None, why: str) -> None:
@@ -192,14 +225,14 @@ def _value(words: Sequence[str], option: str) -> str | None:
     return None
 
 
-def _without(words: Sequence[str], option: str) -> list[str]:
+def _without(words: Sequence[str], *options: str) -> list[str]:
     kept: list[str] = []
     skip = False
     for word in words:
         if skip:
             skip = False
-        elif word == option:
+        elif word in options:
             skip = True
-        elif not word.startswith(f"{option}="):
+        elif not word.startswith(tuple(f"{option}=" for option in options)):
             kept.append(word)
     return kept

@@ -20,8 +20,9 @@ from typing import Any, Unpack
 from segpipe.bundle import Bundle, TrainedCases, judge_mirror, open_bundle
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import write_json
-from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, hashes_of, require_plain_files
-from segpipe.errors import DataError, SegpipeError, UsageError
+from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, STATE, hashes_of, require_plain_files
+from segpipe.common.shards import WAIT, held_by
+from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
 from segpipe.prediction.cases import NotSelected, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
@@ -32,7 +33,6 @@ from segpipe.prediction.options import Options, PredictKeywords, require_agreeme
 from segpipe.prediction.places import Places
 from segpipe.prediction.protocol import CaseFiles, Load, Loaded, Segment, Segmented
 from segpipe.prediction.resume import EarlierResults, describe_source, refuse_own_folder
-from segpipe.prediction.shards import held_by
 from segpipe.quality import Judged, read_rules, shipped_rules
 
 AnyPath = str | PathLike[str]
@@ -176,7 +176,8 @@ def predict_cases(
     refuse_own_folder(out, bundle)
     if any(case.series for case in cases):
         _require_codes(bundle)
-    with held_by(out, options.shard):
+    busy = RefusedError("another prediction is writing to this folder", path=out, hint=WAIT)
+    with held_by(out, options.shard, busy, STATE):
         earlier = EarlierResults(out, bundle, cases, options)
         folder = earlier.folder
         batch = _Batch(bundle, earlier, options, cases, worker, on_crash)

@@ -16,13 +16,13 @@ from segpipe.common.files import read_json
 from segpipe.common.memory import memory_here
 from segpipe.common.processes import usable_cores
 from segpipe.common.result_folder import RESULT, STATE, read_lines
+from segpipe.common.shards import Shard
 from segpipe.common.subprocesses import Subprocesses, in_threads, require_ended_well
 from segpipe.errors import OK
 from segpipe.prediction.batch_summary import ENDS, BatchProgress, Outcome
 from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
-from segpipe.prediction.shards import Shard
 
 TRIES = 3  # of a process that dies without a word; what it had finished is kept
 POLL_S = 0.2

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.bundle import Bundle
 from segpipe.common.result_folder import ENTROPY, FORMATS, PROBABILITIES, SEGMENTATION, probability_name
+from segpipe.common.shards import Shard
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import ModelKeywords, ModelOptions, parse_bytes, split_words
-from segpipe.prediction.shards import Shard
 from segpipe.quality import Rules
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ What is finished is not done again.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 from segpipe.common.console import Console, as_clock
 from segpipe.common.files import cannot_write, read_json
 from segpipe.common.folder_lock import locked
+from segpipe.common.shards import Shard, held_by
 from segpipe.common.subprocesses import Ended, Listener, Subprocesses, in_threads
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import OK, SegpipeError, UsageError
@@ -40,6 +42,7 @@ from segpipe.studies.variants import (
 )
 from segpipe.training import Composed, compose_config
 
+TRYING = ".trying.lock"  # held while the variants are tried
 EPOCH = re.compile(r"epoch (\d+)/(\d+)")
 
 
@@ -52,6 +55,7 @@ def compare_variants(
     gifs: Sequence[str] = (),
     jobs: int = 1,
     redraw: bool = False,
+    shard: Shard | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Run what is not finished and write the report; the same call goes on where it stopped.
 
@@ -64,12 +68,14 @@ def compare_variants(
         gifs: ids of cases to animate; by default the worst and the median case of the best variant.
         jobs: cells at the same time.
         redraw: run nothing, and report what is finished.
+        shard: the share of the runs that is run, while others run theirs in the same folder; None: all, and the report.
 
     Returns:
-        A row for each variant, the reference first, and the content of compare.json.
+        A row for each variant, the reference first (none of a share), and the content of compare.json.
 
     Raises:
         UsageError: the settings do not go together, or a variant cannot be trained; nothing is written then.
+        RefusedError: another process runs this share, or a share of another number.
         KeyboardInterrupt: after what ran has been stopped.
     """
     dataset = load_manifest(manifest)
@@ -81,25 +87,35 @@ def compare_variants(
             raise UsageError("there is nothing to report yet", path=out, hint="run it without --redraw")
         return write_outcome(study, state, gifs), state.document
     busy = UsageError("another comparison works in this folder", path=out, hint="wait for it, or choose another --out")
-    with locked(out, busy):
+    with held_by(out, shard, busy):
         processes = Subprocesses()
         with console.progress() as bar:
             progress = Progress(console, bar)
             _prepare(study, state, progress, processes)
-            _run_cells(study, state, progress, processes, jobs)
+            _run_cells(study, state, progress, processes, jobs, shard)
+        if shard is not None:
+            state.refresh()
+            return [], state.document
         rows = write_outcome(study, state, gifs)
         state.write()
     return rows, state.document
 
 
 def _prepare(study: Study, state: State, progress: Progress, processes: Subprocesses) -> None:
-    """Try every variant, and record its epochs; nothing is written before all have passed.
+    """Try every variant, and record its epochs, or wait for the share that does so.
 
     Raises:
         UsageError: one cannot be trained; the message names it.
     """
-    if state.variants:
-        return
+    if not state.variants:
+        with locked(study.out, UsageError("another share tries the variants"), name=TRYING, wait_s=math.inf):
+            state.refresh()
+            if not state.variants:
+                _try_variants(study, state, progress, processes)
+
+
+def _try_variants(study: Study, state: State, progress: Progress, processes: Subprocesses) -> None:
+    """Nothing is written before all have passed."""
     settings = study.settings
     composed = _checked(study)
     variants = {}
@@ -158,9 +174,11 @@ def _epochs(study: Study, fold: int, steps_per_epoch: int, facts: Mapping[str, A
     return epochs_for_minutes(study.settings.minutes or 0, steps_per_epoch * facts["seconds_per_step"], validation)
 
 
-def _run_cells(study: Study, state: State, progress: Progress, processes: Subprocesses, jobs: int) -> None:
+def _run_cells(
+    study: Study, state: State, progress: Progress, processes: Subprocesses, jobs: int, shard: Shard | None
+) -> None:
     """Run every cell that is not finished; one that fails is recorded and the others go on."""
-    cells = [cell for cell in study.settings.cells() if not state.finished(cell)]
+    cells = [cell for cell in study.settings.cells(shard) if not state.finished(cell)]
     progress.begin(cells, state)
 
     def work(cell: Cell) -> None:

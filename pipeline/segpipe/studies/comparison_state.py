@@ -15,12 +15,15 @@ from typing import Any
 
 from segpipe.common.console import SCHEMA_VERSION
 from segpipe.common.files import read_json, sha256_of, write_json
+from segpipe.common.folder_lock import locked
 from segpipe.data import Manifest
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.same_settings import require_same
 from segpipe.studies.variants import Cell, Settings
 
 STATE = "compare.json"
+WRITING = ".compare.lock"  # held while it is read and written anew
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,20 @@ class State:
         return bool(self.cells.get(cell.key, {}).get("status") == "finished")
 
     def end(self, cell: Cell, facts: dict[str, Any]) -> None:
-        """Record how a cell ended."""
-        with self._lock:
+        """Record how a cell ended, beside what other shares have recorded meanwhile."""
+        busy = UsageError("another process keeps the state to itself", path=self.out, hint="give the command again")
+        with self._lock, locked(self.out, busy, name=WRITING, wait_s=LONGEST_WAIT_S):
+            self.refresh()
             self.cells[cell.key] = facts
             self.write()
+
+    def refresh(self) -> None:
+        """Take in what other shares have written."""
+        path = self.out / STATE
+        if path.exists():
+            written = read_json(path, "comparison")
+            self.variants.update(written["variants"])
+            self.cells.update(written["cells"])
 
     def write(self) -> None:
         """Bring the document to disk."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.shards import Shard
 from segpipe.errors import UsageError
 from segpipe.training import read_fragment
 
@@ -92,9 +93,10 @@ class Settings:
             pairs = [(network, loss) for network in self.networks for loss in self.losses]
         return [Variant(network, loss) for network, loss in pairs]
 
-    def cells(self) -> list[Cell]:
-        """Return all runs; every variant's first before any variant's second."""
-        return [Cell(variant, fold, seed) for fold in self.folds for seed in self.seeds for variant in self.variants()]
+    def cells(self, shard: Shard | None = None) -> list[Cell]:
+        """Return all runs, or those of a share; every variant's first before any variant's second."""
+        cells = [Cell(variant, fold, seed) for fold in self.folds for seed in self.seeds for variant in self.variants()]
+        return cells if shard is None else cells[shard.index :: shard.number]
 
     def fragments(self, variant: Variant) -> dict[str, str]:
         """Return kind to fragment."""

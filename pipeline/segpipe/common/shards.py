@@ -1,7 +1,7 @@
-"""One batch on several processes or machines: each takes its share of the cases, all write into one result folder.
+"""One piece of work on several processes or machines: each takes its share, all write into one folder.
 
 A share is fixed (``--shard 0/3``: of the cases, sorted by id, each third), so no case is anybody else's, whatever runs
-when. Shares of one number hold the folder together; a batch that is not shared, or is shared by another number, waits.
+when. Shares of one number hold the folder together; what is not shared, or is shared by another number, waits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from segpipe.common.folder_lock import locked
-from segpipe.common.result_folder import STATE
-from segpipe.errors import RefusedError, UsageError
+from segpipe.common.folder_lock import LOCK, locked
+from segpipe.errors import RefusedError, SegpipeError, UsageError
 
-SHARDS = ".shards"  # in the result folder while shares are at work: a locked file each
+WAIT = "wait until it has ended, or choose another folder"
+SHARDS = ".shards"  # in the folder while shares are at work: a locked file each
 WORDS = re.compile(r"(\d{1,6})/(\d{1,6})")
 NAME = re.compile(r"(\d+)_of_(\d+)")
 
@@ -34,7 +34,7 @@ Kind = TypeVar("Kind", bound=Named)
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several shares of a batch.
+    """One of several shares.
 
     Attributes:
         index: of the share, from 0.
@@ -56,7 +56,7 @@ class Shard:
         """
         match = WORDS.fullmatch(text.strip())
         if match is None or not int(match[1]) < int(match[2]):
-            raise UsageError("no such share of a batch", found=text, expected="I/N with I from 0 to N - 1, e.g. 0/3")
+            raise UsageError("no such share", found=text, expected="I/N with I from 0 to N - 1, e.g. 0/3")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -70,19 +70,24 @@ class Shard:
 
 
 @contextmanager
-def held_by(out: Path, shard: Shard | None = None) -> Iterator[None]:
-    """Hold a result folder, alone or for one share of a batch, until this process ends or the block does.
+def held_by(out: Path, shard: Shard | None, busy: SegpipeError, name: str = LOCK) -> Iterator[None]:
+    """Hold a folder, alone or for one share of the work in it, until this process ends or the block does.
+
+    Args:
+        out: the folder.
+        shard: the share; None: all of it.
+        busy: what to raise where another process holds the folder.
+        name: of the file in it that is locked.
 
     Raises:
         UsageError: the folder cannot be made or written to.
-        RefusedError: another process holds it, or this share, or a share of another number.
+        RefusedError: another process computes this share, or a share of another number.
+        SegpipeError: ``busy``.
     """
-    hint = "wait until it has ended, or choose another folder"
-    busy = RefusedError("another prediction is writing to this folder", path=out, hint=hint)
     with ExitStack() as held:
-        held.enter_context(locked(out, busy, name=STATE, shared=shard is not None))
+        held.enter_context(locked(out, busy, name=name, shared=shard is not None))
         if shard is not None:
-            same = RefusedError("another process computes this share", path=out, found=f"--shard {shard}", hint=hint)
+            same = RefusedError("another process computes this share", path=out, found=f"--shard {shard}", hint=WAIT)
             held.enter_context(locked(out / SHARDS, same, name=_name(shard)))
             held.callback(_remove, out / SHARDS, shard)
             _refuse_other_number(out, shard)
@@ -104,7 +109,7 @@ def _refuse_other_number(out: Path, shard: Shard) -> None:
             path=out,
             found=f"--shard {match[1]}/{match[2]}",
             expected=f"shares of {shard.number}, as --shard {shard} asks for",
-            hint="wait until it has ended, or choose another folder",
+            hint=WAIT,
         )
         with locked(out / SHARDS, other, name=path.name):  # else it is left of one that is dead
             path.unlink(missing_ok=True)

@@ -116,9 +116,9 @@ def test_distances_are_those_of_mahalanobis() -> None:
     inverse = np.linalg.inv(np.array([[1, 0.8], [0.8, 1]]))
     for case in (along, across):
         point = np.array([case["image:p25"], case["image:p75"]])
-        assert group.distance(case) == pytest.approx(math.sqrt(point @ inverse @ point / 2), rel=0.1)
-    assert group.distance({"image:p25": 2.0}) == pytest.approx(2, rel=0.1)
-    assert group.distance({}) == 0
+        assert group.distances([case])[0] == pytest.approx(math.sqrt(point @ inverse @ point / 2), rel=0.1)
+    assert group.distances([{"image:p25": 2.0}])[0] == pytest.approx(2, rel=0.1)
+    assert group.distances([{}])[0] == 0
 
 
 def test_conformal_quantile_and_auroc() -> None:

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,7 @@ def vectors_of(case: Features) -> dict[int, Numbers]:
     return {member: np.array(values) for member, values in found.items()}
 
 
+@lru_cache(maxsize=100_000)
 def _place(name: str) -> int | None:
     """Return the network of a feature, None for a feature of something else, such as of a label of that name."""
     if not name.startswith(f"{EMBEDDING} "):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
+@cache
 def kind_of(feature: str) -> Kind:
     """Return how a feature is compared: what stands behind the last colon of its name."""
     return KINDS[feature.rpartition(":")[2]]

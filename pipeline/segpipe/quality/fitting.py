@@ -87,12 +87,11 @@ def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: in
     if len(patients) < LEAST_PATIENTS:
         return QualityModel(whole, {n: LabelModel(known[n]) for n in labels}, len(patients), len(clean), level)
     judged = cross_fit(rows, labels, parts, seed)
-    models = {}
+    models, trees = {}, _fit_dices(whole, rows, labels, seed)
     for name in labels:
         inside = [each for each in judged if each.row.kind == AS_IT_IS and each.p_value > OUTSIDE]
         margin, volume = dice_margin(inside, name, level), volume_margins(inside, name, level)
-        enough = all(map(math.isfinite, (margin, *volume)))
-        dice = _fit_dice(whole, rows, name, seed) if enough else None
+        dice = trees[name] if all(map(math.isfinite, (margin, *volume))) else None
         models[name] = LabelModel(known[name]) if dice is None else LabelModel(known[name], dice, margin, volume)
     rules = {"hold_distance": hold_distance(judged)}
     return QualityModel(whole, models, len(patients), len(clean), level, tested(judged, labels), rules)
@@ -128,17 +127,18 @@ def cross_fit(
         others = [row for row in rows if parts[row.patient] != part and row.kind != without]
         clean = [row for row in others if row.kind == AS_IT_IS]
         known = _plausibility(clean, {patient: of for patient, of in parts.items() if of != part})
-        models = {name: _fit_dice(known, others, name, seed) for name in labels}
-        for row in rows:
-            if parts[row.patient] != part:
-                continue
-            groups = known.by_group(row.features)
-            distance = max(groups.values(), default=0.0)
-            dice = {
-                name: min(max(model(inputs_of(known, row.features, groups, name)), 0.0), 1.0)
-                for name, model in models.items()
-                if model is not None and row.features.get(f"{name}:volume")
-            }
+        models = _fit_dices(known, others, labels, seed)
+        left = [row for row in rows if parts[row.patient] == part]
+        cases = [row.features for row in left]
+        groups = known.by_groups(cases)
+        dices = {
+            name: np.clip(model.of_rows(inputs_of(known, cases, groups, name)), 0.0, 1.0)
+            for name, model in models.items()
+            if model is not None and left
+        }
+        for index, row in enumerate(left):
+            distance = max(groups[index].values(), default=0.0)
+            dice = {name: float(each[index]) for name, each in dices.items() if row.features.get(f"{name}:volume")}
             judged.append(CrossFitted(row, distance, known.p_value(distance) or 0.0, dice))
     return judged
 
@@ -149,12 +149,17 @@ def _plausibility(clean: Sequence[Row], parts: Mapping[str, int]) -> Plausibilit
     )
 
 
-def _fit_dice(known: Plausibility, rows: Sequence[Row], label: str, seed: int) -> Boosted | None:
-    fitting = [row for row in rows if label in row.dice and row.features.get(f"{label}:volume")]
-    if len(fitting) < LEAST_PATIENTS:
-        return None
-    inputs = [inputs_of(known, row.features, known.by_group(row.features), label) for row in fitting]
-    return Boosted.fit(np.array(inputs), np.array([row.dice[label] for row in fitting]), seed)
+def _fit_dices(known: Plausibility, rows: Sequence[Row], labels: Sequence[str], seed: int) -> dict[str, Boosted | None]:
+    """Return the trees of each label; None where too few rows are known."""
+    groups = known.by_groups([row.features for row in rows])
+    models: dict[str, Boosted | None] = dict.fromkeys(labels)
+    for label in labels:
+        fitting = [n for n, row in enumerate(rows) if label in row.dice and row.features.get(f"{label}:volume")]
+        if len(fitting) >= LEAST_PATIENTS:
+            cases = [rows[n].features for n in fitting]
+            inputs = inputs_of(known, cases, [groups[n] for n in fitting], label)
+            models[label] = Boosted.fit(inputs, np.array([rows[n].dice[label] for n in fitting]), seed)
+    return models
 
 
 def dice_margin(inside: Sequence[CrossFitted], label: str, level: float) -> float:

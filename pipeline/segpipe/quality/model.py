@@ -102,7 +102,7 @@ class QualityModel:
         outside = self._outside(groups, p_value)
         absent = [name for name in self.labels if not features.get(f"{name}:volume")]
         dice = {
-            name: round(min(max(label.dice(inputs_of(self.plausibility, features, groups, name)), 0.0), 1.0), 4)
+            name: round(min(max(label.dice(inputs_of(self.plausibility, [features], [groups], name)[0]), 0.0), 1.0), 4)
             for name, label in self.labels.items()
             if label.dice is not None and name not in absent
         }
@@ -248,28 +248,32 @@ def input_names(plausibility: Plausibility, label: str) -> list[str]:
 
 
 def inputs_of(
-    plausibility: Plausibility, features: Features, groups: Mapping[str, float], label: str
+    plausibility: Plausibility, cases: Sequence[Features], groups: Sequence[Mapping[str, float]], label: str
 ) -> NDArray[np.float64]:
-    """Return the row that the Dice of a label is predicted from: features, and distances of groups.
+    """Return the rows (N, F) that the Dice of a label is predicted from: features, and distances of groups.
 
     A feature that is not there is given as the median.
+
+    Args:
+        plausibility: what cases are held against.
+        cases: features of each.
+        groups: distances of each, as `Plausibility.by_groups` returns them.
+        label: its name.
     """
-    row = []
-    for name in input_names(plausibility, label):
-        group = plausibility.groups[group_of(name)]
-        index = group.names.index(name)
-        row.append(features[name] if name in features else _median(group, index))
-    of_image = max((value for name, value in groups.items() if is_of_image(name)), default=0.0)
-    doubts = [value for name, value in features.items() if name.endswith(f":{DOUBT}")]
-    row += [of_image, groups.get(label, 0.0), max(groups.values(), default=0.0), max(doubts, default=1.0)]
-    if plausibility.embedding is not None:
-        row.append(groups.get(EMBEDDING, 1.0))
-    return np.asarray(row, np.float64)
+    usual = {name: _median(plausibility.groups[group_of(name)], name) for name in input_names(plausibility, label)}
+    rows = []
+    for case, far in zip(cases, groups, strict=True):
+        of_image = max((value for name, value in far.items() if is_of_image(name)), default=0.0)
+        doubts = [value for name, value in case.items() if name.endswith(f":{DOUBT}")]
+        row = [case.get(name, median) for name, median in usual.items()]
+        row += [of_image, far.get(label, 0.0), max(far.values(), default=0.0), max(doubts, default=1.0)]
+        rows.append(row if plausibility.embedding is None else [*row, far.get(EMBEDDING, 1.0)])
+    return np.array(rows, np.float64)
 
 
-def _median(group: Group, index: int) -> float:
-    centre = float(group.centre[index])
-    return math.exp(centre) if kind_of(group.names[index]).log else centre
+def _median(group: Group, name: str) -> float:
+    centre = float(group.centre[group.names.index(name)])
+    return math.exp(centre) if kind_of(name).log else centre
 
 
 def _in_words(group: str) -> str:

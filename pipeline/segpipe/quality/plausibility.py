@@ -50,9 +50,7 @@ class Group:
     @classmethod
     def of(cls, names: Sequence[str], cases: Sequence[Features]) -> Group:
         """Return that of some cases; a feature that a case lacks is taken to be the median."""
-        values = np.array(
-            [[compared(name, case[name]) if name in case else np.nan for name in names] for case in cases]
-        )
+        values = _compared_values(names, cases)
         centre = np.nanmedian(values, axis=0)
         low, high = np.nanpercentile(values, [25, 75], axis=0)
         least = np.array([kind_of(name).least for name in names])
@@ -68,13 +66,17 @@ class Group:
         places = np.array(there, dtype=np.intp)
         return places, (values - self.centre[places]) / self.scale[places]
 
-    def distance(self, case: Features) -> float:
-        """Return how far a case is, without unit; 0 where it has none of the features."""
-        places, off = self.scaled(case)
-        if not len(places):
-            return 0.0
-        inverse = np.linalg.solve(self.covariance[np.ix_(places, places)], off)
-        return math.sqrt(max(float(off @ inverse), 0.0) / len(places))
+    def distances(self, cases: Sequence[Features]) -> NDArray[np.float64]:
+        """Return how far each case is, (N,), without unit; 0 where it has none of the features."""
+        off = (_compared_values(self.names, cases) - self.centre) / self.scale
+        there, found = ~np.isnan(off), np.zeros(len(cases))
+        for pattern in np.unique(there, axis=0):
+            places, alike = np.flatnonzero(pattern), (there == pattern).all(axis=1)
+            if len(places):
+                part = off[np.ix_(alike, places)]
+                inverse = np.linalg.solve(self.covariance[np.ix_(places, places)], part.T)
+                found[alike] = np.sqrt(np.maximum(np.einsum("nf,fn->n", part, inverse), 0.0) / len(places))
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain numbers."""
@@ -115,9 +117,17 @@ class Plausibility:
 
     def by_group(self, case: Features) -> dict[str, float]:
         """Return the distance of each group, against its limit."""
-        found = {name: group.distance(case) / group.limit for name, group in self.groups.items()}
-        embedded = None if self.embedding is None else self.embedding.distance(case)
-        return found if embedded is None else {**found, EMBEDDING: embedded}
+        return self.by_groups([case])[0]
+
+    def by_groups(self, cases: Sequence[Features]) -> list[dict[str, float]]:
+        """Return the same of several cases."""
+        columns = {name: group.distances(cases) / group.limit for name, group in self.groups.items()}
+        found = [{name: float(values[row]) for name, values in columns.items()} for row in range(len(cases))]
+        for case, distances in zip(cases, found, strict=True):
+            embedded = None if self.embedding is None else self.embedding.distance(case)
+            if embedded is not None:
+                distances[EMBEDDING] = embedded
+        return found
 
     def p_value(self, distance: float) -> float | None:
         """Return the conformal p-value (Vovk et al. 2005): the share of patients at least as far, this one included."""
@@ -139,6 +149,16 @@ def is_of_image(group: str) -> bool:
 def compared(name: str, value: float) -> float:
     """Return a feature as it is compared: its logarithm where ratios count."""
     return math.log(max(value, TINY)) if kind_of(name).log else value
+
+
+def _compared_values(names: Sequence[str], cases: Sequence[Features]) -> NDArray[np.float64]:
+    """Return features as they are compared, (N, F); not a number where a case lacks one."""
+    values = np.array([[case.get(name, math.nan) for name in names] for case in cases], float)
+    values = values.reshape(len(cases), len(names))
+    for column, name in enumerate(names):
+        if kind_of(name).log:
+            values[:, column] = np.log(np.maximum(values[:, column], TINY))
+    return values
 
 
 def _measured(names: Sequence[str], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -177,9 +197,9 @@ def calibrated(cases: Sequence[Features], patients: Sequence[str], parts: Sequen
     for part, others in cross_fitted(cases, parts):
         if others.embedding is None:  # its distance is not known of every case
             whole = replace(whole, embedding=None)
-        for index, case in enumerate(cases):
-            if parts[index] == part:
-                rows[index] = others.by_group(case)
+        left = [index for index, of in enumerate(parts) if of == part]
+        for index, found in zip(left, others.by_groups([cases[index] for index in left]), strict=True):
+            rows[index] = found
     names = [*whole.groups, *([] if whole.embedding is None else [EMBEDDING])]
     limits = {name: max(float(np.quantile([row.get(name, 0.0) for row in rows], USUAL)), 1e-3) for name in names}
     farthest: dict[str, float] = {}

@@ -30,12 +30,13 @@ class Tree:
     right: NDArray[np.int64]
     value: Numbers
 
-    def __call__(self, row: Numbers) -> float:
-        """Return the value of the leaf in which a row (F,) ends."""
-        node = 0
-        while self.feature[node] >= 0:
-            node = int((self.left if row[self.feature[node]] <= self.threshold[node] else self.right)[node])
-        return float(self.value[node])
+    def __call__(self, rows: Numbers) -> Numbers:
+        """Return the value of the leaf in which each row (N, F) ends, (N,)."""
+        node, every = np.zeros(len(rows), np.int64), np.arange(len(rows))
+        while (inner := self.feature[node] >= 0).any():
+            is_left = rows[every, np.maximum(self.feature[node], 0)] <= self.threshold[node]
+            node = np.where(inner, np.where(is_left, self.left[node], self.right[node]), node)
+        return self.value[node]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,15 @@ class Boosted:
 
     def __call__(self, row: Sequence[float] | Numbers) -> float:
         """Return the prediction for a row (F,)."""
-        values = np.asarray(row, np.float32).astype(np.float64)  # as scikit-learn compares
-        return self.start + sum(tree(values) for tree in self.trees)
+        return float(self.of_rows(np.asarray(row, np.float64)[None])[0])
+
+    def of_rows(self, rows: Numbers) -> Numbers:
+        """Return the prediction for each row (N, F), (N,)."""
+        values = rows.astype(np.float32).astype(np.float64)  # as scikit-learn compares
+        found = np.full(len(rows), self.start)
+        for tree in self.trees:
+            found += tree(values)
+        return found
 
     @classmethod
     def fit(cls, rows: Numbers, targets: Numbers, seed: int = 0) -> Boosted:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import write_json
-from segpipe.studies.search import Candidate, Found, Question
+from segpipe.studies.candidates import Candidate
+from segpipe.studies.search import Found, Question
 
 NAME = "unet+light+dice_ce"
 ESTIMATE = {"startup_s": 10.0, "loading_s": 10.0, "training_s": 60.0, "validation_s": 10.0, "prediction_s": 5.0}

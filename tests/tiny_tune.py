@@ -81,7 +81,7 @@ class FakeTraining:
 
     def put(self, patch: Any) -> FakeTraining:
         """Take the place of the real ones."""
-        patch.setattr("segpipe.studies.search.train", self.train)
+        patch.setattr("segpipe.studies.candidates.train", self.train)
         patch.setattr("segpipe.studies.tuning.record_candidates", self.record_candidates)
         read = lambda folder: json.loads((folder / "out_of_fold.json").read_text())  # noqa: E731
         patch.setattr("segpipe.studies.tuning.read_out_of_fold", read)

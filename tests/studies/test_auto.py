@@ -20,7 +20,8 @@ from segpipe.errors import UsageError
 from segpipe.studies import auto_run
 from segpipe.studies.auto_page import times
 from segpipe.studies.auto_state import Asked, State
-from segpipe.studies.search import Candidate, Found
+from segpipe.studies.candidates import Candidate
+from segpipe.studies.search import Found
 from tiny_auto import SEARCH, FakeSearch
 from tiny_data import write_data
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from segpipe.common.subprocesses import Ended
 from segpipe.data.manifest import load_manifest
 from segpipe.errors import DataError, UsageError
+from segpipe.studies import candidates as training_of
 from segpipe.studies import search as searching
-from segpipe.studies.search import Candidate, Question, most_candidates, parse_candidate, runs_of, search
+from segpipe.studies.candidates import Candidate, parse_candidate
+from segpipe.studies.search import Question, most_candidates, runs_of, search, turns_of
 from segpipe.training.budget_rules import Estimate
 from segpipe.training.planning import plan
 from segpipe.training.training_run import TrainingRun
@@ -64,8 +68,9 @@ class FakeTraining:
 def fake(monkeypatch: pytest.MonkeyPatch, three_folds: Path) -> FakeTraining:
     fake = FakeTraining()
     fake.manifest = three_folds  # type: ignore[attr-defined]
-    for name in ("plan_from", "train", "record_candidates"):
+    for name in ("plan_from", "record_candidates"):
         monkeypatch.setattr(searching, name, getattr(fake, name))
+    monkeypatch.setattr(training_of, "train", fake.train)
     return fake
 
 
@@ -112,6 +117,48 @@ def test_the_trainings_are_as_many_as_the_time_is_shared_among(
         search(question(three_folds, *networks), tmp_path / networks[-1], lambda line: None)
         begun = {(network, fold) for network, folds in fake.trained for fold in folds}
         assert len(begun) == runs_of(len(networks), 3)
+
+
+class FakeChildren:
+    """Makes the calls of a search's processes in its threads, and waits until two are made at the same time."""
+
+    def __init__(self, fake: FakeTraining) -> None:
+        self.fake, self.together, self.stopped = fake, threading.Barrier(2, timeout=10), False
+
+    def call(self, name: str, arguments: dict[str, Any], on_line: Any) -> Ended:
+        assert name == "segpipe.train" and arguments["jobs"] == 2
+        self.together.wait()
+        on_line("epoch 1/2")
+        try:
+            run = self.fake.train(**arguments)
+        except UsageError as error:
+            return Ended(2, {"error": error.as_dict()})
+        (arguments["out"] / "out_of_fold.json").write_text(json.dumps(run.out_of_fold))
+        return Ended(0, {"result": {}})
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def read_plainly(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "out_of_fold.json").read_text()))
+
+
+@pytest.mark.parametrize("diverging", ["", "dynunet"])
+def test_candidates_and_folds_at_the_same_time(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverging: str
+) -> None:
+    monkeypatch.setattr(searching, "Subprocesses", lambda: FakeChildren(fake))
+    monkeypatch.setattr(training_of, "read_out_of_fold", read_plainly)
+    fake.diverging = {diverging}
+    said: list[str] = []
+    asked = replace(question(three_folds, "unet", "dynunet"), jobs=2)
+    found = search(asked, tmp_path / "search", said.append)
+    assert found.chosen.network == ("dynunet" if not diverging else "unet")
+    assert {seconds for _, seconds in fake.planned} == {(6000 - 2 * searching.PLANNING_S) / 2 * 2}  # 2 turns, of 2 jobs
+    assert fake.trained[-1] == (found.chosen.network, (0, 1, 2))
+    assert "dynunet+light+dice_ce: epoch 1/2" in said
+    assert list(found.document["rounds"][0]["failed"]) == ([] if not diverging else ["dynunet+light+dice_ce"])
 
 
 def test_of_equals_the_first_goes_on(
@@ -193,6 +240,8 @@ def test_the_last_fold_is_trained_by_one_alone(folds: int) -> None:
         left = (left + 1) // 2
     assert left == 1
     assert runs_of(1, folds) == folds and runs_of(2, folds) == folds + 1
+    assert turns_of(1, folds, jobs=folds) == 1 and turns_of(2, folds, jobs=folds) == 2
+    assert turns_of(4, folds, jobs=2) == 2 + 1 + (folds - 1) // 2 if folds > 2 else True
 
 
 def test_candidates_by_name() -> None:

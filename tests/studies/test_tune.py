@@ -205,7 +205,7 @@ def test_a_budget_ends_the_trials_and_leaves_the_rest_for_the_comparison(
         return train(*given, **more)
 
     train = fake.train
-    monkeypatch.setattr("segpipe.studies.search.train", slow)
+    monkeypatch.setattr("segpipe.studies.candidates.train", slow)
     monkeypatch.setattr("segpipe.studies.tuning.time.monotonic", lambda: clock[0])
     tune(manifest, tmp_path / "out", "--budget", "850s", trials=20)
     document = state(tmp_path / "out")

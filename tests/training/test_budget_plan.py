@@ -48,6 +48,31 @@ def test_usual_cases_are_those_of_medium_size(tiny_manifest: Path) -> None:
     assert [case.id for case in chosen] == ["case_2", "case_3"]
 
 
+def test_jobs_are_of_folds(tiny_manifest: Path) -> None:
+    with pytest.raises(UsageError, match="how many folds are trained at the same time"):
+        plan(tiny_manifest, budget="1m", jobs=2)
+
+
+@pytest.mark.slow
+def test_folds_at_the_same_time_are_measured_under_their_load(
+    tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", str(tiny_manifest), "-o", "task.yaml", "--budget", "40s", "--folds", "2", "--jobs", "2", "--json"]
+    assert run(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    rules = {rule["name"]: rule for rule in document["rules"]}
+    assert rules["threads"]["value"] == max(1, torch.get_num_threads() // 2)
+    assert "2 runs, 2 at the same time" in rules["seconds"]["why"]
+    spent = document["estimate"]
+    parts = ("startup_s", "loading_s", "training_s", "validation_s", "prediction_s")
+    assert spent["total_s"] == pytest.approx(sum(spent[part] for part in parts), rel=0.01)  # they end together
+    printed = shlex.split(document["next"])
+    assert printed[printed.index("--folds") : printed.index("--out")] == ["--folds", "all", "--jobs", "2"]
+    assert run(printed[1:]) == 0
+    assert json.loads((tmp_path / "runs/first/cross_validation.json").read_text())["folds"][1]["status"] == "finished"
+
+
 @pytest.mark.slow
 def test_the_printed_command_trains_what_was_planned(
     tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

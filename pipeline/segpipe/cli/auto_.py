@@ -30,7 +30,7 @@ def command(
     candidate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Training to compare: NETWORK, or NETWORK+AUGMENT; may be repeated. [default: unet, unet_fine]",
+            help="Training to compare: NETWORK, or NETWORK+AUGMENT; may be repeated. [default: unet, dynunet]",
             show_default=False,
         ),
     ] = None,
@@ -38,9 +38,12 @@ def command(
         int | None, typer.Option(min=2, help="Folds to draw where there are none. [default: 2 to 5, by the budget]")
     ] = None,
     device: Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")] = "cpu",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at the same time. [default: one a core; on a GPU 1]")
+    ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="What one training step may use, e.g. 8G [default: half of this machine's or container's]."),
+        typer.Option(help="What training steps may use, e.g. 8G [default: half of this machine's or container's]."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the bundle.")] = None,
@@ -70,6 +73,7 @@ def command(
         modality=tuple(modality or ()),
         label_names=tuple(label_name or ()),
         device=device,
+        jobs=jobs,
         memory_bytes=step_memory() if memory is None else parse_memory(memory),
         seed=seed,
         name=name,

@@ -18,7 +18,7 @@ def command(
     data: DataFolder = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="What one training step may use, e.g. 8G [default: half of this machine's or container's]."),
+        typer.Option(help="What training steps may use, e.g. 8G [default: half of this machine's or container's]."),
     ] = None,
     network: Annotated[str, typer.Option(help="Network to plan for: unet, unetpp, dynunet, or a path.")] = "unet",
     loss: Annotated[str, typer.Option(help="Loss fragment to train with; its time counts with --budget.")] = "dice_ce",
@@ -30,6 +30,9 @@ def command(
     folds: Annotated[
         int | None, typer.Option(help="With --budget: trainings that share it, one a fold [default: one run].")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With --folds: so many at the same time, as `train --folds all --jobs` does.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -63,6 +66,7 @@ def command(
             budget=budget,
             device=device,
             folds=folds,
+            jobs=jobs,
             data=data,
             out=output,
             overwrite=overwrite,
@@ -73,7 +77,8 @@ def command(
         network = str(network_path(output))
         written.insert(2, network_path(output))
     if planned.has_folds:
-        next_command = _train_command(manifest, data, output, network, loss, augment)
+        runs = ["--fold", "0"] if folds is None else ["--folds", "all", *(["--jobs", str(jobs)] if jobs > 1 else [])]
+        next_command = _train_command(manifest, data, output, network, loss, augment, runs)
     else:
         next_command = shlex.join(["segpipe", "split", str(manifest)])
         console.note(
@@ -118,10 +123,12 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: value if isinstance(value, int) else float(f"{value:.4g}") for name, value in values.items()}
 
 
-def _train_command(manifest: Path, data: Path | None, task: Path, network: str, loss: str, augment: str) -> str:
+def _train_command(
+    manifest: Path, data: Path | None, task: Path, network: str, loss: str, augment: str, runs: list[str]
+) -> str:
     from segpipe.training import runtime_path
 
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
     words += ["--network", network, "--loss", loss, *(["--augment", augment] if augment != "light" else [])]
     words += ["--runtime", str(runtime_path(task))]
-    return shlex.join([*words, "--fold", "0", "--out", "runs/first"])
+    return shlex.join([*words, *runs, "--out", "runs/first"])

@@ -1,5 +1,7 @@
 from .auto_run import run_auto as run_auto
 from .auto_state import Asked as Asked
+from .candidates import Candidate as Candidate
+from .candidates import parse_candidate as parse_candidate
 from .comparison_page import COLUMNS as COLUMNS
 from .comparison_page import main_table as main_table
 from .comparison_page import sentences as sentences
@@ -14,8 +16,6 @@ from .reproduction import VERDICTS as VERDICTS
 from .reproduction import check_record as check_record
 from .reproduction import report_head as report_head
 from .reproduction import reproduce as reproduce
-from .search import Candidate as Candidate
-from .search import parse_candidate as parse_candidate
 from .trials import STORAGES as STORAGES
 from .tuning import Wanted as Wanted
 from .tuning import parse_fold as parse_fold

@@ -21,6 +21,7 @@ from segpipe.bundle import export
 from segpipe.common.console import quoted
 from segpipe.common.files import read_json
 from segpipe.common.folder_lock import locked
+from segpipe.common.processes import usable_cores
 from segpipe.data import (
     FINGERPRINT,
     Fingerprint,
@@ -38,7 +39,8 @@ from segpipe.data import (
 )
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_state import BUNDLE, SEARCH, Asked, Progress, State
-from segpipe.studies.search import Candidate, Found, Question, most_candidates, search
+from segpipe.studies.candidates import Candidate
+from segpipe.studies.search import Found, Question, most_candidates, search
 from segpipe.training import has_thick_slices, startup_seconds
 
 MANIFEST = "manifest.json"
@@ -177,11 +179,19 @@ def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Pa
     if seconds is None:
         seconds = round(max(1.0, state.left - EXPORT_STARTS * startup_seconds()), 1)
         state.decide(seconds=seconds)
-        state.write()
     path = asked.out / MANIFEST
     candidates = asked.candidates or usual_candidates(manifest, fingerprint)
     question = Question(path, manifest, fingerprint, root, candidates, seconds)
-    question = replace(question, memory_bytes=asked.memory_bytes, device=asked.device, seed=asked.seed)
+    jobs = state.decided("search").get("jobs") or asked.jobs or (usable_cores() if asked.device == "cpu" else 1)
+    state.decide(jobs=min(jobs, len(manifest.folds())))
+    state.write()
+    question = replace(
+        question,
+        memory_bytes=asked.memory_bytes,
+        device=asked.device,
+        jobs=state.decided("search")["jobs"],
+        seed=asked.seed,
+    )
     found = search(question, asked.out / SEARCH, state.say)
     state.decide(chosen=found.chosen.name)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from typing import Any
 from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError, UsageError
 from segpipe.studies.auto_page import write_auto_page
+from segpipe.studies.candidates import Candidate
 from segpipe.studies.same_settings import differing, require_same
-from segpipe.studies.search import Candidate, Found
+from segpipe.studies.search import Found
 from segpipe.training import duration, step_memory
 
 STATE, PAGE, BUNDLE, SEARCH = "auto.json", "auto.html", "bundle", "search"
@@ -38,6 +40,7 @@ class Asked:
         folds: to draw where the manifest has none; None: by the budget.
         patient_rule, modality, label_names: of the import.
         device, memory_bytes, seed: of the trainings.
+        jobs: trainings at the same time; None: one a core, but one on a GPU.
         name: of the bundle; None: that of the data set.
     """
 
@@ -51,6 +54,7 @@ class Asked:
     modality: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     device: str = "cpu"
+    jobs: int | None = None
     memory_bytes: int = field(default_factory=step_memory)
     seed: int = 0
     name: str | None = None
@@ -78,6 +82,7 @@ class State:
         self.out, self._progress = asked.out, progress
         self.document = _read_state(asked)
         self._step: str | None = None
+        self._saying = threading.Lock()
         self._saved = 0.0
 
     @property
@@ -99,8 +104,9 @@ class State:
         return dict(self.document["steps"].get(step, {}).get("decided", {}))
 
     def say(self, line: str) -> None:
-        """Hand a line on, with the time that is left."""
-        self._tick()
+        """Hand a line on, with the time that is left; from any thread."""
+        with self._saying:
+            self._tick()
         left = self.left
         self._progress(
             f"{line}  [{duration(left)} left]" if left > 0 else f"{line}  [{duration(-left)} over the budget]"

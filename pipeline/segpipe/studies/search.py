@@ -11,63 +11,43 @@ nothing is decided on a case by a model that was trained on it.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segpipe.common.console import counted
 from segpipe.common.files import read_json, write_json
+from segpipe.common.subprocesses import Subprocesses, in_threads
 from segpipe.data import Fingerprint, Manifest
 from segpipe.errors import DataError, SegpipeError, UsageError
+from segpipe.studies.candidates import (
+    Candidate,
+    Progress,
+    candidate_folder,
+    mean_dice,
+    run_folder,
+    run_seconds,
+    train_candidate,
+)
 from segpipe.studies.same_settings import require_same
-from segpipe.studies.variants import fragment_name
 from segpipe.training import (
     ENOUGH_STEPS,
     Wishes,
     duration,
     network_path,
     plan_from,
-    read_fragment,
     record_candidates,
     runtime_path,
     step_memory,
-    train,
 )
 
 STATE = "search.json"
 SCHEMA_VERSION = 1
 JUDGED_SHARE = 0.5  # of the steps that are enough: with fewer, candidates cannot be told apart, and the first is taken
 PLANNING_S = 15.0  # about what measuring a candidate takes
-Progress = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A training that may be chosen: fragments, each by name or path, and what is set beside them.
-
-    Attributes:
-        network, augment, loss: fragments.
-        overrides: ``id=value``.
-        title: its name, where the fragments do not tell it from others.
-    """
-
-    network: str
-    augment: str = "light"
-    loss: str = "dice_ce"
-    overrides: tuple[str, ...] = ()
-    title: str = ""
-
-    @property
-    def name(self) -> str:
-        """Return the name that is shown, and that its folder bears."""
-        return self.title or "+".join(map(fragment_name, (self.network, self.augment, self.loss)))
-
-    def record(self) -> dict[str, Any]:
-        """Return its plain values, without those that say nothing."""
-        overrides = {"overrides": list(self.overrides)} if self.overrides else {}
-        return {**{name: value for name, value in asdict(self).items() if value}, **overrides}
 
 
 @dataclass(frozen=True)
@@ -80,7 +60,8 @@ class Question:
         data: folder that its paths start from.
         candidates: the first is taken where the time does not hold a comparison, and where two are equal.
         seconds: the budget of all of it, planning included.
-        memory_bytes, device, seed: of each training.
+        memory_bytes, device, seed: of the trainings.
+        jobs: trainings at the same time, of candidates and of folds.
     """
 
     manifest: Path
@@ -91,6 +72,7 @@ class Question:
     seconds: float
     memory_bytes: int = field(default_factory=step_memory)
     device: str = "cpu"
+    jobs: int = 1
     seed: int = 0
 
     def record(self) -> dict[str, Any]:
@@ -101,6 +83,7 @@ class Question:
             "folds": sorted(self.dataset.folds()),
             "memory_bytes": self.memory_bytes,
             "device": self.device,
+            "jobs": self.jobs,
             "seed": self.seed,
         }
 
@@ -153,26 +136,23 @@ def search(question: Question, out: Path, progress: Progress) -> Found:
     return _end(question, out, state, candidates[left[0]])
 
 
-def parse_candidate(text: str) -> Candidate:
-    """Return the candidate that ``NETWORK`` or ``NETWORK+AUGMENT`` names; the fragments are looked for here.
-
-    Raises:
-        UsageError: there is no such fragment.
-    """
-    network, _, augment = text.partition("+")
-    candidate = Candidate(network, augment or "light")
-    for kind in ("network", "augment"):
-        read_fragment(kind, getattr(candidate, kind))
-    return candidate
-
-
 def runs_of(candidates: int, folds: int) -> int:
     """Return how many trainings it takes to halve the candidates fold by fold, and to train one on every fold."""
-    runs, left = 0, candidates
-    for _ in range(folds):
-        runs += left
-        left = max(1, (left + 1) // 2)
-    return runs
+    return turns_of(candidates, folds, jobs=1)
+
+
+def turns_of(candidates: int, folds: int, jobs: int) -> int:
+    """Return how many trainings follow one another, if so many are made at the same time.
+
+    >>> turns_of(candidates=2, folds=5, jobs=1), turns_of(candidates=2, folds=5, jobs=2)
+    (6, 3)
+    """
+    turns, trained, left = 0, 0, candidates
+    while left > 1 and trained < folds:
+        turns += math.ceil(left / jobs)
+        trained += 1
+        left = (left + 1) // 2
+    return turns + math.ceil((folds - trained) / jobs)
 
 
 def most_candidates(folds: int) -> int:
@@ -222,7 +202,9 @@ def _plan(question: Question, out: Path, state: dict[str, Any], progress: Progre
     folds = len(state["folds"])
     if others:
         runs = runs_of(len(question.candidates), folds)
-        share = (question.seconds - PLANNING_S * len(question.candidates)) * folds / runs  # the same for all
+        turns = turns_of(len(question.candidates), folds, question.jobs)
+        turn_s = (question.seconds - PLANNING_S * len(question.candidates)) / turns
+        share = turn_s * math.ceil(folds / question.jobs)  # the same for all
         plans = {}
         for candidate in question.candidates:
             plans[candidate.name] = _planned(question, out, candidate, share, progress)
@@ -253,11 +235,12 @@ def _planned(question: Question, out: Path, candidate: Candidate, seconds: float
         question.device,
         max(1.0, seconds),
         len(question.dataset.folds()),
+        question.jobs,
     )
     plan = plan_from(question.fingerprint, question.dataset, question.data, asked)
     for note in plan.notes:
         progress(f"{candidate.name}: {note}")
-    plan.save(_folder(out, candidate) / "task.yaml", overwrite=True)
+    plan.save(candidate_folder(out, candidate) / "task.yaml", overwrite=True)
     return {
         "rules": [{"name": rule.name, "value": rule.value, "why": rule.why} for rule in plan.rules.values()],
         "estimate": {} if plan.estimate is None else asdict(plan.estimate),
@@ -276,16 +259,21 @@ def _round(
     """Train the candidates that are left on one fold more, and keep the better half; one alone trains all folds."""
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
-    seconds = {}
-    for candidate in candidates:
+    children = Subprocesses()
+
+    def work(candidate: Candidate) -> None:
         try:
-            scores[candidate.name] = mean_dice(_train(question, out, candidate, folds, progress))
+            alone = None if len(candidates) == 1 or question.jobs == 1 else children
+            scores[candidate.name] = mean_dice(_train(question, out, candidate, folds, progress, alone))
         except SegpipeError as error:
-            if len(failed) + 1 == len(candidates):
-                raise
             failed[candidate.name] = error.message
+            if len(failed) == len(candidates):
+                raise
             progress(f"{candidate.name} is given up: {error.message}")
-        seconds[candidate.name] = round(run_seconds(run_folder(out, candidate)), 1)
+
+    in_threads(work, candidates, min(question.jobs, len(candidates)), children)
+    scores = {candidate.name: scores[candidate.name] for candidate in candidates if candidate.name in scores}
+    seconds = {candidate.name: round(run_seconds(run_folder(out, candidate)), 1) for candidate in candidates}
     ranked = sorted(scores, key=lambda name: -scores[name])  # stable: of equals the one that was named first
     state["rounds"].append(
         {
@@ -301,68 +289,19 @@ def _round(
 
 
 def _train(
-    question: Question, out: Path, candidate: Candidate, folds: Sequence[int], progress: Progress
+    question: Question,
+    out: Path,
+    candidate: Candidate,
+    folds: Sequence[int],
+    progress: Progress,
+    children: Subprocesses | None,
 ) -> Mapping[str, Any]:
-    task = _folder(out, candidate) / "task.yaml"
+    task = candidate_folder(out, candidate) / "task.yaml"
     shared: dict[str, Any] = {"task": task, "runtime": runtime_path(task), "seed": question.seed, "data": question.data}
+    shared["jobs"] = question.jobs
     if (own := network_path(task)).exists():
         shared["network"] = str(own)
-    return train_candidate(candidate, out, question.manifest, folds, shared, progress)
-
-
-def train_candidate(
-    candidate: Candidate, out: Path, manifest: Path, folds: Sequence[int], shared: Mapping[str, Any], progress: Progress
-) -> Mapping[str, Any]:
-    """Train a candidate on some folds, and measure the cases that they leave out; what is done already is kept.
-
-    Args:
-        candidate: which.
-        out: folder of the search.
-        manifest: with these folds.
-        folds: which; those that it was trained on before belong to it as well.
-        shared: keywords of `segpipe.train` that all candidates have: ``task``, ``seed``, ...; its ``overrides`` come
-            before those of the candidate.
-        progress: called with a line for each step and epoch; what it raises ends the training, which can go on.
-
-    Returns:
-        The content of ``out_of_fold.json``.
-
-    Raises:
-        SegpipeError: it cannot be trained or measured.
-        KeyboardInterrupt: it was interrupted; the same call goes on.
-    """
-    fragments = {"network": candidate.network, "loss": candidate.loss, "augment": candidate.augment}
-    run = train(
-        manifest,
-        **{**fragments, **shared, "overrides": [*shared.get("overrides", ()), *candidate.overrides]},
-        folds=list(folds),
-        out=_folder(out, candidate) / "run",
-        progress=lambda line: progress(f"{candidate.name}: {line}"),
-    )
-    return run.out_of_fold or {}
-
-
-def scores_of(out_of_fold: Mapping[str, Any]) -> dict[str, float]:
-    """Return case id to mean Dice; a case that failed counts as 0, one without a truth is left out."""
-    cases = [case for case in out_of_fold["cases"] if case["failure"] or case["mean_dice"] is not None]
-    return {case["id"]: case["mean_dice"] or 0.0 for case in cases}
-
-
-def mean_dice(out_of_fold: Mapping[str, Any]) -> float:
-    """Return the mean Dice over the cases; a case that failed counts as 0."""
-    scores = scores_of(out_of_fold)
-    return sum(scores.values()) / len(scores) if scores else 0.0
-
-
-def run_folder(out: Path, candidate: Candidate) -> Path:
-    """Return the folder of a candidate's cross-validation."""
-    return _folder(out, candidate) / "run"
-
-
-def run_seconds(run: Path) -> float:
-    """Return the seconds that all folds of a cross-validation trained, by their own records."""
-    records = [read_json(path, "run record") for path in sorted(run.glob("fold_*/run.json"))]
-    return float(sum(session.get("seconds", 0) for record in records for session in record["sessions"]))
+    return train_candidate(candidate, out, question.manifest, folds, shared, progress, children)
 
 
 def _end(question: Question, out: Path, state: dict[str, Any], chosen: Candidate) -> Found:
@@ -374,7 +313,3 @@ def _end(question: Question, out: Path, state: dict[str, Any], chosen: Candidate
     state["chosen"] = chosen.name
     write_json(out / STATE, state)
     return Found(run, chosen, state, out_of_fold)
-
-
-def _folder(out: Path, candidate: Candidate) -> Path:
-    return out / "candidates" / candidate.name

@@ -25,7 +25,7 @@ import yaml
 
 from segpipe.common.files import read_yaml
 from segpipe.errors import UsageError
-from segpipe.studies.search import Candidate
+from segpipe.studies.candidates import Candidate
 from segpipe.training import compose_config, configs_folder, read_fragment
 
 FRAGMENTS = ("network", "loss", "augment")

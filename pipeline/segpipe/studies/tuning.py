@@ -25,9 +25,9 @@ from segpipe.common.folder_lock import locked
 from segpipe.data import Manifest, data_root, draw_split, load_manifest, patients_note, save_manifest
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.reporting import read_history
+from segpipe.studies.candidates import Candidate, mean_dice, run_folder, scores_of, train_candidate
 from segpipe.studies.comparison_results import FEWEST_PATIENTS, compare
 from segpipe.studies.same_settings import require_same
-from segpipe.studies.search import Candidate, mean_dice, run_folder, scores_of, train_candidate
 from segpipe.studies.space import Space, read_space
 from segpipe.studies.trials import Outcome, Trial, Trials, title_of
 from segpipe.studies.tuning_page import write_tuning_page

@@ -33,7 +33,14 @@ from segpipe.training.fragments import Fragment
 from segpipe.training.memory_rules import grids_of, memory_rules, needs_of
 from segpipe.training.planned_fragments import BASE
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
-from segpipe.training.step_measurement import Measured, measure, measure_config, require_device, startup_seconds
+from segpipe.training.step_measurement import (
+    Measured,
+    measure,
+    measure_config,
+    others_at_work,
+    require_device,
+    startup_seconds,
+)
 
 ROUNDS = 4  # measurements, each at what the one before let choose
 OVERLAP = 0.5
@@ -55,6 +62,7 @@ class Request:
         free_bytes: memory that is free to this process.
         seconds: the budget of all runs.
         folds: runs that share it; None for a single run.
+        jobs: runs at the same time, which share cores and free memory.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -70,7 +78,13 @@ class Request:
     free_bytes: int
     seconds: float
     folds: int | None
+    jobs: int
     device: str
+
+    @property
+    def threads(self) -> int:
+        """Return the threads of a run."""
+        return max(1, torch.get_num_threads() // self.jobs)
 
 
 @dataclass(frozen=True)
@@ -107,16 +121,18 @@ def within_budget(request: Request) -> BudgetPlan:
     startup_s = startup_seconds()
     spacing = next(item["pixdim"] for item in request.task["deterministic_transforms"] if "pixdim" in item)
     places = resolutions(request.fingerprint, spacing, request.profile, request.memory_bytes)
-    place, known = places[-1], _measured(request, places[-1])
+    place = places[-1]
 
     def price(other: Resolution) -> Estimate:
         return _estimate(request, at_other_place(known, place, other), other, startup_s)
 
-    for _ in range(ROUNDS):
-        chosen = choose(places, price, lambda base: larger(base, request.profile, request.memory_bytes))
-        if chosen == place:
-            break
-        known, place = _measured(request, chosen), chosen
+    with others_at_work(request.jobs - 1, request.threads):
+        known = _measured(request, place)
+        for _ in range(ROUNDS):
+            chosen = choose(places, price, lambda base: larger(base, request.profile, request.memory_bytes))
+            if chosen == place:
+                break
+            known, place = _measured(request, chosen), chosen
     spent = _estimate(request, known, place, startup_s)
     return BudgetPlan(_rules(request, place, spent), spent, tuple(_notes(request, spent)))
 
@@ -145,7 +161,7 @@ def length_within(
     known = measure_config(config, manifest, root, usual_cases(manifest, fingerprint))
     training, validation = cases_of_a_run(manifest, len(runs.folds))
     kept = config["cache_rate"] if config["store"] is None else 1.0
-    cases = Cases(training, validation, runs.number, bool(runs.folds), kept)
+    cases = Cases(training, validation, runs.number, predicted=bool(runs.folds), cached_share=kept)
     return estimate(known, place, fingerprint, cases, startup_s, runs.seconds, config["overlap"])
 
 
@@ -178,7 +194,7 @@ def _measured(request: Request, place: Resolution) -> Measured:
     fragments["runtime"] = BASE[request.device]
     values = {"batch_size": place.batch, "overlap": OVERLAP}
     if request.device == "cpu":
-        values["threads"] = torch.get_num_threads()
+        values["threads"] = request.threads
     cases = usual_cases(request.manifest, request.fingerprint)
     return measure(task, fragments, values, request.manifest, request.root, cases)
 
@@ -187,16 +203,17 @@ def _estimate(request: Request, known: Measured, place: Resolution, startup_s: f
     training, validation = cases_of_a_run(request.manifest, request.folds)
     kept = {rule.name: rule.value for rule in _memory_rules(request, place)}
     cached = kept["cache_rate"] if kept["store"] is None else 1.0
-    cases = Cases(training, validation, request.folds or 1, predicted=request.folds is not None, cached_share=cached)
+    predicted = request.folds is not None
+    cases = Cases(training, validation, request.folds or 1, request.jobs, predicted, cached)
     return estimate(known, place, request.fingerprint, cases, startup_s, request.seconds, OVERLAP)
 
 
 def _memory_rules(request: Request, place: Resolution) -> list[Rule]:
     step = place.batch * math.prod(place.patch) * request.profile.bytes_per_voxel if request.device == "cpu" else 0
     channels, outputs = request.manifest.n_channels, len(request.manifest.labels)
-    threads = torch.get_num_threads()
+    threads = request.threads
     needs = needs_of(grids_of(request.fingerprint), place.spacing_mm, channels, outputs, step, threads)
-    return memory_rules(needs, request.free_bytes, free_bytes(default_store()))
+    return memory_rules(needs, request.free_bytes // request.jobs, free_bytes(default_store()))
 
 
 def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Rule]:
@@ -229,10 +246,13 @@ def _rules(request: Request, place: Resolution, spent: Estimate) -> dict[str, Ru
             "the last epoch is always validated",
             OURS,
         ),
-        Rule("seconds", round(spent.total_s, 1), _parts(spent), OURS),
+        Rule("seconds", round(spent.total_s, 1), _parts(spent, request.jobs), OURS),
     ]
     if request.device == "cpu":
-        decided.append(Rule("threads", torch.get_num_threads(), "PyTorch's own choice for this machine", "PyTorch"))
+        why = "PyTorch's own choice for this machine"
+        if request.jobs > 1:
+            why = f"{request.jobs} runs at the same time, each on its share of the cores"
+        decided.append(Rule("threads", request.threads, why, "PyTorch"))
     return {rule.name: rule for rule in decided}
 
 
@@ -257,7 +277,7 @@ def _patch(request: Request, place: Resolution) -> Rule:
     return Rule("patch_size", place.patch, f"{why}; multiples of {rules.divisor_words(request.profile.divisor)}", OURS)
 
 
-def _parts(spent: Estimate) -> str:
+def _parts(spent: Estimate, jobs: int) -> str:
     parts = {
         "starting": spent.startup_s,
         "loading": spent.loading_s,
@@ -266,7 +286,8 @@ def _parts(spent: Estimate) -> str:
         "prediction": spent.prediction_s,
     }
     words = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
-    return f"of a run: {words}" + (f"; {spent.runs} runs" if spent.runs > 1 else "")
+    at_once = f", {jobs} at the same time" if jobs > 1 else ""
+    return f"of a run: {words}" + (f"; {spent.runs} runs{at_once}" if spent.runs > 1 else "")
 
 
 def _notes(request: Request, spent: Estimate) -> list[str]:

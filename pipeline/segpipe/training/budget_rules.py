@@ -53,6 +53,7 @@ class Cases:
     Attributes:
         training, validation: cases of one run.
         runs: that share the budget: 1, or one a fold.
+        jobs: runs at the same time.
         predicted: whether each validation case is predicted once more after the run.
         cached_share: of the cases that stay in memory.
     """
@@ -60,8 +61,14 @@ class Cases:
     training: int
     validation: int
     runs: int = 1
+    jobs: int = 1
     predicted: bool = False
     cached_share: float = 1.0
+
+    @property
+    def turns(self) -> int:
+        """Return how many runs follow one another."""
+        return math.ceil(self.runs / self.jobs)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Estimate:
         loading_s: filling the cache, and preparing the cases that do not fit.
         training_s, validation_s: all steps, all validations.
         prediction_s: of the validation cases after the run, where the folds are pooled.
-        total_s: of all runs together.
+        total_s: until all runs have ended.
         steps, steps_per_epoch, epochs, validation_interval, runs: what is run.
         step_s, validation_case_s, load_case_s: as measured.
     """
@@ -212,7 +219,7 @@ def estimate(
         predicted_s = processes_s + cases.validation * (validation_case_s + measured.load_case_s)
     step_s = measured.step_s + uncached * place.batch * measured.load_case_s
     fixed_s = startup_s + measured.build_s + fill_s + predicted_s
-    run_s = seconds * (1 - RESERVE) / cases.runs
+    run_s = seconds * (1 - RESERVE) / cases.turns
     most, share = (MOST_WATCHED, WATCHED_SHARE) if cases.predicted else (MOST_VALIDATIONS, VALIDATION_SHARE)
     validations = max(1, min(most, int(share * run_s / max(once_s, 1e-9))))
     steps = max(1, int(max(LEAST_TRAINED * run_s, run_s - fixed_s - validations * once_s) / step_s))
@@ -227,7 +234,7 @@ def estimate(
         training_s=training_s - epochs * per_epoch * uncached * place.batch * measured.load_case_s,
         validation_s=validation_s,
         prediction_s=predicted_s,
-        total_s=cases.runs * (fixed_s + training_s + validation_s),
+        total_s=cases.turns * (fixed_s + training_s + validation_s),
         steps=epochs * per_epoch,
         steps_per_epoch=per_epoch,
         epochs=epochs,

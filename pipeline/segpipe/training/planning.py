@@ -117,6 +117,7 @@ def plan(
     budget: str | int | float | None = None,
     device: str = "cpu",
     folds: int | None = None,
+    jobs: int = 1,
     data: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -135,12 +136,13 @@ def plan(
         manifest: the dataset, whose training cases are read once each.
         network: that will be trained: a name of `segpipe info networks`, or the path of a network fragment.
         loss, augment: fragments of loss and augmentation, whose time counts within a budget.
-        memory: what one training step may use: bytes, or text such as ``8G`` and ``600M``; None for half of what this
-            machine has, or what its container or batch job may take.
+        memory: what training steps may use (one step, or one a job): bytes, or text such as ``8G`` and ``600M``; None
+            for half of what this machine has, or what its container or batch job may take.
         budget: time that training may take on this machine, such as ``2h`` or ``45m``, or seconds. Steps, windows and
             loading are then measured here for some seconds, and spacing, patch, batch, steps and validations follow.
         device: ``cpu`` or ``cuda``, to train on.
         folds: trainings that share the budget, with the prediction of their validation cases; None for one run.
+        jobs: of them at the same time, each with its share of cores and memory.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         out: task fragment to write, as `Plan.save` does; refused before any case is read where it is there.
         overwrite: replace it.
@@ -152,7 +154,7 @@ def plan(
     """
     dataset, root = open_manifest(manifest, data)
     most = step_memory() if memory is None else parse_memory(memory)
-    asked = Wishes(network, loss, augment, most, device, _seconds(budget, device, folds), folds)
+    asked = Wishes(network, loss, augment, most, device, _seconds(budget, device, folds, jobs), folds, jobs)
     content = read_fragment("network", network)[0]
     profile_of(network, content["patch_divisor"])  # refused before any case is read
     if out is not None:
@@ -170,10 +172,11 @@ class Wishes:
 
     Attributes:
         network, loss, augment: fragments, by name or path.
-        memory_bytes: what one training step may use.
+        memory_bytes: what training steps may use at the same time.
         device: ``cpu`` or ``cuda``.
         seconds: the budget; None plans for no time.
         folds: trainings that share it; None for one run.
+        jobs: trainings at the same time, which share cores and memory.
     """
 
     network: str = "unet"
@@ -183,6 +186,7 @@ class Wishes:
     device: str = "cpu"
     seconds: float | None = None
     folds: int | None = None
+    jobs: int = 1
 
 
 def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes) -> Plan:
@@ -197,7 +201,8 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     content = read_fragment("network", asked.network)[0]
     profile = profile_of(asked.network, content["patch_divisor"])
     free_bytes = memory_here().free
-    machine = (asked.memory_bytes, free_bytes, usable_cores())
+    memory_bytes = asked.memory_bytes // asked.jobs
+    machine = (memory_bytes, free_bytes // asked.jobs, max(1, usable_cores() // asked.jobs))
     planned = replace(apply_rules(fingerprint, dataset, profile, *machine, content, asked.device), device=asked.device)
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
@@ -217,10 +222,11 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
         loss=asked.loss,
         augment=asked.augment,
         profile=_profile_of(planned, profile, takes_slices(content["network_def"])),
-        memory_bytes=asked.memory_bytes,
+        memory_bytes=memory_bytes,
         free_bytes=free_bytes,
         seconds=asked.seconds,
         folds=asked.folds,
+        jobs=asked.jobs,
         device=asked.device,
     )
     return _with(planned, dataset, within_budget(request))
@@ -260,17 +266,19 @@ def _notes_on_axes(planned: Plan, asked: Wishes) -> Iterator[str]:
         )
 
 
-def _seconds(budget: str | int | float | None, device: str, folds: int | None) -> float | None:
+def _seconds(budget: str | int | float | None, device: str, folds: int | None, jobs: int) -> float | None:
     seconds = None if budget is None else parse_budget(budget)
-    _require_sense(device, seconds, folds)
+    _require_sense(device, seconds, folds, jobs)
     return seconds
 
 
-def _require_sense(device: str, seconds: float | None, folds: int | None) -> None:
+def _require_sense(device: str, seconds: float | None, folds: int | None, jobs: int) -> None:
     if device not in BASE:
         raise UsageError("no such device", found=device, expected="cpu or cuda")
     if folds is not None and (seconds is None or folds < 2):
         raise UsageError("--folds shares a budget among two folds or more", found=folds, hint="give --budget, e.g. 2h")
+    if jobs < 1 or (jobs > 1 and folds is None):
+        raise UsageError("--jobs says how many folds are trained at the same time", found=jobs, hint="give --folds")
 
 
 def _with(planned: Plan, manifest: Manifest, decided: BudgetPlan) -> Plan:

@@ -5,7 +5,8 @@
 Prints of each command its seconds, the most memory that its processes had together (the sum of their proportional set
 sizes, looked at ten times a second), and how many cases it prepared. Ends with exit code 1 where one of these fails:
 
-- no command's processes have more than the limit (GiB) together, a training of so many steps included;
+- no command's processes have more than the limit (GiB) together, a training of so many steps included; none of them
+  may have more data than that by RLIMIT_DATA;
 - the store takes at most a third of the images as float32;
 - a training that is killed (SIGKILL, all its processes) while it prepares leaves whole cases, and goes on from them;
 - another fold prepares nothing again;
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -124,7 +126,7 @@ class Bench:
     ) -> int:
         """Run a command, print what it took, and require that it stays within the limit; return the cases it made."""
         before = self.prepared()
-        seconds, peak = run(words, ends, kill_when)
+        seconds, peak = run(words, ends, kill_when, int(self.options.limit * 2**30))
         made = sum(written != before.get(path) for path, written in self.prepared().items())
         prepared = f", {made} cases prepared" if words[0] == "train" else ""
         print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB at most{prepared}", flush=True)
@@ -170,11 +172,17 @@ def write_scan(folder: Path, number: int, shape: list[str], seed: int = 0) -> No
         write_nifti(nib.Nifti1Image(values, np.diag([*SPACING_MM, 1])), path / f"ct_{number:02}.nii.gz")
 
 
-def run(words: list[object], ends: int, kill_when: Callable[[], bool]) -> tuple[float, int]:
+def run(words: list[object], ends: int, kill_when: Callable[[], bool], limit: int) -> tuple[float, int]:
     """Run a command; return its seconds, and the most bytes that its processes had at one time."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "segpipe", *map(str, words)]
-    process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(process.communicate)
         peak = 0

@@ -147,11 +147,17 @@ def write_evaluation(folder: Path, evaluation: dict[str, Any], bundle: Bundle) -
 
 def manifest(channels: list[str], labels: list[str]) -> dict[str, Any]:
     cases = [
-        {"id": name, "image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "patient_id": "Jane Doe"}
+        {
+            "id": name,
+            "image": f"images/{name}.nii.gz",
+            "label": f"labels/{name}.nii.gz",
+            "patient_id": "Jane Doe",
+            "covariates": {"age_years": 71, "maker": "ROENTGEN"},
+        }
         for name in affines()
     ]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "tiny",
         "description": "noise",
         "reference": "None (2026)",

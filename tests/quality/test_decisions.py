@@ -152,5 +152,6 @@ def test_a_file_of_rules_that_is_not_there_or_not_yaml_is_refused(tmp_path: Path
 def test_kinds_of_reasons_fit_a_code_of_dicom() -> None:
     assert all(len(kind) <= 16 and len(meaning) <= 64 for kind, meaning in REASONS.items())
     odd = {"far_spacing": "yes", "orientation_unknown": True}
-    many = of(odd, distance=3.0, p_value=0.0, dice={"a": 0.1}, absent=("b",)), of({"empty": True}, distance=None)
+    far = of(odd, distance=3.0, p_value=0.0, dice={"a": 0.1}, absent=("b",), outside=("age",))
+    many = far, of({"empty": True}, distance=None)
     assert {kind for decided in many for kind in decided.kinds} | {"not_assessed"} == set(REASONS)

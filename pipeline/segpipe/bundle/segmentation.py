@@ -21,7 +21,7 @@ from segpipe.common.image_names import is_nifti
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.partial import Partial, temporary_folder
 from segpipe.common.result_folder import FORMATS
-from segpipe.dicom import AlgorithmInfo, Series, label_infos, load_series, write_dicom, write_volume
+from segpipe.dicom import AlgorithmInfo, Series, covariates_of, label_infos, load_series, write_dicom, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import (
     CaseInput,
@@ -97,12 +97,30 @@ class Segmentation:
     _series: Series | None = None
 
     @classmethod
-    def of(cls, label_map: LabelMap, recipe: Recipe, case: CaseInput, seen: Observation | None = None) -> Segmentation:
-        """Describe what a segmenter made of a case, and what was seen of it meanwhile."""
+    def of(
+        cls,
+        label_map: LabelMap,
+        recipe: Recipe,
+        case: CaseInput,
+        seen: Observation | None = None,
+        covariates: Mapping[str, str | float] | None = None,
+    ) -> Segmentation:
+        """Describe what a segmenter made of a case, what was seen of it meanwhile, and who is known to be in it.
+
+        Args:
+            label_map: what was made.
+            recipe: by what.
+            case: its images.
+            seen: while it was segmented, where somebody looked.
+            covariates: of who and how was scanned, where no DICOM header says it.
+        """
         grid = label_map.grid
         facts = describe(label_map.labels, grid.affine, recipe.labels, label_map.regions)
         features = features_of(seen, recipe.labels) if seen is not None and seen.image.numel() else {}
         model = read_quality_model(Path(recipe.root)) if features else None
+        series = case if isinstance(case, Series) else case.series if isinstance(case, Source) else None
+        if model is not None and series is not None:
+            covariates = covariates_of(series)
         spacing, intensity = along_ras(grid.spacing_mm, grid), label_map.preview.intensity
         return cls(
             array=label_map.labels,
@@ -123,11 +141,11 @@ class Segmentation:
             ),
             regions=label_map.regions,
             features=features,
-            quality=None if model is None else model.assess(features, facts["volumes_ml"]),
+            quality=None if model is None else model.assess(features, facts["volumes_ml"], covariates),
             doubtful_slices=_doubtful_slices(seen, label_map) if features and seen is not None else None,
             _label_map=label_map,
             _recipe=recipe,
-            _series=case if isinstance(case, Series) else case.series if isinstance(case, Source) else None,
+            _series=series,
         )
 
     def __repr__(self) -> str:

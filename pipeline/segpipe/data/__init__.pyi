@@ -6,6 +6,7 @@ from .brain_phantom import make_brain_phantom as make_brain_phantom
 from .case_ids import ids_of_files as ids_of_files
 from .case_ids import pseudonym as pseudonym
 from .check import check_dataset as check_dataset
+from .covariates import Covariates as Covariates
 from .fetch import fetch_dataset as fetch_dataset
 from .fingerprint import FINGERPRINT as FINGERPRINT
 from .fingerprint import CaseFingerprint as CaseFingerprint

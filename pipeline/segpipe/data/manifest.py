@@ -24,13 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from segpipe.common.files import json_text, read_json, sha256_of, write_json
 from segpipe.data.annotation import Annotation
+from segpipe.data.covariates import Covariates
 from segpipe.errors import DataError, UsageError
 
 CASE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 Section = Literal["training", "test"]
 Unit = Literal["SUVbw", "BQML", "CNTS", "GML", "HU"]
 VERSION_2 = ("ignore_label", "regions", "units", "first_stage")
-VERSION_2_OF_CASE = ("annotated_labels", "registered", "history", "selection")
+VERSION_2_OF_CASE = ("annotated_labels", "registered", "history", "selection", "covariates")
 PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
 
@@ -68,6 +69,9 @@ class Case(BaseModel):
     )
     selection: Literal["random", "chosen"] | None = Field(
         None, description="How it came to be annotated: drawn at random, or chosen, e.g. by a model's doubt."
+    )
+    covariates: Covariates | None = Field(
+        None, description="Who and how was scanned, where that is known; a bundle has counts of patients alone."
     )
 
     @field_validator("id")

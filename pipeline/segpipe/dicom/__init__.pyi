@@ -11,6 +11,7 @@ from .conversion import ConvertedSeries as ConvertedSeries
 from .conversion import convert_folder as convert_folder
 from .conversion import write_mapping as write_mapping
 from .conversion import write_volume as write_volume
+from .covariates import covariates_of as covariates_of
 from .derived import KINDS as KINDS
 from .held import release as release
 from .labels import LabelFile as LabelFile

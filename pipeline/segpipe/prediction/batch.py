@@ -414,7 +414,7 @@ def _files_of(case: InputCase) -> CaseFiles:
     """Return a case as the worker gets it, which works in another folder."""
     if case.series is None:
         paths = tuple(str(path.absolute()) for path in case.paths)
-        return CaseFiles(id=case.id, paths=paths, registered=case.registered)
+        return CaseFiles(id=case.id, paths=paths, registered=case.registered, covariates=dict(case.covariates))
     return CaseFiles(id=case.id, series=_absolute(case.series.as_dict()))
 
 

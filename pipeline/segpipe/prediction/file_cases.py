@@ -43,6 +43,7 @@ class InputCase:
         series: of a DICOM case that can be read.
         refusal: of a case that cannot.
         registered: whether its files are said to be registered, so that they may lie on different grids.
+        covariates: what a manifest knows of who and how was scanned; of a DICOM series its header says it.
         uids: ``study_uid`` and ``series_uid``, which find a DICOM case in the archive; for ``mapping.jsonl`` alone.
     """
 
@@ -51,6 +52,7 @@ class InputCase:
     series: Series | None = None
     refusal: Refusal | None = None
     registered: bool = False
+    covariates: Mapping[str, str | float] = field(default_factory=dict)
     uids: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -98,7 +100,12 @@ def find_cases(
         manifest, base = load_manifest(manifests[0]), data_root(manifests[0], options.data).absolute()
         listed = manifest.select(options.split or "all", options.fold)
         cases = [
-            InputCase(case.id, tuple(base / image for image in case.images), registered=bool(case.registered))
+            InputCase(
+                case.id,
+                tuple(base / image for image in case.images),
+                registered=bool(case.registered),
+                covariates={} if case.covariates is None else case.covariates.known,
+            )
             for case in listed
         ]
     elif options.split is not None or options.fold is not None or options.data is not None:

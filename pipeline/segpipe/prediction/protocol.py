@@ -48,12 +48,17 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """A case: its id and NIfTI files (which may be said to be registered), or its series as its `as_dict` gives it."""
+    """A case: its id and NIfTI files (which may be said to be registered), or its series as its `as_dict` gives it.
+
+    Attributes:
+        covariates: what is known of who and how was scanned; of a series its header says it.
+    """
 
     id: str
     paths: tuple[str, ...] = ()
     registered: bool = False
     series: dict[str, Any] | None = None
+    covariates: dict[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
             raise _CannotWriteError(cannot_write(extra.files[0], error)) from error
     start = time.perf_counter()
     with _writing_to(folder):
-        segmentation = Segmentation.of(label_map, segmenter.recipe, case, seen)
+        segmentation = Segmentation.of(label_map, segmenter.recipe, case, seen, request.case.covariates)
         judged = Judged.of(segmentation.quality, segmentation.flags, request.rules, segmenter.recipe.root)
         judgement = None if request.case.series is None else judged.judgement(segmenter.recipe.root)
         written, not_written = segmentation.write(folder, formats, SEGMENTATION, judgement)

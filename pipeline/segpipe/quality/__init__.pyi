@@ -24,3 +24,5 @@ from .model import RUN_QUALITY as RUN_QUALITY
 from .model import QualityModel as QualityModel
 from .model import has_quality_model as has_quality_model
 from .model import read_quality_model as read_quality_model
+from .population import WORDS_OF_POPULATION as WORDS_OF_POPULATION
+from .population import Population as Population

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from segpipe.errors import DataError
+from segpipe.quality.population import COVERED, OUTSIDE, UNKNOWN
 
 HELD = "the case is held"
 
@@ -38,6 +39,8 @@ class Assessment:
         level: of bounds and intervals, between 0 and 1.
         no_interval: why neither bounds nor intervals are given; None where they are.
         absent: labels without a voxel here that no calibration case was without.
+        population: by covariate whether the case is ``covered`` by the patients known, ``outside`` or ``unknown``.
+        outside: who is covered, in words, of each covariate that the case is outside of.
 
     Raises:
         DataError: a number that cannot be, or bounds beside a reason why there are none.
@@ -54,6 +57,8 @@ class Assessment:
     level: float = 0.9
     no_interval: str | None = None
     absent: tuple[str, ...] = ()
+    population: dict[str, str] = field(default_factory=dict)
+    outside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, low, high in self._numbers():
@@ -86,7 +91,7 @@ class Assessment:
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON has it."""
         intervals = {label: list(ends) for label, ends in self.volume_ml.items()}
-        lists = {"findings": list(self.findings), "absent": list(self.absent)}
+        lists = {name: list(getattr(self, name)) for name in ("findings", "absent", "outside")}
         return {**asdict(self), **lists, "volume_ml": intervals}
 
     @classmethod
@@ -118,6 +123,14 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
         raise _impossible(name, repr(value)[:60], "a list of texts")
     return tuple(value)
+
+
+def _population(name: str, value: Any) -> dict[str, str]:
+    said = _mapping(name, value)
+    wrong = next((each for each in said.values() if each not in (COVERED, OUTSIDE, UNKNOWN)), None)
+    if wrong is not None:
+        raise _impossible(name, repr(wrong)[:60], f"{COVERED}, {OUTSIDE} or {UNKNOWN}")
+    return said
 
 
 def _intervals(name: str, value: Any) -> dict[str, tuple[float, float]]:
@@ -153,6 +166,8 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "volume_ml": _intervals,
     "no_interval": _text,
     "absent": _words,
+    "population": _population,
+    "outside": _words,
 }
 
 

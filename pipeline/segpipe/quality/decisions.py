@@ -28,6 +28,7 @@ REASONS = {  # name of a rule, of at most 16 characters as a code value of DICOM
     "absent": "A label is empty that no calibration case was without",
     "far_spacing": "Spacing far from the training data",
     "no_orientation": "The image does not say which side is which",
+    "population": "Outside of the calibration patients",
     "no_distance": "Distance from the calibration cases unknown",
     "not_assessed": "The quality model could not judge it",
 }
@@ -56,6 +57,7 @@ class Rules:
         look_absent: to be looked at where a label is empty that no calibration case was without.
         look_far_spacing: to be looked at where the spacing is far from that of the training cases.
         look_orientation_unknown: to be looked at where the image does not say which side is which.
+        look_population: to be looked at where age, sex or scanner are known and none of the calibration patients'.
     """
 
     hold_distance: float | None = 2.0
@@ -66,6 +68,7 @@ class Rules:
     look_absent: bool = True
     look_far_spacing: bool = True
     look_orientation_unknown: bool = True
+    look_population: bool = True
 
     @classmethod
     def parse(cls, document: Any, path: str | Path | None = None, before: Rules | None = None) -> Rules:
@@ -203,6 +206,8 @@ def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> 
         yield "far_spacing", "spacing far from the training data"
     if rules.look_orientation_unknown and flags.get("orientation_unknown"):
         yield "no_orientation", "the image does not say which side is which"
+    if rules.look_population:
+        yield from (("population", f"outside of the calibration patients by {words}") for words in assessment.outside)
     if assessment.distance is None:  # not to be taken for near
         yield "no_distance", "how far it is from the calibration cases could not be measured"
 

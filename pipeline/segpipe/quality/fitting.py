@@ -18,6 +18,7 @@ import numpy as np
 from segpipe.errors import DataError
 from segpipe.quality.model import OUTSIDE, LabelModel, QualityModel, inputs_of
 from segpipe.quality.plausibility import Plausibility, calibrated
+from segpipe.quality.population import Population
 from segpipe.quality.regression import Boosted
 
 LEAST_PATIENTS = 30  # below which no bound is given
@@ -60,7 +61,9 @@ class CrossFitted:
     dice: dict[str, float]
 
 
-def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: int = 0) -> QualityModel:
+def fit(
+    rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: int = 0, population: Population | None = None
+) -> QualityModel:
     """Return the quality model of measured cases.
 
     Args:
@@ -68,6 +71,7 @@ def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: in
         labels: their names.
         level: that bounds and intervals hold at.
         seed: of the parts, and of the trees.
+        population: who the patients are, where that is known.
 
     Raises:
         DataError: cases of too few patients.
@@ -85,7 +89,8 @@ def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: in
     whole = _plausibility(clean, parts)
     known = {name: sum(f"{name}:doubt" in row.features for row in clean) for name in labels}
     if len(patients) < LEAST_PATIENTS:
-        return QualityModel(whole, {n: LabelModel(known[n]) for n in labels}, len(patients), len(clean), level)
+        plain = {name: LabelModel(known[name]) for name in labels}
+        return QualityModel(whole, plain, len(patients), len(clean), level, population=population or Population())
     judged = cross_fit(rows, labels, parts, seed)
     models, trees = {}, _fit_dices(whole, rows, labels, seed)
     for name in labels:
@@ -94,7 +99,8 @@ def fit(rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: in
         dice = trees[name] if all(map(math.isfinite, (margin, *volume))) else None
         models[name] = LabelModel(known[name]) if dice is None else LabelModel(known[name], dice, margin, volume)
     rules = {"hold_distance": hold_distance(judged)}
-    return QualityModel(whole, models, len(patients), len(clean), level, tested(judged, labels), rules)
+    figures = tested(judged, labels)
+    return QualityModel(whole, models, len(patients), len(clean), level, figures, rules, population or Population())
 
 
 def hold_distance(judged: Sequence[CrossFitted]) -> float:

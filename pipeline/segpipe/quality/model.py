@@ -19,6 +19,8 @@ from segpipe.quality.decisions import QUALITY
 from segpipe.quality.embedding import EMBEDDING, Embedding
 from segpipe.quality.features import kind_of
 from segpipe.quality.plausibility import Features, Group, Plausibility, group_of, is_of_image
+from segpipe.quality.population import OUTSIDE as OUTSIDE_OF_POPULATION
+from segpipe.quality.population import WORDS_OF_POPULATION, Known, Population
 from segpipe.quality.regression import Boosted
 
 RUN_QUALITY = "quality.json"  # of a cross-validation
@@ -79,6 +81,7 @@ class QualityModel:
         level: of bounds and intervals.
         tested: how it did on cases that it was not fitted to, cross-fitted by patient.
         rules: thresholds of a decision that go with it; empty for the usual ones.
+        population: who the patients are, where that is known.
     """
 
     plausibility: Plausibility
@@ -88,14 +91,19 @@ class QualityModel:
     level: float = 0.9
     tested: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
+    population: Population = field(default_factory=Population)
 
-    def assess(self, features: Features, volumes_ml: Mapping[str, float]) -> Assessment:
+    def assess(
+        self, features: Features, volumes_ml: Mapping[str, float], covariates: Known | None = None
+    ) -> Assessment:
         """Say how far a case is from those that are known, and what to expect of its labels.
 
         Args:
             features: as `features_of` returns them.
             volumes_ml: by label, of the label map as it is given out.
+            covariates: what is known of who and how was scanned, by name.
         """
+        population = self.population.judge(covariates or {})
         groups = self.plausibility.by_group(features)
         distance = max(groups.values(), default=0.0)
         p_value = self.plausibility.p_value(distance)
@@ -126,6 +134,12 @@ class QualityModel:
             },
             level=self.level,
             no_interval=outside if dice else "too few patients were known to calibrate it",
+            population=population,
+            outside=tuple(
+                f"{WORDS_OF_POPULATION[name]} (covered: {self.population.in_words(name)})"
+                for name, said in population.items()
+                if said == OUTSIDE_OF_POPULATION
+            ),
         )
 
     def always_there(self) -> tuple[str, ...]:
@@ -180,6 +194,7 @@ class QualityModel:
             "labels": {name: label.as_dict() for name, label in self.labels.items()},
             "tested": self.tested,
             "rules": self.rules,
+            "population": self.population.as_dict(),
         }
 
     @classmethod
@@ -203,6 +218,7 @@ class QualityModel:
                 float(document["level"]),
                 dict(document.get("tested") or {}),
                 dict(document.get("rules") or {}),
+                Population.from_dict(document["population"]) if document.get("population") else Population(),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(

@@ -29,6 +29,7 @@ from segpipe.quality import (
     KINDS_OF_CORRUPTION,
     RUN_QUALITY,
     Labelled,
+    Population,
     QualityModel,
     Row,
     fit,
@@ -85,7 +86,7 @@ def fit_quality(
     models = fold_models(run)
     manifest = load_manifest(models[0].manifest)
     rows = list(_measured(run, models, None if data is None else Path(data), spoil, seed, threads, progress))
-    model = fit(rows, list(manifest.targets.values()), level, seed)
+    model = fit(rows, list(manifest.targets.values()), level, seed, _population(manifest, rows))
     document = model.as_dict() | {
         "made_by": {
             "models": [open_bundle(each.bundle).weights_sha256 for each in models],
@@ -95,6 +96,18 @@ def fit_quality(
     }
     write_json(run / RUN_QUALITY, document)
     return model
+
+
+def _population(manifest: Manifest, rows: Sequence[Row]) -> Population:
+    """Return who the patients are that rows are of, as far as the manifest knows them."""
+    measured = {row.case for row in rows}
+    return Population.of(
+        [
+            (case.group, case.covariates.known if case.covariates is not None else {})
+            for case in manifest.cases()
+            if case.id in measured
+        ]
+    )
 
 
 def _measured(

@@ -10,7 +10,7 @@ from segpipe.bundle.exporting.markdown import table
 from segpipe.common.console import quoted
 from segpipe.common.files import read_json
 from segpipe.errors import DataError, RefusedError
-from segpipe.quality import RUN_QUALITY, QualityModel
+from segpipe.quality import RUN_QUALITY, WORDS_OF_POPULATION, Population, QualityModel
 
 
 def read_quality(run: Path, weights: Sequence[str]) -> dict[str, Any] | None:
@@ -46,7 +46,8 @@ def read_quality(run: Path, weights: Sequence[str]) -> dict[str, Any] | None:
 
 def quality_in_short(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a bundle's metadata say of its quality model."""
-    return {name: document[name] for name in ("patients", "cases", "level", "tested", "rules")}
+    short = {name: document[name] for name in ("patients", "cases", "level", "tested", "rules")}
+    return short | ({"population": document["population"]} if document.get("population") else {})
 
 
 def quality_section(metadata: Mapping[str, Any]) -> list[str]:
@@ -61,7 +62,19 @@ def quality_section(metadata: Mapping[str, Any]) -> list[str]:
         "this bundle as a whole. A decision is no clinical verification. Children, implants, resected, transplanted, "
         "absent or doubled organs and other contrast phases are covered only as far as the training data hold them."
     )
-    return ["\n\n".join(["## Which cases to trust", head, *_figures(quality["tested"], patients, level)])]
+    figures = _figures(quality["tested"], patients, level)
+    return ["\n\n".join(["## Which cases to trust", head, *_population(quality.get("population")), *figures])]
+
+
+def _population(document: Mapping[str, Any] | None) -> list[str]:
+    """Return who is covered, each covariate that any patient is known by; the others are named as unknown."""
+    known = Population() if document is None else Population.from_dict(document)
+    rows = [(words, known.in_words(name) or "unknown") for name, words in WORDS_OF_POPULATION.items()]
+    means = (
+        "Who is covered, as far as the data set says it: values that fewer than five patients have are not. A case "
+        "that is outside is to be looked at; where a case or the data set says nothing, nothing is known."
+    )
+    return [table(["covariate", "calibration patients"], rows), means]
 
 
 def _figures(tested: Mapping[str, Any], patients: int, level: float) -> list[str]:

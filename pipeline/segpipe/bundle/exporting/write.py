@@ -319,7 +319,7 @@ def _section(manifest: Manifest) -> str:
 
 
 def _anonymous(manifest: Manifest) -> Manifest:
-    """Return the manifest as it is passed on: patients are numbers, since only the grouping is needed.
+    """Return the manifest as it is passed on: patients are numbers, since only the grouping is needed, and no more.
 
     Where ids are pseudonyms, files are called after them: what they are called at home says who is meant.
     """
@@ -332,6 +332,7 @@ def _anonymous(manifest: Manifest) -> Manifest:
             case.model_copy(
                 update={
                     "patient_id": groups.get(case.patient_id or ""),
+                    "covariates": None,
                     **(_files_by_id(case) if manifest.pseudonymised else {}),
                 }
             )

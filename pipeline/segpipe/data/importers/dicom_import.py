@@ -32,6 +32,7 @@ from segpipe.dicom import (
     Series,
     admitted,
     channel_note,
+    covariates_of,
     in_unit,
     join_channels,
     load_channels,
@@ -405,7 +406,15 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptio
         ]
         notes = filter(None, [channel_note(name, job.series, member) for name, member in members])
         said = (*job.series.caveats, *moved, *notes)
-        return SourceCase(job.series.case_id, images, label, patient, said, registered=BY_OBJECT if moved else False)
+        return SourceCase(
+            job.series.case_id,
+            images,
+            label,
+            patient,
+            said,
+            registered=BY_OBJECT if moved else False,
+            covariates=covariates_of(job.series),
+        )
 
     modalities = sorted({job.series.modality for job in jobs})
     modality = MODALITIES.get(modalities[0], modalities[0]) if len(modalities) == 1 else "mixed"

@@ -25,7 +25,7 @@ class SourceCase:
     """One case as it lies on disk; paths are POSIX and relative to the data root, notes as in the manifest.
 
     ``name`` is what its files are called, where that could not be its id; ``registered`` whether its channels are taken
-    as registered though no file says so, or by what in words.
+    as registered though no file says so, or by what in words; ``covariates`` what is known of who and how was scanned.
     """
 
     id: str
@@ -36,6 +36,7 @@ class SourceCase:
     label_turned: str | None = None
     name: str | None = None
     registered: bool | str = False
+    covariates: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def to_manifest(
         notes = list(case.notes) or None
         plain: dict[str, Any] = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}
         plain["registered"] = case.registered or None
+        plain["covariates"] = dict(case.covariates) or None
         plain |= {"annotated_labels": looked_for[case.id]} if case.id in looked_for else {}
         return plain if case.label_turned is None else {**plain, "label_turned": case.label_turned}
 

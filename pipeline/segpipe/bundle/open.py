@@ -9,13 +9,14 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from segpipe.bundle.mirroring import judge_mirror
 from segpipe.bundle.supported_subset import (
+    FIRST_STAGE,
     MODEL,
     Activation,
     read_inference,
@@ -96,6 +97,8 @@ class Bundle:
         weights_sha256: of the weights' file as it was opened.
         signed_by: fingerprint of the key whose signature was required and found; None where none was required.
         policy: on which terms it may be run.
+        first_stage: the bundle in its folder ``first_stage``, whose label map of a case gives the last channels; None
+            where a case brings all of them.
     """
 
     root: Path
@@ -125,6 +128,7 @@ class Bundle:
     signed_by: str | None = None
     policy: TrustPolicy = field(default_factory=TrustPolicy)
     model: dict[str, Any] = field(default_factory=dict)
+    first_stage: Bundle | None = None
     _unpacked: object = field(default=None, compare=False)
     _loaded: dict[ModelOptions, LoadedBundle] = field(default_factory=dict, init=False, compare=False)
     _turn: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False)
@@ -172,13 +176,16 @@ class Bundle:
             "Bundle.segment", options, ("affine_ras", "modality", "registered", *ModelKeywords.__annotations__)
         )
         model = ModelOptions.parse(**options)
-        modalities = tuple(word.upper() for word in split_words(modality)) or stated_modality(self.metadata)
+        of_scans = self.of_scans
+        modalities = tuple(word.upper() for word in split_words(modality)) or stated_modality(of_scans.metadata)
         with self._turn:
             if model not in self._loaded:
                 self._loaded.clear()
                 self._loaded[model] = LoadedBundle(self.recipe(model), self.policy, self.is_foreign)
-            unit = units_of(self.metadata).get("0")
-            case = read_images(image, max(1, len(self.channels)), affine_ras, registered, unit)
+            unit = units_of(of_scans.metadata).get("0")
+            whole = isinstance(image, (list, tuple)) and len(image) == len(self.channels)  # masks of a first stage, too
+            channels = max(1, len((self if whole else of_scans).channels))
+            case = read_images(image, channels, affine_ras, registered, unit)
             _require_modality(case, modalities)
             return self._loaded[model].segment(case)
 
@@ -200,6 +207,11 @@ class Bundle:
         return bool(self.unsupported or self.policy.allow or self.policy.run_unvetted_code)
 
     @property
+    def of_scans(self) -> Bundle:
+        """The bundle that says what images a case brings: the first stage, where there is one."""
+        return self.first_stage or self
+
+    @property
     def facts(self) -> dict[str, str | None]:
         """Return how results name it."""
         return {"name": self.name, "version": self.version, "sha256": self.sha256, "signed_by": self.signed_by}
@@ -208,8 +220,15 @@ class Bundle:
         """Return what a segmenter of this bundle, and of further ones whose scores are averaged, is made from.
 
         Raises:
+            UsageError: further bundles beside one of two stages.
             RefusedError: axes to mirror that the training did not, as `segpipe.bundle.mirroring` judges them.
         """
+        if ensemble and any(bundle.first_stage for bundle in (self, *ensemble)):
+            raise UsageError(
+                "a bundle of two stages is averaged with no other",
+                hint="export a cross-validation of the second stage: its folds are one ensemble",
+            )
+        alone = replace(options, mirror=(), mirror_untrained=False)  # as when the second stage was trained on it
         windowing: dict[str, Any] = {
             "roi_size": self.roi_size,
             "overlap": self.overlap,
@@ -232,6 +251,7 @@ class Bundle:
             regions=self.regions,
             options=judge_mirror(options, (self, *ensemble)),
             ensemble=tuple(BundleFiles(**bundle._files()) for bundle in ensemble),
+            first_stage=None if self.first_stage is None else self.first_stage.recipe(alone),
         )
 
     def _files(self) -> dict[str, Any]:
@@ -325,6 +345,9 @@ def open_bundle(
     supported, unsupported = read_inference(inference)
     unsupported += odd if files or weights.name == "model.pt" else [*odd, "weights: not models/model.pt"]
     deciding = {file.relative_to(root).as_posix(): sha256_of(file) for file in (config_file, *(files or [weights]))}
+    first_stage = _read_first_stage(root, policy, channels, unsupported)
+    if first_stage is not None:
+        deciding |= {f"{FIRST_STAGE}/{file}": sha256 for file, sha256 in first_stage.model["files"].items()}
     return Bundle(
         root=root.absolute(),
         name=str(metadata.get("name") or root.resolve().name),
@@ -345,10 +368,40 @@ def open_bundle(
         regions=regions,
         signed_by=signed_by,
         policy=policy,
+        first_stage=first_stage,
         model={"files": deciding, "postprocessing": list(supported.get("cleanup", ()))},
         _unpacked=holder,
         **supported,
     )
+
+
+def _read_first_stage(
+    root: Path, policy: TrustPolicy, channels: Sequence[str], unsupported: Sequence[str]
+) -> Bundle | None:
+    """Open the bundle of the first stage on the terms of the whole; None where there is none.
+
+    Raises:
+        DataError: its label map does not give the channels that a scan has not, or the second stage runs through
+            transforms of its own.
+    """
+    if not (root / FIRST_STAGE / "configs" / "metadata.json").is_file():
+        return None
+    first = open_bundle(
+        root / FIRST_STAGE,
+        allow=policy.allow,
+        run_unvetted_code=policy.run_unvetted_code,
+        allow_unisolated=policy.allow_unisolated,
+    )
+    given = len(first.channels) + sum(value != 0 for value in first.labels)
+    if given != len(channels) or first.regions or first.first_stage is not None or unsupported:
+        raise DataError(
+            "the two stages of the bundle do not fit",
+            path=root / FIRST_STAGE,
+            found=unsupported[0] if unsupported else f"{given} channels of scans and label map",
+            expected=f"{len(channels)}, of one label map, and transforms of the supported subset",
+            hint="export both stages again: `segpipe export SECOND OUT --first-stage FIRST`",
+        )
+    return first
 
 
 @contextmanager

@@ -391,7 +391,7 @@ class LoadedBundle:
     """
 
     def __init__(self, recipe: Recipe, policy: TrustPolicy, is_foreign: bool) -> None:
-        vet_opened(recipe.bundles, policy)
+        vet_opened(recipe.vetted, policy)
         if is_foreign and not policy.allow_unisolated:
             raise RefusedError(
                 "the bundle brings code of its own or was let through, and would run in this very process",

@@ -38,6 +38,10 @@ def command(
         Path | None,
         typer.Option(help="Proof that `segpipe bundle precision` wrote: predict may then compute in bfloat16."),
     ] = None,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(help="Cross-validation whose label maps are the run's last channels: one bundle of both stages."),
+    ] = None,
     licence: Annotated[
         str, typer.Option(help="Licence of the weights: an SPDX name, or a file with its text.")
     ] = "Apache-2.0",
@@ -76,6 +80,8 @@ def command(
 
     Example: segpipe export runs/one bundles/liver_ct --evaluation runs/one/test
 
+    Example: segpipe export runs/full bundles/liver_ct --first-stage runs/coarse
+
     Then: python -m monai.bundle run --config_file bundles/liver_ct/configs/inference.json
     --bundle_root bundles/liver_ct --dataset_dir IMAGES --output_dir OUT
     """
@@ -99,6 +105,7 @@ def command(
         postprocessing=postprocessing,
         estimated_by=estimated_by,
         precision=precision,
+        first_stage=first_stage,
         golden=golden or (),
         unfinished=unfinished,
         overwrite=overwrite,
@@ -122,10 +129,11 @@ def command(
             ("content", bundle.sha256),
         ],
     )
-    console.say(
-        f"python -m monai.bundle run --config_file {out}/configs/inference.json "
-        f"--bundle_root {out} --dataset_dir IMAGES --output_dir OUT"
-    )
+    stock, of = f"python -m monai.bundle run --config_file {out}/configs", f"--bundle_root {out} --dataset_dir IMAGES"
+    if bundle.first_stage is not None:
+        console.say(f"{stock}/first_stage.json {of} --output_dir MASKS")
+        of += " --first_stage_dir MASKS"
+    console.say(f"{stock}/inference.json {of} --output_dir OUT")
     console.document(
         folder=str(out),
         bundle={"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},

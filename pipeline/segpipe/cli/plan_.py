@@ -33,6 +33,10 @@ def command(
     jobs: Annotated[
         int, typer.Option(min=1, help="With --folds: so many at the same time, as `train --folds all --jobs` does.")
     ] = 1,
+    first_stage: Annotated[
+        bool,
+        typer.Option("--first-stage", help="Plan the first of two stages: so coarse that a patch sees all labels."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -67,6 +71,7 @@ def command(
             device=device,
             folds=folds,
             jobs=jobs,
+            first_stage=first_stage,
             data=data,
             out=output,
             overwrite=overwrite,
@@ -78,7 +83,9 @@ def command(
         written.insert(2, network_path(output))
     if planned.has_folds:
         runs = ["--fold", "0"] if folds is None else ["--folds", "all", *(["--jobs", str(jobs)] if jobs > 1 else [])]
-        next_command = _train_command(manifest, data, output, network, loss, augment, runs)
+        next_command = _train_command(
+            manifest, data, output, network, loss, augment, ["--folds", "all"] if first_stage else runs, first_stage
+        )
     else:
         next_command = shlex.join(["segpipe", "split", str(manifest)])
         console.note(
@@ -124,11 +131,18 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def _train_command(
-    manifest: Path, data: Path | None, task: Path, network: str, loss: str, augment: str, runs: list[str]
+    manifest: Path,
+    data: Path | None,
+    task: Path,
+    network: str,
+    loss: str,
+    augment: str,
+    runs: list[str],
+    first_stage: bool,
 ) -> str:
     from segpipe.training import runtime_path
 
     words = ["segpipe", "train", str(manifest), *(["--data", str(data)] if data else []), "--task", str(task)]
     words += ["--network", network, "--loss", loss, *(["--augment", augment] if augment != "light" else [])]
     words += ["--runtime", str(runtime_path(task))]
-    return shlex.join([*words, *runs, "--out", "runs/first"])
+    return shlex.join([*words, *runs, "--out", "runs/first_stage" if first_stage else "runs/first"])

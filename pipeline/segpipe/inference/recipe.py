@@ -139,6 +139,7 @@ class Recipe(BundleFiles):
         regions: how many regions that may overlap the scores have, by the bundle's metadata; 0 for a label map.
         options: how the model is run.
         ensemble: further bundles whose scores are averaged with those of this one.
+        first_stage: what gives the last channels, which a case's scans have not; None where they are all there.
     """
 
     name: str = ""
@@ -151,11 +152,22 @@ class Recipe(BundleFiles):
     regions: int = 0
     options: ModelOptions = field(default_factory=ModelOptions)
     ensemble: tuple[BundleFiles, ...] = ()
+    first_stage: Recipe | None = None
 
     @property
     def bundles(self) -> tuple[BundleFiles, ...]:
-        """All bundles that the recipe executes."""
+        """The bundles whose scores are averaged."""
         return self, *self.ensemble
+
+    @property
+    def vetted(self) -> tuple[BundleFiles, ...]:
+        """All bundles that the recipe executes."""
+        return *self.bundles, *(() if self.first_stage is None else self.first_stage.vetted)
+
+    @property
+    def scans(self) -> int:
+        """Number of channels that a case brings."""
+        return self.channels if self.first_stage is None else self.first_stage.channels
 
     @property
     def route(self) -> str:

@@ -31,6 +31,7 @@ from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference.averaging import side_by_side
 from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
+from segpipe.inference.first_stage import FirstStage
 from segpipe.inference.monai_evaluator import MonaiEvaluator
 from segpipe.inference.observation import Observation
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
@@ -62,7 +63,10 @@ class Segmenter:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, options = recipe, recipe.options
         self.device = device_of(options.device)
-        self.prefetcher = Prefetcher(recipe.channels, options.max_memory)
+        self.prefetcher = Prefetcher(recipe.scans, options.max_memory)
+        self._first_stage = None
+        if recipe.first_stage is not None:
+            self._first_stage = FirstStage(recipe.first_stage, recipe.channels, Segmenter(recipe.first_stage).segment)
         torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
         typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
         self.engine_reasons: tuple[str, ...] = ()
@@ -133,9 +137,13 @@ class Segmenter:
                 found="; ".join(self.engine_reasons),
                 hint="predict without --probabilities and --entropy",
             )
+        prefetched = self.prefetcher.take(key)
+        if self._first_stage is not None:
+            prefetched = self._first_stage.read(case, prefetched, seconds)
+            case = prefetched.source
         with _timed(seconds, "check"):
             if self.engine == "streaming":
-                read, peak = self._streaming.read(case, self.prefetcher.take(key))
+                read, peak = self._streaming.read(case, prefetched)
                 self.prefetcher.begin(peak)
             else:
                 read = read_case(case, self.recipe.channels)

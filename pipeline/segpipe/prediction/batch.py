@@ -96,8 +96,8 @@ def predict(
     judged = replace(judged, ensemble=tuple(others), model=mirror, rules=rules)
     selected = select_cases(
         [Path(path) for path in ([inputs] if isinstance(inputs, (str, PathLike)) else inputs)],
-        bundle.metadata,
-        max(1, len(bundle.channels)),
+        bundle.of_scans.metadata,
+        max(1, len(bundle.of_scans.channels)),
         judged,
         out,
         progress.reading,

@@ -83,7 +83,7 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
     """
     from segpipe.bundle import vet_opened
 
-    vetting = vet_opened(request.recipe.bundles, request.policy)  # before anything of a bundle is executed
+    vetting = vet_opened(request.recipe.vetted, request.policy)  # before anything of a bundle is executed
 
     import monai
     import nibabel

@@ -15,6 +15,7 @@ import numpy as np
 from segpipe.data import Fingerprint
 from segpipe.training.budgets import ENOUGH_STEPS
 from segpipe.training.config_checks import divisors_of
+from segpipe.training.first_stage_rules import foreground_box
 from segpipe.training.planning_rules import LARGEST_PATCH, NetworkProfile, resampled_shape
 from segpipe.training.step_measurement import Measured, windows_of
 
@@ -140,12 +141,6 @@ def whole_patch(shape: Sequence[int], profile: NetworkProfile) -> list[int]:
     divisors = divisors_of(profile.divisor)
     sizes = [max(2 * each, _multiple(size, each)) for size, each in zip(shape, divisors, strict=True)]
     return profile.within_slice(sizes)
-
-
-def foreground_box(fingerprint: Fingerprint) -> list[float]:
-    """Return the median box around all labels, in mm along the axes of RAS."""
-    boxes = [case.foreground_box_ras_mm for case in fingerprint.cases if case.foreground_box_ras_mm is not None]
-    return [float(value) for value in np.median(boxes, axis=0)] if boxes else [0.0, 0.0, 0.0]
 
 
 def larger(place: Resolution, profile: NetworkProfile, memory_bytes: int) -> list[Resolution]:

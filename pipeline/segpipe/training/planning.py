@@ -32,6 +32,7 @@ from segpipe.errors import UsageError
 from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
+from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, seen_share
 from segpipe.training.fragments import OWNED, Fragment, read_fragment
 from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
@@ -118,6 +119,7 @@ def plan(
     device: str = "cpu",
     folds: int | None = None,
     jobs: int = 1,
+    first_stage: bool = False,
     data: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -143,6 +145,7 @@ def plan(
         device: ``cpu`` or ``cuda``, to train on.
         folds: trainings that share the budget, with the prediction of their validation cases; None for one run.
         jobs: of them at the same time, each with its share of cores and memory.
+        first_stage: plan the first of two stages, on a grid so coarse that one patch sees all that is labelled.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         out: task fragment to write, as `Plan.save` does; refused before any case is read where it is there.
         overwrite: replace it.
@@ -154,7 +157,11 @@ def plan(
     """
     dataset, root = open_manifest(manifest, data)
     most = step_memory() if memory is None else parse_memory(memory)
-    asked = Wishes(network, loss, augment, most, device, _seconds(budget, device, folds, jobs), folds, jobs)
+    if first_stage and budget is not None:
+        raise UsageError("a first stage is planned without a budget, which has a grid of its own choice")
+    asked = Wishes(
+        network, loss, augment, most, device, _seconds(budget, device, folds, jobs), folds, jobs, first_stage
+    )
     content = read_fragment("network", network)[0]
     profile_of(network, content["patch_divisor"])  # refused before any case is read
     if out is not None:
@@ -177,6 +184,7 @@ class Wishes:
         seconds: the budget; None plans for no time.
         folds: trainings that share it; None for one run.
         jobs: trainings at the same time, which share cores and memory.
+        first_stage: whether the first of two stages is planned.
     """
 
     network: str = "unet"
@@ -187,6 +195,7 @@ class Wishes:
     seconds: float | None = None
     folds: int | None = None
     jobs: int = 1
+    first_stage: bool = False
 
 
 def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes) -> Plan:
@@ -203,14 +212,15 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     free_bytes = memory_here().free
     memory_bytes = asked.memory_bytes // asked.jobs
     machine = (memory_bytes, free_bytes // asked.jobs, max(1, usable_cores() // asked.jobs))
-    planned = replace(apply_rules(fingerprint, dataset, profile, *machine, content, asked.device), device=asked.device)
+    applied = apply_rules(fingerprint, dataset, profile, *machine, content, asked.device, asked.first_stage)
+    planned = replace(applied, device=asked.device)
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
     if not takes_slices(content["network_def"]):
         planned = replace(planned, notes=(*planned.notes, *_notes_on_axes(planned, asked)))
     if asked.seconds is None:
-        return planned
+        return _proposing_stages(planned, dataset)
     from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
 
     request = Request(
@@ -229,7 +239,7 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
         jobs=asked.jobs,
         device=asked.device,
     )
-    return _with(planned, dataset, within_budget(request))
+    return _proposing_stages(_with(planned, dataset, within_budget(request)), dataset)
 
 
 def profile_of_slices(profile: NetworkProfile, spacing_mm: Sequence[float]) -> NetworkProfile:
@@ -264,6 +274,19 @@ def _notes_on_axes(planned: Plan, asked: Wishes) -> Iterator[str]:
             f"slices of {max(spacing):.3g} mm: a network of single slices may be better; `segpipe auto` compares one "
             "on cases that it did not see, as does `segpipe compare --network unet,unet_2d --loss dice_ce`"
         )
+
+
+def _proposing_stages(planned: Plan, dataset: Manifest) -> Plan:
+    """Return the plan with a word on two stages, where a patch sees little of what is labelled."""
+    patch = planned.rules["patch_size"].value
+    share = seen_share(planned.fingerprint, planned.rules["spacing_mm"].value, patch)
+    if share >= SEEN_SHARE or 1 in patch or dataset.first_stage is not None or dataset.regions is not None:
+        return planned
+    words = (
+        f"a patch sees {share:.0%} of the region that is labelled: a first stage on a coarser grid may help, which "
+        "`segpipe plan --first-stage` plans (docs/howto/two_stages.md)"
+    )
+    return replace(planned, notes=(*planned.notes, words))
 
 
 def _seconds(budget: str | int | float | None, device: str, folds: int | None, jobs: int) -> float | None:
@@ -304,6 +327,7 @@ def apply_rules(
     cores: int,
     network: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    first_stage: bool = False,
 ) -> Plan:
     """Apply every rule.
 
@@ -316,6 +340,7 @@ def apply_rules(
         cores: cores to train on.
         network: content of its fragment, whose strides may have to follow the voxels; None leaves them.
         device: ``cpu`` or ``cuda``, whose own memory then holds the step.
+        first_stage: whether the grid is to be as coarse as a first stage needs it.
 
     Raises:
         UsageError: the memory does not hold the smallest patch.
@@ -325,6 +350,12 @@ def apply_rules(
     spacing = rules.target_spacing(fingerprint, slices)
     if slices:
         profile = profile_of_slices(profile, spacing.value)
+    if first_stage:
+        spacing = first_stage_spacing(
+            fingerprint,
+            spacing,
+            lambda edges: rules.patch_size(rules.resampled_shape(fingerprint, edges), profile, memory_bytes).value,
+        )
     shape = rules.resampled_shape(fingerprint, spacing.value)
     changed = None if network is None else network_by_axis(network, spacing.value, shape)
     if changed is not None:

@@ -51,6 +51,23 @@ def test_masks_of_the_label_maps_are_the_last_channels(there: Path, capsys: pyte
             np.testing.assert_array_equal(mask.affine, label_map.affine)
 
 
+def test_empty_masks_of_two_cases_are_two_images(there: Path):
+    manifest, stage = there / "data" / "manifest.json", there / "run"
+    document = json.loads(manifest.read_text())
+    for case in document["training"]:
+        case["sha256"] = {case["image"]: "0" * 64}
+        path = stage / "out_of_fold" / case["id"] / "segmentation.nii.gz"
+        nib.save(nib.Nifti1Image(np.zeros((20, 18, 16), np.uint8), np.eye(4)), path)
+        for folder in ("images", "labels"):
+            nib.save(nib.Nifti1Image(np.ones((20, 18, 16), np.uint8), np.eye(4)), there / "data" / case[folder[:-1]])
+    manifest.write_text(json.dumps(document))
+    figures = json.loads((stage / "out_of_fold.json").read_text())
+    (stage / "out_of_fold.json").write_text(json.dumps({**figures, "manifest_sha256": manifest_sha256(manifest)}))
+    second = import_first_stage(manifest, stage).manifest
+    hashes = [(case.sha256 or {})[name] for case in second.training for name in case.images[1:]]
+    assert len(set(hashes)) == len(hashes) == 12
+
+
 def test_a_plan_leaves_masks_as_they_are(there: Path):
     second = import_first_stage(there / "data" / "manifest.json", there / "run").path
     assert run(["plan", str(second), "-o", str(there / "second.yaml")]) == 0

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from segpipe.bundle.supported_subset import is_plain, resolve
+from segpipe.bundle.supported_subset import FIRST_STAGE, is_plain, resolve
 from segpipe.bundle.tensors import weights_files
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
@@ -22,6 +22,7 @@ from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 STORE_BESIDE = "$@run_dir + '/store'"  # of a run whose cases were in a store: as rounded, and wherever it runs
 UNETPP = "segpipe.components.UNetPlusPlus"
 OF_SLICES = {"segpipe.components.SliceUNet": "UNet", "segpipe.components.SliceDynUNet": "DynUNet"}
+STAGE_DIR = f"{FIRST_STAGE}_dir"  # id of the folder of the masks that it wrote
 FAST = "segpipe.components.FastPrediction"
 Rules = Mapping[int, LabelRule]
 Config = Mapping[str, Any]
@@ -61,21 +62,36 @@ def network_definition(config: Config) -> dict[str, Any]:
     return network
 
 
-def inference_config(config: Config, rules: Rules, files: int, members: int = 1) -> dict[str, Any]:
+def file_endings(files: int, masks: int = 0) -> list[str]:
+    """Return how the files of one case end, in the order of its channels.
+
+    Args:
+        files: of a case; with more than one they end in ``_0000.nii.gz``, ``_0001.nii.gz``, ...
+        masks: the last of them, which a first stage wrote beside ``_0000.nii.gz``.
+    """
+    if files == 1:
+        return [".nii.gz"]
+    scans = [f"_{index:04}.nii.gz" for index in range(files - masks)]
+    return [*scans, *(f"_0000_{FIRST_STAGE}_{value}.nii.gz" for value in range(1, masks + 1))]
+
+
+def inference_config(config: Config, rules: Rules, files: int, members: int = 1, masks: int = 0) -> dict[str, Any]:
     """Return a flat config that stock MONAI runs over a folder of NIfTI files.
 
     Args:
         config: a run's resolved config.
         rules: post-processing by label value.
-        files: image files of one case; with more than one they end in ``_0000.nii.gz``, ``_0001.nii.gz``, ...
+        files: image files of one case; with more than one they end as `file_endings` has it.
         members: networks of an ensemble; 1 for a single model.
+        masks: the last of the files, which lie in ``first_stage_dir``.
 
     Raises:
         UsageError: something in the run has no place in a stock config.
     """
-    masks = NIFTI if files == 1 else ["[!.]*_0000.nii.gz"]
-    suffixes = [f"_{index:04}.nii.gz" for index in range(files)]
-    listing = "p" if files == 1 else f"[{', '.join(f'p[:-12] + {suffix!r}' for suffix in suffixes)}]"
+    endings = file_endings(files, masks)
+    parts = [f"p[:-12] + {ending!r}" for ending in endings[: files - masks]]
+    parts += [f"@{STAGE_DIR} + '/' + p[len(@dataset_dir):-12] + {ending!r}" for ending in endings[files - masks :]]
+    listing = "p" if files == 1 else f"[{', '.join(parts)}]"
     save = {
         "_target_": "SaveImaged",
         "keys": "pred",
@@ -89,7 +105,12 @@ def inference_config(config: Config, rules: Rules, files: int, members: int = 1)
     }
     return {
         **_head(config, members),
-        "files": {"_target_": "torch.utils.data.datapipes.iter.FileLister", "root": "@dataset_dir", "masks": masks},
+        **({STAGE_DIR: "@dataset_dir"} if masks else {}),
+        "files": {
+            "_target_": "torch.utils.data.datapipes.iter.FileLister",
+            "root": "@dataset_dir",
+            "masks": NIFTI if files == 1 else ["[!.]*_0000.nii.gz"],
+        },
         "datalist": f"$[{{'image': {listing}}} for p in sorted(@files)]",
         "preprocessing": _compose("@deterministic_transforms"),
         **_data_to_scores(config),

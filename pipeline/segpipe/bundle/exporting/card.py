@@ -9,6 +9,7 @@ from segpipe.bundle.exporting.card_estimate import estimate_in_short, estimate_p
 from segpipe.bundle.exporting.card_figures import BARS, CURVES, EXAMPLE, OVERALL
 from segpipe.bundle.exporting.card_labels import label_map_words, output_in_short, result_files
 from segpipe.bundle.exporting.fine_tuned import initial_weights_in_words, parent_in_words, seen_paragraphs
+from segpipe.bundle.exporting.first_stage import first_stage_section
 from segpipe.bundle.exporting.markdown import code, facts, figure, number, picture, table
 from segpipe.bundle.exporting.quality_model import quality_section
 from segpipe.bundle.tensors import WEIGHTS
@@ -23,6 +24,8 @@ FILES = (
     ("configs/metadata.json", "what this card says, for programs"),
     ("configs/manifest.json", "the cases of the data set, without the data; patients are numbers"),
     ("configs/quality.json", "what is known of usual cases, as plain numbers; MONAI ignores it"),
+    ("first_stage/", "the first of two stages, a bundle of its own"),
+    ("configs/first_stage.json", "images in a folder to the masks that the second stage reads, with MONAI alone"),
     (WEIGHTS, "the weights: a PyTorch state dict of plain tensors (`weights_only=True` loads it)"),
     ("golden/", "an input that may be passed on, with the expected output"),
     ("provenance.json", "data, split, settings, versions, machine and hashes of the training"),
@@ -56,6 +59,7 @@ def model_card(metadata: Document, provenance: Document, pictures: Collection[st
         *quality_section(metadata),
         _limits(metadata),
         _running(metadata),
+        *first_stage_section(metadata),
         _input(metadata, pictures),
         _training(metadata, provenance, pictures),
         _checking(metadata),
@@ -403,6 +407,7 @@ def _files(metadata: Document) -> str:
     fast = "inference_fast.json" in metadata["config_requirements"]
     members = metadata.get("members") or []
     there = {"configs/inference_fast.json": fast, "golden/": _has_golden(metadata), WEIGHTS: not members}
+    there |= dict.fromkeys(("first_stage/", "configs/first_stage.json"), bool(metadata.get("first_stage")))
     there["configs/quality.json"] = bool(metadata.get("quality"))
     rows = [(f"`{name}`", words) for name, words in FILES if there.get(name, True)]
     rows += [(f"`{each['file']}`", f"the weights of the member without fold {each['fold']}") for each in members]

@@ -18,7 +18,7 @@ from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
 from segpipe.bundle.exporting.estimate import estimate_sha256
 from segpipe.bundle.exporting.markdown import figure
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
-from segpipe.bundle.supported_subset import read_inference, read_members
+from segpipe.bundle.supported_subset import FIRST_STAGE, read_inference, read_members
 from segpipe.bundle.vet import METADATA, Check, Finding, is_ours, shown
 from segpipe.common.console import some_of
 from segpipe.common.files import json_text, read_json, sha256_of
@@ -289,10 +289,12 @@ def _check_estimate(root: Path, metadata: Mapping[str, Any]) -> Check | None:
     return Check.of("figures", "", [Finding(PROVENANCE, "estimate", shown(estimate), reason)])
 
 
-def _weights_in(root: Path) -> list[str]:
-    """Return the weights that a bundle's provenance names."""
+def _deciding(root: Path) -> list[str]:
+    """Return the files that decide on a label map: config and weights that provenance names, of each stage."""
     document = read_json(root / PROVENANCE)
-    return [part["weights"]["file"] for part in document.get("members") or [document]]
+    weights = [part["weights"]["file"] for part in document.get("members") or [document]]
+    before = _deciding(root / FIRST_STAGE) if (root / FIRST_STAGE).is_dir() else []
+    return [INFERENCE, *weights, *(f"{FIRST_STAGE}/{file}" for file in before)]
 
 
 def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
@@ -316,7 +318,7 @@ def check_figures(root: Path, metadata: Mapping[str, Any]) -> Check:
         files = tie["made_by"]["files"]
         faults = [
             (f"evaluation.made_by.files.{name}", "the figures are of another file than the bundle's")
-            for name in (INFERENCE, *_weights_in(root))
+            for name in _deciding(root)
             if files.get(name) != sha256_of(root / name)
         ]
         faults += [("evaluation.results_sha256", "the figures are not those that were tied")] * (

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata as packages
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,7 @@ from segpipe.bundle.exporting.bundle_configs import (
     check_rules,
     evaluate_config,
     fast_config,
+    file_endings,
     inference_config,
     network_definition,
     train_config,
@@ -26,6 +28,7 @@ from segpipe.bundle.exporting.bundle_metadata import NOT_STATED, Labelling, bund
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
+from segpipe.bundle.exporting.first_stage import Stage, add_stage, read_stage, stage_record
 from segpipe.bundle.exporting.members import Members, Weights, members_metadata, read_members
 from segpipe.bundle.exporting.proven_precision import read_proof
 from segpipe.bundle.exporting.quality_model import quality_in_short, read_quality
@@ -90,6 +93,7 @@ def export(
     postprocessing: str | Path | None = None,
     estimated_by: str | Path | None = None,
     precision: str | Path | None = None,
+    first_stage: str | Path | None = None,
     golden: Sequence[str | Path] = (),
     unfinished: bool = False,
     overwrite: bool = False,
@@ -116,6 +120,8 @@ def export(
             the card says whose they are. An ensemble takes those of its own folds.
         precision: file of `segpipe bundle precision`, measured with an export of this run without it, which lets
             ``predict`` compute in bfloat16 where that is fast.
+        first_stage: cross-validation whose label maps are the run's last channels; the bundle then runs both, and takes
+            scans alone. None leaves these channels to whoever has the masks.
         golden: image of the golden case that anyone may be given, once a channel file; default: one is generated.
         unfinished: export a run whose training did not finish; metadata and card say so.
         overwrite: replace a bundle that is already there.
@@ -124,8 +130,9 @@ def export(
         UsageError: not a run folder, ``out`` is taken, the run has no place in a stock config, or it needs no estimate.
         DataError: the weights cannot be read or do not fit the network.
         RefusedError: the run did not finish, its config or manifest is not the one that it was trained with, folds were
-            not trained alike, the evaluation is not of label maps that this bundle made of cases that its training
-            left out, or the precision is of another model or changes label maps.
+            not trained alike, the first stage is another one than the run's, the evaluation is not of label maps that
+            this bundle made of cases that its training left out, or the precision is of another model or changes label
+            maps.
 
     Example:
         >>> import segpipe
@@ -149,24 +156,30 @@ def export(
     whose = None if estimated_by is None else Path(estimated_by)
     estimate = read_estimate(members, run, whose)
     rules = {} if postprocessing is None else read_rules(postprocessing)
-    draft = _Draft.of(members, rules, None if evaluation is None else Path(evaluation))
+    stage = read_stage(None if first_stage is None else Path(first_stage), members.runs[0].manifest)
+    draft = _Draft.of(members, rules, None if evaluation is None else Path(evaluation), stage)
     metadata = draft.metadata(labelling)
     if estimate is not None:
         metadata["estimate"] = estimate
     if precision is not None:
         metadata["precision"] = read_proof(precision, draft.hashes())
-    quality = read_quality(run, [sha256 for file, sha256 in draft.hashes().items() if file != INFERENCE])
+    quality = read_quality(run, [hashlib.sha256(each.content).hexdigest() for each in draft.weights])
     if quality is not None:
         metadata["quality"] = quality_in_short(quality)
     text = _licence_text(licence)
     with _whole_folder(out, overwrite) as folder:
         _write_configs(folder, draft, metadata)
+        if stage is not None:
+            named = partial(export, name=f"{labelling.name}_first_stage", version=version)
+            add_stage(stage, folder, metadata, partial(named, licence=licence, authors=authors))
         if quality is not None:
             write_text(folder / QUALITY, json.dumps(quality, separators=(",", ":")) + "\n")  # mostly numbers
         metadata["golden"] = write_golden(
-            folder, metadata, draft.labels, draft.files, [Path(image) for image in golden]
+            folder, metadata, draft.labels, draft.endings, [Path(image) for image in golden]
         )
         record = draft.provenance(folder, None if estimate is None else estimate_record(whose or run, estimate))
+        if stage is not None:
+            record["first_stage"] = stage_record(folder)
         write_json(folder / PROVENANCE, record)
         write_text(folder / "docs" / "README.md", model_card(metadata, record, draft.draw(folder)))
         if draft.run.manifest.licence:
@@ -193,6 +206,7 @@ class _Draft:
         weights: of each network.
         texts: content of the inference config and of the manifest, by file.
         measured: figures that are of this very bundle.
+        stage: the first of two stages; None where there is one.
     """
 
     members: Members
@@ -202,29 +216,33 @@ class _Draft:
     weights: tuple[Weights, ...]
     texts: Mapping[str, str]
     measured: Evaluation | None = None
+    stage: Stage | None = None
 
     @classmethod
-    def of(cls, members: Members, rules: Rules, evaluation: Path | None) -> _Draft:
+    def of(cls, members: Members, rules: Rules, evaluation: Path | None, stage: Stage | None) -> _Draft:
         """Read the weights, and tie the figures of an evaluation to them."""
         run = members.together()
         run = replace(run, manifest=_anonymous(run.manifest))
+        run = run if stage is None else stage.seen_by(run)
         check_rules(rules, run.config)
         measured = None if evaluation is None else read_evaluation(evaluation)
         network = network_definition(run.config)
         weights = members.read(network)
         texts = {
-            INFERENCE: json_text(inference_config(run.config, rules, _files(run.manifest), len(members))),
+            INFERENCE: json_text(
+                inference_config(run.config, rules, _files(run.manifest), len(members), _masks(run.manifest, stage))
+            ),
             MANIFEST: json_text(run.manifest.dump()),
         }
         if measured is not None:
-            content = {each.file: each.content for each in weights}
+            content = {each.file: each.content for each in weights} | (stage.contents if stage else {})
             measured = tied(measured, run, content, texts[INFERENCE], texts[MANIFEST])
-        return cls(members, run, rules, network, weights, texts, measured)
+        return cls(members, run, rules, network, weights, texts, measured, stage)
 
     @property
-    def files(self) -> int:
-        """Return how many image files a case has."""
-        return _files(self.run.manifest)
+    def endings(self) -> list[str]:
+        """Return how the image files of a case end."""
+        return file_endings(_files(self.run.manifest), _masks(self.run.manifest, self.stage))
 
     @property
     def labels(self) -> dict[int, str]:
@@ -234,6 +252,7 @@ class _Draft:
     def hashes(self) -> dict[str, str]:
         """Return the hashes of what decides on a label map, by file."""
         contents = {INFERENCE: self.texts[INFERENCE].encode(), **{each.file: each.content for each in self.weights}}
+        contents |= self.stage.contents if self.stage else {}
         return {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
 
     def metadata(self, labelling: Labelling) -> dict[str, Any]:
@@ -258,6 +277,10 @@ class _Draft:
 
 def _files(manifest: Manifest) -> int:
     return max((len(case.images) for case in manifest.cases()), default=1)
+
+
+def _masks(manifest: Manifest, stage: Stage | None) -> int:
+    return 0 if stage is None or manifest.first_stage is None else len(manifest.first_stage.labels)
 
 
 def _names_at_home(manifest: Manifest, run: Run) -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.golden.golden_case import DOCUMENT, IMAGES
+from segpipe.bundle.supported_subset import FIRST_STAGE
 from segpipe.bundle.vet import Finding, shown
 from segpipe.common.files import read_json, sha256_of, write_json
 from segpipe.quality import QUALITY
@@ -46,7 +47,8 @@ def assess_golden(root: Path) -> dict[str, Any] | None:
     loaded = LoadedBundle(
         bundle.recipe(ModelOptions(device="cpu", runtime="torch", threads=1)), bundle.policy, bundle.is_foreign
     )
-    quality = loaded.segment(tuple(str(path) for path in sorted((root / IMAGES).iterdir()))).quality
+    images = sorted((root / IMAGES).iterdir(), key=lambda path: (FIRST_STAGE in path.name, path.name))  # masks last
+    quality = loaded.segment(tuple(map(str, images))).quality
     if quality is None:
         return None
     return {

@@ -67,7 +67,11 @@ class _NoneFoundError(Exception):
 
 
 def write_golden(
-    folder: Path, metadata: Mapping[str, Any], labels: Mapping[int, str], files: int, given: Sequence[Path] = ()
+    folder: Path,
+    metadata: Mapping[str, Any],
+    labels: Mapping[int, str],
+    endings: Sequence[str],
+    given: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write ``golden/`` into a bundle that has its inference config and weights already.
 
@@ -75,7 +79,7 @@ def write_golden(
         folder: of the bundle.
         metadata: of the bundle.
         labels: name of each value of a label map, background included.
-        files: images of one case.
+        endings: of the files of one case, in the order of its channels.
         given: images of a case whose owner lets it be passed on; without them one is generated.
 
     Returns:
@@ -88,7 +92,7 @@ def write_golden(
     how, steps = "given by who exported the bundle", None
     try:
         if given:
-            _copy(folder, files, given)
+            _copy(folder, endings, given)
             recording = _record(folder)
             if few := _too_few(recording.labels, labels):
                 raise DataError(
@@ -98,7 +102,7 @@ def write_golden(
                     hint="give another case with --golden, or none",
                 )
         else:
-            recording, steps = _generate(folder, metadata, files, labels)
+            recording, steps = _generate(folder, metadata, endings, labels)
             how = HOW_BENT if steps else HOW
     except _NoneFoundError as reason:
         shutil.rmtree(folder / GOLDEN, ignore_errors=True)
@@ -113,7 +117,7 @@ def write_golden(
 
 
 def _generate(
-    folder: Path, metadata: Mapping[str, Any], files: int, labels: Mapping[int, str]
+    folder: Path, metadata: Mapping[str, Any], endings: Sequence[str], labels: Mapping[int, str]
 ) -> tuple[Recording, int]:
     """Search for an image that shows every label on the whole path; return its recording and the search's steps."""
     import torch
@@ -121,6 +125,7 @@ def _generate(
     config = read_json(folder / "configs" / "inference.json", "inference config")
     known, unsupported = read_inference(config)
     channels = int(metadata["network_data_format"]["inputs"]["image"]["num_channels"])
+    files = len(endings)
     if unsupported or files not in (1, channels):
         raise _NoneFoundError(f"nothing is generated for {unsupported[0] if unsupported else f'{files} files a case'}")
     states = [torch.load(folder / file, weights_only=True) for file in read_members(config) or (WEIGHTS,)]
@@ -137,8 +142,8 @@ def _generate(
         try:
             image = search_image(goal, network)
             arrays = image.voxels if files == len(image.voxels) else [np.moveaxis(image.voxels, 0, -1)]
-            for index, array in enumerate(arrays):
-                write_nifti(_image_file(folder, index, files), array, image.affine)
+            for ending, array in zip(endings, arrays, strict=True):
+                write_nifti(_image_file(folder, ending), array, image.affine)
             recording = _record(folder)
         except UsageError:  # a place that cannot be written to
             raise
@@ -164,15 +169,15 @@ def _as_one(networks: Sequence[Callable[[torch.Tensor], Any]], exclusive: bool) 
     return logits
 
 
-def _copy(folder: Path, files: int, images: Sequence[Path]) -> None:
+def _copy(folder: Path, endings: Sequence[str], images: Sequence[Path]) -> None:
     """Copy the voxels and the grid of each file alone: a header may say more."""
     import nibabel as nib
 
     from segpipe.common.nifti import read_header
 
-    if len(images) != files:
-        raise UsageError("another number of golden images than a case has", found=len(images), expected=files)
-    for index, path in enumerate(images):
+    if len(images) != len(endings):
+        raise UsageError("another number of golden images than a case has", found=len(images), expected=len(endings))
+    for ending, path in zip(endings, images, strict=True):
         header = read_header(path)
         try:
             image = nib.load(path)  # type: ignore[attr-defined, unused-ignore]
@@ -181,11 +186,11 @@ def _copy(folder: Path, files: int, images: Sequence[Path]) -> None:
             raise DataError("the golden image cannot be read", path=path) from error
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        write_nifti(_image_file(folder, index, files), array, header.affine)
+        write_nifti(_image_file(folder, ending), array, header.affine)
 
 
-def _image_file(folder: Path, index: int, files: int) -> Path:
-    return folder / IMAGES / ("image.nii.gz" if files == 1 else f"image_{index:04}.nii.gz")
+def _image_file(folder: Path, ending: str) -> Path:
+    return folder / IMAGES / f"image{ending}"
 
 
 def _record(folder: Path) -> Recording:

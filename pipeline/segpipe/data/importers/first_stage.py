@@ -149,6 +149,8 @@ def _with_masks(case: Case, manifest: Manifest, root: Path, folder: str, label_m
         image = nib.Nifti1Image((values == value).astype(np.uint8), header.affine)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
         image.header.set_xyzt_units("mm")
         image.header.set_intent(INTENT_LABEL)
+        # the empty masks of two cases have hashes of their own, by which cases are known
+        image.header["descrip"] = hashlib.sha256(f"{case.id} {value}".encode()).hexdigest()[:32]
         write_nifti_whole(image, root / name)
     hashes: Mapping[str, str] = case.sha256 or {}
     known = {**hashes, **{name: sha256_of(root / name) for name in masks}} if hashes else None

@@ -1,0 +1,56 @@
+"""Whether a patch sees enough of what is labelled, and the grid of a first stage on which it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from segpipe.data import Fingerprint
+from segpipe.training.planning_rules import Rule
+
+SEEN_SHARE = 0.25  # of the labelled region that a patch holds at least, else a first stage is proposed; ours
+COARSER = 1.1  # voxel edges of a grid by those of the one before
+MOST_COARSER = 16.0  # than the data set's own
+OURS = "our choice; two stages as in nnU-Net, Isensee 2021"
+
+
+def foreground_box(fingerprint: Fingerprint) -> list[float]:
+    """Return the median box around all labels, in mm along the axes of RAS."""
+    boxes = [case.foreground_box_ras_mm for case in fingerprint.cases if case.foreground_box_ras_mm is not None]
+    return [float(value) for value in np.median(boxes, axis=0)] if boxes else [0.0, 0.0, 0.0]
+
+
+def seen_share(fingerprint: Fingerprint, spacing_mm: Sequence[float], patch: Sequence[int]) -> float:
+    """Return the largest share of the box around all labels that one patch holds, 1 where nothing is labelled.
+
+    Args:
+        fingerprint: of the training cases.
+        spacing_mm: voxel edges.
+        patch: its size in voxels.
+    """
+    box = foreground_box(fingerprint)
+    sides = [size * edge / mm for size, edge, mm in zip(patch, spacing_mm, box, strict=True) if mm]
+    return math.prod(min(1.0, side) for side in sides)
+
+
+def first_stage_spacing(fingerprint: Fingerprint, own: Rule, patch_at: Callable[[list[float]], Sequence[int]]) -> Rule:
+    """Return the finest spacing at which one patch holds the box around all labels.
+
+    The finest edges grow first, so that voxels become as long as they are wide.
+
+    Args:
+        fingerprint: of the training cases.
+        own: the spacing of the data set.
+        patch_at: gives the patch at a spacing.
+    """
+    spacing, coarser = [float(edge) for edge in own.value], 1.0
+    while seen_share(fingerprint, spacing, patch_at(spacing)) < 1 and coarser < MOST_COARSER:
+        coarser *= COARSER
+        spacing = [round(max(edge, coarser * min(own.value)), 4) for edge in own.value]
+    if spacing == list(own.value):
+        return Rule("spacing_mm", spacing, "the data set's own: a patch sees all that is labelled there", OURS)
+    times = math.prod(spacing) / math.prod(own.value)
+    why = f"a first stage: voxels {times:.3g} times as large, the finest at which one patch sees all that is labelled"
+    return Rule("spacing_mm", spacing, why, OURS)

@@ -2,8 +2,9 @@
 
     python bench/large_data.py [--cases 40] [--shape 512 512 200-300] [--steps 200] [--limit 6] [--folder FOLDER]
 
-Prints of each command its seconds, the most memory that its processes had together (the sum of their proportional set
-sizes, looked at ten times a second), and how many cases it prepared. Ends with exit code 1 where one of these fails:
+Prints of each command its seconds (and those of CPU), the most memory that its processes had together (the sum of their
+proportional set sizes, looked at ten times a second), and how many cases it prepared.
+Ends with exit code 1 where one of these fails:
 
 - no command's processes have more than the limit (GiB) together, a training of so many steps included; none of them
   may have more data than that by RLIMIT_DATA;
@@ -125,11 +126,12 @@ class Bench:
         self, name: str, words: list[object], ends: int = 0, kill_when: Callable[[], bool] = lambda: False
     ) -> int:
         """Run a command, print what it took, and require that it stays within the limit; return the cases it made."""
-        before = self.prepared()
+        before, cpu = self.prepared(), cpu_seconds()
         seconds, peak = run(words, ends, kill_when, int(self.options.limit * 2**30))
         made = sum(written != before.get(path) for path, written in self.prepared().items())
         prepared = f", {made} cases prepared" if words[0] == "train" else ""
-        print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB at most{prepared}", flush=True)
+        cpu = cpu_seconds() - cpu
+        print(f"{name}: {seconds:.0f} s ({cpu:.0f} of CPU), {peak / 2**30:.2f} GiB at most{prepared}", flush=True)
         if peak > self.options.limit * 2**30:
             self.require(False, f"within {self.options.limit} GiB")
         return made
@@ -194,6 +196,12 @@ def run(words: list[object], ends: int, kill_when: Callable[[], bool], limit: in
         if process.returncode != ends:
             sys.exit(f"exit code {process.returncode}: {' '.join(command[2:])}\n{said.result()[0].decode()}")
     return time.perf_counter() - began, peak
+
+
+def cpu_seconds() -> float:
+    """Return the seconds of CPU of all commands that ended so far, and what they waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def kill_all(pid: int) -> None:

@@ -22,12 +22,16 @@ def command(
     meshes: Annotated[
         Literal["stl", "obj"] | None, typer.Option(help="Also write the surface of every label.", show_default=False)
     ] = None,
+    patients: Annotated[
+        Path | None, typer.Option(help="CSV of case, patient, date: also show how volumes change.", show_default=False)
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Show many results together: decisions, volumes, drift, and outliers first.
 
     Writes cohort.html, which stands alone, and cases.csv; with --statistics also statistics.csv, a row a case and label
-    (volume, diameters, surface, centroid, mean and SD of the image), with --meshes surfaces in mm of LPS. Only cases of
+    (volume, diameters, surface, centroid, mean and SD of the image), with --meshes surfaces in mm of LPS, with
+    --patients changes.csv, how volumes change from one scan of a patient to the next, with intervals. Only cases of
     one bundle and runtime are compared with each other. Nothing is predicted, and the result folders stay as they are.
 
     Example: segpipe report results/october results/november -o report --statistics
@@ -43,6 +47,7 @@ def command(
             out,
             statistics=statistics,
             meshes=meshes,
+            patients=patients,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     judged = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in found.decisions.items() if number)
@@ -57,4 +62,5 @@ def command(
         outliers=found.outliers,
         decisions=found.decisions,
         without_statistics=found.without_statistics,
+        changes=found.changes,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segpipe.cohort.changes import Change
 from segpipe.cohort.results import CohortCase
 from segpipe.common.console import counted
 from segpipe.reporting import Picture, Section, Table, control_chart, control_limit, running_mean, spread, write_page
@@ -18,7 +20,10 @@ WORST = {"hold": 0, "look": 1, None: 2, "ok": 3}
 
 
 def write_cohort_page(
-    path: Path, cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Sequence[str]]
+    path: Path,
+    cases: Sequence[CohortCase],
+    outliers: Mapping[tuple[str, str], Sequence[str]],
+    changes: Sequence[Change] = (),
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -26,6 +31,7 @@ def write_cohort_page(
         path: of the page.
         cases: oldest first.
         outliers: by run and id, the labels of unusual volume.
+        changes: of patients that were scanned more than once.
 
     Raises:
         UsageError: it cannot be written.
@@ -34,7 +40,7 @@ def write_cohort_page(
     title = f"{counted(len(cases), 'case')} of {counted(len(runs), 'result folder')}"
     sections = [_decisions(cases, outliers), *(_drift(cases, model) for model in models)]
     sections += [_volumes(cases, model, outliers) for model in models]
-    sections.append(_cases(cases, outliers))
+    sections += [_changes(changes), _cases(cases, outliers)]
     write_page(path, title, [section for section in sections if section], "Outliers first.")
 
 
@@ -94,6 +100,31 @@ def _volumes(
     picture = Picture(spread(values, odd, "mL"), "volumes of each label, a point a case, outliers in red")
     words = "A point is a case, a line the median; red where a volume is more than 3.5 robust standard deviations off."
     return Section(f"Volumes: {model}", [words], pictures=[picture])
+
+
+def _changes(changes: Sequence[Change]) -> Section | None:
+    """List the changes from scan to scan, those first whose interval lies farthest from 0."""
+    if not changes:
+        return None
+
+    def certainty(change: Change) -> float:
+        if change.low_ml is None or change.high_ml is None:
+            return -math.inf
+        return max(change.low_ml, -change.high_ml) / max(abs(change.ml), 1e-9)
+
+    rows = []
+    for change in sorted(changes, key=lambda each: -certainty(each))[:MOST_CASES]:
+        share = None if change.share is None else f"{change.share:+.1%}"
+        said = change.why_none or f"{change.low_ml:+.3g} to {change.high_ml:+.3g}"
+        rows.append([change.patient, change.label, change.earlier, change.later, change.days, change.ml, share, said])
+    columns = ["patient", "label", "from", "to", "days", "change (mL)", "change", "interval (mL)"]
+    words = [
+        "The interval joins those of both volumes, each made to hold by itself: a change whose interval holds 0 may be "
+        "the model's own error. It is wider than one of repeated scans, of which nothing is known. None is given where "
+        "bundle, runtime or phase differ, or a result is held."
+    ]
+    cut = [f"The first {MOST_CASES} of {len(changes)}; all stand in changes.csv."] if len(changes) > MOST_CASES else []
+    return Section("Changes from scan to scan", [*words, *cut], tables=[Table(columns, rows)])
 
 
 def _cases(cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Sequence[str]]) -> Section:

@@ -31,6 +31,7 @@ class CohortCase:
         reasons: of the decision.
         p_value, distance: of the quality model, None where there is none.
         dice: predicted, by label.
+        volume_ml_interval: of the true volume, by label, where there is one.
         notes: number of notes.
         labels: value of each label in the label map, or number of each region; empty in results of older versions.
         regions: how many there are that may overlap; 0 for a label map.
@@ -49,6 +50,7 @@ class CohortCase:
     p_value: float | None = None
     distance: float | None = None
     dice: dict[str, float] = field(default_factory=dict)
+    volume_ml_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: int = 0
     labels: dict[str, int] = field(default_factory=dict)
     regions: int = 0
@@ -82,7 +84,7 @@ def _of_folder(folder: Path, name: str) -> list[CohortCase]:
         document = read_json(path, "result")
         try:
             found.append(_case(document, path.parent, name, times))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 "a result cannot be read",
                 path=path,
@@ -107,6 +109,7 @@ def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[st
         p_value=quality.get("p_value"),
         distance=quality.get("distance"),
         dice=dict(quality.get("dice") or {}),
+        volume_ml_interval={name: (low, high) for name, (low, high) in (quality.get("volume_ml") or {}).items()},
         notes=len(document.get("notes") or ()),
         labels=dict(document.get("labels") or {}),
         regions=int(document.get("regions") or 0),

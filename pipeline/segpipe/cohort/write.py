@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.cohort.changes import Change, changes_of, read_visits
 from segpipe.cohort.meshes import MESHES, write_meshes
 from segpipe.cohort.page import write_cohort_page
 from segpipe.cohort.results import CohortCase, outlying, read_cohort
@@ -20,6 +21,7 @@ from segpipe.common.result_folder import MAPPING, SEGMENTATION, read_lines
 from segpipe.errors import DataError, SegpipeError, UsageError
 
 PAGE, CASES, STATISTICS, SURFACES = "cohort.html", "cases.csv", "statistics.csv", "surfaces"
+CHANGES = "changes.csv"
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class CohortReport:
         outliers: number of those with an unusual volume.
         decisions: number of cases by decision.
         without_statistics: by run and id, why a case has none, or none of intensities.
+        changes: how many changes of a label from one scan of a patient to the next were written.
     """
 
     cases: int
     outliers: int
     decisions: dict[str, int]
     without_statistics: dict[str, str] = field(default_factory=dict)
+    changes: int = 0
 
 
 def report(
@@ -45,6 +49,7 @@ def report(
     *,
     statistics: bool = False,
     meshes: Literal["stl", "obj"] | None = None,
+    patients: str | Path | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> CohortReport:
     """Report on the finished cases of result folders.
@@ -55,10 +60,12 @@ def report(
         statistics: also measure every label: ``statistics.csv``. Intensities are read from the images, where they still
             lie where they were predicted from.
         meshes: also write the surface of every label, ``surfaces/RUN/CASE/``, as such files.
+        patients: table of who each case is of and when it was scanned (``case``, ``patient``, ``date``; ``folder`` and
+            ``phase`` where wanted): also write how volumes change, ``changes.csv``.
         progress: called with the cases measured and of all.
 
     Raises:
-        UsageError: no result folder, or ``out`` is in one of them or cannot be written to.
+        UsageError: no result folder, no table of patients, or ``out`` is in one of them or cannot be written to.
         DataError: a result cannot be read.
     """
     if meshes is not None and meshes not in MESHES:
@@ -69,12 +76,15 @@ def report(
             "the report does not go into a result folder", path=out, found=inside[0].name, hint="--out report"
         )
     cases = read_cohort([Path(folder) for folder in folders])
+    visits = None if patients is None else read_visits(Path(patients))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
-    outliers = outlying(cases)
-    write_cohort_page(out / PAGE, cases, outliers)
+    outliers, changes = outlying(cases), [] if visits is None else changes_of(cases, visits)
+    write_cohort_page(out / PAGE, cases, outliers, changes)
+    if visits is not None:
+        write_csv(out / CHANGES, [asdict(change) for change in changes], [part.name for part in fields(Change)])
     labels = list(dict.fromkeys(label for case in cases for label in case.volumes_ml))
     columns = ["folder", "case", "time", "model", "decision", "reasons", "p_value", "distance", "unusual_volumes"]
     columns += [f"{label}_ml" for label in labels] + [f"{label}_predicted_dice" for label in labels]
@@ -86,7 +96,7 @@ def report(
             write_csv(out / STATISTICS, rows, ["folder", "case", "label", *COLUMNS])
     decisions = {name: sum(case.decision == name for case in cases) for name in ("ok", "look", "hold")}
     decisions["not_judged"] = len(cases) - sum(decisions.values())
-    return CohortReport(len(cases), len(outliers), decisions, without)
+    return CohortReport(len(cases), len(outliers), decisions, without, len(changes))
 
 
 def _row(case: CohortCase, outliers: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> dict[str, Any]:

@@ -64,22 +64,27 @@ def try_rules(
     voxel_ml = volume_ml([True], affine)
     trials: list[Trial | None] = []
 
-    def score(true: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-        return _dice(true, predicted if counted is None else predicted & counted)
-
     for value in labels:
         if looked_for is not None and value not in looked_for:
             trials.append(None)
             continue
         true, predicted = (each == value if each.ndim == 3 else each[value - 1] == 1 for each in (truth, prediction))
-        before = score(true, predicted)
+        box = _box_of(true | predicted)  # beyond it nothing is kept, removed or counted
+        true, predicted, counts = true[box], predicted[box], None if counted is None else counted[box]
+        before = _dice(true, predicted, counts)
         sizes_ml = _component_sizes(predicted) * voxel_ml
         after = tuple(
-            score(true, apply_rule(rule, predicted, affine)) if _changes(rule, sizes_ml, voxel_ml) else before
+            _dice(true, apply_rule(rule, predicted, affine), counts) if _changes(rule, sizes_ml, voxel_ml) else before
             for rule in CANDIDATES
         )
         trials.append(Trial(value, before, after))
     return trials
+
+
+def _box_of(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the box around what is in a mask; an empty one where nothing is."""
+    found = ndimage.find_objects(mask.view(np.uint8), max_label=1)[0]
+    return found or (slice(0, 0),) * mask.ndim
 
 
 def _component_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -98,7 +103,7 @@ def apply_rule(rule: LabelRule, mask: NDArray[np.bool_], affine: NDArray[np.floa
     import torch
     from monai.data import MetaTensor
 
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]  # and background around it, without which all is kept
+    box = _box_of(mask)  # and background around it, without which all is kept
     image = torch.from_numpy(np.pad(mask[box], 1)[None].astype(np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-image renames an argument that MONAI passes
@@ -120,8 +125,8 @@ def _transforms(rule: LabelRule) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return transforms
 
 
-def _dice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> float:
-    score = dice(truth, prediction)
+def _dice(truth: NDArray[np.bool_], prediction: NDArray[np.bool_], counted: NDArray[np.bool_] | None) -> float:
+    score = dice(truth, prediction if counted is None else prediction & counted)
     return 1.0 if score is None else score
 
 

@@ -81,6 +81,17 @@ def test_a_folder_is_imported_and_split(fake: FakeSearch, tmp_path: Path, capsys
     assert fake.exported == 1
 
 
+def test_a_folder_of_images_beside_one_of_labels_is_enough(fake: FakeSearch, tmp_path: Path) -> None:
+    source = write_data(tmp_path / "data").parent
+    (source / "manifest.json").unlink()
+    names = [word for name in ("liver", "kidney", "lesion") for word in ("--label-name", name)]
+    assert auto(source, tmp_path / "out", "--modality", "MRI", *names) == 0
+    manifest = load_manifest(tmp_path / "out" / "manifest.json")
+    assert list(manifest.foreground.values()) == ["liver", "kidney", "lesion"] and len(manifest.training) == 6
+    document = json.loads((tmp_path / "out" / "auto.json").read_text())
+    assert any("the folders images and labels" in note for note in document["notes"])
+
+
 def test_a_test_set_is_not_opened(fake: FakeSearch, tmp_path: Path) -> None:
     path = write_data(tmp_path / "data")
     manifest = load_manifest(path)

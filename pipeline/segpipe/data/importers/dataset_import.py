@@ -15,6 +15,7 @@ from segpipe.common.console import some_of
 from segpipe.common.processes import Progress
 from segpipe.data.importers.as_nifti import write_as_nifti
 from segpipe.data.importers.dicom_import import LabelledTree, LabelOptions, convert_series, find_labelled
+from segpipe.data.importers.folder_pair import folder_pair
 from segpipe.data.importers.label_choice import choose_labels
 from segpipe.data.importers.label_maps import adapt_labels
 from segpipe.data.importers.label_values import ValueRules, parse_annotated, parse_label_values, parse_region
@@ -190,6 +191,10 @@ def import_dataset(
         )
     else:
         values = parse_label_values(label_values, ignore_label)
+        if source is not None and layout == "folders" and images is None and labels is None:
+            images, labels = folder_pair(source)
+            tell(f"taken as images and labels: the folders {images.name} and {labels.name}")
+            source = None
         dataset = with_own_ids(_read_nifti(source, layout, images, labels, label_names, modality, values, progress))
         path = _require_new(output or dataset.root / "manifest.json", overwrite)
         anew = None if converted is None else Path(converted)
@@ -407,7 +412,9 @@ def _read_nifti(
     if source is None:
         raise UsageError("what is to be imported?", expected="a data set, or --images DIR --labels DIR")
     if label_names:
-        raise UsageError("--label-name goes with --images and --labels", hint="the dataset.json names the labels")
+        raise UsageError(
+            "--label-name goes with two folders, and with slices", hint="the dataset.json names the labels"
+        )
     return _with_modality(find_dataset(source, layout, values), modality)
 
 

@@ -19,8 +19,9 @@ from typing import Any, Literal, get_args
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.processes import Progress
 from segpipe.data.case_ids import pseudonym
+from segpipe.data.importers.folder_pair import folder_pair, is_folder_pair, some_folders
 from segpipe.data.importers.label_values import NO_RULES, ValueRules
-from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_nnunet
+from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_folders, read_nnunet
 from segpipe.data.importers.slice_stacks import looks_like_slices
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, with_own_ids
 from segpipe.data.manifest import Manifest, parse_manifest
@@ -44,17 +45,24 @@ def detect_layout(source: Path) -> Layout:
         return "slices"
     if source.is_dir() and has_dicom(source):
         return "dicom"
+    if is_folder_pair(source):
+        return "folders"
+    folders = some_folders(source)
     raise UsageError(
         "no data set is found here",
         path=source,
-        expected="a dataset.json (Decathlon or nnU-Net) or its folder, slices beside their masks, or DICOM files",
+        found=None if folders is None else f"folders with images: {folders}",
+        expected="a dataset.json (Decathlon or nnU-Net) or its folder, a folder of images beside one of labels, slices "
+        "beside their masks, or DICOM files",
         hint="`segpipe import` takes two folders with --images DIR --labels DIR, slices with --slices PATTERN --masks "
         "PATTERN, and writes a manifest",
     )
 
 
 def find_dataset(source: Path, layout: str | None = None, rules: ValueRules = NO_RULES) -> SourceDataset:
-    """Read a Decathlon or nnU-Net data set; the layout is detected where it is not named.
+    """Read a Decathlon or nnU-Net data set, or a folder of images beside one of labels.
+
+    The layout is detected where it is not named.
 
     Raises:
         UsageError: nothing there, or an unknown layout.
@@ -64,10 +72,10 @@ def find_dataset(source: Path, layout: str | None = None, rules: ValueRules = NO
     readers: dict[str, Callable[[Path, ValueRules], SourceDataset]] = {
         "decathlon": read_decathlon,
         "nnunet": read_nnunet,
+        "folders": lambda source, rules: read_folders(*folder_pair(source), rules=rules),
     }
     if layout not in readers:
-        hint = "name the two folders with --images DIR --labels DIR" if layout == "folders" else None
-        raise UsageError(f"cannot read layout {layout!r} here", expected=", ".join(get_args(Layout)), hint=hint)
+        raise UsageError(f"cannot read layout {layout!r} here", expected=", ".join(get_args(Layout)))
     return readers[layout](source, rules)
 
 

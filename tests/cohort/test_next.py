@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,19 @@ def test_the_command_writes_the_ids(pool: Pool, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "segpipe predict --entropy" in printed and len(out.read_text().split()) == 2
     assert run(["next", str(pool.root / "scans")]) == 2
+
+
+def test_what_is_printed_has_no_more_digits_than_anybody_reads(pool: Pool, capsys: pytest.CaptureFixture[str]):
+    manifest = pool.manifest({"known": 0}, {})
+    for look in range(3):
+        pool.predict(f"look{look}", look, 0.1 * look + 0.123456789)
+    words = ["next", str(pool.out), "--annotated", str(manifest)]
+    assert run(words) == 0
+    printed = re.findall(r"[0-9]+\.([0-9]+)", capsys.readouterr().out)
+    assert len(printed) == 9 and {len(places) for places in printed} == {3}
+    assert run([*words, "--json"]) == 0
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert all(len(str(case[name]).partition(".")[2]) <= 6 for case in cases for name in ("gain", "doubt", "distance"))
 
 
 def test_a_label_whose_dice_is_not_known_is_passed_over(pool: Pool):

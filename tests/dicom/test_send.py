@@ -363,6 +363,8 @@ def test_a_destination_that_cannot_be_read(results: Path, capsys: pytest.Capture
 def test_nothing_to_send(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no DICOM result" in send(capsys, 3, tmp_path, "--to", "A@h:1")["error"]["message"]
     assert send(capsys, 2, tmp_path / "none", "--to", "A@h:1")["error"]["message"] == "no such result folder"
+    released = ["--to", "A@h:1", "--release", "dcm-a", "--by", "Doe"]
+    assert send(capsys, 2, tmp_path / "none", *released)["error"]["message"] == "no such result folder"
 
 
 def test_for_a_person(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

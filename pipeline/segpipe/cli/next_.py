@@ -10,6 +10,8 @@ import typer
 from segpipe.cli.shared_options import AsJson, DataFolder
 from segpipe.common.console import Console, counted, quiet_libraries, some_of
 
+PLACES = 6  # behind the point, in JSON
+
 
 def command(
     source: Annotated[
@@ -56,7 +58,10 @@ def command(
             data=data,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    rows = [(each.id, each.gain, each.doubt, each.distance, each.decision) for each in found.choices]
+    rows = [
+        (each.id, *(_shown(value) for value in (each.gain, each.doubt, each.distance)), each.decision)
+        for each in found.choices
+    ]
     console.table("annotate next", ("case", "gain", "doubt", "distance", "decision"), rows)
     compared = f"{counted(found.candidates, 'case')}, compared with {found.annotated} that are annotated"
     console.say(f"of {compared}; doubt from: {found.doubt_from}")
@@ -71,9 +76,9 @@ def command(
         cases=[
             {
                 "id": each.id,
-                "gain": each.gain,
-                "doubt": each.doubt,
-                "distance": each.distance,
+                "gain": round(each.gain, PLACES),
+                "doubt": None if each.doubt is None else round(each.doubt, PLACES),
+                "distance": None if each.distance is None else round(each.distance, PLACES),
                 "decision": each.decision,
             }
             for each in found.choices
@@ -84,3 +89,7 @@ def command(
         unreadable=found.unreadable,
         file=None if out is None else str(out),
     )
+
+
+def _shown(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"

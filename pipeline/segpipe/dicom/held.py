@@ -48,10 +48,12 @@ def release(folder: Path, case_id: str, by: str) -> None:
         by: name of the person, as `segpipe.dicom.write.release.check_name` takes it.
 
     Raises:
-        UsageError: no such case, it is not held, no name, or a file cannot be written.
+        UsageError: no such folder or case, it is not held, no name, or a file cannot be written.
         DataError: its results are not those that were written.
     """
     by = check_name(by)
+    if not folder.is_dir():
+        raise UsageError("no such result folder", path=folder, hint="check the path")
     case = folder / case_id
     if not ONE_FOLDER.match(case_id) or not (case / RESULT).is_file():
         raise UsageError("there is no such case", path=folder, found=case_id, hint="give one that `send` names as held")

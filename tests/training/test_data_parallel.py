@@ -40,14 +40,32 @@ def test_the_batch_is_kept_or_scaled(tiny_manifest: Path, capsys) -> None:
     assert differing == {"batch_size"}
 
 
-def test_each_refusal_says_what_can_be_shared(tiny_manifest: Path, capsys) -> None:
-    last = explained(tiny_manifest, capsys, "--processes", "2")["error"]
-    assert "1 of 3 cases are left for 2 processes" in last["found"] and "--set steps_per_epoch=2 " in last["hint"]
-    odd = explained(tiny_manifest, capsys, "--processes", "3")["error"]
-    assert "--set batch_size=3" in odd["hint"] and "--batch-rule scaled" in odd["hint"]
-    few = explained(tiny_manifest, capsys, "--processes", "4", "--set", "batch_size=4", "--set", "steps_per_epoch=1")
-    assert few["error"]["found"] == "3 cases, 4 processes" and "--processes 3" in few["error"]["hint"]
-    assert "processes" in explained(tiny_manifest, capsys, "--processes", "3", "--set", "batch_size=3")["config"]
+@pytest.mark.parametrize(
+    ("given", "found", "ways"),
+    [
+        ("--processes 2", "1 of 3 cases are left for 2", ["--set steps_per_epoch=2", "--batch-rule scaled"]),
+        ("--processes 3", "batch_size 2, 3 processes", ["--set batch_size=3", "--batch-rule scaled"]),
+        ("--processes 4 --set batch_size=4 --set steps_per_epoch=1", "3 cases, 4", ["2", "3 --set batch_size=6"]),
+        ("--processes 40 --set steps_per_epoch=1", "3 cases, 40", ["2", "3 --set batch_size=3"]),
+        ("--processes 40 --batch-rule scaled", "3 cases, 40", ["3"]),
+    ],
+)
+def test_each_refusal_says_what_can_be_shared(
+    given: str, found: str, ways: list[str], tiny_manifest: Path, capsys
+) -> None:
+    error = explained(tiny_manifest, capsys, *given.split())["error"]
+    assert error["found"].startswith(found)
+    said = error["hint"].split(", or ")
+    for way in ways:
+        word = way if way.startswith("-") else f"--processes {way}"
+        assert word in said
+        assert "config" in explained(tiny_manifest, capsys, *given.split(), *word.split())
+
+
+def test_where_the_batches_are_for_one_process_it_says_so(tiny_manifest: Path, capsys) -> None:
+    error = explained(tiny_manifest, capsys, "--processes", "5")["error"]
+    assert error["found"] == "3 cases, 5 processes"
+    assert error["hint"] == "leave --processes out, or --processes 3 --set batch_size=3"
     rule = explained(tiny_manifest, capsys, "--processes", "2", "--batch-rule", "doubled")["error"]
     assert rule["expected"] == "split or scaled"
 

@@ -94,8 +94,8 @@ def require_shares(processes: int, batch_size: int, size: int, validated: int, n
     """
     if processes == 1:
         return
-    require_parts(batch_size, size, processes)
     require_validation(validated, processes)
+    require_parts(batch_size, size, processes)
     if network is not None:
         require_no_batch_norm(network)
 

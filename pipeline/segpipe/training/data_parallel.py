@@ -22,7 +22,7 @@ from segpipe.common.processes import place_among_processes
 from segpipe.common.subprocesses import Ended, Subprocesses, require_ended_well
 from segpipe.data import Manifest, load_manifest
 from segpipe.errors import OK, SegpipeError, UsageError, chain
-from segpipe.training.network_cost import build_network
+from segpipe.training.process_shares import require_shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,17 +65,8 @@ def settle_batch(config: dict[str, Any], origins: dict[str, str], rule: str, dat
         origins["batch_size"] += f", {config['batch_size']} for each of {processes} processes"
         config["batch_size"] *= processes
         notes.append(f"batches of {config['batch_size']} cases, at the same learning rate")
-    _require_shares(config, dataset, processes)
+    require_shared(config, dataset, processes, rule)
     return notes
-
-
-def _require_shares(config: Mapping[str, Any], dataset: Manifest, processes: int) -> None:
-    from segpipe.components import require_shares
-
-    batch_size, fold = config["batch_size"], config["fold"]
-    size = config["steps_per_epoch"] * batch_size or len(dataset.select("training", fold))
-    validated = 0 if fold is None else len(dataset.select("validation", fold))
-    require_shares(processes, batch_size, size, validated, None if _on_gpu(config) else build_network(config))
 
 
 def _on_gpu(config: Mapping[str, Any]) -> bool:
@@ -124,7 +115,7 @@ def settle_processes(out: Path, record: dict[str, Any], asked: int | None, allow
     config = read_json(out / "config.json", "run config")
     if "sampler" not in config.get("train", {}):
         raise UsageError("the run was begun by a version that knew one process alone", path=out, hint="train it anew")
-    _require_shares(config, load_manifest(out / "manifest.json"), wanted)
+    require_shared(config, load_manifest(out / "manifest.json"), wanted)
     accepted = {"after_epoch": record.get("epochs", 0), "processes": wanted}
     record["other_processes"] = [*record.get("other_processes", []), accepted]
     write_json(out / "run.json", record)

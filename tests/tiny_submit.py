@@ -33,6 +33,7 @@ class FakeEngine:
             del self.live[job]
             if code is not None:
                 Path(task.result).write_text(json.dumps({"code": code}))
+                Path(task.folder, task.made).mkdir(parents=True, exist_ok=True)
         elif self.live:
             raise KeyboardInterrupt
         return {job: "running" for job in jobs if job in self.live}

@@ -17,12 +17,14 @@ import pytest
 import tiny_slurm
 from segpipe.cli.app import run
 from segpipe.cluster import Resources, exit_code, planned, submit
+from segpipe.cluster.jobs import last_words
 from segpipe.errors import DataError, UsageError
 from tiny_data import train_arguments
 from tiny_submit import FakeEngine
 from whole_commands import start, wait_for
 
 PREDICT = ["predict", "bundle", "scans", "out"]
+SBATCH_SAYS = "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)'"
 
 
 @pytest.fixture
@@ -202,6 +204,63 @@ def test_without_submitit_or_slurm_it_says_what_to_do(
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     assert run(words) == 2
     assert "pip install 'segpipe[slurm]'" in capsys.readouterr().err
+
+
+def test_a_controller_that_is_not_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("submitit")
+    for name, words in (("srun", "true"), ("sbatch", f"{SBATCH_SAYS} >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run(["submit", "--jobs", str(tmp_path / "jobs"), "--", *PREDICT]) == 2
+    said = capsys.readouterr().err
+    assert "controller (slurmctld) does not answer" in said and "--engine local" in said
+    assert "--partition" not in said
+
+
+def test_of_a_failed_job_its_error_is_shown_first(tmp_path: Path) -> None:
+    said = ["reading", "segpipe predict: error: no such bundle", *(f"  {part}: x" for part in "abc"), "submitit INFO"]
+    (tmp_path / "7_0_log.err").write_text("\n".join(said))
+    assert last_words(tmp_path, "7") == said[1:5]
+    (tmp_path / "8_0_log.err").write_text("\n\n".join(["one", "two", "three", "Killed", ""]))
+    assert last_words(tmp_path, "8") == ["two", "three", "Killed"]
+
+
+def test_results_that_are_gone_are_made_again(follow: Any, tiny_manifest: Path, tmp_path: Path) -> None:
+    follow(FakeEngine(0, 0))
+    kept = FakeEngine()
+    follow(kept)
+    assert kept.submitted == [] and "share 1 of 2: ended before, exit code 0; with another --jobs" in follow.said[-1]
+    (tmp_path / "out").rmdir()
+    engine = FakeEngine(0, 0)
+    assert exit_code(follow(engine)) == 0 and engine.submitted == ["share 0 of 2", "share 1 of 2"]
+    assert "share 0 of 2: ended before, but out is not there: it runs again" in follow.said
+
+
+def test_what_is_measured_is_measured_again_when_a_fold_is_gone(
+    follow: Any, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    words = ["train", str(tiny_manifest), "--folds", "all", "--out", "cv"]
+    follow(FakeEngine(0, 0, 0), words, None)
+    (tmp_path / "cv/fold_1").rmdir()
+    engine = FakeEngine(0, 0)
+    follow(engine, words, None)
+    assert engine.submitted == ["fold 1", "measure"]
+
+
+def test_that_nobody_can_be_asked_is_said_once(follow: Any) -> None:
+    engine = FakeEngine(0, 0)
+    states, asked = engine.states, list[int]()
+
+    def away(jobs: Sequence[str]) -> dict[str, str]:
+        asked.append(1)
+        return dict.fromkeys(jobs, "unknown") if len(asked) in (2, 3) else states(jobs)
+
+    engine.states = away  # type: ignore[method-assign]
+    assert exit_code(follow(engine)) == 0
+    assert sum("squeue does not answer" in line for line in follow.said) == 1
 
 
 def test_a_task_goes_on_with_what_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

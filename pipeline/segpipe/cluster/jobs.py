@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from segpipe.errors import UsageError
 
 ENGINES = ("slurm", "local", "ray")
 RETRIES = 3  # by Ray, of a task whose worker or node died
+UNKNOWN = "unknown"  # state of a job that nobody could be asked about
+NOT_REACHED = ("contact slurm controller", "configuration source", "configuration file", "munge")  # as sbatch says it
+ERROR = re.compile(r"segpipe[ a-z]*: error: ")  # begins what a command of ours says of its failure
+MOST_WORDS = 8  # lines of it
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,15 @@ class _Slurm:
             with self._executor.batch():
                 jobs = [self._executor.submit(task) for task in tasks]
         except FailedJobError as error:
+            said = str(error).strip()
+            if any(words in said.lower() for words in NOT_REACHED):
+                raise UsageError(
+                    "Slurm's programs are here, but its controller (slurmctld) does not answer",
+                    found=said.splitlines()[-1],
+                    hint="run it where `sinfo` lists the nodes, or on this machine with --engine local",
+                ) from error
             raise UsageError(
-                "Slurm does not take the jobs",
-                found=str(error).strip(),
-                hint="check --partition, --time, --memory, --gpus",
+                "Slurm does not take the jobs", found=said, hint="check --partition, --time, --memory, --gpus"
             ) from error
         return [str(job.job_id) for job in jobs]
 
@@ -112,7 +122,7 @@ class _Slurm:
         try:
             listed = subprocess.run(tied(command), capture_output=True, text=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError):  # the controller is away: nothing is known, and nothing is dead
-            return dict.fromkeys(jobs, "unknown")
+            return dict.fromkeys(jobs, UNKNOWN)
         rows = (line.partition("|") for line in listed.stdout.split())
         found = {job: state.lower() for job, _, state in rows}
         return {job: found[job] for job in jobs if job in found and found[job] != "completing"}
@@ -197,10 +207,16 @@ def _called(task: Task, log: str) -> int:
 
 
 def last_words(folder: Path, job: str, lines: int = 3) -> list[str]:
-    """Return the last lines that a job wrote to its standard error, without empty ones."""
+    """Return what a job wrote of its failure to its standard error, else the last lines, without empty ones."""
     found: list[str] = []
     for path in sorted(folder.glob(f"{job}_*_log.err")):
         with path.open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 8192))
             found += stream.read().decode(errors="replace").splitlines()
-    return [line for line in found if line.strip()][-lines:]
+    found = [line for line in found if line.strip()]
+    said = [number for number, line in enumerate(found) if ERROR.match(line)]
+    if not said:
+        return found[-lines:]
+    first, *rest = found[said[-1] :]
+    more = next((number for number, line in enumerate(rest) if not line.startswith(" ")), len(rest))
+    return [first, *rest[: min(more, MOST_WORDS - 1)]]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.cluster.jobs import Engine, Resources, engine_of, last_words
+from segpipe.cluster.jobs import UNKNOWN, Engine, Resources, engine_of, last_words
 from segpipe.cluster.tasks import Task
 from segpipe.common.console import quoted
 from segpipe.common.files import cannot_write, json_text, read_json, write_text
@@ -93,17 +93,31 @@ class _Followed:
         self._tasks, self._folder, self._engine, self._say, self._grace_s = tasks, jobs, engine, progress, grace_s
         self.document = _open(tasks, jobs, name)
         self._gone: dict[int, float] = {}
+        self._said_unknown = False
         states = engine.states([row["job"] for row in self._rows if row["job"]])
         for position, row in enumerate(self._rows):
             if row["state"] == "submitted" and self._code(position) is None and row["job"] not in states:
                 row["state"] = "waiting"  # it died while nobody looked
             elif row["state"] in ("ended", "died") and row["code"] not in ENDED_WELL:
                 row.update(state="waiting", code=None)  # it is tried again
+            elif row["state"] == "ended":
+                self._take_what_ended(position)
 
     @property
     def _rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.document["tasks"]
         return rows
+
+    def _take_what_ended(self, position: int) -> None:
+        """Leave what ended well, unless what it made is gone, or that of those that it is after."""
+        row, task = self._rows[position], self._tasks[position]
+        others = any(each["state"] == "waiting" for each in self._rows)
+        if task.is_there() and not (task.after and others):
+            self._say(f"{row['name']}: ended before, exit code {row['code']}; with another --jobs it runs again")
+            return
+        row.update(state="waiting", code=None)
+        why = f"{task.made} is not there" if not task.is_there() else "others run again"
+        self._say(f"{row['name']}: ended before, but {why}: it runs again")
 
     def submit(self) -> None:
         """Submit what waits; what is after others, only when these have ended well."""
@@ -128,6 +142,9 @@ class _Followed:
         """Take what has changed; return whether there is more to wait for."""
         submitted = [position for position, row in enumerate(self._rows) if row["state"] == "submitted"]
         states = self._engine.states([self._rows[position]["job"] for position in submitted])
+        if UNKNOWN in states.values() and not self._said_unknown:
+            self._say("squeue does not answer: nothing is known of the jobs until it does")
+        self._said_unknown = UNKNOWN in states.values()
         for position in submitted:
             row, code = self._rows[position], self._code(position)
             if code is not None:

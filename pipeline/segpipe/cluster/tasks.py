@@ -30,6 +30,7 @@ class Task:
         begun: file that is there once it was begun, or "": the same words go on.
         again: words with which it goes on then.
         after: whether it waits for all others.
+        made: folder that is there when it has ended well, or "" where that is not known.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Task:
     begun: str = ""
     again: tuple[str, ...] = ()
     after: bool = False
+    made: str = ""
 
     def __call__(self, log: str | None = None) -> int:
         """Run it, and leave its exit code in its file; what it says goes to a file, or where ours goes."""
@@ -54,6 +56,10 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+    def is_there(self) -> bool:
+        """Whether what it made is still there, as far as that is known."""
+        return not self.made or (Path(self.folder) / self.made).is_dir()
 
     def record(self) -> dict[str, Any]:
         """Return its plain values."""
@@ -100,7 +106,8 @@ def planned(
         return made.shares(verb, array or 1)
     if verb == "compare":
         shares = made.shares(verb, array or 1)
-        return shares if len(shares) == 1 else [*shares, made.task("report", words, len(shares), after=True)]
+        report = made.task("report", words, len(shares), after=True, made=made.out)
+        return shares if len(shares) == 1 else [*shares, report]
     if verb == "train" and (_has(words, "--folds") or _has(words, "--seeds")):
         _refuse_array(array, "a cross-validation has a job a fold, and several seeds a job a seed")
         return made.folds() if _has(words, "--folds") else made.seeds()
@@ -126,13 +133,20 @@ class _Planned:
     folder: str
     allow_other_cpu: bool = False
 
+    @property
+    def out(self) -> str:
+        """The folder of the results, as far as the words tell: that of ``--out``, or the third place of ``predict``."""
+        places = self.words[1:4] if self.words[0] == "predict" else ()
+        plain = len(places) == 3 and not any(word.startswith("-") for word in places)
+        return places[2] if plain else _value(self.words, "--out") or ""
+
     def begun(self, run: str) -> dict[str, Any]:
         """Return how a single run goes on: with its own settings, and with what no run records."""
         again = ["train", "--resume", run]
         again += [] if (mlflow := _value(self.words, "--mlflow")) is None else ["--mlflow", mlflow]
         again += ["--json"] if "--json" in self.words else []
         again += ["--allow-other-cpu"] if self.allow_other_cpu else []
-        return {"begun": f"{run}/run.json", "again": tuple(again)}
+        return {"begun": f"{run}/run.json", "again": tuple(again), "made": run}
 
     def task(self, name: str, words: Sequence[str], number: int, **more: Any) -> Task:
         return Task(name, tuple(words), self.folder, str(self.jobs / f"task_{number}.json"), **more)
@@ -143,9 +157,9 @@ class _Planned:
                 "the shares are those of the array", found="--shard", hint="leave it out, and give --array N"
             )
         if number == 1:
-            return [self.task(verb, self.words, 0)]
+            return [self.task(verb, self.words, 0, made=self.out)]
         return [
-            self.task(f"share {index} of {number}", [*self.words, "--shard", f"{index}/{number}"], index)
+            self.task(f"share {index} of {number}", [*self.words, "--shard", f"{index}/{number}"], index, made=self.out)
             for index in range(number)
         ]
 
@@ -204,7 +218,7 @@ class _Planned:
             self.task(name, [*shared, *own], number, **self.begun(own[own.index("--out") + 1]))
             for number, (name, own) in enumerate(runs.items())
         ]
-        return [*tasks, self.task(last, self.words, len(runs), after=True)]
+        return [*tasks, self.task(last, self.words, len(runs), after=True, made=self.out)]
 
 
 def _refuse_array(array: int | None, why: str) -> None:

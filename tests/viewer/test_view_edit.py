@@ -85,6 +85,24 @@ def test_a_label_map_is_saved_whole_with_who_drew_it(tiny: Tiny, tmp_path: Path)
     assert (made.annotator, made.minutes, made.changed_voxels) == ("reader-2", 2.5, 3)
 
 
+def test_the_minutes_of_all_sessions_are_one_sum(tiny: Tiny, tmp_path: Path) -> None:
+    voxels = stored(tiny.out / "case_1/segmentation.nii.gz").copy()
+    for session in (["2.5", "0.25"], ["1.25"]):
+        with served(tiny, tmp_path / "back") as server:
+            for minutes in session:
+                voxels[0, 0, 0] = (voxels[0, 0, 0] + 1) % 2
+                assert send(server, "case/0/correction", as_sent(voxels), X_Minutes=minutes)[0] == 200
+    lines = [json.loads(line) for line in (tmp_path / "back/corrections.jsonl").read_text().splitlines()]
+    assert [line["minutes"] for line in lines] == [2.5, 2.75, 4.0]
+    taken = import_corrections(tiny.out, tmp_path / "back", output=tmp_path / "new/manifest.json", modality=["CT"])
+    (made,) = taken.manifest.training[0].history or []
+    assert made.minutes == 4.0
+    (tmp_path / "back/case_1.nii.gz").unlink()  # begun anew
+    with served(tiny, tmp_path / "back") as server:
+        assert send(server, "case/0/correction", as_sent(voxels), X_Minutes="1")[0] == 200
+    assert json.loads((tmp_path / "back/corrections.jsonl").read_text().splitlines()[-1])["minutes"] == 1
+
+
 def test_what_is_no_label_map_of_the_case_is_not_saved(tiny: Tiny, tmp_path: Path) -> None:
     good = stored(tiny.out / "case_1/segmentation.nii.gz")
     odd = good.copy()

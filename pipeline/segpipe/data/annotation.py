@@ -43,7 +43,7 @@ class Annotation(BaseModel):
     sha256: str = Field(pattern=_SHA256, description="Of the file that came back.")
     start: StartMap | None = Field(None, description="Null where it was drawn from scratch.")
     changed_voxels: int | None = Field(None, ge=0, description="That differ from the start map, where it is there.")
-    minutes: float | None = Field(None, ge=0, description="That it took, where somebody counted them.")
+    minutes: float | None = Field(None, ge=0, description="That it took in all sessions, where somebody counted.")
 
     @field_validator("annotator")
     @classmethod

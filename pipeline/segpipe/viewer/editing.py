@@ -16,7 +16,7 @@ import numpy as np
 
 from segpipe.common.files import require_writable, sha256_of
 from segpipe.common.nifti import write_nifti_whole
-from segpipe.common.result_folder import CORRECTIONS, STATE, append_line
+from segpipe.common.result_folder import CORRECTIONS, STATE, append_line, read_lines
 from segpipe.data import checked_annotator
 from segpipe.errors import DataError, UsageError
 from segpipe.viewer.cases import LayerFile, ViewedCase
@@ -78,7 +78,7 @@ class Editor:
             case: that was edited.
             shown: its volumes, whose grid it lies on.
             content: a byte a voxel, in the file's order.
-            minutes: that somebody spent on it.
+            minutes: that somebody spent on it since it was opened, or saved; those of earlier saves are added.
 
         Returns:
             What the page says: file name, and how many voxels differ from what it began with.
@@ -107,6 +107,7 @@ class Editor:
         made.set_sform(image.affine, code=1 if shown.oriented else 0)
         made.set_qform(image.affine if not shown.oriented else None, code=0)
         with self._saving:
+            spent = self._minutes_before(case.id) + min(max(minutes, 0.0), MOST_MINUTES)
             write_nifti_whole(made, self.path(case.id))
             begun = _begun(case)
             line = {
@@ -115,12 +116,20 @@ class Editor:
                 "date": datetime.now(UTC).isoformat("T", "seconds"),
                 "sha256": sha256_of(self.path(case.id)),
                 "start_sha256": sha256_of(begun.path) if begun else None,
-                "minutes": round(min(max(minutes, 0.0), MOST_MINUTES), 2),
+                "minutes": round(spent, 2),
             }
             append_line(self.folder / CORRECTIONS, line)
         before = next((volume for volume in shown.volumes if begun and volume.name == begun.name), None)
         changed = int(np.count_nonzero(values if before is None else values != before.values))
         return {"file": self.path(case.id).name, "changed_voxels": changed}
+
+    def _minutes_before(self, case_id: str) -> float:
+        """Return what was spent on the label map that lies there, in all sessions."""
+        if not self.path(case_id).is_file():
+            return 0.0
+        lines = [line for line in read_lines(self.folder / CORRECTIONS) if isinstance(line, dict)]
+        minutes = next((line.get("minutes") for line in reversed(lines) if line.get("id") == case_id), None)
+        return float(minutes) if isinstance(minutes, int | float) and minutes >= 0 else 0.0
 
 
 def _why_not(case: ViewedCase, shown: ShownCase) -> str | None:

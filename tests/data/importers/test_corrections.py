@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,21 @@ class Site:
         save_manifest(manifest, self.manifest)
         return manifest
 
-    def predict(self, case_id: str, image: Path, labels: dict[str, int] | None = None, **more: Any) -> Path:
+    def predict(
+        self, case_id: str, image: Path, labels: dict[str, int] | None = None, beside: Sequence[Path] = (), **more: Any
+    ) -> Path:
         """Write what `predict` would."""
         path = save(self.out / case_id / "segmentation.nii.gz", mask())
         result = {
             "bundle": {"name": "organs", "version": "1.0", "sha256": "ab" * 32},
             "labels": labels or LABELS,
             "sha256": {"segmentation.nii.gz": sha256_of(path)},
-            "source_sha256": [] if image.is_dir() else [sha256_of(image)],
+            "source_sha256": [] if image.is_dir() else [sha256_of(path) for path in (image, *beside)],
             **more,
         }
         (path.parent / "result.json").write_text(json.dumps(result))
         (self.out / "predictions.jsonl").touch()
-        files = sorted(image.iterdir()) if image.is_dir() else [image]
+        files = sorted(image.iterdir()) if image.is_dir() else [image, *beside]
         self.lines.append(json.dumps({"id": case_id, "paths": [str(file) for file in files]}) + "\n")
         (self.out / "mapping.jsonl").write_text("".join(self.lines))
         return path
@@ -222,6 +225,62 @@ def test_a_copy_of_a_fold_case_is_that_case(site: Site):
     site.predict("again", repacked(site.data / "images/c0.nii.gz", site.scans / "again.nii", "unpacked"))
     save(site.back / "again.nii.gz", mask(4))
     assert "of the same case as another" in site.take(skip_bad=True).left_out["other"]
+
+
+def write_two_channels(site: Site, flat: bool = False) -> None:
+    """Give every case a second channel, of one value everywhere where that is asked for."""
+    site.write_manifest(hashes=False)
+    document = json.loads(site.manifest.read_text())
+    document["modality"] = {"0": "T1", "1": "T2"}
+    for case in [*document["training"], *document["test"]]:
+        path = site.image(site.data / f"images/{case['id']}-t2.nii.gz")
+        if flat:
+            save(path, np.zeros(SHAPE, np.int16))
+        case["image"] = [case["image"], f"images/{path.name}"]
+    site.manifest.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("case", ["c4", "c0"])
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_channel_of_a_measured_case_beside_another_is_refused(site: Site, case: str, shared: int):
+    write_two_channels(site)
+    theirs = repacked(
+        site.data / f"images/{case}{'-t2' if shared else ''}.nii.gz", site.scans / "theirs.nii", "unpacked"
+    )
+    images = [site.image(site.scans / "own.nii.gz"), theirs]
+    images = images if shared else images[::-1]
+    site.predict("mixed", images[0], beside=images[1:])
+    site.predict("new", site.image(site.scans / "new.nii.gz"), beside=[site.image(site.scans / "new-t2.nii.gz")])
+    for name in ("mixed", "new"):
+        save(site.back / f"{name}.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="has a channel of a case that is measured") as error:
+        site.take()
+    assert error.value.found == "mixed"
+    assert site.take(skip_bad=True).taken == ["new"]  # as the hint says
+
+
+def test_a_case_is_that_of_which_it_has_all_channels(site: Site):
+    write_two_channels(site)
+    channels = [
+        repacked(site.data / f"images/c0{end}.nii.gz", site.scans / f"x{end}.nii", "unpacked") for end in ("", "-t2")
+    ]
+    site.predict("x", channels[0], beside=channels[1:])
+    save(site.back / "x.nii.gz", mask(3))
+    first = site.take().manifest.training[0]
+    assert first.only_trains and first.images == ["images/c0.nii.gz", "images/c0-t2.nii.gz"]
+    theirs = repacked(site.data / "images/u.nii.gz", site.scans / "theirs.nii", "unpacked")
+    site.predict("half", theirs, beside=[site.image(site.scans / "half.nii.gz")])
+    save(site.back / "half.nii.gz", mask(4))
+    with pytest.raises(DataError, match="some channels of the image are those of a case"):
+        site.take(output=site.data / "next.json")
+
+
+def test_a_channel_that_is_missing_everywhere_makes_no_two_cases_one(site: Site):
+    write_two_channels(site, flat=True)
+    empty = save(site.scans / "new-t2.nii.gz", np.zeros(SHAPE, np.int16))
+    site.predict("new", site.image(site.scans / "new.nii.gz"), beside=[empty])
+    save(site.back / "new.nii.gz", mask(3))
+    assert site.take().taken == ["new"]
 
 
 @pytest.mark.parametrize("id", ["c4", "c0"])

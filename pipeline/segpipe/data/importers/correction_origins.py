@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.common.files import sha256_of, write_whole
 from segpipe.common.image_names import ending_of, is_image, is_nifti
-from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, require_3d
+from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, read_volume, require_3d
 from segpipe.common.partial import temporary_folder
 from segpipe.common.result_folder import CORRECTIONS, RESULT, SEGMENTATION, STATE
 from segpipe.common.result_records import read_result, read_sources
@@ -112,15 +114,23 @@ class ResultOrigins:
             return named
         if not is_image(images[0]):  # the id of a series is made of its UID, but where ids are replaced by hashes
             return named or self._case_of_series(images, manifest)
-        first = images[0].resolve()
+        paths = [image.resolve() for image in images]
         for case in manifest.cases():
-            if self._path(case) == first or (hashes and (case.sha256 or {}).get(case.images[0]) == hashes[0]):
+            seen = [(case.sha256 or {}).get(image) for image in case.images]
+            if self._paths(case) == paths or (hashes and seen == [*hashes]):
                 return case
-        if not first.is_file():
+        if not all(path.is_file() for path in paths):
             return None  # which is refused for that
-        for case in self._comparable(manifest):
-            if self._is_same(self._path(case), first):
-                return case
+        same = self._case_of_channels(
+            _Channels(
+                len(paths),
+                lambda channel, other: self._is_same(other, paths[channel]),
+                lambda channel: read_volume(read_header(paths[channel])),
+            ),
+            manifest,
+        )
+        if same is not None:
+            return same
         if named is not None and _is_measured(named, manifest):
             raise RefusedError(
                 "another image is called as a case that is measured",
@@ -133,15 +143,48 @@ class ResultOrigins:
 
     def _case_of_series(self, images: Sequence[Path], manifest: Manifest) -> Case | None:
         volume = load_series(_series_of(images))
+        return self._case_of_channels(
+            _Channels(
+                1, lambda _, other: self._is_same.array(volume.array, volume.affine_ras, other), lambda _: volume.array
+            ),
+            manifest,
+        )
+
+    def _case_of_channels(self, channels: _Channels, manifest: Manifest) -> Case | None:
+        """Return the case that has all of these channels, in this order; None where none has any of them.
+
+        Raises:
+            DataError: a case has some of them.
+            RefusedError: one that is measured has.
+        """
+        partly = None
         for case in self._comparable(manifest):
-            if self._is_same.array(volume.array, volume.affine_ras, self._path(case)):
+            paths = self._paths(case)
+            if len(paths) == channels.count and all(map(channels.is_same, range(channels.count), paths)):
                 return case
-        return None
+            if partly is None or not _is_measured(partly, manifest):
+                partly = case if channels.has_one_of(paths) else partly
+        if partly is None:
+            return None
+        if _is_measured(partly, manifest):
+            raise RefusedError(
+                "the image has a channel of a case that is measured",
+                found=f"one of {partly.id}, beside others",
+                expected="all channels of that case, or none",
+                hint="take its file out of the folder, or leave it out with --skip-bad",
+                case_id=partly.id,
+            )
+        raise DataError(
+            "some channels of the image are those of a case, and others are not",
+            found=f"some of {partly.id}",
+            expected="all channels of a case, or none",
+            hint="predict the manifest's own images",
+        )
 
     def _comparable(self, manifest: Manifest) -> Iterator[Case]:
         """Yield the cases whose images are there; those that are measured have to be."""
         for case in manifest.cases():
-            if self._path(case).is_file():
+            if all(path.is_file() for path in self._paths(case)):
                 yield case
             elif _is_measured(case, manifest):
                 raise DataError(
@@ -151,8 +194,25 @@ class ResultOrigins:
                     hint="put the manifest into the folder of its data",
                 )
 
-    def _path(self, case: Case) -> Path:
-        return (self._root / case.images[0]).resolve()
+    def _paths(self, case: Case) -> list[Path]:
+        return [(self._root / image).resolve() for image in case.images]
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """The channels of a scan: how many, whether a file has the voxels of one, and these voxels."""
+
+    count: int
+    is_same: Callable[[int, Path], bool]
+    values: Callable[[int], NDArray[Any]]
+
+    def has_one_of(self, paths: Sequence[Path]) -> bool:
+        """Return whether a file has the voxels of one; one value everywhere, as for a missing channel, says nothing."""
+        return any(
+            np.ptp(self.values(channel)) > 0
+            for channel in range(self.count)
+            if any(self.is_same(channel, path) for path in paths)
+        )
 
 
 def _is_measured(case: Case, manifest: Manifest) -> bool:

@@ -102,8 +102,8 @@ def import_corrections(
 
     Raises:
         UsageError: no such folder, nothing to take, or options that do not go together.
-        RefusedError: a test case, a case of a patient of the test set, or another image called as a case that is
-            measured.
+        RefusedError: a test case, a case of a patient of the test set, another image called as a case that is
+            measured, or one that has some of its channels.
         DataError: a correction cannot be used.
     """
     source, folder = Path(source), Path(corrections)
@@ -124,18 +124,20 @@ def import_corrections(
     said = read_correction_lines(folder)
     found, faults = _found(folder, known.ids)
     origins: list[Origin] = []
-    refused: list[str] = []
+    refused: dict[str, RefusedError] = {}
     for done, id in enumerate(found, 1):
         try:
             origins.append(_require_another(known.origin(id), origins))
         except RefusedError as error:
-            refused.append(id)
+            refused[id] = error
             faults[id] = error.sentence(folder)
         except (SegpipeError, OSError) as error:
             faults[id] = _why(error, folder)
         progress(done, 2 * len(found))
     if refused and not skip_bad:
-        raise _refused("another image is called as a case that is measured", refused, "ids of their own")
+        first = next(iter(refused.values()))
+        same = [id for id, error in refused.items() if error.message == first.message]
+        raise _refused(first.message, same, first.expected)
     result = Corrected(before or _new_manifest(origins, modality, name, path), path, root)
     _refuse_test_cases(result, origins, skip_bad)
     taker = _Taker(result, said, annotator, confirmed, selection, patient_of_rule(patient_rule), key)
@@ -322,7 +324,7 @@ def _without_test_patients(result: Corrected, cases: Sequence[Case], skip_bad: b
     return [case for case in cases if case.id not in found]
 
 
-def _refused(message: str, ids: Sequence[str], expected: str) -> RefusedError:
+def _refused(message: str, ids: Sequence[str], expected: str | None) -> RefusedError:
     hint = "take their files out of the folder, or leave them out with --skip-bad"
     return RefusedError(message, found=some_of(ids), expected=expected, hint=hint)
 

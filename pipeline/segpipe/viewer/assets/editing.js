@@ -126,14 +126,15 @@
   async function save() {
     if (!edit.layer || !edit.unsaved) return;
     work();
-    const [layer, changes, number] = [edit.layer, edit.changes, state.number];
+    const [layer, changes, number, spent] = [edit.layer, edit.changes, state.number, edit.worked];
     say("saving …");
     try {
-      const headers = { "Content-Type": "application/octet-stream", "X-Minutes": String(edit.worked / 60000) };
+      const headers = { "Content-Type": "application/octet-stream", "X-Minutes": String(spent / 60000) };
       const answer = await fetch(`case/${number}/correction`, { method: "POST", headers, body: layer.values });
       if (!answer.ok) throw new Error(await answer.text());
       const saved = await answer.json();
       if (layer !== edit.layer) return;
+      edit.worked -= spent;
       edit.unsaved = edit.changes !== changes; // while it was being saved
       say(`saved as ${saved.file}: ${saved.changed_voxels} voxels differ from what it began with`);
     } catch (error) {

@@ -41,9 +41,9 @@ def main() -> None:
         print(f"auto took {(time.time() - began) / 60:.1f} min")
         unseen, metrics = folder / "unseen/manifest.json", folder / "metrics"
         _segpipe("predict", folder / "auto/bundle", unseen, folder / "results")
-        _segpipe("evaluate", unseen, folder / "results", "--out", metrics)
-        for label, figures in json.loads((metrics / "metrics.json").read_text())["labels"].items():
-            print(label, figures["dice"])
+        _segpipe("evaluate", unseen, folder / "results", "--split", "training", "--out", metrics)
+        for label, figures in json.loads((metrics / "metrics.json").read_text())["summary"]["labels"].items():
+            print(label, {name: round(value, 4) for name, value in figures["metrics"]["dice"].items()})
 
 
 def _write_scans(folder: Path, patients: range, shape: tuple[int, int, int]) -> None:

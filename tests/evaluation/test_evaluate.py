@@ -137,6 +137,14 @@ def test_options_without_sense_are_refused_before_the_work(study: Study, option:
     assert not study.out.exists()
 
 
+def test_a_split_without_labels_names_those_that_have_some(study: Study, capsys) -> None:
+    study.add("a", cube(), cube())
+    study.cases[0]["section"] = "training"
+    assert study.run() == 2
+    assert "name one that has labels: --split training" in capsys.readouterr().err
+    assert study.run("--split", "training") == 0
+
+
 def test_usage_errors(study: Study, capsys) -> None:
     assert run(["evaluate", str(study.root / "no.json"), str(study.predictions), "--out", "x"]) == 2
     assert study.run() == 2

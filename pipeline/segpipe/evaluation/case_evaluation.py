@@ -110,8 +110,12 @@ def make_jobs(
     """
     labelled = [(case, case.label) for case in cases if case.label is not None]
     if not labelled:
+        others = {"test": manifest.test, "training": manifest.training}
+        there = [f"--split {split}" for split, some in others.items() if any(case.label for case in some)]
         raise UsageError(
-            "no labelled case to evaluate", found=f"{len(cases)} cases in this split", hint="choose another --split"
+            "no labelled case to evaluate",
+            found=f"{len(cases)} cases in this split",
+            hint=f"name one that has labels: {' or '.join(there)}" if there else "the manifest has no label map",
         )
     if not any((data / label).is_file() for _, label in labelled):
         raise UsageError("none of the labels is there", path=data, hint="name the data folder with --data")

@@ -131,9 +131,10 @@ class Observation:
             others = [other for other in range(3) if other != axis]
             np.add.at(self.doubt[of_source], planes[into[axis]], doubt.sum(others, dtype=torch.float64).numpy())
 
-    def mask(self, label: int) -> NDArray[np.bool_]:
-        """Return where a label is, (X, Y, Z); of regions, the first is label 1."""
-        return (self.labels >> (label - 1) & 1) == 1 if self.regions else self.labels == label
+    def mask(self, label: int, box: tuple[slice, ...] = ()) -> NDArray[np.bool_]:
+        """Return where a label is, (X, Y, Z), or in a part of it; of regions, the first is label 1."""
+        labels = self.labels[box]
+        return (labels >> (label - 1) & 1) == 1 if self.regions else labels == label
 
     def where_to_look(self, axis: int, most: int = 3, apart: int = 3) -> list[tuple[int, float]]:
         """Return the planes of an axis of the source with most doubt, and the share of all doubt that lies in each.

@@ -29,6 +29,7 @@ CELLS = 3  # an axis is cut into, for the look from afar
 SHELL_MM = 4.0  # around a label, whose values are held against those inside
 IMAGE = "image"
 Mask = NDArray[np.bool_]
+Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,11 @@ def features_of(seen: Observation, labels: Mapping[int, str]) -> dict[str, float
         group = IMAGE if len(seen.image) == 1 else f"{IMAGE} {channel}"
         found |= {f"{group}:{name}": value for name, value in _of_channel(values, seen.spacing_mm).items()}
     centre: NDArray[np.float64] | None = None
+    boxes = _boxes(seen, [value for value in labels if value])
     for value, name in sorted(labels.items()):
         if value == 0:
             continue
-        of_label, own = _of_label(seen, value)
+        of_label, own = _of_label(seen, value, boxes.get(value))
         if own is not None and centre is not None:
             of_label |= {f"offset_{axis}": float(mm) for axis, mm in zip(AXES, own - centre, strict=True)}
         centre = own if own is not None else centre
@@ -126,25 +128,36 @@ def _of_channel(values: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, 
     return found
 
 
-def _of_label(seen: Observation, value: int) -> tuple[dict[str, float], NDArray[np.float64] | None]:
-    """Return the features of a label, and the mm of its centre from the first voxel; None where it is nowhere."""
+def _boxes(seen: Observation, values: Sequence[int]) -> dict[int, Box]:
+    """Return where each label is, which is read once for all of them; regions, which overlap, one after the other."""
+    from scipy import ndimage
+
+    if seen.regions:
+        found = [(value, ndimage.find_objects(seen.mask(value).view(np.uint8))) for value in values]
+        return {value: boxes[0] for value, boxes in found if boxes and boxes[0] is not None}
+    boxes = ndimage.find_objects(seen.labels, max(values, default=1))
+    return {value: boxes[value - 1] for value in values if boxes[value - 1] is not None}
+
+
+def _of_label(seen: Observation, value: int, tight: Box | None) -> tuple[dict[str, float], NDArray[np.float64] | None]:
+    """Return the features of a label in a box, and the mm of its centre from the first voxel; None without one."""
     import cc3d
     from scipy import ndimage
 
-    mask, edges = seen.mask(value), np.asarray(seen.spacing_mm)
-    voxels = int(mask.sum())
-    found = {"volume": voxels * float(edges.prod()) / 1000}
-    if not voxels:
-        return found, None
+    edges = np.asarray(seen.spacing_mm)
+    if tight is None:
+        return {"volume": 0.0}, None
     margin = np.maximum(1, np.ceil(SHELL_MM / edges)).astype(int)
-    box = _box_around(mask, margin)
-    part = np.ascontiguousarray(mask[box])
+    wider = [(side, int(more)) for side, more in zip(tight, margin, strict=True)]
+    box = tuple(slice(max(0, side.start - more), side.stop + more) for side, more in wider)
+    part = np.ascontiguousarray(seen.mask(value, box))
+    found = {"volume": int(part.sum()) * float(edges.prod()) / 1000}
     places = [np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     weights = [part.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     centre = np.array([np.average(np.arange(len(w)), weights=w) + box[a].start for a, w in enumerate(weights)])
     for axis, name in enumerate(AXES):
         found[f"extent_{name}"] = float((places[axis][-1] - places[axis][0] + 1) * edges[axis])
-        found[f"place_{name}"] = float((centre[axis] + 0.5) / mask.shape[axis])
+        found[f"place_{name}"] = float((centre[axis] + 0.5) / seen.labels.shape[axis])
     found["components"] = float(cc3d.connected_components(part, connectivity=26, return_N=True)[1])
     found["sphericity"] = _sphericity(part, edges)
     distance = ndimage.distance_transform_edt(~part, sampling=edges)
@@ -159,14 +172,6 @@ def _of_label(seen: Observation, value: int) -> tuple[dict[str, float], NDArray[
         expected = 2 * seen.sure[:, channel] / (seen.soft[:, channel] + seen.hard[:, channel])
     found["doubt"] = max(1 - float(np.nanmean(expected)), 1e-4)
     return found, centre * edges
-
-
-def _box_around(mask: Mask, margin: NDArray[np.int_]) -> tuple[slice, slice, slice]:
-    box = []
-    for axis in range(3):
-        places = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(0, int(places[0] - margin[axis])), int(places[-1] + 1 + margin[axis])))
-    return box[0], box[1], box[2]
 
 
 def _sphericity(part: Mask, edges: NDArray[np.float64]) -> float:

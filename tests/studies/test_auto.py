@@ -257,6 +257,21 @@ def test_times_add_up(fake: FakeSearch, tiny_manifest: Path, tmp_path: Path) -> 
     assert sum(real for _, _, real in rows) == pytest.approx(sum(step["seconds"] for step in state["steps"].values()))
     training = {name: (foreseen, real) for name, foreseen, real in rows if name.startswith("training")}
     assert training == {"training unet+light+dice_ce, folds: 2": (2 * 90.0, 190.0)}
+    beside = {name: (foreseen, real) for name, foreseen, real in times(state, {**SEARCH, "jobs": 2})}
+    assert beside["training unet+light+dice_ce, folds: 2, 2 at the same time"] == (90.0, 95.0)
+
+
+def test_a_search_that_was_begun_one_after_the_other_goes_on_so(
+    fake: FakeSearch, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    fake.stop = True
+    assert auto(tiny_manifest, tmp_path / "out") == 130
+    state = json.loads((tmp_path / "out/auto.json").read_text())
+    del state["steps"]["search"]["decided"]["jobs"]
+    (tmp_path / "out/auto.json").write_text(json.dumps(state))
+    fake.stop = False
+    assert auto(tiny_manifest, tmp_path / "out") == 0
+    assert fake.questions[1].jobs == 1
 
 
 def test_usual_candidates_draw_by_class_where_labels_are_several(tiny_manifest: Path) -> None:

@@ -140,6 +140,30 @@ class FakeChildren:
         self.stopped = True
 
 
+def test_what_an_interruption_must_reach_is_trained_in_this_thread(
+    fake: FakeTraining, three_folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def train(*given: Any, **more: Any) -> TrainingRun:
+        threads.append(threading.current_thread())
+        return fake.train(*given, **more)
+
+    monkeypatch.setattr(training_of, "train", train)
+    search(replace(question(three_folds, "unet"), jobs=2), tmp_path / "one", len)
+    search(question(three_folds, "unet", "dynunet"), tmp_path / "two", len)
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_a_search_of_before_goes_on(fake: FakeTraining, three_folds: Path, tmp_path: Path) -> None:
+    asked = question(three_folds, "unet", "unet_fine")
+    search(asked, tmp_path, len)
+    state = json.loads((tmp_path / "search.json").read_text())
+    del state["jobs"]
+    (tmp_path / "search.json").write_text(json.dumps(state))
+    assert search(asked, tmp_path, len).chosen.network == "unet_fine"
+
+
 def read_plainly(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "out_of_fold.json").read_text()))
 

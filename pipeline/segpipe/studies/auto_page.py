@@ -53,19 +53,16 @@ def times(state: Document, search: Document) -> list[tuple[str, float | None, fl
         (name, None, steps[name]["seconds"]) for name in ("import", "check", "split", "fingerprint")
     ]
     rows.append(("planning", None, search["planning_seconds"]))
-    trained_s = 0.0
+    jobs = search.get("jobs", 1)
+    beside = f", {jobs} at the same time" if jobs > 1 else ""
+    measured, foreseen = steps["search"]["seconds"] - search["planning_seconds"], 0.0
     for name, plan in search["plans"].items():
         last = [entry for entry in search["rounds"] if name in entry["training_seconds"]][-1]
-        runs, took = len(last["folds"]), last["training_seconds"][name]
-        trained_s += took
-        rows.append((f"training {name}, folds: {runs}", runs * training_seconds(plan["estimate"]), took))
-    foreseen = sum(
-        plan["estimate"]["prediction_s"]
-        * len([e for e in search["rounds"] if name in e["training_seconds"]][-1]["folds"])
-        for name, plan in search["plans"].items()
-    )
-    rest = steps["search"]["seconds"] - search["planning_seconds"] - trained_s
-    rows.append(("measuring the cases of the folds", foreseen, max(0.0, rest)))
+        runs, took = len(last["folds"]), last["training_seconds"][name] / jobs
+        measured -= took
+        foreseen += runs * plan["estimate"]["prediction_s"] / jobs
+        rows.append((f"training {name}, folds: {runs}{beside}", runs * training_seconds(plan["estimate"]) / jobs, took))
+    rows.append(("measuring the cases of the folds", foreseen, max(0.0, measured)))
     rows.append(("export", None, steps["export"]["seconds"]))
     return rows
 

@@ -175,23 +175,19 @@ def _fingerprint(path: Path, manifest: Manifest, root: Path, state: State) -> Fi
 
 
 def _search(asked: Asked, manifest: Manifest, fingerprint: Fingerprint, root: Path, state: State) -> Found:
-    seconds = state.decided("search").get("seconds")
+    seconds, jobs = (state.decided("search").get(name) for name in ("seconds", "jobs"))
+    if jobs is None:
+        at_once = asked.jobs or (usable_cores() if asked.device == "cpu" else 1)
+        jobs = 1 if seconds else min(at_once, len(manifest.folds()))  # begun when it could not be more
     if seconds is None:
         seconds = round(max(1.0, state.left - EXPORT_STARTS * startup_seconds()), 1)
         state.decide(seconds=seconds)
     path = asked.out / MANIFEST
     candidates = asked.candidates or usual_candidates(manifest, fingerprint)
     question = Question(path, manifest, fingerprint, root, candidates, seconds)
-    jobs = state.decided("search").get("jobs") or asked.jobs or (usable_cores() if asked.device == "cpu" else 1)
-    state.decide(jobs=min(jobs, len(manifest.folds())))
+    state.decide(jobs=jobs)
     state.write()
-    question = replace(
-        question,
-        memory_bytes=asked.memory_bytes,
-        device=asked.device,
-        jobs=state.decided("search")["jobs"],
-        seed=asked.seed,
-    )
+    question = replace(question, memory_bytes=asked.memory_bytes, device=asked.device, jobs=jobs, seed=asked.seed)
     found = search(question, asked.out / SEARCH, state.say)
     state.decide(chosen=found.chosen.name)
     return found

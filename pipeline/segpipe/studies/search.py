@@ -182,6 +182,8 @@ def _open(question: Question, out: Path) -> dict[str, Any]:
 def _read_state(path: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     hint = "put a copy of it back, or begin anew in another folder"
     state = read_json(path, "search", hint)
+    if isinstance(state, dict):
+        state.setdefault("jobs", 1)  # of a search that knew no other
     try:
         plans = set(state["plans"])
         kept = [name for entry in state["rounds"] for name in (*entry["kept"], *entry["trained"], *entry["failed"])]
@@ -259,19 +261,23 @@ def _round(
     """Train the candidates that are left on one fold more, and keep the better half; one alone trains all folds."""
     scores: dict[str, float] = {}
     failed: dict[str, str] = {}
-    children = Subprocesses()
+    together = min(question.jobs, len(candidates))
+    children = Subprocesses() if together > 1 else None
 
     def work(candidate: Candidate) -> None:
         try:
-            alone = None if len(candidates) == 1 or question.jobs == 1 else children
-            scores[candidate.name] = mean_dice(_train(question, out, candidate, folds, progress, alone))
+            scores[candidate.name] = mean_dice(_train(question, out, candidate, folds, progress, children))
         except SegpipeError as error:
             failed[candidate.name] = error.message
             if len(failed) == len(candidates):
                 raise
             progress(f"{candidate.name} is given up: {error.message}")
 
-    in_threads(work, candidates, min(question.jobs, len(candidates)), children)
+    if children is None:
+        for candidate in candidates:  # in this thread, which an interruption reaches
+            work(candidate)
+    else:
+        in_threads(work, candidates, together, children)
     scores = {candidate.name: scores[candidate.name] for candidate in candidates if candidate.name in scores}
     seconds = {candidate.name: round(run_seconds(run_folder(out, candidate)), 1) for candidate in candidates}
     ranked = sorted(scores, key=lambda name: -scores[name])  # stable: of equals the one that was named first

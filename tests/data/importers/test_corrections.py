@@ -227,15 +227,15 @@ def test_a_copy_of_a_fold_case_is_that_case(site: Site):
     assert "of the same case as another" in site.take(skip_bad=True).left_out["other"]
 
 
-def write_two_channels(site: Site, flat: bool = False) -> None:
-    """Give every case a second channel, of one value everywhere where that is asked for."""
+def write_two_channels(site: Site, flat: float | None = None) -> None:
+    """Give every case a second channel, of one value everywhere where one is given."""
     site.write_manifest(hashes=False)
     document = json.loads(site.manifest.read_text())
     document["modality"] = {"0": "T1", "1": "T2"}
     for case in [*document["training"], *document["test"]]:
         path = site.image(site.data / f"images/{case['id']}-t2.nii.gz")
-        if flat:
-            save(path, np.zeros(SHAPE, np.int16))
+        if flat is not None:
+            save(path, np.full(SHAPE, flat, np.float32))
         case["image"] = [case["image"], f"images/{path.name}"]
     site.manifest.write_text(json.dumps(document))
 
@@ -275,12 +275,39 @@ def test_a_case_is_that_of_which_it_has_all_channels(site: Site):
         site.take(output=site.data / "next.json")
 
 
-def test_a_channel_that_is_missing_everywhere_makes_no_two_cases_one(site: Site):
-    write_two_channels(site, flat=True)
-    empty = save(site.scans / "new-t2.nii.gz", np.zeros(SHAPE, np.int16))
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_channel_that_is_missing_everywhere_makes_no_two_cases_one(site: Site, value: float):
+    write_two_channels(site, flat=value)
+    empty = save(site.scans / "new-t2.nii.gz", np.full(SHAPE, value, np.float32))
     site.predict("new", site.image(site.scans / "new.nii.gz"), beside=[empty])
     save(site.back / "new.nii.gz", mask(3))
     assert site.take().taken == ["new"]
+
+
+def test_a_channel_of_a_measured_case_is_known_by_its_numbers_where_others_are_missing(site: Site):
+    write_two_channels(site)
+    values = site.rng.random(SHAPE, np.float32)
+    values[0] = np.nan
+    save(site.data / "images/c4-t2.nii.gz", values)
+    values.view(np.uint32)[0] |= 1  # another one of the patterns of bits that are no number
+    site.predict("mixed", site.image(site.scans / "own.nii"), beside=[save(site.scans / "theirs.nii", values)])
+    save(site.back / "mixed.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="has a channel of a case that is measured"):
+        site.take()
+
+
+def test_channels_are_known_whether_they_lie_in_one_file_or_in_several(site: Site):
+    write_two_channels(site)
+    theirs = [np.asarray(nib.load(site.data / f"images/{name}.nii.gz").dataobj) for name in ("c4-t2", "c0", "c0-t2")]
+    site.predict("mixed", save(site.scans / "mixed.nii.gz", np.stack([theirs[0] + 1, theirs[0]], -1)))
+    site.predict("x", save(site.scans / "x.nii.gz", np.stack(theirs[1:], -1)))
+    for name in ("mixed", "x"):
+        save(site.back / f"{name}.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="has a channel of a case that is measured"):
+        site.take()
+    found = site.take(skip_bad=True)
+    assert found.manifest.training[0].only_trains
+    assert found.manifest.training[0].images == ["images/c0.nii.gz", "images/c0-t2.nii.gz"]
 
 
 @pytest.mark.parametrize("id", ["c4", "c0"])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segpipe.common.files import sha256_of, write_whole
 from segpipe.common.image_names import ending_of, is_image, is_nifti
-from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, read_volume, require_3d
+from segpipe.common.nifti import Header, grid_difference, header_of_array, read_header, require_3d
 from segpipe.common.partial import temporary_folder
 from segpipe.common.result_folder import CORRECTIONS, RESULT, SEGMENTATION, STATE
 from segpipe.common.result_records import read_result, read_sources
-from segpipe.common.same_image import SameImage
+from segpipe.common.same_image import Channel, SameImage, channel_of_array
 from segpipe.data.annotation import StartBundle, StartMap
 from segpipe.data.importers.as_nifti import as_nifti
 from segpipe.data.manifest import Case, Manifest
@@ -121,14 +119,7 @@ class ResultOrigins:
                 return case
         if not all(path.is_file() for path in paths):
             return None  # which is refused for that
-        same = self._case_of_channels(
-            _Channels(
-                len(paths),
-                lambda channel, other: self._is_same(other, paths[channel]),
-                lambda channel: read_volume(read_header(paths[channel])),
-            ),
-            manifest,
-        )
+        same = self._case_of_channels(self._channels(paths), manifest)
         if same is not None:
             return same
         if named is not None and _is_measured(named, manifest):
@@ -143,14 +134,9 @@ class ResultOrigins:
 
     def _case_of_series(self, images: Sequence[Path], manifest: Manifest) -> Case | None:
         volume = load_series(_series_of(images))
-        return self._case_of_channels(
-            _Channels(
-                1, lambda _, other: self._is_same.array(volume.array, volume.affine_ras, other), lambda _: volume.array
-            ),
-            manifest,
-        )
+        return self._case_of_channels([channel_of_array(volume.array, volume.affine_ras)], manifest)
 
-    def _case_of_channels(self, channels: _Channels, manifest: Manifest) -> Case | None:
+    def _case_of_channels(self, channels: Sequence[Channel], manifest: Manifest) -> Case | None:
         """Return the case that has all of these channels, in this order; None where none has any of them.
 
         Raises:
@@ -159,11 +145,11 @@ class ResultOrigins:
         """
         partly = None
         for case in self._comparable(manifest):
-            paths = self._paths(case)
-            if len(paths) == channels.count and all(map(channels.is_same, range(channels.count), paths)):
+            own = self._channels(self._paths(case))
+            if len(own) == len(channels) and all(map(Channel.is_same, channels, own)):
                 return case
             if partly is None or not _is_measured(partly, manifest):
-                partly = case if channels.has_one_of(paths) else partly
+                partly = case if _share_one(channels, own) else partly
         if partly is None:
             return None
         if _is_measured(partly, manifest):
@@ -197,22 +183,13 @@ class ResultOrigins:
     def _paths(self, case: Case) -> list[Path]:
         return [(self._root / image).resolve() for image in case.images]
 
+    def _channels(self, paths: Sequence[Path]) -> list[Channel]:
+        return [channel for path in paths for channel in self._is_same.channels(path)]
 
-@dataclass(frozen=True)
-class _Channels:
-    """The channels of a scan: how many, whether a file has the voxels of one, and these voxels."""
 
-    count: int
-    is_same: Callable[[int, Path], bool]
-    values: Callable[[int], NDArray[Any]]
-
-    def has_one_of(self, paths: Sequence[Path]) -> bool:
-        """Return whether a file has the voxels of one; one value everywhere, as for a missing channel, says nothing."""
-        return any(
-            np.ptp(self.values(channel)) > 0
-            for channel in range(self.count)
-            if any(self.is_same(channel, path) for path in paths)
-        )
+def _share_one(channels: Sequence[Channel], others: Sequence[Channel]) -> bool:
+    """Return whether two scans share a channel; one value everywhere, as for a missing channel, says nothing."""
+    return any(one.is_same(other) and not one.is_flat for one in channels for other in others)
 
 
 def _is_measured(case: Case, manifest: Manifest) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segpipe.quality import QualityModel, fit, of_member, regression
+from segpipe.quality import QualityModel, Rules, decide, fit, of_member, regression
 from segpipe.quality.embedding import EMBEDDING, Embedding, Space, embedding_features, vectors_of
 from segpipe.quality.fitting import Row
 from segpipe.quality.plausibility import calibrated
@@ -130,6 +130,26 @@ def test_numbers_come_back_from_json_without_a_row_of_a_patient() -> None:
     for row in known:  # a median may be the number of a patient, and then of one channel
         numbers = [str(value) for name, value in row.features.items() if name.startswith(EMBEDDING)]
         assert sum(f"{number}," in text for number in numbers) < CHANNELS / 2
+
+
+@pytest.mark.parametrize("lacking", [EMBEDDING, "image"])
+def test_a_case_of_which_not_all_was_measured_is_not_taken_for_near(lacking: str) -> None:
+    model = fit(seen_by_folds(60, spoiled=1), [LABEL])
+    case = {name: value for name, value in by_all().items() if not name.startswith(lacking)}
+    found = model.assess(case, {LABEL: 1100.0})
+    assert "no_distance" not in decide(model.assess(by_all(), {LABEL: 1100.0}), {}, Rules()).kinds
+    assert (found.distance, found.p_value, found.dice_low, found.volume_ml) == (None, None, {}, {})
+    assert str(found.no_interval).startswith("not measured: ")
+    decision = decide(found, {}, Rules())
+    assert (decision.decision, decision.kinds[-1]) == ("look", "no_distance")
+
+
+def test_a_case_that_is_far_by_what_was_measured_of_it_is_held_all_the_same() -> None:
+    model = fit(seen_by_folds(60, spoiled=1), [LABEL])
+    features = {**rows(1, seed=9)[0].features, "image:p50": 40.0}
+    decision = decide(model.assess(features, {LABEL: 1100.0}), {}, Rules())
+    assert decision.decision == "hold"
+    assert ", distance at least " in decision.reasons[0]
 
 
 def test_a_model_without_an_embedding_is_read_and_passes_it_over() -> None:

@@ -181,13 +181,15 @@ def decide(assessment: Assessment | None, flags: Mapping[str, Any], rules: Rules
 
 def _to_hold(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[tuple[str, str]]:
     """Yield the kind of each reason, and its words."""
-    distance = assessment.distance
+    is_known = assessment.distance is not None
+    distance = assessment.distance if is_known else max(assessment.groups.values(), default=None)
     if rules.hold_empty and flags.get("empty"):
         yield "empty", "all labels are empty"
     if rules.hold_distance is not None and distance is not None and distance >= rules.hold_distance:
         most = f": {assessment.findings[0]}" if assessment.findings else ""
         held = f"1 is their 95th percentile, from {rules.hold_distance:g} on it is held"
-        yield "far", f"far from the calibration cases, distance {distance:.3g} ({held}){most}"
+        shown = f"{'' if is_known else 'at least '}{distance:.3g}"
+        yield "far", f"far from the calibration cases, distance {shown} ({held}){most}"
     if rules.hold_dice is not None:
         yield from _low_dice(assessment, -math.inf, rules.hold_dice)
 

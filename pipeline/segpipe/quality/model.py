@@ -105,9 +105,10 @@ class QualityModel:
         """
         population = self.population.judge(covariates or {})
         groups = self.plausibility.by_group(features)
-        distance = max(groups.values(), default=0.0)
-        p_value = self.plausibility.p_value(distance)
-        outside = self._outside(groups, p_value)
+        unmeasured = self.plausibility.unmeasured(features)
+        distance = None if unmeasured else max(groups.values(), default=0.0)
+        p_value = None if distance is None else self.plausibility.p_value(distance)
+        outside = _not_measured(unmeasured) if unmeasured else self._outside(groups, p_value)
         absent = [name for name in self.labels if not features.get(f"{name}:volume")]
         dice = {
             name: round(min(max(label.dice(inputs_of(self.plausibility, [features], [groups], name)[0]), 0.0), 1.0), 4)
@@ -118,7 +119,7 @@ class QualityModel:
         return Assessment(
             patients=self.patients,
             p_value=None if p_value is None else round(p_value, 4),
-            distance=round(distance, 3),
+            distance=None if distance is None else round(distance, 3),
             groups={name: round(value, 3) for name, value in groups.items()},
             findings=(*self._absences(absent), *self._findings(features, groups)),
             absent=tuple(name for name in absent if name in self.always_there()),
@@ -290,6 +291,10 @@ def inputs_of(
 def _median(group: Group, name: str) -> float:
     centre = float(group.centre[group.names.index(name)])
     return math.exp(centre) if kind_of(name).log else centre
+
+
+def _not_measured(groups: Sequence[str]) -> str:
+    return f"not measured: {', '.join(map(_in_words, groups))}"
 
 
 def _in_words(group: str) -> str:

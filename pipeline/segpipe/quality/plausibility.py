@@ -129,6 +129,16 @@ class Plausibility:
                 distances[EMBEDDING] = embedded
         return found
 
+    def unmeasured(self, case: Features) -> tuple[str, ...]:
+        """Return the groups that every case has and of this one nothing was measured: its distance is not known."""
+        lacking = [
+            name
+            for name, group in self.groups.items()
+            if is_of_image(name) and not any(feature in case for feature in group.names)
+        ]
+        has_embedding = self.embedding is None or self.embedding.distance(case) is not None
+        return (*lacking, *(() if has_embedding else (EMBEDDING,)))
+
     def p_value(self, distance: float) -> float | None:
         """Return the conformal p-value (Vovk et al. 2005): the share of patients at least as far, this one included."""
         if not self.distances:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from segpipe.bundle.mirroring import judge_mirror
 from segpipe.bundle.supported_subset import (
-    FIRST_STAGE,
     MODEL,
     Activation,
     read_inference,
@@ -27,6 +26,7 @@ from segpipe.bundle.supported_subset import (
     unsupported_features,
 )
 from segpipe.bundle.vet import (
+    FIRST_STAGE,
     INFERENCE,
     TrustPolicy,
     check_sums,
@@ -381,7 +381,7 @@ def _read_first_stage(
     """Open the bundle of the first stage on the terms of the whole; None where there is none.
 
     Raises:
-        DataError: its label map does not give the channels that a scan has not, or the second stage runs through
+        DataError: its label map does not give the channels that a scan has not, or one of the stages runs through
             transforms of its own.
     """
     if not (root / FIRST_STAGE / "configs" / "metadata.json").is_file():
@@ -393,11 +393,12 @@ def _read_first_stage(
         allow_unisolated=policy.allow_unisolated,
     )
     given = len(first.channels) + sum(value != 0 for value in first.labels)
-    if given != len(channels) or first.regions or first.first_stage is not None or unsupported:
+    odd = [*(f"of the first stage, {each}" for each in first.unsupported), *unsupported]
+    if given != len(channels) or first.regions or first.first_stage is not None or odd:
         raise DataError(
             "the two stages of the bundle do not fit",
             path=root / FIRST_STAGE,
-            found=unsupported[0] if unsupported else f"{given} channels of scans and label map",
+            found="; ".join(odd) or f"{given} channels of scans and label map",
             expected=f"{len(channels)}, of one label map, and transforms of the supported subset",
             hint="export both stages again: `segpipe export SECOND OUT --first-stage FIRST`",
         )

@@ -21,7 +21,6 @@ MOST_RESOLVED = 100_000  # values that a config may become, as references to ref
 MOST_CHANNELS = 1000  # of an image: each is a volume, mostly a file
 WEIGHTS = re.compile(r"\$\s*@bundle_root \+ ['\"]/(models/(?:model|member_\d{1,3})\.pt)['\"]", re.ASCII)
 MODEL = "models/model.pt"
-FIRST_STAGE = "first_stage"  # folder of a bundle of its own, whose label maps are the last channels
 _AVERAGED = ["Activationsd", "MeanEnsembled"]
 _REFERENCE = re.compile(r"^@(\w+(?:(?:#|::)\w+)*)$")
 _INDEX = re.compile(r"\d{1,9}", re.ASCII)

@@ -14,8 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from segpipe.bundle.supported_subset import FIRST_STAGE, is_plain, resolve
+from segpipe.bundle.supported_subset import is_plain, resolve
 from segpipe.bundle.tensors import weights_files
+from segpipe.bundle.vet import FIRST_STAGE
 from segpipe.errors import UsageError
 from segpipe.inference import LabelRule, Preprocessing, cleanup_transforms
 

@@ -18,7 +18,7 @@ from segpipe.bundle.exporting.bundle_configs import inference_config, network_de
 from segpipe.bundle.exporting.members import Members, Weights, read_members
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run, weights_of
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE
-from segpipe.bundle.supported_subset import FIRST_STAGE
+from segpipe.bundle.vet import FIRST_STAGE
 from segpipe.common.files import json_text, sha256_of, write_json
 from segpipe.common.partial import temporary_folder
 from segpipe.data import Manifest

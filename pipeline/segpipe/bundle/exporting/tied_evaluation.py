@@ -18,8 +18,8 @@ from segpipe.bundle.exporting.card_figures import METRICS, OVERALL
 from segpipe.bundle.exporting.estimate import estimate_sha256
 from segpipe.bundle.exporting.markdown import figure
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run
-from segpipe.bundle.supported_subset import FIRST_STAGE, read_inference, read_members
-from segpipe.bundle.vet import METADATA, Check, Finding, is_ours, shown
+from segpipe.bundle.supported_subset import read_inference, read_members
+from segpipe.bundle.vet import FIRST_STAGE, METADATA, Check, Finding, is_ours, shown
 from segpipe.common.console import some_of
 from segpipe.common.files import json_text, read_json, sha256_of
 from segpipe.errors import DataError, RefusedError, SegpipeError

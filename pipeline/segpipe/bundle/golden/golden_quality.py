@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.golden.golden_case import DOCUMENT, IMAGES
-from segpipe.bundle.supported_subset import FIRST_STAGE
-from segpipe.bundle.vet import Finding, shown
+from segpipe.bundle.vet import FIRST_STAGE, Finding, shown
 from segpipe.common.files import read_json, sha256_of, write_json
 from segpipe.quality import QUALITY
 

@@ -1,3 +1,4 @@
+from .bundle_files import FIRST_STAGE as FIRST_STAGE
 from .bundle_files import METADATA as METADATA
 from .bundle_files import Finding as Finding
 from .bundle_files import Use as Use

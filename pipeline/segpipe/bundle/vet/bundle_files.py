@@ -34,6 +34,7 @@ LARGEST_FOLDER = 4 * LARGEST
 HIGHEST_RATIO = 100  # unpacked by packed size; deflate itself ends near 1000
 SMALL = 2**20  # whatever its ratio
 METADATA = "configs/metadata.json"
+FIRST_STAGE = "first_stage"  # folder of a bundle of its own, whose label maps are the last channels
 DOCUMENTS = (".json", ".yaml", ".yml")
 LOGGING = (".conf", ".ini", ".cfg")
 SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX

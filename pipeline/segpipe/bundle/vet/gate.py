@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from segpipe.bundle.vet.bundle_files import DOCUMENTS, LOGGING, METADATA, Finding, Use, bounded, plain, shown, unpacked
+from segpipe.bundle.vet.bundle_files import (
+    DOCUMENTS,
+    FIRST_STAGE,
+    LOGGING,
+    METADATA,
+    Finding,
+    Use,
+    bounded,
+    plain,
+    shown,
+    unpacked,
+)
 from segpipe.bundle.vet.configs import imports_of, vet_config, vet_metadata
 from segpipe.bundle.vet.contents import vet_contents
 from segpipe.bundle.vet.documents import (
@@ -39,6 +50,7 @@ FLAG = "--run-unvetted-code"
 CHECKS = ("archive", "hashes", "files", "schema", "versions", "configs", "metadata", "logging")
 CARD = "docs/README.md"
 LONGEST_CARD = 2**18
+METADATAS = (METADATA, f"{FIRST_STAGE}/{METADATA}")
 INFERENCE = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")  # the first that is there
 Purpose = Literal["predict", "all"]
 Status = Literal["passed", "refused", "absent", "not run"]
@@ -304,9 +316,10 @@ def vet_unpacked(
     refused = [finding for file in logging_files for finding in vet_logging(paths[file], file)]
     absent = None if logging_files else "no logging configuration"
     logging = Check.of("logging", f"{len(logging_files)} files", sorting.counted(refused), absent)
-    together, apart = sorting.documents(documents)
-    code = [*vet_documents(together, names), *vet_documents(apart, Names(allow))]
-    detail = f"{len(together)} files, {len(code)} targets and expressions"
+    together, before, apart = sorting.documents(documents)
+    alone = Names(allow, admitted=names.admitted)
+    code = [*vet_documents(together, names), *vet_documents(before, alone), *vet_documents(apart, Names(allow))]
+    detail = f"{len(together) + len(before)} files, {len(code)} targets and expressions"
     configs = Check.of("configs", detail, sorting.counted([*unreadable, *_findings(code)]))
     expressions = [] if document is None else list(vet_metadata(document, METADATA))
     plain_metadata = Check.of("metadata", "no expression in it", _findings(expressions))
@@ -338,16 +351,25 @@ class _Sorting:
         self.aside += [finding for finding in found if not is_run(finding.file, self.files)]
         return [finding for finding in found if self.purpose == "all" or is_run(finding.file, self.files)]
 
-    def documents(self, read: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return documents that run together, whose imports count in all of them, and those that do not."""
-        together = {file: each for file, each in read.items() if self.purpose == "all" or is_run(file, self.files)}
-        return together, {file: each for file, each in read.items() if file not in together}
+    def documents(self, read: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Return documents that run together, whose imports count in all of them, those of a first stage, the rest."""
+        run = {file: each for file, each in read.items() if self.purpose == "all" or is_run(file, self.files)}
+        before = {file: each for file, each in run.items() if _stage_of(file, self.files)}
+        together = {file: each for file, each in run.items() if file not in before}
+        return together, before, {file: each for file, each in read.items() if file not in run}
 
 
 def is_run(file: str, files: Collection[str]) -> bool:
-    """Return whether a file is no config, logging config or TorchScript, or the one config that `predict` runs."""
-    run = (METADATA, *[each for each in INFERENCE if each in files][:1])
+    """Return whether a file is no config, logging config or TorchScript, or the one of a stage that `predict` runs."""
+    root = _stage_of(file, files)
+    run = (root + METADATA, *[root + each for each in INFERENCE if root + each in files][:1])
     return file in run or Path(file).suffix.lower() not in (*DOCUMENTS, *LOGGING, ".ts")
+
+
+def _stage_of(file: str, files: Collection[str]) -> str:
+    """Return the folder of the bundle that a file is of: that of the first stage, where there is one, or none."""
+    nested = f"{FIRST_STAGE}/"
+    return nested if file.startswith(nested) and nested + METADATA in files else ""
 
 
 def _card(path: Path) -> str:
@@ -380,7 +402,7 @@ def vet_documents(documents: Mapping[str, Any], names: Names) -> list[Use]:
     return [
         use
         for file, document in documents.items()
-        for use in (vet_metadata(document, file) if file == METADATA else vet_config(document, file, names))
+        for use in (vet_metadata(document, file) if file in METADATAS else vet_config(document, file, names))
     ]
 
 

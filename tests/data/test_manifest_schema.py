@@ -20,7 +20,7 @@ def current() -> dict[str, Any]:
 
 
 def test_the_schema_is_current():
-    assert json.loads(SCHEMA.read_text()) == current(), "write it again: python tests/test_manifest_schema.py"
+    assert json.loads(SCHEMA.read_text()) == current(), "write it again: python tests/data/test_manifest_schema.py"
 
 
 # no schema, and no ledger beside a manifest

@@ -127,8 +127,8 @@ def others_at_work(processes: int, threads: int) -> Iterator[None]:
         processes: beside this one; with 0 nothing is done.
         threads: of each.
     """
-    words = tied([sys.executable, "-c", AT_WORK, str(threads)])
-    started = [subprocess.Popen(words, env=child_environment(), stdout=subprocess.PIPE) for _ in range(processes)]
+    words = [sys.executable, "-c", AT_WORK, str(threads)]
+    started = [subprocess.Popen(tied(words), env=child_environment(), stdout=subprocess.PIPE) for _ in range(processes)]
     try:
         for process in started:
             if process.stdout is not None:

@@ -47,6 +47,16 @@ def test_several_bundles_list_together_what_each_was_trained_on(tmp_path: Path) 
     assert trained.judge("x", ["b" * 64])["image"] == "training"
 
 
+def test_what_a_first_stage_and_its_parent_were_trained_on_counts_as_well(tmp_path: Path) -> None:
+    first = bundle(bundle(tmp_path, "b") / "first_stage", "a")
+    record = json.loads((first / "provenance.json").read_text())
+    record["parent"] = {"seen": {"is_known": True, "images": {"c" * 64: "training"}, "cases": {}}}
+    write_json(first / "provenance.json", record)
+    trained = TrainedCases.of([tmp_path])
+    assert trained is not None and trained.judge("a", [])["case"] == "training"
+    assert trained.judge("x", ["c" * 64])["image"] == "training"
+
+
 def test_what_a_parent_was_trained_on_counts_as_well(tmp_path: Path) -> None:
     root = bundle(tmp_path, "a", "b")
     record = json.loads((root / "provenance.json").read_text())

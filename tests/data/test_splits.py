@@ -76,6 +76,16 @@ def test_a_second_draw_is_refused_unless_asked_for():
     assert len(draw_split(split, 0, 0, redraw=True).training) == 40
 
 
+def test_what_a_first_stage_was_trained_on_is_not_drawn_for_a_test():
+    two = {"modality": {"0": "MRI", "1": "mask of x"}, "first_stage": {"labels": ["x"], "weights_sha256": ["a" * 64]}}
+    second = Manifest.model_validate({**dict(draw_split(dataset([1] * 8), None, 2)), **two})
+    with pytest.raises(RefusedError, match="first stage was trained on every case") as caught:
+        draw_split(second, 2, 2, redraw=True)
+    assert caught.value.hint == "--test keep --redraw draws folds anew"
+    anew = draw_split(second, parse_test_size("keep"), 4, redraw=True)
+    assert anew.test == [] and anew.folds() == [0, 1, 2, 3]
+
+
 def test_keep_leaves_the_test_set_and_unlabelled_test_cases_always_stay():
     manifest = dataset([1] * 10)
     manifest.test = [Case(id="u", image="u.nii"), Case(id="t", image="t.nii", label="t.nii")]

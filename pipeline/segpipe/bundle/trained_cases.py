@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bundle.lineage import seen_before
-from segpipe.bundle.vet import read_mapping
+from segpipe.bundle.vet import FIRST_STAGE, read_mapping
 from segpipe.errors import SegpipeError
 
 PROVENANCE, MANIFEST = "provenance.json", "configs/manifest.json"
@@ -34,8 +34,9 @@ class TrainedCases:
 
     @classmethod
     def of(cls, roots: Iterable[Path]) -> TrainedCases | None:
-        """Return what bundles list together, whose scores are averaged; None where none of them lists anything."""
-        known = [each for root in roots if (each := _listed(root)) is not None]
+        """Return what bundles, whose scores are averaged, and their first stages list; None where they list nothing."""
+        stages = [stage for root in roots for stage in (root, root / FIRST_STAGE)]
+        known = [each for root in stages if (each := _listed(root)) is not None]
         if not known:
             return None
         return cls(

@@ -30,13 +30,20 @@ def draw_split(
         redraw: give up the split that the manifest has.
 
     Raises:
-        RefusedError: the manifest is split already.
+        RefusedError: the manifest is split already, or a first stage was trained on the cases to test with.
         UsageError: a number of folds that makes no sense, or fewer patients than are needed.
         DataError: a kept test set shares patients with the training cases.
     """
     test = parse_test_size(test) if isinstance(test, str) else test
     if folds < 0 or folds == 1:
         raise UsageError("the number of folds makes no sense", found=folds, expected="0, or 2 and more")
+    if test and manifest.first_stage is not None:
+        raise RefusedError(
+            "the first stage was trained on every case that could be drawn for a test",
+            found=f"{len(manifest.training)} cases with its masks",
+            expected="folds alone: what is held out was drawn before the first stage was trained",
+            hint="--test keep --redraw draws folds anew",
+        )
     _refuse_second_draw(manifest, test, redraw)
     copy = manifest.model_copy(deep=True)
     held_out = [case for case in copy.test if test is None or case.label is None]

@@ -56,7 +56,7 @@ class Stage:
     def seen_by(self, run: Run) -> Run:
         """Return a run whose record lists as trained on what either stage was, so that no figure is of such a case."""
         seen = {*self.run.cases.get("training", []), *run.cases.get("training", [])}
-        training = [case.id for case in run.manifest.training if case.id in seen]
+        training = sorted(seen)  # also those that the second manifest has for a test, or not any more
         left_out = [case for case in run.cases.get("validation", []) if case not in seen]
         return replace(run, record={**run.record, "cases": {"training": training, "validation": left_out}})
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.cohort.changes import Visit, changes_of, read_visits
+from segpipe.cohort.changes import Change, Visit, matched, read_visits
+from segpipe.cohort.changes import changes_of as changes_of_scans
 from segpipe.cohort.results import CohortCase
 from segpipe.errors import DataError, UsageError
 
@@ -20,6 +21,10 @@ def case(id: str, ml: float, model: str = "organs 1", run: str = "october", **mo
     interval = {"liver": (0.9 * ml, 1.2 * ml)}
     parts = {"volumes_ml": {"liver": ml}, "volume_ml_interval": interval, "decision": "ok", **more}
     return CohortCase(id=id, run=run, folder=Path(), time=None, model=model, **parts)
+
+
+def changes_of(cases: list[CohortCase], visits: dict[tuple[str, str], Visit]) -> list[Change]:
+    return changes_of_scans(matched(cases, visits).scans)
 
 
 def visits(*days: str, phases: tuple[str, ...] = ("", "", "")) -> dict[tuple[str, str], Visit]:
@@ -56,6 +61,39 @@ def test_where_scans_are_not_alike_there_is_no_interval(
     assert found.ml == -10
 
 
+def test_with_several_phases_a_visit_each_is_held_against_the_last_of_its_own() -> None:
+    days = [date(2026, 1, 1), date(2026, 6, 1)]
+    table = {
+        (run, id): Visit("P1", day, phase)
+        for run, day in zip(("june", "january"), days, strict=True)
+        for id, phase in (("n", "native"), ("p", "portal"))
+    }
+    found = changes_of([case(id, 100.0, run=run) for run, id in table], table)
+    assert [(one.earlier, one.later, one.why_none) for one in found] == [
+        ("june/n", "january/n", ""),
+        ("june/p", "january/p", ""),
+    ]
+
+
+def test_one_scan_of_two_models_is_no_change() -> None:
+    cases = [case(id, ml, f"organs {ml}", run=f"of {ml}") for id in "ab" for ml in (10.0, 20.0)]
+    table = {(one.run, one.id): Visit("P1", date(2026, 1, 1) if one.id == "a" else date(2026, 2, 1)) for one in cases}
+    found = changes_of(cases, table)
+    assert [(one.earlier, one.later) for one in found] == [("of 10.0/a", "of 10.0/b"), ("of 20.0/a", "of 20.0/b")]
+
+
+def test_a_row_that_may_be_of_two_folders_is_refused_until_it_names_one(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient,date\ncase_1,P1,2026-01-01\n")
+    cases = [case("case_1", 100.0, run="oct"), case("case_1", 60.0, run="nov")]
+    with pytest.raises(DataError, match="cannot be told which folder's case") as error:
+        matched(cases, read_visits(table), table)
+    assert (error.value.path, error.value.found) == (str(table), "case_1, which is in nov and in oct")
+    table.write_text("folder,case,patient,date\noct,case_1,P1,2026-01-01\n")
+    found = matched(cases, read_visits(table), table)
+    assert ([one.run for _, one in found.scans], found.unknown) == (["oct"], ["nov/case_1"])
+
+
 def test_a_table_is_read_or_said_to_be_none(tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("folder,case,patient,date\noctober,a,P1,2026-01-01\nnovember,a,P1,2026-02-01\n")
@@ -89,7 +127,8 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     table.write_text("case,patient,date\na,P-17,2026-01-01\nb,P-17,2026-07-01\n")
     words = ["report", str(results), "-o", str(tmp_path / "out"), "--patients", str(table), "--json"]
     assert run(words) == 0
-    assert json.loads(capsys.readouterr().out)["changes"] == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["changes"], said["not_in_results"], said["not_in_table"]) == (1, [], [])
     with (tmp_path / "out/changes.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert (row["patient"], row["earlier"], row["days"], row["ml"]) == ("P-17", "october/a", "181", "50.0")
@@ -97,5 +136,11 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     page = (tmp_path / "out/cohort.html").read_text()
     assert "Changes from scan to scan" in page
     assert "+37.5 to +62.5" in page
+    table.write_text("case,patient,date\na,P-17,2026-01-01\nb1,P-17,2026-07-01\n")
+    assert run(words[:-1]) == 0
+    said = capsys.readouterr()
+    assert "0 changes of a volume" in said.out
+    assert "1 row of patients.csv names no case: b1" in said.err
+    assert "1 case without a patient in the table: october/b" in said.err
     table.write_text("who\n")
     assert run(words) == 2

@@ -55,6 +55,13 @@ def command(
     if found.without_statistics:
         reasons = [f"{name}: {why}" for name, why in found.without_statistics.items()]
         console.note(f"{counted(len(reasons), 'case')} could not be measured whole: {some_of(reasons)}")
+    if patients is not None:
+        console.say(f"{counted(found.changes, 'change')} of a volume from scan to scan")
+        if rows := found.not_in_results:
+            names = "names" if len(rows) == 1 else "name"
+            console.note(f"{counted(len(rows), 'row')} of {patients.name} {names} no case: {some_of(rows)}")
+        if cases := found.not_in_table:
+            console.note(f"{counted(len(cases), 'case')} without a patient in the table: {some_of(cases)}")
     console.say(f"{out}")
     console.document(
         out=str(out),
@@ -63,4 +70,6 @@ def command(
         decisions=found.decisions,
         without_statistics=found.without_statistics,
         changes=found.changes,
+        not_in_results=found.not_in_results,
+        not_in_table=found.not_in_table,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -100,26 +100,88 @@ def read_visits(path: Path) -> dict[tuple[str, str], Visit]:
     return visits
 
 
-def changes_of(cases: Sequence[CohortCase], visits: Mapping[tuple[str, str], Visit]) -> list[Change]:
-    """Return the changes from each scan of a patient to the next, by patient and label.
+@dataclass(frozen=True)
+class Matched:
+    """Which cases a table tells of.
+
+    Attributes:
+        scans: visit and case, of those that it names with a patient.
+        unused: rows that no case belongs to, as folder and id.
+        unknown: cases that it does not name, or not with a patient, as folder and id.
+    """
+
+    scans: list[tuple[Visit, CohortCase]]
+    unused: list[str]
+    unknown: list[str]
+
+
+def matched(cases: Sequence[CohortCase], visits: Mapping[tuple[str, str], Visit], path: Path | None = None) -> Matched:
+    """Return which cases a table tells of, each by its folder and id, or by its id where the row names no folder.
 
     Args:
         cases: of result folders.
         visits: as `read_visits` returns them.
+        path: of the table, for the error.
+
+    Raises:
+        DataError: a row without a folder would be of the cases of several.
+    """
+    runs: dict[tuple[str, str], set[str]] = defaultdict(set)  # by key of a row
+    scans, unknown = [], []
+    for case in cases:
+        key = (case.run, case.id) if (case.run, case.id) in visits else ("", case.id)
+        visit = visits.get(key)
+        if visit is not None:
+            runs[key].add(case.run)
+        if visit is None or not visit.patient:
+            unknown.append(f"{case.run}/{case.id}")
+        else:
+            scans.append((visit, case))
+    if several := next((key for key, found in runs.items() if len(found) > 1), None):
+        raise DataError(
+            "it cannot be told which folder's case a row is of",
+            path=path,
+            found=f"{several[1]}, which is in {' and in '.join(sorted(runs[several]))}",
+            expected="a row for each of them, which names its folder",
+            hint="give the table a column folder, with the name of the result folder",
+        )
+    return Matched(scans, ["/".join(filter(None, key)) for key in visits if key not in runs], unknown)
+
+
+def changes_of(scans: Sequence[tuple[Visit, CohortCase]]) -> list[Change]:
+    """Return the changes from each scan of a patient to the next of the same phase and model, by patient and label.
+
+    Where a day has no scan like an earlier one, it is held against the last of the days before, without an interval.
+
+    Args:
+        scans: as `matched` returns them.
     """
     by_patient: dict[str, list[tuple[Visit, CohortCase]]] = defaultdict(list)
-    for case in cases:
-        visit = visits.get((case.run, case.id)) or visits.get(("", case.id))
-        if visit is not None and visit.patient:
-            by_patient[visit.patient].append((visit, case))
-    found = []
-    for patient, scans in sorted(by_patient.items()):
-        scans.sort(key=lambda scan: (scan[0].day, scan[1].run, scan[1].id))
-        for (before, first), (after, second) in itertools.pairwise(scans):
-            for label in first.volumes_ml:
-                if label in second.volumes_ml:
-                    found.append(_change(patient, label, (before, first), (after, second)))
-    return found
+    for visit, case in scans:
+        by_patient[visit.patient].append((visit, case))
+    return [
+        _change(patient, label, earlier, later)
+        for patient, own in sorted(by_patient.items())
+        for earlier, later in _pairs(sorted(own, key=lambda scan: (scan[0].day, scan[1].run, scan[1].id)))
+        for label in earlier[1].volumes_ml
+        if label in later[1].volumes_ml
+    ]
+
+
+def _pairs(scans: Sequence[tuple[Visit, CohortCase]]) -> Iterator[tuple[tuple[Visit, CohortCase], ...]]:
+    last: dict[tuple[str, str], tuple[Visit, CohortCase]] = {}  # by phase and model
+    before: tuple[Visit, CohortCase] | None = None
+    for _, group in itertools.groupby(scans, key=lambda scan: scan[0].day):
+        today, pairs = list(group), []
+        for scan in today:
+            alike = (scan[0].phase, scan[1].model)
+            if alike in last:
+                pairs.append((last[alike], scan))
+            last[alike] = scan
+        if not pairs and before is not None:
+            pairs = [(before, scan) for scan in today]
+        yield from pairs
+        before = today[-1]
 
 
 def _change(patient: str, label: str, earlier: tuple[Visit, CohortCase], later: tuple[Visit, CohortCase]) -> Change:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.cohort.changes import Change, changes_of, read_visits
+from segpipe.cohort.changes import Change, changes_of, matched, read_visits
 from segpipe.cohort.meshes import MESHES, write_meshes
 from segpipe.cohort.page import write_cohort_page
 from segpipe.cohort.results import CohortCase, outlying, read_cohort
@@ -34,6 +34,8 @@ class CohortReport:
         decisions: number of cases by decision.
         without_statistics: by run and id, why a case has none, or none of intensities.
         changes: how many changes of a label from one scan of a patient to the next were written.
+        not_in_results: rows of the table of patients that no case belongs to, as folder and id.
+        not_in_table: cases that it does not name with a patient.
     """
 
     cases: int
@@ -41,6 +43,8 @@ class CohortReport:
     decisions: dict[str, int]
     without_statistics: dict[str, str] = field(default_factory=dict)
     changes: int = 0
+    not_in_results: list[str] = field(default_factory=list)
+    not_in_table: list[str] = field(default_factory=list)
 
 
 def report(
@@ -66,7 +70,7 @@ def report(
 
     Raises:
         UsageError: no result folder, no table of patients, or ``out`` is in one of them or cannot be written to.
-        DataError: a result cannot be read.
+        DataError: a result cannot be read, or the table of patients does not tell which folder's case a row is of.
     """
     if meshes is not None and meshes not in MESHES:
         raise UsageError("no such kind of surface", found=meshes, expected=" or ".join(MESHES))
@@ -76,14 +80,14 @@ def report(
             "the report does not go into a result folder", path=out, found=inside[0].name, hint="--out report"
         )
     cases = read_cohort([Path(folder) for folder in folders])
-    visits = None if patients is None else read_visits(Path(patients))
+    found = None if patients is None else matched(cases, read_visits(Path(patients)), Path(patients))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
-    outliers, changes = outlying(cases), [] if visits is None else changes_of(cases, visits)
+    outliers, changes = outlying(cases), [] if found is None else changes_of(found.scans)
     write_cohort_page(out / PAGE, cases, outliers, changes)
-    if visits is not None:
+    if found is not None:
         write_csv(out / CHANGES, [asdict(change) for change in changes], [part.name for part in fields(Change)])
     labels = list(dict.fromkeys(label for case in cases for label in case.volumes_ml))
     columns = ["folder", "case", "time", "model", "decision", "reasons", "p_value", "distance", "unusual_volumes"]
@@ -96,7 +100,8 @@ def report(
             write_csv(out / STATISTICS, rows, ["folder", "case", "label", *COLUMNS])
     decisions = {name: sum(case.decision == name for case in cases) for name in ("ok", "look", "hold")}
     decisions["not_judged"] = len(cases) - sum(decisions.values())
-    return CohortReport(len(cases), len(outliers), decisions, without, len(changes))
+    unmatched = ([], []) if found is None else (found.unused, found.unknown)
+    return CohortReport(len(cases), len(outliers), decisions, without, len(changes), *unmatched)
 
 
 def _row(case: CohortCase, outliers: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> dict[str, Any]:

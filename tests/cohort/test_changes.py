@@ -144,3 +144,8 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 case without a patient in the table: october/b" in said.err
     table.write_text("who\n")
     assert run(words) == 2
+    table.write_text("case,patient,date\na,P-17,2026-01-01\nb,P-17,2026-07-01\n")
+    for wrong in ({"volume_ml": {"liver": ["none", "none"]}}, {"distance": "far"}, {"dice": {"liver": "good"}}):
+        (results / "a/result.json").write_text(json.dumps({**document, "id": "a", "quality": wrong}))
+        assert run([*words[:3], str(tmp_path / "again"), *words[4:]]) == 3
+        assert "a result cannot be read" in capsys.readouterr().out

@@ -48,6 +48,11 @@ def test_a_header_is_read_by_the_names_of_a_manifest(tmp_path: Path) -> None:
         ({"PatientAge": "", "PatientBirthDate": "19800615", "StudyDate": "20200614"}, 39),
         ({"PatientAge": "", "PatientBirthDate": "20300101", "StudyDate": "20200614"}, None),
         ({"PatientAge": "old", "PatientBirthDate": ""}, None),
+        ({"PatientAge": "", "PatientBirthDate": "19000101", "StudyDate": "20090101"}, None),
+        ({"PatientAge": "", "PatientBirthDate": "19010101", "StudyDate": "20200101"}, None),
+        ({"PatientAge": "", "PatientBirthDate": "19120615", "StudyDate": "20200614"}, 90),
+        ({"PatientAge": "000Y", "PatientBirthDate": "", "StudyDate": "20200614"}, None),
+        ({"PatientAge": "003D"}, 0),
     ],
 )
 def test_an_age_is_whole_years_of_what_can_be_one(tmp_path: Path, attributes: dict[str, str], age: int | None) -> None:

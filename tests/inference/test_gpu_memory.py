@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from segpipe.inference.bottleneck import Bottleneck
 from segpipe.inference.gpu_memory import in_parts
 
 
@@ -30,6 +31,22 @@ def test_windows_are_halved_until_they_fit_and_what_fits_is_kept() -> None:
     device.asked.clear()
     torch.testing.assert_close(run(windows[:2]), windows[:2] * 2, rtol=0, atol=0)
     assert device.asked == [1, 1]
+
+
+def test_what_a_failed_call_held_of_its_first_windows_is_not_taken_twice() -> None:
+    bottleneck, calls = Bottleneck(), []
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(windows))
+        if calls in ([4], [4, 2, 2]):  # the first two windows fit, the next two do not
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        bottleneck.add(windows[:, :, 0, 0, 0])
+        return windows
+
+    bottleneck.watch()
+    in_parts(network, bottleneck.attempt)(torch.arange(4.0).reshape(4, 1, 1, 1, 1))
+    assert calls == [4, 2, 2, 1, 1, 1, 1]
+    assert bottleneck.taken().tolist() == [1.5]
 
 
 def test_what_fits_is_computed_at_once() -> None:

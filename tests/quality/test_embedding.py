@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from segpipe.errors import DataError
 from segpipe.quality import QualityModel, Rules, decide, fit, of_member, regression
 from segpipe.quality.embedding import EMBEDDING, Embedding, Space, embedding_features, vectors_of
 from segpipe.quality.fitting import Row
@@ -158,6 +160,24 @@ def test_a_model_without_an_embedding_is_read_and_passes_it_over() -> None:
     again = QualityModel.from_dict(json.loads(json.dumps(old)))
     plain = {name: value for name, value in by_all().items() if not name.startswith(EMBEDDING)}
     assert again.assess(by_all(), {LABEL: 900.0}) == model.assess(plain, {LABEL: 900.0})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda document: document["embedding"].update(limit=0),
+        lambda document: document["embedding"]["members"][0]["centre"].__setitem__(2, float("nan")),
+        lambda document: document["embedding"]["members"][0].update(left=float("inf")),
+        lambda document: document["groups"]["image"].update(limit=0),
+        lambda document: document["groups"]["image"]["scale"].__setitem__(0, float("nan")),
+        lambda document: document["population"]["age_years"].append([40, float("inf"), 5]),
+    ],
+)
+def test_numbers_that_cannot_be_are_said_to_be_when_it_is_read(broken: Any) -> None:
+    document = json.loads(json.dumps(fit(seen_by_folds(40), [LABEL]).as_dict()))
+    broken(document)
+    with pytest.raises(DataError, match="quality model of a bundle cannot be read"):
+        QualityModel.from_dict(document)
 
 
 def test_a_fold_is_a_member_and_a_label_may_have_any_name() -> None:

@@ -19,15 +19,13 @@ ADULTS = Population.of(
 
 
 def test_counts_are_of_patients_and_values_of_few_are_not_named() -> None:
-    assert ADULTS.ages == ((30, 40, 10), (40, 50, 10), (50, 60, 10), (60, 70, 8))
-    assert ADULTS.values == {"sex": {"F": 19, "M": 19}, "maker": {"SIEMENS": 36}}
-    assert ADULTS.fewer == {"maker": 2}
-    assert ADULTS.unknown == {"age_years": 2, "sex": 2, "maker": 2}
+    assert ADULTS.ages == ((30, 40, 10), (40, 50, 10), (50, 60, 10), (60, 70, 5))
+    assert ADULTS.values == {"sex": {"F": 15, "M": 15}, "maker": {"SIEMENS": 35}}
+    assert (ADULTS.fewer, ADULTS.unknown) == ({}, {})
     twice = Population.of([("p1", {"sex": "F"})] * 9)
     assert twice.values == {"sex": {}}
-    assert twice.fewer == {"sex": 1}
-    assert ADULTS.in_words("maker") == "SIEMENS: 36 patients, other values: 2, unknown: 2"
-    assert ADULTS.in_words("age_years").startswith("30 to 39 years: 10 patients, ")
+    assert ADULTS.in_words("maker") == "SIEMENS: at least 35 patients"
+    assert ADULTS.in_words("age_years").startswith("30 to 39 years: at least 10 patients, ")
     assert ADULTS.in_words("kernel") == ""
 
 
@@ -48,19 +46,49 @@ def test_a_case_is_covered_outside_or_unknown(known: dict[str, str | float], sai
 
 def test_a_strength_is_a_number_and_no_word() -> None:
     found = Population.of([(f"p{n}", {"field_strength_t": 3 if n < 6 else 1.5}) for n in range(9)])
-    assert found.values == {"field_strength_t": {"3": 6}}
+    assert found.values == {"field_strength_t": {"3": 5}}
     assert found.judge({"field_strength_t": 3.0})["field_strength_t"] == "covered"
-    assert found.in_words("field_strength_t") == "3 T: 6 patients, other values: 3"
+    assert found.in_words("field_strength_t") == "3 T: at least 5 patients"
+
+
+def of_ages(**patients: int) -> Population:
+    """So many patients of each decade, as ``of_ages(_0=1, _50=50)``."""
+    ages = [int(decade[1:]) for decade, count in patients.items() for _ in range(count)]
+    return Population.of([(str(n), {"age_years": age}) for n, age in enumerate(ages)])
+
+
+def test_decades_are_joined_only_where_they_follow_each_other_and_are_few() -> None:
+    assert of_ages(_0=1, _50=50).ages == ((50, 60, 50),)
+    assert of_ages(_0=1, _50=50).judge({"age_years": 5.0})["age_years"] == "outside"
+    assert of_ages(_20=3, _70=2).ages == ()
+    assert of_ages(_20=3, _30=2, _40=7).ages == ((20, 40, 5), (40, 50, 5))
+    assert of_ages(_20=3, _30=9, _40=3).ages == ((30, 40, 5),)
+
+
+def test_a_patient_of_two_scans_counts_once_in_a_bin() -> None:
+    two = [("p1", {"age_years": 49.0}), ("p1", {"age_years": 50.0}), ("p2", {"age_years": 49.0})]
+    assert Population.of([*two, ("p3", {"age_years": 44.0}), ("p4", {"age_years": 55.0})]).ages == ()
+    more = [("p3", {"age_years": 44.0}), ("p4", {"age_years": 55.0}), ("p5", {"age_years": 55.0})]
+    assert Population.of([*two, *more]).ages == ((40, 60, 5),)
+
+
+def test_a_few_patients_of_a_rare_value_do_not_follow_from_the_others() -> None:
+    told = [Population.of([(str(n), {"sex": "F" if n < women else "M"}) for n in range(30)]) for women in (26, 29, 30)]
+    assert told[0] == told[1]  # four men, or one
+    assert told[2].values == {"sex": {"F": 30}}
+    assert told[1].as_dict() == {"age_years": [], "values": {"sex": {"F": 25}}, "fewer": {}, "unknown": {}}
+    many = Population.of([(str(n), {"maker": f"M{n}"} if n < 11 else {}) for n in range(30)])
+    assert (many.fewer, many.unknown) == ({"maker": 10}, {"maker": 15})
 
 
 @given(st.lists(st.integers(0, 99), max_size=60))
 def test_bins_have_five_patients_at_least_and_count_each_once(ages: list[int]) -> None:
     found = Population.of([(str(n), {"age_years": age}) for n, age in enumerate(ages)])
-    assert all(count >= 5 for _, _, count in found.ages)
+    assert all(count >= 5 and count % 5 == 0 for _, _, count in found.ages)
     assert all(high <= low for (_, high, _), (low, _, _) in zip(found.ages, found.ages[1:], strict=False))
     for low, high, count in found.ages:
-        assert sum(low <= age < high for age in ages) == count
-    assert sum(count for _, _, count in found.ages) + found.fewer.get("age_years", 0) == len(ages)
+        assert count <= sum(low <= age < high for age in ages) < count + 5
+        assert all(any(decade <= age < decade + 10 for age in ages) for decade in range(low, high, 10))
 
 
 def test_what_is_outside_is_to_be_looked_at_and_a_site_may_say_otherwise() -> None:

@@ -106,16 +106,22 @@ def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[st
         volumes_ml={str(name): float(volume) for name, volume in document["volumes_ml"].items()},
         decision=document.get("decision"),
         reasons=tuple(document.get("reasons") or ()),
-        p_value=quality.get("p_value"),
-        distance=quality.get("distance"),
-        dice=dict(quality.get("dice") or {}),
-        volume_ml_interval={name: (low, high) for name, (low, high) in (quality.get("volume_ml") or {}).items()},
+        p_value=_number(quality.get("p_value")),
+        distance=_number(quality.get("distance")),
+        dice={str(name): float(dice) for name, dice in (quality.get("dice") or {}).items()},
+        volume_ml_interval={
+            str(name): (float(low), float(high)) for name, (low, high) in (quality.get("volume_ml") or {}).items()
+        },
         notes=len(document.get("notes") or ()),
         labels=dict(document.get("labels") or {}),
         regions=int(document.get("regions") or 0),
         is_dicom=document.get("source") == "dicom",
         sha256=dict(document.get("sha256") or {}),
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def robust_scores(values: Sequence[float]) -> list[float]:

@@ -25,6 +25,9 @@ TAGS = (
 AGE_UNITS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}  # of each in a year
 GAUSS = 10_000  # in a tesla, which some scanners write
 MOST_TESLA = 25.0
+MOST_YEARS_SAID = 129
+MOST_YEARS = 110  # from a date of birth: what is more is a date that was made up
+MADE_UP = date(1900, 1, 1)  # a date of birth that stands for one that was taken out
 MAKERS = """
     SIEMENS GE PHILIPS TOSHIBA CANON HITACHI FUJIFILM FUJI UIH UNITED SHIMADZU NEUSOFT MEDISO ESAOTE CARESTREAM BRUKER
     MINFOUND PARAMED HYPERFINE ELSCINT PICKER MARCONI VARIAN ELEKTA ACCURAY
@@ -88,16 +91,18 @@ def _kernel(words: Sequence[str]) -> str | None:
 
 
 def _age(header: Dataset) -> float | None:
-    """Return years, whole ones, at most 90: of PatientAge, else from birth to the study."""
+    """Return years, whole ones, at most 90: of PatientAge, else from birth to the study; None for what is made up."""
     said = text(header, "PatientAge").strip().upper()
     if len(said) >= 2 and said[:-1].isdecimal() and said[-1] in AGE_UNITS:
-        years = int(said[:-1]) / AGE_UNITS[said[-1]]
+        if said[-1] == "Y" and not int(said[:-1]):  # of a child below one there are months, weeks or days
+            return None
+        years, most = int(said[:-1]) / AGE_UNITS[said[-1]], MOST_YEARS_SAID
     else:
         born, seen = _date(header, "PatientBirthDate"), _date(header, "StudyDate") or _date(header, "SeriesDate")
-        if born is None or seen is None:
+        if born is None or born == MADE_UP or seen is None:
             return None
-        years = (seen - born).days / 365.25
-    return min(float(math.floor(years)), 90.0) if 0 <= years < 130 else None
+        years, most = (seen - born).days / 365.25, MOST_YEARS
+    return min(float(math.floor(years)), 90.0) if 0 <= years < most + 1 else None
 
 
 def _date(header: Dataset, name: str) -> date | None:

@@ -52,6 +52,16 @@ class Bottleneck:
         return np.zeros(0) if held is None else held.cpu().numpy().astype(np.float64) / self._windows
 
     @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Take nothing of what is computed meanwhile where it fails: it is computed again."""
+        held, windows = self._sum, self._windows
+        try:
+            yield
+        except BaseException:
+            self._sum, self._windows = held, windows
+            raise
+
+    @contextmanager
     def aside(self) -> Iterator[None]:
         """Pass over windows for the time being."""
         watched, self._watched = self._watched, False

@@ -190,7 +190,10 @@ def choose_runtime(
         except NotConvertedError as error:
             reasons = (f"openvino was not used: {error}",)
     chosen = precision("torch")
-    networks = [in_parts(torch_runtime(model.module, chosen, model.bottleneck)) for model in models]
+    networks = [
+        in_parts(torch_runtime(model.module, chosen, bottleneck), bottleneck.attempt)
+        for model, bottleneck in zip(models, bottlenecks, strict=True)
+    ]
     return ChosenRuntime("torch", together(networks), reasons, chosen, bottlenecks)
 
 

@@ -85,9 +85,12 @@ class Space:
         """
         centre, scale, variance = (np.array(parts[name], float) for name in ("centre", "scale", "variance"))
         directions = np.array(parts["directions"], float).reshape(len(variance), len(centre))
-        if centre.shape != scale.shape or (scale <= 0).any() or (variance <= 0).any() or not float(parts["left"]) > 0:
+        left = float(parts["left"])
+        if not all(np.isfinite(each).all() for each in (centre, scale, directions, variance, left)):
+            raise ValueError("an embedding with a number that is not finite")
+        if centre.shape != scale.shape or (scale <= 0).any() or (variance <= 0).any() or left <= 0:
             raise ValueError("an embedding without spread")
-        return cls(centre, scale, directions, variance, float(parts["left"]))
+        return cls(centre, scale, directions, variance, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +137,15 @@ class Embedding:
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Embedding:
-        """Return what `as_dict` gave."""
-        return cls(tuple(Space.from_dict(each) for each in parts["members"]), float(parts["limit"]))
+        """Return what `as_dict` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: something else.
+        """
+        limit = float(parts["limit"])
+        if not 0 < limit < math.inf:
+            raise ValueError(f"a limit of {limit:g}")
+        return cls(tuple(Space.from_dict(each) for each in parts["members"]), limit)
 
 
 def embedding_features(embedding: Sequence[Numbers], first: int = 0) -> dict[str, float]:

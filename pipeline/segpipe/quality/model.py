@@ -221,7 +221,7 @@ class QualityModel:
                 dict(document.get("rules") or {}),
                 Population.from_dict(document["population"]) if document.get("population") else Population(),
             )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
             raise DataError(
                 "the quality model of a bundle cannot be read",
                 path=path,

@@ -88,7 +88,10 @@ class Group:
     def from_dict(cls, parts: Mapping[str, Any]) -> Group:
         """Return what `as_dict` gave."""
         arrays = {name: np.array(parts[name], float) for name in ("centre", "scale", "covariance", "low", "high")}
-        return cls(tuple(parts["features"]), **arrays, limit=float(parts["limit"]))
+        limit = float(parts["limit"])
+        if not 0 < limit < math.inf or not all(np.isfinite(each).all() for each in arrays.values()):
+            raise ValueError(f"a group with a limit of {limit:g}, or a number that is not finite")
+        return cls(tuple(parts["features"]), **arrays, limit=limit)
 
 
 @dataclass(frozen=True, eq=False)

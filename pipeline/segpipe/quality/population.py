@@ -1,17 +1,20 @@
 """Which patients and scanners a quality model knows, in counts, and whether a case is of these.
 
 A value counts as known from five patients on: fewer say little of a kind of patient, and too much of each. Ages are
-bins of whole decades, as many together as five patients need.
+bins of whole decades; decades that follow each other are joined where each has fewer than five, so that no bin reaches
+beyond the ages that are known. Counts are rounded down to fives, and what is left over is told from ten on alone: the
+patients of a model are known as well, and what they are more than its parts would else be a few that can be named.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-LEAST = 5  # patients of a value, or of a bin
+LEAST = 5  # patients of a value, or of a bin; counts are in steps of as many
+LEAST_LEFT_OVER = 2 * LEAST  # else one of fewer than five would follow from the patients of a model
 DECADE = 10
 WORDS_OF_POPULATION = {  # name of a covariate, to what it is called
     "age_years": "age",
@@ -29,13 +32,13 @@ Known = Mapping[str, str | float]
 
 @dataclass(frozen=True)
 class Population:
-    """Patients by covariate.
+    """Patients by covariate, rounded down to fives.
 
     Attributes:
         ages: bins, each from so many years up to below so many, and its patients.
         values: of every other covariate, value to patients, each of five at least.
-        fewer: by covariate, patients whose value fewer than five have.
-        unknown: by covariate, patients of whom it is not known.
+        fewer: by covariate, patients whose value fewer than five have, from ten on.
+        unknown: by covariate, patients of whom it is not known, from ten on.
     """
 
     ages: tuple[tuple[int, int, int], ...] = ()
@@ -48,7 +51,7 @@ class Population:
         """Return that of cases, each with its patient and what is known of it.
 
         >>> Population.of([(f"p{n}", {"sex": "F" if n < 6 else "M", "age_years": 20 + n}) for n in range(8)])
-        Population(ages=((20, 30, 8),), values={'sex': {'F': 6}}, fewer={'sex': 2}, unknown={})
+        Population(ages=((20, 30, 5),), values={'sex': {'F': 5}}, fewer={}, unknown={})
         """
         seen: dict[str, dict[str, set[str]]] = {name: defaultdict(set) for name in WORDS_OF_POPULATION}
         patients = {patient for patient, _ in cases}
@@ -57,20 +60,18 @@ class Population:
                 if name in known:
                     seen[name][_value(name, known[name])].add(patient)
         found: dict[str, dict[str, int]] = {}
-        fewer, unknown = {}, {}
+        fewer: dict[str, set[str]] = {}
+        unknown: dict[str, set[str]] = {}
         for name, by_value in seen.items():
             if not by_value:
                 continue
-            if lacking := len(patients - set[str]().union(*by_value.values())):
-                unknown[name] = lacking
+            unknown[name] = patients - _united(by_value.values())
             if name == "age_years":
                 continue
-            found[name] = {value: len(own) for value, own in sorted(by_value.items()) if len(own) >= LEAST}
-            if rare := sum(len(own) for own in by_value.values() if len(own) < LEAST):
-                fewer[name] = rare
-        decades = Counter({int(decade): len(own) for decade, own in seen["age_years"].items()})
-        ages, rare = _bins(decades)
-        return cls(ages, found, fewer | ({"age_years": rare} if rare else {}), unknown)
+            found[name] = {value: _rounded(own) for value, own in sorted(by_value.items()) if len(own) >= LEAST}
+            fewer[name] = _united(own for own in by_value.values() if len(own) < LEAST)
+        ages, fewer["age_years"] = _bins({int(decade): own for decade, own in seen["age_years"].items()})
+        return cls(ages, found, _left_over(fewer), _left_over(unknown))
 
     def judge(self, known: Known) -> dict[str, str]:
         """Return by covariate whether a case is ``covered``, ``outside``, or whether that is ``unknown``.
@@ -93,14 +94,14 @@ class Population:
         return bool(self.ages) if name == "age_years" else bool(self.values.get(name))
 
     def in_words(self, name: str) -> str:
-        """Return the patients of a covariate, such as ``20 to 59 years: 41 patients``; empty where none are known."""
+        """Return the patients of a covariate, ``20 to 59 years: at least 40 patients``; empty where none is."""
         if name == "age_years":
-            parts = [f"{low} to {high - 1} years: {count} patients" for low, high, count in self.ages]
+            parts = [f"{low} to {high - 1} years: at least {count} patients" for low, high, count in self.ages]
         else:
             unit = " T" if name == "field_strength_t" else ""
-            parts = [f"{value}{unit}: {count} patients" for value, count in self.values.get(name, {}).items()]
-        parts += [f"other values: {self.fewer[name]}"] if name in self.fewer and parts else []
-        parts += [f"unknown: {self.unknown[name]}"] if name in self.unknown and parts else []
+            parts = [f"{value}{unit}: at least {count} patients" for value, count in self.values.get(name, {}).items()]
+        parts += [f"other values: at least {self.fewer[name]}"] if name in self.fewer and parts else []
+        parts += [f"unknown: at least {self.unknown[name]}"] if name in self.unknown and parts else []
         return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,13 +137,28 @@ def _value(name: str, value: str | float) -> str:
     return f"{float(value):g}" if name == "field_strength_t" else " ".join(str(value).upper().split())
 
 
-def _bins(decades: Mapping[int, int]) -> tuple[tuple[tuple[int, int, int], ...], int]:
-    """Return bins of at least five patients, and how many are left above them."""
-    bins, first, count = [], 0, 0
+def _bins(decades: Mapping[int, Set[str]]) -> tuple[tuple[tuple[int, int, int], ...], set[str]]:
+    """Return bins of at least five patients, and the patients of decades that are in none."""
+    bins, rare, gathered = [], set[str](), list[int]()
     for decade in sorted(decades):
-        first = decade if not count else first
-        count += decades[decade]
-        if count >= LEAST:
-            bins.append((first * DECADE, (decade + 1) * DECADE, count))
-            count = 0
-    return tuple(bins), count
+        if gathered and (decade - gathered[-1] > 1 or len(decades[decade]) >= LEAST):
+            rare |= _united(decades[each] for each in gathered)
+            gathered = []
+        gathered.append(decade)
+        patients = _united(decades[each] for each in gathered)
+        if len(patients) >= LEAST:
+            bins.append((gathered[0] * DECADE, (decade + 1) * DECADE, _rounded(patients)))
+            gathered = []
+    return tuple(bins), rare | _united(decades[each] for each in gathered)
+
+
+def _united(sets: Iterable[Set[str]]) -> set[str]:
+    return set[str]().union(*sets)
+
+
+def _rounded(patients: Set[str]) -> int:
+    return len(patients) // LEAST * LEAST
+
+
+def _left_over(patients: Mapping[str, Set[str]]) -> dict[str, int]:
+    return {name: _rounded(own) for name, own in patients.items() if len(own) >= LEAST_LEFT_OVER}

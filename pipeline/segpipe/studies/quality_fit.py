@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +99,16 @@ def fit_quality(
 
 
 def _population(manifest: Manifest, rows: Sequence[Row]) -> Population:
-    """Return who the patients are that rows are of, as far as the manifest knows them."""
+    """Return who the patients are that rows are of; without cases of which it is not said whose they are.
+
+    Five of these may be one patient.
+    """
     measured = {row.case for row in rows}
     return Population.of(
         [
-            (case.group, case.covariates.known if case.covariates is not None else {})
+            (case.patient_id, case.covariates.known if case.covariates is not None else {})
             for case in manifest.cases()
-            if case.id in measured
+            if case.id in measured and case.patient_id
         ]
     )
 
@@ -130,7 +133,7 @@ def _measured(
             stream.write("\n" if is_cut else "")
             for member, each in enumerate(models):
                 bundle = open_bundle(each.bundle)
-                measure = _Fold(bundle, each, data or each.data, threads, member)
+                measure = _Fold(bundle, each, data or each.data, threads)
                 for task in _tasks(each, spoil, seed):
                     tie = {"key": task.key, "weights": bundle.weights_sha256, "version": VERSION, "seed": seed}
                     row = known.get(json.dumps(tie))
@@ -138,6 +141,7 @@ def _measured(
                         row = measure(task, seed)
                         stream.write(json.dumps({"tie": tie, "row": asdict(row)}) + "\n")
                         stream.flush()
+                    row = replace(row, features=of_member(row.features, member))  # folds may have come since
                     done += 1
                     if progress is not None:
                         progress(done, total)
@@ -182,11 +186,10 @@ class _Fold:
         model: of the fold.
         data: folder of the data set.
         threads: CPU threads.
-        member: which it is of the ensemble that is exported.
     """
 
-    def __init__(self, bundle: Bundle, model: FoldModel, data: Path, threads: int | None, member: int) -> None:
-        self.bundle, self.data, self.threads, self.member = bundle, data, threads, member
+    def __init__(self, bundle: Bundle, model: FoldModel, data: Path, threads: int | None) -> None:
+        self.bundle, self.data, self.threads = bundle, data, threads
         self.manifest: Manifest = load_manifest(model.manifest)
         self._loaded: LoadedBundle | None = None
         self._read: tuple[str, Source, Labelled] | None = None
@@ -243,8 +246,7 @@ class _Fold:
             voxels = int(np.count_nonzero(true[number])), int(np.count_nonzero(predicted[number]))
             if all(voxels):
                 ratios[name] = round(voxels[0] / voxels[1], 6)
-        features = of_member(segmentation.features, self.member)
-        return Row(task.case.id, task.case.group, task.kind, task.grade, features, scores, ratios)
+        return Row(task.case.id, task.case.group, task.kind, task.grade, segmentation.features, scores, ratios)
 
 
 def _labels_or_masks(segmentation: Segmentation) -> NDArray[np.uint8]:

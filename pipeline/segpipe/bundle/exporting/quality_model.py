@@ -71,8 +71,9 @@ def _population(document: Mapping[str, Any] | None) -> list[str]:
     known = Population() if document is None else Population.from_dict(document)
     rows = [(words, known.in_words(name) or "unknown") for name, words in WORDS_OF_POPULATION.items()]
     means = (
-        "Who is covered, as far as the data set says it: values that fewer than five patients have are not. A case "
-        "that is outside is to be looked at; where a case or the data set says nothing, nothing is known."
+        "Who is covered, as far as the data set says it: values that fewer than five patients have are not. "
+        "Counts are rounded down to fives. A case that is outside is to be looked at; where a case or the data set "
+        "says nothing, nothing is known."
     )
     return [table(["covariate", "calibration patients"], rows), means]
 

@@ -1,12 +1,14 @@
-"""Which cases two stages say that they were trained on: those that either of them saw."""
+"""Which cases two stages say that they were trained on, and in which order their channels come."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from segpipe.bundle.exporting.bundle_configs import file_endings
 from segpipe.bundle.exporting.first_stage import Stage
 from segpipe.bundle.exporting.run_record import Run
+from segpipe.bundle.golden.golden_quality import in_order_of_channels
 from segpipe.data import Manifest
 
 
@@ -25,3 +27,8 @@ def test_a_case_of_the_first_stage_stays_trained_on_where_the_second_manifest_te
     second = run_of(["a", "new"], ["b"], {"training": ["new"], "validation": ["a", "unseen"]})
     stage = Stage(Path("first"), None, first, (), "")  # type: ignore[arg-type]
     assert stage.seen_by(second).cases == {"training": ["a", "b", "c", "gone", "new"], "validation": ["unseen"]}
+
+
+def test_the_tenth_mask_comes_after_the_ninth():
+    names = [f"image{ending}" for ending in file_endings(14, masks=12)]
+    assert [path.name for path in in_order_of_channels(map(Path, reversed(names)))] == names

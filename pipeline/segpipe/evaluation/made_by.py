@@ -21,6 +21,7 @@ NOT_RECORDED = "no result.json of `segpipe predict` lies beside it"
 TOO_OLD = "its result.json, of an older version, does not name model and hash: predict it again with --overwrite"
 OTHERS = "its result.json is of another case"
 CHANGED = "it is not the file that `segpipe predict` wrote"
+MASKS = "its masks were given, so the first stage did not make it: predict it again from the scans alone"
 TRUTH = "it is the file of the truth"
 HOW = ("runtime", "engine", "precision", "segpipe")
 SEVERAL = "the label maps are of several models"
@@ -80,6 +81,8 @@ def origin_of(prediction: Path, case_id: str, truth: Path) -> Origin:
         return Origin(sha256, reason=OTHERS)
     if written != sha256:
         return Origin(sha256, reason=CHANGED)
+    if result.get("masks_given"):
+        return Origin(sha256, reason=MASKS)
     if truth.is_file() and sha256_of(truth) == sha256:
         return Origin(sha256, reason=TRUTH)
     return Origin(sha256, model, how=how, images=images, seen=seen)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from segpipe.common.console import digits
 from segpipe.dicom import Series
 from segpipe.errors import DataError
 from segpipe.inference.output import LabelMap
@@ -38,10 +39,12 @@ class FirstStage:
             seconds: the time of the first stage is added.
 
         Raises:
-            SegpipeError: the scans cannot be used, or the first stage fails on them.
+            SegpipeError: the scans cannot be used, what is given as a mask is none, or the first stage fails.
         """
         if _channels_of(case) == self.channels:
-            return read or read_case(case, self.channels)
+            read = read or read_case(case, self.channels)
+            self._require_masks(read)
+            return read
         read = read or read_case(case, self.recipe.channels)
         start, scans = time.perf_counter(), read.source
         found = self.segment(replace(scans))  # which it lets go; the voxels stay here
@@ -52,6 +55,25 @@ class FirstStage:
         joined = replace(scans, array=np.concatenate([scans.array, masks]))
         seconds["first_stage"] = round(time.perf_counter() - start, 3)
         return ReadCase([read.headers[0]] * self.channels, joined, preview_of(joined))
+
+    def _require_masks(self, read: ReadCase) -> None:
+        """Refuse a further scan, or a label map, in the place of a mask.
+
+        Raises:
+            DataError: a mask has other values than 0 and 1.
+        """
+        names = [name for value, name in sorted(self.recipe.labels.items()) if value]
+        for channel, name in enumerate(names, self.recipe.channels):
+            mask = read.source.array[channel]
+            odd = mask[(mask != 0) & (mask != 1)]
+            if odd.size:
+                raise DataError(
+                    f"channel {channel} is no mask of {name}",
+                    path=read.headers[min(channel, len(read.headers) - 1)].path,
+                    found=f"a value of {digits(float(odd[0]))}",
+                    expected=f"0 and 1, on the grid of the scan, in the last {len(names)} of {self.channels} channels",
+                    hint=f"leave the masks out: the first stage makes them of {self.recipe.channels} scan(s)",
+                )
 
 
 def _channels_of(case: CaseInput) -> int:

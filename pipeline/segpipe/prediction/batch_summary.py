@@ -124,6 +124,7 @@ def result_document(
 ) -> dict[str, Any]:
     """Return ``result.json``."""
     metadata = [each.metadata for each in (bundle, *options.ensemble)]
+    masks_given = bundle.first_stage is not None and "first_stage" not in segmented.seconds
     return {
         "schema_version": SCHEMA_VERSION,
         "id": case.id,
@@ -137,7 +138,9 @@ def result_document(
             *(case.series.notes if case.series else _registered_notes(case)),
             *untrained_note(options.model, metadata),
             *bfloat16_note(options.model.precision, metadata, loaded.runtime or "", options.model.mirror),
+            *(["the masks were given with the case: the first stage was not run"] if masks_given else []),
         ],
+        **({} if bundle.first_stage is None else {"masks_given": masks_given}),
         **vars(segmented),
         "beside": options.outputs.extra_files(bundle.labels, bundle.activation),
         **options.about_model(),

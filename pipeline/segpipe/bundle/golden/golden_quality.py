@@ -7,7 +7,7 @@ distances and predictions are computed here as they were on the author's machine
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def assess_golden(root: Path) -> dict[str, Any] | None:
     loaded = LoadedBundle(
         bundle.recipe(ModelOptions(device="cpu", runtime="torch", threads=1)), bundle.policy, bundle.is_foreign
     )
-    images = sorted((root / IMAGES).iterdir(), key=lambda path: (FIRST_STAGE in path.name, path.name))  # masks last
+    images = in_order_of_channels((root / IMAGES).iterdir())
     quality = loaded.segment(tuple(map(str, images))).quality
     if quality is None:
         return None
@@ -57,6 +57,12 @@ def assess_golden(root: Path) -> dict[str, Any] | None:
         "dice": dict(quality.dice),
         "absent": list(quality.absent),
     }
+
+
+def in_order_of_channels(images: Iterable[Path]) -> list[Path]:
+    """Return image files in the order of channels: scans, then the masks of a first stage by their number."""
+    stem = f"_{FIRST_STAGE}_"
+    return sorted(images, key=lambda path: (stem in path.name, len(path.name) if stem in path.name else 0, path.name))
 
 
 def changed_quality(root: Path, document: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,0 +1,54 @@
+"""Masks that somebody gives with a scan have to be masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from segpipe.bundle.open import open_bundle
+from segpipe.errors import DataError
+from segpipe.inference import LabelMap, ModelOptions
+from segpipe.inference.first_stage import FirstStage
+from segpipe.inference.source import CaseInput
+from tiny_two_stages import write_two_stages
+
+
+def not_run(case: CaseInput) -> LabelMap:
+    raise AssertionError("masks were given")
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> FirstStage:
+    recipe = open_bundle(write_two_stages(tmp_path_factory.mktemp("both") / "both")).recipe(ModelOptions())
+    assert recipe.first_stage is not None
+    return FirstStage(recipe.first_stage, recipe.channels, not_run)
+
+
+def files(folder: Path, second: np.ndarray) -> list[Path]:
+    scan = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
+    for name, array in (("scan", scan), ("second", second)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    return [folder / "scan.nii.gz", folder / "second.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"), [((0, 1, 2), "2"), ((0, 255), "255"), ((-5, 0, 1), "-5"), ((0, 0.5, 1), "0.5")]
+)
+def test_another_scan_or_a_label_map_is_no_mask(
+    stage: FirstStage, tmp_path: Path, values: tuple[float, ...], found: str
+):
+    other = np.resize(np.asarray(values, np.float32), (4, 4, 4))
+    with pytest.raises(DataError, match="channel 1 is no mask of bright") as caught:
+        stage.read(files(tmp_path, other), None, {})
+    assert caught.value.found == f"a value of {found}" and str(caught.value.path).endswith("second.nii.gz")
+
+
+def test_a_mask_is_taken_as_it_is(stage: FirstStage, tmp_path: Path):
+    mask = np.resize(np.array([0, 1], np.uint8), (4, 4, 4))
+    seconds: dict[str, float] = {}
+    read = stage.read(files(tmp_path, mask), None, seconds)
+    np.testing.assert_array_equal(read.source.array[1], mask)
+    assert seconds == {}

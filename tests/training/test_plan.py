@@ -210,6 +210,37 @@ def test_cases_that_memory_does_not_hold_are_kept_on_disk_where_that_does() -> N
     assert too_large(needs, needs.from_store) is None and "the largest case alone" in str(too_large(needs, GB))
 
 
+def test_a_case_that_is_cut_is_kept_and_validated_as_it_is_then_and_prepared_whole() -> None:
+    grids = [((100, 90, 80), (1.0, 1.0, 2.0)), ((60, 60, 60), (1.0, 1.0, 2.0))]
+    given = {"spacing_mm": [1.0, 1.0, 1.0], "channels": 1, "scores": 3, "step": 0, "threads": 1}
+    whole = needs_of(grids, **given)
+    cut = needs_of(grids, **given, boxes_mm=[(40.0, 50.5, 60.0), (60.0, 60.0, 120.0)])
+    kept = [44 * 55 * 64, 60 * 60 * 120]  # by hand: two voxels around, and never more than there is
+    assert cut.cases == 8 * sum(kept) + 13 * max(kept)
+    assert cut.validation == (8 + 24 + 12) * max(kept) and cut.disk == int(2.25 * sum(kept))
+    assert cut.preparing == whole.preparing == 28 * 100 * 90 * 160 and cut.cases < whole.cases
+
+
+def test_several_processes_have_a_batch_and_memory_of_their_own(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    words = ["plan", str(tiny_manifest), "-o", str(tmp_path / "task.yaml"), "--overwrite"]
+    assert run([*words, "--processes", "4", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["found"] == "3 cases, 4 processes"
+    assert run([*words, *error["hint"].split(), "--json"]) == 0  # as it says
+    planned = json.loads(capsys.readouterr().out)
+    settings, rules = planned["settings"], {rule["name"]: rule for rule in planned["rules"]}
+    assert settings["processes"] == 3 and settings["batch_size"] % 3 == 0
+    each = rules["memory_gb"]["value"]["memory"]
+    assert f"{each:.2g} GB each, " in rules["processes"]["why"]
+    total = float(rules["processes"]["why"].partition(" GB each, ")[2].partition(" GB")[0])
+    assert total == pytest.approx(3 * each, rel=0.05)
+    assert run([*planned["next"].split()[1:], "--explain", "--json"]) == 0  # as printed
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["processes"], config["batch_size"]) == (3, settings["batch_size"])
+    assert run([*words, "--processes", "2", "--budget", "1m"]) == 2
+    assert "--budget measures one process" in capsys.readouterr().err
+
+
 def test_the_choice_between_memory_and_disk_stands_in_the_runtime_fragment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "free_on_disk", lambda place: 10**12)
     many = dataset(*[((512, 512, 300), (0.8, 0.8, 1.0))] * 40)

@@ -269,3 +269,17 @@ def test_the_estimate_of_a_dry_run_counts_steps_and_validations(tiny_manifest: P
     seconds = 7000 * found["seconds_per_step"] + 334 * 3 * found["seconds_per_validation_case"]
     rounding = (7000 + 1002) * 0.0005 + 3
     assert abs(found["estimated_minutes"] * 60 - seconds) <= rounding
+
+
+def test_a_dry_run_of_several_processes_is_of_the_share_of_one(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    found = {}
+    for processes in (1, 3):
+        words = ["--processes", str(processes), "--set", "batch_size=3", "--epochs", "900", "--dry-run", "--json"]
+        assert run(train_arguments(tiny_manifest, tmp_path / "run", *words)) == 0
+        found[processes] = json.loads(capsys.readouterr().out)["dry_run"]
+    one, three = found[1], found[3]
+    assert (one["batch_shape"][0], three["batch_shape"][0]) == (3, 1)
+    assert (three["processes"], three["steps_per_epoch"]) == (3, one["steps_per_epoch"]) == (3, 1)
+    assert 2.8 * one["memory_gb"] < three["memory_gb"] <= 3 * one["memory_gb"] + 0.01
+    seconds = 900 * (three["seconds_per_step"] + three["seconds_per_validation_case"])  # one case each
+    assert abs(three["estimated_minutes"] * 60 - seconds) <= 1800 * 0.0005 + 3

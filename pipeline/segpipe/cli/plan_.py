@@ -37,6 +37,9 @@ def command(
         bool,
         typer.Option("--first-stage", help="Plan the first of two stages: so coarse that a patch sees all labels."),
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share each batch of one training, one for each GPU.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Replace a fragment that is there already.")] = False,
     json: AsJson = False,
 ) -> None:
@@ -72,6 +75,7 @@ def command(
             folds=folds,
             jobs=jobs,
             first_stage=first_stage,
+            processes=processes,
             data=data,
             out=output,
             overwrite=overwrite,

@@ -15,7 +15,7 @@ from typing import Any
 from segpipe.common.memory import memory_here
 from segpipe.common.nifti import read_header
 from segpipe.data import Fingerprint, Manifest
-from segpipe.training.planning_rules import Rule, profile_of
+from segpipe.training.planning_rules import CROP_MARGIN, Rule, crop, profile_of
 
 PROCESS = 700_000_000  # Python with PyTorch, MONAI and an optimiser of a small network
 PREPARING = 28  # bytes a voxel, while a case is loaded, turned, resampled by slabs and checked
@@ -62,9 +62,17 @@ class Needs:
 
 
 def needs_of(
-    grids: Iterable[Grid], spacing_mm: Sequence[float] | None, channels: int, scores: int, step: int, threads: int
+    grids: Iterable[Grid],
+    spacing_mm: Sequence[float] | None,
+    channels: int,
+    scores: int,
+    step: int,
+    threads: int,
+    boxes_mm: Iterable[Sequence[float]] | None = None,
 ) -> Needs:
     """Return what a training needs.
+
+    A case is read and resampled whole; where it is then cut, what is left is kept, trained on and validated.
 
     Args:
         grids: of the cases, trained and validated.
@@ -73,11 +81,16 @@ def needs_of(
         scores: channels of the network's output.
         step: bytes of a training step.
         threads: that prepare cases which are kept in memory.
+        boxes_mm: edges of what each case is cut to; None leaves them whole.
     """
     grids = list(grids)
-    voxels = [_voxels(shape, spacing, spacing_mm) for shape, spacing in grids]
+    shapes = [_resampled(shape, spacing, spacing_mm) for shape, spacing in grids]
+    read = max(*(math.prod(shape) for shape in shapes), *(math.prod(shape) for shape, _ in grids))
+    if boxes_mm is not None:
+        edges = [spacing_mm or spacing for _, spacing in grids]
+        shapes = [_cut(*each) for each in zip(shapes, boxes_mm, edges, strict=True)]
+    voxels = [math.prod(shape) for shape in shapes]
     largest, case = max(voxels), 4 * (channels + 1)
-    read = max(largest, *(math.prod(shape) for shape, _ in grids))
     return Needs(
         process=PROCESS,
         cases=case * sum(voxels) + CROPPING * largest,
@@ -89,9 +102,15 @@ def needs_of(
     )
 
 
-def _voxels(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> int:
+def _resampled(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float] | None) -> list[int]:
     scaled = zip(shape, spacing, target or spacing, strict=True)
-    return math.prod(max(1, math.ceil(round(size * edge / to, 3))) for size, edge, to in scaled)
+    return [max(1, math.ceil(round(size * edge / to, 3))) for size, edge, to in scaled]
+
+
+def _cut(shape: Sequence[int], box_mm: Sequence[float], spacing_mm: Sequence[float]) -> list[int]:
+    """Return the shape of a box with the margin around it, within the case's own."""
+    inner = _resampled([1, 1, 1], box_mm, spacing_mm)
+    return [min(size, inside + 2 * CROP_MARGIN) for size, inside in zip(shape, inner, strict=True)]
 
 
 def fits(needs: Needs, free: int) -> bool:
@@ -165,8 +184,15 @@ def grids_of(fingerprint: Fingerprint) -> list[Grid]:
     return [(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases]
 
 
+def boxes_of(fingerprint: Fingerprint) -> list[Sequence[float]] | None:
+    """Return the edges, in mm, of what a plan cuts each training case to; None where it leaves them whole."""
+    return [case.positive_box_ras_mm or () for case in fingerprint.cases] if crop(fingerprint).value else None
+
+
 def needs_of_run(config: dict[str, Any], manifest: Manifest, root: Path) -> Needs:
-    """Return what the run of a config needs, by the headers of its cases' files.
+    """Return what the run of a config needs, of each of its processes, by the headers of its cases' files.
+
+    What a case is cut to is not in a header, so it counts as it is before.
 
     Args:
         config: composed.
@@ -181,7 +207,8 @@ def needs_of_run(config: dict[str, Any], manifest: Manifest, root: Path) -> Need
     pixdim = [item["pixdim"] for item in steps if "pixdim" in item]
     profile = profile_of(config["network_name"], config["patch_divisor"])
     on_cpu = "cuda" not in str(config["device"])
-    step = config["batch_size"] * math.prod(config["patch_size"]) * profile.bytes_per_voxel if on_cpu else 0
+    share = math.ceil(config["batch_size"] / config["processes"])
+    step = share * math.prod(config["patch_size"]) * profile.bytes_per_voxel if on_cpu else 0
     grids = [(header.shape[:3], header.spacing_mm[:3]) for header in headers]
     spacing, threads = pixdim[0] if pixdim else None, config["threads"]
     return needs_of(grids, spacing, config["in_channels"], config["out_channels"], step, threads)

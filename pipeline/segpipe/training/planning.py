@@ -34,10 +34,11 @@ from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
 from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, seen_share
 from segpipe.training.fragments import OWNED, Fragment, read_fragment
-from segpipe.training.memory_rules import grids_of, memory_rules, needs_of, step_memory, too_large
+from segpipe.training.memory_rules import boxes_of, grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
 from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, profile_of
+from segpipe.training.process_plan import dealt, process_rules, require_processes
 from segpipe.training.slices import divisor_of_slices, sliced_axis, takes_slices, thick_slices
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def plan(
     folds: int | None = None,
     jobs: int = 1,
     first_stage: bool = False,
+    processes: int = 1,
     data: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -146,6 +148,7 @@ def plan(
         folds: trainings that share the budget, with the prediction of their validation cases; None for one run.
         jobs: of them at the same time, each with its share of cores and memory.
         first_stage: plan the first of two stages, on a grid so coarse that one patch sees all that is labelled.
+        processes: that share each batch of one training; each then has its part of the machine's memory.
         data: folder that the manifest's paths start from, where it is not the manifest's own.
         out: task fragment to write, as `Plan.save` does; refused before any case is read where it is there.
         overwrite: replace it.
@@ -156,12 +159,12 @@ def plan(
         DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
     """
     dataset, root = open_manifest(manifest, data)
-    most = step_memory() if memory is None else parse_memory(memory)
+    require_processes(processes, dataset, budget is not None)
+    most = step_memory() // processes if memory is None else parse_memory(memory)
     if first_stage and budget is not None:
         raise UsageError("a first stage is planned without a budget, which has a grid of its own choice")
-    asked = Wishes(
-        network, loss, augment, most, device, _seconds(budget, device, folds, jobs), folds, jobs, first_stage
-    )
+    seconds = _seconds(budget, device, folds, jobs)
+    asked = Wishes(network, loss, augment, most, device, seconds, folds, jobs, first_stage, processes)
     content = read_fragment("network", network)[0]
     profile_of(network, content["patch_divisor"])  # refused before any case is read
     if out is not None:
@@ -185,6 +188,7 @@ class Wishes:
         folds: trainings that share it; None for one run.
         jobs: trainings at the same time, which share cores and memory.
         first_stage: whether the first of two stages is planned.
+        processes: that share each batch.
     """
 
     network: str = "unet"
@@ -196,6 +200,7 @@ class Wishes:
     folds: int | None = None
     jobs: int = 1
     first_stage: bool = False
+    processes: int = 1
 
 
 def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wishes) -> Plan:
@@ -211,9 +216,11 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
     profile = profile_of(asked.network, content["patch_divisor"])
     free_bytes = memory_here().free
     memory_bytes = asked.memory_bytes // asked.jobs
-    machine = (memory_bytes, free_bytes // asked.jobs, max(1, usable_cores() // asked.jobs))
-    applied = apply_rules(fingerprint, dataset, profile, *machine, content, asked.device, asked.first_stage)
-    planned = replace(applied, device=asked.device)
+    machine = (memory_bytes, free_bytes // (asked.jobs * asked.processes), max(1, usable_cores() // asked.jobs))
+    stages = (asked.first_stage, asked.processes)
+    planned = replace(
+        apply_rules(fingerprint, dataset, profile, *machine, content, asked.device, *stages), device=asked.device
+    )
     if asked.augment == "light" and len(dataset.foreground) > 1:
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
@@ -328,6 +335,7 @@ def apply_rules(
     network: Mapping[str, Any] | None = None,
     device: str = "cpu",
     first_stage: bool = False,
+    processes: int = 1,
 ) -> Plan:
     """Apply every rule.
 
@@ -335,12 +343,13 @@ def apply_rules(
         fingerprint: of the manifest's training cases.
         manifest: names of channels and labels.
         profile: of the network to train.
-        memory_bytes: what one training step may use.
-        free_bytes: memory that is free to this process.
+        memory_bytes: what one training step of a process may use.
+        free_bytes: memory that is free to a process.
         cores: cores to train on.
         network: content of its fragment, whose strides may have to follow the voxels; None leaves them.
         device: ``cpu`` or ``cuda``, whose own memory then holds the step.
         first_stage: whether the grid is to be as coarse as a first stage needs it.
+        processes: that share each batch.
 
     Raises:
         UsageError: the memory does not hold the smallest patch.
@@ -361,16 +370,20 @@ def apply_rules(
     if changed is not None:
         profile = replace(profile, divisor=tuple(changed.value["patch_divisor"]))
     patch = rules.patch_size(shape, profile, memory_bytes)
-    batch = rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes)
+    batch = dealt(rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes), processes)
+    threads = read_fragment("runtime", BASE[device])[0]["threads"]
     trained = len(manifest.select("training", next(iter(manifest.folds()), None)))
     needs = needs_of(
         grids_of(fingerprint),
         spacing.value,
         manifest.n_channels,
         len(manifest.labels),
-        batch.value * math.prod(patch.value) * profile.bytes_per_voxel if device == "cpu" else 0,
-        read_fragment("runtime", BASE[device])[0]["threads"],
+        batch.value // processes * math.prod(patch.value) * profile.bytes_per_voxel if device == "cpu" else 0,
+        threads,
+        boxes_of(fingerprint),
     )
+    kept = memory_rules(needs, free_bytes, free_on_disk(default_store()))
+    stored = any(rule.name == "store" and rule.value is not None for rule in kept)
     applied = [
         rules.orientation(fingerprint),
         spacing,
@@ -381,11 +394,13 @@ def apply_rules(
         *([] if changed is None else [changed]),
         rules.depth(patch.value, spacing.value),
         rules.overlap(),
-        *memory_rules(needs, free_bytes, free_on_disk(default_store())),
-        rules.epoch_time(trained, patch.value, batch.value, profile, cores),
+        *kept,
+        *process_rules(manifest, batch.value, processes, needs, stored, threads, cores),
+        rules.epoch_time(trained, patch.value, batch.value, profile, min(cores, processes * threads)),
     ]
     by_name = {rule.name: rule for rule in applied}
-    settings = {name: by_name[name].value for name in ("batch_size", "cache_rate", "store", "overlap")}
+    named = ("batch_size", "cache_rate", "store", "overlap", "processes", "steps_per_epoch")
+    settings = {name: by_name[name].value for name in named if name in by_name}
     crowded = too_large(needs, free_bytes)
     notes = (*_notes(manifest, fingerprint), *([] if crowded is None else [crowded]))
     return Plan(

@@ -172,10 +172,10 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     require_cases(dataset, config["fold"])
     quiet_libraries()
     _settle_precision(composed)
-    _settle_store(composed, dataset)
     check_components(config)
     check_network(config)
     composed.notes += settle_batch(config, composed.origins, settings.batch_rule, dataset)
+    _settle_store(composed, dataset)
     if parent is not None and settings.start is not None:
         initial = InitialOfParent(parent, settings.start, dataset, place)
         composed.initial = begin_with(config, composed.origins, initial)

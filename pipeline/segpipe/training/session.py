@@ -19,14 +19,17 @@ from typing import Any
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
 from segpipe.common.folder_lock import locked
+from segpipe.common.memory import memory_here
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import environment
+from segpipe.data import load_manifest
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.data_parallel import follows, joined, launch, processes_of, settle_processes
 from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
+from segpipe.training.memory_rules import needs_of_run
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 from segpipe.training.same_cpu import require_same_cpu
 from segpipe.training.tracking import Tracker, tracker_of
@@ -243,6 +246,8 @@ def _best(out: Path) -> dict[str, Any]:
 def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
     """Instantiate everything and run one training step and one validation case, before any caching.
 
+    Of several processes it is the share of one, alone: what exchanging gradients takes is not measured.
+
     Returns:
         Parameters, shapes, seconds a step, and an estimate of the whole.
     """
@@ -250,7 +255,9 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
     import torch
     from monai.bundle import ConfigParser
 
-    uncached = {"cache_rate": 0.0, "store": None, "manifest": str(manifest)}
+    given = ConfigParser(json.loads(json.dumps(composed.config)))
+    processes, whole = given.get_parsed_content("processes"), given.get_parsed_content("batch_size")
+    uncached = {"cache_rate": 0.0, "store": None, "manifest": str(manifest), "batch_size": whole // processes}
     config = {**json.loads(json.dumps(composed.config)), **uncached}
     try:
         with temporary_folder() as folder:
@@ -286,16 +293,31 @@ def dry_run(composed: Composed, manifest: Path) -> dict[str, Any]:
     if not math.isfinite(float(value)):
         raise DataError("the first loss is not finite", found=float(value))
     epochs, cases = trainer.state.max_epochs, len(parser.get_parsed_content("validate::dataset"))
-    checks = math.ceil(epochs / composed.config["val_interval"]) * cases
+    checks = math.ceil(epochs / composed.config["val_interval"]) * math.ceil(cases / processes)
+    trained = len(parser.get_parsed_content("train::dataset"))
+    steps = composed.config["steps_per_epoch"] or math.ceil(trained / whole)
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "batch_shape": list(batch["image"].shape),
         "first_loss": float(value),
         "validation_scores_shape": None if scores is None else list(scores.shape),
         "seconds_per_step": round(seconds, 3),
-        "steps_per_epoch": len(loader),
+        "steps_per_epoch": steps,
         "seconds_per_validation_case": validation_seconds,
-        "estimated_minutes": round((epochs * len(loader) * seconds + checks * (validation_seconds or 0)) / 60, 1),
+        "estimated_minutes": round((epochs * steps * seconds + checks * (validation_seconds or 0)) / 60, 1),
+        "processes": processes,
+        **_memory(composed.config, manifest),
+    }
+
+
+def _memory(config: dict[str, Any], manifest: Path) -> dict[str, float]:
+    """Return what all processes of a run take of memory, by the headers of its cases, and what is free."""
+    needs = needs_of_run(config, load_manifest(manifest), Path(config["dataset_dir"]))
+    cached = needs.in_memory - int((1 - config["cache_rate"]) * needs.cases)
+    each = cached if config["store"] is None else needs.from_store
+    return {
+        "memory_gb": float(f"{config['processes'] * each / 1e9:.3g}"),
+        "free_memory_gb": float(f"{memory_here().free / 1e9:.3g}"),
     }
 
 

@@ -12,7 +12,7 @@ import yaml
 from segpipe.cli.app import run
 from segpipe.data import import_first_stage
 from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
-from segpipe.errors import UsageError
+from segpipe.errors import RefusedError, UsageError
 from segpipe.training import plan
 from segpipe.training.first_stage_rules import first_stage_spacing, seen_share
 from segpipe.training.planning_rules import LARGEST_PATCH, patch_size, profile_of, resampled_shape, target_spacing
@@ -90,3 +90,34 @@ def test_a_plan_proposes_a_first_stage_where_a_patch_sees_little_and_only_there(
 def test_a_first_stage_has_no_budget(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="without a budget"):
         plan(write_data(tmp_path / "data", cases=2), first_stage=True, budget="1h")
+
+
+def test_a_patch_that_never_sees_the_whole_box_is_refused() -> None:
+    made = scans((512, 512, 200), (0.8, 0.8, 1.5), (390.0, 300.0, 280.0))
+    with pytest.raises(UsageError, match="no grid shows one patch all") as caught:
+        first_stage_spacing(made, target_spacing(made), lambda edges: [8, 8, 1])
+    assert "[8, 8, 1]" in (caught.value.found or "")
+
+
+def test_a_network_of_slices_is_no_first_stage(tmp_path: Path) -> None:
+    path = write_data(tmp_path / "data", cases=2)
+    with pytest.raises(UsageError, match="network of slices") as caught:
+        plan(path, network="unet_2d", first_stage=True)
+    assert caught.value.hint == "plan it with --network unet"
+    assert plan(path, network="unet", first_stage=True).task["patch_size"]
+
+
+@pytest.mark.parametrize("what", ["regions", "a second stage"])
+def test_a_manifest_whose_label_maps_could_not_be_imported_is_refused_before_the_training(
+    tmp_path: Path, what: str
+) -> None:
+    path = write_data(tmp_path / "data", cases=2)
+    document = json.loads(path.read_text())
+    if what == "regions":
+        document |= {"schema_version": 2, "regions": {"all": [1, 2], "lesion": [3]}}
+        path.write_text(json.dumps(document))
+    else:
+        path = import_first_stage(path, write_first_stage(path, tmp_path / "run")).path
+    with pytest.raises(RefusedError, match="one label map, and no stage before it") as caught:
+        plan(path, first_stage=True)
+    assert caught.value.path == str(path)

@@ -22,6 +22,7 @@ from .importers import dicom_label_names as dicom_label_names
 from .importers import import_corrections as import_corrections
 from .importers import import_dataset as import_dataset
 from .importers import import_first_stage as import_first_stage
+from .importers import require_one_stage as require_one_stage
 from .label_presence import labels_not_trained as labels_not_trained
 from .label_presence import labels_present as labels_present
 from .label_presence import not_trained_words as not_trained_words

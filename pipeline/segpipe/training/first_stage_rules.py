@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from segpipe.data import Fingerprint
+from segpipe.data import Fingerprint, Manifest, require_one_stage
+from segpipe.errors import UsageError
 from segpipe.training.planning_rules import Rule
+from segpipe.training.slices import takes_slices
 
 SEEN_SHARE = 0.25  # of the labelled region that a patch holds at least, else a first stage is proposed; ours
 COARSER = 1.1  # voxel edges of a grid by those of the one before
@@ -44,13 +48,39 @@ def first_stage_spacing(fingerprint: Fingerprint, own: Rule, patch_at: Callable[
         fingerprint: of the training cases.
         own: the spacing of the data set.
         patch_at: gives the patch at a spacing.
+
+    Raises:
+        UsageError: there is none up to 16 times as coarse.
     """
     spacing, coarser = [float(edge) for edge in own.value], 1.0
     while seen_share(fingerprint, spacing, patch_at(spacing)) < 1 and coarser < MOST_COARSER:
         coarser *= COARSER
         spacing = [round(max(edge, coarser * min(own.value)), 4) for edge in own.value]
+    if (share := seen_share(fingerprint, spacing, patch_at(spacing))) < 1:
+        raise UsageError(
+            "no grid shows one patch all that is labelled",
+            found=f"{share:.0%} of the box around all labels in a patch of {patch_at(spacing)} at {spacing} mm",
+            hint="give more --memory, or plan one stage",
+        )
     if spacing == list(own.value):
         return Rule("spacing_mm", spacing, "the data set's own: a patch sees all that is labelled there", OURS)
     times = math.prod(spacing) / math.prod(own.value)
     why = f"a first stage: voxels {times:.3g} times as large, the finest at which one patch sees all that is labelled"
     return Rule("spacing_mm", spacing, why, OURS)
+
+
+def require_first_stage(dataset: Manifest, path: str | Path | None, network: str, content: Mapping[str, Any]) -> None:
+    """Refuse what no first stage can be trained with, before any case is read.
+
+    Raises:
+        UsageError: a network of slices.
+        RefusedError: the manifest.
+    """
+    require_one_stage(dataset, path)
+    if takes_slices(content["network_def"]):
+        raise UsageError(
+            "a network of slices sees no organ whole, however coarse the grid",
+            found=f"--network {network}",
+            expected="a network of volumes for a first stage",
+            hint="plan it with --network unet",
+        )

@@ -32,7 +32,7 @@ from segpipe.errors import UsageError
 from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
-from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, seen_share
+from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, require_first_stage, seen_share
 from segpipe.training.fragments import OWNED, Fragment, read_fragment
 from segpipe.training.memory_rules import boxes_of, grids_of, memory_rules, needs_of, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
@@ -157,6 +157,7 @@ def plan(
     Raises:
         UsageError: no such network, folder, file or device, too little memory, or a fragment that is there already.
         DataError: a case cannot be used, which the error names, or the foreground has no intensities to scale by.
+        RefusedError: no first stage can be trained with the manifest, which has regions that overlap, or masks of one.
     """
     dataset, root = open_manifest(manifest, data)
     require_processes(processes, dataset, budget is not None)
@@ -167,6 +168,8 @@ def plan(
     asked = Wishes(network, loss, augment, most, device, seconds, folds, jobs, first_stage, processes)
     content = read_fragment("network", network)[0]
     profile_of(network, content["patch_divisor"])  # refused before any case is read
+    if first_stage:
+        require_first_stage(dataset, None if isinstance(manifest, Manifest) else manifest, network, content)
     if out is not None:
         _refuse_existing(out, overwrite)
     fingerprint = take_fingerprint(dataset, root, progress=progress)

@@ -4,5 +4,6 @@ from .dataset_import import Imported as Imported
 from .dataset_import import dicom_label_names as dicom_label_names
 from .dataset_import import import_dataset as import_dataset
 from .first_stage import import_first_stage as import_first_stage
+from .first_stage import require_one_stage as require_one_stage
 from .label_choice import LabelsNotChosenError as LabelsNotChosenError
 from .to_manifest import find_dataset as find_dataset

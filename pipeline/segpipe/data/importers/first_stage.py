@@ -90,6 +90,21 @@ def import_first_stage(
     return Imported(second, path, root, [])
 
 
+def require_one_stage(manifest: Manifest, path: str | Path | None = None) -> None:
+    """Refuse a manifest that no first stage can be trained with.
+
+    Raises:
+        RefusedError: it has regions that overlap, or masks of a first stage.
+    """
+    if manifest.regions is not None or manifest.first_stage is not None:
+        raise RefusedError(
+            "a first stage has one label map, and no stage before it",
+            path=path,
+            found="regions that overlap" if manifest.regions is not None else "a manifest of a second stage",
+            hint="train one stage alone, or the first one on a manifest without",
+        )
+
+
 def _weights_of(source: Path, manifest: Manifest, run: Path) -> list[str]:
     """Return the SHA-256 of the weights of each fold that label maps are there of.
 
@@ -111,13 +126,7 @@ def _weights_of(source: Path, manifest: Manifest, run: Path) -> list[str]:
             expected=f"{manifest_sha256(source)[:12]}, {source.name}",
             hint="name the manifest that it was trained with",
         )
-    if manifest.regions is not None or manifest.first_stage is not None:
-        raise RefusedError(
-            "a first stage has one label map, and no stage before it",
-            path=source,
-            found="regions that overlap" if manifest.regions is not None else "a manifest of a second stage",
-            hint="train one stage alone, or the first one on a manifest without",
-        )
+    require_one_stage(manifest, source)
     gone = [case.id for case in manifest.training if not (run / LABEL_MAPS / case.id / SEGMENTATION).is_file()]
     if gone:
         raise RefusedError(

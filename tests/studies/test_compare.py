@@ -203,6 +203,20 @@ def test_shares_at_the_same_time_record_beside_each_other(manifest, tmp_path) ->
     assert set(state(study.out)["cells"]) == {first.key, second.key, third.key}
 
 
+def test_a_share_that_begins_beside_one_of_other_settings_is_refused(manifest, tmp_path) -> None:
+    task = str(manifest.parent / "task.yaml")
+    first, second = (
+        open_state(Study(settings, load_manifest(manifest), manifest, manifest.parent, tmp_path / "out"))
+        for settings in (Settings(("unet",), ("dice",), task, steps=2), Settings(("unet",), ("dice",), task, steps=9))
+    )
+    first.variants["unet+dice"] = {}
+    first.write()
+    with pytest.raises(UsageError, match="begun with other settings") as error:
+        second.refresh()
+    assert (error.value.found, error.value.expected) == ("steps: 9", "steps: 2")
+    assert second.variants == {} and state(tmp_path / "out")["settings"]["steps"] == 2
+
+
 def test_a_share_beside_the_whole_or_itself_is_refused(manifest, tmp_path, fake, capsys) -> None:
     out = tmp_path / "out"
     with held_by(out, Shard(0, 2), UsageError("busy")):

@@ -82,10 +82,15 @@ class State:
             self.write()
 
     def refresh(self) -> None:
-        """Take in what other shares have written."""
+        """Take in what other shares have written.
+
+        Raises:
+            UsageError: one that began at the same time has other settings, which are named.
+        """
         path = self.out / STATE
         if path.exists():
             written = read_json(path, "comparison")
+            require_same(self.document["settings"], written["settings"], self.out, "other settings")
             self.variants.update(written["variants"])
             self.cells.update(written["cells"])
 

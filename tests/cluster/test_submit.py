@@ -51,6 +51,20 @@ def test_shares_of_a_prediction(tmp_path: Path) -> None:
     assert planned(PREDICT, tmp_path)[0].words == tuple(PREDICT)
 
 
+@pytest.mark.parametrize(
+    ("places", "made"),
+    [
+        ("bundle scans out", "out"),
+        ("bundle a.nii.gz b.nii.gz out", "out"),
+        ("bundle a b c out --only nifti", "out"),
+        ("bundle scans --device cpu out", ""),
+        ("--json bundle scans out", ""),
+    ],
+)
+def test_what_a_prediction_makes_is_its_last_place(places: str, made: str, tmp_path: Path) -> None:
+    assert {task.made for task in planned(["predict", *places.split()], tmp_path, 2)} == {made}
+
+
 def test_folds_of_a_training_and_what_measures_them(tiny_manifest: Path, tmp_path: Path) -> None:
     words = ["train", str(tiny_manifest), "--task", "t.yaml", "--folds", "all", "--out", "runs/cv", "--epochs", "2"]
     first, second, measure = planned(words, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -135,10 +136,14 @@ class _Planned:
 
     @property
     def out(self) -> str:
-        """The folder of the results, as far as the words tell: that of ``--out``, or the third place of ``predict``."""
-        places = self.words[1:4] if self.words[0] == "predict" else ()
-        plain = len(places) == 3 and not any(word.startswith("-") for word in places)
-        return places[2] if plain else _value(self.words, "--out") or ""
+        """The folder of the results, as far as the words tell: that of ``--out``, or of ``predict`` the last place.
+
+        Its places are BUNDLE IN... OUT; they are known where they stand before all options.
+        """
+        if self.words[0] != "predict":
+            return _value(self.words, "--out") or ""
+        places = list(itertools.takewhile(lambda word: not word.startswith("-"), self.words[1:]))
+        return places[-1] if len(places) >= 3 else ""
 
     def begun(self, run: str) -> dict[str, Any]:
         """Return how a single run goes on: with its own settings, and with what no run records."""

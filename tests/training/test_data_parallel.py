@@ -16,6 +16,7 @@ from segpipe.common.subprocesses import Ended
 from segpipe.errors import RefusedError, SegpipeError, UsageError
 from segpipe.training import data_parallel
 from segpipe.training.data_parallel import LOST, launch, processes_of, settle_processes
+from segpipe.training.fragments import configs_folder
 from segpipe.training.run_folder import RunSettings, compose_run, prepare
 from segpipe.training.session import resume
 from tiny_data import SMALL, train_arguments
@@ -62,10 +63,14 @@ def test_each_refusal_says_what_can_be_shared(
         assert "config" in explained(tiny_manifest, capsys, *given.split(), *word.split())
 
 
-def test_where_the_batches_are_for_one_process_it_says_so(tiny_manifest: Path, capsys) -> None:
+def test_where_the_batches_are_for_one_process_it_says_so(tiny_manifest: Path, tmp_path: Path, capsys) -> None:
     error = explained(tiny_manifest, capsys, "--processes", "5")["error"]
     assert error["found"] == "3 cases, 5 processes"
-    assert error["hint"] == "leave --processes out, or --processes 3 --set batch_size=3"
+    assert error["hint"] == "--processes 1, or --processes 3 --set batch_size=3"
+    runtime = tmp_path / "five.yaml"
+    runtime.write_text((configs_folder() / "runtime/cpu.yaml").read_text().replace("processes: 1", "processes: 5"))
+    assert explained(tiny_manifest, capsys, "--runtime", str(runtime))["error"]["hint"] == error["hint"]
+    assert "config" in explained(tiny_manifest, capsys, "--runtime", str(runtime), "--processes", "1")
     rule = explained(tiny_manifest, capsys, "--processes", "2", "--batch-rule", "doubled")["error"]
     assert rule["expected"] == "split or scaled"
 

@@ -70,7 +70,8 @@ class _Asked:
         if self.rule == "split" and not self.refusal(self.processes, self.batch_size * self.processes):
             ways.append("--batch-rule scaled")
         fewer = self._fewer()
-        ways.append(f"--processes {fewer}" if fewer > 1 else "leave --processes out")
+        alone = "leave --processes out" if self.rule is None else "--processes 1"  # a fragment may name some
+        ways.append(f"--processes {fewer}" if fewer > 1 else alone)
         if self.rule == "split" and fewer < self.validated < self.processes:
             ways.append(f"--processes {self.validated} {self._batches(self.validated)}")
         return ways

@@ -288,7 +288,7 @@ def _train(
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
     if seconds is not None and composed.config["processes"] > 1:
-        raise UsageError("--budget measures one process", hint="leave --processes out, or name --epochs")
+        raise UsageError("--budget measures one process", hint="--processes 1, or name --epochs")
     if seconds is not None:
         length = _length(manifest, root, settings, composed, seeds, seconds, progress)
         composed = compose_run(manifest, root, replace(settings, **length), policy)

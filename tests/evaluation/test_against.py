@@ -47,6 +47,26 @@ def test_the_difference_is_paired_by_patient(tmp_path: Path, capsys: pytest.Capt
     assert "Paired over 7 cases of 6 patients: out: mean Dice 0.3214 above before, 95 % interval +" in said
 
 
+def test_who_rightly_finds_nothing_is_above_who_finds_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, nothing = Study(tmp_path), np.zeros_like(cube())
+    study.add("found", nothing, cube(), patient_id="a")
+    study.add("nothing", nothing, nothing, patient_id="b")
+    study.add("right", cube(), cube(), patient_id="c")
+    assert study.run("--no-figures") == 0
+    shutil.move(study.out, tmp_path / "before/out")
+    shutil.copy(tmp_path / "labels/found.nii.gz", study.predictions / "found.nii.gz")
+    capsys.readouterr()
+    assert study.run("--no-figures", "--json", "--against", str(tmp_path / "before/out")) == 0
+    against = json.loads(capsys.readouterr().out)["against"]
+    assert (against["cases"], against["left_out"], against["difference"]["mean"]) == (2, 1, 0.5)
+    assert study.run("--no-figures", "--against", str(tmp_path / "before/out")) == 0
+    said = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert f"{study.out}:meanDice0.5000above{tmp_path}/before/out" in said  # one name: told by their paths
+    assert "1caseleftout:noDiceoneitherside." in said
+
+
 def test_with_few_patients_it_says_how_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = measured(tmp_path, ["a", "b", "b"])
     capsys.readouterr()

@@ -108,7 +108,7 @@ def command(
     paired = None if other is None else other.paired_with(evaluation)
     _show_measures(console, evaluation)
     if paired is not None:
-        console.say(paired.words(out.resolve().name))
+        console.say(paired.words(out))
     _show_model(console, evaluation)
     _show_readings(console, evaluation)
     if seen := evaluation.settings.get("seen_in_training"):

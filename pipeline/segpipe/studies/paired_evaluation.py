@@ -27,24 +27,33 @@ class Paired:
 
     Attributes:
         other: name of the other.
-        cases: that both measured.
+        folder: of the other, as it was given.
+        cases: that were paired.
+        left_out: how many were not: of a Dice on neither side, since nothing is there and nothing was found.
         comparison: of the mean Dice of a case, over patients.
     """
 
     other: str
+    folder: Path
     cases: int
+    left_out: int
     comparison: Comparison
 
-    def words(self, name: str) -> str:
-        """Return what was found, of an evaluation of this name."""
+    def words(self, out: Path) -> str:
+        """Return what was found, of the evaluation in a folder; two of one name are told by their paths."""
         over = f"{counted(self.cases, 'case')} of {counted(self.comparison.patients, 'patient')}"
-        return f"Paired over {over}: {in_words(name, self.other, self.comparison, 1)}"
+        name, other = out.resolve().name, self.other
+        if name == other:
+            name, other = str(out), str(self.folder)
+        left = f" {counted(self.left_out, 'case')} left out: no Dice on either side." if self.left_out else ""
+        return f"Paired over {over}: {in_words(name, other, self.comparison, 1)}{left}"
 
     def document(self) -> dict[str, Any]:
         """Return plain values."""
         return {
             "evaluation": self.other,
             "cases": self.cases,
+            "left_out": self.left_out,
             "patients": self.comparison.patients,
             "difference": asdict(self.comparison.difference),
             "p": self.comparison.p,
@@ -53,17 +62,26 @@ class Paired:
 
 @dataclass(frozen=True)
 class Other:
-    """An evaluation that another is held against: its folder's name, and the mean Dice of each case."""
+    """An evaluation that another is held against: its folder as it was given, and the mean Dice of each case."""
 
-    name: str
+    folder: Path
     dice: Mapping[str, float | None]
 
     def paired_with(self, evaluation: Evaluation) -> Paired:
-        """Return an evaluation less this one: mean difference of Dice, its interval over patients, Wilcoxon's p."""
-        groups = {case.id: case.group for case in evaluation.cases}
-        found = {case: value for case, value in evaluation.case_dice.items() if value is not None}
-        here = {case: value for case, value in self.dice.items() if value is not None and case in found}
-        return Paired(self.name, len(here), compare(here, {"other": found}, groups)["other"])
+        """Return an evaluation less this one: mean difference of Dice, its interval over patients, Wilcoxon's p.
+
+        A case without a Dice has none of the labels, and none was found: that counts as 1 beside one with a Dice.
+        """
+        groups, dice = {case.id: case.group for case in evaluation.cases}, evaluation.case_dice
+        told = [case for case in dice if case in self.dice and {dice[case], self.dice[case]} != {None}]
+        here, found = ({case: _or_right(side[case]) for case in told} for side in (self.dice, dice))
+        comparison = compare(here, {"other": found}, groups)["other"]
+        left_out = len(dice.keys() | self.dice.keys()) - len(told)
+        return Paired(self.folder.resolve().name, self.folder, len(told), left_out, comparison)
+
+
+def _or_right(dice: float | None) -> float:
+    return 1.0 if dice is None else dice
 
 
 def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None) -> Other:
@@ -99,4 +117,4 @@ def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None)
             expected=f"manifest {asked[0][:12]}" if same else two,
             hint="measure both on the same cases of the same manifest",
         )
-    return Other(folder.resolve().name, dice)
+    return Other(folder, dice)

@@ -37,6 +37,7 @@ from segpipe.bundle.vet import (
     unpacked,
 )
 from segpipe.common.api_calls import require_keywords
+from segpipe.common.channel_names import masks_of
 from segpipe.common.files import absolute_path, sha256_of
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import (
@@ -185,7 +186,8 @@ class Bundle:
             unit = units_of(of_scans.metadata).get("0")
             whole = isinstance(image, (list, tuple)) and len(image) == len(self.channels)  # masks of a first stage, too
             channels = max(1, len((self if whole else of_scans).channels))
-            case = read_images(image, channels, affine_ras, registered, unit)
+            masks = self.masks if channels == len(self.channels) else 0
+            case = read_images(image, channels, affine_ras, registered, unit, masks)
             _require_modality(case, modalities)
             return self._loaded[model].segment(case)
 
@@ -210,6 +212,13 @@ class Bundle:
     def of_scans(self) -> Bundle:
         """The bundle that says what images a case brings: the first stage, where there is one."""
         return self.first_stage or self
+
+    @property
+    def masks(self) -> int:
+        """How many of the last channels are masks, by the first stage or by their names."""
+        if self.first_stage is not None:
+            return len(self.channels) - len(self.first_stage.channels)
+        return masks_of(self.channels)
 
     @property
     def facts(self) -> dict[str, str | None]:
@@ -244,6 +253,7 @@ class Bundle:
             name=self.name,
             version=self.version,
             channels=max(1, len(self.channels)),
+            masks=self.masks,
             labels=self.labels,
             preprocessing=typed.to_config() if typed else None,
             windowing=None if self.unsupported else windowing,

@@ -344,10 +344,10 @@ def as_source(case: CaseInput, recipe: Recipe) -> CaseInput:
     if recipe.route == "typed" or isinstance(case, Source):
         return case
     if isinstance(case, Series):
-        return read_source(case, recipe.channels) if case.further else case
+        return read_source(case, recipe.channels, masks=recipe.masks) if case.further else case
     if all(map(is_nifti, case)) and not isinstance(case, RegisteredFiles):
         return case
-    return read_source(case, recipe.channels)
+    return read_source(case, recipe.channels, masks=recipe.masks)
 
 
 @contextmanager

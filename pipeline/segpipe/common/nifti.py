@@ -49,7 +49,6 @@ class Header:
         sform_code: what the affine's millimetres refer to (1 scanner, 2 aligned, ...); 0 where the sform is not used.
         qform_code: the same of the qform.
         qform: (4, 4), None where the file has none.
-        is_labels: whether its intent says that values are labels, such as those of a mask.
     """
 
     path: Path
@@ -60,7 +59,6 @@ class Header:
     sform_code: int = 1
     qform_code: int = 0
     qform: NDArray[np.float64] | None = None
-    is_labels: bool = False
 
     @property
     def is_oriented(self) -> bool:
@@ -134,8 +132,7 @@ def header_of_image(image: Any, path: Path) -> Header:
             expected=f"at most {limit:.3g} mm",
             hint="set both by image.set_sform and image.set_qform",
         )
-    is_labels = int(header["intent_code"]) == INTENT_LABEL
-    return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform, is_labels)
+    return Header(path, grid.shape, grid.affine, grid.spacing_mm, grid.dtype, *codes_and_qform)
 
 
 def header_of_array(shape: Sequence[int], dtype: np.dtype[Any], affine: Any, path: Path) -> Header:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
+from segpipe.common.channel_names import masks_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import read_header
 from segpipe.errors import SegpipeError, UsageError
@@ -83,6 +84,7 @@ class FastPrediction:
             where,
             max_memory=max_memory,
             cleanup=Compose(list(cleanup)) if cleanup else None,
+            masks=_masks(Path(config_file).with_name("metadata.json")),
         )
 
     def run(self) -> None:
@@ -115,6 +117,13 @@ class FastPrediction:
 def _stock_name(path: Path) -> str:
     """Return a file's name as `SaveImaged` keeps it."""
     return path.with_suffix("").stem if path.suffix == ".gz" else path.stem
+
+
+def _masks(metadata: Path) -> int:
+    """Return how many of the last channels are masks, by the metadata beside a bundle's config."""
+    formats = read_json(metadata).get("network_data_format", {}) if metadata.is_file() else {}
+    names = formats.get("inputs", {}).get("image", {}).get("channel_def", {})
+    return masks_of([str(names[index]) for index in sorted(names, key=int)])
 
 
 def _channels(paths: Sequence[Path]) -> int:

@@ -55,6 +55,7 @@ class StreamingEngine:
         max_memory: bytes that the process may take; None for what the machine has.
         cleanup: changes the item ``pred`` of a case, a label map (1, X, Y, Z), or None.
         probe: what one window costs; measured with the first case.
+        masks: how many of the last channels are masks, which may be constant.
     """
 
     preprocessing: Preprocessing
@@ -65,6 +66,7 @@ class StreamingEngine:
     max_memory: int | None = None
     cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     probe: Probe | None = None
+    masks: int = 0
 
     def read(self, case: CaseInput, prefetched: ReadCase | None = None) -> tuple[ReadCase, int]:
         """Choose windows with which a case fits into memory, and read it.
@@ -91,7 +93,7 @@ class StreamingEngine:
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
             windowing = replace(windowing, batch=min(windowing.batch, most))
         self._fitting, peak = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
-        return prefetched or read_case(case, self.channels, headers), peak
+        return prefetched or read_case(case, self.channels, headers, self.masks), peak
 
     def segment(
         self,

@@ -42,7 +42,7 @@ class FirstStage:
             SegpipeError: the scans cannot be used, what is given as a mask is none, or the first stage fails.
         """
         if _channels_of(case) == self.channels:
-            read = read or read_case(case, self.channels)
+            read = read or read_case(case, self.channels, masks=self.channels - self.recipe.channels)
             self._require_masks(read)
             return read
         read = read or read_case(case, self.recipe.channels)

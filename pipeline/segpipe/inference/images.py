@@ -45,7 +45,12 @@ FORM_CODES = ("qform_code", "sform_code")  # of a NIfTI file, in the metadata of
 
 
 def read_images(
-    image: Image, channels: int, affine_ras: ArrayLike | None = None, registered: bool = False, unit: str | None = None
+    image: Image,
+    channels: int,
+    affine_ras: ArrayLike | None = None,
+    registered: bool = False,
+    unit: str | None = None,
+    masks: int = 0,
 ) -> CaseInput:
     """Return what a segmenter takes for an image of any kind that is known.
 
@@ -56,6 +61,7 @@ def read_images(
         affine_ras: (4, 4) of arrays: voxel index to mm, RAS+.
         unit: that a PET is to be in; see `segpipe.dicom.in_unit`.
         registered: the images lie in one space: those on another grid than the first are resampled to it.
+        masks: how many of the last channels are masks, which may be constant.
 
     Raises:
         UsageError: no such file, an image of another kind, or an affine that is missing or belongs to nothing.
@@ -85,7 +91,7 @@ def read_images(
     if len(images) == 1 and isinstance(images[0], Volume):
         return _of_volume(volume_in_unit(images[0], unit), channels)
     read = [_read(single, affine_ras) for single in images]
-    return _of_channels(_on_one_grid(read) if registered else read, channels)
+    return _of_channels(_on_one_grid(read) if registered else read, channels, masks)
 
 
 def _of_volume(volume: Volume, channels: int) -> Source:
@@ -109,13 +115,13 @@ def _on_one_grid(images: list[tuple[Header, NDArray[Any]]]) -> list[tuple[Header
     ]
 
 
-def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int) -> Source:
+def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int, masks: int) -> Source:
     if not images:
         raise UsageError("there is no image", expected="one, or one a channel")
     headers = [header for header, _ in images]
     require_channels(headers, channels)
-    for header, values in images:
-        judge_voxels(values, header.path, header.is_labels)
+    for index, (header, values) in enumerate(images):
+        judge_voxels(values, header.path, masks if len(images) == 1 or index >= channels - masks else 0)
     if len(images) > 1:
         return Source(headers[0], np.stack([values for _, values in images]))
     values = images[0][1]

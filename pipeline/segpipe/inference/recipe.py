@@ -132,6 +132,7 @@ class Recipe(BundleFiles):
         name: of the bundle.
         version: of the bundle.
         channels: number of image channels.
+        masks: how many of the last of them are masks, which may be constant.
         labels: label value to name.
         preprocessing: the transforms of the supported subset; None takes the stock route.
         windowing: the fields of `Windowing`; None takes the engine of MONAI.
@@ -152,6 +153,7 @@ class Recipe(BundleFiles):
     regions: int = 0
     options: ModelOptions = field(default_factory=ModelOptions)
     ensemble: tuple[BundleFiles, ...] = ()
+    masks: int = 0
     first_stage: Recipe | None = None
 
     @property

@@ -63,7 +63,8 @@ class Segmenter:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, options = recipe, recipe.options
         self.device = device_of(options.device)
-        self.prefetcher = Prefetcher(recipe.scans, options.max_memory)
+        masks = max(0, recipe.masks - (recipe.channels - recipe.scans))  # among what a case brings
+        self.prefetcher = Prefetcher(recipe.scans, options.max_memory, masks)
         self._first_stage = None
         if recipe.first_stage is not None:
             self._first_stage = FirstStage(recipe.first_stage, recipe.channels, Segmenter(recipe.first_stage).segment)
@@ -105,7 +106,14 @@ class Segmenter:
             ),
         )
         self._streaming = StreamingEngine(
-            typed, windowing, self.runtime.run, self.device, recipe.channels, options.max_memory, cleanup
+            typed,
+            windowing,
+            self.runtime.run,
+            self.device,
+            recipe.channels,
+            options.max_memory,
+            cleanup,
+            masks=recipe.masks,
         )
 
     def segment(
@@ -146,7 +154,7 @@ class Segmenter:
                 read, peak = self._streaming.read(case, prefetched)
                 self.prefetcher.begin(peak)
             else:
-                read = read_case(case, self.recipe.channels)
+                read = read_case(case, self.recipe.channels, masks=self.recipe.masks)
         source, grid, regions = read.source, read.source.header, self.recipe.regions
         with torch.inference_mode():
             if self.engine == "streaming":
@@ -261,10 +269,11 @@ class Prefetcher:
     Args:
         channels: of the images.
         max_memory: bytes that the process may take; None for what the machine has.
+        masks: how many of the last channels are masks, which may be constant.
     """
 
-    def __init__(self, channels: int, max_memory: int | None) -> None:
-        self._channels, self._max_memory = channels, max_memory
+    def __init__(self, channels: int, max_memory: int | None, masks: int = 0) -> None:
+        self._channels, self._max_memory, self._masks = channels, max_memory, masks
         self._peak = 0
         self._was_read = threading.Event()
         self._waiting: tuple[str, ReadCase] | None = None
@@ -296,7 +305,7 @@ class Prefetcher:
             images = case()
             headers = read_headers(images, self._channels)
             if self._peak + SLACK * source_bytes(headers) <= allowed:
-                self._waiting = key, read_case(images, self._channels, headers)
+                self._waiting = key, read_case(images, self._channels, headers, self._masks)
         except Exception:  # noqa: BLE001 - it is read again when its turn comes, and fails then
             self._waiting = None
 

@@ -83,14 +83,14 @@ class ReadCase:
     preview: Preview
 
 
-def read_case(case: CaseInput, channels: int, headers: list[Header] | None = None) -> ReadCase:
+def read_case(case: CaseInput, channels: int, headers: list[Header] | None = None, masks: int = 0) -> ReadCase:
     """Read and judge the images of one case; arguments and errors as in `read_source`."""
     headers = headers or read_headers(case, channels)
-    source = read_source(case, channels, headers)
+    source = read_source(case, channels, headers, masks)
     return ReadCase(headers, source, preview_of(source))
 
 
-def read_source(case: CaseInput, channels: int, headers: list[Header] | None = None) -> Source:
+def read_source(case: CaseInput, channels: int, headers: list[Header] | None = None, masks: int = 0) -> Source:
     """Read and judge the images of one case.
 
     Args:
@@ -98,6 +98,7 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
             a series, or what was read before.
         channels: how many channels the bundle expects.
         headers: what `read_headers` gave, where it was asked before.
+        masks: how many of the last channels are masks, which may be constant.
 
     Raises:
         UsageError: no such file.
@@ -114,7 +115,11 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
         arrays = [volume.array for volume in volumes]
         return Source(headers[0], np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
     files = [read_header(path) for path in case] if isinstance(case, RegisteredFiles) else headers
-    arrays = [on_grid_of(files[0], file, _read_judged(file)) for file in files]
+    scans = len(files) - masks if len(files) > 1 else 1
+    arrays = [
+        on_grid_of(files[0], file, _read_judged(file, masks if index >= scans or len(files) == 1 else 0))
+        for index, file in enumerate(files)
+    ]
     if len(arrays) == 1:
         array = np.moveaxis(arrays[0], 3, 0) if arrays[0].ndim == 4 else arrays[0][None]
     else:
@@ -187,19 +192,20 @@ def _header_of(series: Series, channels: int) -> Header:
     return header
 
 
-def _read_judged(header: Header) -> NDArray[Any]:
+def _read_judged(header: Header, masks: int) -> NDArray[Any]:
     values = read_voxels(header)
-    judge_voxels(values, header.path, header.is_labels)
+    judge_voxels(values, header.path, masks)
     return values
 
 
-def judge_voxels(values: NDArray[Any], path: Path, is_labels: bool = False) -> None:
-    """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in; a mask may be empty.
+def judge_voxels(values: NDArray[Any], path: Path, masks: int = 0) -> None:
+    """Refuse an image (X, Y, Z) or (X, Y, Z, C) that nothing can be found in; the last ``masks`` channels may be empty.
 
     Raises:
         DataError: voxels that are not finite or no measurements, or a channel that is constant.
     """
-    for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
+    channels = np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]
+    for index, channel in enumerate(channels):
         least, most = channel.min(), channel.max()  # NaN if there is one
         if not (np.isfinite(least) and np.isfinite(most)):
             bad = values.size - np.count_nonzero(np.isfinite(values))
@@ -209,7 +215,7 @@ def judge_voxels(values: NDArray[Any], path: Path, is_labels: bool = False) -> N
                 found=f"{bad} NaN or infinite voxels",
                 hint="export it again, or set them to the background's intensity",
             )
-        if least == most and not is_labels:
+        if least == most and index < len(channels) - masks:
             raise DataError("the image is constant", path=path, found=f"every voxel is {least}")
         refuse_outliers(channel, path)
 

@@ -226,7 +226,8 @@ class _Fold:
     def _labelled(self, case: Case) -> tuple[Source, Labelled]:
         paths = [str(self.data / image) for image in case.images]
         channels = max(1, len(self.bundle.channels))
-        source = read_source(RegisteredFiles(paths) if case.registered else paths, channels)
+        files = RegisteredFiles(paths) if case.registered else paths
+        source = read_source(files, channels, masks=self.bundle.masks)
         label = read_header(self.data / str(case.label))
         require_one_grid([source.header, label])
         image = np.asarray(source.array, np.float32)

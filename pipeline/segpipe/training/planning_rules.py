@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.common.channel_names import is_mask
 from segpipe.data import CaseFingerprint, Fingerprint
 from segpipe.errors import DataError, UsageError
 from segpipe.training.config_checks import divisor_words, divisors_of
@@ -210,11 +211,6 @@ def intensity(fingerprint: Fingerprint) -> Rule:
 def is_ct(channel: str) -> bool:
     """Return whether a channel's name says that its values are HU."""
     return channel.upper() == "CT" or channel.upper().startswith(("CT_", "CT-", "CT "))
-
-
-def is_mask(channel: str) -> bool:
-    """Return whether a channel's name says that its values are 0 and 1: ``mask``, or ``mask of`` something."""
-    return channel.casefold().split(" ")[0] == "mask"
 
 
 def _hounsfield(fingerprint: Fingerprint, channel: int) -> tuple[dict[str, Any], str]:

@@ -80,13 +80,15 @@ def test_an_empty_mask_is_no_fault_of_a_case_and_an_empty_scan_is(there: Path):
     second = load_manifest(import_first_stage(there / "data" / "manifest.json", there / "run").path)
     case = next(case for case in second.training if case.id == LOST)
     assert examine(case, there / "data", second).findings == []
-    source = read_source([there / "data" / image for image in case.images], 4)
+    source = read_source([there / "data" / image for image in case.images], 4, masks=3)
     assert not source.array[1:].any() and source.array[0].any()
     mask = nib.load(there / "data" / case.images[1])
-    nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.int16), mask.affine), there / "data" / case.images[0])
+    empty = nib.Nifti1Image(np.zeros(mask.shape, np.int16), mask.affine)
+    empty.header.set_intent("label")  # whatever a file says of itself
+    nib.save(empty, there / "data" / case.images[0])
     assert [finding.kind for finding in examine(case, there / "data", second).findings] == ["constant_image"]
     with pytest.raises(DataError, match="the image is constant"):
-        read_source([there / "data" / image for image in case.images], 4)
+        read_source([there / "data" / image for image in case.images], 4, masks=3)
 
 
 @pytest.mark.parametrize(

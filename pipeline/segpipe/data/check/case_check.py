@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.channel_names import masks_of
 from segpipe.common.console import digits
 from segpipe.common.files import sha256_of
 from segpipe.common.nifti import Header, grid_difference, read_header, read_volume, require_3d
@@ -132,7 +133,11 @@ def examine(case: Case, root: Path, manifest: Manifest) -> CaseFacts:
     n_channels = manifest.n_channels
     facts = CaseFacts(case.id)
     parts = ["image"] if len(case.images) == 1 else [f"image {index}" for index in range(len(case.images))]
-    grids = [_image(facts, case, root, path, part, n_channels) for path, part in zip(case.images, parts, strict=True)]
+    masks = masks_of(manifest.channels)
+    grids = [
+        _image(facts, case, root, path, part, n_channels, is_mask=len(parts) > 1 and index >= len(parts) - masks)
+        for index, (path, part) in enumerate(zip(case.images, parts, strict=True))
+    ]
     first = next((grid for grid in grids if grid is not None), None)
     if first is not None:
         facts.orientation = first.orientation
@@ -174,7 +179,9 @@ def _scan(facts: CaseFacts, header: Header, part: str, *, as_label: bool) -> Vox
     return None
 
 
-def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_channels: int) -> Header | None:
+def _image(
+    facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_channels: int, *, is_mask: bool
+) -> Header | None:
     header = _open(facts, case, root, path, part)
     if header is None:
         return None
@@ -190,16 +197,16 @@ def _image(facts: CaseFacts, case: Case, root: Path, path: str, part: str, n_cha
         facts.add("wrong_channels", f"{channels} channels", f"{n_channels} channels", part)
     voxels = _scan(facts, header, part, as_label=False)
     if voxels is not None:
-        judge_image(facts, voxels, part, header.is_labels)
+        judge_image(facts, voxels, part, is_mask)
     return grid
 
 
-def judge_image(facts: CaseFacts, voxels: Voxels, part: str, is_labels: bool = False) -> None:
+def judge_image(facts: CaseFacts, voxels: Voxels, part: str, is_mask: bool = False) -> None:
     """Note what is wrong with the voxels of an image, whatever kind of file they are from; a mask may be empty."""
     facts.digests[part] = voxels.digest
     if voxels.n_not_finite:
         facts.add("not_finite", f"{voxels.n_not_finite} voxels NaN or infinite", "finite numbers", part)
-    elif voxels.lowest == voxels.highest and not is_labels:
+    elif voxels.lowest == voxels.highest and not is_mask:
         facts.add("constant_image", f"every voxel is {voxels.lowest:g}", "an image", part)
     for outliers in voxels.outliers:
         facts.add("outlying_voxels", str(outliers), "voxels that a scanner can have measured", part)

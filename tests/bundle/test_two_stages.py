@@ -118,7 +118,8 @@ def test_it_is_one_bundle_with_the_other_in_it(both: Bundle, first: Path, second
     known = [sha256_of(first / f"fold_{fold}" / "best.pt") for fold in (0, 1)]
     assert inside["first_stage"]["weights_sha256"] == known
     cases = {case["id"] for case in json.loads((first / "fold_0" / "manifest.json").read_text())["training"]}
-    assert set(record["split"]["training"]) == cases  # by either stage
+    recorded = set(json.loads((second / "run.json").read_text())["cases"]["training"])
+    assert set(record["split"]["training"]) == cases | recorded  # by either stage, also what no manifest has any more
     assert "## Two stages" in (both.root / "docs" / "README.md").read_text()
 
 

@@ -13,8 +13,8 @@ Ends with exit code 1 where one of these fails:
 - another fold prepares nothing again;
 - a scan that was changed is prepared again, and no other.
 
-Nothing is validated: at this size that takes longer than some steps. The scans are made: air without noise, noise with
-a deviation of 20 HU in the body.
+Each training ends with a validation of its fold, which takes longer than the steps. The scans are made: air without
+noise, noise with a deviation of 20 HU in the body.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
-from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
+from segpipe.data.fingerprint import Fingerprint
 from segpipe.errors import UsageError
 from segpipe.training.budget_rules import (
     FEWEST_VOXELS,
@@ -28,38 +28,14 @@ from segpipe.training.budget_rules import (
 from segpipe.training.budgets import ENOUGH_STEPS, duration, parse_budget
 from segpipe.training.planning_rules import profile_of
 from segpipe.training.step_measurement import Measured, windows_of
+from tiny_fingerprint import Shape, Triple, made_fingerprint
 
 GB = 10**9
 UNET = profile_of("unet", 8)
-CHANNEL = Channel(
-    dtype="int16", nonzero_fraction=1, overall=Intensity(mean=0, std=1, percentiles=(-2, -1, 0, 1, 2)), foreground=None
-)
 
 
-def scans(
-    shape: tuple[int, int, int], spacing: tuple[float, float, float], box: tuple[float, float, float], ml: float = 100.0
-) -> Fingerprint:
-    cases = [
-        CaseFingerprint(
-            id=f"case{index}",
-            shape=shape,
-            spacing_mm=spacing,
-            orientation="RAS",
-            channels=[CHANNEL],
-            labels={},
-            foreground_box_mm=box,
-        )
-        for index in range(10)
-    ]
-    summary = Summary(
-        cases=10,
-        median_shape_ras=shape,
-        median_spacing_ras_mm=spacing,
-        orientations={"RAS": 10},
-        foreground=[None],
-        median_volume_ml={"organ": ml},
-    )
-    return Fingerprint(name="made", modality=["CT"], summary=summary, cases=cases)
+def scans(shape: Shape, spacing: Triple, box: Triple, ml: float = 100.0) -> Fingerprint:
+    return made_fingerprint(*[(shape, spacing)] * 10, box=box, median_ml=ml, modality="CT")
 
 
 CT = scans((512, 512, 200), (0.8, 0.8, 1.5), (200.0, 150.0, 180.0))

@@ -11,50 +11,26 @@ import yaml
 
 from segpipe.cli.app import run
 from segpipe.data import import_first_stage
-from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
 from segpipe.errors import RefusedError, UsageError
 from segpipe.training import plan
 from segpipe.training.first_stage_rules import first_stage_spacing, seen_share
 from segpipe.training.planning_rules import LARGEST_PATCH, patch_size, profile_of, resampled_shape, target_spacing
 from tiny_data import write_data
+from tiny_fingerprint import Triple, made_fingerprint
 from tiny_stages import write_first_stage
 
 UNET = profile_of("unet", 8)
-Triple = tuple[float, float, float]
-
-
-def scans(shape: tuple[int, int, int], spacing: Triple, box: Triple | None) -> Fingerprint:
-    overall = Intensity(mean=0, std=1, percentiles=(-2, -1, 0, 1, 2))
-    channel = Channel(dtype="int16", nonzero_fraction=1, overall=overall, foreground=None)
-    case = CaseFingerprint(
-        id="case",
-        shape=shape,
-        spacing_mm=spacing,
-        orientation="RAS",
-        channels=[channel],
-        labels={},
-        foreground_box_mm=box,
-    )
-    summary = Summary(
-        cases=1,
-        median_shape_ras=shape,
-        median_spacing_ras_mm=spacing,
-        orientations={"RAS": 1},
-        foreground=[None],
-        median_volume_ml={},
-    )
-    return Fingerprint(name="made", modality=["CT"], summary=summary, cases=[case])
 
 
 def test_the_share_of_the_box_is_that_of_its_sides() -> None:
-    made = scans((512, 512, 200), (0.8, 0.8, 1.5), (256.0, 128.0, 192.0))
+    made = made_fingerprint(((512, 512, 200), (0.8, 0.8, 1.5)), box=(256.0, 128.0, 192.0))
     assert seen_share(made, [0.8, 0.8, 1.5], [160, 160, 64]) == pytest.approx(0.5 * 1 * 0.5)
-    assert seen_share(scans((8, 8, 8), (1, 1, 1), None), [1, 1, 1], [8, 8, 8]) == 1
+    assert seen_share(made_fingerprint(((8, 8, 8), (1, 1, 1))), [1, 1, 1], [8, 8, 8]) == 1
 
 
 @pytest.mark.parametrize("box", [(200.0, 150.0, 180.0), (390.0, 300.0, 280.0), (40.0, 40.0, 30.0)])
 def test_a_first_stage_sees_the_whole_box_on_the_finest_such_grid(box: Triple) -> None:
-    made = scans((512, 512, 200), (0.8, 0.8, 1.5), box)
+    made = made_fingerprint(((512, 512, 200), (0.8, 0.8, 1.5)), box=box)
     own = target_spacing(made)
 
     def patch_at(edges: list[float]) -> list[int]:
@@ -93,7 +69,7 @@ def test_a_first_stage_has_no_budget(tmp_path: Path) -> None:
 
 
 def test_a_patch_that_never_sees_the_whole_box_is_refused() -> None:
-    made = scans((512, 512, 200), (0.8, 0.8, 1.5), (390.0, 300.0, 280.0))
+    made = made_fingerprint(((512, 512, 200), (0.8, 0.8, 1.5)), box=(390.0, 300.0, 280.0))
     with pytest.raises(UsageError, match="no grid shows one patch all") as caught:
         first_stage_spacing(made, target_spacing(made), lambda edges: [8, 8, 1])
     assert "[8, 8, 1]" in (caught.value.found or "")

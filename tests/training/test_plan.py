@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.cli.app import run
-from segpipe.data.fingerprint import CaseFingerprint, Channel, Fingerprint, Intensity, Summary
+from segpipe.data.fingerprint import Fingerprint, Intensity
 from segpipe.data.manifest import Case, Manifest, load_manifest, save_manifest
 from segpipe.data.phantom import write_nifti
 from segpipe.errors import DataError, UsageError
@@ -34,42 +34,10 @@ from segpipe.training.planning_rules import (
     resampled_shape,
     target_spacing,
 )
+from tiny_fingerprint import made_fingerprint
 
 GB = 10**9
 UNET = profile_of("unet", 8)
-Triple = tuple[float, float, float]
-
-
-def dataset(
-    *grids: tuple[tuple[int, int, int], Triple],
-    modality: str = "MRI",
-    orientation: str = "RAS",
-    nonzero: float = 1.0,
-    foreground: Intensity | None = None,
-) -> Fingerprint:
-    overall = Intensity(mean=0, std=1, percentiles=(-2, -1, 0, 1, 2))
-    channel = Channel(dtype="int16", nonzero_fraction=nonzero, overall=overall, foreground=foreground)
-    cases = [
-        CaseFingerprint(
-            id=f"case{index}",
-            shape=shape,
-            spacing_mm=spacing,
-            orientation=orientation,
-            channels=[channel],
-            labels={},
-            foreground_box_mm=None,
-        )
-        for index, (shape, spacing) in enumerate(grids)
-    ]
-    summary = Summary(
-        cases=len(cases),
-        median_shape_ras=(1, 1, 1),
-        median_spacing_ras_mm=(1, 1, 1),
-        orientations={orientation: len(cases)},
-        foreground=[foreground],
-        median_volume_ml={},
-    )
-    return Fingerprint(name="made", modality=[modality], summary=summary, cases=cases)
 
 
 def manifest_for(fingerprint: Fingerprint, name: str = "Made Up, 1") -> Manifest:
@@ -80,31 +48,31 @@ def manifest_for(fingerprint: Fingerprint, name: str = "Made Up, 1") -> Manifest
 
 def test_spacing_is_the_median_per_axis() -> None:
     grids = [((50, 50, 50), (1.0, 2.0, 0.5)), ((50, 50, 50), (1.2, 2.0, 0.5)), ((50, 50, 50), (9.0, 2.1, 0.6))]
-    assert target_spacing(dataset(*grids)).value == [1.2, 2.0, 0.5]
+    assert target_spacing(made_fingerprint(*grids)).value == [1.2, 2.0, 0.5]
 
 
 def test_spacing_of_thick_slices_is_the_10th_percentile() -> None:
     thick = [((512, 512, 40), (0.8, 0.8, size)) for size in np.linspace(2.5, 7.5, 11)]
-    assert target_spacing(dataset(*thick)).value == pytest.approx([0.8, 0.8, 3.0])
+    assert target_spacing(made_fingerprint(*thick)).value == pytest.approx([0.8, 0.8, 3.0])
     many_slices = [((512, 512, 400), (0.8, 0.8, size)) for size in np.linspace(2.5, 7.5, 11)]
-    assert target_spacing(dataset(*many_slices)).value == pytest.approx([0.8, 0.8, 5.0])
+    assert target_spacing(made_fingerprint(*many_slices)).value == pytest.approx([0.8, 0.8, 5.0])
 
 
 def test_spacing_of_thick_slices_stays_above_the_plane() -> None:
     grids = [((512, 512, 40), (1.0, 1.0, 0.5))] * 2 + [((512, 512, 40), (1.0, 1.0, 5.0))] * 9
-    assert target_spacing(dataset(*grids)).value == [1.0, 1.0, 1.0]
+    assert target_spacing(made_fingerprint(*grids)).value == [1.0, 1.0, 1.0]
 
 
 def test_axes_are_turned_before_they_are_compared() -> None:
-    sagittal = dataset(((30, 300, 200), (4.0, 0.9, 0.8)), orientation="LPS")
-    turned = dataset(((200, 30, 300), (0.8, 4.0, 0.9)), orientation="SRA")
+    sagittal = made_fingerprint(((30, 300, 200), (4.0, 0.9, 0.8)), orientation="LPS")
+    turned = made_fingerprint(((200, 30, 300), (0.8, 4.0, 0.9)), orientation="SRA")
     assert target_spacing(sagittal).value == target_spacing(turned).value == [4.0, 0.9, 0.8]
     assert resampled_shape(turned, [4.0, 0.9, 0.8]) == (30, 300, 200)
 
 
 def test_ct_is_clipped_and_scored_as_nnunet_does() -> None:
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
-    rule = intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
+    rule = intensity(made_fingerprint(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
     values = np.linspace(-1000, 1000, 41)
     expected = (np.clip(values, -20, 220) - 80) / 40
     given_by = rule.value
@@ -117,12 +85,12 @@ def test_ct_is_clipped_and_scored_as_nnunet_does() -> None:
 @pytest.mark.parametrize("inside", [None, Intensity(mean=7, std=0, percentiles=(7, 7, 7, 7, 7))])
 def test_ct_without_a_foreground_to_scale_by(inside: Intensity | None) -> None:
     with pytest.raises(DataError, match="no intensities to scale by"):
-        intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
+        intensity(made_fingerprint(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside))
 
 
 def test_ct_beside_pet_is_scaled_as_ct_and_pet_by_case() -> None:
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
-    alone = intensity(dataset(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside)).value
+    alone = intensity(made_fingerprint(((50, 50, 50), (1, 1, 1)), modality="CT", foreground=inside)).value
     split, of_ct, of_others, joined, dropped = intensity(two_channels("CT", "PET", inside)).value
     assert of_ct == {**alone, "keys": ["image_0"]}
     assert (of_others["_target_"], of_others["keys"]) == ("NormalizeIntensityd", ["image_1"])
@@ -137,7 +105,7 @@ def test_ct_beside_pet_is_scaled_as_ct_and_pet_by_case() -> None:
 
 def two_channels(first: str, second: str, foreground: Intensity | None) -> Fingerprint:
     """Return a fingerprint of two channels that are alike."""
-    single = dataset(((50, 50, 50), (1, 1, 1)), foreground=foreground)
+    single = made_fingerprint(((50, 50, 50), (1, 1, 1)), foreground=foreground)
     cases = [case.model_copy(update={"channels": case.channels * 2}) for case in single.cases]
     summary = single.summary.model_copy(update={"foreground": [foreground, foreground]})
     return single.model_copy(update={"modality": [first, second], "cases": cases, "summary": summary})
@@ -145,7 +113,7 @@ def two_channels(first: str, second: str, foreground: Intensity | None) -> Finge
 
 @pytest.mark.parametrize(("nonzero", "masked"), [(1.0, False), (0.8, False), (0.6, True)])
 def test_mr_is_scored_by_case(nonzero: float, masked: bool) -> None:
-    rule = intensity(dataset(((50, 50, 50), (1, 1, 1)), nonzero=nonzero))
+    rule = intensity(made_fingerprint(((50, 50, 50), (1, 1, 1)), nonzero=nonzero))
     assert rule.value["_target_"] == "NormalizeIntensityd"
     assert (rule.value["nonzero"], rule.value["channel_wise"]) == (masked, True)
 
@@ -243,7 +211,7 @@ def test_several_processes_have_a_batch_and_memory_of_their_own(tiny_manifest: P
 
 def test_the_choice_between_memory_and_disk_stands_in_the_runtime_fragment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "free_on_disk", lambda place: 10**12)
-    many = dataset(*[((512, 512, 300), (0.8, 0.8, 1.0))] * 40)
+    many = made_fingerprint(*[((512, 512, 300), (0.8, 0.8, 1.0))] * 40)
     fragments = {}
     for gigabytes in (12, 1000):
         plan = apply_rules(many, manifest_for(many), UNET, 2 * GB, gigabytes * GB, 2)
@@ -279,7 +247,7 @@ def test_a_divisor_that_divides_nothing(divisor: object) -> None:
 )
 def test_any_fragment_is_its_plan_in_yaml_and_in_the_closed_list(grids, modality: str) -> None:
     inside = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
-    fingerprint = dataset(*grids, modality=modality, foreground=inside)
+    fingerprint = made_fingerprint(*grids, modality=modality, foreground=inside)
     plan = apply_rules(fingerprint, manifest_for(fingerprint), UNET, 8 * GB, GB, 2)
     assert yaml.safe_load(plan.text) == plan.task
     assert tuple(plan.task) == OWNED["task"]

@@ -31,16 +31,10 @@ from segpipe.training.budget_rules import scaled as at_other_place
 from segpipe.training.budgets import ENOUGH_STEPS, duration
 from segpipe.training.fragments import Fragment
 from segpipe.training.memory_rules import boxes_of, grids_of, memory_rules, needs_of
+from segpipe.training.other_work import others_at_work
 from segpipe.training.planned_fragments import BASE
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
-from segpipe.training.step_measurement import (
-    Measured,
-    measure,
-    measure_config,
-    others_at_work,
-    require_device,
-    startup_seconds,
-)
+from segpipe.training.step_measurement import Measured, measure, measure_config, require_device, startup_seconds
 
 ROUNDS = 4  # measurements, each at what the one before let choose
 OVERLAP = 0.5

@@ -34,17 +34,6 @@ from segpipe.training.session import unwrap
 WARM_UP = 1  # steps that are not counted: allocations, choice of kernels
 FEWEST, MOST = 2, 40  # steps that are
 ENOUGH_S = 2.0  # after which no further step is taken
-AT_WORK = """
-import sys, torch
-torch.set_num_threads(int(sys.argv[1]))
-network = torch.nn.Sequential(torch.nn.Conv3d(16, 32, 3, padding=1), torch.nn.InstanceNorm3d(32), torch.nn.PReLU())
-network.to(memory_format=torch.channels_last_3d)
-patches = torch.randn(2, 16, 48, 48, 48).to(memory_format=torch.channels_last_3d)
-network(patches).sum().backward()
-print("at work", flush=True)
-while True:
-    network(patches).sum().backward()
-"""
 LIBRARIES = "import segpipe.training.session, segpipe.components, monai.bundle, monai.engines"
 
 
@@ -117,27 +106,6 @@ def startup_seconds() -> float:
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return min(wall, 2 * own)
-
-
-@contextmanager
-def others_at_work(processes: int, threads: int) -> Iterator[None]:
-    """Keep so many processes busy with steps of a convolution, as trainings at the same time do: each is slower then.
-
-    Args:
-        processes: beside this one; with 0 nothing is done.
-        threads: of each.
-    """
-    words = [sys.executable, "-c", AT_WORK, str(threads)]
-    started = [subprocess.Popen(tied(words), env=child_environment(), stdout=subprocess.PIPE) for _ in range(processes)]
-    try:
-        for process in started:
-            if process.stdout is not None:
-                process.stdout.readline()  # it is at work
-        yield
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
 
 
 def require_device(device: str) -> None:

@@ -14,7 +14,7 @@ from segpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from rich.progress import TaskID
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     source: Annotated[
         Path | None, typer.Argument(help="Folder of the data set, or its dataset.json.", show_default=False)
     ] = None,
@@ -203,26 +204,15 @@ def command(
 
     console = Console("import", as_json=json)
     if corrections is not None:
-        others: list[Any] = [
-            layout,
-            images,
-            labels,
-            label_name,
-            slices,
-            masks,
-            spacing,
-            converted,
-            label,
-            label_values,
-            region,
-        ]
-        others += [ignore_label, annotated, repair, secondary_capture, channel, pet_unit, pictures, licence, origin]
-        if source is None or any(others) or registered or show_names or allow_missing or pseudonymise:
-            raise UsageError(
-                "--corrections goes with a result folder or a manifest",
-                expected="segpipe import RESULTS --corrections FOLDER, with --into, -o, --annotator, --confirmed, "
-                "--selection, --skip-bad, --modality, --name, --patient-rule, --key and --overwrite",
-            )
+        source = _require_obeyed(
+            context,
+            source,
+            "--corrections goes with a result folder or a manifest",
+            "segpipe import RESULTS --corrections FOLDER, with --into, -o, --annotator, --confirmed, --selection, "
+            "--skip-bad, --modality, --name, --patient-rule, --key and --overwrite",
+            {"corrections", "into", "output", "annotator", "confirmed", "selection", "skip_bad", "modality", "name"}
+            | {"patient_rule", "key", "overwrite"},
+        )
         _correct(
             console,
             source,
@@ -243,11 +233,13 @@ def command(
     if into is not None or annotator is not None or confirmed or selection != "chosen":
         raise UsageError("--into, --annotator, --confirmed and --selection go with --corrections")
     if first_stage is not None:
-        if source is None or layout or images or labels or slices or label or label_values or name or pseudonymise:
-            raise UsageError(
-                "--first-stage goes with a manifest",
-                expected="segpipe import MANIFEST --first-stage RUN, with -o and --overwrite",
-            )
+        source = _require_obeyed(
+            context,
+            source,
+            "--first-stage goes with a manifest",
+            "segpipe import MANIFEST --first-stage RUN, with -o and --overwrite",
+            {"first_stage", "output", "overwrite"},
+        )
         _second_stage(console, source, first_stage, output, overwrite)
         return
     with console.progress() as bar:
@@ -311,6 +303,22 @@ def command(
         _print_names(console, names)
     else:
         _report(console, imported)
+
+
+def _require_obeyed(
+    context: typer.Context, source: Path | None, message: str, expected: str, obeyed: Collection[str]
+) -> Path:
+    """Return the source; refuse options beside it that would be passed over."""
+    others = [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name is not None
+        and option.name not in {"source", "json", *obeyed}
+        and getattr(context.get_parameter_source(option.name), "name", None) == "COMMANDLINE"
+    ]
+    if source is None or others:
+        raise UsageError(message, found=", ".join(others) or "no source", expected=expected)
+    return source
 
 
 def _correct(console: Console, source: Path, folder: Path, **options: Any) -> None:

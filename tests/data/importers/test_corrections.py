@@ -227,6 +227,12 @@ def test_a_copy_of_a_fold_case_is_that_case(site: Site):
     assert "of the same case as another" in site.take(skip_bad=True).left_out["other"]
 
 
+@pytest.mark.parametrize("option", [["--unlabelled", "include"], ["--no-hash"], ["--first-stage", "runs/coarse"]])
+def test_options_of_other_imports_do_not_go_with_corrections(option: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run(["import", "out", "--corrections", "back", *option]) == 2
+    assert f"found: {option[0].replace('no-', '')}\n" in capsys.readouterr().err
+
+
 def write_two_channels(site: Site, flat: float | None = None) -> None:
     """Give every case a second channel, of one value everywhere where one is given."""
     site.write_manifest(hashes=False)

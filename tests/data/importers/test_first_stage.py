@@ -130,7 +130,9 @@ def test_what_does_not_fit_is_refused(there: Path, spoil: str, kind: type[Segpip
         import_first_stage(manifest, stage)
 
 
-def test_options_of_other_imports_do_not_go_with_it(there: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["import", str(there / "data" / "manifest.json"), "--first-stage", str(there / "run"), "--name", "x"]
-    assert run(words) == 2
-    assert "goes with a manifest" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--name", "x"], ["--region", "all=1,2"], ["--hash"], ["--skip-bad"]])
+def test_options_of_other_imports_do_not_go_with_it(there: Path, option: list[str], capsys: pytest.CaptureFixture[str]):
+    words = ["import", str(there / "data" / "manifest.json"), "--first-stage", str(there / "run")]
+    assert run([*words, *option]) == 2
+    said = capsys.readouterr().err
+    assert "--first-stage goes with a manifest" in said and f"found: {option[0]}\n" in said

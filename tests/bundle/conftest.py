@@ -9,8 +9,8 @@ import pytest
 import yaml
 from tiny_run import NETWORK, TASK, MakeRun, manifest, record_as_trained, write_volumes
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.common.files import write_json
 
 

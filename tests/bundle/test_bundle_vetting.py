@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from small_bundle import LOGGING, change_json, small_bundle
 
-from segpipe.bundle.open import Bundle
+from segpipe.bundle import Bundle
 from segpipe.bundle.verify import Verification, verify_bundle
 from segpipe.bundle.vet.arguments import ONE_OF
 from segpipe.bundle.vet.bundle_files import Finding

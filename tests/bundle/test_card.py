@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from tiny_run import with_test_cases, write_evaluation
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.markdown import code, table
 from segpipe.bundle.exporting.tied_evaluation import read_evaluation
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.common.files import write_csv, write_json
 from segpipe.evaluation import seal
 

@@ -19,10 +19,10 @@ from tiny_ensemble import write_folds
 from tiny_run import affines
 
 import segpipe
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.golden import record
 from segpipe.bundle.inspection import inspect_bundle
-from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.pack import pack_bundle
 from segpipe.bundle.supported_subset import read_inference, unsupported_features
 from segpipe.bundle.tensors import load_network, read_state, tensors_sha256

@@ -13,8 +13,8 @@ import pytest
 from tiny_ensemble import write_folds
 from tiny_run import TASK, MakeRun, affines, with_test_cases, write_predictions, write_truth
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.bundle.segmentation import LoadedBundle
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet import TrustPolicy

@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 from tiny_ensemble import write_folds, write_out_of_fold
 from tiny_run import record_as_trained
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet import write_sums
 from segpipe.cli.app import run

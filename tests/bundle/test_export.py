@@ -21,9 +21,9 @@ import pytest
 from tiny_run import record_as_trained, write_evaluation
 
 import segpipe
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.exporting.bundle_configs import train_config
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.cli.app import run
 from segpipe.common.files import write_json
 from segpipe.errors import DataError, RefusedError, UsageError

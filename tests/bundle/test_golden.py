@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tiny_run import AXES, KEYS, TASK, MakeRun, record_as_trained
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.golden.golden_case import LEAST, array_sha256, read_golden
 from segpipe.bundle.golden.golden_input import Goal, grids, search_image
 from segpipe.bundle.golden.golden_recording import POINTS, points
-from segpipe.bundle.open import Bundle
 from segpipe.cli.app import run as segpipe
 from segpipe.common.files import sha256_of, write_json
 from segpipe.data.phantom import write_nifti

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from docs.pages import blocks
-from segpipe.bundle.open import Bundle
+from segpipe.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))

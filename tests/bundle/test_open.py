@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.supported_subset import is_plain, resolve
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.transforms import Spacing, SpatialPad

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.pack import EPOCH, pack_bundle
 from segpipe.bundle.tensors import read_state, tensors_sha256
 from segpipe.bundle.verify import verify_bundle

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_run import record_as_trained
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.common.files import sha256_of, write_json
 from segpipe.errors import DataError
 

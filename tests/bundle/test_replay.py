@@ -14,8 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from small_bundle import change_json, small_bundle
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.golden.golden_case import array_sha256
-from segpipe.bundle.open import Bundle
 from segpipe.bundle.replay import parent as replay
 from segpipe.bundle.replay.parent import Limits, Ran, Replay, replay_bundle, run_isolated
 from segpipe.bundle.verify import verify_bundle

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, write_volumes
 
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.common.files import sha256_of, write_json
 from segpipe.data.phantom import write_nifti
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny_run import MakeRun, affines, record_as_trained
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.common.result_folder import find_segmentation
 from segpipe.data.phantom import write_nifti
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle.open import Bundle, open_bundle, unsupported_features
+from segpipe.bundle import Bundle, open_bundle
+from segpipe.bundle.supported_subset import unsupported_features
 from tiny_bundle import write_bundle
 
 Keys = tuple[str | int, ...]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tiny_run import record_as_trained, with_test_cases, write_predictions, write_truth
 
+from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.write import export
-from segpipe.bundle.open import Bundle
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet.documents import write_sums
 from segpipe.cli.app import run as segpipe

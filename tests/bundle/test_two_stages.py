@@ -15,10 +15,10 @@ from tiny_ensemble import write_folds, write_out_of_fold
 from tiny_run import KEYS, LABELS, TASK, MakeRun, affines, record_as_trained
 
 import segpipe
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.bundle.exporting.first_stage import read_stage
 from segpipe.bundle.exporting.members import read_members
 from segpipe.bundle.exporting.write import _Draft, export
-from segpipe.bundle.open import Bundle, open_bundle
 from segpipe.bundle.verify import verify_bundle
 from segpipe.bundle.vet import vet_bundle
 from segpipe.common.files import sha256_of, write_json

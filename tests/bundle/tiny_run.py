@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.bundle.open import Bundle
+from segpipe.bundle import Bundle
 from segpipe.common.files import sha256_of, write_json
 from segpipe.common.result_folder import hashes_of
 from segpipe.data.phantom import write_nifti

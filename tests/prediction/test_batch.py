@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle.open import Bundle
+from segpipe.bundle import Bundle
 from segpipe.common.files import cannot_write, sha256_of, write_json
 from segpipe.common.folder_lock import locked
 from segpipe.common.partial import PARTIAL

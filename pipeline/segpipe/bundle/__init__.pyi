@@ -11,10 +11,10 @@ from .lineage import hashes_of as hashes_of
 from .lineage import seen_by_bundle as seen_by_bundle
 from .mirroring import judge_mirror as judge_mirror
 from .mirroring import untrained_note as untrained_note
-from .open import Bundle as Bundle
 from .open import bundle_folder as bundle_folder
 from .open import is_bundle as is_bundle
 from .open import open_bundle as open_bundle
+from .opened import Bundle as Bundle
 from .pack import pack_bundle as pack_bundle
 from .segmentation import LoadedBundle as LoadedBundle
 from .segmentation import Segmentation as Segmentation

@@ -35,7 +35,8 @@ from segpipe.bundle.exporting.quality_model import quality_in_short, read_qualit
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE, Evaluation, read_evaluation, tied
 from segpipe.bundle.golden import write_golden, write_golden_quality
-from segpipe.bundle.open import Bundle, open_bundle
+from segpipe.bundle.open import open_bundle
+from segpipe.bundle.opened import Bundle
 from segpipe.bundle.vet import METADATA, plain, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text

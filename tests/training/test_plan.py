@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,13 @@ def test_several_processes_have_a_batch_and_memory_of_their_own(tiny_manifest: P
     assert (config["processes"], config["batch_size"]) == (3, settings["batch_size"])
     assert run([*words, "--processes", "2", "--budget", "1m"]) == 2
     assert "--budget measures one process" in capsys.readouterr().err
+
+
+def test_memory_of_many_processes_is_said_as_that_of_one() -> None:
+    large = made_fingerprint(*[((512, 512, 300), (0.8, 0.8, 1.0))] * 40)
+    why = apply_rules(large, manifest_for(large), UNET, 2 * GB, 4 * GB, 2, processes=64).rules["processes"].why
+    each, total = re.findall(r"([\d.,]+) GB", why)
+    assert float(total) == pytest.approx(64 * float(each), rel=0.05)
 
 
 def test_the_choice_between_memory_and_disk_stands_in_the_runtime_fragment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from segpipe.training.budget_rules import (
 from segpipe.training.budget_rules import scaled as at_other_place
 from segpipe.training.budgets import ENOUGH_STEPS, duration
 from segpipe.training.fragments import Fragment
-from segpipe.training.memory_rules import boxes_of, grids_of, memory_rules, needs_of
+from segpipe.training.memory_rules import memory_rules, needs_of_plan
 from segpipe.training.other_work import others_at_work
 from segpipe.training.planned_fragments import BASE
 from segpipe.training.planning_rules import NNUNET, NetworkProfile, Rule
@@ -203,11 +203,15 @@ def _estimate(request: Request, known: Measured, place: Resolution, startup_s: f
 
 
 def _memory_rules(request: Request, place: Resolution) -> list[Rule]:
-    step = place.batch * math.prod(place.patch) * request.profile.bytes_per_voxel if request.device == "cpu" else 0
-    channels, outputs = request.manifest.n_channels, len(request.manifest.labels)
-    known = request.fingerprint
-    needs = needs_of(
-        grids_of(known), place.spacing_mm, channels, outputs, step, request.threads, boxes_mm=boxes_of(known)
+    needs = needs_of_plan(
+        request.fingerprint,
+        request.manifest,
+        place.spacing_mm,
+        place.patch,
+        place.batch,
+        request.profile,
+        request.device,
+        request.threads,
     )
     return memory_rules(needs, request.free_bytes // request.jobs, free_bytes(default_store()))
 

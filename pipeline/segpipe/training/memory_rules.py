@@ -15,7 +15,7 @@ from typing import Any
 from segpipe.common.memory import memory_here
 from segpipe.common.nifti import read_header
 from segpipe.data import Fingerprint, Manifest
-from segpipe.training.planning_rules import CROP_MARGIN, Rule, crop, profile_of
+from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, crop, profile_of
 
 PROCESS = 700_000_000  # Python with PyTorch, MONAI and an optimiser of a small network
 PREPARING = 28  # bytes a voxel, while a case is loaded, turned, resampled by slabs and checked
@@ -139,19 +139,19 @@ def memory_rules(needs: Needs, free: int, disk: int | None) -> list[Rule]:
     stored = rate < 1 and (disk is None or needs.disk <= disk)
     parts = {"cases": needs.cases, "preparing": needs.preparing, "step": needs.step, "validation": needs.validation}
     all_of_it = {"memory": needs.in_memory, "memory_from_store": needs.from_store, "store": needs.disk}
-    takes, space = _gb(needs.in_memory), "" if disk is None else f", of {_gb(disk)} that are free"
+    takes, space = in_gb(needs.in_memory), "" if disk is None else f", of {in_gb(disk)} that are free"
     measured = "peaks measured with MONAI 1.6.1; MONAI CacheDataset"
     if not stored and rate < 1:
-        why = f"a store of the other cases takes up to {_gb(needs.disk)}{space}: give --store FOLDER on a larger disk"
+        why = f"a store of the other cases takes up to {in_gb(needs.disk)}{space}: give --store FOLDER on a larger disk"
     elif stored:
-        why = f"memory does not hold the cases: they are kept on disk, where they take up to {_gb(needs.disk)}{space}"
+        why = f"memory does not hold the cases: they are kept on disk, where they take up to {in_gb(needs.disk)}{space}"
     else:
         why = "memory holds the cases"
     return [
         Rule(
             "memory_gb",
             {name: float(f"{value / 1e9:.2g}") for name, value in (parts | all_of_it).items()},
-            f"with the cases in memory {takes}, from a store {_gb(needs.from_store)}; {_gb(free)} are free to this "
+            f"with the cases in memory {takes}, from a store {in_gb(needs.from_store)}; {in_gb(free)} are free to this "
             f"process, and a fifth of it is left alone",
             measured,
         ),
@@ -170,23 +170,43 @@ def too_large(needs: Needs, free: int) -> str | None:
     """Return a note where not even a store keeps a training within the memory that is free."""
     if needs.from_store <= free:
         return None
-    words = f"the training takes about {_gb(needs.from_store)} of memory even from a store, and {_gb(free)} are free"
+    words = (
+        f"the training takes about {in_gb(needs.from_store)} of memory even from a store, and {in_gb(free)} are free"
+    )
     large = needs.process + max(needs.preparing, needs.validation) > free
     return f"{words}: {'the largest case alone takes that' if large else 'give less for a step with --memory'}"
 
 
-def _gb(size: int) -> str:
+def in_gb(size: int) -> str:
+    """Return bytes in words, such as ``1.8 GB``."""
     return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
 
 
-def grids_of(fingerprint: Fingerprint) -> list[Grid]:
-    """Return the grids of the training cases, along the axes of RAS."""
-    return [(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases]
+def needs_of_plan(
+    fingerprint: Fingerprint,
+    manifest: Manifest,
+    spacing_mm: Sequence[float],
+    patch: Sequence[int],
+    batch: int,
+    profile: NetworkProfile,
+    device: str,
+    threads: int,
+) -> Needs:
+    """Return what a training needs that is planned, of each of its processes; its cases are cut as the plan cuts them.
 
-
-def boxes_of(fingerprint: Fingerprint) -> list[Sequence[float]] | None:
-    """Return the edges, in mm, of what a plan cuts each training case to; None where it leaves them whole."""
-    return [case.positive_box_ras_mm or () for case in fingerprint.cases] if crop(fingerprint).value else None
+    Args:
+        fingerprint: of the training cases.
+        manifest: names of channels and labels.
+        spacing_mm: that cases are resampled to.
+        patch, batch: voxels of a patch, and patches of a step of one process.
+        profile: of the network.
+        device: to train on.
+        threads: of each process.
+    """
+    grids = [(case.shape_ras, case.spacing_ras_mm) for case in fingerprint.cases]
+    boxes = [case.positive_box_ras_mm or () for case in fingerprint.cases] if crop(fingerprint).value else None
+    step = _step_bytes(batch, patch, profile, device)
+    return needs_of(grids, spacing_mm, manifest.n_channels, len(manifest.labels), step, threads, boxes)
 
 
 def needs_of_run(config: dict[str, Any], manifest: Manifest, root: Path) -> Needs:
@@ -206,9 +226,13 @@ def needs_of_run(config: dict[str, Any], manifest: Manifest, root: Path) -> Need
     steps = [item for item in config["deterministic_transforms"] if isinstance(item, dict)]
     pixdim = [item["pixdim"] for item in steps if "pixdim" in item]
     profile = profile_of(config["network_name"], config["patch_divisor"])
-    on_cpu = "cuda" not in str(config["device"])
     share = math.ceil(config["batch_size"] / config["processes"])
-    step = share * math.prod(config["patch_size"]) * profile.bytes_per_voxel if on_cpu else 0
+    step = _step_bytes(share, config["patch_size"], profile, str(config["device"]))
     grids = [(header.shape[:3], header.spacing_mm[:3]) for header in headers]
     spacing, threads = pixdim[0] if pixdim else None, config["threads"]
     return needs_of(grids, spacing, config["in_channels"], config["out_channels"], step, threads)
+
+
+def _step_bytes(batch: int, patch: Sequence[int], profile: NetworkProfile, device: str) -> int:
+    """Return what a step takes of the machine's memory: nothing where a GPU has its own."""
+    return 0 if "cuda" in device else batch * math.prod(patch) * profile.bytes_per_voxel

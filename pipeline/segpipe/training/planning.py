@@ -5,7 +5,6 @@ What is written is a plain YAML fragment, to be read and changed by hand. The ru
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
 from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, require_first_stage, seen_share
 from segpipe.training.fragments import OWNED, Fragment, read_fragment
-from segpipe.training.memory_rules import boxes_of, grids_of, memory_rules, needs_of, step_memory, too_large
+from segpipe.training.memory_rules import memory_rules, needs_of_plan, step_memory, too_large
 from segpipe.training.network_axes import is_anisotropic, network_by_axis
 from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
 from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, profile_of
@@ -376,15 +375,8 @@ def apply_rules(
     batch = dealt(rules.batch_size(fingerprint, shape, patch.value, profile, memory_bytes), processes)
     threads = read_fragment("runtime", BASE[device])[0]["threads"]
     trained = len(manifest.select("training", next(iter(manifest.folds()), None)))
-    needs = needs_of(
-        grids_of(fingerprint),
-        spacing.value,
-        manifest.n_channels,
-        len(manifest.labels),
-        batch.value // processes * math.prod(patch.value) * profile.bytes_per_voxel if device == "cpu" else 0,
-        threads,
-        boxes_of(fingerprint),
-    )
+    each = batch.value // processes
+    needs = needs_of_plan(fingerprint, manifest, spacing.value, patch.value, each, profile, device, threads)
     kept = memory_rules(needs, free_bytes, free_on_disk(default_store()))
     stored = any(rule.name == "store" and rule.value is not None for rule in kept)
     applied = [

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from segpipe.data import Manifest
 from segpipe.errors import UsageError
-from segpipe.training.memory_rules import Needs
+from segpipe.training.memory_rules import Needs, in_gb
 from segpipe.training.planning_rules import Rule
 
 OURS = "docs/reference/commands/train.md, several processes"
@@ -65,8 +65,8 @@ def process_rules(
         Rule(
             "processes",
             processes,
-            f"each with a network{'' if stored else ' and all cases'} of its own: {_gb(each)} each, "
-            f"{_gb(processes * each)} of memory in all{shared}; what exchanging gradients takes is not counted",
+            f"each with a network{'' if stored else ' and all cases'} of its own: {in_gb(each)} each, "
+            f"{in_gb(processes * each)} of memory in all{shared}; what exchanging gradients takes is not counted",
             OURS,
         )
     ]
@@ -77,7 +77,3 @@ def process_rules(
         why = "the last batch would leave a process without a case: it is filled with cases that are drawn again"
         decided.append(Rule("steps_per_epoch", steps, why, OURS))
     return decided
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2g} GB"

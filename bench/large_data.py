@@ -113,7 +113,7 @@ class Bench:
         return self.failed
 
     def train(self, name: str, fold: int, steps: int) -> list[object]:
-        """Return the words of a training that is not validated."""
+        """Return the words of a training, validated once, after its last step."""
         task = self.folder / "task.yaml"
         words = ["train", self.manifest, "--task", task, "--runtime", task.with_suffix(".runtime.yaml")]
         network = task.with_suffix(".network.yaml")

@@ -12,7 +12,7 @@ import csv
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -191,9 +191,9 @@ def _change(patient: str, label: str, earlier: tuple[Visit, CohortCase], later: 
     days, share = (after.day - before.day).days, round((new - old) / old, 4) if old else None
     plain = Change(patient, label, names[0], names[1], days, round(new - old, 6), share)
     if why := _why_none(label, earlier, later):
-        return Change(**{**vars(plain), "why_none": why})
+        return replace(plain, why_none=why)
     (low, high), (low_now, high_now) = first.volume_ml_interval[label], second.volume_ml_interval[label]
-    return Change(**{**vars(plain), "low_ml": round(low_now - high, 6), "high_ml": round(high_now - low, 6)})
+    return replace(plain, low_ml=round(low_now - high, 6), high_ml=round(high_now - low, 6))
 
 
 def _why_none(label: str, earlier: tuple[Visit, CohortCase], later: tuple[Visit, CohortCase]) -> str:

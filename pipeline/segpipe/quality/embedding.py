@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -74,7 +74,7 @@ class Space:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain numbers."""
-        return {name: _rounded(value) for name, value in vars(self).items()}
+        return {name: rounded(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Space:
@@ -127,13 +127,9 @@ class Embedding:
         ]
         return float(np.mean(found)) / self.limit if found else None
 
-    def limited(self, limit: float) -> Embedding:
-        """Return it with another limit."""
-        return replace(self, limit=limit)
-
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain numbers."""
-        return {"members": [member.as_dict() for member in self.members], "limit": _rounded(self.limit)}
+        return {"members": [member.as_dict() for member in self.members], "limit": rounded(self.limit)}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Embedding:
@@ -159,7 +155,7 @@ def embedding_features(embedding: Sequence[Numbers], first: int = 0) -> dict[str
         first: number of the first network.
     """
     return {
-        f"{EMBEDDING} {member}:{channel:03}": float(f"{value:.6g}")
+        f"{EMBEDDING} {member}:{channel:03}": rounded(value)
         for member, vector in enumerate(embedding, first)
         for channel, value in enumerate(vector)
     }
@@ -197,7 +193,8 @@ def _place(name: str) -> int | None:
     return int(member) if member.isdecimal() and channel.isdecimal() else None
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return a number, or each of an array, to six digits: what a model is written with."""
     if isinstance(value, np.ndarray):
-        return [_rounded(each) for each in value]
+        return [rounded(each) for each in value]
     return float(f"{value:.6g}")

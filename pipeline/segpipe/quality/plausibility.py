@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.quality.embedding import EMBEDDING, Embedding, is_embedded
+from segpipe.quality.embedding import EMBEDDING, Embedding, is_embedded, rounded
 from segpipe.quality.features import IMAGE, kind_of
 
 Features = Mapping[str, float]
@@ -50,7 +50,7 @@ class Group:
     @classmethod
     def of(cls, names: Sequence[str], cases: Sequence[Features]) -> Group:
         """Return that of some cases; a feature that a case lacks is taken to be the median."""
-        values = _compared_values(names, cases)
+        values = _compared(names, cases)
         centre = np.nanmedian(values, axis=0)
         low, high = np.nanpercentile(values, [25, 75], axis=0)
         least = np.array([kind_of(name).least for name in names])
@@ -61,14 +61,13 @@ class Group:
 
     def scaled(self, case: Features) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return which features a case has, and how many spreads each is off."""
-        there = [index for index, name in enumerate(self.names) if name in case]
-        values = np.array([compared(self.names[index], case[self.names[index]]) for index in there])
-        places = np.array(there, dtype=np.intp)
-        return places, (values - self.centre[places]) / self.scale[places]
+        (off,) = self._off([case])
+        places = np.flatnonzero(~np.isnan(off))
+        return places, off[places]
 
     def distances(self, cases: Sequence[Features]) -> NDArray[np.float64]:
         """Return how far each case is, (N,), without unit; 0 where it has none of the features."""
-        off = (_compared_values(self.names, cases) - self.centre) / self.scale
+        off = self._off(cases)
         there, found = ~np.isnan(off), np.zeros(len(cases))
         for pattern in np.unique(there, axis=0):
             places, alike = np.flatnonzero(pattern), (there == pattern).all(axis=1)
@@ -78,11 +77,14 @@ class Group:
                 found[alike] = np.sqrt(np.maximum(np.einsum("nf,fn->n", part, inverse), 0.0) / len(places))
         return found
 
+    def _off(self, cases: Sequence[Features]) -> NDArray[np.float64]:
+        """Return how many spreads each feature of each case is off, (N, F); not a number where a case lacks one."""
+        return (_compared(self.names, cases) - self.centre) / self.scale
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain numbers."""
-        numbers = {name: [_rounded(v) for v in getattr(self, name)] for name in ("centre", "scale", "low", "high")}
-        covariance = [[_rounded(value) for value in row] for row in self.covariance]
-        return {"features": list(self.names), **numbers, "covariance": covariance, "limit": _rounded(self.limit)}
+        names = ("centre", "scale", "low", "high", "covariance", "limit")
+        return {"features": list(self.names), **{name: rounded(getattr(self, name)) for name in names}}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, Any]) -> Group:
@@ -159,12 +161,7 @@ def is_of_image(group: str) -> bool:
     return group == IMAGE or group.startswith(f"{IMAGE} ")
 
 
-def compared(name: str, value: float) -> float:
-    """Return a feature as it is compared: its logarithm where ratios count."""
-    return math.log(max(value, TINY)) if kind_of(name).log else value
-
-
-def _compared_values(names: Sequence[str], cases: Sequence[Features]) -> NDArray[np.float64]:
+def _compared(names: Sequence[str], cases: Sequence[Features]) -> NDArray[np.float64]:
     """Return features as they are compared, (N, F); not a number where a case lacks one."""
     values = np.array([[case.get(name, math.nan) for name in names] for case in cases], float)
     values = values.reshape(len(cases), len(names))
@@ -185,10 +182,6 @@ def _shrunk(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
     covariance, _ = ledoit_wolf(scaled, assume_centered=True)
     least = max(1e-3, 1.0 / max(1, len(scaled)))  # of a direction in which few cases happen not to differ
     return np.asarray(covariance + least * np.eye(scaled.shape[1]))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def cross_fitted(cases: Sequence[Features], parts: Sequence[int]) -> Iterable[tuple[int, Plausibility]]:
@@ -219,6 +212,6 @@ def calibrated(cases: Sequence[Features], patients: Sequence[str], parts: Sequen
     for patient, row in zip(patients, rows, strict=True):
         distance = max((value / limits[name] for name, value in row.items() if name in limits), default=0.0)
         farthest[patient] = max(farthest.get(patient, 0.0), distance)
-    groups = {name: Group(**{**vars(group), "limit": limits[name]}) for name, group in whole.groups.items()}
-    embedding = None if whole.embedding is None else whole.embedding.limited(limits[EMBEDDING])
-    return Plausibility(groups, tuple(_rounded(value) for value in sorted(farthest.values())), embedding)
+    groups = {name: replace(group, limit=limits[name]) for name, group in whole.groups.items()}
+    embedding = None if whole.embedding is None else replace(whole.embedding, limit=limits[EMBEDDING])
+    return Plausibility(groups, tuple(rounded(value) for value in sorted(farthest.values())), embedding)

@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from test_plan import GB, UNET, dataset, manifest_for
+from test_plan import GB, UNET, manifest_for
 
 from segpipe.cli.app import run
 from segpipe.data.fingerprint import Fingerprint, Intensity
@@ -17,13 +17,14 @@ from segpipe.data.manifest import Case, Manifest, save_manifest
 from segpipe.inference.transforms import CropForeground, Preprocessing
 from segpipe.training.planning import apply_rules
 from segpipe.training.planning_rules import crop, resampled_shape
+from tiny_fingerprint import made_fingerprint
 
 INSIDE = Intensity(mean=80, std=40, percentiles=(-20, 0, 80, 150, 220))
 
 
 def scans(*boxes_mm: tuple[float, float, float] | None) -> Fingerprint:
     """Cases of 100 mm along each axis, and what of them is above 0."""
-    made = dataset(*[((50, 50, 25), (2.0, 2.0, 4.0))] * len(boxes_mm), modality="CT", foreground=INSIDE)
+    made = made_fingerprint(*[((50, 50, 25), (2.0, 2.0, 4.0))] * len(boxes_mm), modality="CT", foreground=INSIDE)
     cases = [case.model_copy(update={"positive_box_mm": box}) for case, box in zip(made.cases, boxes_mm, strict=True)]
     return made.model_copy(update={"cases": cases})
 

@@ -28,6 +28,7 @@ from segpipe.data.importers.correction_origins import (
     require_grid_of_case,
     require_same_start,
 )
+from segpipe.data.importers.places import require_beside, require_new
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.source_dataset import refusal
 from segpipe.data.importers.to_manifest import PatientOf
@@ -115,10 +116,9 @@ def import_corrections(
         raise UsageError("a manifest that is corrected is itself the one that they go into", hint="leave --into out")
     base = Path(into) if into is not None else source if source.is_file() else None
     before = None if base is None else load_manifest(base)
-    path = _require_new(Path(output) if output is not None else _next_version(base), overwrite)
+    path = require_new(Path(output) if output is not None else _next_version(base), overwrite)
     root = (path if base is None else base).resolve().parent
-    if path.resolve().parent != root:
-        raise UsageError("the manifest would lie elsewhere than its data", path=path, expected=f"a file in {root}")
+    require_beside(path, root)
     of_manifest = before is not None and base == source
     known = ManifestOrigins(before, root) if before and of_manifest else ResultOrigins(source, before, root)
     said = read_correction_lines(folder)
@@ -256,12 +256,6 @@ def _next_version(base: Path | None) -> Path:
     stem, version = (stem, int(number) + 1) if stem and number.isdecimal() else (base.stem, 2)
     while (path := base.with_name(f"{stem}_{version}{base.suffix}")).exists():
         version += 1
-    return path
-
-
-def _require_new(path: Path, overwrite: bool) -> Path:
-    if path.exists() and not overwrite:
-        raise UsageError("there is a manifest already", path=path, hint="choose another file with -o, or --overwrite")
     return path
 
 

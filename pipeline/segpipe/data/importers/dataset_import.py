@@ -20,6 +20,7 @@ from segpipe.data.importers.label_choice import choose_labels
 from segpipe.data.importers.label_maps import adapt_labels
 from segpipe.data.importers.label_values import ValueRules, parse_annotated, parse_label_values, parse_region
 from segpipe.data.importers.layouts import read_folders
+from segpipe.data.importers.places import Place, place_of, require_new
 from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.registered_channels import put_on_one_grid
 from segpipe.data.importers.slice_stacks import SliceStacks, find_stacks
@@ -175,8 +176,8 @@ def import_dataset(
         repairs = check_repairs(repair)
         tree = _find_series(source, modality, progress, repairs, secondary_capture, rules_of_channels, unit)
         rules = choose_labels(tree, label_rules, label_names, tell)
-        place = _place(source, output, converted)
-        path = _require_new(place.manifest, overwrite)
+        place = place_of(source, output, converted)
+        path = require_new(place.manifest, overwrite)
         if overlap not in ("refuse", "first", "last"):
             raise UsageError(f"no way {overlap!r} to go about overlaps", expected="refuse, first or last")
         secret = _study_key(key, place.folder, tell)
@@ -184,8 +185,8 @@ def import_dataset(
         dataset = _convert_dicom(tree, place, options, progress, tell)
     elif source is not None and layout == "slices":
         stacks = find_stacks(source, slices, masks)
-        place = _place(source, output, converted)
-        path = _require_new(place.manifest, overwrite)
+        place = place_of(source, output, converted)
+        path = require_new(place.manifest, overwrite)
         dataset = _with_modality(
             _convert_slices(stacks, place, spacing_mm, label_names, skip_bad, progress, tell), modality
         )
@@ -196,7 +197,7 @@ def import_dataset(
             tell(f"taken as images and labels: the folders {images.name} and {labels.name}")
             source = None
         dataset = with_own_ids(_read_nifti(source, layout, images, labels, label_names, modality, values, progress))
-        path = _require_new(output or dataset.root / "manifest.json", overwrite)
+        path = require_new(output or dataset.root / "manifest.json", overwrite)
         anew = None if converted is None else Path(converted)
         dataset, written = write_as_nifti(dataset, anew, _stage(progress, "writing NIfTI"))
         dataset, said = adapt_labels(dataset, values, anew, _stage(progress, "label maps"))
@@ -285,38 +286,6 @@ def _stage(progress: StageProgress, name: str) -> Progress:
     return lambda done, total: progress(name, done, total)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the results go: the manifest, the NIfTI files, and the folder that the manifest's paths start from."""
-
-    manifest: Path
-    folder: Path
-    root: Path
-
-
-def _place(source: Path, output: Path | None, converted: str | Path | None) -> _Place:
-    """Put NIfTI files into ``converted``, else beside the manifest, else beside the source with the manifest in it."""
-    if converted:
-        folder = Path(converted)
-    elif output is not None:
-        folder = output.parent / f"{output.stem}_nifti"
-    else:
-        folder = source.resolve().with_name(f"{source.resolve().name}_nifti")
-    manifest = output or folder / "manifest.json"
-    folder, parent = folder.resolve(), manifest.resolve().parent
-    return _Place(manifest, folder, parent if folder.is_relative_to(parent) else folder)
-
-
-def _require_new(path: Path, overwrite: bool) -> Path:
-    if path.exists() and not overwrite:
-        raise UsageError(
-            "there is a manifest already",
-            path=path,
-            hint="choose another file with -o, or replace it and its split with --overwrite",
-        )
-    return path
-
-
 def _find_series(
     source: Path,
     modality: Sequence[str],
@@ -331,7 +300,7 @@ def _find_series(
 
 
 def _convert_dicom(
-    tree: LabelledTree, place: _Place, options: LabelOptions, progress: StageProgress, tell: Callable[[str], None]
+    tree: LabelledTree, place: Place, options: LabelOptions, progress: StageProgress, tell: Callable[[str], None]
 ) -> SourceDataset:
     dataset, left_out, notes = convert_series(tree, place.root, place.folder, options, _stage(progress, "converting"))
     for case, words in notes.items():
@@ -352,7 +321,7 @@ def _convert_dicom(
 
 def _convert_slices(
     stacks: SliceStacks,
-    place: _Place,
+    place: Place,
     spacing_mm: tuple[float, float, float] | None,
     label_names: Sequence[str],
     skip_bad: bool,

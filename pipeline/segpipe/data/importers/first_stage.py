@@ -21,6 +21,7 @@ from segpipe.common.nifti import INTENT_LABEL, read_header, read_volume, require
 from segpipe.common.processes import Progress
 from segpipe.common.result_folder import SEGMENTATION
 from segpipe.data.importers.dataset_import import Imported
+from segpipe.data.importers.places import require_beside, require_new
 from segpipe.data.manifest import Case, FirstStage, Manifest, load_manifest, manifest_sha256, save_manifest
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 
@@ -53,11 +54,9 @@ def import_first_stage(
     """
     source, run = Path(source), Path(run)
     manifest, root = load_manifest(source), source.resolve().parent
-    path = Path(output) if output is not None else source.with_name(f"{source.stem}_second_stage.json")
-    if path.exists() and not overwrite:
-        raise UsageError("there is a manifest already", path=path, hint="choose another file with -o, or --overwrite")
-    if path.resolve().parent != root:
-        raise UsageError("the manifest would lie elsewhere than its data", path=path, expected=f"a file in {root}")
+    beside = source.with_name(f"{source.stem}_second_stage.json")
+    path = require_new(beside if output is None else Path(output), overwrite)
+    require_beside(path, root)
     files = (root / name for case in manifest.training for name in case.paths)
     absent = next((file for file in files if not file.exists()), None)
     if absent is not None:

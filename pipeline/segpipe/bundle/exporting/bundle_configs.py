@@ -11,7 +11,7 @@ An ensemble has a copy of ``network_def`` for each of its members (a macro, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from segpipe.bundle.supported_subset import is_plain, resolve
@@ -214,18 +214,33 @@ def _region_masks(config: Config) -> list[dict[str, Any]]:
     """Return what makes a mask of each region of the truth, under ``label``, in the order of the channels."""
     values = [*range(len(config["labels"])), *([] if config["ignore_label"] is None else [config["ignore_label"]])]
     names = [f"region_{index}" for index in range(len(config["regions"]))]
-    masks = [
-        _mapped(name, values, [int(value in region) for value in values])
-        for name, region in zip(names, config["regions"].values(), strict=True)
-    ]
     return [
-        {"_target_": "CopyItemsd", "keys": "truth", "times": len(names), "names": names},
-        *masks,
+        *one_mask_each("truth", names, values, config["regions"].values()),
         {"_target_": "ConcatItemsd", "keys": names, "name": "label"},
     ]
 
 
-def _mapped(key: str, values: list[int], to: list[int]) -> dict[str, Any]:
+def one_mask_each(
+    key: str, names: Sequence[str], values: Sequence[int], of: Iterable[Collection[int]]
+) -> list[dict[str, Any]]:
+    """Return what makes masks of a label map.
+
+    Args:
+        key: of the label map, which stays.
+        names: key of each mask.
+        values: that a label map may have.
+        of: those that are 1 in each mask.
+    """
+    return [
+        {"_target_": "CopyItemsd", "keys": key, "times": len(names), "names": names},
+        *(
+            _mapped(name, values, [int(value in inside) for value in values])
+            for name, inside in zip(names, of, strict=True)
+        ),
+    ]
+
+
+def _mapped(key: str, values: Sequence[int], to: Sequence[int]) -> dict[str, Any]:
     return {"_target_": "MapLabelValued", "keys": key, "orig_labels": values, "target_labels": to}
 
 

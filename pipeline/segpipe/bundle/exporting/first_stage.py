@@ -7,14 +7,14 @@ configs/inference.json    scans and masks to label maps, as that of any other bu
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.exporting.bundle_configs import inference_config, network_definition
+from segpipe.bundle.exporting.bundle_configs import inference_config, network_definition, one_mask_each
+from segpipe.bundle.exporting.markdown import code
 from segpipe.bundle.exporting.members import Members, Weights, read_members
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run, weights_of
 from segpipe.bundle.exporting.tied_evaluation import INFERENCE
@@ -72,16 +72,7 @@ class Stage:
         names = [f"{FIRST_STAGE}_{value}" for value in values[1:]]
         config["postprocessing"]["transforms"] = [
             *steps,
-            {"_target_": "CopyItemsd", "keys": "pred", "times": len(names), "names": names},
-            *(
-                {
-                    "_target_": "MapLabelValued",
-                    "keys": name,
-                    "orig_labels": values,
-                    "target_labels": [int(each == value) for each in values],
-                }
-                for name, value in zip(names, values[1:], strict=True)
-            ),
+            *one_mask_each("pred", names, values, [[value] for value in values[1:]]),
             *({**save, "keys": name, "output_postfix": name} for name in names),
         ]
         return config
@@ -144,7 +135,7 @@ def add_stage(stage: Stage, folder: Path, metadata: dict[str, Any], export: Call
         "config": CONFIG,
         "labels": labels,
         "members": len(stage.members),
-        "weights_sha256": sorted(hashlib.sha256(each.content).hexdigest() for each in stage.weights),
+        "weights_sha256": sorted(each.sha256 for each in stage.weights),
     }
     metadata["config_requirements"][Path(CONFIG).name] = []
     seen = metadata["training_data"].get("seen")
@@ -173,5 +164,5 @@ def first_stage_section(metadata: Mapping[str, Any]) -> list[str]:
         "`segpipe predict` runs both. With stock MONAI the first one runs before, and the second is told where its "
         "masks are:"
     )
-    commands = "\n".join(metadata["commands"][each] for each in ("first_stage_stock", "predict_stock"))
-    return ["\n\n".join(["## Two stages", words, f"```sh\n{commands}\n```"])]
+    commands = [metadata["commands"][each] for each in ("first_stage_stock", "predict_stock")]
+    return ["\n\n".join(["## Two stages", words, code(*commands)])]

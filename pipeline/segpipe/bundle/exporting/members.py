@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ class Weights:
     state: State = field(repr=False)
     content: bytes = field(repr=False)
     run: Run = field(repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its file."""
+        return hashlib.sha256(self.content).hexdigest()
 
 
 def read_members(folder: Path, unfinished: bool = False) -> Members:
@@ -209,7 +215,7 @@ def members_metadata(weights: Sequence[Weights]) -> dict[str, Any]:
     members = [
         {
             "file": each.file,
-            "sha256": hashlib.sha256(each.content).hexdigest(),
+            "sha256": each.sha256,
             "fold": each.run.record.get("fold"),
             "seed": each.run.record.get("seed"),
         }

@@ -164,7 +164,7 @@ def export(
         metadata["estimate"] = estimate
     if precision is not None:
         metadata["precision"] = read_proof(precision, draft.hashes())
-    quality = read_quality(run, [hashlib.sha256(each.content).hexdigest() for each in draft.weights])
+    quality = read_quality(run, [each.sha256 for each in draft.weights])
     if quality is not None:
         metadata["quality"] = quality_in_short(quality)
     text = _licence_text(licence)

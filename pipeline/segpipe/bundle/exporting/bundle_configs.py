@@ -11,9 +11,10 @@ An ensemble has a copy of ``network_def`` for each of its members (a macro, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from segpipe.bundle.exporting.label_masks import counted_voxels, region_masks
 from segpipe.bundle.supported_subset import is_plain, resolve
 from segpipe.bundle.tensors import weights_files
 from segpipe.bundle.vet import FIRST_STAGE
@@ -160,8 +161,8 @@ def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1
         {"_target_": "SelectItemsd", "keys": ["image", "truth"]},
         _compose("@deterministic_transforms"),
         {"_target_": "LoadImaged", "keys": "truth", "ensure_channel_first": True},
-        *([] if ignored is None else _counted_voxels(config)),
-        *(_region_masks(config) if regions else [{"_target_": "CopyItemsd", "keys": "truth", "names": "label"}]),
+        *([] if ignored is None else counted_voxels(config)),
+        *(region_masks(config) if regions else [{"_target_": "CopyItemsd", "keys": "truth", "names": "label"}]),
     ]
     compared: list[dict[str, Any]] = []
     if ignored is not None:
@@ -199,49 +200,6 @@ def evaluate_config(config: Config, rules: Rules, section: str, members: int = 1
         "evaluator": {**_evaluator(members), "key_val_metric": "@key_metric"},
         **RUN,
     }
-
-
-def _counted_voxels(config: Config) -> list[dict[str, Any]]:
-    """Return what makes a mask of the truth's voxels that are not ignored, under ``counted``."""
-    labels, ignored = range(len(config["labels"])), config["ignore_label"]
-    return [
-        {"_target_": "CopyItemsd", "keys": "truth", "names": "counted"},
-        _mapped("counted", [*labels, ignored], [*([1] * len(labels)), 0]),
-    ]
-
-
-def _region_masks(config: Config) -> list[dict[str, Any]]:
-    """Return what makes a mask of each region of the truth, under ``label``, in the order of the channels."""
-    values = [*range(len(config["labels"])), *([] if config["ignore_label"] is None else [config["ignore_label"]])]
-    names = [f"region_{index}" for index in range(len(config["regions"]))]
-    return [
-        *one_mask_each("truth", names, values, config["regions"].values()),
-        {"_target_": "ConcatItemsd", "keys": names, "name": "label"},
-    ]
-
-
-def one_mask_each(
-    key: str, names: Sequence[str], values: Sequence[int], of: Iterable[Collection[int]]
-) -> list[dict[str, Any]]:
-    """Return what makes masks of a label map.
-
-    Args:
-        key: of the label map, which stays.
-        names: key of each mask.
-        values: that a label map may have.
-        of: those that are 1 in each mask.
-    """
-    return [
-        {"_target_": "CopyItemsd", "keys": key, "times": len(names), "names": names},
-        *(
-            _mapped(name, values, [int(value in inside) for value in values])
-            for name, inside in zip(names, of, strict=True)
-        ),
-    ]
-
-
-def _mapped(key: str, values: Sequence[int], to: Sequence[int]) -> dict[str, Any]:
-    return {"_target_": "MapLabelValued", "keys": key, "orig_labels": values, "target_labels": to}
 
 
 def train_config(config: Config) -> dict[str, Any]:

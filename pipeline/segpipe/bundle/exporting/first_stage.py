@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.exporting.bundle_configs import inference_config, network_definition, one_mask_each
+from segpipe.bundle.exporting.bundle_configs import inference_config, network_definition
+from segpipe.bundle.exporting.label_masks import one_mask_each
 from segpipe.bundle.exporting.markdown import code
 from segpipe.bundle.exporting.members import Members, Weights, read_members
 from segpipe.bundle.exporting.run_record import PROVENANCE, Run, weights_of

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata as packages
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from segpipe.bundle.disclosure import find_disclosures, machine_words
 from segpipe.bundle.exporting.bundle_configs import (
     Rules,
     check_rules,
@@ -30,6 +28,7 @@ from segpipe.bundle.exporting.card_figures import draw_pictures
 from segpipe.bundle.exporting.estimate import estimate_record, read_estimate
 from segpipe.bundle.exporting.first_stage import Stage, add_stage, read_stage, stage_record
 from segpipe.bundle.exporting.members import Members, Weights, members_metadata, read_members
+from segpipe.bundle.exporting.passed_on import anonymous, names_at_home, require_nameless
 from segpipe.bundle.exporting.proven_precision import read_proof
 from segpipe.bundle.exporting.quality_model import quality_in_short, read_quality
 from segpipe.bundle.exporting.run_record import MANIFEST, PROVENANCE, TRAIN, Run, provenance
@@ -37,17 +36,15 @@ from segpipe.bundle.exporting.tied_evaluation import INFERENCE, Evaluation, read
 from segpipe.bundle.golden import write_golden, write_golden_quality
 from segpipe.bundle.open import open_bundle
 from segpipe.bundle.opened import Bundle
-from segpipe.bundle.vet import METADATA, plain, write_sums
+from segpipe.bundle.vet import METADATA, write_sums
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import cannot_write, json_text, read_json, write_bytes, write_json, write_text
-from segpipe.common.image_names import image_stem
 from segpipe.common.partial import Partial
-from segpipe.data import Case, Manifest
-from segpipe.errors import RefusedError, UsageError
+from segpipe.data import Manifest
+from segpipe.errors import UsageError
 from segpipe.inference import read_rules
 from segpipe.quality import QUALITY
 
-CHANNEL = re.compile(r"_\d{4}$")
 LOGGING = """[loggers]
 keys=root,dicom
 
@@ -191,7 +188,7 @@ def export(
         write_sums(folder)
         original = members.runs[0].manifest
         if original.pseudonymised:
-            _require_nameless(folder, _names_at_home(original, draft.run))
+            require_nameless(folder, names_at_home(original, draft.run))
     return open_bundle(out)
 
 
@@ -223,7 +220,7 @@ class _Draft:
     def of(cls, members: Members, rules: Rules, evaluation: Path | None, stage: Stage | None) -> _Draft:
         """Read the weights, and tie the figures of an evaluation to them."""
         run = members.together()
-        run = replace(run, manifest=_anonymous(run.manifest))
+        run = replace(run, manifest=anonymous(run.manifest))
         run = run if stage is None else stage.seen_by(run)
         check_rules(rules, run.config)
         measured = None if evaluation is None else read_evaluation(evaluation)
@@ -284,27 +281,6 @@ def _masks(manifest: Manifest, stage: Stage | None) -> int:
     return 0 if stage is None or manifest.first_stage is None else len(manifest.first_stage.labels)
 
 
-def _names_at_home(manifest: Manifest, run: Run) -> set[str]:
-    """Return what files and folders of a pseudonymised data set are called where it lies, but words of its labels."""
-    paths = [PurePosixPath(path) for case in manifest.cases() for path in case.paths]
-    names = {*(image_stem(path.name) for path in paths), *(part for path in paths for part in path.parts[:-1])}
-    names |= {CHANNEL.sub("", name) for name in names} | {PurePosixPath(run.data).name}
-    words = (*manifest.labels.values(), *manifest.targets.values(), *manifest.channels)
-    own = {word.casefold() for word in words}
-    hidden = {case.id for case in manifest.cases()}
-    return {name for name in names if name.casefold() not in own and CHANNEL.sub("", name) not in hidden}
-
-
-def _require_nameless(folder: Path, names: Collection[str]) -> None:
-    findings = find_disclosures(folder, (*names, *machine_words()))
-    if findings:
-        raise RefusedError(
-            "the bundle would name what its pseudonyms hide",
-            findings=plain(findings),
-            hint="say nothing of it in --name, --description, --authors, --limit and the manifest, then export again",
-        )
-
-
 def _write_configs(folder: Path, draft: _Draft, metadata: dict[str, Any]) -> None:
     """Write configs, manifest and weights, and note in the metadata what the configs need."""
     configs, config, members = folder / "configs", draft.run.config, len(draft.members)
@@ -340,48 +316,6 @@ def _licence_text(licence: str) -> str:
 def _section(manifest: Manifest) -> str:
     """Return the section that evaluate.json measures: test cases where all are labelled, else the training cases."""
     return "test" if manifest.test and all(case.label for case in manifest.test) else "training"
-
-
-def _anonymous(manifest: Manifest) -> Manifest:
-    """Return the manifest as it is passed on: patients are numbers, since only the grouping is needed, and no more.
-
-    Where ids are pseudonyms, files are called after them: what they are called at home says who is meant.
-    """
-    groups: dict[str, str] = {}
-    for case in manifest.cases():
-        if case.patient_id is not None:
-            groups.setdefault(case.patient_id, f"p{len(groups) + 1:05}")
-    sections = {
-        name: [
-            case.model_copy(
-                update={
-                    "patient_id": groups.get(case.patient_id or ""),
-                    "covariates": None,
-                    **(_files_by_id(case) if manifest.pseudonymised else {}),
-                }
-            )
-            for case in getattr(manifest, name)
-        ]
-        for name in ("training", "test")
-    }
-    return manifest.model_copy(update=sections)
-
-
-def _files_by_id(case: Case) -> dict[str, Any]:
-    """Return the paths and hashes of a case under names that are made of its id."""
-    several = len(case.images) > 1
-    images = [
-        f"images/{case.id}{f'_{index:04}' if several else ''}{_ending(path)}" for index, path in enumerate(case.images)
-    ]
-    label = f"labels/{case.id}{_ending(case.label)}" if case.label else None
-    renamed = dict(zip(case.paths, [*images, label] if label else images, strict=True))
-    hashes = {renamed[path]: value for path, value in (case.sha256 or {}).items() if path in renamed}
-    return {"image": images if several else images[0], "label": label, "sha256": hashes or None}
-
-
-def _ending(path: str) -> str:
-    """Return all endings of a file name, such as ``.nii.gz``."""
-    return path.rpartition("/")[2][len(image_stem(path)) :].lower()
 
 
 def _data_licence(manifest: Manifest) -> str:

@@ -53,7 +53,7 @@ def test_a_plan_proposes_a_first_stage_where_a_patch_sees_little_and_only_there(
     path = write_data(tmp_path / "data", cases=2)
     proposes = "`segpipe plan --first-stage`"
     assert not any(proposes in note for note in plan(path).notes)
-    monkeypatch.setattr("segpipe.training.planning.SEEN_SHARE", 2.0)  # so that nothing is enough
+    monkeypatch.setattr("segpipe.training.first_stage_rules.SEEN_SHARE", 2.0)  # so that nothing is enough
     assert any(proposes in note for note in plan(path).notes)
     second = import_first_stage(path, write_first_stage(path, tmp_path / "run")).path
     assert not any(proposes in note for note in plan(second).notes)

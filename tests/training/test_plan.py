@@ -22,8 +22,8 @@ from segpipe.errors import DataError, UsageError
 from segpipe.inference.transforms import Preprocessing
 from segpipe.training import planning
 from segpipe.training.fragments import OWNED, configs_folder, known_fragments, read_fragment
-from segpipe.training.memory_rules import memory_rules, needs_of, too_large
-from segpipe.training.planning import apply_rules, parse_memory
+from segpipe.training.memory_rules import memory_rules, needs_of, parse_memory, too_large
+from segpipe.training.planning import apply_rules
 from segpipe.training.planning_rules import (
     LARGEST_PATCH,
     MEASURED,

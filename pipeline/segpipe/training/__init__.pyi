@@ -14,6 +14,7 @@ from .fragments import configs_folder as configs_folder
 from .fragments import known_fragments as known_fragments
 from .fragments import read_comment as read_comment
 from .fragments import read_fragment as read_fragment
+from .memory_rules import parse_memory as parse_memory
 from .memory_rules import step_memory as step_memory
 from .network_cost import build_network as build_network
 from .network_cost import cost_of_step as cost_of_step
@@ -26,10 +27,9 @@ from .planned_fragments import network_path as network_path
 from .planned_fragments import runtime_path as runtime_path
 from .planning import Plan as Plan
 from .planning import Wishes as Wishes
-from .planning import has_thick_slices as has_thick_slices
-from .planning import parse_memory as parse_memory
 from .planning import plan as plan
 from .planning import plan_from as plan_from
+from .planning_notes import has_thick_slices as has_thick_slices
 from .planning_rules import profile_of as profile_of
 from .run_folder import CROSS_VALIDATION as CROSS_VALIDATION
 from .run_folder import RunSettings as RunSettings

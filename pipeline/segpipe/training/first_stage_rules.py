@@ -39,6 +39,26 @@ def seen_share(fingerprint: Fingerprint, spacing_mm: Sequence[float], patch: Seq
     return math.prod(min(1.0, side) for side in sides)
 
 
+def note_on_stages(
+    fingerprint: Fingerprint, dataset: Manifest, spacing_mm: Sequence[float], patch: Sequence[int]
+) -> str | None:
+    """Return a word on two stages where a patch sees little of what is labelled; None where they would not help.
+
+    Args:
+        fingerprint: of the training cases.
+        dataset: that is planned for.
+        spacing_mm: voxel edges.
+        patch: its size in voxels.
+    """
+    share = seen_share(fingerprint, spacing_mm, patch)
+    if share >= SEEN_SHARE or 1 in patch or dataset.first_stage is not None or dataset.regions is not None:
+        return None
+    return (
+        f"a patch sees {share:.0%} of the region that is labelled: a first stage on a coarser grid may help, which "
+        "`segpipe plan --first-stage` plans (docs/howto/two_stages.md)"
+    )
+
+
 def first_stage_spacing(fingerprint: Fingerprint, own: Rule, patch_at: Callable[[list[float]], Sequence[int]]) -> Rule:
     """Return the finest spacing at which one patch holds the box around all labels.
 

@@ -7,6 +7,7 @@ Bytes a voxel are peaks that were measured with MONAI 1.6.1 on generated CT (`be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from segpipe.common.memory import memory_here
 from segpipe.common.nifti import read_header
 from segpipe.data import Fingerprint, Manifest
+from segpipe.errors import UsageError
 from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, crop, profile_of
 
 PROCESS = 700_000_000  # Python with PyTorch, MONAI and an optimiser of a small network
@@ -124,6 +126,18 @@ def step_memory() -> int:
     Rounded to 100 MB, so that it is the same again after an update of the system.
     """
     return max(1, round(STEP_SHARE * memory_here().total / 1e8)) * 10**8
+
+
+def parse_memory(amount: str | int) -> int:
+    """Return the bytes of an amount such as ``8G`` or ``600M``, in units of 1000.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(amount).strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise UsageError("not an amount of memory", found=amount, expected="a number and a unit, e.g. 8G or 600M")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def memory_rules(needs: Needs, free: int, disk: int | None) -> list[Rule]:

@@ -5,6 +5,7 @@ Each is YAML that is read and changed by hand: what the plan chose has its reaso
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from segpipe.data import Manifest
 from segpipe.training.fragments import OWNED, read_fragment
-from segpipe.training.planning_rules import Rule
+from segpipe.training.planning_rules import CROP_MARGIN, Rule
 
 BASE = {"cpu": "cpu", "cuda": "gpu"}  # device to the shipped runtime fragment that a plan changes
 RULE_OF = {  # id of a task, or transform of it, to the rule that decided it
@@ -24,6 +26,14 @@ RULE_OF = {  # id of a task, or transform of it, to the rule that decided it
     "SplitDimd": "intensity",
     "ScaleIntensityRanged": "intensity",
     "NormalizeIntensityd": "intensity",
+}
+CROP = {
+    "_target_": "CropForegroundd",
+    "keys": ["image", "label"],
+    "source_key": "image",
+    "margin": CROP_MARGIN,
+    "allow_smaller": True,
+    "allow_missing_keys": True,
 }
 TASK = """\
 # Task fragment, planned from {cases} training cases with `segpipe plan`. To be read, and changed by hand:
@@ -43,6 +53,50 @@ def runtime_path(task: str | Path) -> Path:
 def network_path(task: str | Path) -> Path:
     """Return where the network fragment of a planned task fragment lies, if it has one of its own: beside it."""
     return Path(task).with_name(f"{Path(task).stem}.network.yaml")
+
+
+def task_of(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return a task fragment: the ids of a MONAI config that are the data set's.
+
+    Args:
+        manifest: names of channels and labels.
+        rules: by name, each with its value.
+    """
+    both = {"keys": ["image", "label"], "allow_missing_keys": True}
+    intensity = rules["intensity"].value
+    return {
+        "task_name": re.sub(r"[^a-z0-9]+", "_", manifest.name.lower()).strip("_") or "task",
+        "channels": manifest.channels,
+        "labels": list(manifest.labels.values()),
+        **_meaning(manifest),
+        "in_channels": manifest.n_channels,
+        "out_channels": len(manifest.labels) if manifest.regions is None else len(manifest.regions),
+        "activation": "softmax" if manifest.regions is None else "sigmoid",
+        "patch_size": rules["patch_size"].value,
+        "deterministic_transforms": [
+            {"_target_": "LoadImaged", **both, "reader": "NibabelReader", "image_only": True},
+            {"_target_": "EnsureChannelFirstd", **both},
+            {
+                "_target_": "Orientationd",
+                **both,
+                "axcodes": rules["orientation"].value,
+                "labels": [["L", "R"], ["P", "A"], ["I", "S"]],
+            },
+            {"_target_": "Spacingd", **both, "pixdim": rules["spacing_mm"].value, "mode": ["bilinear", "nearest"]},
+            *([dict(CROP)] if rules["crop"].value else []),
+            *(intensity if isinstance(intensity, list) else [intensity]),
+            {"_target_": "EnsureTyped", **both},
+        ],
+    }
+
+
+def _meaning(manifest: Manifest) -> dict[str, Any]:
+    """Return what label maps say beside one label a voxel."""
+    return {
+        "ignore_label": manifest.ignore_label,
+        "regions": manifest.regions or {},
+        "annotated_sets": manifest.annotated_sets,
+    }
 
 
 def task_text(task: Mapping[str, Any], rules: Mapping[str, Rule], cases: int) -> str:

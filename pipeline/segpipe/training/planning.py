@@ -5,8 +5,7 @@ What is written is a plain YAML fragment, to be read and changed by hand. The ru
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,31 +13,30 @@ from typing import TYPE_CHECKING, Any
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import free_bytes as free_on_disk
 from segpipe.common.files import write_text
-from segpipe.common.label_sides import labels_with_side
 from segpipe.common.memory import memory_here
 from segpipe.common.processes import usable_cores
-from segpipe.data import (
-    Fingerprint,
-    Manifest,
-    fingerprint_path,
-    labels_not_trained,
-    not_trained_words,
-    open_manifest,
-    save_fingerprint,
-    take_fingerprint,
-)
+from segpipe.data import Fingerprint, Manifest, fingerprint_path, open_manifest, save_fingerprint, take_fingerprint
 from segpipe.errors import UsageError
 from segpipe.store import default_store
 from segpipe.training import planning_rules as rules
 from segpipe.training.budgets import parse_budget
-from segpipe.training.first_stage_rules import SEEN_SHARE, first_stage_spacing, require_first_stage, seen_share
+from segpipe.training.first_stage_rules import first_stage_spacing, note_on_stages, require_first_stage
 from segpipe.training.fragments import OWNED, Fragment, read_fragment
-from segpipe.training.memory_rules import memory_rules, needs_of_plan, step_memory, too_large
-from segpipe.training.network_axes import is_anisotropic, network_by_axis
-from segpipe.training.planned_fragments import BASE, network_path, network_text, runtime_path, runtime_text, task_text
-from segpipe.training.planning_rules import CROP_MARGIN, NetworkProfile, Rule, profile_of
+from segpipe.training.memory_rules import memory_rules, needs_of_plan, parse_memory, step_memory, too_large
+from segpipe.training.network_axes import network_by_axis
+from segpipe.training.planned_fragments import (
+    BASE,
+    network_path,
+    network_text,
+    runtime_path,
+    runtime_text,
+    task_of,
+    task_text,
+)
+from segpipe.training.planning_notes import notes_on_labels, notes_on_voxels
+from segpipe.training.planning_rules import NetworkProfile, Rule, profile_of
 from segpipe.training.process_plan import dealt, process_rules, require_processes
-from segpipe.training.slices import divisor_of_slices, sliced_axis, takes_slices, thick_slices
+from segpipe.training.slices import divisor_of_slices, sliced_axis, takes_slices
 
 if TYPE_CHECKING:
     from segpipe.training.budget_plan import BudgetPlan
@@ -227,7 +225,9 @@ def plan_from(fingerprint: Fingerprint, dataset: Manifest, root: Path, asked: Wi
         words = f"{len(dataset.foreground)} labels: --augment by_class draws patches of each of them equally often"
         planned = replace(planned, notes=(*planned.notes, words))
     if not takes_slices(content["network_def"]):
-        planned = replace(planned, notes=(*planned.notes, *_notes_on_axes(planned, asked)))
+        spacing, follows = planned.rules["spacing_mm"].value, planned.network is not None
+        words_on_voxels = notes_on_voxels(fingerprint, spacing, asked.network, asked.augment, follows)
+        planned = replace(planned, notes=(*planned.notes, *words_on_voxels))
     if asked.seconds is None:
         return _proposing_stages(planned, dataset)
     from segpipe.training.budget_plan import Request, within_budget  # with torch and MONAI
@@ -257,45 +257,16 @@ def profile_of_slices(profile: NetworkProfile, spacing_mm: Sequence[float]) -> N
     return replace(profile, divisor=divisor_of_slices(profile.divisor, axis), sliced_axis=axis)
 
 
-def has_thick_slices(fingerprint: Fingerprint) -> bool:
-    """Return whether the cases are so coarse along one axis that a network of slices is worth a try."""
-    return thick_slices(rules.target_spacing(fingerprint, by_slices=True).value)
-
-
 def _profile_of(planned: Plan, profile: NetworkProfile, slices: bool) -> NetworkProfile:
     if slices:
         return profile_of_slices(profile, planned.rules["spacing_mm"].value)
     return profile if planned.network is None else replace(profile, divisor=tuple(planned.network["patch_divisor"]))
 
 
-def _notes_on_axes(planned: Plan, asked: Wishes) -> Iterator[str]:
-    """Yield what a training on voxels that are coarser along one axis should know."""
-    spacing = planned.rules["spacing_mm"].value
-    if not is_anisotropic(spacing):
-        return
-    edges = " x ".join(f"{edge:.3g}" for edge in spacing)
-    if planned.network is None:
-        yield f"voxels of {edges} mm: {asked.network} halves all axes alike; --network unet and dynunet follow them"
-    if asked.augment == "light" and max(spacing) == spacing[2]:
-        yield f"voxels of {edges} mm: --augment in_plane turns and scales patches within their slices alone"
-    if has_thick_slices(planned.fingerprint):
-        yield (
-            f"slices of {max(spacing):.3g} mm: a network of single slices may be better; `segpipe auto` compares one "
-            "on cases that it did not see, as does `segpipe compare --network unet,unet_2d --loss dice_ce`"
-        )
-
-
 def _proposing_stages(planned: Plan, dataset: Manifest) -> Plan:
-    """Return the plan with a word on two stages, where a patch sees little of what is labelled."""
-    patch = planned.rules["patch_size"].value
-    share = seen_share(planned.fingerprint, planned.rules["spacing_mm"].value, patch)
-    if share >= SEEN_SHARE or 1 in patch or dataset.first_stage is not None or dataset.regions is not None:
-        return planned
-    words = (
-        f"a patch sees {share:.0%} of the region that is labelled: a first stage on a coarser grid may help, which "
-        "`segpipe plan --first-stage` plans (docs/howto/two_stages.md)"
-    )
-    return replace(planned, notes=(*planned.notes, words))
+    spacing, patch = (planned.rules[name].value for name in ("spacing_mm", "patch_size"))
+    words = note_on_stages(planned.fingerprint, dataset, spacing, patch)
+    return planned if words is None else replace(planned, notes=(*planned.notes, words))
 
 
 def _seconds(budget: str | int | float | None, device: str, folds: int | None, jobs: int) -> float | None:
@@ -320,7 +291,7 @@ def _with(planned: Plan, manifest: Manifest, decided: BudgetPlan) -> Plan:
     return replace(
         planned,
         rules=by_name,
-        task=_task(manifest, by_name),
+        task=task_of(manifest, by_name),
         settings=settings,
         notes=(*planned.notes, *decided.notes),
         estimate=decided.estimate,
@@ -397,41 +368,17 @@ def apply_rules(
     named = ("batch_size", "cache_rate", "store", "overlap", "processes", "steps_per_epoch")
     settings = {name: by_name[name].value for name in named if name in by_name}
     crowded = too_large(needs, free_bytes)
-    notes = (*_notes(manifest, fingerprint), *([] if crowded is None else [crowded]))
+    notes = (*notes_on_labels(manifest, fingerprint), *([] if crowded is None else [crowded]))
     return Plan(
         dataset=manifest.name,
         has_folds=bool(manifest.folds()),
         rules=by_name,
-        task=_task(manifest, by_name),
+        task=task_of(manifest, by_name),
         settings=settings,
         fingerprint=fingerprint,
         notes=notes,
         network=None if changed is None else changed.value,
     )
-
-
-def _notes(manifest: Manifest, fingerprint: Fingerprint) -> Iterator[str]:
-    values = {name: value for value, name in manifest.foreground.items()}
-    present = {
-        case.id: {values[name] for name, size in case.labels.items() if size.voxels} for case in fingerprint.cases
-    }
-    for fold, name in labels_not_trained(manifest, present):
-        yield not_trained_words(manifest, fold, name)
-    sided = labels_with_side(dict.fromkeys([*manifest.foreground.values(), *manifest.targets.values()]))
-    if sided:
-        yield f"{', '.join(sided)} have a side: train with --augment light or none, which do not mirror"
-
-
-def parse_memory(amount: str | int) -> int:
-    """Return the bytes of an amount such as ``8G`` or ``600M``, in units of 1000.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(amount).strip(), re.IGNORECASE)
-    if not match or float(match[1]) == 0:
-        raise UsageError("not an amount of memory", found=amount, expected="a number and a unit, e.g. 8G or 600M")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _refuse_existing(path: str | Path, overwrite: bool) -> None:
@@ -441,51 +388,3 @@ def _refuse_existing(path: str | Path, overwrite: bool) -> None:
             path=path,
             hint="name another one with -o, or give --overwrite",
         )
-
-
-def _task(manifest: Manifest, rules: Mapping[str, Rule]) -> dict[str, Any]:
-    both = {"keys": ["image", "label"], "allow_missing_keys": True}
-    intensity = rules["intensity"].value
-    return {
-        "task_name": re.sub(r"[^a-z0-9]+", "_", manifest.name.lower()).strip("_") or "task",
-        "channels": manifest.channels,
-        "labels": list(manifest.labels.values()),
-        **_meaning(manifest),
-        "in_channels": manifest.n_channels,
-        "out_channels": len(manifest.labels) if manifest.regions is None else len(manifest.regions),
-        "activation": "softmax" if manifest.regions is None else "sigmoid",
-        "patch_size": rules["patch_size"].value,
-        "deterministic_transforms": [
-            {"_target_": "LoadImaged", **both, "reader": "NibabelReader", "image_only": True},
-            {"_target_": "EnsureChannelFirstd", **both},
-            {
-                "_target_": "Orientationd",
-                **both,
-                "axcodes": rules["orientation"].value,
-                "labels": [["L", "R"], ["P", "A"], ["I", "S"]],
-            },
-            {"_target_": "Spacingd", **both, "pixdim": rules["spacing_mm"].value, "mode": ["bilinear", "nearest"]},
-            *([dict(CROP)] if rules["crop"].value else []),
-            *(intensity if isinstance(intensity, list) else [intensity]),
-            {"_target_": "EnsureTyped", **both},
-        ],
-    }
-
-
-CROP = {
-    "_target_": "CropForegroundd",
-    "keys": ["image", "label"],
-    "source_key": "image",
-    "margin": CROP_MARGIN,
-    "allow_smaller": True,
-    "allow_missing_keys": True,
-}
-
-
-def _meaning(manifest: Manifest) -> dict[str, Any]:
-    """Return what label maps say beside one label a voxel."""
-    return {
-        "ignore_label": manifest.ignore_label,
-        "regions": manifest.regions or {},
-        "annotated_sets": manifest.annotated_sets,
-    }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.bundle.exporting.run_record import seen_in_training
-from segpipe.bundle.segmentation import far_from_training
+from segpipe.bundle.out_of_distribution import far_from_training
 
 SPACINGS = [(1.0, 1.0, 2.0), (0.8, 1.0, 3.0)]
 INTENSITIES = [[[0.0, 10.0, 100.0, 200.0, 300.0]], [[5.0, 20.0, 140.0, 260.0, 900.0]]]

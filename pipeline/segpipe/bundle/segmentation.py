@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.bundle.mirroring import untrained_note
+from segpipe.bundle.out_of_distribution import far_from_training
 from segpipe.bundle.vet import TrustPolicy, vet_opened
 from segpipe.common.files import cannot_write
 from segpipe.common.image_names import is_nifti
@@ -43,11 +44,7 @@ if TYPE_CHECKING:
     from segpipe.dicom import Judgement
 
 NO_DICOM_SOURCE = "the source is NIfTI, and DICOM results can only be derived from a DICOM series"
-SPACING_FACTOR = 1.5  # beyond the range of the training cases
-INTENSITY_MARGIN = 0.5  # of that range's width
-COMPARED = (1, 2, 3)  # of the percentiles 0.5, 5, 50, 95 and 99.5: the extremes of an image are its outliers
 SHOWN = 8  # labels where it is named in a line
-Answer = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -274,52 +271,6 @@ def _doubtful_slices(seen: Observation, label_map: LabelMap) -> dict[str, Any]:
     plane = ("sagittal", "coronal", "axial")[int(io_orientation(label_map.grid.affine)[axis, 0])]
     found = [{"slice": number, "share": share} for number, share in seen.where_to_look(axis)]
     return {"plane": plane, "count": label_map.grid.shape[axis], "slices": found}
-
-
-def far_from_training(
-    metadata: Mapping[str, Any], spacing_ras_mm: Sequence[float] | None, intensity: Sequence[Any] | None
-) -> dict[str, Answer]:
-    """Return the flags of a case.
-
-    Args:
-        metadata: of the bundle.
-        spacing_ras_mm: of the case, along the axes of RAS.
-        intensity: of each channel, the values at the five percentiles.
-
-    Returns:
-        ``far_spacing``: an edge is more than 1.5 times the largest of the training cases, or less than the smallest
-        divided by 1.5. ``far_intensity``: the 5th, 50th or 95th percentile of a channel lies beyond the range of the
-        training cases by more than half of its width. ``unknown`` where the bundle does not say: one exported with a
-        fingerprint has ``training_data.seen``.
-    """
-    training = metadata.get("training_data")
-    seen = training.get("seen") if isinstance(training, Mapping) else None
-    seen = seen if isinstance(seen, Mapping) else {}
-    return {
-        "far_spacing": _far_spacing(seen.get("spacing_ras_mm"), spacing_ras_mm),
-        "far_intensity": _far_intensity(seen.get("intensity"), intensity),
-    }
-
-
-def _far_spacing(seen: Sequence[Sequence[float]] | None, spacing: Sequence[float] | None) -> Answer:
-    if not seen or not spacing or len(seen) != len(spacing):
-        return "unknown"
-    near = (
-        low / SPACING_FACTOR <= edge <= high * SPACING_FACTOR for (low, high), edge in zip(seen, spacing, strict=True)
-    )
-    return "no" if all(near) else "yes"
-
-
-def _far_intensity(seen: Sequence[Any] | None, intensity: Sequence[Any] | None) -> Answer:
-    if not seen or not intensity or len(seen) != len(intensity):
-        return "unknown"
-    for channel, values in zip(seen, intensity, strict=True):
-        for index in COMPARED:
-            low, high = channel[index]
-            margin = INTENSITY_MARGIN * (high - low)
-            if not low - margin <= values[index] <= high + margin:
-                return "yes"
-    return "no"
 
 
 def require_format(name: str) -> None:

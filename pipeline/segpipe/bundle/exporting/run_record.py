@@ -148,7 +148,7 @@ def seen_by(folder: Path, trained: Collection[str]) -> dict[str, Any] | None:
 def seen_in_training(
     spacings_ras_mm: Sequence[Sequence[float]], intensities: Sequence[Sequence[Sequence[float]]]
 ) -> dict[str, Any]:
-    """Return what `segpipe.bundle.segmentation.far_from_training` compares a case with, for a bundle's metadata.
+    """Return what `segpipe.bundle.out_of_distribution.far_from_training` compares a case with, for a bundle's metadata.
 
     Args:
         spacings_ras_mm: of each training case, along the axes of RAS.

@@ -45,3 +45,4 @@ from .transforms import ScaleRange as ScaleRange
 from .transforms import Spacing as Spacing
 from .transforms import SpatialPad as SpatialPad
 from .transforms import UnsupportedTransform as UnsupportedTransform
+from .weights import require_finite as require_finite

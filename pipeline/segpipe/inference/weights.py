@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,22 @@ def load_weights(network: Any, weights: str, device: torch.device, sha256: str =
         raise DataError("the bundle's weights cannot be read", path=weights, found=error.strerror) from error
     except Exception as error:
         raise DataError("the bundle's weights do not fit its network", path=weights, found=root_cause(error)) from error
-    broken = next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), None)
-    if broken is not None:
-        raise DataError(
-            "the bundle's weights are not finite",
-            path=weights,
-            found=f"NaN or infinity in {broken}",
-            hint="its training went wrong; get other weights",
-        )
+    require_finite(network.state_dict(), Path(weights), "its training went wrong; get other weights")
     module: torch.nn.Module = network.to(device).eval()
     return module
+
+
+def require_finite(state: Mapping[str, torch.Tensor], path: Path, hint: str) -> None:
+    """Refuse a state dict with NaN or infinity in it.
+
+    Args:
+        state: tensors by name.
+        path: of their file, for the error.
+        hint: what to do about it.
+
+    Raises:
+        DataError: naming the first such tensor.
+    """
+    broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise DataError("the weights are not finite", path=path, found=f"NaN or infinity in {broken}", hint=hint)

@@ -70,11 +70,13 @@ class Members:
         Raises:
             DataError: they cannot be read, do not fit or are not finite.
         """
+        from segpipe.inference import require_finite
+
         read = []
         for file, folder, run in zip(weights_files(len(self)), self.folders, self.runs, strict=True):
             state = read_state(weights_of(folder))
             require_fits(state, network, weights_of(folder))
-            _require_finite(state, weights_of(folder))
+            require_finite(state, weights_of(folder), "put the file back that the training wrote, or train anew")
             read.append(Weights(file, state, torch_bytes(state), run))
         return tuple(read)
 
@@ -195,17 +197,6 @@ def _require_alike(folders: Sequence[Path], runs: Sequence[Run]) -> None:
                 expected="folds that differ by their cases and seeds alone",
                 hint="train all folds anew with the same settings: `segpipe train --folds all`",
             )
-
-
-def _require_finite(state: State, path: Path) -> None:
-    broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
-    if broken is not None:
-        raise DataError(
-            "the weights are not finite",
-            path=path,
-            found=f"NaN or infinity in {broken}",
-            hint="put the file back that the training wrote, or train anew",
-        )
 
 
 def members_metadata(weights: Sequence[Weights]) -> dict[str, Any]:

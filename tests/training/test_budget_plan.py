@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import yaml
 from segpipe.cli.app import run
 from segpipe.data.manifest import load_manifest
 from segpipe.errors import UsageError
-from segpipe.training.budget_plan import cases_of_a_run, usual_cases
+from segpipe.training import budget_plan
+from segpipe.training.budget_plan import Runs, cases_of_a_run, length_within, usual_cases
 from segpipe.training.planning import plan
-from segpipe.training.step_measurement import require_device
+from segpipe.training.step_measurement import Measured, require_device
 from tiny_data import train_arguments
 
 
@@ -51,6 +53,29 @@ def test_usual_cases_are_those_of_medium_size(tiny_manifest: Path) -> None:
 def test_jobs_are_of_folds(tiny_manifest: Path) -> None:
     with pytest.raises(UsageError, match="how many folds are trained at the same time"):
         plan(tiny_manifest, budget="1m", jobs=2)
+
+
+@pytest.mark.parametrize(("seeds", "jobs", "beside", "turns"), [(2, 1, 0, 2), (2, 2, 1, 1), (3, 2, 1, 2), (1, 4, 0, 1)])
+def test_a_budget_is_of_all_runs_that_are_trained_at_the_same_time(
+    tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, jobs: int, beside: int, turns: int
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def others_at_work(processes: int, threads: int) -> AbstractContextManager[None]:
+        asked.append((processes, threads))
+        return nullcontext()
+
+    planned = plan(tiny_manifest)
+    monkeypatch.setattr(budget_plan, "startup_seconds", lambda: 2.0)
+    monkeypatch.setattr(budget_plan, "others_at_work", others_at_work)
+    monkeypatch.setattr(budget_plan, "measure_config", lambda *_: Measured(0.1, 0.1, 0.1, 0.1, 2))
+    config = {**planned.task, **planned.settings, "device": "cpu", "threads": 3}
+    runs = Runs(600.0, seeds=seeds, jobs=jobs)
+    spent = length_within(config, planned.fingerprint, load_manifest(tiny_manifest), tiny_manifest.parent, runs)
+    assert asked == [(beside, 3)]
+    assert 0.75 * 600 <= spent.total_s <= 600
+    assert spent.runs == seeds
+    assert spent.training_s + spent.validation_s == pytest.approx(600 * 0.95 / turns, rel=0.1)
 
 
 @pytest.mark.slow

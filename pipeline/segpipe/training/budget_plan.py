@@ -83,16 +83,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Runs:
-    """Trainings that share a time: one, one a seed (``seeds``), or one a fold (``folds``)."""
+    """Trainings that share a time, ``jobs`` at once: one, one a seed (``seeds``), or one a fold (``folds``)."""
 
     seconds: float
     folds: tuple[int, ...] = ()
     seeds: int = 1
+    jobs: int = 1
 
     @property
     def number(self) -> int:
         """Return how many there are."""
         return len(self.folds) or self.seeds
+
+    @property
+    def together(self) -> int:
+        """Return how many are trained at the same time."""
+        return min(self.jobs, self.number)
 
 
 @dataclass(frozen=True)
@@ -152,10 +158,11 @@ def length_within(
     shape = rules.resampled_shape(fingerprint, spacing)
     place = Resolution(1.0, spacing, list(config["patch_size"]), config["batch_size"], shape)
     startup_s = startup_seconds()
-    known = measure_config(config, manifest, root, usual_cases(manifest, fingerprint))
+    with others_at_work(runs.together - 1, config["threads"]):
+        known = measure_config(config, manifest, root, usual_cases(manifest, fingerprint))
     training, validation = cases_of_a_run(manifest, len(runs.folds))
     kept = config["cache_rate"] if config["store"] is None else 1.0
-    cases = Cases(training, validation, runs.number, predicted=bool(runs.folds), cached_share=kept)
+    cases = Cases(training, validation, runs.number, runs.together, predicted=bool(runs.folds), cached_share=kept)
     return estimate(known, place, fingerprint, cases, startup_s, runs.seconds, config["overlap"])
 
 

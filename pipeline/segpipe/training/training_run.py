@@ -290,7 +290,7 @@ def _train(
     if seconds is not None and composed.config["processes"] > 1:
         raise UsageError("--budget measures one process", hint="--processes 1, or name --epochs")
     if seconds is not None:
-        length = _length(manifest, root, settings, composed, seeds, seconds, progress)
+        length = _length(manifest, root, settings, composed, seeds, jobs, seconds, progress)
         composed = compose_run(manifest, root, replace(settings, **length), policy)
     dataset = load_manifest(manifest)
     doubt = None if settings.folds is None else patients_note(dataset)
@@ -319,6 +319,7 @@ def _length(
     settings: RunSettings,
     composed: Composed,
     seeds: int | None,
+    jobs: int,
     seconds: float,
     progress: Callable[[str], object] | None,
 ) -> dict[str, Any]:
@@ -332,10 +333,12 @@ def _length(
     known = None if settings.task is None else read_fingerprint(fingerprint_path(settings.task))
     fingerprint = known or take_fingerprint(dataset, place)
     folds = () if settings.folds is None else tuple(chosen_folds(dataset, settings.folds))
-    spent = length_within(composed.config, fingerprint, dataset, place, Runs(seconds, folds, seeds or 1))
+    runs = Runs(seconds, folds, seeds or 1, jobs)
+    spent = length_within(composed.config, fingerprint, dataset, place, runs)
+    at_once = f", {runs.together} at the same time" if runs.together > 1 else ""
     (progress or Console("train").note)(
         f"{counted(spent.steps, 'step')} of {spent.step_s:.3g} s in {counted(spent.epochs, 'epoch')}, {spent.runs} "
-        f"{'run' if spent.runs == 1 else 'runs'}: about {duration(spent.total_s)} of {duration(seconds)}"
+        f"{'run' if spent.runs == 1 else 'runs'}{at_once}: about {duration(spent.total_s)} of {duration(seconds)}"
     )
     lengths = {"steps_per_epoch": spent.steps_per_epoch, "val_interval": spent.validation_interval}
     overrides = (*settings.overrides, *(f"{name}={value}" for name, value in lengths.items()))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segpipe.inference.argmax import RunningArgmax, likeliest
 from segpipe.inference.prepare import GridTransform
 from segpipe.inference.sliding_window import BORDER, Activation, WindowGrid
 
@@ -95,13 +96,27 @@ class Observation:
             self.regions = channels if self._activation == "sigmoid" and channels > 1 else 0
             self.soft, self.sure, self.hard, self.shared = (np.zeros((self._members, channels)) for _ in range(4))
         probabilities = probabilities.flatten(2)
-        together = self._given(probabilities.mean(0))
+        together = likeliest(probabilities[0] if len(probabilities) == 1 else probabilities.mean(0), self._activation)
         for member, values in enumerate(probabilities):
-            given = together if self._members == 1 else self._given(values)
             self.soft[member] += values.sum(1, dtype=torch.float64).numpy()
-            self.sure[member] += (values * given).sum(1, dtype=torch.float64).numpy()
-            self.hard[member] += given.sum(1).numpy()
-            self.shared[member] += (given & together).sum(1).numpy()
+            own = together if len(probabilities) == 1 else likeliest(values, self._activation)
+            count = self._of_regions if self._activation == "sigmoid" else self._of_classes
+            count(member, values, own, together.labels)
+
+    def _of_classes(self, member: int, values: torch.Tensor, own: RunningArgmax, together: torch.Tensor) -> None:
+        """Add a network's voxels (K, voxels) of one label each."""
+        classes = len(values)
+        self.sure[member] += np.bincount(own.labels.numpy(), own.score.numpy(), classes)
+        self.hard[member] += torch.bincount(own.labels, minlength=classes).numpy()
+        self.shared[member] += torch.bincount(own.labels[own.labels == together], minlength=classes).numpy()
+
+    def _of_regions(self, member: int, values: torch.Tensor, own: RunningArgmax, together: torch.Tensor) -> None:
+        """Add a network's voxels (K, voxels), each of which may lie in several regions."""
+        for region, of_region in enumerate(values):
+            given = (own.labels >> region & 1).bool()
+            self.sure[member, region] += float(of_region[given].sum(dtype=torch.float64))
+            self.hard[member, region] += int(given.sum())
+            self.shared[member, region] += int((given & (together >> region & 1).bool()).sum())
 
     def put(self, start: Sequence[int], best: NDArray[np.uint8], probabilities: torch.Tensor) -> None:
         """Take the labels of a block.
@@ -156,9 +171,3 @@ class Observation:
     def channel(self, label: int) -> int:
         """Return the channel of the scores that a label has: under a sigmoid there is none of the background."""
         return label if self._activation == "softmax" else label - 1
-
-    def _given(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return which voxels get which channel, (K, voxels)."""
-        if self._activation == "sigmoid":
-            return probabilities >= 0.5
-        return probabilities.argmax(0) == torch.arange(len(probabilities))[:, None]

@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from segpipe.errors import DataError
+from segpipe.inference.argmax import RunningArgmax, likeliest
 from segpipe.inference.observation import Observation
 from segpipe.inference.output import ProbabilityMaps
 from segpipe.inference.prepare import AxisTable, GridTransform, interpolate, parallel_tables, places_of
 from segpipe.inference.sliding_window import BORDER, Activation, Block, WindowGrid
 
 MOST_CLASSES, MOST_REGIONS = 256, 8  # what a byte holds as one label, or as a bit each
-THRESHOLD = 0.5
 DENSE = 0.2  # share of undecided voxels above which it is faster to interpolate all
 CHUNK = 1 << 22  # values that are held at a time
 ACTIVATED = 1 << 20  # scores that are activated at a time
@@ -99,7 +99,7 @@ class Restorer:
             plane[:classes].copy_(each[0] if self.members == 1 else each.mean(0))
         block.scores = block.scores[:classes]
         self._borders.fill(block)
-        best = argmax(block.scores, self.activation).numpy()
+        best = likeliest(block.scores, self.activation).labels.numpy()
         if self._observation is not None:
             self._observation.put(block.start, best, block.scores)
         if self._tables is None:
@@ -135,7 +135,7 @@ class Restorer:
             picked = tuple(voxels[part] for voxels in open_voxels)
             places = [picked[self._order.index(axis)] for axis in range(3)]
             values = _interpolated(block.scores, cells, places)
-            decided[picked] = argmax(values, self.activation).numpy()
+            decided[picked] = likeliest(values, self.activation).labels.numpy()
         self._ordered[tuple(box[axis] for axis in self._order)] = decided
         if self._maps is not None:
             self._restore_box(block.scores, cells, box, decide=False)
@@ -149,7 +149,7 @@ class Restorer:
             place = (slice(first, min(first + rows, slow.stop)), *others)
             part = slice(first - slow.start, place[0].stop - slow.start)
             corners = [[end[part] for end in tables[0]], *tables[1:]]
-            best = _RunningArgmax(self.activation)
+            best = RunningArgmax(self.activation)
             for label, volume in enumerate(scores):
                 if not decide and not (maps and maps.needs(label)):
                     continue
@@ -201,7 +201,7 @@ class Restorer:
         for part in _parts(len(open_voxels), len(scores)):
             voxels = open_voxels[part]
             values = _interpolated(scores, cells, [voxels] * 3)
-            decided[voxels] = argmax(values, self.activation).numpy()
+            decided[voxels] = likeliest(values, self.activation).labels.numpy()
             if self._maps is not None:
                 probabilities[:, torch.from_numpy(voxels)] = values
         if self._maps is not None:
@@ -308,34 +308,6 @@ def _parts(count: int, classes: int) -> list[slice]:
 def _marks(channels: int, activation: Activation) -> tuple[int, int]:
     """Return values for "not seen by the network" and for "undecided", beside the labels."""
     return (0, 1 << channels) if activation == "sigmoid" else (channels, channels + 1)
-
-
-def argmax(scores: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Return labels of scores (K, ...): the first of the highest, or a bit for each that reaches the threshold."""
-    _, undecided = _marks(len(scores), activation)
-    best = _RunningArgmax(activation, torch.uint8 if undecided < 256 else torch.int16)
-    for label, values in enumerate(scores):
-        best.add(label, values)
-    return best.labels
-
-
-class _RunningArgmax:
-    """The argmax so far, class by class."""
-
-    def __init__(self, activation: Activation, dtype: torch.dtype = torch.uint8) -> None:
-        self.activation, self.dtype = activation, dtype
-        self.labels = self.score = torch.empty(0)
-
-    def add(self, label: int, values: torch.Tensor) -> None:
-        """Compare the next class."""
-        if self.activation == "sigmoid":
-            region = (values >= THRESHOLD).to(self.dtype) << label
-            self.labels = self.labels.bitwise_or_(region) if label else region
-        elif label == 0:
-            self.score, self.labels = values.clone(), torch.zeros(values.shape, dtype=self.dtype)
-        else:
-            self.labels.masked_fill_(values > self.score, label)
-            torch.maximum(self.score, values, out=self.score)
 
 
 class _BlockBorders:

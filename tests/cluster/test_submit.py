@@ -24,7 +24,6 @@ from tiny_submit import FakeEngine
 from whole_commands import start, wait_for
 
 PREDICT = ["predict", "bundle", "scans", "out"]
-SBATCH_SAYS = "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)'"
 
 
 @pytest.fixture
@@ -220,18 +219,43 @@ def test_without_submitit_or_slurm_it_says_what_to_do(
     assert "pip install 'segpipe[slurm]'" in capsys.readouterr().err
 
 
-def test_a_controller_that_is_not_reached_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize(
+    ("says", "message", "expected", "hint"),
+    [
+        (
+            "fatal: Could not establish a configuration source",
+            "nothing says which cluster this machine belongs to",
+            "a slurm.conf",
+            "export SLURM_CONF=PATH",
+        ),
+        (
+            "error: Munge encode failed: Failed to access munge.socket (Did you start munged?)\n"
+            "sbatch: error: Batch job submission failed: Protocol authentication error",
+            "munge does not answer",
+            "munged at work",
+            "systemctl start munge",
+        ),
+        (
+            "error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            "controller (slurmctld) does not answer",
+            "scontrol ping",
+            "wait until it does",
+        ),
+    ],
+)
+def test_a_slurm_that_is_not_reached_is_named(
+    says: str, message: str, expected: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pytest.importorskip("submitit")
-    for name, words in (("srun", "true"), ("sbatch", f"{SBATCH_SAYS} >&2; exit 1")):
+    for name, words in (("srun", "true"), ("sbatch", f"echo 'sbatch: {says}' >&2; exit 1"), ("squeue", "exit 1")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{words}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert run(["submit", "--jobs", str(tmp_path / "jobs"), "--", *PREDICT]) == 2
-    said = capsys.readouterr().err
-    assert "controller (slurmctld) does not answer" in said and "--engine local" in said
-    assert "--partition" not in said
+    said = capsys.readouterr().err.partition("segpipe submit: error: ")[2]
+    assert message in said.partition("\n")[0] and says.rpartition("sbatch: ")[2].partition("\n")[0] in said
+    assert expected in said.partition("expected: ")[2].partition("\n")[0]
+    assert hint in said.partition("hint: ")[2] and "--engine local" in said and "--partition" not in said
 
 
 def test_of_a_failed_job_its_error_is_shown_first(tmp_path: Path) -> None:

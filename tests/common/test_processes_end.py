@@ -124,6 +124,30 @@ def test_a_program_whose_parent_has_ended_already_does_not_begin(tmp_path: Path)
     assert subprocess.run(command, check=False).returncode == 0 and (tmp_path / "begun").exists()
 
 
+BETWEEN = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+@linux
+def test_what_another_library_starts_ends_with_the_process_that_it_names(tmp_path: Path) -> None:
+    owner = subprocess.Popen(["sleep", "120"])
+    work = f"import time; from segpipe.common.processes import end_with; end_with({owner.pid}); time.sleep(120)"
+    between = subprocess.Popen([sys.executable, "-c", BETWEEN, work], env=child_environment())
+    try:
+        started = below(between, 1)
+        time.sleep(0.5)
+        assert all(process.is_running() for process in started)
+        owner.kill()
+        assert all_end(started)  # also before anybody has asked how the owner ended
+    finally:
+        owner.kill()
+        owner.wait()
+        between.kill()
+        between.wait()
+    late = work.replace("time.sleep(120)", "print('begun')")
+    ended = subprocess.run([sys.executable, "-c", late], env=child_environment(), capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout) == (processes.LOST, b"")
+
+
 @linux
 def test_a_program_that_there_is_not() -> None:
     assert subprocess.run(tied(["segpipe-no-such-program"]), check=False).returncode == processes.NO_PROGRAM

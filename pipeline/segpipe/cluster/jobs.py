@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,26 @@ from segpipe.errors import UsageError
 ENGINES = ("slurm", "local", "ray")
 RETRIES = 3  # by Ray, of a task whose worker or node died
 UNKNOWN = "unknown"  # state of a job that nobody could be asked about
-NOT_REACHED = ("contact slurm controller", "configuration source", "configuration file", "munge")  # as sbatch says it
+NOT_REACHED = (  # words of sbatch, what they mean, what is expected, what to do
+    (
+        ("configuration source", "configuration file"),
+        "Slurm's programs are here, but nothing says which cluster this machine belongs to",
+        "a slurm.conf, or the address of its controller (slurmctld)",
+        "go to a login node, where `sinfo` lists the nodes, or name the cluster's file: export SLURM_CONF=PATH",
+    ),
+    (
+        ("munge",),
+        "Slurm cannot prove who you are: munge does not answer",
+        "munged at work on this machine, with the cluster's key",
+        "have it started (systemctl start munge)",
+    ),
+    (
+        ("contact slurm controller",),
+        "Slurm's controller (slurmctld) does not answer",
+        "`scontrol ping` says that it is UP",
+        "wait until it does, or go to a login node, where `sinfo` lists the nodes",
+    ),
+)
 ERROR = re.compile(r"segpipe[ a-z]*: error: ")  # begins what a command of ours says of its failure
 MOST_WORDS = 8  # lines of it
 
@@ -106,18 +125,16 @@ class _Slurm:
                 jobs = [self._executor.submit(task) for task in tasks]
         except FailedJobError as error:
             said = str(error).strip()
-            if any(words in said.lower() for words in NOT_REACHED):
-                raise UsageError(
-                    "Slurm's programs are here, but its controller (slurmctld) does not answer",
-                    found=said.splitlines()[-1],
-                    hint="run it where `sinfo` lists the nodes, or on this machine with --engine local",
-                ) from error
+            if (reason := _not_reached(said)) is not None:
+                raise reason from error
             raise UsageError(
                 "Slurm does not take the jobs", found=said, hint="check --partition, --time, --memory, --gpus"
             ) from error
         return [str(job.job_id) for job in jobs]
 
     def states(self, jobs: Sequence[str]) -> dict[str, str]:
+        if not jobs:
+            return {}
         command = ["squeue", "--noheader", "--array", "--format=%i|%T"]
         try:
             listed = subprocess.run(tied(command), capture_output=True, text=True, check=True, timeout=60)
@@ -131,6 +148,15 @@ class _Slurm:
         """Leave them: they are Slurm's."""
 
 
+def _not_reached(said: str) -> UsageError | None:
+    """Return why Slurm is not reached, by what sbatch said; None where it answered."""
+    for words, what, expected, first in NOT_REACHED:
+        if any(word in said.lower() for word in words):
+            hint = f"{first}, and give the same command again; or try it on this machine with --engine local"
+            return UsageError(what, found=said.splitlines()[-1].strip(), expected=expected, hint=hint)
+    return None
+
+
 class _Local:
     def __init__(self, executor: Any) -> None:
         self._executor = executor
@@ -138,7 +164,7 @@ class _Local:
 
     def submit(self, tasks: Sequence[Task]) -> list[str]:
         for task in tasks:
-            job = self._executor.submit(task)
+            job = self._executor.submit(replace(task, owner=os.getpid()))
             self._jobs[str(job.job_id)] = job
         return list(self._jobs)[-len(tasks) :]
 

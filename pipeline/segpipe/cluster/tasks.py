@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import write_json
-from segpipe.common.processes import child_environment, tied
+from segpipe.common.processes import child_environment, end_with, tied
 from segpipe.data import chosen_folds, load_manifest
 from segpipe.errors import UsageError
 
@@ -32,6 +32,7 @@ class Task:
         again: words with which it goes on then.
         after: whether it waits for all others.
         made: folder that is there when it has ended well, or "" where that is not known.
+        owner: process of this machine with which it ends; 0 for none.
     """
 
     name: str
@@ -42,9 +43,12 @@ class Task:
     again: tuple[str, ...] = ()
     after: bool = False
     made: str = ""
+    owner: int = 0
 
     def __call__(self, log: str | None = None) -> int:
         """Run it, and leave its exit code in its file; what it says goes to a file, or where ours goes."""
+        if self.owner:
+            end_with(self.owner)
         words = self.again if self.begun and (Path(self.folder) / self.begun).is_file() else self.words
         command = [sys.executable, "-m", "segpipe", *words]
         with nullcontext() if log is None else Path(log).open("ab") as said:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -81,6 +82,27 @@ def end_with_parent(parent: int | None = None) -> None:
         threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     if parent is not None and os.getppid() != parent:
         os._exit(LOST)
+
+
+def end_with(owner: int) -> None:
+    """End this process, and what is tied to it, when one of this machine ends that did not start it.
+
+    For what another library starts for us, on Linux; elsewhere such a process goes on.
+
+    Args:
+        owner: process id; where it has ended before, this process ends at once.
+    """
+    if sys.platform == "linux":
+        try:
+            descriptor = os.pidfd_open(owner)
+        except ProcessLookupError:
+            os._exit(LOST)
+        threading.Thread(target=_await, args=(descriptor,), daemon=True).start()
+
+
+def _await(descriptor: int) -> None:
+    select.select([descriptor], [], [])
+    os._exit(LOST)
 
 
 def _watch(parent: int) -> None:

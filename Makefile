@@ -65,7 +65,7 @@ fuzz: .venv/.ready  ## Changed files of each kind, FUZZ_MINUTES of each; what br
 	@.venv-ray/bin/pip install --quiet --disable-pip-version-check ray -c constraints.txt
 	@touch $@
 
-test-ray: .venv-ray/.ready  ## `segpipe submit --engine ray` on a local Ray, which listens on all interfaces meanwhile
+test-ray: .venv-ray/.ready  ## `segpipe submit --engine ray` on a local Ray of two nodes, which listens on all interfaces meanwhile
 	.venv-ray/bin/python -m pytest -m slow tests/cluster/test_ray.py
 
 # a folder of its own: what renders the site is no part of segpipe's environment

@@ -25,7 +25,6 @@ from .signing import fingerprint_of as fingerprint_of
 from .signing import is_encrypted as is_encrypted
 from .signing import make_keys as make_keys
 from .signing import sign_bundle as sign_bundle
-from .supported_subset import channel_names as channel_names
 from .supported_subset import resolve as resolve
 from .supported_subset import stated_modality as stated_modality
 from .supported_subset import units_of as units_of

@@ -221,16 +221,6 @@ def units_of(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {str(index): str(unit) for index, unit in stated.items()} if isinstance(stated, Mapping) else {}
 
 
-def channel_names(metadata: Mapping[str, Any]) -> list[str]:
-    """Return the names that a bundle's metadata give the channels of its images, empty where they give none."""
-    stated: Any = metadata
-    for key in ("network_data_format", "inputs", "image", "channel_def"):
-        stated = stated.get(key) if isinstance(stated, Mapping) else None
-    if not isinstance(stated, Mapping):
-        return []
-    return [str(name) for _, name in sorted(stated.items(), key=lambda item: (len(str(item[0])), str(item[0])))]
-
-
 def read_meaning(metadata: dict[str, Any], config: dict[str, Any]) -> tuple[dict[int, str], list[str], int]:
     """Return labels by value, names of the input channels, and how many regions there are that may overlap.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose
 
-from segpipe.common.channel_names import masks_of
+from segpipe.common.channel_names import channel_names, masks_of
 from segpipe.common.files import read_json
 from segpipe.common.nifti import read_header
 from segpipe.errors import SegpipeError, UsageError
@@ -121,9 +121,7 @@ def _stock_name(path: Path) -> str:
 
 def _masks(metadata: Path) -> int:
     """Return how many of the last channels are masks, by the metadata beside a bundle's config."""
-    formats = read_json(metadata).get("network_data_format", {}) if metadata.is_file() else {}
-    names = formats.get("inputs", {}).get("image", {}).get("channel_def", {})
-    return masks_of([str(names[index]) for index in sorted(names, key=int)])
+    return masks_of(channel_names(read_json(metadata))) if metadata.is_file() else 0
 
 
 def _channels(paths: Sequence[Path]) -> int:

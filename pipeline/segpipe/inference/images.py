@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from segpipe.common.channel_names import masks_in_file
 from segpipe.common.files import absolute_path
 from segpipe.common.grids import on_grid_of, registered_note
 from segpipe.common.image_names import EXPECTED, is_image
@@ -121,7 +122,7 @@ def _of_channels(images: list[tuple[Header, NDArray[Any]]], channels: int, masks
     headers = [header for header, _ in images]
     require_channels(headers, channels)
     for index, (header, values) in enumerate(images):
-        judge_voxels(values, header.path, masks if len(images) == 1 or index >= channels - masks else 0)
+        judge_voxels(values, header.path, masks_in_file(index, len(images), masks))
     if len(images) > 1:
         return Source(headers[0], np.stack([values for _, values in images]))
     values = images[0][1]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.common.channel_names import masks_in_file
 from segpipe.common.grids import on_grid_of, registered_note, require_one_grid
 from segpipe.common.nifti import Header, read_header, read_voxels, require_3d
 from segpipe.common.outliers import refuse_outliers
@@ -115,9 +116,8 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
         arrays = [volume.array for volume in volumes]
         return Source(headers[0], np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
     files = [read_header(path) for path in case] if isinstance(case, RegisteredFiles) else headers
-    scans = len(files) - masks if len(files) > 1 else 1
     arrays = [
-        on_grid_of(files[0], file, _read_judged(file, masks if index >= scans or len(files) == 1 else 0))
+        on_grid_of(files[0], file, _read_judged(file, masks_in_file(index, len(files), masks)))
         for index, file in enumerate(files)
     ]
     if len(arrays) == 1:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from segpipe.bundle import channel_names, stated_modality, units_of
+from segpipe.bundle import stated_modality, units_of
+from segpipe.common.channel_names import channel_names
 from segpipe.errors import UsageError
 from segpipe.prediction.options import Options
 

@@ -1,8 +1,7 @@
 """The label maps of a cross-validation become channels: a mask of each label, to train a second stage on.
 
 Each case has the label map of the fold that did not see it, so the second stage meets the faults that the first one
-makes of new scans. A mask is a file of 0 and 1 on the grid of the scan, whose header says that it holds labels: empty
-ones are usual.
+makes of new scans. A mask is a file of 0 and 1 on the grid of the scan; empty ones are usual.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from segpipe.bundle.open import open_bundle
+from segpipe.common.nifti import Header
 from segpipe.components.fast_prediction import _masks
 from segpipe.errors import DataError
 from segpipe.inference import LabelMap, ModelOptions
@@ -23,11 +25,15 @@ def not_run(case: CaseInput) -> LabelMap:
     raise AssertionError("masks were given")
 
 
+def fits(headers: Sequence[Header], held: int) -> None:
+    """There is room for every case."""
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> FirstStage:
     recipe = open_bundle(write_two_stages(tmp_path_factory.mktemp("both") / "both")).recipe(ModelOptions())
     assert recipe.first_stage is not None
-    return FirstStage(recipe.first_stage, recipe.channels, not_run)
+    return FirstStage(recipe.first_stage, recipe.channels, not_run, (fits, fits))
 
 
 def files(folder: Path, second: np.ndarray) -> list[Path]:

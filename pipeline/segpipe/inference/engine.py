@@ -31,7 +31,7 @@ from segpipe.inference.output import ExtraOutputs, ProbabilityMaps, as_labels, p
 from segpipe.inference.prepare import network_shape, prepare, turned_and_spaced
 from segpipe.inference.restore import Restorer
 from segpipe.inference.sliding_window import BORDER, Runtime, Windowing, stream_blocks
-from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
+from segpipe.inference.source import CaseInput, ReadCase, Source, held_bytes, read_case, read_headers
 from segpipe.inference.transforms import CropForeground, Preprocessing, SpatialPad, root_cause
 
 AT_ONCE_VOXELS = 400_000  # of windows in one forward pass on the CPU
@@ -84,8 +84,19 @@ class StreamingEngine:
             RefusedError: it does not fit, with the numbers.
         """
         headers = prefetched.headers if prefetched else read_headers(case, self.channels)
-        source = prefetched.source if prefetched else case
-        held = source.array.nbytes if isinstance(source, Source) else 0
+        peak = self.fit(headers, held_bytes(prefetched.source if prefetched else case))
+        return prefetched or read_case(case, self.channels, headers, self.masks), peak
+
+    def fit(self, headers: Sequence[Header], held: int = 0) -> int:
+        """Choose windows with which a case fits into memory, and return the bytes that the process will take at most.
+
+        Args:
+            headers: of the case's files.
+            held: bytes of its voxels that are read already and will be let go; below 0, that are read beside it.
+
+        Raises:
+            RefusedError: it does not fit, with the numbers.
+        """
         if self.probe is None:
             self.probe = Probe.measure(self.runtime, self.channels, self.windowing.roi_size, self.device)
         windowing = self.windowing
@@ -93,7 +104,7 @@ class StreamingEngine:
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
             windowing = replace(windowing, batch=min(windowing.batch, most))
         self._fitting, peak = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
-        return prefetched or read_case(case, self.channels, headers, self.masks), peak
+        return peak
 
     def segment(
         self,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from segpipe.common.console import digits
+from segpipe.common.nifti import Header
 from segpipe.dicom import Series
 from segpipe.errors import DataError
+from segpipe.inference.engine import source_bytes
 from segpipe.inference.output import LabelMap
 from segpipe.inference.recipe import Recipe
-from segpipe.inference.source import CaseInput, ReadCase, Source, preview_of, read_case
+from segpipe.inference.source import CaseInput, ReadCase, Source, held_bytes, preview_of, read_case, read_headers
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,19 @@ class FirstStage:
         recipe: of the first stage.
         channels: of the second stage.
         segment: gives the label map of a case by the first stage.
+        fits: refuse a case that the memory is too small for, by its headers and by the bytes of it that are held
+            already: the first stage, and the second one.
     """
 
     recipe: Recipe
     channels: int
     segment: Callable[[CaseInput], LabelMap]
+    fits: tuple[Callable[[Sequence[Header], int], object], Callable[[Sequence[Header], int], object]]
 
     def read(self, case: CaseInput, read: ReadCase | None, seconds: dict[str, float]) -> ReadCase:
         """Return the images of a case with its masks; as they are, where they have all channels already.
+
+        Whether both stages fit into memory is told from the headers, before any voxel is read.
 
         Args:
             case: its scans, or its scans and masks.
@@ -40,21 +47,40 @@ class FirstStage:
 
         Raises:
             SegpipeError: the scans cannot be used, what is given as a mask is none, or the first stage fails.
+            RefusedError: a stage needs more memory than it may take.
         """
-        if _channels_of(case) == self.channels:
-            read = read or read_case(case, self.channels, masks=self.channels - self.recipe.channels)
+        given = _channels_of(case) == self.channels
+        channels = self.channels if given else self.recipe.channels
+        if read is None:
+            headers = read_headers(case, channels)
+            self._require_room(headers, held_bytes(case), given)
+            read = read_case(case, channels, headers, self.channels - self.recipe.channels if given else 0)
+        if given:
             self._require_masks(read)
             return read
-        read = read or read_case(case, self.recipe.channels)
         start, scans = time.perf_counter(), read.source
-        found = self.segment(replace(scans))  # which it lets go; the voxels stay here
+        found = self.segment(replace(scans, kept=True))
         if found.regions:
             raise DataError("the first stage gives regions that overlap", expected="one label map")
         values = [value for value in sorted(self.recipe.labels) if value]
         masks = np.stack([found.labels == value for value in values]).astype(scans.array.dtype)
         joined = replace(scans, array=np.concatenate([scans.array, masks]))
         seconds["first_stage"] = round(time.perf_counter() - start, 3)
-        return ReadCase([read.headers[0]] * self.channels, joined, preview_of(joined))
+        return ReadCase(read_headers(joined, self.channels), joined, preview_of(joined))
+
+    def _require_room(self, headers: Sequence[Header], held: int, given: bool) -> None:
+        """Refuse a case that one of the stages does not fit into memory with.
+
+        Raises:
+            RefusedError: with the numbers.
+        """
+        first, second = self.fits
+        if given:
+            second(headers, held)
+            return
+        first(headers, held - source_bytes(headers))  # its scans are kept for the second stage
+        scan = replace(headers[0], shape=headers[0].shape[:3])
+        second([scan] * self.channels, held)
 
     def _require_masks(self, read: ReadCase) -> None:
         """Refuse a further scan, or a label map, in the place of a mask.

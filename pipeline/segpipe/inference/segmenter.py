@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ from monai.data import decollate_batch
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 
+from segpipe.common.nifti import Header
 from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
@@ -67,7 +68,9 @@ class Segmenter:
         self.prefetcher = Prefetcher(recipe.scans, options.max_memory, masks)
         self._first_stage = None
         if recipe.first_stage is not None:
-            self._first_stage = FirstStage(recipe.first_stage, recipe.channels, Segmenter(recipe.first_stage).segment)
+            first = Segmenter(recipe.first_stage)
+            fits = first.fit, self.fit
+            self._first_stage = FirstStage(recipe.first_stage, recipe.channels, first.segment, fits)
         torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
         typed = None if recipe.preprocessing is None else Preprocessing.parse(recipe.preprocessing)
         self.engine_reasons: tuple[str, ...] = ()
@@ -115,6 +118,10 @@ class Segmenter:
             cleanup,
             masks=recipe.masks,
         )
+
+    def fit(self, headers: Sequence[Header], held: int = 0) -> int:
+        """Judge a case by its headers, as `StreamingEngine.fit`; 0 by MONAI's engine, whose memory nobody foresees."""
+        return self._streaming.fit(headers, held) if self.engine == "streaming" else 0
 
     def segment(
         self,

@@ -39,6 +39,7 @@ class Source:
         series: that the voxels are of; None where they are of no DICOM series.
         modality: of the DICOM series; None where there is none.
         notes: of who read the series.
+        kept: whether somebody else holds the voxels as well, so that they stay in memory.
     """
 
     header: Header
@@ -46,6 +47,7 @@ class Source:
     series: Series | None = None
     modality: str | None = None
     notes: tuple[str, ...] = ()
+    kept: bool = False
 
     def tensor(self) -> MetaTensor:
         """Return what `LoadImaged` and `EnsureChannelFirstd` make of the case: float32, with its affine."""
@@ -135,7 +137,7 @@ def read_headers(case: CaseInput, channels: int) -> list[Header]:
         DataError: unreadable, not a volume, a wrong number of channels, or channels on different grids.
     """
     if isinstance(case, Source):
-        return [case.header]
+        return [replace(case.header, shape=(*case.header.shape[:3], len(case.array)))]
     if isinstance(case, Series):
         return [_header_of(case, channels)] * channels
     missing = [index for index, path in enumerate(case) if not Path(path).is_file()]
@@ -155,6 +157,11 @@ def read_headers(case: CaseInput, channels: int) -> list[Header]:
         ]
     require_channels(headers, channels)
     return headers
+
+
+def held_bytes(case: CaseInput) -> int:
+    """Return the bytes of a case's voxels that are in memory now, and let go once they are used."""
+    return case.array.nbytes if isinstance(case, Source) and not case.kept else 0
 
 
 def require_channels(headers: Sequence[Header], channels: int) -> None:

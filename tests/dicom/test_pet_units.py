@@ -155,6 +155,35 @@ def test_suv_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_series(plain).array, activity.transpose(1, 0, 2))
 
 
+UTC = {"RadiopharmaceuticalStartDateTime": "20200102070000.00+0000"}  # nine o'clock, two hours east
+GE_TIME_UTC = (*GE_TIME[:4], "20200102075500.00+0000")
+
+
+@pytest.mark.parametrize("zone", ["+0200", "-0330", "+0000"])
+def test_a_moment_from_utc_is_told_by_the_clock_of_the_scan(tmp_path: Path, zone: str) -> None:
+    local = datetime.datetime(2020, 1, 2, 9)
+    offset = datetime.timedelta(hours=int(zone[:3]), minutes=int(zone[0] + zone[3:]))
+    moment = {"RadiopharmaceuticalStartDateTime": f"{local - offset:%Y%m%d%H%M%S}.00+0000"}
+    by_clock = suv_factor(pet(tmp_path / "a"))
+    assert suv_factor(pet(tmp_path / "b", moment, TimezoneOffsetFromUTC=zone)) == by_clock
+    exactly = {"RadiopharmaceuticalStartDateTime": "20200102090000"}
+    assert suv_factor(pet(tmp_path / "c", exactly, TimezoneOffsetFromUTC=zone)) == by_clock
+    scanned = {**LATER, "TimezoneOffsetFromUTC": "+0200"}
+    assert suv_factor(pet(tmp_path / "d", UTC, (GE_TIME_UTC,), **scanned)) == suv_factor(
+        pet(tmp_path / "e", {}, (GE_TIME,), **LATER)
+    )
+
+
+def test_a_moment_from_utc_beside_a_clock_of_an_unknown_zone_is_refused(tmp_path: Path) -> None:
+    for folder, injection, private, changed, name in (
+        ("a", UTC, (), {}, "RadiopharmaceuticalStartDateTime (0018,1078)"),
+        ("b", {}, (GE_TIME_UTC,), LATER, "the scan time of GEMS_PETD_01"),
+    ):
+        with pytest.raises(DataError) as caught:
+            suv_factor(pet(tmp_path / folder, injection, private, **changed))
+        assert f"{name}: given from UTC, and TimezoneOffsetFromUTC (0008,0201) is missing" in str(caught.value.found)
+
+
 @pytest.mark.parametrize(
     ("injection", "changed", "tag", "found"),
     [

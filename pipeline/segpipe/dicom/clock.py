@@ -10,7 +10,10 @@ DAY_S = 86400.0
 
 
 def seconds_of(when: str) -> float | None:
-    """Return seconds of a date (eight digits, or spaces where there is none) and a time of day; None without a time."""
+    """Return seconds of a date (eight digits, or spaces where there is none) and a time of day; None without a time.
+
+    They are of UTC where an offset from it follows, else of the clock of the header.
+    """
     time = re.match(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d+)?", when[8:])
     if time is None:
         return None
@@ -19,7 +22,14 @@ def seconds_of(when: str) -> float | None:
         days = datetime.date(int(when[:4]), int(when[4:6]), int(when[6:8])).toordinal()
     except ValueError:
         days = 0
-    return days * DAY_S + int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(parts)
+    clock_s = days * DAY_S + int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(parts)
+    return clock_s - (offset_s(when) or 0.0)
+
+
+def offset_s(when: str) -> float | None:
+    """Return the seconds from UTC that stand behind a time (``&ZZXX`` of a DT), or alone; None where there are none."""
+    offset = re.search(r"([+-])(\d\d)(\d\d)\s*$", when)
+    return None if offset is None else float(f"{offset[1]}1") * (int(offset[2]) * 3600 + int(offset[3]) * 60)
 
 
 def clock_order(times: list[float]) -> list[float]:

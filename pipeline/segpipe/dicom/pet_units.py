@@ -3,8 +3,9 @@
 Which tags count, and how the time of decay follows from them, is that of the QIBA FDG-PET/CT profile's pseudo-code for
 vendor-neutral SUV (Quantitative Imaging Biomarkers Alliance, "Computing SUV from DICOM", happy path and its robust
 variant). What it leaves to luck is refused here: a tag that is missing or cannot be true, images that were not
-corrected for attenuation and decay, several injections, and an injection of which only the time of day is known where
-the nuclide lives for days. No weight of a patient is ever said.
+corrected for attenuation and decay, several injections, an injection of which only the time of day is known where the
+nuclide lives for days, and one dated from UTC beside a scan whose clock has no zone. No weight of a patient is ever
+said.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from segpipe.dicom.clock import DAY_S, seconds_of
+from segpipe.dicom.clock import DAY_S, offset_s, seconds_of
 from segpipe.dicom.frames import BLOCKS, items, numbers, private_value, text
 from segpipe.dicom.model import Series, Volume
 from segpipe.dicom.privacy import kind_of, no_header_text
@@ -37,7 +38,10 @@ PLAUSIBLE = {
 }
 READ = """
     Units CorrectedImage DecayCorrection SUVType PatientWeight RadiopharmaceuticalInformationSequence SeriesDate
-    SeriesTime AcquisitionDate AcquisitionTime FrameReferenceTime ActualFrameDuration
+    SeriesTime AcquisitionDate AcquisitionTime FrameReferenceTime ActualFrameDuration TimezoneOffsetFromUTC
+"""
+SAME = """
+    Units CorrectedImage DecayCorrection SUVType PatientWeight SeriesDate SeriesTime TimezoneOffsetFromUTC
 """
 OF_INJECTION = """
     RadionuclideTotalDose RadionuclideHalfLife RadiopharmaceuticalStartTime RadiopharmaceuticalStartDateTime
@@ -135,7 +139,7 @@ def _read(series: Series) -> _Headers:
             except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
                 raise DataError("a header cannot be read", path=path, found=kind_of(error)) from None
     headers = _Headers(each[0], tuple(each))
-    for name in ("Units", "CorrectedImage", "DecayCorrection", "SUVType", "PatientWeight", "SeriesDate", "SeriesTime"):
+    for name in SAME.split():
         if len({text(one, name) for one in each}) > 1:
             raise _wrong(name, "differs between slices", "the same in all")
     for name in OF_INJECTION.split():
@@ -207,7 +211,7 @@ def _decay_s(headers: _Headers, injection: Dataset, half_life_s: float) -> float
     exactly, of_day = (text(injection, f"RadiopharmaceuticalStart{part}") for part in ("DateTime", "Time"))
     name = "RadiopharmaceuticalStartDateTime" if exactly else "RadiopharmaceuticalStartTime"
     if exactly:
-        start_s = seconds_of(exactly)
+        start_s = _local_s(headers.same, name, exactly)
         if start_s is None or start_s < DAY_S:
             raise _wrong(name, "no date and time", "YYYYMMDDHHMMSS")
     else:
@@ -230,7 +234,7 @@ def _decay_s(headers: _Headers, injection: Dataset, half_life_s: float) -> float
 
 
 def _scan_s(headers: _Headers) -> float:
-    """Return the time that images corrected to ``START`` are corrected to, in seconds of `seconds_of`."""
+    """Return the time that images corrected to ``START`` are corrected to, in seconds of the scan's own clock."""
     first, acquired_s = min(
         ((one, _moment(one, "Acquisition")) for one in headers.each), key=lambda pair: pair[1]
     )  # of all beds
@@ -238,7 +242,7 @@ def _scan_s(headers: _Headers) -> float:
     if series_s <= acquired_s:
         return series_s
     own = private_value(headers.same, 0x0009, GE, SCAN_TIME)  # the series was made later, from others
-    own_s = seconds_of(_plain(own)) if own is not None else None
+    own_s = _local_s(headers.same, f"the scan time of {GE}", _plain(own)) if own is not None else None
     if own_s is not None and own_s >= DAY_S:
         return own_s
     reference_s, frame_s = (_milliseconds(first, name) for name in ("FrameReferenceTime", "ActualFrameDuration"))
@@ -261,6 +265,17 @@ def _moment(header: Dataset, of: str) -> float:
     return seconds
 
 
+def _local_s(header: Dataset, name: str, when: str) -> float | None:
+    """Return seconds of a DT by the clock that dates and times of the header are told by."""
+    seconds, zone_s = seconds_of(when), offset_s(text(header, "TimezoneOffsetFromUTC"))
+    if seconds is None or offset_s(when) is None:
+        return seconds
+    if zone_s is None:
+        detail = "given from UTC, and TimezoneOffsetFromUTC (0008,0201) is missing"
+        raise _wrong(name, detail, "the clock that the scan is dated by")
+    return seconds + zone_s
+
+
 def _milliseconds(header: Dataset, name: str) -> float:
     values = numbers(text(header, name) or None)
     return values[0] / 1000 if values and values[0] > 0 else 0.0
@@ -276,12 +291,9 @@ def _plain(value: object) -> str:
 
 
 def _wrong(name: str, found: str, expected: str) -> DataError:
-    tag = pydicom.datadict.tag_for_keyword(name) or 0
-    return DataError(
-        "SUV cannot be computed from the headers",
-        found=f"{name} ({tag >> 16:04X},{tag & 0xFFFF:04X}): {found}",
-        expected=expected,
-    )
+    tag = pydicom.datadict.tag_for_keyword(name)
+    named = name if tag is None else f"{name} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+    return DataError("SUV cannot be computed from the headers", found=f"{named}: {found}", expected=expected)
 
 
 def shared_unit(series: Iterable[Series]) -> str | None:

@@ -64,7 +64,21 @@ def test_who_rightly_finds_nothing_is_above_who_finds_something(
     assert study.run("--no-figures", "--against", str(tmp_path / "before/out")) == 0
     said = capsys.readouterr().out.replace("\n", "").replace(" ", "")
     assert f"{study.out}:meanDice0.5000above{tmp_path}/before/out" in said  # one name: told by their paths
-    assert "1caseleftout:noDiceoneitherside." in said
+    assert "1caseleftout(nothing):noDiceoneitherside,sincenothingisthereandnothingwasfound." in said
+    assert list(against["left_out_cases"]) == ["nothing"]
+
+
+def test_a_case_that_failed_on_one_side_alone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = measured(tmp_path, ["a", "b"])
+    (study.predictions / "c1.nii.gz").unlink()
+    capsys.readouterr()
+    assert study.run("--no-figures", "--json", "--against", str(tmp_path / "before")) == 4
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, json.loads(SCHEMA.read_text()))
+    assert document["against"]["failed_alone"] == {"reference": [], "this": ["c1"]}
+    assert study.run("--no-figures", "--against", str(tmp_path / "before")) == 4
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No fair comparison: 1 case of out alone failed (c1) and counts as Dice 0." in said
 
 
 def test_with_few_patients_it_says_how_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,7 +275,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(manifest, tmp_path, fake,
     assert fake.verbs() == ["train", "export", "predict", "evaluate", "predict", "evaluate"]
 
 
-def test_a_case_without_prediction_counts_nothing_and_is_told(manifest, tmp_path, fake) -> None:
+def test_a_case_without_prediction_counts_nothing_and_is_told(manifest, tmp_path, fake, capsys) -> None:
     out = tmp_path / "out"
     predict = fake._predict
 
@@ -289,6 +289,38 @@ def test_a_case_without_prediction_counts_nothing_and_is_told(manifest, tmp_path
     assert run(words(manifest, out, losses="dice_ce")) == 4
     row = state(out)["results"]["rows"][0]
     assert row["failed_cases"] == ["case_4"] and row["dice"]["mean"] == pytest.approx(6 / 7)
+    assert "unet+dice_ce: 1 case failed (case_4), Dice 0." in " ".join(capsys.readouterr().out.split())
+
+
+def test_cases_that_are_not_compared_alike_are_named_everywhere(manifest, tmp_path, fake, capsys) -> None:
+    out = tmp_path / "out"
+    evaluate = fake._evaluate
+    of_dice = {"case_4": {"failure": "no prediction", "mean_dice": 0.0}, "case_2": {"mean_dice": 0.0}}
+
+    def as_told(on_line: Any, **arguments: Any) -> Ended:
+        evaluate(on_line, **arguments)
+        path = Path(arguments["out"]) / "metrics.json"
+        document = json.loads(path.read_text())
+        for case in document["cases"]:
+            case |= {"mean_dice": None} if case["id"] in ("case_0", "case_2") else {}
+            case |= of_dice.get(case["id"], {}) if "+dice/" in arguments["out"] else {}
+        path.write_text(json.dumps(document))
+        return Ended(0, {})
+
+    fake._evaluate, fake.shift = as_told, {}
+    assert run(words(manifest, out, losses="dice_ce,dice")) == 4
+    reference, row = state(out)["results"]["rows"]
+    schema = json.loads((ROOT / "docs/schemas/compare.schema.json").read_text())
+    Draft202012Validator(schema).validate(state(out))
+    assert reference["without_dice"] == ["case_0", "case_2"] and row["without_dice"] == ["case_0"]
+    assert list(row["left_out_cases"]) == ["case_0"] and row["left_out"] == 1 and row["cases"] == 6
+    assert row["failed_alone"] == {"reference": [], "this": ["case_4"]}
+    assert row["difference"]["mean"] == pytest.approx(-2 / 6)  # what is rightly empty counts as 1
+    for text in (capsys.readouterr().out, (out / "compare.md").read_text(), (out / "report.html").read_text()):
+        said = " ".join(text.split())
+        assert "1 case left out (case_0): no Dice on either side" in said
+        assert "No fair comparison: 1 case of unet+dice alone failed (case_4)" in said
+        assert "unet+dice_ce: 2 cases in no mean (case_0, case_2)" in said
 
 
 @pytest.mark.parametrize(

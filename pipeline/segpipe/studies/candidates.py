@@ -103,16 +103,10 @@ def train_candidate(
     return read_out_of_fold(run_folder(out, candidate))
 
 
-def scores_of(out_of_fold: Mapping[str, Any]) -> dict[str, float]:
-    """Return case id to mean Dice; a case that failed counts as 0, one without a truth is left out."""
-    cases = [case for case in out_of_fold["cases"] if case["failure"] or case["mean_dice"] is not None]
-    return {case["id"]: case["mean_dice"] or 0.0 for case in cases}
-
-
 def mean_dice(out_of_fold: Mapping[str, Any]) -> float:
-    """Return the mean Dice over the cases; a case that failed counts as 0."""
-    scores = scores_of(out_of_fold)
-    return sum(scores.values()) / len(scores) if scores else 0.0
+    """Return the mean Dice over the cases; one that failed counts as 0, one without a Dice is left out."""
+    cases = [case for case in out_of_fold["cases"] if case["failure"] or case["mean_dice"] is not None]
+    return sum(case["mean_dice"] or 0.0 for case in cases) / len(cases) if cases else 0.0
 
 
 def run_folder(out: Path, candidate: Candidate) -> Path:

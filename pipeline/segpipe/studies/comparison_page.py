@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from segpipe.common.console import counted, some_of
 from segpipe.common.files import write_csv, write_text
 from segpipe.evaluation import Estimate
 from segpipe.reporting import Picture, Section, Table, write_page
@@ -196,11 +197,20 @@ def _label_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str | None]]
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """Say what each variant's figures mean beside the reference's."""
+    """Say what each variant's figures mean beside the reference's, and which cases failed or have none."""
     compared = [(row, row.comparison) for row in rows if row.comparison is not None]
     tests = sum(comparison.p is not None for _, comparison in compared)
     words = [in_words(row.name, rows[0].name, comparison, tests) for row, comparison in compared]
-    return words + [f"{row.name}: {_missing(row)}." for row in rows if _missing(row)]
+    for row in rows:
+        words += [f"{row.name}: {_missing(row)}."] if _missing(row) else []
+        if row.failed:
+            words.append(f"{row.name}: {counted(len(row.failed), 'case')} failed ({some_of(row.failed)}), Dice 0.")
+        if row.without_dice:
+            words.append(
+                f"{row.name}: {counted(len(row.without_dice), 'case')} in no mean ({some_of(row.without_dice)}): "
+                "no label is there, and none was found."
+            )
+    return words
 
 
 def _case_columns(rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,8 @@
 """The results of a comparison: a row for each variant from what its runs left, each paired with the reference.
 
 Dice is a mean over cases with a bootstrap interval over patients. Against the reference stand the paired difference
-with its interval and Wilcoxon's signed-rank test (1945) over patients, corrected for the number of variants after Holm
-(1979).
+(`segpipe.studies.pairing`) with its interval and Wilcoxon's signed-rank test (1945) over patients, corrected for the
+number of variants after Holm (1979).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from segpipe.common.files import read_json
 from segpipe.evaluation import Estimate, bootstrap_mean
 from segpipe.studies.comparison_state import State, Study
+from segpipe.studies.pairing import Pairs, Side, pair
 from segpipe.studies.variants import Cell, Variant
 
 FEWEST_PATIENTS = 6  # with five the smallest two-sided p of the signed-rank test is 0.0625
@@ -30,16 +31,23 @@ class Comparison:
     """A variant against the reference, over the cases that both have.
 
     Attributes:
+        pairs: these cases, and those that were left out.
         difference: mean over cases of variant minus reference, with its 95 % interval over patients.
         patients: how many.
         p: two-sided, of the Wilcoxon signed-rank test over patients; None where there are too few.
         p_holm: the same, corrected for the number of variants that are tested.
     """
 
+    pairs: Pairs
     difference: Estimate
     patients: int
     p: float | None
     p_holm: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return plain values."""
+        tested = {"patients": self.patients, "p": self.p, "p_holm": self.p_holm}
+        return {"difference": asdict(self.difference), **tested, **self.pairs.document()}
 
 
 def mean_by_case(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
@@ -57,31 +65,31 @@ def estimate(scores: Scores, groups: Mapping[str, str]) -> Estimate:
     return bootstrap_mean(list(scores.values()), [groups[case] for case in scores])
 
 
-def compare(reference: Scores, variants: Mapping[str, Scores], groups: Mapping[str, str]) -> dict[str, Comparison]:
+def compare(reference: Side, variants: Mapping[str, Side], groups: Mapping[str, str]) -> dict[str, Comparison]:
     """Compare every variant with the reference, paired by case.
 
     The interval is the bootstrap of the paired differences: patients are drawn, each with all its cases. The test is
     Wilcoxon's on the patients' mean differences.
 
     Args:
-        reference: case id to score.
+        reference: its scores.
         variants: variant name to its scores.
         groups: case id to patient.
     """
-    paired = {name: _compare_one(reference, scores, groups) for name, scores in variants.items()}
+    paired = {name: _compare_one(pair(reference, side), groups) for name, side in variants.items()}
     corrected = holm([comparison.p for comparison in paired.values()])
     return {
         name: replace(comparison, p_holm=p) for (name, comparison), p in zip(paired.items(), corrected, strict=True)
     }
 
 
-def _compare_one(reference: Scores, scores: Scores, groups: Mapping[str, str]) -> Comparison:
-    differences = {case: scores[case] - reference[case] for case in reference if case in scores}
+def _compare_one(pairs: Pairs, groups: Mapping[str, str]) -> Comparison:
+    differences = {case: pairs.other[case] - score for case, score in pairs.reference.items()}
     by_patient: dict[str, list[float]] = defaultdict(list)
     for case, difference in differences.items():
         by_patient[groups[case]].append(difference)
     p = signed_rank_p([fmean(values) for values in by_patient.values()])
-    return Comparison(estimate(differences, groups), len(by_patient), p)
+    return Comparison(pairs, estimate(differences, groups), len(by_patient), p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -107,7 +115,11 @@ def signed_rank_p(differences: Sequence[float]) -> float | None:
 
 
 def in_words(name: str, reference: str, comparison: Comparison, n_tests: int) -> str:
-    """Say what the figures mean, for a reader who does not test hypotheses every day."""
+    """Say what the figures mean, for a reader who does not test hypotheses every day, and which cases they lack."""
+    return f"{_outcome(name, reference, comparison, n_tests)} {comparison.pairs.words(name, reference)}".rstrip()
+
+
+def _outcome(name: str, reference: str, comparison: Comparison, n_tests: int) -> str:
     mean, low, high = comparison.difference.mean, comparison.difference.low, comparison.difference.high
     p = comparison.p_holm
     if mean is None:
@@ -174,6 +186,16 @@ class Row:
         """Return the variant's name."""
         return self.variant.name
 
+    @property
+    def failed(self) -> list[str]:
+        """Return the cases without a usable prediction of a run; each counts as Dice 0."""
+        return sorted(set().union(*(run.failed for run in self.runs)))
+
+    @property
+    def without_dice(self) -> list[str]:
+        """Return the cases in no mean: no label is there, and no run found one."""
+        return sorted({case for run in self.runs for case in run.dice if case not in self.dice})
+
 
 def gather(study: Study, state: State) -> list[Row]:
     """Return a row for each variant, the reference first."""
@@ -182,9 +204,13 @@ def gather(study: Study, state: State) -> list[Row]:
     cells = {name: [cell for cell in study.settings.cells() if cell.variant == variants[name]] for name in variants}
     runs = {name: [_read(cell, study) for cell in cells[name] if state.finished(cell)] for name in variants}
     dice = {name: mean_by_case([run.dice for run in runs[name]]) for name in variants}
+    sides = {
+        name: Side([run.dice for run in runs[name]], frozenset().union(*(run.failed for run in runs[name])))
+        for name in variants
+    }
     reference, *names = variants
-    tested = {name: dice[name] for name in names if dice[name] and dice[reference]}
-    compared = compare(dice[reference], tested, groups)
+    tested = {name: sides[name] for name in names if runs[name] and runs[reference]}
+    compared = compare(sides[reference], tested, groups)
     return [
         Row(
             variant,
@@ -262,12 +288,15 @@ def plain_results(rows: Sequence[Row], study: Study, state: State) -> dict[str, 
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    nothing = dict.fromkeys(("difference", "patients", "p", "p_holm"))
+    nothing = dict.fromkeys(
+        ("difference", "patients", "p", "p_holm", "cases", "left_out", "left_out_cases", "failed_alone")
+    )
     return {
         "variant": row.name,
         "dice": asdict(row.estimate),
         "labels": dict(row.labels),
-        **(nothing if row.comparison is None else asdict(row.comparison)),
+        **(nothing if row.comparison is None else row.comparison.document()),
         **row.facts,
-        "failed_cases": sorted(set().union(*(run.failed for run in row.runs))),
+        "failed_cases": row.failed,
+        "without_dice": row.without_dice,
     }

@@ -6,8 +6,7 @@ that others made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from segpipe.data import manifest_sha256
 from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import Evaluation
 from segpipe.studies.comparison_results import Comparison, compare, in_words
+from segpipe.studies.pairing import Side, side_of
 
 METRICS = "metrics.json"
 
@@ -28,60 +28,41 @@ class Paired:
     Attributes:
         other: name of the other.
         folder: of the other, as it was given.
-        cases: that were paired.
-        left_out: how many were not: of a Dice on neither side, since nothing is there and nothing was found.
         comparison: of the mean Dice of a case, over patients.
     """
 
     other: str
     folder: Path
-    cases: int
-    left_out: int
     comparison: Comparison
 
     def words(self, out: Path) -> str:
         """Return what was found, of the evaluation in a folder; two of one name are told by their paths."""
-        over = f"{counted(self.cases, 'case')} of {counted(self.comparison.patients, 'patient')}"
+        over = f"{counted(len(self.comparison.pairs.other), 'case')} of {counted(self.comparison.patients, 'patient')}"
         name, other = out.resolve().name, self.other
         if name == other:
             name, other = str(out), str(self.folder)
-        left = f" {counted(self.left_out, 'case')} left out: no Dice on either side." if self.left_out else ""
-        return f"Paired over {over}: {in_words(name, other, self.comparison, 1)}{left}"
+        return f"Paired over {over}: {in_words(name, other, self.comparison, 1)}"
 
     def document(self) -> dict[str, Any]:
         """Return plain values."""
-        return {
-            "evaluation": self.other,
-            "cases": self.cases,
-            "left_out": self.left_out,
-            "patients": self.comparison.patients,
-            "difference": asdict(self.comparison.difference),
-            "p": self.comparison.p,
-        }
+        told = self.comparison.document()
+        del told["p_holm"]  # one test
+        return {"evaluation": self.other, **told}
 
 
 @dataclass(frozen=True)
 class Other:
-    """An evaluation that another is held against: its folder as it was given, and the mean Dice of each case."""
+    """An evaluation that another is held against: its folder as it was given, and its scores."""
 
     folder: Path
-    dice: Mapping[str, float | None]
+    side: Side
 
     def paired_with(self, evaluation: Evaluation) -> Paired:
-        """Return an evaluation less this one: mean difference of Dice, its interval over patients, Wilcoxon's p.
-
-        A case without a Dice has none of the labels, and none was found: that counts as 1 beside one with a Dice.
-        """
-        groups, dice = {case.id: case.group for case in evaluation.cases}, evaluation.case_dice
-        told = [case for case in dice if case in self.dice and {dice[case], self.dice[case]} != {None}]
-        here, found = ({case: _or_right(side[case]) for case in told} for side in (self.dice, dice))
-        comparison = compare(here, {"other": found}, groups)["other"]
-        left_out = len(dice.keys() | self.dice.keys()) - len(told)
-        return Paired(self.folder.resolve().name, self.folder, len(told), left_out, comparison)
-
-
-def _or_right(dice: float | None) -> float:
-    return 1.0 if dice is None else dice
+        """Return an evaluation less this one: mean difference of Dice, its interval over patients, Wilcoxon's p."""
+        groups = {case.id: case.group for case in evaluation.cases}
+        this = Side([evaluation.case_dice], frozenset(case.id for case in evaluation.failed))
+        comparison = compare(self.side, {"this": this}, groups)["this"]
+        return Paired(self.folder.resolve().name, self.folder, comparison)
 
 
 def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None) -> Other:
@@ -101,7 +82,7 @@ def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None)
     content = read_json(path, "evaluation")
     try:
         measured = (content["manifest_sha256"], content["split"], content["fold"])
-        dice = {str(case["id"]): case["mean_dice"] for case in content["cases"]}
+        side = side_of(content["cases"])
     except (KeyError, TypeError) as error:
         raise DataError(
             "the evaluation cannot be read", path=path, hint="measure it again with `segpipe evaluate`"
@@ -117,4 +98,4 @@ def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None)
             expected=f"manifest {asked[0][:12]}" if same else two,
             hint="measure both on the same cases of the same manifest",
         )
-    return Other(folder, dice)
+    return Other(folder, side)

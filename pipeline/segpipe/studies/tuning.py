@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from segpipe.common.folder_lock import locked
 from segpipe.data import Manifest, data_root, draw_split, load_manifest, patients_note, save_manifest
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.reporting import read_history
-from segpipe.studies.candidates import Candidate, mean_dice, run_folder, scores_of, train_candidate
+from segpipe.studies.candidates import Candidate, mean_dice, run_folder, train_candidate
 from segpipe.studies.comparison_results import FEWEST_PATIENTS, compare
+from segpipe.studies.pairing import side_of
 from segpipe.studies.same_settings import require_same
 from segpipe.studies.space import Space, read_space
 from segpipe.studies.trials import Outcome, Trial, Trials, title_of
@@ -314,7 +315,8 @@ class _Tuning:
     def _gain(self, dataset: Manifest, default: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
         """Return the paired difference over cases, with its interval over patients."""
         groups = {case.id: case.group for case in dataset.training}
-        return asdict(compare(scores_of(default), {"best": scores_of(best)}, groups)["best"])
+        one, other = (side_of(document["cases"]) for document in (default, best))
+        return compare(one, {"best": other}, groups)["best"].document()
 
     def _candidate(self, outcome: Outcome) -> Candidate:
         return self.space.candidate(outcome.point, title_of(outcome.candidate))

@@ -9,6 +9,7 @@ from typing import Any
 from segpipe.common.console import counted, quoted
 from segpipe.reporting import Section, Table, write_page
 from segpipe.studies.comparison_results import FEWEST_PATIENTS
+from segpipe.studies.pairing import Pairs
 from segpipe.studies.trials import title_of
 from segpipe.training import duration
 
@@ -56,12 +57,18 @@ def verdict(document: Document) -> str:
 
 
 def gain_in_words(gain: Document) -> str:
-    """Return a paired difference with its interval."""
+    """Return a paired difference with its interval, and which cases it lacks or has as failed on one side."""
     mean, low, high = (gain["difference"][name] for name in ("mean", "low", "high"))
     if mean is None:
         return "unknown"
     interval = "no interval: too few patients" if low is None else f"95 % interval {low:+.4f} to {high:+.4f}"
-    return f"{mean:+.4f} Dice ({interval}; {gain['patients']} patients)"
+    told = f"{mean:+.4f} Dice ({interval}; {gain['patients']} patients)"
+    if "left_out_cases" not in gain:  # of an earlier version
+        return told
+    alone = gain["failed_alone"]
+    pairs = Pairs({}, {}, gain["left_out_cases"], tuple(alone["reference"]), tuple(alone["this"]))
+    words = pairs.words("the best", "the default")
+    return f"{told}. {words}" if words else told
 
 
 def _in_short(document: Document) -> Section:

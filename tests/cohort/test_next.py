@@ -12,10 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dicom.make import series, write
 from segpipe.cli.app import run
 from segpipe.cohort import next_cases
+from segpipe.cohort.annotated import Annotated
 from segpipe.cohort.choosing import _greedy
 from segpipe.cohort.descriptors import describe
+from segpipe.dicom import load_series, scan
 from segpipe.errors import DataError, UsageError
 
 SHAPE = (12, 10, 8)
@@ -135,6 +138,53 @@ def test_what_is_annotated_is_never_chosen_whatever_it_is_called(pool: Pool):
     shutil.rmtree(pool.out / "new")
     with pytest.raises(UsageError, match="no case to choose from"):
         next_cases(pool.out, 5, annotated=manifest)
+
+
+def save(path: Path, *channels: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(np.stack(channels, -1) if len(channels) > 1 else channels[0], np.eye(4)), path)
+    return path
+
+
+def channels(seed: int, count: int = 2) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 99, (count, *SHAPE)).astype(np.int16))
+
+
+@pytest.mark.parametrize(
+    ("packed", "known"),
+    [
+        ("the same files", True),
+        ("one file of both", True),
+        ("the second alone", True),
+        ("in the other order", True),
+        ("the first of another scan", False),
+        ("an empty channel of every scan", False),
+        ("an atlas of every scan", False),
+    ],
+)
+def test_a_case_of_several_channels_is_known_however_they_are_packed(tmp_path: Path, packed: str, known: bool):
+    (one, two), (other, more), (third, atlas) = (channels(seed) for seed in range(3))
+    empty = np.zeros(SHAPE, np.int16)
+    common = {"an atlas of every scan": atlas, "an empty channel of every scan": empty}.get(packed, two)
+    scans = {
+        "the same files": [save(tmp_path / "x0.nii", one), save(tmp_path / "x1.nii", two)],
+        "one file of both": [save(tmp_path / "both.nii", one, two)],
+        "the second alone": [save(tmp_path / "second.nii", two)],
+        "in the other order": [tmp_path / "x1.nii", tmp_path / "x0.nii"],
+    }
+    candidate = scans.get(packed, [save(tmp_path / "other.nii", other), save(tmp_path / "common.nii", more)])
+    annotated = [("a", [save(tmp_path / "a0.nii", one), save(tmp_path / "a1.nii", two)])]
+    if common is not two:
+        candidate = [candidate[0], save(tmp_path / "c.nii", common)]
+        annotated = [("a", [tmp_path / "a0.nii", tmp_path / "c.nii"]), ("b", [save(tmp_path / "b.nii", third, common)])]
+    assert Annotated(annotated).has("new", candidate) is known
+
+
+def test_a_series_that_is_annotated_as_nifti_is_known(tmp_path: Path):
+    files = write(series(), tmp_path / "dicom")
+    volume = load_series(scan([tmp_path / "dicom"]).series[0])
+    nib.save(nib.Nifti1Image(volume.array, volume.affine_ras), tmp_path / "scan.nii.gz")
+    assert Annotated([("a", [tmp_path / "scan.nii.gz"])]).has("dcm-1", files)
+    assert not Annotated([("a", [save(tmp_path / "b.nii", *channels(0, 1))])]).has("dcm-1", files)
 
 
 def test_an_image_that_is_gone_is_left_out_and_said(pool: Pool):

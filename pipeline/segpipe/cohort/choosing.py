@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.cohort.annotated import Annotated
 from segpipe.cohort.descriptors import describe, distances, standardised
-from segpipe.common.image_names import is_image
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.result_folder import ENTROPY, RESULT, SEGMENTATION, STATE
 from segpipe.common.result_records import ResultRecord, read_result, read_sources
-from segpipe.common.same_image import SameImage
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
 
@@ -115,7 +114,8 @@ def next_cases(
         candidates = _of_results(source)
     if annotated is not None:
         known += _of_manifest(Path(annotated), None if source.is_file() else data)[1]
-    candidates = _without_known(candidates, known)
+    annotations = Annotated([(case.id, case.images) for case in known])
+    candidates = [case for case in candidates if not annotations.has(case.id, case.images)]
     if not candidates:
         raise UsageError(
             "there is no case to choose from", path=source, expected="cases that no manifest has a label of"
@@ -187,27 +187,6 @@ def _of_manifest(path: Path, data: str | Path | None) -> tuple[list[Candidate], 
     for case in manifest.cases():
         parts[case.label is not None].append(Candidate(case.id, tuple(root / image for image in case.images)))
     return parts
-
-
-def _without_known(candidates: Sequence[Candidate], known: Sequence[Candidate]) -> list[Candidate]:
-    """Leave out what is annotated: of the same id, the same file, or the same voxels."""
-    ids = {case.id for case in known}
-    files = {case.images[0].resolve(): None for case in known if case.images}
-    is_same = SameImage()
-
-    def has_voxels_of(first: Path, file: Path) -> bool:
-        try:
-            return is_same(first, file)
-        except (SegpipeError, OSError):  # said where it is described
-            return False
-
-    def is_known(case: Candidate) -> bool:
-        if case.id in ids or not case.images:
-            return case.id in ids
-        first = case.images[0].resolve()
-        return first in files or (is_image(first) and any(has_voxels_of(first, file) for file in files))
-
-    return [case for case in candidates if not is_known(case)]
 
 
 def _doubt(result: ResultRecord, folder: Path) -> tuple[float | None, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from segpipe.common.image_names import is_image
 from segpipe.common.nifti import read_header, read_voxels
 from segpipe.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from segpipe.dicom import Series
 
 CELLS = 4  # an axis is cut into
 SHARES = (5, 25, 50, 75, 95)
@@ -67,6 +70,20 @@ def distances(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArra
     return np.asarray(np.linalg.norm(first[:, None] - second[None], axis=2))
 
 
+def first_series(images: Sequence[Path]) -> Series:
+    """Return the series that the first of DICOM files is of.
+
+    Raises:
+        DataError: none can be read.
+    """
+    from segpipe.dicom import scan
+
+    found = [series for series in scan(list(images)).series if series.state == "loaded"]
+    if not found:
+        raise DataError("no series can be read", found="no volume")
+    return next((each for each in found if images[0].resolve() in {f.resolve() for f in each.files}), found[0])
+
+
 def _first_channel(images: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     if not images or not images[0].is_file():
         raise UsageError("the image is not where it was", expected="the files that mapping.jsonl or the manifest names")
@@ -76,13 +93,9 @@ def _first_channel(images: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.flo
         values = values[..., 0] if values.ndim == 4 else values
         affine = header.affine
     else:
-        from segpipe.dicom import load_series, scan
+        from segpipe.dicom import load_series
 
-        found = [series for series in scan(list(images)).series if series.state == "loaded"]
-        if not found:
-            raise DataError("no series can be read", found="no volume")
-        first = next((each for each in found if images[0].resolve() in {f.resolve() for f in each.files}), found[0])
-        volume = load_series(first)
+        volume = load_series(first_series(images))
         values, affine = volume.array, volume.affine_ras
     if values.ndim != 3:
         raise DataError("not a volume", found=f"shape {values.shape}")

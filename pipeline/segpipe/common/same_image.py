@@ -49,24 +49,16 @@ class Channel:
 
 
 class SameImage:
-    """Compares image files by their voxels; each is read once, and only where another has its size.
+    """The channels of image files, compared by their voxels; a file is read once, and only where another has its size.
 
     Example:
-        >>> is_same = SameImage()  # is_same(Path("scan.nii"), Path("repacked.nii.gz"))
+        >>> image = SameImage()
+        >>> # image.channels(Path("scan.nii"))[0].is_same(image.channels(Path("repacked.nii.gz"))[0])
     """
 
     def __init__(self) -> None:
         self._channels: dict[Path, list[Channel]] = {}
         self._voxels: dict[Path, list[Voxels]] = {}
-
-    def __call__(self, one: Path, other: Path) -> bool:
-        """Return whether two files hold the same channels, in the same order.
-
-        Raises:
-            SegpipeError: a file is not there, or cannot be read.
-        """
-        first, second = self.channels(one), self.channels(other)
-        return len(first) == len(second) and all(map(Channel.is_same, first, second))
 
     def channels(self, path: Path) -> list[Channel]:
         """Return the channels of a file: one of (X, Y, Z) voxels, and as many as the fourth axis of others is long.

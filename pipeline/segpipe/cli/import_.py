@@ -127,8 +127,13 @@ def command(
     licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
     origin: Annotated[str | None, typer.Option("--source", help="Where the data comes from.")] = None,
     patient_rule: Annotated[
-        str, typer.Option(help="Patient from case id: pairs (2k-1 and 2k are one), regex:PATTERN (one group), none.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="Patient from case id: pairs (2k-1 and 2k are one), regex:PATTERN (one group), none. "
+            "[default: none; corrections: as the manifest's own patients]",
+            show_default=False,
+        ),
+    ] = None,
     hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Record the SHA-256 of every file.")] = True,
     pseudonymise: Annotated[
         bool, typer.Option(help="Replace case and patient ids by hashes; keep no name that the source has.")
@@ -285,7 +290,7 @@ def command(
                     name=name,
                     licence=licence,
                     origin=origin,
-                    patient_rule=patient_rule,
+                    patient_rule=patient_rule or "none",
                     hashes=hashes,
                     pseudonymise=pseudonymise,
                     key=key,

@@ -19,11 +19,12 @@ from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
 from segpipe.data import draw_split, import_corrections, load_manifest, save_manifest
 from segpipe.data.manifest import Manifest
-from segpipe.dicom import AlgorithmInfo, label_infos, load_series, scan, write_dicom, write_volume
+from segpipe.dicom import AlgorithmInfo, label_infos, load_series, patient_pseudonym, scan, write_dicom, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
 
 SHAPE, AFFINE = (9, 8, 7), np.diag([-1.0, 2.0, 3.0, 1.0])
 LABELS = {"liver": 1, "lesion": 2}
+RULE = r"regex:^(mueller\d)_"
 
 
 def save(path: Path, values: Any, affine: Any = AFFINE) -> Path:
@@ -402,6 +403,119 @@ def test_a_further_scan_of_a_patient_goes_with_his_fold(site: Site):
     assert "P1-b" not in [case.id for case in manifest.select("training", 1)]
     assert "P1-b" in [case.id for case in manifest.select("training", 0)]
     assert "P1-b" not in [case.id for case in manifest.select("validation", 1)]
+
+
+@pytest.fixture
+def hidden(site: Site) -> tuple[str, str]:
+    """A manifest of pseudonyms with folds and a test set; the names of a patient of the test set and of a fold."""
+    for number in range(4):
+        site.image(site.data / f"images/mueller{number}_v1.nii.gz")
+        save(site.data / f"labels/mueller{number}_v1.nii.gz", mask())
+    words = ["import", "--images", f"{site.data}/images", "--labels", f"{site.data}/labels", "--label-name", "liver"]
+    words += ["--pseudonymise", "--patient-rule", RULE, "--key", str(site.data.parent / "key")]
+    assert run([*words, "-o", str(site.manifest), "--json"]) == 0
+    manifest = draw_split(load_manifest(site.manifest), 1, 3)
+    save_manifest(manifest, site.manifest)
+    tested, trained = manifest.test[0].images[0], manifest.training[0].images[0]
+    return Path(tested).name.partition("_")[0], Path(trained).name.partition("_")[0]
+
+
+def scan_of(site: Site, who: str, **more: Any) -> None:
+    site.predict(f"{who}_v2", site.image(site.scans / f"{who}_v2.nii.gz"), {"liver": 1}, **more)
+    save(site.back / f"{who}_v2.nii.gz", mask(3))
+
+
+def test_a_scan_of_a_test_patient_is_known_by_his_pseudonym(site: Site, hidden: tuple[str, str]):
+    scan_of(site, hidden[0])
+    with pytest.raises(RefusedError, match="patients of the test set"):
+        site.take(patient_rule=RULE, key=site.data.parent / "key")
+
+
+def test_a_new_case_of_a_manifest_of_pseudonyms_has_one(site: Site, hidden: tuple[str, str]):
+    scan_of(site, hidden[1])
+    found = site.take(patient_rule=RULE, key=site.data.parent / "key")
+    (case,) = [case for case in found.manifest.training if case.history]
+    (first,) = [each for each in found.manifest.training if f"{hidden[1]}_v1" in each.images[0]]
+    assert (case.patient_id, case.fold) == (first.patient_id, first.fold)
+    assert found.taken == [case.id] and case.id.startswith("case-") and len(case.id) == 17
+    assert "mueller" not in str(case.model_dump())
+    assert not list((site.data / "corrected").rglob("*mueller*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "it is not known who new cases are of"),
+        ({"patient_rule": RULE}, "rule and key do not name the patients"),
+        ({"patient_rule": r"regex:mueller(\d)", "key": "key"}, "rule and key do not name the patients"),
+    ],
+)
+def test_new_cases_are_named_as_those_of_the_manifest_or_refused(
+    site: Site, hidden: tuple[str, str], given: dict[str, str], words: str
+):
+    scan_of(site, hidden[0])
+    given = {**given, "key": site.data.parent / given["key"]} if "key" in given else given
+    with pytest.raises(UsageError, match=words) as error:
+        site.take(**given)
+    assert "`--patient-rule none`" in str(error.value.hint)
+    said: list[str] = []
+    manifest = site.take(**{**given, "patient_rule": "none"}, note=said.append).manifest  # as the hint says
+    assert any(text.startswith("it is not known who some new cases are of") for text in said)
+    assert [case.patient_id for case in manifest.training if case.history] == [None]
+
+
+def test_the_rule_of_the_manifest_names_new_patients(site: Site):
+    site.write_manifest(patient_rule="regex:(P[0-9]+)")
+    site.predict("P2-b", site.image(site.scans / "P2-b.nii.gz"))
+    save(site.back / "P2-b.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="patients of the test set"):
+        site.take()
+    site.predict("other", site.image(site.scans / "other.nii.gz"))
+    save(site.back / "other.nii.gz", mask(3))
+    (site.back / "P2-b.nii.gz").unlink()
+    with pytest.raises(DataError, match="the patient rule does not match") as error:
+        site.take()
+    assert "`--patient-rule none`" in str(error.value)
+    assert site.take(patient_rule="none").taken == ["other"]
+
+
+def test_a_name_that_cannot_be_an_id_still_tells_the_patient(site: Site):
+    site.write_manifest()
+    site.predict("case-0123456789ab", site.image(site.scans / "P2 ü.nii.gz"))
+    save(site.back / "case-0123456789ab.nii.gz", mask(3))
+    with pytest.raises(RefusedError, match="patients of the test set"):
+        site.take(patient_rule="regex:(P[0-9]+)")
+
+
+def test_the_key_of_the_series_of_a_manifest_names_new_ones(site: Site, tmp_path: Path):
+    write(slices_of_a_series(), tmp_path / "dicom")
+    (series,) = scan(tmp_path / "dicom").series
+    (tmp_path / "key").write_text("ab" * 32)
+    site.write_manifest(pseudonymised=True)
+    document = json.loads(site.manifest.read_text())
+    document["test"][0]["patient_id"] = patient_pseudonym(series.files[0], b"ab" * 32)
+    site.manifest.write_text(json.dumps(document))
+    line = {"id": "c4", "paths": [str(series.files[0])]}
+    (site.data / "mapping.jsonl").write_text(json.dumps(line) + "\n")
+    labels = np.zeros(series.shape, np.uint8)
+    site.predict(series.case_id, tmp_path / "dicom")
+    save(site.out / series.case_id / "segmentation.nii.gz", labels, series.affine_ras)
+    labels[1:3, 1:4, 1:] = 1
+    save(site.back / f"{series.case_id}.nii.gz", labels, series.affine_ras)
+    with pytest.raises(RefusedError, match="patients of the test set"):
+        site.take(key=tmp_path / "key")
+    with pytest.raises(UsageError, match="the key does not name the manifest's own series"):
+        site.take(key=tmp_path / "another")
+    assert site.take(key=tmp_path / "another", patient_rule="none").taken == [series.case_id]  # as the hint says
+
+
+def test_a_key_that_names_nothing_is_refused(site: Site):
+    site.write_manifest()
+    site.predict("new", site.image(site.scans / "new.nii.gz"))
+    save(site.back / "new.nii.gz", mask(3))
+    with pytest.raises(UsageError, match="--key names the patients of DICOM series"):
+        site.take(key=site.data.parent / "key")
+    assert site.take().taken == ["new"]
 
 
 def test_a_case_without_label_moves_from_test_to_training_and_it_is_said(site: Site):

@@ -8,7 +8,7 @@ began as a prediction agrees with the model that drew it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,13 +28,10 @@ from segpipe.data.importers.correction_origins import (
     require_grid_of_case,
     require_same_start,
 )
+from segpipe.data.importers.new_cases import NOT_SAID, NewCases
 from segpipe.data.importers.places import require_beside, require_new
-from segpipe.data.importers.pseudonym_key import study_key
 from segpipe.data.importers.source_dataset import refusal
-from segpipe.data.importers.to_manifest import PatientOf
-from segpipe.data.importers.to_manifest import patient_rule as patient_of_rule
 from segpipe.data.manifest import Case, Manifest, load_manifest, parse_manifest, save_manifest
-from segpipe.dicom import Series, patient_pseudonym
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 
 
@@ -73,7 +70,7 @@ def import_corrections(
     skip_bad: bool = False,
     modality: Sequence[str] = (),
     name: str | None = None,
-    patient_rule: str = "none",
+    patient_rule: str | None = None,
     key: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
@@ -95,14 +92,15 @@ def import_corrections(
         skip_bad: leave out what cannot be used, instead of refusing all.
         modality: of a new manifest, once for each channel.
         name: of a new manifest.
-        patient_rule: patient from case id, of cases that are new.
-        key: file of the key of patients' pseudonyms, for new cases of DICOM series.
+        patient_rule: patient from file name, of cases that are new; None: as the manifest's own patients were told.
+        key: file of the key of pseudonyms, for new cases of DICOM series, or of a manifest whose ids are pseudonyms.
         overwrite: replace a manifest that is there.
         progress: called with the number of steps done and of all, two for each correction.
         note: called with each of the notes.
 
     Raises:
-        UsageError: no such folder, nothing to take, or options that do not go together.
+        UsageError: no such folder, nothing to take, options that do not go together, or new cases whose patients
+            would be named otherwise than the manifest's.
         RefusedError: a test case, a case of a patient of the test set, another image called as a case that is
             measured, or one that has some of its channels.
         DataError: a correction cannot be used.
@@ -140,7 +138,9 @@ def import_corrections(
         raise _refused(first.message, same, first.expected)
     result = Corrected(before or _new_manifest(origins, modality, name, path), path, root)
     _refuse_test_cases(result, origins, skip_bad)
-    taker = _Taker(result, said, annotator, confirmed, selection, patient_of_rule(patient_rule), key)
+    names = NewCases(before, root, patient_rule, key)
+    names.require_use_of_key(origins)
+    taker = _Taker(result, said, annotator, confirmed, selection, names)
     cases = []
     for done, origin in enumerate(origins, 1):
         try:
@@ -197,8 +197,7 @@ class _Taker:
     annotator: str | None
     confirmed: bool
     selection: str
-    patient_of: PatientOf
-    key: str | Path | None
+    names: NewCases
 
     def take(self, origin: Origin, file: Path) -> Case | None:
         """Return the case as it is from now on; None where there is nothing to take.
@@ -230,19 +229,13 @@ class _Taker:
             changed_voxels=corrected.changed_voxels,
             minutes=line.minutes,
         )
+        patient = self.names.patient(origin, series) if origin.case is None else origin.case.patient_id
+        origin = replace(origin, id=self.names.id(origin))
         label = root / FOLDER / "labels" / f"{origin.id}-{digest[:8]}.nii.gz"
         write_corrected(corrected, image, label)
-        if origin.case is None:
-            images, patient = placed_images(origin, series, root), self._patient(origin, series)
-        else:
-            images, patient = origin.case.images, origin.case.patient_id
+        images = placed_images(origin, series, root) if origin.case is None else origin.case.images
         below = label.relative_to(root).as_posix()
         return _case(origin, annotation, images, below, patient, self.result, self.selection)
-
-    def _patient(self, origin: Origin, series: Series | None) -> str | None:
-        return (
-            self.patient_of(origin.id) if series is None else patient_pseudonym(series.files[0], study_key(self.key)[0])
-        )
 
 
 def _next_version(base: Path | None) -> Path:
@@ -378,7 +371,7 @@ def _with(manifest: Manifest, cases: Sequence[Case], path: Path, note: Callable[
     if measured:
         note(f"{counted(len(measured), 'case')} of folds will only be trained on from now on: {some_of(measured)}")
     if manifest.knows_patients and any(case.patient_id is None for case in cases):
-        note("it is not known who some new cases are of: they may be of a patient that is measured (--patient-rule)")
+        note(f"{NOT_SAID} (--patient-rule)")
     training = [new.get(case.id, case) for case in manifest.training]
     training += [case for case in cases if case.id not in ids]
     test = [case for case in manifest.test if case.id not in new]

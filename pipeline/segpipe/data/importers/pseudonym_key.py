@@ -7,6 +7,8 @@ pseudonym in every import, whichever of its series were taken and wherever they 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import os
 import secrets
 import tempfile
@@ -59,6 +61,11 @@ def study_key(named: str | Path | None = None, earlier: Path | None = None) -> t
             hint="name another file with --key; one that is not there is made, and patients get new pseudonyms",
         )
     return text.encode(), path
+
+
+def keyed_pseudonym(kind: str, word: str, key: bytes) -> str:
+    """Return ``KIND-`` and 12 hex digits: HMAC-SHA256 of a word under the key."""
+    return f"{kind}-{hmac.new(key, os.fsencode(word), hashlib.sha256).hexdigest()[:12]}"
 
 
 def _make(path: Path) -> None:

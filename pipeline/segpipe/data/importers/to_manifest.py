@@ -9,7 +9,6 @@ How patients follow from case ids, where the data set does not say who a case is
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -22,6 +21,7 @@ from segpipe.data.case_ids import pseudonym
 from segpipe.data.importers.folder_pair import folder_pair, is_folder_pair, some_folders
 from segpipe.data.importers.label_values import NO_RULES, ValueRules
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_folders, read_nnunet
+from segpipe.data.importers.pseudonym_key import keyed_pseudonym
 from segpipe.data.importers.slice_stacks import looks_like_slices
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, with_own_ids
 from segpipe.data.manifest import Manifest, parse_manifest
@@ -110,7 +110,7 @@ def to_manifest(
     def plain(case: SourceCase) -> dict[str, Any]:
         patient = case.patient_id or patient_of(case.name or case.id)
         if pseudonymise:
-            patient = patient and "patient-" + hmac.new(key, patient.encode(), "sha256").hexdigest()[:12]
+            patient = patient and keyed_pseudonym("patient", patient, key)
         name = pseudonym("case", case.images[0]) if pseudonymise else case.id
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None

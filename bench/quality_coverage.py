@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from segpipe.quality import AS_IT_IS, Row, fit
-from segpipe.quality.fitting import BAD, OUTSIDE, CrossFitted, auroc, cross_fit, parts_of
+from segpipe.quality.fitting import BAD, CrossFitted, auroc, cross_fit, parts_of
 
 Points = list[tuple[str, float, float]]  # patient, predicted Dice, true Dice
 
@@ -146,7 +146,7 @@ def main() -> None:
         unseen = cross_fit(rows, labels, parts, without=kind)
         show(f"{kind}, never fitted", points([each for each in unseen if each.row.kind in (kind, AS_IT_IS)]))
     good = [each for each in clean if each.row.dice and min(each.row.dice.values()) > 0.85]
-    outside = sum(each.p_value <= OUTSIDE for each in good)
+    outside = sum(each.is_outside for each in good)
     print(f"good cases (Dice above 0.85) that are not like what was calibrated: {outside} of {len(good)}")
     coverage(rows, labels, options.splits, options.level)
 

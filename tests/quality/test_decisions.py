@@ -46,6 +46,8 @@ def test_a_case_that_the_quality_model_said_nothing_of_is_to_be_looked_at() -> N
         ({}, {"empty": True}, "hold", "all labels are empty"),
         ({"p_value": 0.03}, {}, "look", "p = 0.03"),
         ({"p_value": 0.031}, {}, "ok", ""),
+        ({"p_value": 0.0323, "patients": 30}, {}, "look", "p = 0.032 (farther than each of them)"),
+        ({"p_value": 0.0645, "patients": 30}, {}, "ok", ""),
         ({"absent": ("Anterior",)}, {}, "look", "Anterior is empty, as in no calibration case: absent or missed"),
         ({}, {"far_spacing": "yes"}, "look", "spacing"),
         ({}, {"far_spacing": "unknown"}, "ok", ""),

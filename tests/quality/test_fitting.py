@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from segpipe.errors import DataError
-from segpipe.quality import AS_IT_IS, QualityModel, fit, fitting, regression
+from segpipe.quality import AS_IT_IS, QualityModel, Rules, decide, fit, fitting, regression
 from segpipe.quality.fitting import auroc, conformal_quantile, cross_fit, dice_margin, parts_of, volume_margins
 from segpipe.quality.plausibility import Group, calibrated
 from tiny_quality import LABEL, rows
@@ -41,6 +42,30 @@ def test_a_usual_case_passes_and_a_far_one_is_named() -> None:
     assert not far.dice_low
     assert not far.volume_ml
     assert far.no_interval == "outside what was calibrated (liver)"
+
+
+@pytest.mark.parametrize("patients", [8, 30, 32, 33])
+def test_a_case_farther_than_every_patient_is_outside_however_few_these_are(patients: int) -> None:
+    model = fit(rows(patients), [LABEL])
+    near = model.assess(rows(1, seed=9)[0].features, {LABEL: 1100.0})
+    assert decide(near, {}, Rules()).decision == "ok"
+    assert (near.no_interval is None) == (patients >= 30)
+    far = model.assess({**rows(1, seed=9)[0].features, f"{LABEL}:volume": 81_000.0}, {LABEL: 81_000.0})
+    assert (far.dice_low, far.volume_ml) == ({}, {})
+    if patients >= 30:
+        assert far.no_interval == "outside what was calibrated (liver)"
+    decided = decide(far, {}, replace(Rules(), hold_distance=None, hold_dice=None, look_dice=None))
+    assert (decided.decision, decided.kinds) == ("look", ("unusual",))
+    assert ("farther than each of them" in decided.reasons[0]) == (patients < 33)
+
+
+def test_margins_come_from_those_that_are_not_outside() -> None:
+    """Of 30 patients each is judged by 24, so that no p-value is as small as that of the rules."""
+    known = rows(30, spoiled=0)
+    known[0] = replace(known[0], features={**known[0].features, f"{LABEL}:volume": 1e9})
+    judged = cross_fit(known, [LABEL], parts_of([f"p{n}" for n in range(30)], 0))
+    assert [each.row.case for each in judged if each.is_outside and each.row.case == "c0"]
+    assert sum(each.is_outside for each in judged) < 10
 
 
 def test_an_empty_label_is_named_as_absent() -> None:

@@ -10,6 +10,8 @@ import typer
 from segpipe.cli.shared_options import AsJson, DataFolder
 from segpipe.common.console import Console, quiet_libraries, quoted
 
+PATIENTS_OF_A_P_VALUE = 33  # from which the p-value of the rules is reached before a case is farther than all of them
+
 group = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -68,6 +70,11 @@ def fit(
     console.table("What it does on patients that it was not fitted to", ["what", "value"], rows)
     if not model.tested:
         console.say(f"{model.patients} patients: enough to say what is usual, too few for bounds, which take 30")
+    elif unbounded := [name for name, label in model.labels.items() if label.dice is None]:
+        console.say(f"too few patients for bounds at a level of {model.level:g}: {', '.join(unbounded)}")
+    if model.patients < PATIENTS_OF_A_P_VALUE:
+        share = f"about one usual case in {model.patients + 1}"
+        console.say(f"{model.patients} patients: a case farther than each of them is to be looked at, {share}")
     console.say(f"{run / RUN_QUALITY}: `segpipe export {quoted(run)} BUNDLE` takes it into the bundle")
     console.document(
         action="fit",

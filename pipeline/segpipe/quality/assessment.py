@@ -18,6 +18,16 @@ from segpipe.quality.population import COVERED, OUTSIDE, UNKNOWN
 HELD = "the case is held"
 
 
+def least_p_value(patients: int) -> float:
+    """Return the p-value of a case that is farther than each of so many calibration patients, as an assessment has it.
+
+    >>> from segpipe.quality.assessment import least_p_value
+    >>> least_p_value(31)
+    0.0312
+    """
+    return round(1 / (1 + patients), 4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
     """How a case compares with the calibration cases.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from segpipe.common.files import read_json, read_yaml
 from segpipe.errors import DataError, UsageError
-from segpipe.quality.assessment import Assessment
+from segpipe.quality.assessment import Assessment, least_p_value
 
 OK: Literal["ok"] = "ok"
 LOOK: Literal["look"] = "look"
@@ -52,7 +52,7 @@ class Rules:
         hold_distance: held at this distance or farther.
         hold_dice: held where the predicted Dice of a label is below.
         hold_empty: held where every label is empty.
-        look_p_value: to be looked at with this p-value or a smaller one.
+        look_p_value: to be looked at with this p-value or a smaller one, or farther than every calibration patient.
         look_dice: to be looked at where the predicted Dice of a label is below.
         look_absent: to be looked at where a label is empty that no calibration case was without.
         look_far_spacing: to be looked at where the spacing is far from that of the training cases.
@@ -195,9 +195,10 @@ def _to_hold(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> 
 
 
 def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> Iterator[tuple[str, str]]:
-    p_value = assessment.p_value
-    if rules.look_p_value is not None and p_value is not None and p_value <= rules.look_p_value:
-        looked_at = f"up to {rules.look_p_value:g} it is to be looked at"
+    p_value, least = assessment.p_value, least_p_value(assessment.patients)
+    if rules.look_p_value is not None and p_value is not None and p_value <= max(rules.look_p_value, least):
+        is_so = p_value <= rules.look_p_value
+        looked_at = f"up to {rules.look_p_value:g} it is to be looked at" if is_so else "farther than each of them"
         yield "unusual", f"unusual among {assessment.patients} calibration patients, p = {p_value:.2g} ({looked_at})"
     if rules.look_dice is not None:
         yield from _low_dice(assessment, -math.inf if rules.hold_dice is None else rules.hold_dice, rules.look_dice)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segpipe.errors import DataError
-from segpipe.quality.model import OUTSIDE, LabelModel, QualityModel, inputs_of
+from segpipe.quality.model import LabelModel, QualityModel, inputs_of
 from segpipe.quality.plausibility import Plausibility, calibrated
 from segpipe.quality.population import Population
 from segpipe.quality.regression import Boosted
@@ -57,7 +57,7 @@ class CrossFitted:
 
     row: Row
     distance: float
-    p_value: float
+    is_outside: bool
     dice: dict[str, float]
 
 
@@ -94,7 +94,7 @@ def fit(
     judged = cross_fit(rows, labels, parts, seed)
     models, trees = {}, _fit_dices(whole, rows, labels, seed)
     for name in labels:
-        inside = [each for each in judged if each.row.kind == AS_IT_IS and each.p_value > OUTSIDE]
+        inside = [each for each in judged if each.row.kind == AS_IT_IS and not each.is_outside]
         margin, volume = dice_margin(inside, name, level), volume_margins(inside, name, level)
         dice = trees[name] if all(map(math.isfinite, (margin, *volume))) else None
         models[name] = LabelModel(known[name]) if dice is None else LabelModel(known[name], dice, margin, volume)
@@ -145,7 +145,7 @@ def cross_fit(
         for index, row in enumerate(left):
             distance = max(groups[index].values(), default=0.0)
             dice = {name: float(each[index]) for name, each in dices.items() if row.features.get(f"{name}:volume")}
-            judged.append(CrossFitted(row, distance, known.p_value(distance) or 0.0, dice))
+            judged.append(CrossFitted(row, distance, known.is_outside(distance), dice))
     return judged
 
 
@@ -216,7 +216,7 @@ def tested(judged: Sequence[CrossFitted], labels: Sequence[str]) -> dict[str, An
         "spoiled": len(judged) - len(clean),
         "rank_correlation": round(float(spearmanr(predicted, true).statistic), 4) if len(pairs) > 2 else None,
         "auroc_dice_below_0.7": auroc(-predicted, true < BAD),
-        "good_outside": round(sum(each.p_value <= OUTSIDE for each in good) / max(1, len(good)), 4),
+        "good_outside": round(sum(each.is_outside for each in good) / max(1, len(good)), 4),
         "good_cases": len(good),
     }
 

@@ -26,7 +26,6 @@ from segpipe.quality.regression import Boosted
 RUN_QUALITY = "quality.json"  # of a cross-validation
 SCHEMA_VERSION = 2
 READ = (1, 2)  # versions; the first knows no embedding
-OUTSIDE = 0.03  # p-value down to which a case is like those that were calibrated
 FAR = 1.0  # distance from which a group is spoken of
 MOST_FINDINGS, MOST_OF_A_GROUP = 6, 2
 SPREADS = 2.5  # off the median, from which a feature is spoken of
@@ -108,7 +107,7 @@ class QualityModel:
         unmeasured = self.plausibility.unmeasured(features)
         distance = None if unmeasured else max(groups.values(), default=0.0)
         p_value = None if distance is None else self.plausibility.p_value(distance)
-        outside = _not_measured(unmeasured) if unmeasured else self._outside(groups, p_value)
+        outside = _not_measured(unmeasured) if unmeasured else self._outside(groups, distance)
         absent = [name for name in self.labels if not features.get(f"{name}:volume")]
         dice = {
             name: round(min(max(label.dice(inputs_of(self.plausibility, [features], [groups], name)[0]), 0.0), 1.0), 4)
@@ -147,8 +146,8 @@ class QualityModel:
         """Return the labels that were in every case."""
         return tuple(name for name, label in self.labels.items() if label.cases == self.cases)
 
-    def _outside(self, groups: Mapping[str, float], p_value: float | None) -> str | None:
-        if p_value is None or p_value > OUTSIDE:
+    def _outside(self, groups: Mapping[str, float], distance: float | None) -> str | None:
+        if distance is None or not self.plausibility.is_outside(distance):
             return None
         farthest = max(groups, key=lambda name: groups[name])
         return f"outside what was calibrated ({_in_words(farthest)})"

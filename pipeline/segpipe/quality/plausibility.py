@@ -24,6 +24,7 @@ Features = Mapping[str, float]
 MOST = 6.0  # spreads at which a value is cut off before the covariance is estimated
 TINY = 1e-9
 USUAL = 0.95
+OUTSIDE = 0.03  # p-value down to which a case is like those that were calibrated
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,11 @@ class Plausibility:
         if not self.distances:
             return None
         return (1 + sum(other >= distance for other in self.distances)) / (1 + len(self.distances))
+
+    def is_outside(self, distance: float) -> bool:
+        """Return whether a case is farther than was calibrated; where patients are few, farther than each of them."""
+        p_value = self.p_value(distance)
+        return p_value is not None and p_value <= max(OUTSIDE, 1 / (1 + len(self.distances)))
 
 
 def group_of(feature: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from segpipe.data import FINGERPRINT
 from segpipe.errors import UsageError
 from segpipe.training.fragments import Composed
 from segpipe.training.run_folder import prepare, read_places, require_same
+from segpipe.training.time_left import TimeLeft
 
 EPOCH = re.compile(r"epoch (\d+)/(\d+)")
 Progress = Callable[[str], object]
@@ -116,7 +116,7 @@ def train_series(
         for value in series.values:
             if not series.is_begun(value):
                 prepare(sources.of(series, value), sources.manifest, series.folder(value), sources.fingerprint)
-    work = _Work(series, sources, record, progress or Console("train").note)
+    work = _Work(series, sources, record, jobs, progress or Console("train").note)
     in_threads(work.train, series.values, jobs, work.children)
     record()
 
@@ -150,12 +150,14 @@ def sources_of(series: Series, data: Path | None = None) -> Sources:
 class _Work:
     """The trainings of a series, from several threads."""
 
-    def __init__(self, series: Series, sources: Sources, record: Recorder, progress: Progress) -> None:
+    def __init__(self, series: Series, sources: Sources, record: Recorder, jobs: int, progress: Progress) -> None:
         self.series, self.sources, self.progress = series, sources, progress
         self.children = Subprocesses()
         self._record = record
         self._lock = threading.Lock()
-        self._time = TimeLeft(series, sources.composed.config)
+        epochs = sources.composed.config["max_epochs"]
+        trained = {row[series.id]: (row["status"], row["epochs"]) for row in series.rows("status", "epochs")}
+        self._time = TimeLeft(trained, epochs, jobs) if isinstance(epochs, int) and len(trained) > 1 else None
 
     def train(self, value: int) -> None:
         """Begin or go on with a run, in a process of its own."""
@@ -167,6 +169,9 @@ class _Work:
                 self._record()
         if read_json(folder / "run.json", "run record")["status"] == "finished":
             return
+        if self._time is not None:
+            with self._lock:
+                self._time.begin(value)
         self.progress(f"{series.id} {value}")
         arguments = {"resume": folder, "data": self.sources.data}
         try:
@@ -179,35 +184,9 @@ class _Work:
     def _hear(self, value: int, line: str) -> None:
         found = EPOCH.match(line)
         if found:
-            left = self._time.after(value, int(found[1]))
+            left = ""
+            if self._time is not None:
+                with self._lock:
+                    seconds = self._time.after(value, int(found[1]), line)
+                left = f", {as_clock(seconds)} of all {len(self.series.values)} {self.series.id}s"
             self.progress(f"{self.series.folder(value).name} {line}{left}")
-
-
-class TimeLeft:
-    """How long the epochs of all runs will last, by those that were trained since this process began.
-
-    Args:
-        series: the runs, some of which may have epochs already.
-        config: of one of them.
-    """
-
-    def __init__(self, series: Series, config: Mapping[str, Any]) -> None:
-        rows = series.rows("status", "epochs")
-        epochs = config["max_epochs"]
-        self._planned = epochs if isinstance(epochs, int) else None  # else it is a reference
-        self._epochs = {
-            row[series.id]: epochs if row["status"] == "finished" and self._planned else row["epochs"] for row in rows
-        }
-        self._first = sum(self._epochs.values())
-        self._began = time.monotonic()
-        self._runs = f"{len(rows)} {series.id}s"
-
-    def after(self, value: int, epoch: int) -> str:
-        """Take the end of an epoch; return how long all runs will last."""
-        self._epochs[value] = epoch
-        done = sum(self._epochs.values())
-        if self._planned is None or done <= self._first or len(self._epochs) == 1:
-            return ""
-        left = self._planned * len(self._epochs) - done
-        seconds = left * (time.monotonic() - self._began) / (done - self._first)
-        return f", {as_clock(seconds)} of all {self._runs}"

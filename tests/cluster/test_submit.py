@@ -16,7 +16,9 @@ import pytest
 
 import tiny_slurm
 from segpipe.cli.app import run
-from segpipe.cluster import Resources, exit_code, planned, submit
+from segpipe.cli.submit_ import read_command
+from segpipe.cluster import Resources, Task, exit_code, submit
+from segpipe.cluster import planned as planned_of
 from segpipe.cluster.jobs import last_words
 from segpipe.errors import DataError, UsageError
 from tiny_data import train_arguments
@@ -24,6 +26,11 @@ from tiny_submit import FakeEngine
 from whole_commands import start, wait_for
 
 PREDICT = ["predict", "bundle", "scans", "out"]
+COMPARE = ["compare", "m.json", "--task", "t.yaml", "--network", "unet,unetpp", "--loss", "dice", "--out", "c"]
+
+
+def planned(words: Sequence[str], *arguments: Any, **more: Any) -> list[Task]:
+    return planned_of(read_command(words), *arguments, **more)
 
 
 @pytest.fixture
@@ -56,8 +63,9 @@ def test_shares_of_a_prediction(tmp_path: Path) -> None:
         ("bundle scans out", "out"),
         ("bundle a.nii.gz b.nii.gz out", "out"),
         ("bundle a b c out --only nifti", "out"),
-        ("bundle scans --device cpu out", ""),
-        ("--json bundle scans out", ""),
+        ("bundle scans --device cpu out", "out"),
+        ("--json bundle scans out", "out"),
+        ("bundle --only nifti a b --threads=2 out --no-overlay", "out"),
     ],
 )
 def test_what_a_prediction_makes_is_its_last_place(places: str, made: str, tmp_path: Path) -> None:
@@ -73,6 +81,14 @@ def test_folds_of_a_training_and_what_measures_them(tiny_manifest: Path, tmp_pat
     assert measure.words == tuple(words) and measure.after and not first.after
     (alone,) = planned(["train", "m.json", "--out=runs/one"], tmp_path)
     assert (alone.begun, alone.again) == ("runs/one/run.json", ("train", "--resume", "runs/one"))
+
+
+def test_a_manifest_may_stand_anywhere(tiny_manifest: Path, tmp_path: Path) -> None:
+    words = ["train", "--task=t.yaml", "--folds", "0", "--epochs", "2", str(tiny_manifest), "--jobs=2", "--out", "cv"]
+    fold, measure = planned(words, tmp_path)
+    shared = ("train", "--task=t.yaml", "--epochs", "2", str(tiny_manifest))
+    assert fold.words == (*shared, "--fold", "0", "--out", "cv/fold_0", "--set", "keep_weights=last")
+    assert measure.words == tuple(words) and measure.made == "cv"
 
 
 def test_what_goes_on_has_what_no_run_records(tiny_manifest: Path, tmp_path: Path) -> None:
@@ -120,11 +136,10 @@ def test_seeds_of_a_training_and_what_says_how_far_they_differ(tmp_path: Path) -
 
 
 def test_shares_of_a_comparison_and_its_report(tmp_path: Path) -> None:
-    words = ["compare", "m.json", "--network", "unet,unetpp", "--loss", "dice", "--steps", "4", "--out", "c"]
-    first, second, report = planned(words, tmp_path, 2)
-    assert [task.words for task in (first, second)] == [(*words, "--shard", f"{index}/2") for index in range(2)]
-    assert report.words == tuple(words) and report.after and not second.after
-    assert [task.words for task in planned(words, tmp_path)] == [tuple(words)]
+    first, second, report = planned(COMPARE, tmp_path, 2)
+    assert [task.words for task in (first, second)] == [(*COMPARE, "--shard", f"{index}/2") for index in range(2)]
+    assert report.words == tuple(COMPARE) and report.after and not second.after
+    assert [task.words for task in planned(COMPARE, tmp_path)] == [tuple(COMPARE)]
 
 
 @pytest.mark.parametrize(
@@ -133,15 +148,18 @@ def test_shares_of_a_comparison_and_its_report(tmp_path: Path) -> None:
         ([], None, "not submitted"),
         (["export", "a", "b"], None, "not submitted"),
         ([*PREDICT, "--shard", "0/2"], 2, "the shares are those of the array"),
-        (["tune", "m.json"], 2, "need its journal"),
-        (["auto", "data"], 2, "--array has no place here"),
-        (["compare", "m.json", "--shard", "0/2"], 2, "the shares are those of the array"),
+        (["tune", "m.json", "--task", "t.yaml"], 2, "need its journal"),
+        (["auto", "data", "--budget", "2h"], 2, "--array has no place here"),
+        ([*COMPARE, "--shard", "0/2"], 2, "the shares are those of the array"),
         (["train", "m.json", "--folds", "all", "--out", "x"], 2, "--array has no place here"),
         (["train", "--folds", "all", "m.json"], None, "are not known"),
+        (["train", "--folds", "all", "--out", "x"], None, "are not known"),
+        (["predict", "bundle", "out"], None, "cannot be read"),
+        ([*PREDICT, "--foramt", "seg"], None, "cannot be read"),
         (["train", "m.json", "--folds", "all", "--out", "x", "--budget", "2h"], None, "a length of its own"),
         (["train", "m.json", "--folds", "all", "--out", "x", "--seeds", "2"], None, "every fold with one seed"),
         (["train", "m.json", "--seeds", "2", "--out", "x"], 2, "--array has no place here"),
-        (["train", "m.json", "--seeds", "two", "--out", "x"], None, "--seeds cannot be read"),
+        (["train", "m.json", "--seeds", "two", "--out", "x"], None, "cannot be read"),
         (["train", "m.json", "--seeds", "2"], None, "the seeds of this command are not known"),
         (["train", "m.json", "--seeds", "2", "--out", "x", "--set", "seed=3"], None, "the same seed"),
         (["train", "m.json", "--seeds", "2", "--out", "x", "--budget", "2h"], None, "a length of its own"),
@@ -153,8 +171,9 @@ def test_what_is_not_submitted(words: list[str], array: int | None, message: str
 
 
 def test_processes_of_one_search(tmp_path: Path) -> None:
-    tasks = planned(["tune", "m.json", "--storage", "journal"], tmp_path, 2)
-    assert [task.words for task in tasks] == [("tune", "m.json", "--storage", "journal")] * 2
+    words = ["tune", "m.json", "--task", "t.yaml", "--storage", "journal"]
+    tasks = planned(words, tmp_path, 2)
+    assert [task.words for task in tasks] == [tuple(words)] * 2
     assert len({task.result for task in tasks}) == 2
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segpipe.cli.shared_options import AsJson
 from segpipe.common.console import Console, Interrupted
 from segpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from segpipe.cluster import Command
+
+# click's ClickException, or that of the click which newer Typers carry within
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 
 def command(
@@ -69,7 +77,7 @@ def command(
         address=address,
     )
     try:
-        tasks = planned(words, jobs, array, allow_other_cpu=allow_other_cpu)
+        tasks = planned(read_command(words), jobs, array, allow_other_cpu=allow_other_cpu)
         document = submit(tasks, jobs, engine, resources, console.note, wait)
     except KeyboardInterrupt as interruption:
         raise Interrupted("jobs of Slurm go on, others ended; the same command goes on") from interruption
@@ -83,3 +91,37 @@ def command(
         console.say("the same command, without --no-wait, follows them")
     console.document(**{key: value for key, value in document.items() if key not in ("schema_version", "command")})
     return exit_code(document)
+
+
+def read_command(words: Sequence[str]) -> Command:
+    """Return the words of a command as its own verb reads them, which does not have to wait for a node to refuse them.
+
+    Raises:
+        UsageError: it would refuse them, or this verb is not submitted.
+    """
+    from segpipe.cluster import VERBS, Command
+
+    if not words or words[0] not in VERBS:
+        return Command(tuple(words))  # which is refused
+    alone = typer.Typer(add_completion=False)
+    alone.command(words[0])(import_module(f"segpipe.cli.{words[0]}_").command)
+    parser: Any = typer.main.get_command(alone)
+    try:
+        context = parser.make_context(words[0], list(words[1:]))
+    except typer.Exit as error:  # of --help
+        raise UsageError("this command only shows its help", found=" ".join(words)) from error
+    except _CommandLineError as error:
+        raise UsageError(
+            "the command after -- cannot be read", found=error.format_message(), hint=f"see `segpipe {words[0]} --help`"
+        ) from error
+    places: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    names: dict[str, tuple[str, bool]] = {}
+    for param in parser.params:
+        name = next((each for each in param.opts if each.startswith("--")), param.opts[0])
+        is_option = param.param_type_name == "option"
+        if is_option:
+            names |= {each: (name, not param.is_flag) for each in (*param.opts, *param.secondary_opts)}
+        if context.get_parameter_source(param.name).name == "COMMANDLINE":
+            (options if is_option else places)[name] = context.params[param.name]
+    return Command(tuple(words), places, options, names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segpipe.cluster.commands import Command
 from segpipe.common.files import write_json
 from segpipe.common.processes import child_environment, end_with, tied
 from segpipe.data import chosen_folds, load_manifest
@@ -72,16 +72,12 @@ class Task:
 
 
 def planned(
-    words: Sequence[str],
-    jobs: Path,
-    array: int | None = None,
-    folder: Path | None = None,
-    allow_other_cpu: bool = False,
+    command: Command, jobs: Path, array: int | None = None, folder: Path | None = None, allow_other_cpu: bool = False
 ) -> list[Task]:
     """Return the jobs of a command.
 
     Args:
-        words: of the command, without ``segpipe``: ``predict`` and ``compare`` with so many shares as ``array`` says,
+        command: ``predict`` and ``compare`` with so many shares as ``array`` says,
             ``train`` with a job a fold or seed where it has ``--folds`` or ``--seeds``, ``tune --storage journal`` so
             many times, others as one job.
         jobs: folder of the jobs' files.
@@ -92,10 +88,10 @@ def planned(
     Raises:
         UsageError: it cannot be submitted.
 
-    >>> [task.words[-2:] for task in planned(["predict", "bundle", "scans", "out"], Path("jobs"), 2)]
+    >>> [task.words[-2:] for task in planned(Command(("predict", "bundle", "scans", "out")), Path("jobs"), 2)]
     [('--shard', '0/2'), ('--shard', '1/2')]
     """
-    verb = words[0] if words else ""
+    verb, words = command.verb, command.words
     if verb not in VERBS:
         raise UsageError(
             "this command is not submitted",
@@ -106,18 +102,18 @@ def planned(
         raise UsageError(
             "only a training is allowed another kind of CPU", found=verb, hint="leave --allow-other-cpu out"
         )
-    made = _Planned(tuple(words), jobs.resolve(), str((folder or Path.cwd()).resolve()), allow_other_cpu)
+    made = _Planned(command, jobs.resolve(), str((folder or Path.cwd()).resolve()), allow_other_cpu)
     if verb == "predict":
         return made.shares(verb, array or 1)
     if verb == "compare":
         shares = made.shares(verb, array or 1)
         report = made.task("report", words, len(shares), after=True, made=made.out)
         return shares if len(shares) == 1 else [*shares, report]
-    if verb == "train" and (_has(words, "--folds") or _has(words, "--seeds")):
+    if verb == "train" and ("--folds" in command.options or "--seeds" in command.options):
         _refuse_array(array, "a cross-validation has a job a fold, and several seeds a job a seed")
-        return made.folds() if _has(words, "--folds") else made.seeds()
+        return made.folds() if "--folds" in command.options else made.seeds()
     if verb == "tune" and (array or 1) > 1:
-        if _value(words, "--storage") != "journal":
+        if command.text("--storage") != "journal":
             raise UsageError(
                 "several processes of one search need its journal",
                 found=f"--array {array}",
@@ -125,35 +121,32 @@ def planned(
             )
         return [made.task(f"process {number}", words, number) for number in range(array or 1)]
     _refuse_array(array, "only predict, compare and tune run several times in one folder")
-    out = _value(words, "--out")
-    if verb == "train" and not _has(words, "--resume") and out:
-        return [made.task(verb, words, 0, **made.begun(out))]
+    if verb == "train" and "--resume" not in command.options and made.out:
+        return [made.task(verb, words, 0, **made.begun(made.out))]
     return [made.task(verb, words, 0)]
 
 
 @dataclass(frozen=True)
 class _Planned:
-    words: tuple[str, ...]
+    command: Command
     jobs: Path
     folder: str
     allow_other_cpu: bool = False
 
     @property
-    def out(self) -> str:
-        """The folder of the results, as far as the words tell: that of ``--out``, or of ``predict`` the last place.
+    def words(self) -> tuple[str, ...]:
+        return self.command.words
 
-        Its places are BUNDLE IN... OUT; they are known where they stand before all options.
-        """
-        if self.words[0] != "predict":
-            return _value(self.words, "--out") or ""
-        places = list(itertools.takewhile(lambda word: not word.startswith("-"), self.words[1:]))
-        return places[-1] if len(places) >= 3 else ""
+    @property
+    def out(self) -> str:
+        """The folder of the results: that of ``--out``, or the OUT of ``predict``; "" where it is not named."""
+        return str(self.command.places.get("out") or self.command.text("--out") or "")
 
     def begun(self, run: str) -> dict[str, Any]:
         """Return how a single run goes on: with its own settings, and with what no run records."""
         again = ["train", "--resume", run]
-        again += [] if (mlflow := _value(self.words, "--mlflow")) is None else ["--mlflow", mlflow]
-        again += ["--json"] if "--json" in self.words else []
+        again += [] if (mlflow := self.command.text("--mlflow")) is None else ["--mlflow", mlflow]
+        again += ["--json"] if "--json" in self.command.options else []
         again += ["--allow-other-cpu"] if self.allow_other_cpu else []
         return {"begun": f"{run}/run.json", "again": tuple(again), "made": run}
 
@@ -161,7 +154,7 @@ class _Planned:
         return Task(name, tuple(words), self.folder, str(self.jobs / f"task_{number}.json"), **more)
 
     def shares(self, verb: str, number: int) -> list[Task]:
-        if _has(self.words, "--shard"):
+        if "--shard" in self.command.options:
             raise UsageError(
                 "the shares are those of the array", found="--shard", hint="leave it out, and give --array N"
             )
@@ -175,12 +168,12 @@ class _Planned:
     def folds(self) -> list[Task]:
         """A job a fold, each the run that `segpipe train --folds` would train, and one that measures them all."""
         manifest, out = self.manifest_and_out("folds", "all")
-        if _has(self.words, "--seeds"):
+        if "--seeds" in self.command.options:
             raise UsageError(
                 "--folds trains every fold with one seed", found="--seeds", hint="leave it out, or --folds"
             )
-        chosen = chosen_folds(load_manifest(Path(self.folder) / manifest), _value(self.words, "--folds") or "all")
-        shared = _without(self.words, "--folds", "--out", "--jobs")
+        chosen = chosen_folds(load_manifest(Path(self.folder) / manifest), self.command.text("--folds") or "all")
+        shared = self.command.without("--folds", "--out", "--jobs")
         runs = {
             f"fold {fold}": ("--fold", str(fold), "--out", f"{out}/fold_{fold}", "--set", "keep_weights=last")
             for fold in chosen
@@ -190,36 +183,30 @@ class _Planned:
     def seeds(self) -> list[Task]:
         """A job a seed, each the run that `segpipe train --seeds` would train, and one that says how they differ."""
         _, out = self.manifest_and_out("seeds", "3")
-        if any(word.replace(" ", "").startswith(("seed=", "--set=seed=")) for word in self.words):
+        if any(str(each).replace(" ", "").startswith("seed=") for each in self.command.options.get("--set", ())):
             raise UsageError("--set seed would give all the same seed", hint="give --seed, the first of them")
-        first, count = (self.number(option, least) for option, least in (("--seed", 0), ("--seeds", 1)))
-        shared = _without(self.words, "--seeds", "--seed", "--out", "--jobs")
+        first, count = int(self.command.text("--seed") or 0), int(self.command.options["--seeds"])
+        shared = self.command.without("--seeds", "--seed", "--out", "--jobs")
         runs = {
             f"seed {seed}": ("--seed", str(seed), "--out", f"{out}/seed{seed}") for seed in range(first, first + count)
         }
         return self.each(shared, runs, "spread")
 
     def manifest_and_out(self, what: str, example: str) -> tuple[str, str]:
-        words, out = self.words, _value(self.words, "--out")
-        if out is None or len(words) < 2 or words[1].startswith("-"):
+        manifest, out = self.command.places.get("manifest"), self.command.text("--out")
+        if manifest is None or out is None:
             raise UsageError(
                 f"the {what} of this command are not known",
-                found=" ".join(words[:2]),
+                found="no MANIFEST" if manifest is None else "no --out",
                 expected=f"train MANIFEST ... --{what} {example} --out RUN",
             )
-        if _has(words, "--budget"):
+        if "--budget" in self.command.options:
             raise UsageError(
                 f"each job would measure a length of its own, and the {what} have one",
                 found="--budget",
                 hint="name --epochs, or submit `segpipe auto --budget`",
             )
-        return words[1], out
-
-    def number(self, option: str, least: int) -> int:
-        text = _value(self.words, option) or str(least)
-        if not text.isdecimal() or int(text) < least:
-            raise UsageError(f"{option} cannot be read", found=text, expected=f"a whole number from {least}")
-        return int(text)
+        return str(manifest), out
 
     def each(self, shared: Sequence[str], runs: Mapping[str, Sequence[str]], last: str) -> list[Task]:
         """Return a job for each run, by name its own words, and the command itself when all have ended."""
@@ -233,29 +220,3 @@ class _Planned:
 def _refuse_array(array: int | None, why: str) -> None:
     if array not in (None, 1):
         raise UsageError("--array has no place here", found=array, hint=f"{why}: leave it out")
-
-
-def _has(words: Sequence[str], option: str) -> bool:
-    return any(word == option or word.startswith(f"{option}=") for word in words)
-
-
-def _value(words: Sequence[str], option: str) -> str | None:
-    for position, word in enumerate(words):
-        if word == option and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
-
-
-def _without(words: Sequence[str], *options: str) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in options:
-            skip = True
-        elif not word.startswith(tuple(f"{option}=" for option in options)):
-            kept.append(word)
-    return kept

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import segpipe
 from segpipe.bundle import TrustPolicy
 from segpipe.cli.app import run
 from segpipe.common.files import write_json
 from segpipe.common.subprocesses import Ended
+from segpipe.components import join_processes
 from segpipe.errors import RefusedError, SegpipeError, UsageError
 from segpipe.training import data_parallel
 from segpipe.training.data_parallel import LOST, launch, processes_of, settle_processes
@@ -79,6 +81,47 @@ def test_batch_normalisation_is_refused_before_anything_is_written(tiny_manifest
     more = ["--processes", "2", "--set", "steps_per_epoch=2", "--set", "network_def#norm=batch"]
     assert run(train_arguments(tiny_manifest, tmp_path / "run", *more)) == 2
     assert "batch normalisation" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "gpu"
+    words = train_arguments(tiny_manifest, out, "--set", "steps_per_epoch=2", "--set", "precision=float32")
+    for more, expected in (([], 1), (["--processes", "2"], 2), (["--seeds", "2"], 1), (["--dry-run"], 1)):
+        assert run([*words, "--runtime", "gpu", *more]) == 2
+        error = capsys.readouterr().err
+        assert "for a GPU, and there is none that PyTorch can use" in error and torch.__version__ in error
+        assert f"expected: {expected} of CUDA" in error and "--runtime cpu" in error and not out.exists()
+    assert run([*words, "--runtime", "cpu", "--dry-run"]) == 0  # as the hint says
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert run([*words, "--runtime", "gpu", "--processes", "2"]) == 2
+    assert "fewer GPUs than processes" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_run_of_a_gpu_does_not_go_on_without_one(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = [*SMALL, "steps_per_epoch=2", "precision=float32"]
+    asked = RunSettings(tiny_manifest.parent / "task.yaml", runtime="gpu", processes=2, overrides=settings)
+    prepare(compose_run(tiny_manifest, tmp_path, asked, TrustPolicy()), tiny_manifest, tmp_path)
+    written = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UsageError, match="none that PyTorch can use") as refused:
+        resume(tmp_path)
+    assert "goes on where there is a GPU" in str(refused.value.hint)
+    assert (tmp_path / "run.json").read_bytes() == written
+
+
+def test_who_joins_for_nccl_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(UsageError, match="none that PyTorch can use"):
+        join_processes("cuda")
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The only names of ours that a config may target; a stable public API.
 
 Everything here is constructed from a MONAI config, so arguments are plain values or other components; but for
-`require_shares`, which looks at a config before it runs.
+`require_gpus` and `require_shares`, which look at a config before it runs.
 """
 
 from segpipe.components.averaging import WeightAveraging, averaged_network, warmed_up
@@ -38,7 +38,7 @@ from segpipe.components.lovasz import LovaszHinge, LovaszSoftmax
 from segpipe.components.networks import SliceDynUNet, SliceUNet, UNetPlusPlus
 from segpipe.components.precision import in_precision, scales_loss
 from segpipe.components.pretrained import pretrained_network
-from segpipe.components.processes import data_parallel, join_processes, leave_processes
+from segpipe.components.processes import data_parallel, join_processes, leave_processes, require_gpus
 from segpipe.components.run_log import RunLog
 from segpipe.components.stored_cases import prepared_cases
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
@@ -102,6 +102,7 @@ __all__ = [
     "load_cases",
     "prepared_cases",
     "pretrained_network",
+    "require_gpus",
     "require_shares",
     "scales_loss",
     "shared_cases",

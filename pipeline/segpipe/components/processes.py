@@ -42,7 +42,7 @@ def join_processes(device: Any = "cpu") -> None:
         device: that each computes on; of ``cuda`` each takes one of its machine.
 
     Raises:
-        UsageError: there are fewer GPUs than processes.
+        UsageError: there is no GPU, or fewer than processes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
         return
@@ -51,16 +51,43 @@ def join_processes(device: Any = "cpu") -> None:
         os.environ["SLURM_LOCALID"] = str(local)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        count = torch.cuda.device_count()
-        if local >= count:
-            raise UsageError(
-                "there are fewer GPUs than processes",
-                found=f"{count} of these",
-                expected=f"{os.environ.get('LOCAL_WORLD_SIZE', local + 1)}, one for each",
-                hint="start fewer processes, or train on the CPU: --runtime cpu",
-            )
+        require_gpus("cuda", int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+
+
+def require_gpus(device: Any, processes: int = 1) -> None:
+    """Refuse a device of CUDA that this machine lacks, before a network or NCCL asks for it.
+
+    Args:
+        device: to train on.
+        processes: of this machine; of several each has a GPU of its own.
+
+    Raises:
+        UsageError: there is no GPU, or fewer than processes.
+
+    >>> require_gpus("cpu", 2)
+    """
+    if torch.device(device).type != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        why = "built without CUDA" if torch.version.cuda is None else "CUDA_VISIBLE_DEVICES is empty" if hidden else ""
+        raise UsageError(
+            "the training is for a GPU, and there is none that PyTorch can use",
+            found=f"PyTorch {torch.__version__}, {why or 'no device'}",
+            expected=f"{processes} of CUDA",
+            hint="a new run is trained on the CPU with --runtime cpu; one that was begun goes on where there is a GPU; "
+            "a job gets one with `segpipe submit --gpus 1`",
+        )
+    if processes > count:
+        raise UsageError(
+            "there are fewer GPUs than processes",
+            found=f"{count} of these",
+            expected=f"{processes}, one for each",
+            hint="start fewer processes, or train on the CPU: --runtime cpu",
+        )
 
 
 def leave_processes() -> None:

@@ -6,6 +6,7 @@ know who did: the first one has the lock, the record and all files, and the othe
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
@@ -71,6 +72,25 @@ def settle_batch(config: dict[str, Any], origins: dict[str, str], rule: str, dat
 
 def _on_gpu(config: Mapping[str, Any]) -> bool:
     return "cuda" in str(config.get("device"))
+
+
+def require_its_gpus(config: Mapping[str, Any]) -> None:
+    """Refuse a run whose device this machine lacks, before anything is written.
+
+    Args:
+        config: composed, or of a run; those that ``torchrun`` started are counted when they join.
+
+    Raises:
+        UsageError: there is no GPU, or fewer than processes.
+    """
+    if not _on_gpu(config):
+        return
+    from monai.bundle import ConfigParser
+
+    from segpipe.components import require_gpus
+
+    device = ConfigParser(json.loads(json.dumps(config))).get_parsed_content("device")
+    require_gpus(device, 1 if place_among_processes()[1] > 1 else int(config["processes"]))
 
 
 def of_several_processes(config: Mapping[str, Any]) -> dict[str, Any]:

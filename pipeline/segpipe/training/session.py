@@ -26,7 +26,7 @@ from segpipe.common.provenance import environment
 from segpipe.data import load_manifest
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
-from segpipe.training.data_parallel import follows, joined, launch, processes_of, settle_processes
+from segpipe.training.data_parallel import follows, joined, launch, processes_of, require_its_gpus, settle_processes
 from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
 from segpipe.training.memory_rules import needs_of_run
@@ -95,6 +95,8 @@ def resume(
     require_initial(out, record)
     if epochs is not None:
         _require_more(out, record, epochs)
+    asked = processes or processes_of(record)
+    require_its_gpus({**read_json(out / "config.json", "run config"), "processes": asked})
     wanted = settle_processes(out, record, processes, allow_other_processes)
     if place_among_processes()[1] < wanted:
         arguments = {"resume": out, "epochs": epochs, "data": data and data.resolve()}

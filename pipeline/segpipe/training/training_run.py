@@ -25,7 +25,7 @@ from segpipe.data import (
 from segpipe.errors import UsageError
 from segpipe.training.budgets import duration, parse_budget
 from segpipe.training.cross_validation import resume_folds, train_folds
-from segpipe.training.data_parallel import follows
+from segpipe.training.data_parallel import follows, require_its_gpus
 from segpipe.training.fine_tuning import FineTuning
 from segpipe.training.fragments import Composed
 from segpipe.training.out_of_fold import measure_out_of_fold
@@ -287,6 +287,7 @@ def _train(
 ) -> TrainingRun:
     root = Path(out or "dry-run")
     composed = compose_run(manifest, root, settings, policy)
+    require_its_gpus(composed.config)
     if seconds is not None and composed.config["processes"] > 1:
         raise UsageError("--budget measures one process", hint="--processes 1, or name --epochs")
     if seconds is not None:

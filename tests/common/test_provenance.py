@@ -74,6 +74,8 @@ def test_a_revision_says_whether_the_code_was_changed(checkout: Path) -> None:
     (checkout / "notes.txt").write_text("beside the code")
     assert git_revision() == revision
     (checkout / "pipeline" / "segpipe" / "common" / "provenance.py").write_text("x = 2\n")
+    assert git_revision() == revision  # which this process loaded
+    provenance._revision_of.cache_clear()
     assert git_revision() == revision + "+changes"
 
 

@@ -27,8 +27,15 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout that this runs from, ``+changes`` where it is not clean; None elsewhere."""
-    folder = Path(__file__).resolve().parents[3]
+    """Return the commit of the checkout that this runs from, ``+changes`` where it is not clean; None elsewhere.
+
+    As it was when this process first asked: the code that it runs does not change with the files.
+    """
+    return _revision_of(Path(__file__).resolve().parents[3])
+
+
+@functools.cache
+def _revision_of(folder: Path) -> str | None:
     if not (folder / ".git").exists():
         return None
     try:

@@ -22,7 +22,7 @@ from segpipe.common.folder_lock import locked
 from segpipe.common.memory import memory_here
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import place_among_processes
-from segpipe.common.provenance import environment
+from segpipe.common.provenance import versions
 from segpipe.data import load_manifest
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
@@ -175,7 +175,7 @@ def _session(
     session: dict[str, Any] = {
         "resumed": resume and (out / "last.pt").is_file(),
         "began": round(began, 1),
-        "versions": environment()["versions"],
+        "versions": versions(),
     }
     busy = UsageError("another process trains in this folder", path=out, hint="wait for it, or choose another --out")
     with locked(out, busy, wait_s=ENDING_S):

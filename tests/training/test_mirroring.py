@@ -123,6 +123,18 @@ def test_shipped_fragments_say_what_they_mirror(tmp_path: Path) -> None:
         assert mirrored_in_training(composed.config) == axes
 
 
+def test_what_is_drawn_is_tried_once_and_again_where_what_it_refers_to_is_another(tmp_path: Path) -> None:
+    made = config(tmp_path, labels="liver, kidney, lesion")
+    once = turns_in_training(made)
+    assert turns_in_training({**made, "network_def": {"_target_": "UNet"}, "batch_size": 7, "loss": {}}) is once
+    along = {**made, "random_transforms": [flip("@seed"), NOISE]}
+    for seed, axis in ((0, "x"), (1, "y")):
+        assert mirrored_in_training({**along, "seed": seed}) == [axis]
+    step = {"_target_": "$@train::which", "prob": 0.5, "spatial_axis": 2, **BOTH}
+    train = {**made["train"], "which": "$monai.transforms.RandFlipd"}
+    assert mirrored_in_training({**made, "train": train, "random_transforms": [step]}) == ["z"]
+
+
 def test_large_patches_take_no_longer_and_crops_by_label_work(tmp_path: Path) -> None:
     crop = {"_target_": "RandCropByLabelClassesd", **BOTH, "label_key": "label", "spatial_size": [512, 512, 512]}
     crop |= {"num_classes": 4, "ratios": [1, 1, 1, 1], "num_samples": 4}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segpipe.common.console import quiet_libraries
 from segpipe.common.label_sides import labels_with_side, left_right_axes
 from segpipe.errors import SegpipeError, UsageError, first_cause
-from segpipe.training.config_checks import check_components
+from segpipe.training.config_checks import REFERENCE, check_components
 
 if TYPE_CHECKING:
     from monai.transforms import Compose
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AXES = ("x", "y", "z")
 PATCH, SHAPE, BASE = 16, (18, 19, 20), 32
 TRIES = 64  # what is drawn once in 16 times is missed by one probe in 60
-ELSEWHERE = ("bundle_root", "dataset_dir", "fold", "seed", "max_epochs", "threads")  # ids that turn nothing
+DRAWN = ("train::transforms", "batch_transforms", "in_channels")  # ids that say what is drawn
 TURNED = -0.1  # cosine from which on an axis counts as reversed
 
 
@@ -104,7 +104,30 @@ def turns_in_training(config: Mapping[str, Any]) -> Turns:
     Raises:
         Exception: whatever a transform raises that cannot work on the probe.
     """
-    return _turns(json.dumps({key: value for key, value in config.items() if key not in ELSEWHERE}, sort_keys=True))
+    return _turns(json.dumps(_only(config, DRAWN), sort_keys=True))
+
+
+def _only(config: Mapping[str, Any], ids: Iterable[str]) -> Mapping[str, Any]:
+    """Return of a config what these ids refer to, directly or not: whatever else differs, the same is drawn."""
+    kept: dict[str, Any] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = list(ids)
+    while waiting:
+        name, *parts = waiting.pop().replace("#", "::").split("::")
+        part = parts[0] if parts and isinstance(config.get(name), dict) else ""
+        if (name, part) in seen or name not in config or (part and part not in config[name]):
+            continue
+        seen.add((name, part))
+        found = config[name][part] if part else config[name]
+        if (name, "") in seen:
+            kept[name] = config[name]
+        else:
+            kept[name] = {**kept.get(name, {}), part: found}
+        text = json.dumps(found)
+        if "%" in text or "@#" in text:  # of other files, or of places that are told by where they stand
+            return config
+        waiting += REFERENCE.findall(text)
+    return kept
 
 
 @functools.lru_cache(maxsize=8)

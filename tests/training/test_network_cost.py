@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segpipe.errors import UsageError
 from segpipe.training.fragments import read_fragment
-from segpipe.training.network_cost import build_network, cost_of_step, output_shapes
+from segpipe.training.network_cost import build_network, cost_of_step, output_shapes, shapes_of_network
 
 VOXELS = 2 * 6 * 5 * 4
 SHAPE = (2, 1, 6, 5, 4)
@@ -71,6 +71,25 @@ def test_building_leaves_the_random_state_and_the_config_alone(capsys: pytest.Ca
     assert torch.equal(torch.random.get_rng_state(), before)
     assert given == config("basic_unet")
     assert capsys.readouterr().out == ""  # MONAI's class prints its features
+
+
+@pytest.mark.parametrize("name", ["unet", "dynunet", "swin_unetr"])
+def test_shapes_are_those_of_the_network_whose_weights_are_drawn(name: str) -> None:
+    drawn, shapes = build_network(config(name)).state_dict(), shapes_of_network(config(name)).state_dict()
+    assert {key: (value.shape, value.dtype) for key, value in drawn.items()} == {
+        key: (value.shape, value.dtype) for key, value in shapes.items()
+    }
+    assert all(value.is_meta for value in shapes.values()) and not any(value.is_meta for value in drawn.values())
+
+
+def test_a_network_that_computes_with_values_has_its_shapes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rates(nn.Conv3d):
+        def __init__(self) -> None:
+            super().__init__(1, round(float(torch.linspace(0, 4, 2)[1])), 1)
+
+    monkeypatch.setattr("monai.networks.nets.Rates", Rates, raising=False)
+    network = shapes_of_network({"network_def": {"_target_": "monai.networks.nets.Rates"}})
+    assert output_shapes(network, (1, 1, 2, 2, 2)) == [(1, 4, 2, 2, 2)]
 
 
 def test_a_network_that_refuses_its_arguments_is_quoted() -> None:

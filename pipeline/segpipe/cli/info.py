@@ -130,7 +130,7 @@ def losses() -> list[dict[str, str]]:
 
 
 def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
-    from segpipe.training import build_network, cost_of_step, output_shapes, profile_of
+    from segpipe.training import build_network, cost_of_step, output_shapes, profile_of, shapes_of_network
 
     fragment, _ = read_fragment("network", name)
     divisor = profile_of(name, fragment["patch_divisor"]).divisor
@@ -139,7 +139,7 @@ def _measure(name: str, batch: Batch, timed: bool) -> dict[str, Any]:
     take_slices(config)
     patch = padded_patch(config["patch_size"], config["patch_divisor"])
     shape = (batch.batch_size, batch.in_channels, *patch)
-    network = build_network(config).to("meta").train()
+    network = shapes_of_network(config).train()
     facts: dict[str, Any] = {
         "name": name,
         "network": type(network).__name__,

@@ -19,6 +19,7 @@ from .memory_rules import step_memory as step_memory
 from .network_cost import build_network as build_network
 from .network_cost import cost_of_step as cost_of_step
 from .network_cost import output_shapes as output_shapes
+from .network_cost import shapes_of_network as shapes_of_network
 from .out_of_fold import FoldModel as FoldModel
 from .out_of_fold import fold_models as fold_models
 from .out_of_fold import read_out_of_fold as read_out_of_fold

@@ -15,7 +15,7 @@ import torch
 
 from segpipe.bundle import State
 from segpipe.errors import UsageError
-from segpipe.training.network_cost import build_network
+from segpipe.training.network_cost import build_network, shapes_of_network
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _following(config: Mapping[str, Any], name: str, fresh: State) -> dict[str, 
         UsageError: none does.
     """
     for more in (1, 2):  # a block may have another form where it has as many inputs as outputs
-        grown = build_network({**config, name: config[name] + more}).state_dict()
+        grown = shapes_of_network({**config, name: config[name] + more}).state_dict()
         if grown.keys() == fresh.keys():
             break
     axes = {

@@ -247,9 +247,9 @@ def check_network(config: Mapping[str, Any]) -> None:
     Raises:
         UsageError: saying what the network gave and what was expected.
     """
-    from segpipe.training.network_cost import build_network, output_shapes
+    from segpipe.training.network_cost import output_shapes, shapes_of_network
 
-    network = build_network(config).to("meta")
+    network = shapes_of_network(config)
     channels, patch = config["in_channels"], tuple(config["patch_size"])
     expected = (1, config["out_channels"], *patch)  # the last batch of an epoch may hold one case
     for training in (True, False):

@@ -67,6 +67,23 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def shapes_of_network(config: Mapping[str, Any]) -> nn.Module:
+    """Build the network of a config on the meta device: with the shapes of its weights, none of which is drawn.
+
+    Args:
+        config: with ``network_def`` and what it refers to.
+
+    Raises:
+        UsageError: its class refuses the arguments.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_network(config)
+    except UsageError:  # its class may compute with values, such as rates of drop path
+        network = build_network(config)
+    return network.to("meta")
+
+
 def output_shapes(network: nn.Module, shape: Sequence[int]) -> list[tuple[int, ...]] | None:
     """Return the shapes of the heads that a network gives for a batch, finest first, in the mode that it is in.
 

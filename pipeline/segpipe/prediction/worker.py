@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from segpipe import errors
 from segpipe.common.files import cannot_write
+from segpipe.common.left_out import BESIDE_MONAI, left_out
 from segpipe.common.processes import end_with_parent
 from segpipe.common.result_folder import NOT_ASKED_FOR, SEGMENTATION, SLICE
 from segpipe.errors import SegpipeError, UsageError, first_cause
@@ -83,9 +84,11 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
     """
     from segpipe.bundle import vet_opened
 
-    vetting = vet_opened(request.recipe.vetted, request.policy)  # before anything of a bundle is executed
+    policy = request.policy
+    with left_out(() if policy.allow or policy.run_unvetted_code else BESIDE_MONAI):  # a second sooner
+        vetting = vet_opened(request.recipe.vetted, policy)  # before anything of a bundle is executed
+        import monai
 
-    import monai
     import nibabel
     import numpy
     import torch

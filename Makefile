@@ -9,7 +9,9 @@ NIIVUE_FOLDER := pipeline/segpipe/viewer/niivue
 
 .DEFAULT_GOAL := help
 test test-slow fuzz: export OMP_NUM_THREADS = 1
-.PHONY: help demo test test-slow test-ray fuzz validators viewer lint docs bench clean
+# set by many images: each of the processes that tests start would compile all that it imports
+test test-slow fuzz: export PYTHONDONTWRITEBYTECODE =
+.PHONY: help demo test test-slow test-ray fuzz validators viewer lint types arrows docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,7 +31,12 @@ lint: .venv/.ready  ## ruff, mypy, import-linter
 	$(BIN)/ruff check . --target-version py312 --ignore UP
 	$(BIN)/ruff check . --target-version py313 --ignore UP
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync types arrows
+
+types: .venv/.ready
 	$(BIN)/mypy
+
+arrows: .venv/.ready
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then the fast tests

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +29,9 @@ settings.load_profile("segpipe")
 
 _skipped: dict[str, str] = {}
 
+# what is imported lives as long as the tests: it is not looked through for garbage again and again, see below
+gc.disable()
+
 # commands that tests start must know Ctrl-C, which what runs in the background of a shell is told to ignore
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,8 +46,11 @@ with suppress(ImportError):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Conversions are kept for the session, apart from the user's."""
-    os.environ["SEGPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Conversions are kept for the session, of all its processes together, apart from the user's."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    os.environ["SEGPIPE_CACHE"] = str(session / "cache")
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
@@ -50,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("realdata"):
                 item.add_marker(pytest.mark.skip(reason=NO_REAL_DATA))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -95,3 +109,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_bundle import write_bundle
 
     return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def lent() -> Iterator[dict[str, Any]]:
+    workers: dict[str, Any] = {}
+    yield workers
+    if workers:
+        from lent_worker import give_back
+
+        give_back(workers)
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch, lent: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A real worker that all tests of a bundle share; see `lent_worker`."""
+    from lent_worker import lend
+
+    lend(monkeypatch, lent, tmp_path_factory.getbasetemp())

@@ -21,7 +21,7 @@ from tiny_data import SMALL, write_data
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {"Bundle.segment": segpipe.Bundle.segment, "Segmentation.save": segpipe.Segmentation.save}
 EXAMPLES: dict[str, Any] = {name: getattr(segpipe, name) for name in segpipe.__all__ if name != "errors"} | METHODS
-SLOW = {"train", "export", "plan", "predict", "Bundle.segment"}
+SLOW = {"train", "export", "plan", "predict", "Bundle.segment", "Segmentation", "Segmentation.save"}
 
 
 def example_of(name: str) -> doctest.DocTest | None:

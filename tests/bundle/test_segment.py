@@ -77,6 +77,7 @@ def check_all_doors(root: Path, path: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(saved.affine, found.affine_ras, atol=1e-4)
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_one_scan_through_all_doors(spaced: Path, tmp_path: Path) -> None:
     check_all_doors(spaced, write_scan(tmp_path / "scan.nii.gz", shape=(14, 11, 9)), tmp_path)
 
@@ -88,6 +89,7 @@ def test_one_scan_through_all_doors_of_the_shipped_bundle(tmp_path: Path) -> Non
     check_all_doors(ROOT / "bundles/hippocampus_mri", path, tmp_path)
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_one_series_through_all_doors_and_into_dicom(spaced: Path, tmp_path: Path) -> None:
     (file, *_) = make.write(make.series(make.Grid(orientation=make.OBLIQUE)), tmp_path / "series")
     expected, result = predicted(spaced, tmp_path / "series", tmp_path / "out")

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from socketserver import BaseServer
 from threading import Thread
 from typing import Any
 
 from pydicom import dcmread
 from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
 
+POLL_S = 0.02  # in which a server notices that it is to end
 Answer = tuple[int, dict[str, str], bytes]
 JSON = {"Content-Type": "application/dicom+json"}
 
@@ -74,7 +77,7 @@ def stow_archive(*script: Callable[[str], Answer]) -> Iterator[StowArchive]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
     archive.url = f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
     try:
         yield archive
@@ -101,8 +104,11 @@ def cstore_archive(contexts: list[tuple[str, list[str]]], *codes: int) -> Iterat
     for sop_class, syntaxes in contexts:
         entity.add_supported_context(sop_class, syntaxes)
     entity.require_called_aet = True
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    handlers: Any = [(evt.EVT_C_STORE, on_store)]
+    server = entity.make_server(("127.0.0.1", 0), evt_handlers=handlers, server_class=ThreadedAssociationServer)
+    Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
     try:
         yield f"ARCHIVE@127.0.0.1:{server.socket.getsockname()[1]}", taken  # type: ignore[union-attr]
     finally:
-        server.shutdown()
+        BaseServer.shutdown(server)  # its own forgets it among the entity's, which made it itself
+        server.server_close()

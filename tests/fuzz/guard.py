@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import gc
 import os
 import resource
@@ -116,6 +117,7 @@ class Room:
 @contextlib.contextmanager
 def room(root: Path) -> Iterator[Room]:
     """Make a room, and a home and a working folder in it, for the time of the block."""
+    _listen()
     gc.collect()  # what was opened in the room before removes its own temporary folder, which is beside this one
     root = root.resolve()
     for folder in ("home", "here", "beside", "output", "temporary"):
@@ -178,4 +180,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         each.hear(event, arguments)
 
 
-sys.addaudithook(_hear)
+@functools.cache
+def _listen() -> None:
+    """Hear from now on; no process can end that, and every other test would take longer."""
+    sys.addaudithook(_hear)

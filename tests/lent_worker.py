@@ -1,9 +1,9 @@
-"""One real worker for all tests of the command, in-process."""
+"""One real worker for all tests that segment with the same bundle: a process of its own takes seconds to start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,25 +21,20 @@ class LentWorker(Worker):
             super().close()
 
 
-@pytest.fixture(scope="session")
-def lent() -> Iterator[dict[str, LentWorker]]:
-    workers: dict[str, LentWorker] = {}
-    yield workers
-    for worker in workers.values():
-        worker.returned = True
-        worker.close()
-
-
-@pytest.fixture
-def one_worker(
-    monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def lend(monkeypatch: pytest.MonkeyPatch, lent: dict[str, LentWorker], work: Path) -> None:
+    """Let batches take their workers from ``lent``, by what they load; ``work`` holds all that they write."""
     original = batch.make_worker
 
     def make_worker(*arguments: Any) -> LentWorker:
         made = original(*arguments)
-        # of all batches that it is lent to
-        places = replace(made.places, work=tmp_path_factory.getbasetemp(), readable=("/",))
+        places = replace(made.places, work=work, readable=("/",))  # of all batches that it is lent to
         return lent.setdefault(to_json(made.load), LentWorker(made.load, places))
 
     monkeypatch.setattr(batch, "make_worker", make_worker)
+
+
+def give_back(lent: dict[str, LentWorker]) -> None:
+    """End all of them."""
+    for worker in lent.values():
+        worker.returned = True
+        worker.close()

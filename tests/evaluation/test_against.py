@@ -22,7 +22,7 @@ def measured(tmp_path: Path, patients: list[str]) -> Study:
     study = Study(tmp_path)
     for number, patient in enumerate(patients):
         study.add(f"c{number}", cube(), cube(at=3 + number % 2), patient_id=patient)
-    assert study.run("--no-figures") == 0
+    assert study.run() == 0
     shutil.move(study.out, tmp_path / "before")
     for number in range(1, len(patients)):
         shutil.copy(tmp_path / f"labels/c{number}.nii.gz", study.predictions / f"c{number}.nii.gz")
@@ -32,7 +32,7 @@ def measured(tmp_path: Path, patients: list[str]) -> Study:
 def test_the_difference_is_paired_by_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = measured(tmp_path, ["a", "a", "b", "c", "d", "e", "f"])
     capsys.readouterr()
-    assert study.run("--no-figures", "--json", "--against", str(tmp_path / "before")) == 0
+    assert study.run("--json", "--against", str(tmp_path / "before")) == 0
     document = json.loads(capsys.readouterr().out)
     jsonschema.validate(document, json.loads(SCHEMA.read_text()))
     against = document["against"]
@@ -42,7 +42,7 @@ def test_the_difference_is_paired_by_patient(tmp_path: Path, capsys: pytest.Capt
     assert 0 < against["difference"]["low"] < np.mean(gains) < against["difference"]["high"]
     by_patient = [np.mean(gains[:2]), *gains[2:]]
     assert against["p"] == pytest.approx(float(wilcoxon(by_patient).pvalue))
-    assert study.run("--no-figures", "--against", str(tmp_path / "before")) == 0
+    assert study.run("--against", str(tmp_path / "before")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Paired over 7 cases of 6 patients: out: mean Dice 0.3214 above before, 95 % interval +" in said
 
@@ -54,14 +54,14 @@ def test_who_rightly_finds_nothing_is_above_who_finds_something(
     study.add("found", nothing, cube(), patient_id="a")
     study.add("nothing", nothing, nothing, patient_id="b")
     study.add("right", cube(), cube(), patient_id="c")
-    assert study.run("--no-figures") == 0
+    assert study.run() == 0
     shutil.move(study.out, tmp_path / "before/out")
     shutil.copy(tmp_path / "labels/found.nii.gz", study.predictions / "found.nii.gz")
     capsys.readouterr()
-    assert study.run("--no-figures", "--json", "--against", str(tmp_path / "before/out")) == 0
+    assert study.run("--json", "--against", str(tmp_path / "before/out")) == 0
     against = json.loads(capsys.readouterr().out)["against"]
     assert (against["cases"], against["left_out"], against["difference"]["mean"]) == (2, 1, 0.5)
-    assert study.run("--no-figures", "--against", str(tmp_path / "before/out")) == 0
+    assert study.run("--against", str(tmp_path / "before/out")) == 0
     said = capsys.readouterr().out.replace("\n", "").replace(" ", "")
     assert f"{study.out}:meanDice0.5000above{tmp_path}/before/out" in said  # one name: told by their paths
     assert "1caseleftout(nothing):noDiceoneitherside,sincenothingisthereandnothingwasfound." in said
@@ -84,7 +84,7 @@ def test_a_case_that_failed_on_one_side_alone_is_told(tmp_path: Path, capsys: py
 def test_with_few_patients_it_says_how_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = measured(tmp_path, ["a", "b", "b"])
     capsys.readouterr()
-    assert study.run("--no-figures", "--against", str(tmp_path / "before")) == 0
+    assert study.run("--against", str(tmp_path / "before")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Paired over 3 cases of 2 patients" in said and "No p value: 2 patients, and fewer than 6" in said
 
@@ -107,4 +107,4 @@ def test_only_an_evaluation_of_the_same_cases_is_taken(tmp_path: Path, capsys: p
     assert "measure it again with `segpipe evaluate`" in hint and not study.out.exists()
     manifest, predictions = str(tmp_path / "manifest.json"), str(study.predictions)
     assert run(["evaluate", manifest, predictions, "--out", str(before), "--no-figures"]) == 0
-    assert study.run("--no-figures", "--against", str(before)) == 0
+    assert study.run("--against", str(before)) == 0

@@ -19,7 +19,7 @@ def study(tmp_path: Path) -> Study:
     study.add("good", cube(), cube())
     study.add("poor", cube(), cube(at=4))
     study.add("lost", cube(), None)
-    assert study.run("--no-figures") == 4
+    assert study.run() == 4
     return study
 
 

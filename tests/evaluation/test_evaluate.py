@@ -124,6 +124,7 @@ def test_files_of_other_cases_are_named_where_cases_are_missing(study: Study, ca
 def test_the_picture_is_written_and_unlabelled_cases_are_told(study: Study, capsys) -> None:
     study.add("a", cube(), cube())
     study.cases.append({"section": "test", "id": "bare", "image": "bare.nii.gz"})
+    study.draws = True
     assert study.run() == 0
     assert "1 cases of the split have no label" in capsys.readouterr().out
     assert study.report()["cases_without_label"] == 1

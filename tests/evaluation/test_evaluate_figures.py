@@ -23,7 +23,7 @@ SCHEMA = Path(__file__).parents[2] / "docs/schemas/evaluate.schema.json"
 @pytest.fixture
 def scans(tmp_path: Path) -> Study:
     """Three cases with images; the second is the worst."""
-    study = Study(tmp_path)
+    study = Study(tmp_path, draws=True)
     for id, at in (("good", 2), ("poor", 5), ("fair", 3)):
         study.add(id, cube(), cube(at=at) + cube(2, at=9, size=1))
         save(study.root / f"images/{id}.nii.gz", np.random.default_rng(0).normal(size=(10, 10, 8)))

@@ -53,7 +53,7 @@ class Study:
 
     def run(self) -> tuple[int, dict[str, Any]]:
         words = [str(self.root / "manifest.json"), str(self.root / "predictions")]
-        code = run(["evaluate", *words, "--out", str(self.root / "out")])
+        code = run(["evaluate", *words, "--out", str(self.root / "out"), "--no-figures"])
         report = json.loads((self.root / "out/metrics.json").read_text(), parse_constant=pytest.fail)
         jsonschema.validate(report, json.loads((SCHEMAS / "metrics.schema.json").read_text()))
         return code, report

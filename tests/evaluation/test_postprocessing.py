@@ -39,7 +39,8 @@ def write_study(root: Path, specks: bool, section: str = "training", n: int = 6)
         section: cases,
     }
     (root / "manifest.json").write_text(json.dumps(manifest))
-    return ["evaluate", str(root / "manifest.json"), str(root / "predictions"), "--out", str(root / "out")]
+    words = ["evaluate", str(root / "manifest.json"), str(root / "predictions"), "--out", str(root / "out")]
+    return [*words, "--no-figures"]
 
 
 def test_largest_component_is_chosen_where_it_helps(tmp_path: Path, capsys) -> None:

@@ -30,11 +30,12 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 
 
 class Study:
-    """A manifest, its label maps and predictions in one folder."""
+    """A manifest, its label maps and predictions in one folder; with ``draws``, figures are drawn, which takes longest."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, draws: bool = False) -> None:
         self.root, self.predictions, self.out = root, root / "predictions", root / "out"
         self.cases: list[dict[str, Any]] = []
+        self.draws = draws
         self.predictions.mkdir()
 
     def add(self, id: str, truth: np.ndarray, prediction: np.ndarray | None, section: str = "test", **more: Any):
@@ -52,6 +53,7 @@ class Study:
         manifest = {"schema_version": 1, "name": "tiny", "modality": {"0": "MRI"}, "labels": LABELS, **sections}
         (self.root / "manifest.json").write_text(json.dumps(manifest))
         words = [str(self.root / "manifest.json"), str(self.predictions), "--out", str(self.out)]
+        words += [] if self.draws else ["--no-figures"]
         return run(["evaluate", *words, *options])
 
     def report(self) -> dict[str, Any]:

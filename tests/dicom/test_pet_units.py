@@ -245,7 +245,7 @@ def test_headers_have_to_agree_and_name_one_injection(tmp_path: Path) -> None:
 def test_units(tmp_path: Path) -> None:
     series = pet(tmp_path, Units="PROPCPS")
     assert (series.state, series.reason, series.units) == ("refused", "pet_unit", "")
-    plain = scan(tmp_path / "..").series[0]
+    plain = scan(tmp_path).series[0]
     assert in_unit(plain, None) is plain
     stored = scan(pet(tmp_path / "b").files[0].parent).series[0]
     assert in_unit(stored, "BQML") is stored

@@ -30,7 +30,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 
 
 class Study:
-    """A manifest, its label maps and predictions in one folder; with ``draws``, figures are drawn, which takes longest."""
+    """A manifest, its label maps and predictions in one folder; ``draws`` asks for figures, which take longest."""
 
     def __init__(self, root: Path, draws: bool = False) -> None:
         self.root, self.predictions, self.out = root, root / "predictions", root / "out"

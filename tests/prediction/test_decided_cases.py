@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from pydicom import dcmread
 
 from dicom import make
@@ -78,7 +78,7 @@ def result_of(out: Path, case_id: str) -> dict[str, Any]:
 
 
 def validate(name: str, document: Any) -> None:
-    jsonschema.validate(document, json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+    Draft202012Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text())).validate(document)
 
 
 def last_events(out: Path) -> list[str]:

@@ -218,7 +218,7 @@ def test_summary_after_a_mixed_batch(tiny_bundle: Path, tmp_path: Path) -> None:
     events = [json.loads(line) for line in (out / "predictions.jsonl").open()]
     assert {event["event"] for event in events} == {"start", "done", "skipped", "failed", "refused"}
     for event in events:
-        jsonschema.validate(event, schema)
+        jsonschema.Draft202012Validator(schema).validate(event)
 
 
 def test_wrong_options(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

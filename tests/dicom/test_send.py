@@ -465,6 +465,54 @@ def test_what_is_no_release(results: Path, capsys: Any, words: tuple[str, ...], 
     assert (results / "dcm-a" / HELD / "seg.dcm").is_file() and not (results / STATE).exists()
 
 
+@pytest.mark.parametrize(
+    ("to", "words", "message"),
+    [
+        ("pacs", (), "this destination cannot be read"),
+        ("A@127.0.0.1:1", ("--calling", "x" * 17), "this AE title cannot be used"),
+        ("https://a@b/c", (), "a DICOMweb address has no user"),
+        ("https://a/b", ("--ca", "none.pem"), "no such file of certificates"),
+        ("A@127.0.0.1:1", ("--release", "dcm-c"), "there is no such case"),
+        ("A@127.0.0.1:1", ("--release", "dcm-b"), "the case is not held"),
+    ],
+)
+def test_nothing_is_released_before_all_that_was_asked_is_judged(
+    results: Path, capsys: Any, to: str, words: tuple[str, ...], message: str
+) -> None:
+    hold(results, "dcm-a", "seg.dcm")
+    (results / "dcm-b" / RESULT).write_text(json.dumps({"id": "dcm-b", "decision": "ok", "reasons": []}))
+    error = send(capsys, 2, results, "--to", to, "--release", "dcm-a", "--by", "Doe", *words)["error"]
+    assert message in error["message"]
+    assert (results / "dcm-a" / HELD / "seg.dcm").is_file() and not (results / STATE).exists()
+
+
+def test_files_of_others_beside_held_results_do_not_hinder_a_release(results: Path, capsys: Any) -> None:
+    hold(results, "dcm-a", "seg.dcm", "sr.dcm")
+    for name in (".DS_Store", "screenshot.png"):
+        (results / "dcm-a" / HELD / name).write_bytes(b"0")
+    with stow_archive() as archive:
+        words = ("--to", archive.url, "--release", "dcm-a", "--by", "Doe")
+        assert send(capsys, 0, results, *words)["counts"]["sent"] == 4
+    result = json.loads((results / "dcm-a" / RESULT).read_text())
+    assert result["released"] and not [name for name in result["sha256"] if "screenshot" in name]
+    assert (results / "dcm-a" / HELD / "screenshot.png").is_file()
+    assert [json.loads(line)["event"] for line in (results / STATE).read_text().splitlines()] == ["released"]
+
+
+def test_a_case_that_is_computed_anew_meanwhile_stays_held(results: Path, capsys: Any, monkeypatch: Any) -> None:
+    before = hold(results, "dcm-a", "seg.dcm")
+
+    def computed_anew(path: Path, line: Any) -> None:
+        (results / "dcm-a" / RESULT).write_text(json.dumps({**before, "volumes_ml": {"liver": 3.0}}))
+
+    monkeypatch.setattr("segpipe.dicom.held.append_line", computed_anew)
+    words = ("--to", "A@127.0.0.1:1", "--release", "dcm-a", "--by", "Doe")
+    assert "computed anew" in send(capsys, 3, results, *words)["error"]["message"]
+    assert "released" not in json.loads((results / "dcm-a" / RESULT).read_text())
+    with stow_archive() as archive:
+        assert send(capsys, 6, results, "--to", archive.url)["counts"]["held"] == 2
+
+
 def test_a_held_result_that_was_changed_is_not_released(results: Path, capsys: Any) -> None:
     hold(results, "dcm-a", "seg.dcm")
     with (results / "dcm-a" / HELD / "seg.dcm").open("ab") as stream:

@@ -57,17 +57,16 @@ def command(
 
     Example: segpipe send results --to ARCHIVE@pacs.example.org:104 --calling SEGPIPE
     """
-    from segpipe.dicom import release as release_case
-    from segpipe.dicom import send_results
+    from segpipe.dicom import open_archive, release_held, send_results
 
     console = Console("send", as_json=json)
     if (by is None) != (not release):
         hint = "--release CASE --by NAME"
         raise UsageError("a release names a case and a person", found="--by" if by else "--release", hint=hint)
-    for case_id in dict.fromkeys(release or ()):
-        release_case(folder, case_id, str(by))
-        console.note(f"segpipe send: {case_id} was released; this is no clinical verification")
     if release:
+        open_archive(to, (), calling=calling, ca=ca, verify=not no_verify_tls).close()  # a release cannot be taken back
+        words = "was released; this is no clinical verification"
+        release_held(folder, release, str(by), progress=lambda case: console.note(f"segpipe send: {case} {words}"))
         _say_released(folder, console)
     if no_verify_tls:
         console.note("segpipe send: the server's certificate is not checked")

@@ -13,7 +13,7 @@ from .conversion import write_mapping as write_mapping
 from .conversion import write_volume as write_volume
 from .covariates import covariates_of as covariates_of
 from .derived import KINDS as KINDS
-from .held import release as release
+from .held import release_held as release_held
 from .labels import LabelFile as LabelFile
 from .labels import open_labels as open_labels
 from .labels import read_labels as read_labels
@@ -33,6 +33,7 @@ from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
 from .send import Delivery as Delivery
 from .send import send_results as send_results
+from .transport import open_archive as open_archive
 from .volume import load as load
 from .volume import load_channels as load_channels
 from .volume import load_series as load_series

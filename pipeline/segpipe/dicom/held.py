@@ -5,8 +5,10 @@ A release is no clinical verification: it says that somebody looked, and who.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +38,45 @@ def why_held(file: Path) -> str | None:
     return (reasons or "it lies in a folder of held results") if held or lies_there else None
 
 
-def release(folder: Path, case_id: str, by: str) -> None:
-    """Let the results of a held case go on: into its folder, with a report that names who said so.
+def release_held(
+    folder: Path, case_ids: Sequence[str], by: str, *, progress: Callable[[str], object] = lambda case_id: None
+) -> None:
+    """Let the results of held cases go on: into their folders, with a report in each that names who said so.
 
-    Who it was is also a line of ``predictions.jsonl``, written before anything moves; a release that was interrupted
-    is finished by another one.
+    All are judged before anything moves. Who it was is also a line of ``predictions.jsonl``, written before the case is
+    moved; a release that was interrupted is finished by another one.
 
     Args:
         folder: the result folder.
-        case_id: of the case.
+        case_ids: of the cases.
         by: name of the person, as `segpipe.dicom.write.release.check_name` takes it.
+        progress: called with each case that was released.
 
     Raises:
-        UsageError: no such folder or case, it is not held, no name, or a file cannot be written.
-        DataError: its results are not those that were written.
+        UsageError: no such folder or case, one is not held, no name, or a file cannot be written.
+        DataError: results are not those that were written, or were computed anew meanwhile.
     """
     by = check_name(by)
     if not folder.is_dir():
         raise UsageError("no such result folder", path=folder, hint="check the path")
+    for case_id, held in {case_id: _held(folder, case_id) for case_id in case_ids}.items():
+        _release(folder, case_id, by, *held)
+        progress(case_id)
+
+
+def _held(folder: Path, case_id: str) -> tuple[dict[str, Any], list[Path]]:
+    """Return what ``result.json`` of a held case says, and its DICOM results."""
     case = folder / case_id
     if not ONE_FOLDER.match(case_id) or not (case / RESULT).is_file():
         raise UsageError("there is no such case", path=folder, found=case_id, hint="give one that `send` names as held")
     result = read_json(case / RESULT, "result")
     if not isinstance(result, dict) or result.get("decision") != "hold" or result.get("released"):
-        raise UsageError("the case is not held", case_id=case_id, hint="leave --release out")
-    results = [_found(case, name, result) for name in result.get("files", {}).values() if name.endswith(".dcm")]
+        raise UsageError("the case is not held", case_id=case_id, hint=f"leave --release {case_id} out")
+    return result, [_found(case, name, result) for name in result.get("files", {}).values() if name.endswith(".dcm")]
+
+
+def _release(folder: Path, case_id: str, by: str, result: dict[str, Any], results: list[Path]) -> None:
+    case = folder / case_id
     now = round(time.time(), 3)
     report = case / HELD / RELEASE
     if results:
@@ -70,13 +86,29 @@ def release(folder: Path, case_id: str, by: str) -> None:
     try:
         for file in [*results, *([report] if results else [])]:
             file.replace(case / file.name)
-        if (case / HELD).is_dir():
-            (case / HELD).rmdir()
+        _remove_empty(case / HELD)
     except OSError as error:
         raise cannot_write(case, error) from error
     files = {format: Path(name).name for format, name in result.get("files", {}).items()}
     told = {"time": now, "report": RELEASE if results else None}
-    write_json(case / RESULT, {**result, "files": files, "sha256": hashes_of(case), "released": told})
+    hashes = {name: value for name, value in hashes_of(case).items() if Path(name).parent.name != HELD}
+    if read_json(case / RESULT, "result") != result:
+        raise DataError(
+            "a held case was computed anew while it was released",
+            case_id=case_id,
+            found="another result.json than was released",
+            hint="look at it again; it is held as before",
+        )
+    write_json(case / RESULT, {**result, "files": files, "sha256": hashes, "released": told})
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder; one that is not there, or holds what others laid into it, stays as it is."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _found(case: Path, name: str, result: dict[str, Any]) -> Path:

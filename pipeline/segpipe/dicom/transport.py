@@ -77,9 +77,11 @@ def open_archive(
         verify: check the server's certificate.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or the file of certificates is not there.
         RefusedError: a password or token would travel in clear text.
     """
+    if ca is not None and not ca.exists():
+        raise UsageError("no such file of certificates", path=ca, hint="check --ca")
     if re.match(r"https?://", to):
         return Stow(to, ca, verify)
     parts = re.fullmatch(r"(?P<aet>[^@\\]{1,16})@(?P<host>\[[0-9a-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})", to)

@@ -45,9 +45,10 @@ def test_a_change_is_from_scan_to_scan_and_its_interval_joins_both() -> None:
 @pytest.mark.parametrize(
     ("more", "phases", "why"),
     [
-        ({"model": "organs 2"}, ("", "", ""), "another bundle or runtime"),
+        ({"model": "organs 2"}, ("", "", ""), "another model: bundles, mirroring, runtime or precision"),
         ({}, ("portal", "native", ""), "another phase"),
-        ({"decision": "hold"}, ("", "", ""), "a result is held"),
+        ({"decision": "hold"}, ("", "", ""), "a result is or was held"),
+        ({"decision": "released"}, ("", "", ""), "a result is or was held"),
         ({"volume_ml_interval": {}}, ("", "", ""), "no interval of a volume"),
     ],
 )

@@ -73,7 +73,7 @@ def test_page_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     words = ["report", str(october), str(november), "-o", str(tmp_path / "out"), "--statistics", "--meshes", "stl"]
     assert run([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["decisions"] == {"ok": 22, "look": 0, "hold": 2, "not_judged": 0}
+    assert document["decisions"] == {"ok": 22, "look": 0, "hold": 2, "released": 0, "not_judged": 0}
     assert document["outliers"] == 2
     assert document["without_statistics"] == {}
     page = (tmp_path / "out/cohort.html").read_text()
@@ -91,6 +91,45 @@ def test_page_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (missing["voxels"], missing["mean"]) == ("0", "")
     assert (tmp_path / "out/surfaces/october/case_0/surface_2.stl").is_file()
     assert not (tmp_path / "out/surfaces/october/case_1/surface_2.stl").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "organs 1.0.0 (bbbbbbbb), openvino"),
+        (
+            {"precision": "float32", "mirror": [], "ensemble": [], "masks_given": False},
+            "organs 1.0.0 (bbbbbbbb), openvino",
+        ),
+        ({"mirror": ["x", "y"]}, "organs 1.0.0 (bbbbbbbb), openvino, mirrored along x, y"),
+        ({"precision": "bfloat16"}, "organs 1.0.0 (bbbbbbbb), openvino, bfloat16"),
+        ({"masks_given": True}, "organs 1.0.0 (bbbbbbbb), openvino, masks given"),
+        (
+            {"ensemble": [{"name": "fold_2", "version": "1.0.0", "sha256": "c" * 64}]},
+            "organs 1.0.0 (bbbbbbbb) + fold_2 1.0.0 (cccccccc), openvino",
+        ),
+    ],
+)
+def test_cases_that_were_computed_otherwise_are_of_another_model(
+    more: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    results = write_results(tmp_path / "october", 1)
+    path = results / "case_0/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    assert [case.model for case in read_cohort([results])] == [words]
+
+
+def test_a_released_case_counts_as_released(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = write_results(tmp_path / "october", 9)
+    path = results / "case_7/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"released": {"time": 1.0, "report": None}}))
+    assert run(["report", str(results), "-o", str(tmp_path / "out"), "--json"]) == 0
+    decisions = json.loads(capsys.readouterr().out)["decisions"]
+    assert decisions == {"ok": 8, "look": 0, "hold": 0, "released": 1, "not_judged": 0}
+    decided = {row["case"]: row["decision"] for row in rows_of(tmp_path / "out/cases.csv")}
+    assert (decided["case_7"], decided["case_0"]) == ("released", "ok")
+    page = " ".join((tmp_path / "out/cohort.html").read_text().split())
+    assert "released by a person" in page
 
 
 def test_a_report_into_a_result_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

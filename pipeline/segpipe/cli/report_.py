@@ -32,7 +32,8 @@ def command(
     Writes cohort.html, which stands alone, and cases.csv; with --statistics also statistics.csv, a row a case and label
     (volume, diameters, surface, centroid, mean and SD of the image), with --meshes surfaces in mm of LPS, with
     --patients changes.csv, how volumes change from one scan of a patient to the next, with intervals. Only cases of
-    one bundle and runtime are compared with each other. Nothing is predicted, and the result folders stay as they are.
+    one model (the same bundles, mirroring, runtime and precision) are compared with each other. Nothing is predicted,
+    and the result folders stay as they are.
 
     Example: segpipe report results/october results/november -o report --statistics
     """

@@ -199,12 +199,12 @@ def _change(patient: str, label: str, earlier: tuple[Visit, CohortCase], later: 
 def _why_none(label: str, earlier: tuple[Visit, CohortCase], later: tuple[Visit, CohortCase]) -> str:
     (before, first), (after, second) = earlier, later
     if first.model != second.model:
-        return "another bundle or runtime"
+        return "another model: bundles, mirroring, runtime or precision"
     if before.phase != after.phase:
         return "another phase"
     for case in (first, second):
-        if case.decision == "hold":
-            return "a result is held"
+        if case.decision in ("hold", "released"):
+            return "a result is or was held"
         if label not in case.volume_ml_interval:
             return "no interval of a volume"
     return ""

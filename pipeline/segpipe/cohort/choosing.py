@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segpipe.cohort.annotated import Annotated
 from segpipe.cohort.descriptors import describe, distances, standardised
 from segpipe.common.nifti import read_header, read_volume
-from segpipe.common.result_folder import ENTROPY, RESULT, SEGMENTATION, STATE
+from segpipe.common.result_folder import ENTROPY, RESULT, SEGMENTATION, STATE, decision_of
 from segpipe.common.result_records import ResultRecord, read_result, read_sources
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
@@ -34,7 +34,7 @@ class Candidate:
         images: its files.
         doubt: 1 is the most; None where nobody knows.
         doubt_from: what it was taken from.
-        decision: ``ok``, ``look``, ``hold``, or None.
+        decision: ``ok``, ``look``, ``hold``, ``released``, or None.
     """
 
     id: str
@@ -176,7 +176,7 @@ def _of_results(folder: Path) -> list[Candidate]:
     sources, found = read_sources(folder), []
     for path in sorted(folder.glob(f"*/{RESULT}")):
         result, id = read_result(path), path.parent.name
-        found.append(Candidate(id, sources.get(id, ()), *_doubt(result, path.parent), result.decision))
+        found.append(Candidate(id, sources.get(id, ()), *_doubt(result, path.parent), decision_of(vars(result))))
     return found
 
 

@@ -14,9 +14,10 @@ from segpipe.common.console import counted
 from segpipe.reporting import Picture, Section, Table, control_chart, control_limit, running_mean, spread, write_page
 
 NOT_A_DEVICE = "Research and engineering use. Not a medical device, not for diagnosis or treatment."
+ONE_MODEL = "Only cases of one model are compared with each other: the same bundles, mirroring, runtime and precision."
 WINDOW = 20
 MOST_LABELS, MOST_CASES = 40, 500
-WORST = {"hold": 0, "look": 1, None: 2, "ok": 3}
+WORST = {"hold": 0, "look": 1, "released": 2, None: 3, "ok": 4}
 
 
 def write_cohort_page(
@@ -48,12 +49,13 @@ def _decisions(cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], S
     count = Counter(case.decision for case in cases)
     figures = [
         (str(count["hold"]), "held"),
+        *([(str(count["released"]), "released by a person")] if count["released"] else []),
         (str(count["look"]), "to be looked at"),
         (str(count["ok"]), "ok"),
         (str(count[None]), "not judged: no quality model"),
         (str(len(outliers)), "of unusual volume"),
     ]
-    words = [NOT_A_DEVICE, "Only cases of one bundle and runtime are compared with each other."]
+    words = [NOT_A_DEVICE, ONE_MODEL]
     return Section("Decisions", words, figures=figures)
 
 
@@ -121,7 +123,7 @@ def _changes(changes: Sequence[Change]) -> Section | None:
     words = [
         "The interval joins those of both volumes, each made to hold by itself: a change whose interval holds 0 may be "
         "the model's own error. It is wider than one of repeated scans, of which nothing is known. None is given where "
-        "bundle, runtime or phase differ, or a result is held."
+        "the model or the phase differs, or a result is or was held."
     ]
     cut = [f"The first {MOST_CASES} of {len(changes)}; all stand in changes.csv."] if len(changes) > MOST_CASES else []
     return Section("Changes from scan to scan", [*words, *cut], tables=[Table(columns, rows)])
@@ -133,7 +135,7 @@ def _cases(cases: Sequence[CohortCase], outliers: Mapping[tuple[str, str], Seque
 
     def order(case: CohortCase) -> tuple[Any, ...]:
         unusual = (case.run, case.id) in outliers
-        return (WORST.get(case.decision, 2), not unusual, -(case.distance or 0.0), case.run, case.id)
+        return (WORST.get(case.decision, WORST[None]), not unusual, -(case.distance or 0.0), case.run, case.id)
 
     rows = []
     for case in sorted(cases, key=order)[:MOST_CASES]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.common.files import read_json
-from segpipe.common.result_folder import RESULT, STATE, read_events
+from segpipe.common.result_folder import RESULT, STATE, decision_of, read_events
 from segpipe.errors import DataError, UsageError
 
 OUTLYING = 3.5  # robust z-score from which a volume is an outlier (Iglewicz and Hoaglin 1993)
@@ -25,9 +25,9 @@ class CohortCase:
         run: name of its result folder.
         folder: where its files lie.
         time: when it was finished, in seconds since 1970; None where that is not recorded.
-        model: name, version and first digits of the hash of the bundle, and the runtime: cases of one are alike.
+        model: what made it, as `model_of` says it: cases of one are alike.
         volumes_ml: by label.
-        decision: ``ok``, ``look`` or ``hold``; None where nobody judged.
+        decision: ``ok``, ``look``, ``hold``, or ``released`` where it was held; None where nobody judged.
         reasons: of the decision.
         p_value, distance: of the quality model, None where there is none.
         dice: predicted, by label.
@@ -95,16 +95,15 @@ def _of_folder(folder: Path, name: str) -> list[CohortCase]:
 
 
 def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[str, Any]) -> CohortCase:
-    bundle, quality = document["bundle"], document.get("quality") or {}
-    sha256 = str(bundle["sha256"])[:8]
+    quality = document.get("quality") or {}
     return CohortCase(
         id=str(document["id"]),
         run=run,
         folder=folder,
         time=times.get(document["id"]),
-        model=f"{bundle['name']} {bundle['version']} ({sha256}), {document.get('runtime') or 'torch'}",
+        model=model_of(document),
         volumes_ml={str(name): float(volume) for name, volume in document["volumes_ml"].items()},
-        decision=document.get("decision"),
+        decision=decision_of(document),
         reasons=tuple(document.get("reasons") or ()),
         p_value=_number(quality.get("p_value")),
         distance=_number(quality.get("distance")),
@@ -118,6 +117,25 @@ def _case(document: Mapping[str, Any], folder: Path, run: str, times: Mapping[st
         is_dicom=document.get("source") == "dicom",
         sha256=dict(document.get("sha256") or {}),
     )
+
+
+def model_of(result: Mapping[str, Any]) -> str:
+    """Return in words what computed a result, as far as other words may be other label maps.
+
+    >>> bundle = {"name": "organs", "version": "1.0.0", "sha256": "0123456789"}
+    >>> model_of({"bundle": bundle, "mirror": ["x"], "precision": "bfloat16"})
+    'organs 1.0.0 (01234567), torch, bfloat16, mirrored along x'
+    """
+    bundles = [result["bundle"], *(result.get("ensemble") or ())]
+    precision, axes = result.get("precision") or "float32", ", ".join(result.get("mirror") or ())
+    parts = [
+        " + ".join(f"{each['name']} {each['version']} ({str(each['sha256'])[:8]})" for each in bundles),
+        str(result.get("runtime") or "torch"),
+        *([str(precision)] if precision != "float32" else []),
+        *([f"mirrored along {axes}"] if axes else []),
+        *(["masks given"] if result.get("masks_given") else []),
+    ]
+    return ", ".join(parts)
 
 
 def _number(value: Any) -> float | None:

@@ -98,7 +98,7 @@ def report(
         rows = list(_measured(cases, out, statistics, meshes, without, progress))
         if statistics:
             write_csv(out / STATISTICS, rows, ["folder", "case", "label", *COLUMNS])
-    decisions = {name: sum(case.decision == name for case in cases) for name in ("ok", "look", "hold")}
+    decisions = {name: sum(case.decision == name for case in cases) for name in ("ok", "look", "hold", "released")}
     decisions["not_judged"] = len(cases) - sum(decisions.values())
     unmatched = ([], []) if found is None else (found.unused, found.unknown)
     return CohortReport(len(cases), len(outliers), decisions, without, len(changes), *unmatched)

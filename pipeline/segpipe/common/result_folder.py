@@ -131,6 +131,11 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in shown if path.name != RESULT}
 
 
+def decision_of(result: Mapping[str, Any]) -> str | None:
+    """Return the decision on a result: ``ok``, ``look``, ``hold``, ``released`` after a hold, or None: not judged."""
+    return "released" if result.get("released") else result.get("decision") or None
+
+
 def require_plain_files(folder: Path, names: Iterable[str]) -> None:
     """Refuse what a bundle's code left in place of results: links, pipes, folders, or names that lead elsewhere.
 

@@ -40,6 +40,7 @@ class ResultRecord(BaseModel):
     source_sha256: list[Sha256] | None = None
     quality: QualityRecord | None = None
     decision: str | None = None
+    released: Any = None
 
 
 class _MappedCase(BaseModel):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.common.files import cannot_write, sha256_of
-from segpipe.common.result_folder import HELD, SEGMENTATION, hashes_of
+from segpipe.common.result_folder import HELD, SEGMENTATION, decision_of, hashes_of
 from segpipe.errors import DataError
 from segpipe.quality import HOLD, NO_QUALITY_MODEL, Assessment, Judged, Rules
 
@@ -47,9 +47,7 @@ def about_quality(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def count_decisions(results: list[Mapping[str, Any]]) -> dict[str, int]:
     """Count results by decision; a released one counts as such alone."""
-    names = [
-        "released" if result.get("released") else str(result.get("decision") or "not_judged") for result in results
-    ]
+    names = [decision_of(result) or "not_judged" for result in results]
     return {name: names.count(name) for name in ("ok", "look", "hold", "released", "not_judged")}
 
 

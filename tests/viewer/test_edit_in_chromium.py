@@ -150,8 +150,8 @@ def test_what_is_saved_is_read_back_to_the_voxel_and_gone_on_with(
 ) -> None:
     choose(browser, RIGHT, 3)
     click(browser, tiny, 1, (30, 20, 24))
+    on_screen = drawn(browser, tiny)  # first: the end of a stroke is a timer of the page
     assert browser.run("document.getElementById('v-edit-state').textContent") == "not saved"
-    on_screen = drawn(browser, tiny)
     changed = int((on_screen != tiny.labels).sum())
     assert changed > 3
     assert save(browser) == f"saved as case_1.nii.gz: {changed} voxels differ from what it began with"

@@ -232,6 +232,18 @@ def test_a_manifest_names_its_cases_by_split(tmp_path: Path) -> None:
     (item,) = find_cases([tmp_path / "m.json"], 1, Options(split="test"))
     assert item == InputCase("z", (tmp_path / "i/other.nii.gz",))
     assert ids(find_cases([tmp_path / "m.json"], 1, Options(split="validation", fold=0))) == ["t0"]
+    for split in (None, "test", "all"):
+        with pytest.raises(UsageError, match="--fold chooses among training cases") as caught:
+            find_cases([tmp_path / "m.json"], 1, Options(split=split, fold=0))
+        assert "--split validation --fold 0" in str(caught.value.hint)
+    for options in (
+        Options(modality=("CT",)),
+        Options(series=("1.2",)),
+        Options(repair=("tilt",)),
+        Options(only="dicom"),
+    ):
+        with pytest.raises(UsageError, match="goes with files and folders"):
+            find_cases([tmp_path / "m.json"], 1, options)
     with pytest.raises(UsageError, match="stands alone"):
         find_cases([tmp_path / "m.json", tmp_path], 1, Options())
     with pytest.raises(UsageError, match="belong to a manifest"):
@@ -262,3 +274,11 @@ def test_a_file_without_a_channel_is_a_case_and_no_channel(tmp_path: Path) -> No
 def test_names_that_are_not_utf8_have_a_pseudonym(tmp_path: Path) -> None:
     (item,) = find_cases([touch(tmp_path, os.fsdecode(b"M\xfcller.nii.gz"))], 1, Options(pseudonymise=True))
     assert item.id == "case-" + hashlib.sha256(b"M\xfcller.nii.gz").hexdigest()[:12]
+
+
+@pytest.mark.parametrize("options", [Options(series=("1.2.3",)), Options(secondary_capture=("1.2.3",))])
+def test_a_series_that_is_named_is_not_passed_over_where_there_is_no_dicom(tmp_path: Path, options: Options) -> None:
+    touch(tmp_path, "a.nii.gz")
+    with pytest.raises(UsageError, match="no such series") as caught:
+        select_cases([tmp_path], {}, 1, options, tmp_path / "out")
+    assert caught.value.found == "1.2.3"

@@ -91,6 +91,10 @@ def select_cases(
     if (mixed or others) and options.only != "nifti":
         series_filter = make_filter(metadata, channels, options)
         selected = select_series([*mixed, *others], series_filter, out, progress, options.repair, found.closed)
+    elif not any(map(is_manifest, named)) and (names := (*options.series, *options.secondary_capture)):
+        raise UsageError(
+            "no such series", found=names[0], expected="DICOM among the inputs", hint="check the path, and --only"
+        )
     taken = {*(case.id for case in selected.cases), *(series.id for series in selected.not_selected)}
     cases = find_cases(named, channels, options, out, taken, found)
     for path in filter(is_manifest, named):

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from segpipe.dicom import Series
 
 
+OF_FOLDERS = (  # options that say which images of a folder are taken, and how series are
+    "only",
+    "modality",
+    "series_description",
+    "min_slices",
+    "max_slices",
+    "series",
+    "derived",
+    "secondary_capture",
+    "repair",
+    "channel",
+)
 CHANNEL = re.compile(r"(?P<stem>.+)_(?P<index>\d{4})", re.DOTALL)
 
 
@@ -93,8 +105,7 @@ def find_cases(
     """
     manifests = [path for path in inputs if is_manifest(path)]
     if manifests:
-        if options.only is not None:
-            raise UsageError("--only goes with files and folders", hint="a manifest says which files it means")
+        _require_options_of_manifest(options)
         if len(inputs) > 1:
             raise UsageError("a manifest stands alone", found=f"{len(inputs)} inputs", hint="give one manifest")
         manifest, base = load_manifest(manifests[0]), data_root(manifests[0], options.data).absolute()
@@ -127,6 +138,24 @@ def find_cases(
     if options.registered:
         cases = [replace(case, registered=True) for case in cases]
     return sorted((replace(case, id=id) for case, id in zip(cases, ids, strict=True)), key=lambda case: case.id)
+
+
+def _require_options_of_manifest(options: Options) -> None:
+    """Refuse what a manifest would pass over: which series of a folder are taken, and a fold of no split.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    named = next((name for name in OF_FOLDERS if getattr(options, name)), None)
+    if named is not None:
+        option = named.replace("_", "-")
+        raise UsageError(f"--{option} goes with files and folders", hint="a manifest says which files it means")
+    if options.fold is not None and options.split not in ("validation", "training"):
+        raise UsageError(
+            "--fold chooses among training cases",
+            found=f"--split {options.split} --fold {options.fold}" if options.split else f"--fold {options.fold}",
+            hint=f"leave --fold out, or name --split validation --fold {options.fold}",
+        )
 
 
 def is_manifest(path: Path) -> bool:

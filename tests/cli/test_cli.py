@@ -244,7 +244,7 @@ def interrupts(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_ctrl_c_promises_nothing_that_is_not_kept(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """What says that something is kept is a verb that keeps it; all others begin anew."""
-    monkeypatch.setattr("segpipe.cli.app.app", interrupts)
+    monkeypatch.setattr("segpipe.cli.app._command", lambda: interrupts)
     assert run([verb]) == 130
     said = capsys.readouterr().err
     keeps = {"predict", "convert", "import", "fetch", "send", "demo"}

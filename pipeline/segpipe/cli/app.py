@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer.main import get_command
 
 from segpipe.common.console import Console, Interrupted, visible
 from segpipe.common.processes import heed_signals, leave
@@ -112,7 +114,7 @@ def run(arguments: list[str]) -> int:
     verb = verb if verb in VERBS else ""
     previous = heed_signals()
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = _command()(args=arguments, standalone_mode=False)
         if result == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else OK
@@ -123,6 +125,12 @@ def run(arguments: list[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@functools.cache
+def _command() -> Any:
+    """Return the command with its verbs and their options; most of what a quick one takes is reading these."""
+    return get_command(app)
 
 
 def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) -> int:

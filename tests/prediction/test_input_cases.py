@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dicom.make import series, write
 from segpipe.common.folder_walk import ImageFolder, find_images
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
+from segpipe.dicom import scan
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.source import read_headers
 from segpipe.prediction import file_cases
@@ -22,7 +24,7 @@ from segpipe.prediction.cases import select_cases
 from segpipe.prediction.file_cases import InputCase, _of_files, find_cases
 from segpipe.prediction.options import Options
 from segpipe.prediction.places import Places
-from segpipe.prediction.resume import _refuse_other_source, describe_source
+from segpipe.prediction.resume import _refuse_other_source, describe_source, slices_of
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -282,3 +284,12 @@ def test_a_series_that_is_named_is_not_passed_over_where_there_is_no_dicom(tmp_p
     with pytest.raises(UsageError, match="no such series") as caught:
         select_cases([tmp_path], {}, 1, options, tmp_path / "out")
     assert caught.value.found == "1.2.3"
+
+
+def test_channels_in_another_order_are_another_source(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(series(seed=seed), tmp_path / str(seed))
+    first, second, third = scan([tmp_path]).series
+    case = replace(first, further=(second, third))
+    assert slices_of(case) == slices_of(replace(first, further=(second, third)))
+    assert len({slices_of(each) for each in (first, case, replace(first, further=(third, second)))}) == 3

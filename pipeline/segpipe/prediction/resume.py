@@ -115,10 +115,11 @@ def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
 
 
 def slices_of(series: Series) -> str:
-    """Return a hash of which slices a series and its further channels have, wherever they lie."""
-    slices = sorted((frame.sop_instance_uid, frame.number) for channel in series.channels for frame in channel.frames)
-    moved = [channel.registration.matrix_ras for channel in series.channels if channel.registration]
-    return hashlib.sha256(repr([*slices, *moved]).encode()).hexdigest()
+    """Return a hash of which slices a series and its further channels have, wherever they lie; channels in order."""
+    slices = [sorted((frame.sop_instance_uid, frame.number) for frame in channel.frames) for channel in series.channels]
+    moved = [None if one.registration is None else one.registration.matrix_ras for one in series.channels]
+    known = [*zip(slices, moved, strict=True)] if series.further else slices[0]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:

@@ -412,6 +412,38 @@ def test_a_held_case_is_not_sent_whatever_is_asked_for(results: Path, capsys: py
         assert send(capsys, 4, results, "--to", archive.url, "--again")["counts"]["held"] == 2
 
 
+def test_what_was_sent_before_a_case_was_held_is_said_each_time(results: Path, capsys: Any) -> None:
+    with stow_archive() as archive, stow_archive() as other:
+        assert send(capsys, 0, results, "--to", archive.url)["superseded"] == []
+        before = {line["kind"]: line["sop_instance_uid"] for line in lines(results) if line["case_id"] == "dcm-a"}
+        for name in ("seg.dcm", "sr.dcm"):  # other reasons are another instance
+            changed = dcmread(results / "dcm-a" / name)
+            changed.SOPInstanceUID = changed.file_meta.MediaStorageSOPInstanceUID = f"{changed.SOPInstanceUID}1"
+            changed.save_as(results / "dcm-a" / name)
+        hold(results, "dcm-a", "seg.dcm", "sr.dcm")  # the RTSTRUCT was not asked for again
+        document = send(capsys, 6, results, "--to", archive.url)
+        found = {each["kind"]: each["sop_instance_uid"] for each in document["superseded"]}
+        assert found == before and {each["case_id"] for each in document["superseded"]} == {"dcm-a"}
+        assert document["superseded"][0]["time"] == lines(results)[0]["time"]
+        assert run(["send", str(results), "--to", archive.url]) == 6
+        said = " ".join(capsys.readouterr().out.split())
+        assert "dcm-a: an earlier RTSTRUCT and SEG and SR was sent there on 2" in said
+        assert "the case is held now: see to it in the archive" in said
+        assert send(capsys, 6, results, "--to", other.url)["superseded"] == []
+        words = ("--to", archive.url, "--release", "dcm-a", "--by", "Doe")
+        assert len(send(capsys, 0, results, *words)["superseded"]) == 3
+
+
+def test_the_same_instance_of_another_time_is_no_earlier_one(results: Path, capsys: Any) -> None:
+    with stow_archive() as archive:
+        send(capsys, 0, results, "--to", archive.url)
+        written_again = dcmread(results / NAMES[0])
+        written_again.StructureSetTime = "000000"
+        written_again.save_as(results / NAMES[0])
+        document = send(capsys, 0, results, "--to", archive.url)
+        assert (document["counts"]["sent"], document["superseded"]) == (1, [])
+
+
 def test_a_named_person_releases_a_case(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = hold(results, "dcm-a", "seg.dcm", "sr.dcm")
     with stow_archive() as archive:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,10 +51,11 @@ def command(
 
     What arrived is written down in FOLDER/sent.jsonl, so the same command sends only what is missing. Only what the
     archive confirms counts as sent; the exit code is 4 when any file failed. What the prediction remarked of a case,
-    such as a flag or a missing image, is said again. Results of a held case are not sent (exit code 6) until a person
-    releases it: --release CASE --by NAME, which is written down, and a report that goes along names the person. It is
-    no clinical verification. Credentials for DICOMweb come from
-    the environment (SEGPIPE_DICOMWEB_TOKEN, or SEGPIPE_DICOMWEB_USER and SEGPIPE_DICOMWEB_PASSWORD) or ~/.netrc.
+    such as a flag or a missing image, is said again, and so is what arrived there earlier and is no result now.
+    Results of a held case are not sent (exit code 6) until a person releases it: --release CASE --by NAME, which is
+    written down, and a report that goes along names the person. It is no clinical verification. Credentials for
+    DICOMweb come from the environment (SEGPIPE_DICOMWEB_TOKEN, or SEGPIPE_DICOMWEB_USER and
+    SEGPIPE_DICOMWEB_PASSWORD) or ~/.netrc.
 
     Example: segpipe send results --to https://pacs.example.org/dicom-web
 
@@ -109,6 +113,17 @@ def _remarks(folder: Path, delivery: Delivery) -> dict[str, list[str]]:
     return {case_id: words for case_id, words in found.items() if words}
 
 
+def _of_superseded(delivery: Delivery) -> Iterator[str]:
+    """Say of each case what of it lies in the archive, though it is no result now."""
+    held = {sending.file.case_id for sending in delivery.files if sending.status == "held"}
+    for case_id in dict.fromkeys(each.case_id for each in delivery.superseded):
+        own = [each for each in delivery.superseded if each.case_id == case_id]
+        kinds = " and ".join(dict.fromkeys(each.kind for each in own))
+        day = datetime.fromtimestamp(max(each.time for each in own)).strftime("%Y-%m-%d %H:%M")
+        now = "the case is held now" if case_id in held else "the results of now are others"
+        yield f"{case_id}: an earlier {kinds} was sent there on {day}, and {now}: see to it in the archive"
+
+
 def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]]) -> dict[str, int]:
     ends = ("sent", "skipped", "failed", "held")
     counts = {status: sum(sending.status == status for sending in delivery.files) for status in ends}
@@ -122,6 +137,8 @@ def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]])
     console.say(", ".join(f"{count} {status}" for status, count in counts.items()))
     if counts["held"]:
         console.say("held results were not sent; look at them, then --release CASE --by NAME lets them go on")
+    for sentence in _of_superseded(delivery):
+        console.say(sentence)
     for case_id, words in remarks.items():
         console.say(f"look at {case_id}: {'; '.join(words)}")
     if delivery.passed_over:
@@ -130,6 +147,7 @@ def _report(console: Console, delivery: Delivery, remarks: dict[str, list[str]])
         to=delivery.archive,
         counts=counts,
         passed_over=delivery.passed_over,
+        superseded=[asdict(each) for each in delivery.superseded],
         files=[
             {
                 "case_id": sending.file.case_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep, time
@@ -65,6 +65,23 @@ class Sending:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """What an archive confirmed of a case, and is no result of the case now.
+
+    Attributes:
+        case_id: of the case.
+        kind: SEG, RTSTRUCT or SR.
+        sop_instance_uid: names it in the archive.
+        time: when it was sent last, in seconds since 1970.
+    """
+
+    case_id: str
+    kind: str
+    sop_instance_uid: str
+    time: float
+
+
+@dataclass(frozen=True)
 class Delivery:
     """What became of a folder's results.
 
@@ -72,11 +89,13 @@ class Delivery:
         archive: where to, without credentials.
         files: each result, sorted by name.
         passed_over: number of other DICOM files.
+        superseded: what went to this archive before and is no result now; oldest first.
     """
 
     archive: str
     files: tuple[Sending, ...]
     passed_over: int
+    superseded: tuple[Superseded, ...] = ()
 
 
 def send_results(
@@ -111,7 +130,8 @@ def send_results(
     """
     files, passed_over = _find_results(folder)
     archive = open_archive(to, files, calling=calling, ca=ca, verify=verify)
-    before = _sent_before(folder, archive.name)
+    confirmed = _confirmed(folder, archive.name)
+    before = {(str(line.get("sop_instance_uid")), str(line.get("sha256"))) for line in confirmed}
     sendings: list[Sending] = []
     unreachable: str | None = None
     try:
@@ -130,7 +150,7 @@ def send_results(
             progress(sending, len(files))
     finally:
         archive.close()
-    return Delivery(archive.name, tuple(sendings), passed_over)
+    return Delivery(archive.name, tuple(sendings), passed_over, _superseded(confirmed, files))
 
 
 def _find_results(folder: Path) -> tuple[list[ResultFile], int]:
@@ -207,10 +227,21 @@ def _record(folder: Path, to: str, sending: Sending) -> None:
     append_line(folder / SENT, line | ({"reason": sending.reason} if sending.reason else {}))
 
 
-def _sent_before(folder: Path, to: str) -> set[tuple[str, str]]:
-    """Return instance and content of what this archive confirmed."""
-    return {
-        (str(line.get("sop_instance_uid")), str(line.get("sha256")))
+def _confirmed(folder: Path, to: str) -> list[dict[str, Any]]:
+    """Return the lines of what this archive confirmed."""
+    return [
+        line
         for line in read_lines(folder / SENT)
         if isinstance(line, dict) and line.get("status") == "sent" and line.get("to") == to
-    }
+    ]
+
+
+def _superseded(confirmed: Sequence[Mapping[str, Any]], files: Sequence[ResultFile]) -> tuple[Superseded, ...]:
+    """Return what was sent of cases and is not among their results now, which may be held."""
+    now = {file.sop_instance_uid for file in files}
+    found = {}
+    for line in confirmed:
+        uid, when = str(line.get("sop_instance_uid")), line.get("time")
+        if uid not in now and isinstance(when, (int, float)):
+            found[uid] = Superseded(str(line.get("case_id")), str(line.get("kind")), uid, when)
+    return tuple(found.values())

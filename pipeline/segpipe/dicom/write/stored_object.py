@@ -26,7 +26,7 @@ from segpipe.errors import DataError, SegpipeError
 
 SEG, LABELMAP, RTSTRUCT, SR = "seg.dcm", "labelmap.dcm", "rtstruct.dcm", "sr.dcm"
 SERIES_NUMBERS = {SEG: 9001, LABELMAP: 9004, RTSTRUCT: 9002, SR: 9003, RELEASE: 9005}
-WORDING = 2  # raised where the same result is written with other words: other bytes have another UID
+WORDING = 2  # raised where the same result is written with other words, so that these have another UID
 NOT_VERIFIED = "AI, not verified"  # what the description of every series begins with
 MANUFACTURER = "segpipe"
 NOT_FOR_DIAGNOSIS = "Automatic; not a medical device, not for diagnosis"
@@ -56,7 +56,8 @@ class AlgorithmInfo:
 def uid_of(*parts: object) -> str:
     """Return a UID that is the same for the same content (PS3.5 annex B.2: ``2.25.`` and 128 bits).
 
-    Writing one result twice gives one instance, so that sending it twice leaves no double in an archive.
+    Writing one result twice gives one instance, so that sending it twice leaves no double in an archive; but for the
+    time of writing the bytes are the same.
     """
     digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"

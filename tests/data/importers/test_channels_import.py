@@ -61,6 +61,18 @@ def test_registered_channels_are_put_on_the_first_grid(tmp_path: Path) -> None:
     assert "1 cases had channels on different grids, said to be registered" in made.notes[0]
 
 
+def test_another_import_leaves_the_channels_of_an_earlier_manifest(tmp_path: Path) -> None:
+    images, labels = write_folders(tmp_path)
+    words: dict[str, Any] = {"images": images, "labels": labels, "modality": ["CT", "PET"], "registered": True}
+    made = import_dataset(**words, output=tmp_path / "one.json")
+    (first,) = made.manifest.training
+    seen = (tmp_path / first.images[1]).read_bytes()
+    write_folders(tmp_path, pet=COARSE + np.diag([0.5, 0, 0, 0]))
+    (second,) = import_dataset(**words, output=tmp_path / "two.json").manifest.training
+    assert second.images[1] != first.images[1] and (tmp_path / first.images[1]).read_bytes() == seen
+    assert (tmp_path / second.images[1]).read_bytes() != seen
+
+
 def test_labels_where_a_channel_was_not_scanned_are_refused(tmp_path: Path) -> None:
     away = COARSE.copy()
     away[0, 3] = 5.0

@@ -123,6 +123,22 @@ def test_a_patient_is_known_to_the_holder_of_the_key_alone(
         assert hashlib.sha256(plain.encode()).hexdigest()[:12] not in (one, own)
 
 
+def test_other_labels_in_the_same_folder_leave_those_of_an_earlier_manifest(tmp_path: Path) -> None:
+    add(tmp_path / "in", {1: "liver", 2: "spleen"})
+    maps = {}
+    for name in ("liver", "spleen", "liver"):
+        out = tmp_path / f"{name}.json"
+        words = ["-o", str(out), "--converted", str(tmp_path / "made"), "--label", f"{name}=1:{name}", "--overwrite"]
+        assert run(["import", str(tmp_path / "in"), *words]) == 0
+        (case,) = load_manifest(out).training
+        maps.setdefault(name, (case.paths, voxels(tmp_path, case.label)))
+        assert case.paths == maps[name][0]
+    assert maps["liver"][0][0] == maps["spleen"][0][0]  # the image is the same
+    for paths, values in maps.values():
+        assert values.any() and np.array_equal(voxels(tmp_path, paths[1]), values)
+    assert not (maps["liver"][1] & maps["spleen"][1]).any()
+
+
 def test_two_imports_of_one_tree_give_a_patient_one_pseudonym(tmp_path: Path) -> None:
     """CT first, then PET, into folders of their own."""
     source = tmp_path / "in"
@@ -320,8 +336,9 @@ def test_an_import_goes_on(tmp_path: Path) -> None:
     imported(tmp_path, *rules, "--overwrite")
     assert image.read_bytes() == b"kept"
     _, manifest = imported(tmp_path, "--label", "liver=1", "--overwrite")
-    assert image.read_bytes() != b"kept" and set(np.unique(voxels(tmp_path, case.label))) == {0, 1}
-    assert label.is_file()
+    case = manifest.training[0]
+    assert image.read_bytes() == b"kept" and voxels(tmp_path, case.image).any()
+    assert label.is_file() and set(np.unique(voxels(tmp_path, case.label))) == {0, 1}
 
 
 @pytest.mark.parametrize(

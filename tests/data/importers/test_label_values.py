@@ -90,6 +90,28 @@ def test_what_is_imported_is_renamed_on_the_same_grid_and_the_data_set_stays(tmp
     assert document["labels"] == {"0": "background", "1": "a", "2": "b"}
 
 
+def test_other_rules_leave_the_label_maps_of_an_earlier_manifest(tmp_path: Path) -> None:
+    words = write_set(tmp_path, [1, 1, 1, 2], [1, 2])
+    whole, tumour, again = (tmp_path / f"{name}.json" for name in ("whole", "tumour", "again"))
+    assert run([*words, "-o", str(whole), "--label-values", "1=1,2=1"]) == OK
+    before = (tmp_path / str(load_manifest(whole).training[0].label)).read_bytes()
+    assert run([*words, "-o", str(tumour), "--label-values", "1=0,2=1"]) == OK
+    first, second = (load_manifest(path).training[0] for path in (whole, tumour))
+    assert (tmp_path / str(first.label)).read_bytes() == before
+    counts = [int(np.count_nonzero(nib.load(tmp_path / str(case.label)).dataobj)) for case in (first, second)]
+    assert counts == [4, 1]
+    for rules, same in (("1=1,2=1", whole), ("1=0,2=1", tumour)):  # no file is made twice
+        files = sorted(tmp_path.rglob("*.nii.gz"))
+        assert run([*words, "-o", str(again), "--overwrite", "--label-values", rules]) == OK
+        assert sorted(tmp_path.rglob("*.nii.gz")) == files
+        assert load_manifest(again).training[0].paths == load_manifest(same).training[0].paths
+    made = tmp_path / str(second.label)
+    made.write_bytes(b"something else")
+    assert run([*words, "-o", str(again), "--overwrite", "--label-values", "1=0,2=1"]) == BAD_DATA
+    made.unlink()  # as the hint says
+    assert run([*words, "-o", str(again), "--overwrite", "--label-values", "1=0,2=1"]) == OK
+
+
 def test_two_values_become_one_label_only_where_both_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - its usual name
 from segpipe.cli.app import run
 from segpipe.common.files import read_yaml
 from segpipe.data.manifest import load_manifest, shipped_manifest
-from segpipe.errors import BAD_DATA, OK, USAGE
+from segpipe.errors import BAD_DATA, INTERRUPTED, OK, USAGE
 from segpipe.training.fragments import configs_folder
 from tiny_slices import write_image, write_lgg
 
@@ -63,12 +62,50 @@ def test_what_is_converted_already_is_kept_and_a_changed_slice_is_not(tree: Path
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in images]
     imported(tree, "-o", out, "--spacing", 0.9, 0.9, 5, "--overwrite")
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in images] == before
+    listed = [case.images[0] for case in load_manifest(out).training]
     changed = next(tree.glob("TCGA_CS_4900_*/*_5.tif"))
-    os.utime(changed, ns=(1, 1))
+    write_image(changed, pixels_of(changed)[::-1])
     imported(tree, "-o", out, "--spacing", 0.9, 0.9, 5, "--overwrite")
-    after = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in images]
-    assert (after[0] != before[0], after[1:] == before[1:]) == (True, True)
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in images] == before
+    now = [case.images[0] for case in load_manifest(out).training]
+    assert (now[0] != listed[0], now[1:] == listed[1:]) == (True, True)
+    first, second = (np.asarray(nib.load(tmp_path / paths[0]).dataobj) for paths in (listed, now))
+    assert np.array_equal(np.argwhere((first != second).any(axis=(0, 1, 3))), [[3]])  # slice 5 of 2, 3, ...
     imported(tree, "-o", out, code=USAGE)  # a manifest that is there already
+
+
+def edges_of(manifest: Path) -> list[tuple[float, ...]]:
+    root = manifest.parent
+    cases = load_manifest(manifest).training
+    return [tuple(nib.load(root / path).header.get_zooms()[:3]) for case in cases for path in case.paths]
+
+
+def test_no_import_changes_the_files_of_another(tree: Path, tmp_path: Path) -> None:
+    thin, thick, again = (tmp_path / f"{name}.json" for name in ("thin", "thick", "again"))
+    imported(tree, "-o", thin, "--converted", tmp_path / "made", "--spacing", 1, 1, 1)
+    imported(tree, "-o", thick, "--converted", tmp_path / "made", "--spacing", 1, 1, 5)
+    assert (set(edges_of(thin)), set(edges_of(thick))) == ({(1, 1, 1)}, {(1, 1, 5)})
+    imported(tree, "-o", again, "--converted", tmp_path / "made", "--spacing", 1, 1, 1)
+    assert [case.paths for case in load_manifest(again).training] == [
+        case.paths for case in load_manifest(thin).training
+    ]
+
+
+def test_volumes_of_an_import_that_was_killed_are_not_taken_for_others(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.json"
+    imported(tree, "-o", out, "--spacing", 1, 1, 1)
+
+    def killed(path: Path, document: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # between the volume and what is noted of it
+        patch.setattr("segpipe.data.importers.slice_volumes.write_json", killed)
+        patch.setattr("segpipe.data.importers.slice_volumes.workers_to_read", lambda paths: 1)
+        assert run(["import", str(tree), "-o", str(out), "--overwrite", "--spacing", "1", "1", "5"]) == INTERRUPTED
+    imported(tree, "-o", out, "--overwrite", "--spacing", 1, 1, 1)
+    assert set(edges_of(out)) == {(1, 1, 1)}
 
 
 def pixels_of(path: Path) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from segpipe.common.image_names import is_nifti
 from segpipe.common.nifti import array_voxels, read_header, read_volume, write_nifti_whole
 from segpipe.common.processes import Progress
+from segpipe.data.importers.made_files import write_beside
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, rooted
 from segpipe.errors import SegpipeError
 
@@ -79,5 +81,5 @@ def as_nifti(path: str, root: Path, target: Path) -> str:
     image.header.set_xyzt_units("mm")
     image.set_sform(header.affine, code=1)
     image.set_qform(None, code=0)
-    write_nifti_whole(image, target)
-    return Path(os.path.relpath(target, root)).as_posix()
+    written = write_beside(target, partial(write_nifti_whole, image))
+    return Path(os.path.relpath(written, root)).as_posix()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +20,8 @@ from segpipe.common.files import require_writable, sha256_of, write_json
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.common.resampling import require_covered
 from segpipe.data.importers.label_rules import LabelRules
-from segpipe.data.importers.source_dataset import (
-    SourceCase,
-    SourceDataset,
-    digest_of_sources,
-    earlier_conversion,
-    refusal,
-)
+from segpipe.data.importers.made_files import digest_of_sources, earlier_conversion, write_beside
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, refusal
 from segpipe.dicom import (
     ChannelRule,
     LabelFile,
@@ -239,9 +235,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Converted:
-    """How a series ended: what was noticed, and why it was refused where it was."""
+    """How a series ended: files below the folder, what was noticed, and why it was refused where it was."""
 
     id: str
+    files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fault: str = ""
 
@@ -277,11 +274,11 @@ def convert_series(
     workers = workers_to_read(path for job in jobs for path in job.series.all_files)
     done = over_cases(convert, jobs, workers, lost=_lost, progress=progress)
     faults |= {volume.id: volume.fault for volume in done if volume.fault}
-    kept = [job for job, volume in zip(jobs, done, strict=True) if not volume.fault]
-    if not any(job.labels for job in kept) or (faults and not options.skip_bad):
+    kept = [(job, volume.files) for job, volume in zip(jobs, done, strict=True) if not volume.fault]
+    if not any(job.labels for job, _ in kept) or (faults and not options.skip_bad):
         raise refusal("series or label files", faults, len(kept))
     dataset = _describe(kept, root, folder, options)
-    write_mapping(folder, [channel for job in kept for channel in job.series.channels])
+    write_mapping(folder, [channel for job, _ in kept for channel in job.series.channels])
     if options.unlabelled:
         faults |= _refused(tree.unlabelled)
     return dataset, faults, {volume.id: volume.notes for volume in done if volume.notes and not volume.fault}
@@ -336,7 +333,6 @@ def convert(job: Job) -> Converted:
     """
     id = job.series.case_id
     paths = [job.folder / "images" / name for name in job.images]
-    label_path = job.folder / "labels" / f"{id}.nii.gz"
     note = job.folder / ".sources" / f"{id}.json"
     values = [sorted(values.items()) for _, values in job.labels]
     sources = [*job.series.all_files, *(path for path, _ in job.labels)]
@@ -344,21 +340,22 @@ def convert(job: Job) -> Converted:
     units = [channel.converted_to for channel in job.series.channels if channel.converted_to]
     moved = [channel.registration.matrix_ras for channel in job.series.channels if channel.registration]
     digest = digest_of_sources(sources, [values, list(job.names), job.overlap, *repaired, *units, *moved])
-    known = earlier_conversion(note, digest, [*paths, label_path] if job.labels else paths)
+    known = earlier_conversion(note, digest, job.folder)
     if known is not None:
-        return Converted(id, tuple(known["notes"]))
+        return Converted(id, tuple(known["files"]), tuple(known["notes"]))
     try:
         labels = label_map(job) if job.labels else None
         volumes = load_channels(job.series)
     except DataError as error:
         return Converted(id, fault=error.sentence(job.root))
-    for volume, path in zip(volumes, paths, strict=True):
-        write_volume(volume, path)
+    planned = [*zip(paths, volumes, strict=True)]
     if labels is not None:
-        write_volume(replace(volumes[0], array=labels), label_path)
+        planned.append((job.folder / "labels" / f"{id}.nii.gz", replace(volumes[0], array=labels)))
+    written = [write_beside(path, partial(write_volume, volume)) for path, volume in planned]
+    files = [path.relative_to(job.folder).as_posix() for path in written]
     notes = tuple(dict.fromkeys(words for volume in volumes[:1] for words in volume.notes))
-    write_json(note, {"digest": digest, "notes": list(notes)})
-    return Converted(id, notes)
+    write_json(note, {"digest": digest, "files": files, "notes": list(notes)})
+    return Converted(id, tuple(files), notes)
 
 
 def label_map(job: Job) -> NDArray[np.uint8]:
@@ -391,13 +388,16 @@ def label_map(job: Job) -> NDArray[np.uint8]:
     return labels
 
 
-def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptions) -> SourceDataset:
+def _describe(
+    done: Sequence[tuple[Job, tuple[str, ...]]], root: Path, folder: Path, options: LabelOptions
+) -> SourceDataset:
     below = folder.relative_to(root)
+    jobs = [job for job, _ in done]
 
-    def case(job: Job) -> SourceCase:
-        label = (below / "labels" / f"{job.series.case_id}.nii.gz").as_posix() if job.labels else None
+    def case(job: Job, files: Sequence[str]) -> SourceCase:
+        images = [(below / file).as_posix() for file in files]
+        label = images.pop() if job.labels else None
         patient = patient_pseudonym(job.series.files[0], options.key)
-        images = [(below / "images" / name).as_posix() for name in job.images]
         members = [*zip(job.channels[1:], job.series.further, strict=True)]
         moved = [
             f"channel {name} {registration_note(member.registration, member)}"
@@ -426,8 +426,8 @@ def _describe(jobs: Sequence[Job], root: Path, folder: Path, options: LabelOptio
     }
     return SourceDataset(
         root=root,
-        training=[case(job) for job in jobs if job.labels],
-        test=[case(job) for job in jobs if not job.labels],
+        training=[case(job, files) for job, files in done if job.labels],
+        test=[case(job, files) for job, files in done if not job.labels],
         labels={"0": "background", **{str(value): name for value, name in sorted(options.rules.names.items())}},
         modality={str(index): name for index, name in enumerate(channels)},
         units=units,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from segpipe.common.nifti import (
 )
 from segpipe.common.processes import Progress
 from segpipe.data.importers.label_values import ValueRules, require_labels
+from segpipe.data.importers.made_files import write_beside
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, rooted
 from segpipe.errors import SegpipeError
 
@@ -107,8 +109,7 @@ def _adapt(case: SourceCase, root: Path, rules: ValueRules, place: Path, seen: s
     written = nib.Nifti1Image(renamed, affine)  # type: ignore[no-untyped-call, unused-ignore]
     written.header.set_sform(affine, label.sform_code or label.qform_code)
     written.header.set_qform(None)  # which a sheared grid does not have
-    path = place / f"{case.id}.nii.gz"
-    write_nifti_whole(written, path)
+    path = write_beside(place / f"{case.id}.nii.gz", partial(write_nifti_whole, written))
     return replace(case, label=Path(os.path.relpath(path, root)).as_posix(), label_turned=how)
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from segpipe.common.grids import on_grid_of, registered_note
 from segpipe.common.nifti import Header, read_header, read_volume, write_nifti_whole
 from segpipe.common.processes import Progress
 from segpipe.common.resampling import require_covered
+from segpipe.data.importers.made_files import write_beside
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, rooted
 from segpipe.errors import DataError, SegpipeError
 
@@ -78,8 +80,7 @@ def _resampled(case: SourceCase, root: Path, place: Path) -> SourceCase:
         image.header.set_xyzt_units("mm")
         image.set_sform(first.affine, code=first.sform_code or first.qform_code)
         image.set_qform(None, code=0)
-        target = place / f"{case.id}_{index:04}.nii.gz"
-        write_nifti_whole(image, target)
+        target = write_beside(place / f"{case.id}_{index:04}.nii.gz", partial(write_nifti_whole, image))
         images.append(Path(os.path.relpath(target, root)).as_posix())
     return replace(case, images=images, registered=True, notes=(*case.notes, *filter(None, notes)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,9 @@ from numpy.typing import NDArray
 from segpipe.common.files import write_json
 from segpipe.common.nifti import write_nifti_whole
 from segpipe.common.processes import Progress, over_cases, workers_to_read
+from segpipe.data.importers.made_files import digest_of_sources, earlier_conversion, write_beside
 from segpipe.data.importers.slice_stacks import SliceStacks, Stack
-from segpipe.data.importers.source_dataset import (
-    SourceCase,
-    SourceDataset,
-    digest_of_sources,
-    earlier_conversion,
-    refusal,
-)
+from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, refusal
 from segpipe.errors import DataError
 
 ALIGNED = 2  # sform code: coordinates are not the scanner's
@@ -41,7 +37,7 @@ class Job:
 
     Attributes:
         stack: its files.
-        folder: gets ``images/ID.nii.gz`` and ``labels/ID.nii.gz``.
+        folder: gets ``images/ID.nii.gz`` and ``labels/ID.nii.gz``, where these are not of another import.
         spacing_mm: of a voxel, along columns, rows and slices.
         label_count: values 1 to this may stand in a mask; with 1, a mask of 0 and 255 means label 1 as well.
     """
@@ -54,9 +50,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Converted:
-    """How a stack ended: its number of channels and highest mask value, or why it was refused."""
+    """How a stack ended: files below the folder, number of channels, highest mask value, or why it was refused."""
 
     id: str
+    files: tuple[str, ...] = ()
     channels: int = 0
     highest: int = 0
     fault: str = ""
@@ -106,8 +103,8 @@ def convert_stacks(
         raise refusal("volumes", faults, len(kept))
     below = folder.relative_to(root)
     cases = []
-    for stack, _ in kept:
-        image, label = ((below / kind / f"{stack.id}.nii.gz").as_posix() for kind in ("images", "labels"))
+    for stack, volume in kept:
+        image, label = ((below / file).as_posix() for file in volume.files)
         cases.append(SourceCase(stack.id, [image], label, stack.patient_id))
     edges = "x".join(f"{edge:g}" for edge in spacing_mm)
     origin = "assumed, so that lengths and volumes count voxels" if assumed else "as told at import"
@@ -150,12 +147,11 @@ def convert(job: Job) -> Converted:
         UsageError: the folder cannot be written to.
     """
     stack = job.stack
-    image, label = (job.folder / kind / f"{stack.id}.nii.gz" for kind in ("images", "labels"))
     note = job.folder / ".sources" / f"{stack.id}.json"
     digest = digest_of_sources([*stack.slices, *stack.masks], [list(job.spacing_mm), job.label_count])
-    known = earlier_conversion(note, digest, (image, label))
+    known = earlier_conversion(note, digest, job.folder)
     if known is not None:
-        return Converted(stack.id, known["channels"], known["highest"])
+        return Converted(stack.id, tuple(known["files"]), known["channels"], known["highest"])
     try:
         volume = _read_stack(stack.slices)
         values, highest = _labels(_read_stack(stack.masks), stack, job.label_count)
@@ -169,11 +165,13 @@ def convert(job: Job) -> Converted:
     except DataError as error:
         return Converted(stack.id, fault=error.sentence(Path(str(error.path)).parent.parent))
     affine = np.diag([-job.spacing_mm[0], -job.spacing_mm[1], job.spacing_mm[2], 1.0])
-    for path, array in ((image, volume), (label, values)):
-        _write(path, array, affine)
+    files = []
+    for kind, array in (("images", volume), ("labels", values)):
+        path = write_beside(job.folder / kind / f"{stack.id}.nii.gz", partial(_write, array, affine))
+        files.append(path.relative_to(job.folder).as_posix())
     channels = volume.shape[3] if volume.ndim == 4 else 1
-    write_json(note, {"digest": digest, "channels": channels, "highest": highest})
-    return Converted(stack.id, channels, highest)
+    write_json(note, {"digest": digest, "files": files, "channels": channels, "highest": highest})
+    return Converted(stack.id, tuple(files), channels, highest)
 
 
 def read_slice(path: Path) -> NDArray[np.generic]:
@@ -237,7 +235,7 @@ def _where(masks: NDArray[np.generic], stack: Stack) -> Path:
     return stack.masks[int(np.argmax(apart > 0))]
 
 
-def _write(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def _write(array: NDArray[np.generic], affine: NDArray[np.float64], path: Path) -> None:
     import nibabel as nib
 
     image = nib.Nifti1Image(array, affine, dtype=array.dtype)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]

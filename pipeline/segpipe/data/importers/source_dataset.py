@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -15,7 +13,7 @@ from typing import Any
 from segpipe.common.console import some_of
 from segpipe.data.case_ids import ids_of_files
 from segpipe.data.importers.label_values import NO_RULES, ValueRules, require_run
-from segpipe.errors import DataError, UsageError
+from segpipe.errors import DataError
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
@@ -106,25 +104,6 @@ def rooted(dataset: SourceDataset, place: Path) -> SourceDataset:
 
     training, test = ([moved(case) for case in cases] for cases in (dataset.training, dataset.test))
     return replace(dataset, root=root, training=training, test=test)
-
-
-def digest_of_sources(paths: Iterable[Path], settings: Any) -> str:
-    """Return the hash of what a converted file depends on: names, sizes and times of its sources, and plain settings.
-
-    Raises:
-        UsageError: a source that cannot be read.
-    """
-    try:
-        seen = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise UsageError("a file cannot be read", path=error.filename, found=error.strerror) from error
-    return hashlib.sha256(json.dumps([seen, settings]).encode()).hexdigest()
-
-
-def earlier_conversion(note: Path, digest: str, files: Iterable[Path]) -> dict[str, Any] | None:
-    """Return what was noted of an earlier conversion of the same sources whose files are all there, or None."""
-    known: dict[str, Any] = json.loads(note.read_text()) if note.is_file() else {}
-    return known if known.get("digest") == digest and all(file.is_file() for file in files) else None
 
 
 def refusal(noun: str, faults: Mapping[str, str], usable: int) -> DataError:

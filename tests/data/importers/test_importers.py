@@ -145,6 +145,25 @@ def test_decathlon_that_cannot_be_used(tmp_path, fields, words):
         to_manifest(find_dataset(root, "decathlon"))
 
 
+def test_patients_that_are_numbered_from_0_are_patients(tmp_path):
+    decathlon(tmp_path)
+    document = json.loads((tmp_path / "dataset.json").read_text())
+    for entry, patient in zip(document["training"], (0, 0, 1), strict=True):
+        entry["patient_id"] = patient
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    assert [case.patient_id for case in find_dataset(tmp_path).training] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("patient", ["", " ", False, 1.5, ["P1"], {}])
+def test_what_names_no_patient_is_refused(tmp_path, patient):
+    decathlon(tmp_path)
+    document = json.loads((tmp_path / "dataset.json").read_text())
+    document["training"][0]["patient_id"] = patient
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="the patient of a case cannot be read"):
+        find_dataset(tmp_path)
+
+
 def test_nnunet_channels_labels_and_test_cases(tmp_path):
     root = nnunet(tmp_path / "Dataset007_Prostate")
     assert detect_layout(root) == "nnunet"
@@ -502,6 +521,22 @@ def test_the_shipped_manifest_is_what_import_makes_of_the_data():
     shipped = load_manifest(Path(__file__).parents[3] / "data_manifests" / "msd_task04_hippocampus.json")
     plain = {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in manifest.cases()}
     assert plain == {case.id: (case.image, case.label, case.patient_id, case.sha256) for case in shipped.cases()}
+
+
+def test_what_was_looked_for_is_told_by_the_names_of_files_that_cannot_be_ids(tmp_path):
+    for stem in ("btcv_1", "btcv_Müller 2", "msd/a", "btcv/a"):
+        write(tmp_path / "i" / f"{stem}.nii.gz", 5)
+        write(tmp_path / "l" / f"{stem}.nii.gz", [1, 2])
+    words = ["import", "--images", str(tmp_path / "i"), "--labels", str(tmp_path / "l")]
+    assert run([*words, "--label-name", "liver", "--label-name", "kidney", "--annotated", "btcv_*=liver"]) == 0
+    manifest = load_manifest(tmp_path / "manifest.json")
+    looked_for = {case.images[0]: case.annotated_labels for case in manifest.training}
+    assert looked_for == {
+        "i/btcv_1.nii.gz": ["liver"],
+        "i/btcv_Müller 2.nii.gz": ["liver"],
+        "i/btcv/a.nii.gz": ["liver"],
+        "i/msd/a.nii.gz": None,
+    }
 
 
 def test_what_labels_mean_can_be_said_of_any_layout(tmp_path, capsys):

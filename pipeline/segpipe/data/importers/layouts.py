@@ -110,11 +110,23 @@ def _case(entry: Any, section: str, path: Path) -> SourceCase:
             found=repr(entry)[:200],
             expected='{"image": PATH, "label": PATH}' + (" or PATH" if section == "test" else ""),
         )
-    patient = parts.get("patient_id")
     images = [_clean(image) for image in images or []]
-    return SourceCase(
-        image_stem(images[0]), images, _clean(label) if label else None, str(patient) if patient else None
-    )
+    patient = _patient(parts.get("patient_id"), path)
+    return SourceCase(image_stem(images[0]), images, _clean(label) if label else None, patient)
+
+
+def _patient(stated: Any, path: Path) -> str | None:
+    """Return whom an entry says that it is of: text or a whole number, of which 0 is one as well."""
+    if stated is None:
+        return None
+    if isinstance(stated, bool) or not isinstance(stated, (str, int)) or not str(stated).strip():
+        raise DataError(
+            "the patient of a case cannot be read",
+            path=path,
+            found=f'"patient_id": {stated!r}'[:200],
+            expected="text or a whole number, or no patient_id where it is not known",
+        )
+    return str(stated)
 
 
 def _clean(path: str) -> str:

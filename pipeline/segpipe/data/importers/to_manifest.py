@@ -149,12 +149,17 @@ def _looked_for(dataset: SourceDataset, annotated: Sequence[tuple[str, list[str]
         unknown = [label for label in labels if label not in names]
         if unknown:
             raise UsageError(f"--annotated names what is no label: {unknown[0]!r}", expected=", ".join(names))
-        fits = [case.id for case in [*dataset.training, *dataset.test] if case.label and fnmatchcase(case.id, pattern)]
+        fits = [case.id for case in [*dataset.training, *dataset.test] if case.label and _is_called(case, pattern)]
         if not fits:
             raise UsageError("--annotated fits no labelled case", found=pattern, expected="a case id, with * for any")
         for id in fits:
             found.setdefault(id, labels)
     return found
+
+
+def _is_called(case: SourceCase, pattern: str) -> bool:
+    """Return whether a pattern fits what a case is called, or what its files are where that cannot be its id."""
+    return any(fnmatchcase(name, pattern) for name in (case.id, case.name) if name is not None)
 
 
 def add_hashes(manifest: Manifest, root: Path, progress: Progress | None = None) -> None:

@@ -136,12 +136,12 @@ def command(
     ] = None,
     hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Record the SHA-256 of every file.")] = True,
     pseudonymise: Annotated[
-        bool, typer.Option(help="Replace case and patient ids by hashes; keep no name that the source has.")
+        bool, typer.Option(help="Replace case and patient ids by keyed hashes; keep no name that the source has.")
     ] = False,
     key: Annotated[
         Path | None,
         typer.Option(
-            help="File of the key of patients' pseudonyms, made where it is not there. "
+            help="File of the key of pseudonyms, made where it is not there. "
             "[default: segpipe/pseudonyms.key in ~/.config]",
             show_default=False,
         ),

@@ -142,7 +142,8 @@ def command(
         ),
     ] = None,
     pseudonymise: Annotated[
-        bool, typer.Option("--pseudonymise", help="Name cases by the hash of their path, not by their file.")
+        bool,
+        typer.Option("--pseudonymise", help="Name cases by the hash of their path (without a key), not by their file."),
     ] = False,
     split: Annotated[
         str | None, typer.Option(help="Of a manifest: training, validation, test or all [default: all].")

@@ -149,6 +149,13 @@ def test_two_imports_of_one_tree_give_a_patient_one_pseudonym(tmp_path: Path) ->
     )
 
 
+def test_a_patient_has_one_pseudonym_whether_case_ids_are_replaced_or_not(tmp_path: Path) -> None:
+    add(tmp_path / "in", {1: "liver"}, PatientID="17")
+    plain = patient_of(tmp_path / "in", tmp_path / "one")
+    assert plain == patient_of(tmp_path / "in", tmp_path / "two", "--pseudonymise")
+    assert load_manifest(tmp_path / "two/manifest.json").training[0].id.startswith("case-")
+
+
 def test_the_key_that_an_earlier_version_left_in_a_folder_goes_on_naming_its_patients(tmp_path: Path) -> None:
     add(tmp_path / "in", {1: "liver"}, PatientID="17")
     (tmp_path / "out").mkdir()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -346,10 +347,14 @@ def test_no_dataset_json_is_odd_enough_for_another_error_than_ours(make, tmp_pat
 
 
 def test_pseudonyms_hide_file_names_and_patients_but_keep_patients_together(tmp_path):
-    manifest = to_manifest(find_dataset(decathlon(tmp_path)), "pairs", pseudonymise=True)
-    digest = hashlib.sha256(b"imagesTr/b_1.nii.gz").hexdigest()[:12]
+    dataset = find_dataset(decathlon(tmp_path))
+    manifest = to_manifest(dataset, "pairs", pseudonymise=True, key=b"ab" * 32)
+    path = b"imagesTr/b_1.nii.gz"
     first, second, third = manifest.training
-    assert first.id == f"case-{digest}"
+    assert first.id == f"case-{hmac.new(b'ab' * 32, path, 'sha256').hexdigest()[:12]}"
+    assert hashlib.sha256(path).hexdigest()[:12] not in first.id  # nobody finds it by trying numbers
+    other = to_manifest(dataset, "pairs", pseudonymise=True, key=b"cd" * 32)
+    assert not {case.id for case in manifest.cases()} & {case.id for case in other.cases()}
     assert first.patient_id == second.patient_id != third.patient_id
     assert all(case.patient_id.startswith("patient-") for case in manifest.cases())
 

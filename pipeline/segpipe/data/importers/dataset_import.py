@@ -122,8 +122,8 @@ def import_dataset(
         name, licence, origin: descriptive fields of the manifest.
         patient_rule: patient from case id; see `segpipe.data.importers.to_manifest`.
         hashes: record the SHA-256 of every file.
-        pseudonymise: replace case and patient ids by hashes, and keep no name that the source has for itself.
-        key: file of the key of the patients' pseudonyms (DICOM, ``pseudonymise``), made where it is not there; None:
+        pseudonymise: replace case and patient ids by keyed hashes, and keep no name that the source has for itself.
+        key: file of the key of the pseudonyms (patients of DICOM, ``pseudonymise``), made where it is not there; None:
             that of an earlier conversion to the same folder, else one for all of a user's imports.
         overwrite: replace a manifest that is there, with its split.
         progress: called with stage, done and total.
@@ -212,9 +212,7 @@ def import_dataset(
     for text in [*dataset.notes, *_renamed(dataset)] if not pseudonymise else dataset.notes:
         tell(text)
     if pseudonymise:
-        knows_patients = patient_rule != "none" or any(case.patient_id for case in dataset.training + dataset.test)
-        if layout != "dicom" and (knows_patients or key is not None):
-            secret = _study_key(key, None, tell)
+        secret = secret or _study_key(key, None, tell)
         dataset = _without_names(dataset, layout, tell)
     manifest = to_manifest(
         dataset, patient_rule, pseudonymise=pseudonymise, key=secret, about=about, annotated=looked_for
@@ -267,7 +265,7 @@ def _choose_layout(source: Path | None, layout: str | None, images: Any, labels:
 
 def _study_key(named: str | Path | None, earlier: Path | None, tell: Callable[[str], None]) -> bytes:
     key, path = study_key(named, earlier)
-    tell(f"patients are named under the key {path}: keep it, and give the same --key wherever they are to agree")
+    tell(f"pseudonyms are made under the key {path}: keep it, and give the same --key wherever they are to agree")
     return key
 
 

@@ -432,4 +432,5 @@ def _describe(
         modality={str(index): name for index, name in enumerate(channels)},
         units=units,
         about={"name": "dicom", "description": "Volumes and label maps made of DICOM series, SEG and RTSTRUCT."},
+        has_pseudonyms=True,
     )

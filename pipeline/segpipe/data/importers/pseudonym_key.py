@@ -1,7 +1,8 @@
-"""The key of the patients' pseudonyms: one for a study or a site, so that its data sets name a patient alike.
+"""The key of pseudonyms: one for a study or a site, so that its data sets name a patient and a file alike.
 
-Hospital numbers are so few that a hash without a key is reversed by hashing them all. Under one key a patient has one
-pseudonym in every import, whichever of its series were taken and wherever they were written to.
+Hospital numbers, which files are often called by, are so few that a hash without a key is reversed by hashing them all.
+Under one key a patient has one pseudonym in every import, whichever of its series were taken and wherever they were
+written to.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class SourceDataset:
         notes: what was passed over.
         ignore_label: value of voxels that nobody annotated, where there are any.
         regions: name to the label values that it joins, in order; empty where labels exclude each other.
+        has_pseudonyms: whether its patients are pseudonyms already.
     """
 
     root: Path
@@ -63,6 +64,7 @@ class SourceDataset:
     units: dict[str, str] = field(default_factory=dict)
     ignore_label: int | None = None
     regions: dict[str, list[int]] = field(default_factory=dict)
+    has_pseudonyms: bool = False
 
 
 def with_own_ids(dataset: SourceDataset) -> SourceDataset:

@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 
 from segpipe.common.files import read_json, sha256_of
 from segpipe.common.processes import Progress
-from segpipe.data.case_ids import pseudonym
 from segpipe.data.importers.folder_pair import folder_pair, is_folder_pair, some_folders
 from segpipe.data.importers.label_values import NO_RULES, ValueRules
 from segpipe.data.importers.layouts import looks_like_nnunet, read_decathlon, read_folders, read_nnunet
@@ -93,8 +92,8 @@ def to_manifest(
     Args:
         dataset: cases, labels, channels.
         rule: how patient ids follow from case ids (`patient_rule`); ids that the source states are kept.
-        pseudonymise: replace case and patient ids by hashes, and leave out the name of the folder.
-        key: of the patients' pseudonyms; where there is one, the manifest says that its ids are pseudonyms.
+        pseudonymise: replace case and patient ids by keyed hashes, and leave out the name of the folder.
+        key: of the pseudonyms; where there is one, the manifest says that its ids are pseudonyms.
         about: descriptive fields that override its own.
         annotated: patterns of case ids and the labels that were looked for in these cases; the first that fits counts.
 
@@ -109,9 +108,9 @@ def to_manifest(
 
     def plain(case: SourceCase) -> dict[str, Any]:
         patient = case.patient_id or patient_of(case.name or case.id)
-        if pseudonymise:
+        if pseudonymise and not dataset.has_pseudonyms:
             patient = patient and keyed_pseudonym("patient", patient, key)
-        name = pseudonym("case", case.images[0]) if pseudonymise else case.id
+        name = keyed_pseudonym("case", case.images[0], key) if pseudonymise else case.id
         image = case.images[0] if len(case.images) == 1 else case.images
         notes = list(case.notes) or None
         plain: dict[str, Any] = {"id": name, "image": image, "label": case.label, "patient_id": patient, "notes": notes}

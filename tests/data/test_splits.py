@@ -183,6 +183,11 @@ def test_what_makes_the_figures_of_folds_doubtful() -> None:
     torn = next(case for case in split.training if case.id == "c0_0")
     torn.fold = 1 - torn.fold
     assert patients_note(split) == "1 of 4 patients have cases in several folds: figures may be too good"
+    next(case for case in split.training if case.id == "c3_0").patient_id = None
+    assert patients_note(split) == (
+        "patients of 1 of 7 cases unknown: figures may be too good; "
+        "1 of 4 patients have cases in several folds: figures may be too good"
+    )
     for case in split.cases():
         case.patient_id = None
     assert patients_note(split) == "patients unknown: figures may be too good"

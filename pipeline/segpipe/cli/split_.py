@@ -36,7 +36,7 @@ def command(
 
     Example: segpipe split manifest.json --test 0.25 --folds 5 --seed 0
     """
-    from segpipe.data import data_root, draw_split, load_manifest, save_manifest
+    from segpipe.data import data_root, draw_split, load_manifest, patients_note, save_manifest
 
     console = Console("split", as_json=json)
     split = draw_split(load_manifest(manifest), test, folds, seed, redraw=redraw)
@@ -48,7 +48,8 @@ def command(
     parts += [] if split.folds() else [("training", split.training)]
     rows = [(name, len(cases), len({case.group for case in cases})) for name, cases in parts]
     console.table("split", ("part", "cases", "patients"), rows)
-    notes = _lacking(split, root, console)
+    doubt = patients_note(split) if split.knows_patients else None
+    notes = [*([doubt] if doubt else []), *_lacking(split, root, console)]
     for note in notes:
         console.note(note)
     console.say(f"written: {path}")

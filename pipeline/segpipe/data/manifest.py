@@ -267,8 +267,19 @@ class Manifest(BaseModel):
 
     @property
     def knows_patients(self) -> bool:
-        """Whether it is known which cases are of one patient; else a patient may be trained on and measured."""
+        """Whether it is known of some cases who they are of; else a patient may be trained on and measured."""
         return self.patient_rule is not None or any(case.patient_id for case in self.cases())
+
+    @property
+    def patients_of_some(self) -> str | None:
+        """Say of how many labelled cases the patient is not known, where that of others is; None where there are none.
+
+        Each of these stands for itself, so two of one patient may be torn apart.
+        """
+        labelled = [case for case in self.cases() if case.label is not None]
+        unknown = sum(not case.patient_id for case in labelled)
+        few = 0 < unknown < len(labelled)
+        return f"patients of {unknown} of {len(labelled)} cases unknown: figures may be too good" if few else None
 
     def annotated(self, case: Case) -> frozenset[int] | None:
         """Return the values of the labels that were looked for in a case; None where all were.

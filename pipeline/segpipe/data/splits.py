@@ -116,8 +116,9 @@ def patients_note(manifest: Manifest) -> str | None:
         folds[case.group].add(case.fold)
     torn = sum(len(where) > 1 for where in folds.values())
     if not torn:
-        return None
-    return f"{torn} of {len(folds)} patients have cases in several folds: figures may be too good"
+        return manifest.patients_of_some
+    words = f"{torn} of {len(folds)} patients have cases in several folds: figures may be too good"
+    return "; ".join(filter(None, [manifest.patients_of_some, words]))
 
 
 def parse_test_size(text: str) -> int | float | None:
@@ -200,8 +201,10 @@ def _assign_folds(groups: Sequence[list[Case]], folds: int) -> None:
 
 
 def _in_words(manifest: Manifest, test: int | float | None, folds: int, seed: int) -> str:
-    known = any(case.patient_id for case in manifest.training)
-    whole = "whole patients" if known else "each case its own patient"
+    cases = [case for case in manifest.cases() if case.label is not None]
+    alone = sum(not case.patient_id for case in cases)
+    whole = "each case its own patient" if alone == len(cases) else "whole patients"
+    whole += f" (of {alone} of {len(cases)} cases it is not known, each its own)" if 0 < alone < len(cases) else ""
     size = "test set kept" if test is None else f"test set of {test} or more of the labelled cases"
     order = "patients in the order of sha256(seed:patient)"
     return f"segpipe split: {size}, {folds} folds, {whole}, seed {seed} ({order})"

@@ -155,6 +155,22 @@ def test_patients_that_are_numbered_from_0_are_patients(tmp_path):
     assert [case.patient_id for case in find_dataset(tmp_path).training] == ["0", "0", "1"]
 
 
+def test_one_known_patient_does_not_hide_that_the_others_are_unknown(tmp_path, capsys):
+    decathlon(tmp_path)
+    document = json.loads((tmp_path / "dataset.json").read_text())
+    document["training"][0]["patient_id"] = "P1"
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    assert run(["import", str(tmp_path)]) == 0
+    words = "patients of 2 of 3 cases unknown: figures may be too good"
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert run(["split", str(tmp_path / "manifest.json"), "--test", "keep", "--folds", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert words in said["notes"] and "of 2 of 3 cases it is not known, each its own" in said["split_rule"]
+    rule = ["--patient-rule", r"regex:(b)_", "--overwrite"]  # as the note says
+    assert run(["import", str(tmp_path), *rule]) == 0
+    assert "cases unknown" not in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("patient", ["", " ", False, 1.5, ["P1"], {}])
 def test_what_names_no_patient_is_refused(tmp_path, patient):
     decathlon(tmp_path)

@@ -376,4 +376,7 @@ def _with(manifest: Manifest, cases: Sequence[Case], path: Path, note: Callable[
     training += [case for case in cases if case.id not in ids]
     test = [case for case in manifest.test if case.id not in new]
     document = manifest.model_copy(update={"training": training, "test": test}).model_dump(mode="json")
-    return parse_manifest(document, path)
+    after = parse_manifest(document, path)
+    if after.patients_of_some is not None and not manifest.knows_patients:
+        note(after.patients_of_some)
+    return after

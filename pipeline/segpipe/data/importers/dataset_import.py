@@ -217,6 +217,8 @@ def import_dataset(
     manifest = to_manifest(
         dataset, patient_rule, pseudonymise=pseudonymise, key=secret, about=about, annotated=looked_for
     )
+    if manifest.patients_of_some is not None:
+        tell(f"{manifest.patients_of_some}; each stands for itself, --patient-rule tells who they are of")
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
     save_manifest(manifest, path)

@@ -25,7 +25,9 @@ from .pet_units import in_unit as in_unit
 from .pet_units import parse_pet_unit as parse_pet_unit
 from .pet_units import shared_unit as shared_unit
 from .pet_units import volume_in_unit as volume_in_unit
+from .privacy import Patient as Patient
 from .privacy import patient_pseudonym as patient_pseudonym
+from .privacy import read_patient as read_patient
 from .registration import open_registrations as open_registrations
 from .registration import registration_note as registration_note
 from .repair import check_repairs as check_repairs

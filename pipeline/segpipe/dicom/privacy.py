@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -54,11 +55,26 @@ def kind_of(error: BaseException) -> str:
 TAGS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 
 
-def patient_pseudonym(path: Path, key: bytes) -> str:
-    """Return ``patient-`` and 12 hex digits: HMAC-SHA256 of PatientID and its issuer under the key.
+@dataclass(frozen=True, repr=False)
+class Patient:
+    """Whom a header says that a series is of; shown nowhere."""
 
-    Hospital numbers are so few that a hash without a key is reversed by hashing them all. A header without PatientID
-    stands for the patient of its study, so that the series of one study stay together at least.
+    number: str
+    issuer: str
+    study: str
+
+    def pseudonym(self, key: bytes) -> str:
+        """Return ``patient-`` and 12 hex digits: HMAC-SHA256 of PatientID and its issuer under the key.
+
+        Hospital numbers are so few that a hash without a key is reversed by hashing them all. A header without
+        PatientID stands for the patient of its study, so that the series of one study stay together at least.
+        """
+        who = f"{self.issuer}\0{self.number}" if self.number else f"\0\0{self.study}"
+        return "patient-" + hmac.new(key, who.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def read_patient(path: Path) -> Patient:
+    """Return whom a file says that it is of.
 
     Raises:
         DataError: the file cannot be read any more.
@@ -68,6 +84,13 @@ def patient_pseudonym(path: Path, key: bytes) -> str:
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
         except Exception as error:  # noqa: BLE001 - pydicom raises what it likes, with header text in it
             raise DataError("the header cannot be read", path=path, found=kind_of(error)) from None
-        patient, issuer, study = (text(dataset, name) for name in TAGS)
-    who = f"{issuer}\0{patient}" if patient else f"\0\0{study}"
-    return "patient-" + hmac.new(key, who.encode(), hashlib.sha256).hexdigest()[:12]
+        return Patient(*(text(dataset, name) for name in TAGS))
+
+
+def patient_pseudonym(path: Path, key: bytes) -> str:
+    """Return the pseudonym of the patient of a file; see `Patient`.
+
+    Raises:
+        DataError: the file cannot be read any more.
+    """
+    return read_patient(path).pseudonym(key)

@@ -156,6 +156,26 @@ def test_a_patient_has_one_pseudonym_whether_case_ids_are_replaced_or_not(tmp_pa
     assert load_manifest(tmp_path / "two/manifest.json").training[0].id.startswith("case-")
 
 
+def test_one_number_with_and_without_its_issuer_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, three, four, five = (
+        add(tmp_path / f"in/{name}", {1: "liver"}, PatientID=number, IssuerOfPatientID=issuer)
+        for name, number, issuer in (
+            ("a", "4711", ""),
+            ("bb", "4711", "HOSPITAL"),
+            ("ccc", "4712", "HOSPITAL"),
+            ("dddd", "4712", "OTHER"),
+            ("eeeee", "", ""),
+        )
+    )
+    assert imported(tmp_path)[0] == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "without PatientID, so each study counts as a patient: " + five.case_id in said
+    words = said.partition("with and without IssuerOfPatientID counts as several patients: ")[2].partition(";")[0]
+    assert sorted(words.split(", ")) == sorted([one.case_id, two.case_id])
+    assert not any(word in said for word in ("4711", "4712", "HOSPITAL", "OTHER"))
+    assert three.case_id not in words and four.case_id not in words
+
+
 def test_the_key_that_an_earlier_version_left_in_a_folder_goes_on_naming_its_patients(tmp_path: Path) -> None:
     add(tmp_path / "in", {1: "liver"}, PatientID="17")
     (tmp_path / "out").mkdir()

@@ -128,6 +128,34 @@ def test_patterns(tmp_path: Path) -> None:
         find_stacks(tmp_path / "absent")
 
 
+def test_two_stacks_of_one_name_are_never_one_volume(tmp_path: Path) -> None:
+    for place, numbers in (("a_b/c", range(1, 5)), ("a/b_c", range(5, 9)), ("x/y", range(1, 5))):
+        for number in numbers:
+            for end in ("", "_mask"):
+                (tmp_path / place).mkdir(parents=True, exist_ok=True)
+                (tmp_path / place / f"{number}{end}.png").touch()
+    found = find_stacks(tmp_path, "{patient}/{case}/{slice}.png", "{patient}/{case}/{slice}_mask.png")
+    assert [stack.id for stack in found.stacks] == ["x_y"]
+    assert found.faults == {"a_b_c": "one name twice: of a/b_c/5.png and of a_b/c/1.png; rename or remove one"}
+    (tmp_path / "a/b_c").rename(tmp_path / "a/d")  # as it says
+    stacks = find_stacks(tmp_path, "{patient}/{case}/{slice}.png", "{patient}/{case}/{slice}_mask.png").stacks
+    assert [(stack.id, stack.patient_id, len(stack.slices)) for stack in stacks] == [
+        ("a_b_c", "a_b", 4),
+        ("a_d", "a", 4),
+        ("x_y", "x", 4),
+    ]
+
+
+def test_halves_of_a_stack_in_two_folders_of_one_name_are_no_volume(tree: Path) -> None:
+    folder = folder_of(tree)
+    other = tree / "again" / folder.name
+    other.mkdir(parents=True)
+    for number in range(9, 14):
+        for path in folder.glob(f"*_{number}[._]*"):
+            path.rename(other / path.name)
+    assert "one name twice" in only_fault(tree)
+
+
 @given(numbers=st.sets(st.integers(0, 40), min_size=2), padded=st.booleans())
 def test_a_stack_is_its_numbers_without_a_hole(tmp_path_factory, numbers: set[int], padded: bool) -> None:
     root = tmp_path_factory.mktemp("p")

@@ -19,6 +19,7 @@ from segpipe.common.console import some_of
 from segpipe.common.files import require_writable, sha256_of, write_json
 from segpipe.common.processes import Progress, over_cases, workers_to_read
 from segpipe.common.resampling import require_covered
+from segpipe.data.importers.dicom_patients import doubts
 from segpipe.data.importers.label_rules import LabelRules
 from segpipe.data.importers.made_files import digest_of_sources, earlier_conversion, write_beside
 from segpipe.data.importers.source_dataset import SourceCase, SourceDataset, refusal
@@ -34,8 +35,8 @@ from segpipe.dicom import (
     load_channels,
     open_labels,
     open_registrations,
-    patient_pseudonym,
     read_labels,
+    read_patient,
     registration_note,
     scan,
     shared_unit,
@@ -393,11 +394,12 @@ def _describe(
 ) -> SourceDataset:
     below = folder.relative_to(root)
     jobs = [job for job, _ in done]
+    patients = {job.series.case_id: read_patient(job.series.files[0]) for job in jobs}
 
     def case(job: Job, files: Sequence[str]) -> SourceCase:
         images = [(below / file).as_posix() for file in files]
         label = images.pop() if job.labels else None
-        patient = patient_pseudonym(job.series.files[0], options.key)
+        patient = patients[job.series.case_id].pseudonym(options.key)
         members = [*zip(job.channels[1:], job.series.further, strict=True)]
         moved = [
             f"channel {name} {registration_note(member.registration, member)}"
@@ -432,5 +434,6 @@ def _describe(
         modality={str(index): name for index, name in enumerate(channels)},
         units=units,
         about={"name": "dicom", "description": "Volumes and label maps made of DICOM series, SEG and RTSTRUCT."},
+        notes=doubts(patients),
         has_pseudonyms=True,
     )

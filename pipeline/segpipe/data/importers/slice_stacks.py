@@ -137,8 +137,16 @@ class _Named:
     slices: defaultdict[str, Files] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     masks: defaultdict[str, Files] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     patients: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
     misplaced: dict[str, str] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)
+
+    def require_one(self, case: str, place: str, shown: str) -> None:
+        """Take a case out whose slices lie in several places: one name is no proof that they are of one volume."""
+        known, first = self.places.setdefault(case, (place, shown))
+        if known != place:
+            fault = f"one name twice: of {first} and of {shown}; rename or remove one"
+            self.misplaced.setdefault(case, fault)
 
 
 def _named_kaggle(root: Path) -> _Named:
@@ -149,6 +157,7 @@ def _named_kaggle(root: Path) -> _Named:
             named.passed_over.append(_shown(root, path))
             continue
         case = match["case"]
+        named.require_one(case, _shown(root.parent, path.parent), _shown(root, path))
         if match["stem"] != case:
             fault = f"{_shown(root, path)} lies in a folder of another name; move it to where it belongs"
             named.misplaced.setdefault(case, fault)
@@ -179,6 +188,7 @@ def _named_by(root: Path, images: str, masks: str) -> _Named:
         fields = match.groupdict()
         number = int(fields.pop("slice"))
         case = "_".join(fields.values()) or root.name
+        named.require_one(case, str(fields), _shown(root, path))
         if "patient" in fields:
             named.patients[case] = fields["patient"]
         (named.slices if of_image else named.masks)[case][number].append(path)

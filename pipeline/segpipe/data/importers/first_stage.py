@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segpipe.common.nifti import INTENT_LABEL, read_header, read_volume, require
 from segpipe.common.processes import Progress
 from segpipe.common.result_folder import SEGMENTATION
 from segpipe.data.importers.dataset_import import Imported
+from segpipe.data.importers.made_files import write_beside
 from segpipe.data.importers.places import require_beside, require_new
 from segpipe.data.manifest import Case, FirstStage, Manifest, load_manifest, manifest_sha256, save_manifest
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
@@ -151,14 +153,15 @@ def _with_masks(case: Case, manifest: Manifest, root: Path, folder: str, label_m
     unknown = set(np.unique(values).tolist()) - {0, *manifest.foreground}
     if unknown:
         raise DataError("the label map has values that are no label", path=label_map, found=sorted(unknown)[:5])
-    masks = [f"{folder}/{case.id}_{value}.nii.gz" for value in manifest.foreground]
-    for value, name in zip(manifest.foreground, masks, strict=True):
+    masks = []
+    for value in manifest.foreground:
         image = nib.Nifti1Image((values == value).astype(np.uint8), header.affine)  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
         image.header.set_xyzt_units("mm")
         image.header.set_intent(INTENT_LABEL)
         # the empty masks of two cases have hashes of their own, by which cases are known
         image.header["descrip"] = hashlib.sha256(f"{case.id} {value}".encode()).hexdigest()[:32]
-        write_nifti_whole(image, root / name)
+        path = write_beside(root / folder / f"{case.id}_{value}.nii.gz", partial(write_nifti_whole, image))
+        masks.append(path.relative_to(root).as_posix())
     hashes: Mapping[str, str] = case.sha256 or {}
     known = {**hashes, **{name: sha256_of(root / name) for name in masks}} if hashes else None
     return case.model_copy(update={"image": [*case.images, *masks], "sha256": known})

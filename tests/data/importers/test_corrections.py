@@ -507,6 +507,9 @@ def test_the_key_of_the_series_of_a_manifest_names_new_ones(site: Site, tmp_path
     with pytest.raises(UsageError, match="the key does not name the manifest's own series"):
         site.take(key=tmp_path / "another")
     assert site.take(key=tmp_path / "another", patient_rule="none").taken == [series.case_id]  # as the hint says
+    (site.data / "mapping.jsonl").unlink()
+    with pytest.raises(UsageError, match="whether the key is the manifest's cannot be told"):
+        site.take(key=tmp_path / "key")
 
 
 def test_a_key_that_names_nothing_is_refused(site: Site):

@@ -139,7 +139,7 @@ def import_corrections(
     result = Corrected(before or _new_manifest(origins, modality, name, path), path, root)
     _refuse_test_cases(result, origins, skip_bad)
     names = NewCases(before, root, patient_rule, key)
-    names.require_use_of_key(origins)
+    names.require_usable(origins)
     taker = _Taker(result, said, annotator, confirmed, selection, names)
     cases = []
     for done, origin in enumerate(origins, 1):

@@ -46,12 +46,13 @@ class NewCases:
         """Whether the manifest's ids are pseudonyms."""
         return self.manifest is not None and bool(self.manifest.pseudonymised)
 
-    def require_use_of_key(self, origins: Sequence[Origin]) -> None:
-        """Refuse a key where nothing is named under it.
+    def require_usable(self, origins: Sequence[Origin]) -> None:
+        """Refuse a rule that is none, and a key where nothing is named under it.
 
         Raises:
-            UsageError: neither DICOM series nor a manifest of pseudonyms.
+            UsageError: no such rule, or neither DICOM series nor a manifest of pseudonyms.
         """
+        patient_rule(self.rule or "none")
         if self.key is not None and not self.hides and all(_is_file(origin) for origin in origins):
             raise UsageError(
                 "--key names the patients of DICOM series, and new cases of a manifest with pseudonyms",
@@ -78,8 +79,13 @@ class NewCases:
         """
         strict = self.hides and self.rule != "none" and self.manifest is not None and self.manifest.knows_patients
         if series is not None:
-            if strict and self._series_agree is False:
-                raise self._other_names("the key does not name the manifest's own series as they are named", "--key")
+            if strict and not self._series_agree:
+                raise self._other_names(
+                    "the key does not name the manifest's own series as they are named"
+                    if self._series_agree is not None
+                    else "whether the key is the manifest's cannot be told: no series that it was made of is there",
+                    "--key, and the series where they were,",
+                )
             return patient_pseudonym(series.files[0], self._key)
         if strict and self._rule is None:
             raise self._other_names("it is not known who new cases are of", "--patient-rule and --key")

@@ -19,6 +19,7 @@ from segpipe.dicom.model import Series
 from segpipe.dicom.write.all_formats import write_dicom
 from segpipe.dicom.write.judgement import Judgement
 from segpipe.dicom.write.release import check_name, write_release
+from segpipe.dicom.write.stored_object import WORDING, series_uid, uid_of
 from segpipe.errors import DataError, UsageError
 
 VOLUMES = {"liver": 1234.5678, "liver_tumor": 0.25, "kidney_left": 3.0}
@@ -49,6 +50,42 @@ def write(
     files, refused = write_dicom(folder, formats, series, labels, volumes, infos, ALGORITHM, judgement=judgement)
     assert refused == {}
     return {name: dcmread(folder / file) for name, file in files.items()}
+
+
+def test_an_ensemble_and_mirrored_axes_are_named_and_have_series_of_their_own(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    made = {
+        "alone": ALGORITHM,
+        "ensemble": replace(ALGORITHM, averaged_with=("c" * 64, "d" * 64)),
+        "mirrored": replace(ALGORITHM, mirror=("x", "y")),
+    }
+    uids: dict[str, list[str]] = {"SeriesInstanceUID": [], "SOPInstanceUID": []}
+    for name, algorithm in made.items():
+        (tmp_path / name).mkdir()
+        files, refused = write_dicom(
+            tmp_path / name, ALL, series, some_labels(series), VOLUMES, INFOS, algorithm, judgement=LOOK
+        )
+        assert refused == {}
+        for kind, file in files.items():
+            dataset = dcmread(tmp_path / name / file)
+            for keyword, found in uids.items():
+                found.append(str(dataset.get(keyword)))
+            text, description = " ".join(values(dataset)), dataset.SeriesDescription
+            assert description.startswith("AI, not verified: ") and len(description) <= 64
+            assert all(word in text for word in algorithm.averaged_with) or kind == "rtstruct"
+            assert all(f"averaged with bundle {word[:16]}" in text for word in algorithm.averaged_with)
+            assert ("mirrored" in text and "x,y" in text) == (name == "mirrored")
+            assert (", 3 bundles" in description) == (name == "ensemble")
+            assert description.endswith(", mirrored x,y") == (name == "mirrored")
+    assert all(len(set(found)) == 3 * len(ALL) for found in uids.values())
+
+
+def test_results_of_one_bundle_alone_keep_their_uids(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    words = "AlgorithmInfo(name='abdomen_ct', version='1.2.0', bundle_sha256='" + "0123456789abcdef" * 4 + "')"
+    assert series_uid("seg.dcm", series, ALGORITHM) == uid_of(
+        "series", "seg.dcm", series.series_uid, series.case_id, words, WORDING
+    )
 
 
 def values(dataset: Any) -> list[str]:

@@ -257,7 +257,13 @@ class Segmentation:
             return {}, dict.fromkeys(formats, NO_DICOM_SOURCE)
         recipe = self._recipe
         infos, _ = label_infos(recipe.labels, {"name": recipe.name, "codes": recipe.metadata.get("codes")})
-        algorithm = AlgorithmInfo(name=recipe.name, version=recipe.version, bundle_sha256=recipe.sha256)
+        algorithm = AlgorithmInfo(
+            name=recipe.name,
+            version=recipe.version,
+            bundle_sha256=recipe.sha256,
+            averaged_with=tuple(other.sha256 for other in recipe.ensemble),
+            mirror=recipe.options.mirror,
+        )
         return write_dicom(
             folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions, judgement
         )

@@ -262,7 +262,7 @@ def _write(
         write_csv(root / SUMMARY_CSV, rows, columns)
         write_cases_page(
             root / REPORT,
-            f"{about['bundle']['name']} {about['bundle']['version']}: {len(cases)} cases",
+            f"{_made_by(about)}: {len(cases)} cases",
             [(case, root / case["id"] / OVERLAY) for case in cases],
             labels,
             " ".join([NOT_A_DEVICE, *([f"{note}."] if (note := not_judged_note(decisions)) else [])]),
@@ -270,6 +270,14 @@ def _write(
             about["passed_over"],
             _viewer(root, labels) if viewer else None,
         )
+
+
+def _made_by(about: Mapping[str, Any]) -> str:
+    """Return in words what made the results of a folder; older summaries name one bundle alone."""
+    bundles = [about["bundle"], *about.get("ensemble", ())]
+    axes = about.get("mirror", ())
+    named = " + ".join(f"{bundle['name']} {bundle['version']}" for bundle in bundles)
+    return named + (f", mirrored along {', '.join(axes)}" if axes else "")
 
 
 def _viewer(root: Path, labels: Mapping[int, str]) -> Insert:

@@ -154,7 +154,13 @@ def _write_dicom(
         for index in range(regions):
             labels |= masks[..., index] << index
     infos, _ = label_infos(bundle.labels, {"name": bundle.name, "codes": bundle.metadata.get("codes")})
-    algorithm = AlgorithmInfo(name=bundle.name, version=bundle.version, bundle_sha256=bundle.sha256)
+    algorithm = AlgorithmInfo(
+        name=bundle.name,
+        version=bundle.version,
+        bundle_sha256=bundle.sha256,
+        averaged_with=tuple(other["sha256"] for other in result.get("ensemble", ())),
+        mirror=tuple(result.get("mirror", ())),
+    )
     judgement = judged.judgement(bundle.root)
     return write_dicom(
         folder, formats, series, labels, dict(result["volumes_ml"]), infos, algorithm, regions, judgement

@@ -236,7 +236,7 @@ def _add_structure_set(dataset: Any, sources: Sources, images: list[Any], algori
     """Add label, date and what the contours refer to: frame of reference, study, series and every slice."""
     now = datetime.now()
     dataset.StructureSetLabel = "AUTOMATIC"
-    dataset.StructureSetName = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
+    dataset.StructureSetName = algorithm.named()
     dataset.ApprovalStatus = "UNAPPROVED"  # PS3.3 C.8.8.16
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     reference, study, series = Dataset(), Dataset(), Dataset()
@@ -258,7 +258,7 @@ def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None
     region.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
     region.ROIName = info.name[:LONG_STRING]
     region.ROIGenerationAlgorithm = "AUTOMATIC"
-    region.ROIGenerationDescription = f"{algorithm.name} {algorithm.version}"[:LONG_STRING]
+    region.ROIGenerationDescription = algorithm.named()
     contour.ROIDisplayColor = list(info.colour_rgb)
     kind = code_item(info.type)
     if info.modifier:

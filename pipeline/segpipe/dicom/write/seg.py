@@ -187,7 +187,7 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
             name=algorithm.name[:LONG_STRING],
             version=algorithm.version[:LONG_STRING],
             family=codes.DCM.ArtificialIntelligence,
-            parameters={"bundle_sha256": algorithm.bundle_sha256},
+            parameters=algorithm.parameters,
         ),
         tracking_uid=uid_of("segment", uid, info.value),
         tracking_id=info.name,

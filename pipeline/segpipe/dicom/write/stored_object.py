@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,41 @@ class AlgorithmInfo:
         name: of the bundle.
         version: of the bundle.
         bundle_sha256: names its content.
+        averaged_with: SHA-256 of further bundles whose scores were averaged with its own.
+        mirror: axes along which windows were mirrored as well.
     """
 
     name: str
     version: str
     bundle_sha256: str
+    averaged_with: tuple[str, ...] = field(default=(), repr=False)
+    mirror: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What tells its label maps from those of another algorithm."""
+        return {
+            "bundle_sha256": self.bundle_sha256,
+            **({"averaged_with_sha256": ",".join(self.averaged_with)} if self.averaged_with else {}),
+            **({"mirrored": ",".join(self.mirror)} if self.mirror else {}),
+        }
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What UIDs take of it; of one bundle alone as ever, so that its results keep theirs."""
+        return (self, self.parameters) if self.averaged_with or self.mirror else (self,)
 
     @property
     def software_versions(self) -> tuple[str, ...]:
-        """Of the bundle, then of this package."""
-        return f"{self.name} {self.version}"[:LONG_STRING], f"segpipe {__version__}"
+        """Of the bundle, of those averaged with it, and of this package."""
+        others = (f"averaged with bundle {sha256[:16]}" for sha256 in self.averaged_with)
+        return f"{self.name} {self.version}"[:LONG_STRING], *others, f"segpipe {__version__}"
+
+    def named(self, before: str = "") -> str:
+        """Return its name and version, and whether there was more than this bundle, in the length of a VR LO."""
+        more = f", {len(self.averaged_with) + 1} bundles" if self.averaged_with else ""
+        more += f", mirrored {','.join(self.mirror)}" if self.mirror else ""
+        return f"{before}{self.name} {self.version}"[: LONG_STRING - len(more)] + more
 
 
 def uid_of(*parts: object) -> str:
@@ -75,13 +100,13 @@ def content_uid(
     voxels = hashlib.sha256(np.ascontiguousarray(labels.transpose(2, 1, 0)).tobytes()).hexdigest()
     slices = [(frame.sop_instance_uid, frame.number) for frame in series.frames]
     meaning = [asdict(info) for info in infos]
-    written_by = algorithm, __version__, WORDING
+    written_by = *algorithm.identity, __version__, WORDING
     return uid_of(kind, series.series_uid, slices, labels.shape, voxels, meaning, *written_by, *more)
 
 
 def series_uid(kind: str, series: Series, algorithm: AlgorithmInfo) -> str:
-    """Return the SeriesInstanceUID of the results of one kind, of one source and one bundle."""
-    return uid_of("series", kind, series.series_uid, series.case_id, algorithm, WORDING)
+    """Return the SeriesInstanceUID of the results of one kind, of one source and one algorithm."""
+    return uid_of("series", kind, series.series_uid, series.case_id, *algorithm.identity, WORDING)
 
 
 def instance_attributes(kind: str, uid: str, series: Series, algorithm: AlgorithmInfo, what: str) -> dict[str, Any]:
@@ -89,7 +114,7 @@ def instance_attributes(kind: str, uid: str, series: Series, algorithm: Algorith
     return {
         "series_instance_uid": series_uid(kind, series, algorithm),
         "series_number": SERIES_NUMBERS[kind],
-        "series_description": f"{NOT_VERIFIED}: {what} by {algorithm.name} {algorithm.version}"[:LONG_STRING],
+        "series_description": algorithm.named(f"{NOT_VERIFIED}: {what} by "),
         "sop_instance_uid": uid,
         "instance_number": 1,
         "manufacturer": MANUFACTURER,

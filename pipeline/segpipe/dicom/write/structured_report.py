@@ -118,7 +118,7 @@ def _report(sources: Sources, segmentation: Any, groups: list[Any], uid: str, al
 def _context(algorithm: AlgorithmInfo) -> Any:
     """Say who observed: a device, named by the bundle."""
     device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=uid_of("device", algorithm),
+        uid=uid_of("device", *algorithm.identity),
         name=algorithm.name,
         manufacturer_name=MANUFACTURER,
         model_name=f"{algorithm.name} {algorithm.version}",
@@ -160,7 +160,9 @@ def _measured(
         finding_type=as_code(info.type),
         finding_sites=_sites(info),
         algorithm_id=hd.sr.AlgorithmIdentification(
-            name=algorithm.name, version=algorithm.version, parameters=[f"bundle_sha256={algorithm.bundle_sha256}"]
+            name=algorithm.name,
+            version=algorithm.version,
+            parameters=[f"{name}={value}" for name, value in algorithm.parameters.items()],
         ),
         measurements=[
             measured_volume(info.name, volume_ml, MILLILITRE, judgement),

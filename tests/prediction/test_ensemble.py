@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -17,11 +19,13 @@ from monai.data.utils import list_data_collate
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, MeanEnsembled
 
+from segpipe.bundle import Bundle, LoadedBundle, open_bundle, segmentation
 from segpipe.cli.app import run
 from segpipe.common.result_folder import PROBABILITIES, RESULT, SEGMENTATION, SUMMARY_JSON
 from segpipe.errors import OK, REFUSED, USAGE, UsageError
-from segpipe.inference.recipe import parse_mirror
+from segpipe.inference.recipe import ModelOptions, parse_mirror
 from segpipe.inference.transforms import Preprocessing, build_step
+from segpipe.quality import Assessment
 from tiny_bundle import DETERMINISTIC, write_bundle, write_scan
 
 pytestmark = pytest.mark.usefixtures("one_worker")
@@ -117,6 +121,29 @@ def test_scores_are_averaged(folds: list[Path], tmp_path: Path, seeds: list[int]
     assert result["mirror"] == ["xyz"[axis] for axis in axes]
     alone, _ = by_monai(scan, [0, 0], [])  # `MeanEnsembled` takes one key for a stack
     assert (alone != labels).any()  # the comparison says something
+
+
+def test_what_is_computed_otherwise_than_calibrated_gets_no_bounds(
+    folds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Assessment(patients=96, distance=0.5, dice={"a": 0.9}, dice_low={"a": 0.8}, volume_ml={"a": (1.0, 2.0)})
+    monkeypatch.setattr(segmentation, "has_quality_model", lambda _: True)
+    monkeypatch.setattr(segmentation, "read_quality_model", lambda _: SimpleNamespace(assess=lambda *_: known))
+    bundle, other = (open_bundle(fold) for fold in folds[:2])
+    scan = [str(write_scan(tmp_path / "a.nii.gz", shape=(19, 18, 12)))]
+
+    def assessed(ensemble: Sequence[Bundle] = (), **options: Any) -> Any:
+        recipe = bundle.recipe(ModelOptions(runtime="torch", **options), ensemble)
+        return LoadedBundle(recipe, bundle.policy, bundle.is_foreign).segment(scan).quality
+
+    assert assessed() == known
+    for found, words in (
+        (assessed([other]), "scores of 2 bundles were averaged"),
+        (assessed(mirror=("x",), mirror_untrained=True), "mirrored along x"),
+        (assessed(precision="bfloat16"), "computed in bfloat16, which is unproven here"),
+    ):
+        assert (found.dice, found.dice_low, found.volume_ml) == (known.dice, {}, {})
+        assert found.no_interval.startswith("computed otherwise than calibrated: ") and words in found.no_interval
 
 
 @pytest.mark.slow

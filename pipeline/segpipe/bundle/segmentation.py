@@ -118,6 +118,7 @@ class Segmentation:
         series = case if isinstance(case, Series) else case.series if isinstance(case, Source) else None
         if model is not None and series is not None:
             covariates = covariates_of(series)
+        quality = None if model is None else model.assess(features, facts["volumes_ml"], covariates)
         spacing, intensity = along_ras(grid.spacing_mm, grid), label_map.preview.intensity
         return cls(
             array=label_map.labels,
@@ -138,7 +139,7 @@ class Segmentation:
             ),
             regions=label_map.regions,
             features=features,
-            quality=None if model is None else model.assess(features, facts["volumes_ml"], covariates),
+            quality=None if quality is None else _as_calibrated(quality, recipe, label_map.runtime),
             doubtful_slices=_doubtful_slices(seen, label_map) if features and seen is not None else None,
             _label_map=label_map,
             _recipe=recipe,
@@ -267,6 +268,19 @@ class Segmentation:
         return write_dicom(
             folder, formats, self._series, self.array, self.volumes_ml, infos, algorithm, self.regions, judgement
         )
+
+
+def _as_calibrated(assessment: Assessment, recipe: Recipe, runtime: str) -> Assessment:
+    """Return an assessment without bounds where the label map was computed otherwise than those of the calibration.
+
+    These are of one bundle, as it was exported.
+    """
+    ways = [
+        *([f"scores of {len(recipe.ensemble) + 1} bundles were averaged"] if recipe.ensemble else []),
+        *([f"mirrored along {', '.join(recipe.options.mirror)}"] if recipe.options.mirror else []),
+        *bfloat16_note(recipe.options.precision, [recipe.metadata], runtime, recipe.options.mirror),
+    ]
+    return assessment.without_bounds(f"computed otherwise than calibrated: {'; '.join(ways)}") if ways else assessment
 
 
 def _doubtful_slices(seen: Observation, label_map: LabelMap) -> dict[str, Any]:

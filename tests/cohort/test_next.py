@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from dicom.make import series, write
 from segpipe.cli.app import run
@@ -185,6 +186,37 @@ def test_a_series_that_is_annotated_as_nifti_is_known(tmp_path: Path):
     nib.save(nib.Nifti1Image(volume.array, volume.affine_ras), tmp_path / "scan.nii.gz")
     assert Annotated([("a", [tmp_path / "scan.nii.gz"])]).has("dcm-1", files)
     assert not Annotated([("a", [save(tmp_path / "b.nii", *channels(0, 1))])]).has("dcm-1", files)
+
+
+def test_a_case_that_only_has_the_id_of_an_annotated_one_is_left_out_and_said(
+    pool: Pool, capsys: pytest.CaptureFixture[str]
+):
+    manifest = pool.manifest({"case_001": 0, "case_002": 0}, {})
+    (pool.root / "scans").rename(pool.root / "annotated")
+    manifest.write_text(manifest.read_text().replace("scans/", "annotated/"))
+    (pool.root / "scans").mkdir()
+    for name in ("new", "case_001", "case_002"):  # of another hospital
+        pool.predict(name, 1, 0.5)
+    shutil.copy(pool.root / "annotated/case_002.nii.gz", pool.root / "scans/case_002.nii.gz")  # but this is the same
+    found = next_cases(pool.out, 5, annotated=manifest)
+    assert (chosen(found), found.left_out_by_id) == (["new"], ["case_001"])
+    words = ["next", str(pool.out), "--annotated", str(manifest)]
+    assert run(words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "though annotated cases have other images: case_001" in said and "--pseudonymise" in said
+    assert run([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    schema = json.loads((Path(__file__).parents[2] / "docs/schemas/next.schema.json").read_text())
+    Draft202012Validator(schema).validate(document)
+    assert document["left_out_by_id"] == ["case_001"]
+    shutil.rmtree(pool.out / "new")
+    with pytest.raises(UsageError, match="no case to choose from") as error:
+        next_cases(pool.out, 5, annotated=manifest)
+    assert "case_001" in str(error.value.found) and "--pseudonymise" in str(error.value.hint)
+    (pool.out / "case_001").rename(pool.out / "scan-0a1b2c3d")  # what the hint leads to
+    mapping = pool.out / "mapping.jsonl"
+    mapping.write_text(mapping.read_text().replace('"id": "case_001"', '"id": "scan-0a1b2c3d"'))
+    assert chosen(next_cases(pool.out, 5, annotated=manifest)) == ["scan-0a1b2c3d"]
 
 
 def test_an_image_that_is_gone_is_left_out_and_said(pool: Pool):

@@ -46,7 +46,7 @@ def command(
     """
     console = Console("next", as_json=json)
     quiet_libraries()
-    from segpipe.cohort import next_cases
+    from segpipe.cohort import OTHER_PATIENTS, next_cases
     from segpipe.common.files import write_text
 
     with console.progress() as bar:
@@ -69,6 +69,9 @@ def command(
         console.say("the model's doubt is not known: `segpipe predict --entropy` writes it")
     if found.unreadable:
         console.note(f"left out: {some_of(f'{name} ({why})' for name, why in found.unreadable.items())}")
+    if found.left_out_by_id:
+        console.note(f"left out by id, though annotated cases have other images: {some_of(found.left_out_by_id)}")
+        console.note(OTHER_PATIENTS)
     if out is not None:
         write_text(out, "".join(f"{each.id}\n" for each in found.choices))
         console.say(f"{out}")
@@ -87,6 +90,7 @@ def command(
         annotated=found.annotated,
         doubt_from=found.doubt_from,
         unreadable=found.unreadable,
+        left_out_by_id=found.left_out_by_id,
         file=None if out is None else str(out),
     )
 

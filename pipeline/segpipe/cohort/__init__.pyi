@@ -1,3 +1,4 @@
+from .choosing import OTHER_PATIENTS as OTHER_PATIENTS
 from .choosing import Choice as Choice
 from .choosing import NextCases as NextCases
 from .choosing import next_cases as next_cases

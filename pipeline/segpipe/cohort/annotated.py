@@ -39,8 +39,15 @@ class Annotated:
             id: of the case.
             images: of the case; where they cannot be read they are like no other.
         """
-        if id in self._ids or not images:
-            return id in self._ids
+        return id in self._ids or self._has_image(images)
+
+    def has_id_alone(self, id: str, images: Sequence[Path]) -> bool:
+        """Return whether a case has the id of one of them and other images; the id of a series says what it holds."""
+        return id in self._ids and bool(images) and is_image(images[0]) and not self._has_image(images)
+
+    def _has_image(self, images: Sequence[Path]) -> bool:
+        if not images:
+            return False
         if _resolved(images) in self._files:
             return True
         own = self._channels_of(images)

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from segpipe.cohort.annotated import Annotated
 from segpipe.cohort.descriptors import describe, distances, standardised
+from segpipe.common.console import some_of
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.result_folder import ENTROPY, RESULT, SEGMENTATION, STATE, decision_of
 from segpipe.common.result_records import ResultRecord, read_result, read_sources
 from segpipe.data import data_root, load_manifest
 from segpipe.errors import SegpipeError, UsageError
 
+OTHER_PATIENTS = "if these are other patients, predict with --pseudonymise, which makes ids of paths"
 QUALITY, MAP, NONE = "quality model", "entropy", "none"  # what doubt was taken from
 
 
@@ -74,6 +76,7 @@ class NextCases:
         annotated: cases that they were compared with.
         doubt_from: ``quality model``, ``entropy`` or ``none``.
         unreadable: ids of the cases whose image cannot be read, with the reason.
+        left_out_by_id: those that an annotated case has the id of, and not the image.
     """
 
     choices: list[Choice]
@@ -81,6 +84,7 @@ class NextCases:
     annotated: int
     doubt_from: str
     unreadable: dict[str, str] = field(default_factory=dict)
+    left_out_by_id: list[str] = field(default_factory=list)
 
 
 def next_cases(
@@ -115,10 +119,15 @@ def next_cases(
     if annotated is not None:
         known += _of_manifest(Path(annotated), None if source.is_file() else data)[1]
     annotations = Annotated([(case.id, case.images) for case in known])
+    left_out_by_id = [case.id for case in candidates if annotations.has_id_alone(case.id, case.images)]
     candidates = [case for case in candidates if not annotations.has(case.id, case.images)]
     if not candidates:
         raise UsageError(
-            "there is no case to choose from", path=source, expected="cases that no manifest has a label of"
+            "there is no case to choose from",
+            path=source,
+            found=f"ids of annotated cases, of other images: {some_of(left_out_by_id)}" if left_out_by_id else None,
+            expected="cases that no manifest has a label of",
+            hint=OTHER_PATIENTS if left_out_by_id else None,
         )
     unreadable: dict[str, str] = {}
     rows: list[tuple[Candidate, NDArray[np.float64]]] = []
@@ -137,7 +146,7 @@ def next_cases(
     choices = [Choice(candidates[i].id, doubts[i], far, gain, candidates[i].decision) for i, far, gain in places]
     said = {case.doubt_from for case in candidates} - {NONE}
     doubt_from = QUALITY if QUALITY in said else MAP if said else NONE
-    return NextCases(choices, len(candidates), len(rows) - len(candidates), doubt_from, unreadable)
+    return NextCases(choices, len(candidates), len(rows) - len(candidates), doubt_from, unreadable, left_out_by_id)
 
 
 def _greedy(

@@ -74,6 +74,7 @@ class Dying:
     def call(self, name: str, arguments: dict[str, Any]) -> Ended:
         first = arguments["shard"] not in [each["shard"] for each in self.asked]
         self.asked.append(dict(arguments))
+        append_line(self.out / STATE, {"event": "crashed", "id": arguments["shard"], "reason": "killed"})
         append_line(self.out / STATE, {"event": "failed", "id": arguments["shard"], "reason": f"try {len(self.asked)}"})
         return Ended(-9, {}) if first or self.always else Ended(0, {"result": None})
 
@@ -83,10 +84,14 @@ class Dying:
 
 def test_a_process_that_dies_is_asked_for_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
+    last_words: list[str] = []
 
     class Told(BatchProgress):
         def finished(self, outcome: Outcome) -> None:
             seen.append(outcome.id)
+
+        def crashed(self, case_id: str, death: in_processes.WorkerDiedError) -> None:
+            last_words.extend(death.last_words)
 
     cases: Any = [Named("0/2"), Named("1/2")]
     children = Dying(tmp_path)
@@ -96,6 +101,7 @@ def test_a_process_that_dies_is_asked_for_the_same_again(tmp_path: Path, monkeyp
     outcomes = in_processes.predict_in_processes(asked, tmp_path, cases, options, Told())
     assert [outcome.id for outcome in outcomes] == ["0/2", "1/2"] and sorted(seen) == ["0/2", "1/2"]
     assert len(children.asked) == 4 and all(each["overwrite"] for each in children.asked)
+    assert len(last_words) == 4 and all("without --workers they are shown" in each for each in last_words)
     monkeypatch.setattr(in_processes, "Subprocesses", lambda: Dying(tmp_path, always=True))
     with pytest.raises(SegpipeError, match=r"process \d of 2: the process was killed"):
         in_processes.predict_in_processes(asked, tmp_path, cases, options, Told())

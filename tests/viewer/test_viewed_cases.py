@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_results import NAMES, Tiny, write_results
 
 from segpipe.errors import UsageError
 from segpipe.viewer import find_viewed
+from segpipe.viewer.volumes import read_case
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,24 @@ def test_what_is_not_there_is_said(tiny: Tiny, tmp_path: Path, arguments: dict[s
     given = {"path": tiny.out, **arguments, **places}
     with pytest.raises(UsageError, match=words):
         find_viewed(given.pop("path"), **given)  # type: ignore[arg-type]
+
+
+def test_others_than_the_owner_see_pictures_and_why(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny.out, tmp_path / "of another")
+    read = Path.read_text
+
+    def refuse(path: Path, *given: Any, **named: Any) -> str:
+        if path.name == "mapping.jsonl":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    (case,) = find_viewed(tmp_path / "of another")
+    assert (case.id, case.images) == ("case_1", ())
+    assert [layer.name for layer in case.layers] == ["prediction", "entropy"]
+    assert "where the image lies is not known" in str(read_case(case).pictures_only)
 
 
 def test_a_refused_series_and_odd_names_are_no_cases(tiny: Tiny, tmp_path: Path) -> None:

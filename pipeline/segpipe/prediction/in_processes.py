@@ -26,6 +26,7 @@ from segpipe.prediction.options import Options
 
 TRIES = 3  # of a process that dies without a word; what it had finished is kept
 POLL_S = 0.2
+NOT_HEARD = "(not heard from another process; without --workers they are shown)"
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
@@ -123,5 +124,5 @@ class _Followed:
                 if not again:
                     self._progress.finished(Outcome(event["id"], event["event"], event.get("seconds")))
             elif event.get("event") == "crashed":
-                self._progress.crashed(event["id"], WorkerDiedError(event["reason"], []))
+                self._progress.crashed(event["id"], WorkerDiedError(event["reason"], [NOT_HEARD]))
         self._before = max(self._before, len(events))

@@ -137,13 +137,21 @@ def cases_of_results(root: Path, labels: Mapping[int, str] | None = None) -> lis
     Raises:
         UsageError: the folder's files cannot be read.
     """
-    sources = {
-        entry["id"]: entry
-        for entry in read_lines(root / MAPPING)
-        if isinstance(entry, dict) and "refused" not in entry and isinstance(entry.get("id"), str)
-    }
+    sources = _sources(root)
     folders = sorted(path.parent for path in root.glob(f"*/{RESULT}") if CASE_ID.match(path.parent.name))
     return [_of_result(folder, sources.get(folder.name, {}), labels or {}) for folder in folders]
+
+
+def _sources(root: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the line of each case in ``mapping.jsonl``; none to others than its owner, who see no images."""
+    try:
+        lines = list(read_lines(root / MAPPING))
+    except UsageError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        return {}
+    known = [line for line in lines if isinstance(line, dict) and "refused" not in line]
+    return {line["id"]: line for line in known if isinstance(line.get("id"), str)}
 
 
 def _of_result(folder: Path, source: Mapping[str, Any], labels: Mapping[int, str]) -> ViewedCase:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from segpipe.data import Manifest, Readings, readings_of, record_reading
+from segpipe.cli.app import run
+from segpipe.data import Manifest, Readings, carry_readings, readings_of, record_reading
 from segpipe.data.reading_ledger import checked_reason, ledger_path
 from segpipe.errors import DataError, UsageError
+from tiny_data import write_data
 
 BUNDLE = {"name": "liver", "version": "1.0.0", "sha256": "b" * 64}
 
@@ -48,6 +50,28 @@ def test_a_ledger_goes_with_its_manifest_and_belongs_to_the_file_that_a_link_mea
     assert read(link).count == 1 and (tmp_path / "one/manifest.test_readings.json").is_file()
     (tmp_path / "one").rename(tmp_path / "two")
     assert read(tmp_path / "two/manifest.json", "e").count == 2
+
+
+def test_a_next_version_goes_on_with_the_count(tmp_path: Path) -> None:
+    first, second = tmp_path / "manifest.json", tmp_path / "manifest_2.json"
+    assert carry_readings(first, second) == 0 and not ledger_path(second).exists()
+    read(first)
+    read(first, "d")
+    read(second, "d", reason="of its own")
+    assert carry_readings(first, second) == 2
+    assert {each.model[0]: each.reason for each in readings_of(second)} == {"a": None, "d": "of its own"}
+    assert carry_readings(first, first) == 2 == len(readings_of(first))
+
+
+def test_a_split_into_another_file_takes_the_count_along_and_says_so(tmp_path: Path, capsys) -> None:
+    manifest = write_data(tmp_path / "data")
+    read(manifest)
+    other = manifest.parent / "other.json"
+    for test, said in (("2", True), ("keep", False)):
+        words = ["split", str(manifest), "--test", test, "--folds", "2", "--redraw", "-o", str(other)]
+        assert run(words) == 0
+        assert [each.model for each in readings_of(other)] == ["a" * 64]
+        assert ("have been measured before, models: 1" in capsys.readouterr().err) == said
 
 
 def test_readings_that_end_at_once_are_all_counted(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_kept_test_set_that_shares_a_patient_is_refused():
     manifest = dataset([1] * 10)
     manifest.test = [Case(id="t", image="t.nii", label="t.nii", patient_id="P3")]
     assert find_leaks(manifest) == ["P3"]
-    with pytest.raises(DataError, match="kept test set") as caught:
+    with pytest.raises(DataError, match="patients of the test set") as caught:
         draw_split(manifest, None, 2)
     assert caught.value.found == "P3"
     manifest.test[0].label = None

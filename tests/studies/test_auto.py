@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from segpipe.cli.app import run
+from segpipe.common.files import sha256_of
 from segpipe.common.processes import child_environment
 from segpipe.data.fingerprint import take_fingerprint
 from segpipe.data.manifest import PATIENTS_UNKNOWN, load_manifest, save_manifest
@@ -99,6 +100,71 @@ def test_a_test_set_is_not_opened(fake: FakeSearch, tmp_path: Path) -> None:
     save_manifest(manifest.model_copy(update={"training": manifest.training[:5], "test": [kept]}), path)
     (path.parent / kept.image).write_bytes(b"nobody reads this")
     (path.parent / str(kept.label)).write_bytes(b"nor this")
+    assert auto(path, tmp_path / "out") == 0
+
+
+def test_the_bundle_will_know_its_scans_again_and_no_test_file_is_read(fake: FakeSearch, tmp_path: Path) -> None:
+    path = write_data(tmp_path / "data")
+    manifest = load_manifest(path)
+    kept = manifest.training[5].model_copy(update={"fold": None})
+    save_manifest(manifest.model_copy(update={"training": manifest.training[:5], "test": [kept]}), path)
+    (path.parent / kept.image).unlink()
+    assert auto(path, tmp_path / "out") == 0
+    hashed = load_manifest(tmp_path / "out/manifest.json")
+    assert {case.id: (case.sha256 or {}).get(case.images[0]) for case in hashed.training} == {
+        case.id: sha256_of(path.parent / case.images[0]) for case in manifest.training[:5]
+    }
+    assert hashed.test[0].sha256 is None
+
+
+def test_what_says_how_to_import_is_refused_beside_a_manifest(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    path = write_data(tmp_path / "data")
+    for source in (path, path.parent):
+        assert auto(source, tmp_path / "out", "--patient-rule", "pairs", "--modality", "CT") == 2
+        said = capsys.readouterr().err
+        assert "found: --patient-rule, --modality" in said and "--overwrite" in said
+    assert auto(path, tmp_path / "out") == 0
+    assert "name the rule with `segpipe import --patient-rule`" in capsys.readouterr().err
+    names = [word for name in ("liver", "kidney", "lesion") for word in ("--label-name", name)]
+    folders = ["--images", str(path.parent / "images"), "--labels", str(path.parent / "labels")]
+    rule = ["--patient-rule", r"regex:case_(\d)", "--overwrite", "--modality", "MRI"]
+    assert run(["import", *folders, *names, *rule, "-o", str(path)]) == 0  # as both hints say
+    assert auto(path, tmp_path / "other") == 0
+    assert PATIENTS_UNKNOWN not in capsys.readouterr().err
+
+
+def test_a_data_folder_is_of_a_manifest(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    source = write_data(tmp_path / "data").parent
+    (source / "manifest.json").unlink()
+    assert auto(source, tmp_path / "out", "--data", str(source)) == 2
+    assert "--data goes with a manifest" in capsys.readouterr().err
+
+
+def test_a_label_map_that_is_drawn_anew_in_between_is_refused(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    path = write_data(tmp_path / "data")
+    assert auto(path, tmp_path / "out") == 0
+    label = path.parent / "labels/case_3.nii.gz"
+    before = label.read_bytes()
+    label.write_bytes(before)  # as copied: the times are others
+    assert auto(path, tmp_path / "out") == 0
+    label.write_bytes((path.parent / "labels/case_4.nii.gz").read_bytes())
+    assert auto(path, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "others than when the folder was begun" in said and "found: case_3" in said
+    label.write_bytes(before)
+    assert auto(path, tmp_path / "out") == 0
+
+
+def test_a_test_set_that_shares_patients_with_training_is_refused(fake: FakeSearch, tmp_path: Path, capsys) -> None:
+    path = write_data(tmp_path / "data")
+    manifest = load_manifest(path)
+    for case in manifest.training:
+        case.patient_id = "P1" if case.id in ("case_0", "case_5") else case.id
+    kept = manifest.training[5].model_copy(update={"fold": None})
+    save_manifest(manifest.model_copy(update={"training": manifest.training[:5], "test": [kept]}), path)
+    assert auto(path, tmp_path / "out") == 3
+    assert "found: P1" in capsys.readouterr().err and not fake.questions
+    assert run(["split", str(path), "--test", "0.25", "--folds", "2", "--redraw"]) == 0  # as the hint says
     assert auto(path, tmp_path / "out") == 0
 
 

@@ -19,7 +19,10 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all that is made.")] = Path("auto"),
     data: DataFolder = None,
     patient_rule: Annotated[
-        str, typer.Option(help="Patient from case id: pairs (2k-1 and 2k are one), regex:PATTERN (one group), none.")
+        str,
+        typer.Option(
+            help="Of a folder of scans: patient from case id: pairs (2k-1 and 2k), regex:PATTERN (one group), none."
+        ),
     ] = "none",
     modality: Annotated[
         list[str] | None, typer.Option(help="CT, MRI, ... once for each channel.", show_default=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segpipe.cli.shared_options import AsJson, Channels, Registered, Repair, SecondaryCapture
+from segpipe.cli.shared_options import AsJson, Channels, Registered, Repair, SecondaryCapture, given_beside
 from segpipe.common.console import Console
 from segpipe.errors import UsageError
 
@@ -134,7 +134,13 @@ def command(
             show_default=False,
         ),
     ] = None,
-    hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Record the SHA-256 of every file.")] = True,
+    hashes: Annotated[
+        bool,
+        typer.Option(
+            "--hash/--no-hash",
+            help="Record the SHA-256 of every file, by which a model knows again what it was trained on.",
+        ),
+    ] = True,
     pseudonymise: Annotated[
         bool, typer.Option(help="Replace case and patient ids by keyed hashes; keep no name that the source has.")
     ] = False,
@@ -205,7 +211,7 @@ def command(
 
     Example: segpipe import predictions --corrections corrected --annotator reader-2 --into manifest.json
     """
-    from segpipe.data import LabelsNotChosenError, dicom_label_names, import_dataset
+    from segpipe.data import NOT_HASHED, LabelsNotChosenError, dicom_label_names, import_dataset
 
     console = Console("import", as_json=json)
     if corrections is not None:
@@ -298,6 +304,8 @@ def command(
                     progress=progress,
                     note=console.note,
                 )
+                if not hashes:
+                    console.note(NOT_HASHED)
                 if pictures is not None:
                     _draw(imported, pictures, progress)
             except LabelsNotChosenError as error:
@@ -314,13 +322,7 @@ def _require_obeyed(
     context: typer.Context, source: Path | None, message: str, expected: str, obeyed: Collection[str]
 ) -> Path:
     """Return the source; refuse options beside it that would be passed over."""
-    others = [
-        max(option.opts, key=len)
-        for option in context.command.params
-        if option.name is not None
-        and option.name not in {"source", "json", *obeyed}
-        and getattr(context.get_parameter_source(option.name), "name", None) == "COMMANDLINE"
-    ]
+    others = given_beside(context, {"source", "json", *obeyed})
     if source is None or others:
         raise UsageError(message, found=", ".join(others) or "no source", expected=expected)
     return source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +94,17 @@ Mlflow = Annotated[
         show_default=False,
     ),
 ]
+
+
+def given_beside(context: typer.Context, obeyed: Collection[str]) -> list[str]:
+    """Return the options on the command line, as they are written, that are not among these names."""
+    return [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name is not None
+        and option.name not in obeyed
+        and getattr(context.get_parameter_source(option.name), "name", None) == "COMMANDLINE"
+    ]
 
 
 def allowed_names(allow: list[str] | None, allow_file: Path | None) -> tuple[str, ...]:

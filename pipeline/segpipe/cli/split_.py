@@ -13,6 +13,8 @@ from segpipe.common.console import Console
 if TYPE_CHECKING:
     from segpipe.data import Manifest
 
+COUNTED = "test cases of this manifest have been measured before, models: {}; with a new test set that count goes on"
+
 
 def command(
     manifest: Annotated[Path, typer.Argument(help="Manifest to split.", show_default=False)],
@@ -36,12 +38,13 @@ def command(
 
     Example: segpipe split manifest.json --test 0.25 --folds 5 --seed 0
     """
-    from segpipe.data import data_root, draw_split, load_manifest, patients_note, save_manifest
+    from segpipe.data import carry_readings, data_root, draw_split, load_manifest, patients_note, save_manifest
 
     console = Console("split", as_json=json)
     split = draw_split(load_manifest(manifest), test, folds, seed, redraw=redraw)
     path = output or manifest
     root = data_root(manifest, data)
+    readings = carry_readings(manifest, path)
     save_manifest(split, path)
     parts = [("test", split.test)]
     parts += [(f"fold {fold}", [case for case in split.training if case.fold == fold]) for fold in split.folds()]
@@ -49,7 +52,8 @@ def command(
     rows = [(name, len(cases), len({case.group for case in cases})) for name, cases in parts]
     console.table("split", ("part", "cases", "patients"), rows)
     doubt = patients_note(split) if split.knows_patients else None
-    notes = [*([doubt] if doubt else []), *_lacking(split, root, console)]
+    notes = [COUNTED.format(readings)] if readings and test != "keep" else []
+    notes += [*([doubt] if doubt else []), *_lacking(split, root, console)]
     for note in notes:
         console.note(note)
     console.say(f"written: {path}")

@@ -18,6 +18,7 @@ from .fingerprint import take_fingerprint as take_fingerprint
 from .importers import Corrected as Corrected
 from .importers import Imported as Imported
 from .importers import LabelsNotChosenError as LabelsNotChosenError
+from .importers import add_hashes as add_hashes
 from .importers import dicom_label_names as dicom_label_names
 from .importers import import_corrections as import_corrections
 from .importers import import_dataset as import_dataset
@@ -27,6 +28,7 @@ from .label_presence import labels_not_trained as labels_not_trained
 from .label_presence import labels_present as labels_present
 from .label_presence import not_trained_words as not_trained_words
 from .manifest import CASE_ID as CASE_ID
+from .manifest import NOT_HASHED as NOT_HASHED
 from .manifest import PATIENTS_UNKNOWN as PATIENTS_UNKNOWN
 from .manifest import Case as Case
 from .manifest import Manifest as Manifest
@@ -41,9 +43,11 @@ from .phantom import make_phantom as make_phantom
 from .phantom import write_nifti as write_nifti
 from .reading_ledger import Reading as Reading
 from .reading_ledger import Readings as Readings
+from .reading_ledger import carry_readings as carry_readings
 from .reading_ledger import checked_reason as checked_reason
 from .reading_ledger import readings_of as readings_of
 from .reading_ledger import record_reading as record_reading
 from .splits import chosen_folds as chosen_folds
 from .splits import draw_split as draw_split
 from .splits import patients_note as patients_note
+from .splits import require_apart as require_apart

@@ -32,6 +32,7 @@ Section = Literal["training", "test"]
 Unit = Literal["SUVbw", "BQML", "CNTS", "GML", "HU"]
 VERSION_2 = ("ignore_label", "regions", "units", "first_stage")
 VERSION_2_OF_CASE = ("annotated_labels", "registered", "history", "selection", "covariates")
+NOT_HASHED = "no hashes of images: a model will know what it was trained on by the ids of this very manifest alone"
 PATIENTS_UNKNOWN = "patients unknown: figures may be too good"
 
 
@@ -99,6 +100,11 @@ class Case(BaseModel):
     def paths(self) -> list[str]:
         """Every file of the case."""
         return self.images + ([self.label] if self.label else [])
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether its images are known again by their hashes, whatever they are called elsewhere."""
+        return set(self.images) <= set(self.sha256 or {})
 
     @property
     def only_trains(self) -> bool:

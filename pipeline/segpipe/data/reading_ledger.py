@@ -189,6 +189,29 @@ def record_reading(
     return Readings(len(readings), path.name, reason=reason)
 
 
+def carry_readings(manifest: str | Path, to: str | Path) -> int:
+    """Let the next version of a manifest go on with its count: another file name makes no test set unread.
+
+    Args:
+        manifest: whose ledger it is.
+        to: the manifest that is made of it; what stands in its own ledger stays.
+
+    Returns:
+        How many readings the ledger of the new one has.
+
+    Raises:
+        DataError: a ledger cannot be used.
+        UsageError: that of the new one cannot be written.
+    """
+    earlier, there = readings_of(manifest), readings_of(to)
+    if ledger_path(manifest) == ledger_path(to) or not earlier:
+        return len(there)
+    known = {reading.model for reading in there}
+    readings = [*there, *(reading for reading in earlier if reading.model not in known)]
+    write_json(ledger_path(to), _Ledger(schema_version=1, readings=readings).model_dump(mode="json"))
+    return len(readings)
+
+
 def _with(readings: list[Reading], new: Reading) -> list[Reading]:
     before = next((reading for reading in readings if reading.model == new.model), None)
     if before is None:

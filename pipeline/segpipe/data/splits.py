@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from segpipe.common.console import some_of
 from segpipe.data.manifest import PATIENTS_UNKNOWN, Case, Manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 
@@ -68,13 +69,7 @@ def draw_split(
     copy.training = _sorted(case for cases in remaining for case in cases)
     copy.numTraining, copy.numTest = len(copy.training), len(copy.test)
     copy.split_rule = _in_words(copy, test, folds, seed)
-    leaks = find_leaks(copy, labelled_only=True)
-    if leaks:
-        raise DataError(
-            "patients of the kept test set are in training too",
-            found=", ".join(leaks[:10]),
-            hint="draw a new test set with --test and --redraw",
-        )
+    require_apart(copy)
     return copy
 
 
@@ -156,6 +151,23 @@ def find_leaks(manifest: Manifest, *, labelled_only: bool = False) -> list[str]:
         if case.label is not None or not labelled_only:
             parts[case.group].add("test")
     return sorted(group for group, where in parts.items() if len(where) > 1)
+
+
+def require_apart(manifest: Manifest) -> None:
+    """Refuse a test set that can be measured on, of whose patients some are trained on.
+
+    Raises:
+        DataError: naming them.
+    """
+    both = {case.group for case in manifest.test if case.label is not None}
+    both &= {case.group for case in manifest.training}
+    if both:
+        raise DataError(
+            "patients of the test set are in training too",
+            found=some_of(sorted(both)),
+            expected="all cases of a patient in one part",
+            hint="draw a new test set: `segpipe split MANIFEST --test 0.25 --redraw`; a folder is imported first",
+        )
 
 
 def _refuse_second_draw(manifest: Manifest, test: int | float | None, redraw: bool) -> None:

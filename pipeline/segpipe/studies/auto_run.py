@@ -12,20 +12,24 @@ Each step is kept when it is finished, so the same command goes on where it was 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segpipe.bundle import export
-from segpipe.common.console import quoted
-from segpipe.common.files import read_json
+from segpipe.common.console import quoted, some_of
+from segpipe.common.files import read_json, sha256_of
 from segpipe.common.folder_lock import locked
 from segpipe.common.processes import usable_cores
 from segpipe.data import (
     FINGERPRINT,
     Fingerprint,
     Manifest,
+    add_hashes,
+    carry_readings,
     check_dataset,
     data_root,
     draw_split,
@@ -33,6 +37,7 @@ from segpipe.data import (
     load_manifest,
     patients_note,
     read_fingerprint,
+    require_apart,
     save_fingerprint,
     save_manifest,
     take_fingerprint,
@@ -88,9 +93,13 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
     path = asked.out / MANIFEST
     given = asked.source if asked.source.suffix == ".json" else asked.source / MANIFEST
     if given.is_file() and _is_manifest(given):
+        _require_unused(asked, given)
         if not (path.is_file() and state.is_finished("import")):
+            carry_readings(given, path)
             save_manifest(load_manifest(given), path)
         root = data_root(given, asked.data)
+    elif asked.data is not None:
+        raise UsageError("--data goes with a manifest", found=asked.source, hint="leave it out: the scans lie there")
     elif path.is_file() and state.is_finished("import"):
         root = asked.out / state.decided("import")["data"]
     else:
@@ -101,7 +110,7 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
             label_names=asked.label_names,
             patient_rule=asked.patient_rule,
             converted=asked.out / "nifti",
-            hashes=False,
+            hashes=False,  # below, of what is trained on alone
             overwrite=True,
             note=state.say,
         )
@@ -109,6 +118,10 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
         state.decide(data=os.path.relpath(root.resolve(), asked.out.resolve()))
         state.document["notes"] += imported.notes
     manifest = load_manifest(path)
+    require_apart(manifest)
+    if not state.is_finished("import"):
+        _hash_training(manifest, root, path)
+    _require_unchanged(manifest, root, state)
     state.decide(
         dataset=manifest.name,
         cases=len(manifest.training),
@@ -117,6 +130,62 @@ def _imported(asked: Asked, state: State) -> tuple[Manifest, Path]:
         patients=len({case.group for case in manifest.training}) if manifest.knows_patients else None,
     )
     return manifest, root
+
+
+def _require_unused(asked: Asked, given: Path) -> None:
+    """Refuse what says how to import, where nothing is imported."""
+    says = {
+        "--patient-rule": asked.patient_rule != "none",
+        "--modality": asked.modality,
+        "--label-name": asked.label_names,
+    }
+    if others := [option for option, is_given in says.items() if is_given]:
+        raise UsageError(
+            "there is a manifest, and these say how to make one",
+            path=given,
+            found=", ".join(others),
+            hint="leave them out; or make the manifest anew: segpipe import ... --overwrite, with them",
+        )
+
+
+def _hash_training(manifest: Manifest, root: Path, path: Path) -> None:
+    """Let the bundle know again what it was trained on."""
+    unhashed = [case for case in manifest.training if not case.is_hashed]
+    if unhashed:
+        add_hashes(manifest.model_copy(update={"training": unhashed, "test": []}), root)
+        save_manifest(manifest, path)
+
+
+def _require_unchanged(manifest: Manifest, root: Path, state: State) -> None:
+    """Refuse to go on with other bytes than what is finished was trained on; files with new times are hashed again.
+
+    Raises:
+        UsageError: naming the cases.
+    """
+    before = state.decided("import").get("files")
+    files = [root / path for case in manifest.training for path in case.paths]
+    try:
+        stats = [path.stat() for path in files]
+        now = hashlib.sha256(json.dumps([(each.st_size, each.st_mtime_ns) for each in stats]).encode()).hexdigest()
+        known = [
+            (case.id, root / path, sha256) for case in manifest.training for path, sha256 in (case.sha256 or {}).items()
+        ]
+        changed = (
+            [case_id for case_id, path, sha256 in known if sha256_of(path) != sha256]
+            if before not in (None, now)
+            else []
+        )
+    except OSError as error:
+        raise UsageError("a scan or label map cannot be read", path=error.filename, found=error.strerror) from error
+    if changed:
+        raise UsageError(
+            "scans or label maps are others than when the folder was begun",
+            path=state.out,
+            found=some_of(list(dict.fromkeys(changed))),
+            expected="the files that it was begun with",
+            hint="put them back, or begin anew with another -o",
+        )
+    state.decide(files=now)
 
 
 def _is_manifest(path: Path) -> bool:
@@ -158,7 +227,9 @@ def _split(asked: Asked, manifest: Manifest, state: State) -> Manifest:
     doubt = patients_note(manifest)
     if doubt and doubt not in state.document["notes"]:
         state.document["notes"].append(doubt)
-        state.say(doubt if manifest.knows_patients else f"{doubt}; name the rule with --patient-rule")
+        imported = "data" in state.decided("import")
+        rule = "--patient-rule" if imported else "`segpipe import --patient-rule`, which makes the manifest"
+        state.say(doubt if manifest.knows_patients else f"{doubt}; name the rule with {rule}")
     state.decide(folds=manifest.fold_sizes(), rule=manifest.split_rule)
     return manifest
 

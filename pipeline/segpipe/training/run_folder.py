@@ -16,7 +16,7 @@ from segpipe.common.memory import memory_here
 from segpipe.common.precision import precision_of
 from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import environment
-from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest
+from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest, require_apart
 from segpipe.errors import DataError, UsageError
 from segpipe.store import default_store
 from segpipe.training.config_checks import check_components, check_network
@@ -133,6 +133,7 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
 
     Raises:
         RefusedError: such a bundle did not pass; or see `segpipe.training.fine_tuning`.
+        DataError: the manifest's test set has patients of its training.
         UsageError: see `segpipe.training.compose_config`; or labels and channels that are not the manifest's.
     """
     if settings.task is None and settings.start is None:
@@ -140,6 +141,7 @@ def compose_run(manifest: Path, out: Path, settings: RunSettings, policy: TrustP
     parent = None if settings.start is None else read_parent(settings.start.bundle, policy)
     require_vetted_sources((manifest,), policy)
     dataset, place = load_manifest(manifest), data_root(manifest, settings.data).resolve()
+    require_apart(dataset)
     fragments = settings.fragments(dataset, parent)
     require_vetted_sources([each for each in fragments.values() if isinstance(each, str)], policy)
     values: dict[str, tuple[Any, str]] = {

@@ -17,7 +17,7 @@ from dicom.make import series as slices_of_a_series
 from dicom.make import write
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
-from segpipe.data import draw_split, import_corrections, load_manifest, save_manifest
+from segpipe.data import draw_split, import_corrections, load_manifest, readings_of, record_reading, save_manifest
 from segpipe.data.manifest import Manifest
 from segpipe.dicom import AlgorithmInfo, label_infos, load_series, patient_pseudonym, scan, write_dicom, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
@@ -546,6 +546,7 @@ def test_a_second_round_goes_on_with_the_first(site: Site):
     site.write_manifest()
     for name in ("a", "b"):
         site.predict(name, site.image(site.scans / f"{name}.nii.gz"))
+    record_reading(site.manifest, "a" * 64, None, "c" * 64, 1)
     save(site.back / "a.nii.gz", mask(3))
     first = site.take()
     save(site.back / "b.nii.gz", mask(4))
@@ -553,6 +554,7 @@ def test_a_second_round_goes_on_with_the_first(site: Site):
     assert (second.path.name, second.taken, second.known) == ("manifest_3.json", ["b"], ["a"])
     save(site.back / "a.nii.gz", mask(5))  # corrected again
     third = site.take(into=second.path, annotator="reader-3")
+    assert [each.model for each in readings_of(third.path)] == ["a" * 64]  # the test set is the same
     case = next(case for case in third.manifest.training if case.id == "a")
     assert [each.annotator for each in case.history] == ["reader-2", "reader-3"]
     assert np.array_equal(np.asarray(nib.load(site.data / case.label).dataobj), mask(5))

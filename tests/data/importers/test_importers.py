@@ -100,9 +100,17 @@ def test_output_elsewhere_keeps_paths_relative_to_the_data_and_says_so(tmp_path,
     root = decathlon(tmp_path / "data")
     output = tmp_path / "else" / "m.json"
     assert run(["import", str(root / "dataset.json"), "-o", str(output), "--no-hash"]) == 0
-    assert f"--data {root}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"--data {root}" in said.out and "a model will know what it was trained on by the ids" in said.err
     manifest = load_manifest(output)
     assert manifest.training[0].image == "imagesTr/b_1.nii.gz" and manifest.training[0].sha256 is None
+
+
+def test_a_patient_in_training_and_test_is_said(tmp_path, capsys):
+    root = nnunet(tmp_path / "data")
+    write(root / "labelsTs" / "c_003.nii.gz", 1)
+    assert run(["import", str(root), "--patient-rule", r"regex:^(c)_"]) == 0
+    assert "patients of the test set are in training too (c)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

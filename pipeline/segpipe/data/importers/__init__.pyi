@@ -6,4 +6,5 @@ from .dataset_import import import_dataset as import_dataset
 from .first_stage import import_first_stage as import_first_stage
 from .first_stage import require_one_stage as require_one_stage
 from .label_choice import LabelsNotChosenError as LabelsNotChosenError
+from .to_manifest import add_hashes as add_hashes
 from .to_manifest import find_dataset as find_dataset

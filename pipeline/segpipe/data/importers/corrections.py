@@ -32,6 +32,7 @@ from segpipe.data.importers.new_cases import NOT_SAID, NewCases
 from segpipe.data.importers.places import require_beside, require_new
 from segpipe.data.importers.source_dataset import refusal
 from segpipe.data.manifest import Case, Manifest, load_manifest, parse_manifest, save_manifest
+from segpipe.data.reading_ledger import carry_readings
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 
 
@@ -160,6 +161,8 @@ def import_corrections(
         note(f"passed over: {counted(len(others), 'label map')} of no case of {source.name}: {named}")
     result.manifest = _with(result.manifest, cases, path, note)
     result.taken = [case.id for case in cases]
+    if base is not None:
+        carry_readings(base, path)
     save_manifest(result.manifest, path)
     return result
 

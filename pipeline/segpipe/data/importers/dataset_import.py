@@ -28,8 +28,9 @@ from segpipe.data.importers.slice_volumes import convert_stacks
 from segpipe.data.importers.source_dataset import SourceDataset, with_own_ids
 from segpipe.data.importers.to_manifest import add_hashes, detect_layout, find_dataset, to_manifest
 from segpipe.data.manifest import Manifest, load_manifest, save_manifest, shipped_manifest
+from segpipe.data.splits import require_apart
 from segpipe.dicom import ChannelRule, check_repairs, parse_channels, parse_pet_unit
-from segpipe.errors import UsageError
+from segpipe.errors import DataError, UsageError
 
 DICOM_MODALITIES = {"MRI": "MR", "PET": "PT"}  # the manifest's word to DICOM's
 
@@ -221,6 +222,10 @@ def import_dataset(
         tell(f"{manifest.patients_of_some}; each stands for itself, --patient-rule tells who they are of")
     if hashes:
         add_hashes(manifest, dataset.root, _stage(progress, "hashing"))
+    try:
+        require_apart(manifest)
+    except DataError as error:
+        tell(f"{error.message} ({error.found}), so no training accepts this test set: {error.hint}")
     save_manifest(manifest, path)
     return Imported(manifest, path, dataset.root, notes)
 

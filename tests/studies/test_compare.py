@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -20,6 +21,7 @@ from segpipe.errors import UsageError
 from segpipe.studies.comparison_figures import draw_figures
 from segpipe.studies.comparison_state import Study, open_state
 from segpipe.studies.variants import Settings, epochs_for_minutes, epochs_for_steps, validation_interval
+from segpipe.training import read_fragment
 from tiny_compare import FakeSubprocesses
 from tiny_data import write_data
 
@@ -124,6 +126,16 @@ def test_all_runs_have_the_same_settings_but_their_own_loss(manifest, tmp_path, 
     assert differing["out"][0].endswith("/runs/unet+dice_ce/fold0-seed0/run")
     assert first["epochs"] == 20 and first["threads"] == 1 and first["augment"] == "none"
     assert first["overrides"] == ["val_interval=2", "learning_rate=0.01"]
+
+
+def test_an_epoch_of_so_many_steps_is_counted_as_these(manifest, tmp_path, fake) -> None:
+    runtime = tmp_path / "planned.yaml"
+    runtime.write_text(yaml.safe_dump({**read_fragment("runtime", "cpu")[0], "steps_per_epoch": 5}))
+    out = tmp_path / "out"
+    assert run(words(manifest, out, "--steps", "40", "--runtime", str(runtime), losses="dice_ce")) == 0
+    (row,) = state(out)["results"]["rows"]
+    assert row["steps"] == [40] and row["epochs"] == [8]
+    assert row["seconds_per_step"] == 0.06  # 0.3 s an epoch
 
 
 def test_folds_and_seeds_are_cells_and_are_averaged(manifest, tmp_path, fake) -> None:

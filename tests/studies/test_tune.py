@@ -322,6 +322,16 @@ def test_another_search_or_a_damaged_one_is_refused(
     tune(manifest, out, "--storage", "sqlite", trials=2)
     tune(manifest, out, "--storage", "sqlite", "--seed", "4", code=2)
     assert "seed: 4" in capsys.readouterr().err
+    task = manifest.parent / "task.yaml"
+    before = task.read_text()
+    task.write_text(before.replace("patch_size: [16, 16, 16]", "patch_size: [16, 16, 8]"))
+    tune(manifest, out, "--storage", "sqlite", trials=3, code=2)  # of one name, and another content
+    assert "own_fragments: task.yaml (sha256" in capsys.readouterr().err
+    task.write_text(before)
+    document = state(out)
+    del document["settings"]["own_fragments"]  # as of older searches
+    (out / "tune.json").write_text(json.dumps(document))
+    tune(manifest, out, "--storage", "sqlite", trials=2)
     (out / "study.db").write_bytes(b"no database, and long enough to be read as one" * 40)
     tune(manifest, out, "--storage", "sqlite", code=3)
     assert "the trials cannot be read" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from segpipe.studies.auto_page import write_auto_page
 from segpipe.studies.candidates import Candidate
 from segpipe.studies.same_settings import differing, require_same
 from segpipe.studies.search import Found
+from segpipe.studies.variants import own_fragments
 from segpipe.training import duration, step_memory
 
 STATE, PAGE, BUNDLE, SEARCH = "auto.json", "auto.html", "bundle", "search"
@@ -66,6 +67,9 @@ class Asked:
         }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()} | {
             "candidates": [candidate.record() for candidate in self.candidates],
+            "own_fragments": own_fragments(
+                (kind, getattr(each, kind)) for each in self.candidates for kind in ("network", "augment")
+            ),
             "budget_seconds": self.seconds,
         }
 
@@ -175,7 +179,8 @@ def _read_state(asked: Asked) -> dict[str, Any]:
     document = _read_document(path)
     if not any(step["status"] == "finished" for step in document["steps"].values()):
         return new  # such as after a wrong path: nothing was done that other settings would not fit
-    recorded = {"source_sha256": record["source_sha256"], **document["settings"]}
+    later = ("source_sha256", "own_fragments")  # which folders of before do not record
+    recorded = {**{name: record[name] for name in later}, **document["settings"]}
     others = differing(record, recorded)
     begun = (asked.out / SEARCH).is_dir() and any((asked.out / SEARCH).glob("*.json"))
     if others and "source_sha256" not in others and not begun:

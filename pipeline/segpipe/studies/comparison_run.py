@@ -129,8 +129,9 @@ def _try_variants(study: Study, state: State, progress: Progress, processes: Sub
             refused.exit_code = ended.code if ended.code > 0 else refused.exit_code
             raise refused
         config, facts = composed[variant.name].config, ended.result["dry_run"]
-        steps = {  # of an epoch, by fold; the last batch may be smaller
-            str(fold): -(-len(study.dataset.select("training", fold)) // config["batch_size"])
+        steps = {  # of an epoch, by fold: those that are set, or each case once; the last batch may be smaller
+            str(fold): config["steps_per_epoch"]
+            or -(-len(study.dataset.select("training", fold)) // config["batch_size"])
             for fold in settings.folds
         }
         variants[variant.name] = {

@@ -32,6 +32,7 @@ from segpipe.studies.same_settings import require_same
 from segpipe.studies.space import Space, read_space
 from segpipe.studies.trials import Outcome, Trial, Trials, title_of
 from segpipe.studies.tuning_page import write_tuning_page
+from segpipe.studies.variants import own_fragments
 from segpipe.training import duration, read_out_of_fold, record_candidates
 
 STATE, PAGE, CONFIRMATION = "tune.json", "tune.html", "confirmation"
@@ -93,6 +94,7 @@ class Wanted:
 
     def record(self, space: Space, dataset: Manifest) -> dict[str, Any]:
         """Return the plain values that two starts in one folder must share; no path is among them."""
+        searched = [(kind, fragment) for kind, known in space.fragments.items() for fragment in known]
         return {
             "dataset": dataset.name,
             "manifest_sha256": sha256_of(self.manifest),
@@ -100,6 +102,7 @@ class Wanted:
             "default": dict(space.default),
             "task": Path(self.task).name,
             "runtime": Path(self.runtime).name,
+            "own_fragments": own_fragments([("task", self.task), ("runtime", self.runtime), *searched]),
             "fold": self.fold,
             "epochs": self.epochs,
             "threads": self.threads,
@@ -367,6 +370,7 @@ def _open_state(wanted: Wanted, settings: dict[str, Any]) -> dict[str, Any]:
     document = read_json(path, "search", hint)
     if not isinstance(document, dict) or set(document) != set(new) or not isinstance(document["settings"], dict):
         raise DataError("this is not the state of a search", path=path, hint=hint)
-    require_same(settings, document["settings"], wanted.out, "another search")
+    begun = {"own_fragments": settings["own_fragments"], **document["settings"]}  # which older searches do not record
+    require_same(settings, begun, wanted.out, "another search")
     seconds = document["seconds"] if wanted.storage == "sqlite" else 0.0
     return {**document, "status": "running", "stopped": None, "seconds": seconds}

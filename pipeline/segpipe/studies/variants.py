@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ class Settings:
         """Return plain values without a path: a fragment of the user's own is named by its file and its content."""
         values = asdict(self)
         for name, kind in (("networks", "network"), ("losses", "loss")):
-            values[name] = [_recorded(kind, fragment) for fragment in values[name]]
+            values[name] = [recorded(kind, fragment) for fragment in values[name]]
         for kind in ("task", "augment", "runtime"):
-            values[kind] = _recorded(kind, values[kind])
+            values[kind] = recorded(kind, values[kind])
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -145,12 +145,18 @@ def is_path(fragment: str) -> bool:
     return "/" in fragment or fragment.endswith((".yaml", ".yml", ".json"))
 
 
+def own_fragments(fragments: Iterable[tuple[str, str]]) -> list[str]:
+    """Return by what files of the user's own are known again, of fragments that are given as kind and name or path."""
+    return sorted({recorded(kind, fragment) for kind, fragment in fragments if is_path(fragment)})
+
+
 def listed(words: Sequence[str]) -> tuple[str, ...]:
     """Return values that were given by repeating an option, with commas, or both; each once."""
     return tuple(dict.fromkeys(part.strip() for word in words for part in word.split(",") if part.strip()))
 
 
-def _recorded(kind: str, fragment: str) -> str:
+def recorded(kind: str, fragment: str) -> str:
+    """Return by what a fragment is known again: its name; of a file of the user's own also a hash of its content."""
     if not is_path(fragment):
         return fragment
     content = json.dumps(read_fragment(kind, fragment)[0], sort_keys=True)

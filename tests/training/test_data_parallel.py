@@ -181,7 +181,7 @@ def test_torchrun_says_how_many_and_starts_one_training(
 def test_options_that_do_not_go_together_are_told(tiny_manifest: Path, capsys) -> None:
     with pytest.raises(UsageError, match="goes with --resume"):
         segpipe.train(tiny_manifest, task="task.yaml", out="run", allow_other_processes=True)
-    with pytest.raises(UsageError, match="of a new run"):
+    with pytest.raises(UsageError, match="takes its settings from the run"):
         segpipe.train(resume="run", batch_rule="scaled")
     more = ["--processes", "2", "--set", "steps_per_epoch=2", "--budget", "1h"]
     assert run(train_arguments(tiny_manifest, Path("unused"), *more)) == 2

@@ -14,9 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import segpipe
 from segpipe.cli.app import run
+from segpipe.common.folder_lock import locked
+from segpipe.data.manifest import NOT_HASHED
 from segpipe.errors import UsageError
+from segpipe.training import session
+from segpipe.training.fragments import Composed
 from segpipe.training.session import unwrap
-from tiny_data import train_arguments
+from tiny_data import train_arguments, write_data
 
 
 def weights(out: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
@@ -136,6 +140,51 @@ def test_a_run_is_not_resumed_by_what_would_not_train(whole: Path, capsys) -> No
         segpipe.train(resume=whole, dry_run=True)
 
 
+@pytest.mark.parametrize(
+    "more", ["--loss dice_ce", "--network dynunet --seed 7", "--fold 1", "--store none", "--out x"]
+)
+def test_what_a_resumed_run_would_not_obey_is_refused(whole: Path, capsys, more: str) -> None:
+    assert run(["train", "--resume", str(whole), *more.split()]) == 2
+    assert f"found: {', '.join(word for word in more.split() if word.startswith('--'))}" in capsys.readouterr().err
+
+
+def test_what_a_resumed_run_would_not_obey_is_refused_in_python_too(whole: Path) -> None:
+    with pytest.raises(UsageError, match="settings from the run") as caught:
+        segpipe.train(resume=whole, loss="tversky", member=2, progress=len)
+    assert caught.value.found == "loss, member"
+
+
+def test_a_session_is_recorded_when_it_begins_and_a_killed_one_has_the_time_of_its_epochs(
+    tmp_path: Path, monkeypatch
+) -> None:
+    rows = "".join(f"{epoch},{seconds}\n" for epoch, seconds in ((1, 7.5), (2, 2.0), (3, 3.25)))
+    (tmp_path / "history.csv").write_text("epoch,seconds,val_mean_dice\n" + rows.replace("\n", ",\n"))
+    killed = {"resumed": True, "began": 5.0, "versions": {}, "seconds": 0.0}
+    record = {"status": "interrupted", "epochs": 1, "sessions": [{**killed, "seconds": 9.0}, killed]}
+    seen: list[list[float]] = []
+
+    def execute(*_: object) -> None:
+        written = json.loads((tmp_path / "run.json").read_text())
+        seen.append([session["seconds"] for session in written["sessions"]])
+
+    monkeypatch.setattr(session, "_execute", execute)
+    ended = session._session(tmp_path, record, True, None, len)
+    assert seen == [[9.0, 5.2, 0.0]]  # 2.0 s and 3.25 s: the first epoch is of the first session
+    assert [each["seconds"] for each in ended["sessions"]][:2] == [9.0, 5.2]
+
+
+def test_of_two_that_begin_at_once_the_second_leaves_nothing(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", UsageError("unused")), pytest.raises(UsageError, match="another process trains"):
+        session.start(Composed({"fold": 0}), tmp_path / "manifest.json", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_jobs_are_of_several_runs(whole: Path, tiny_manifest: Path, tmp_path: Path, capsys) -> None:
+    for words in (train_arguments(tiny_manifest, tmp_path / "run"), ["train", "--resume", str(whole)]):
+        assert run([*words, "--jobs", "3"]) == 2
+        assert "--jobs is of several runs" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named_as_it_is_given(tiny_manifest: Path, capsys) -> None:
     assert run(["train", str(tiny_manifest)]) == 2
     assert "--task and --out" in capsys.readouterr().err
@@ -233,9 +282,22 @@ def test_usage_errors(tiny_manifest, tmp_path, capsys) -> None:
 def test_dry_run_builds_everything_and_writes_nothing(tiny_manifest, tmp_path, capsys) -> None:
     arguments = train_arguments(tiny_manifest, tmp_path / "run", "--dry-run", "--json")
     assert run(arguments) == 0
-    found = json.loads(capsys.readouterr().out)["dry_run"]
+    said = capsys.readouterr()
+    found = json.loads(said.out)["dry_run"]
+    assert NOT_HASHED in said.err
     assert found["batch_shape"] == [2, 1, 16, 16, 16]
     assert found["validation_scores_shape"][1] == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_patients_of_the_test_set_are_not_trained_on(tmp_path, capsys) -> None:
+    path = write_data(tmp_path / "data")
+    document = json.loads(path.read_text())
+    document["test"] = [{**document["training"].pop(), "fold": None, "patient_id": "P1"}]
+    document["training"][0]["patient_id"] = "P1"
+    path.write_text(json.dumps(document))
+    assert run(train_arguments(path, tmp_path / "run")) == 3
+    assert "patients of the test set are in training too" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

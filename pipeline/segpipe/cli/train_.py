@@ -22,6 +22,7 @@ from segpipe.cli.shared_options import (
     Threads,
     Workers,
     allowed_names,
+    given_beside,
 )
 from segpipe.common.console import Console, Interrupted, quoted, some_of
 from segpipe.common.processes import place_among_processes
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 def command(
+    context: typer.Context,
     manifest: Annotated[Path | None, typer.Argument(help="Manifest with folds.")] = None,
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
     task: Annotated[str | None, TASK] = None,
@@ -159,7 +161,7 @@ def command(
 
     A manifest or fragment that lies in a bundle is used when that bundle passes the checks of `segpipe bundle verify`.
     """
-    from segpipe.training import train
+    from segpipe.training import WITH_RESUME, train
 
     console = Console("train", as_json=json)
     settings: dict[str, Any] = {
@@ -198,6 +200,13 @@ def command(
     if explain:
         _explain(console, manifest, out, {**settings, "folds": folds}, from_, start, policy, save_config)
         return OK
+    if resume is not None and (others := given_beside(context, {*WITH_RESUME, "json", "dry_run"})):
+        raise UsageError(
+            "--resume takes its settings from the run, and would pass over what else is given",
+            found=", ".join(others),
+            expected=f"beside it only {', '.join('--' + name.replace('_', '-') for name in WITH_RESUME[1:-1])}",
+            hint="leave it out, or train it with another --out",
+        )
     if allow_other_cpu and resume is None:
         raise UsageError("--allow-other-cpu goes with --resume", hint="a new run begins on any CPU")
     if resume is None and (manifest is None or (task is None and from_ is None) or (out is None and not dry_run)):

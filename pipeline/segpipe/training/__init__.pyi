@@ -44,5 +44,6 @@ from .slices import take_slices as take_slices
 from .step_measurement import startup_seconds as startup_seconds
 from .tracking import track_bundle as track_bundle
 from .tracking import tracked as tracked
+from .training_run import WITH_RESUME as WITH_RESUME
 from .training_run import TrainingRun as TrainingRun
 from .training_run import train as train

@@ -48,7 +48,8 @@ def start(
     """
     if follows():
         return _follow(out, composed.config, False, None)
-    record = prepare(composed, manifest, out, fingerprint)
+    with locked(out, _busy(out)):  # of two that begin at once, the second leaves nothing beside the first
+        record = prepare(composed, manifest, out, fingerprint)
     if place_among_processes()[1] < processes_of(record):
         launch(out, processes_of(record), {"resume": out}, progress)
         return _read_record(out)
@@ -176,12 +177,14 @@ def _session(
         "resumed": resume and (out / "last.pt").is_file(),
         "began": round(began, 1),
         "versions": versions(),
+        "seconds": 0.0,  # until it ends
     }
-    busy = UsageError("another process trains in this folder", path=out, hint="wait for it, or choose another --out")
-    with locked(out, busy, wait_s=ENDING_S):
+    with locked(out, _busy(out), wait_s=ENDING_S):
+        _count_killed(out, record)
         if epochs is not None:
             (progress or Console("train").note)(_extend(out, record, epochs))
         record["sessions"].append(session)
+        write_json(out / "run.json", record)
         tracker = tracker_of(out, progress)
         try:
             _execute(out, resume, data, progress, tracker)
@@ -199,6 +202,19 @@ def _session(
             if tracker is not None:
                 tracker.end(record, read_history(out) if (out / "history.csv").is_file() else [])
     return record
+
+
+def _busy(out: Path) -> UsageError:
+    return UsageError("another process trains in this folder", path=out, hint="wait for it, or choose another --out")
+
+
+def _count_killed(out: Path, record: dict[str, Any]) -> None:
+    """Give a session that was killed the time of its epochs, which is all that is known of it."""
+    last = record["sessions"][-1] if record["sessions"] else None
+    if last is not None and not last["seconds"] and (out / "history.csv").is_file():
+        rows = read_history(out)
+        last["seconds"] = round(sum(float(row["seconds"] or 0) for row in rows[record.get("epochs", 0) :]), 1)
+        record["epochs"] = len(rows)
 
 
 def _execute(

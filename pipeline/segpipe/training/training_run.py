@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from segpipe.common.console import Console, counted, quoted
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import place_among_processes, usable_cores
 from segpipe.data import (
+    NOT_HASHED,
     Manifest,
     chosen_folds,
     fingerprint_path,
@@ -37,6 +39,11 @@ from segpipe.training.session import resume as resume_run
 from segpipe.training.session import start
 from segpipe.training.several_runs import Sources, alone_in
 from segpipe.training.tracking import told
+
+WITH_RESUME = (
+    *("resume", "data", "epochs", "jobs", "processes", "mlflow", "allow_other_cpu", "allow_other_processes"),
+    "progress",
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +176,9 @@ def train(
         freeze: ``encoder`` keeps its weights as they are.
         allow_seen: go on where the parent saw cases that the run is measured on; each figure says so.
         allow_other_preprocessing: go on where images are prepared in another way than the parent's.
-        resume: run folder, or that of several seeds or folds, to continue; its settings are its own, but for ``data``
-            and more ``epochs``, with which also a finished run goes on, at the learning rates of a run of so many.
+        resume: run folder, or that of several seeds or folds, to continue; its settings are its own, and others are
+            refused, but for ``data`` and more ``epochs``, with which also a finished run goes on, at the learning rates
+            of a run of so many.
         allow_other_cpu: with ``resume``: go on also on another kind of CPU, where bits differ; the record says so.
         mlflow: address of an MLflow server, or ``sqlite:///FILE``, that is told parameters, each epoch and the record;
             with ``resume`` too it is told only where it is named.
@@ -185,6 +193,7 @@ def train(
         RefusedError: the parent, or a bundle that manifest or fragments lie in, is not trusted; or the parent saw cases
             that the run would be measured on, or prepares images in another way.
     """
+    given = dict(locals())
     if follows():
         progress = progress or (lambda line: None)
     if place_among_processes()[1] > 1:
@@ -195,13 +204,7 @@ def train(
                 "--resume goes on with the training, and --dry-run would not train",
                 hint="leave one of them out: what a run is configured by stands in RUN/config.json",
             )
-        if manifest is not None or overrides or any(given is not None for given in (seeds, folds, budget, parent)):
-            raise UsageError(
-                "--resume takes its settings from the run",
-                hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
-            )
-        if batch_rule != "split":
-            raise UsageError("--batch-rule is of a new run", hint="leave it out: the run has its batch")
+        _require_settings_of_the_run(given)
         root, place = Path(resume), None if data is None else Path(data)
         if allow_other_cpu:
             accept_this_cpu(root)
@@ -221,6 +224,7 @@ def train(
             with alone_in(root):
                 trained = resume_folds(root, place, jobs, progress)
                 return _of_folds(root, trained, measure_out_of_fold(root, place, jobs, progress))
+        _require_several(jobs, ())
         return _of_record(root, resume_run(root, place, progress, epochs, processes, allow_other_processes))
     if allow_other_processes:
         raise UsageError("--allow-other-processes goes with --resume", hint="a new run has as many as are asked for")
@@ -236,6 +240,7 @@ def train(
             "--member, --freeze, --allow-seen and --allow-other-preprocessing go with --from",
             hint="name the bundle that the training begins with: --from BUNDLE",
         )
+    _require_several(jobs, (folds, seeds))
     if budget is not None and epochs is not None:
         raise UsageError("--budget and --epochs both say how long", hint="give one of them")
     if folds is not None and (seeds is not None or fold != 0):
@@ -274,6 +279,32 @@ def train(
         return _train(folder / "manifest.json", out, settings, policy, seeds, jobs, dry_run, seconds, progress)
 
 
+def _require_settings_of_the_run(given: Mapping[str, Any]) -> None:
+    """Refuse settings beside ``resume`` that would be passed over: those of a run are its own."""
+    parameters = inspect.signature(train).parameters
+    others = [
+        name for name, value in given.items() if name not in WITH_RESUME and value not in ([], parameters[name].default)
+    ]
+    if others:
+        raise UsageError(
+            "--resume takes its settings from the run",
+            found=", ".join(others),
+            expected=f"beside it only {', '.join(WITH_RESUME[1:-1])}",
+            hint="give --resume RUN alone (and --data if it moved, --epochs for more of them)",
+        )
+
+
+def _require_several(jobs: int, several: Sequence[object]) -> None:
+    """Refuse jobs of a single run."""
+    if jobs > 1 and all(each is None for each in several):
+        raise UsageError(
+            "--jobs is of several runs, and this is one",
+            found=jobs,
+            expected="--folds or --seeds with it",
+            hint="leave --jobs out; --processes shares the batches of one run",
+        )
+
+
 def _train(
     manifest: Path,
     out: str | Path | None,
@@ -295,7 +326,8 @@ def _train(
         composed = compose_run(manifest, root, replace(settings, **length), policy)
     dataset = load_manifest(manifest)
     doubt = None if settings.folds is None else patients_note(dataset)
-    notes = (*composed.notes, *([doubt] if doubt else []))
+    unhashed = None if all(case.is_hashed for case in dataset.training) else NOT_HASHED
+    notes = (*composed.notes, *(note for note in (doubt, unhashed) if note))
     for note in notes:
         (progress or Console("train").note)(note)
     if dry_run:

@@ -21,12 +21,14 @@ from segpipe.cluster import Resources, Task, exit_code, submit
 from segpipe.cluster import planned as planned_of
 from segpipe.cluster.jobs import last_words
 from segpipe.errors import DataError, UsageError
+from segpipe.training import read_fragment
 from tiny_data import train_arguments
 from tiny_submit import FakeEngine
 from whole_commands import start, wait_for
 
 PREDICT = ["predict", "bundle", "scans", "out"]
 COMPARE = ["compare", "m.json", "--task", "t.yaml", "--network", "unet,unetpp", "--loss", "dice", "--out", "c"]
+FOLDS = ["train", "m.json", "--folds", "all", "--out", "x"]
 
 
 def planned(words: Sequence[str], *arguments: Any, **more: Any) -> list[Task]:
@@ -156,6 +158,8 @@ def test_shares_of_a_comparison_and_its_report(tmp_path: Path) -> None:
         (["train", "--folds", "all", "--out", "x"], None, "are not known"),
         (["predict", "bundle", "out"], None, "cannot be read"),
         ([*PREDICT, "--foramt", "seg"], None, "cannot be read"),
+        ([*FOLDS, "--set", "early_stop_patience=20"], None, "last of a fixed number of epochs"),
+        ([*FOLDS, "--set=keep_weights=best"], None, "last of a fixed number of epochs"),
         (["train", "m.json", "--folds", "all", "--out", "x", "--budget", "2h"], None, "a length of its own"),
         (["train", "m.json", "--folds", "all", "--out", "x", "--seeds", "2"], None, "every fold with one seed"),
         (["train", "m.json", "--seeds", "2", "--out", "x"], 2, "--array has no place here"),
@@ -168,6 +172,16 @@ def test_shares_of_a_comparison_and_its_report(tmp_path: Path) -> None:
 def test_what_is_not_submitted(words: list[str], array: int | None, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         planned(words, tmp_path, array)
+
+
+def test_folds_of_a_runtime_that_stops_early_are_not_submitted(tiny_manifest: Path, tmp_path: Path) -> None:
+    runtime = {**read_fragment("runtime", "cpu")[0], "early_stop_patience": 20}
+    (tmp_path / "patient.yaml").write_text(json.dumps(runtime))
+    words = ["train", str(tiny_manifest), *FOLDS[2:], "--runtime", "patient.yaml"]
+    with pytest.raises(UsageError, match="fixed number of epochs") as caught:
+        planned(words, tmp_path / "jobs", folder=tmp_path)
+    assert caught.value.found == "early_stop_patience: 20"
+    assert planned([*words, "--set", "early_stop_patience=0"], tmp_path / "jobs", folder=tmp_path)  # as the hint says
 
 
 def test_processes_of_one_search(tmp_path: Path) -> None:

@@ -113,6 +113,19 @@ def test_resuming_keeps_the_finished_goes_on_with_the_stopped_and_starts_the_mis
     assert read_seeds(out) == read_seeds(three)
 
 
+def test_fewer_or_other_seeds_do_not_forget_those_that_were_begun(
+    three, tiny_manifest, tmp_path, children, capsys
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(three, out)
+    assert run(several(tiny_manifest, out, "--seeds", "2", "--seed", "6")) == 0
+    assert "begun here before belong to the spread as well: 5" in capsys.readouterr().err
+    assert read_seeds(out) == read_seeds(three) and children.folders == []
+    shutil.rmtree(out / "seed6")  # listed, and never begun: not asked for, it is not trained
+    assert run(several(tiny_manifest, out, "--seeds", "1", "--seed", "7")) == 0
+    assert [row["seed"] for row in read_seeds(out)["seeds"]] == [5, 7] and children.folders == []
+
+
 def test_a_run_of_another_config_or_data_set_is_refused_before_any_training(
     three, tiny_manifest, tmp_path, children, capsys
 ) -> None:

@@ -172,6 +172,7 @@ class _Planned:
             raise UsageError(
                 "--folds trains every fold with one seed", found="--seeds", hint="leave it out, or --folds"
             )
+        self.require_fixed_length()
         chosen = chosen_folds(load_manifest(Path(self.folder) / manifest), self.command.text("--folds") or "all")
         shared = self.command.without("--folds", "--out", "--jobs")
         runs = {
@@ -179,6 +180,18 @@ class _Planned:
             for fold in chosen
         }
         return self.each(shared, runs, "measure")
+
+    def require_fixed_length(self) -> None:
+        """Refuse what `segpipe train --folds` would refuse, which is run when all folds have been trained."""
+        from segpipe.training import RunSettings, read_fragment
+
+        runtime = self.command.text("--runtime") or "cpu"
+        beside = Path(self.folder) / runtime
+        config = read_fragment("runtime", str(beside) if beside.is_file() else runtime)[0]
+        pairs = [str(each).partition("=") for each in self.command.options.get("--set", ())]
+        given = {name.strip(): 0 if value.strip() == "0" else value.strip() for name, _, value in pairs}
+        config = {"early_stop_patience": 0, **config, "keep_weights": "last", **given}
+        RunSettings(None, folds="all").require_fixed_length(config)
 
     def seeds(self) -> list[Task]:
         """A job a seed, each the run that `segpipe train --seeds` would train, and one that says how they differ."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segpipe.common.console import Console
 from segpipe.common.files import read_json, write_json
 from segpipe.errors import DataError
 from segpipe.training.run_folder import SEEDS
@@ -25,6 +26,8 @@ def train_seeds(
     sources: Sources, out: Path, count: int, jobs: int = 1, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Train with the config's seed and the ones that follow it; a run that is finished is kept as it is.
+
+    Seeds that were begun there belong to it as well: to leave one out after it was seen would be a choice.
 
     Args:
         sources: config of the first of them, and the data set.
@@ -42,7 +45,13 @@ def train_seeds(
         KeyboardInterrupt: it was interrupted; `resume_seeds` goes on.
     """
     first = int(sources.composed.config["seed"])
-    return _train(_series(out, range(first, first + count)), sources, jobs, progress)
+    asked = range(first, first + count)
+    listed = _series(out, [row["seed"] for row in read_seeds(out)["seeds"]] if (out / SEEDS).is_file() else [])
+    begun = {seed for seed in listed.values if listed.is_begun(seed)}
+    if more := sorted(begun - {*asked}):
+        words = f"seeds that were begun here before belong to the spread as well: {', '.join(map(str, more))}"
+        (progress or Console("train").note)(words)
+    return _train(_series(out, sorted({*begun, *asked})), sources, jobs, progress)
 
 
 def resume_seeds(
@@ -68,7 +77,7 @@ def read_seeds(out: Path) -> dict[str, Any]:
     document = read_json(out / SEEDS, "record of several seeds")
     try:
         seeds = [int(row["seed"]) for row in document["seeds"]]
-        whole = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and "val_mean_dice" in document
+        whole = bool(seeds) and seeds == sorted(set(seeds)) and "val_mean_dice" in document
     except (KeyError, TypeError, ValueError, IndexError):
         whole = False
     if not whole:

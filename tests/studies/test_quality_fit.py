@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from segpipe.data import Case, Covariates
+from segpipe.errors import UsageError
 from segpipe.quality import Population, Row
 from segpipe.studies import quality_fit
 from segpipe.training import FoldModel
@@ -26,7 +27,13 @@ def test_a_fold_that_comes_later_moves_the_rows_of_the_others(tmp_path: Path, mo
 
     monkeypatch.setattr(quality_fit, "_Fold", fold)
     monkeypatch.setattr(quality_fit, "open_bundle", lambda path: SimpleNamespace(weights_sha256=path.name))
-    monkeypatch.setattr(quality_fit, "_tasks", lambda model, *_: [SimpleNamespace(key=f"c{model.fold}")])
+    monkeypatch.setattr(quality_fit, "_tasks", lambda model, *_: [task(model.fold)])
+
+    def task(fold: int) -> Any:
+        paths = {"image": f"c{fold}.nii", "label": f"l{fold}.nii"}
+        for path in paths.values():
+            (tmp_path / path).touch()
+        return SimpleNamespace(key=f"c{fold}", case=Case(id=f"c{fold}", **paths))
 
     def rows(*folds: int) -> list[dict[str, float]]:
         models = [FoldModel(each, tmp_path / f"bundle{each}", tmp_path, tmp_path) for each in folds]
@@ -37,6 +44,13 @@ def test_a_fold_that_comes_later_moves_the_rows_of_the_others(tmp_path: Path, mo
     assert rows(0, 1, 2) == [noise | {f"embedding {each}:000": float(each)} for each in (0, 1, 2)]
     assert rows(2) == [noise | {"embedding 0:000": 2.0}]
     assert measured == [1, 2, 0]
+    (tmp_path / "l1.nii").write_text("corrected since")
+    rows(0, 1, 2)
+    assert measured == [1, 2, 0, 1]
+    (tmp_path / "c2.nii").unlink()
+    monkeypatch.setattr(quality_fit, "_tasks", lambda *_: [SimpleNamespace(key="c", case=Case(id="c", image="c2.nii"))])
+    with pytest.raises(UsageError, match="a case cannot be read"):
+        rows(2)
 
 
 def test_only_patients_that_are_known_are_counted() -> None:

@@ -6,6 +6,7 @@ RUN/quality.json         what `export` takes into the bundle: quantiles, covaria
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.bundle import Bundle, LoadedBundle, Segmentation, open_bundle
-from segpipe.common.files import cannot_write, write_json
+from segpipe.common.files import cannot_write, sha256_of, write_json
 from segpipe.common.grids import require_one_grid
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.data import Case, Manifest, load_manifest
-from segpipe.errors import DataError
+from segpipe.errors import DataError, UsageError
 from segpipe.evaluation import Targets, dice, targets_of
 from segpipe.inference import ModelOptions, RegisteredFiles, Source, read_source
 from segpipe.quality import (
@@ -134,8 +135,12 @@ def _measured(
             for member, each in enumerate(models):
                 bundle = open_bundle(each.bundle)
                 measure = _Fold(bundle, each, data or each.data, threads)
-                for task in _tasks(each, spoil, seed):
+                tasks = _tasks(each, spoil, seed)
+                cases = {task.case.id: task.case for task in tasks}
+                files = {case_id: _sha256_of_files(case, data or each.data) for case_id, case in cases.items()}
+                for task in tasks:
                     tie = {"key": task.key, "weights": bundle.weights_sha256, "version": VERSION, "seed": seed}
+                    tie["files"] = files[task.case.id]
                     row = known.get(json.dumps(tie))
                     if row is None:
                         row = measure(task, seed)
@@ -148,6 +153,16 @@ def _measured(
                     yield row
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _sha256_of_files(case: Case, data: Path) -> str:
+    """Return a hash of image and label as they are now: a case whose label was corrected since is measured anew."""
+    try:
+        hashes = [sha256_of(data / path) for path in case.paths]
+    except OSError as error:
+        hint = "name the data folder with --data"
+        raise UsageError("a case cannot be read", case_id=case.id, found=error.strerror, hint=hint) from error
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _rows_of(path: Path) -> dict[str, Row]:

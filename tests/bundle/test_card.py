@@ -13,6 +13,7 @@ from tiny_run import with_test_cases, write_evaluation
 
 from segpipe.bundle import Bundle
 from segpipe.bundle.exporting.card import model_card
+from segpipe.bundle.exporting.card_results import results_section
 from segpipe.bundle.exporting.markdown import code, table
 from segpipe.bundle.exporting.tied_evaluation import read_evaluation
 from segpipe.bundle.exporting.write import export
@@ -119,6 +120,9 @@ def test_it_says_how_much_a_seed_changes_and_on_what_it_was_measured(whole: Path
     card = card_of(whole)
     assert "with 3 seeds gave a best validation Dice of 0.510 on average (standard deviation 0.012" in card
     assert "Measured on 4 cases of 4 patients (held out of the training). None of them failed." in card
+    metadata = json.loads((whole / "configs/metadata.json").read_text())
+    metadata["results"]["interval"] = "the 95% bootstrap interval over cases"
+    assert "Measured on 4 cases of unknown patients (held" in results_section(metadata, {}, [])
     assert "| Dice | left \\| part | 0.900 [0.800, 0.950] | 0.910 | 4 |" in card
 
 

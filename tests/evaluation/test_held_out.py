@@ -145,3 +145,28 @@ def test_results_without_the_list_are_measured_as_before(study: Study) -> None:
     study.add("a", cube(), None)
     predicted(study, "a", training=None)
     assert study.run() == 0
+
+
+def test_where_patients_are_unknown_nothing_claims_an_interval_over_them(study: Study, capsys) -> None:
+    for id in ("a", "b", "c"):
+        study.add(id, cube(), cube())
+    assert study.run("--worst", "0") == 0
+    said = capsys.readouterr().out
+    assert "interval over cases" in said and "patients unknown" in said
+    assert study.report()["bootstrap"]["unit"] == "case"
+    page = (study.out / "report.html").read_text()
+    assert "cases of unknown patients" in page and "draws of cases" in page
+    study.cases[0]["patient_id"] = "P1"
+    study.cases[1]["patient_id"] = study.cases[2]["patient_id"] = "P2"
+    assert study.run("--no-figures") == 0
+    assert "interval over patients" in capsys.readouterr().out
+    assert study.report()["bootstrap"]["unit"] == "patient"
+
+
+def test_a_test_set_of_whose_patients_some_are_trained_on_is_not_measured_as_one(study: Study, capsys) -> None:
+    study.add("a", cube(), cube(), patient_id="P1")
+    study.add("b", cube(), cube(), "training", fold=0, patient_id="P1")
+    assert study.run("--no-figures") == 3
+    assert "patients of the test set are in training too" in capsys.readouterr().err
+    assert readings_of(study.root / "manifest.json") == []
+    assert study.run("--no-figures", "--split", "all") == 0

@@ -61,7 +61,8 @@ def command(
 
     Dice, IoU, precision, recall, specificity; Hausdorff distance (HD), its 95th percentile (HD95), average
     surface distance (ASSD) and surface Dice (NSD) in mm; F1 and Dice by lesion; volumes in mL; calibration error
-    (ECE) where `segpipe predict --probabilities` kept them. Means have a 95 % bootstrap interval over patients. A
+    (ECE) where `segpipe predict --probabilities` kept them. Means have a 95 % bootstrap interval over patients,
+    or over cases where patients are unknown, which the output says. A
     missing or unusable prediction counts as Dice 0, and the exit code is then 4. The table shows the main
     measures; metrics.csv and metrics.json hold all, with every definition.
 
@@ -140,10 +141,12 @@ def _other(against: Path, manifest: Path, split: str, fold: int | None) -> Other
 
 
 def _show_measures(console: Console, evaluation: Evaluation) -> None:
+    from segpipe.data import PATIENTS_UNKNOWN
     from segpipe.evaluation import TABLE_COLUMNS
 
     settings, summary = evaluation.settings, evaluation.summary
-    title = f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over patients"
+    over = f"{settings['bootstrap']['unit']}s"
+    title = f"{settings['dataset']}, {settings['split']}: means over cases, 95 % interval over {over}"
     console.table(title, TABLE_COLUMNS, summary.rows())
     names = ["counted", "missing", "failed", "missed", "false_positive", "absent", "undefined_distances"]
     if any(part["counts"].get("not_annotated") for _, part in summary.parts()):
@@ -153,6 +156,8 @@ def _show_measures(console: Console, evaluation: Evaluation) -> None:
         ["label", *(name.replace("_", " ") for name in names)],
         [[label, *(part["counts"].get(name) for name in names)] for label, part in summary.parts()],
     )
+    if over == "cases":
+        console.say(f"{PATIENTS_UNKNOWN}, and intervals too narrow")
     if settings["cases_without_label"]:
         console.say(f"{settings['cases_without_label']} cases of the split have no label: nothing to measure")
 

@@ -11,7 +11,7 @@ from typing import Any
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import require_writable, write_json
 from segpipe.common.processes import Progress
-from segpipe.data import Manifest, Readings, checked_reason, manifest_sha256, open_manifest, readings_of
+from segpipe.data import Manifest, Readings, checked_reason, manifest_sha256, open_manifest, readings_of, require_apart
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
 from segpipe.evaluation.evaluation_page import PAGE, Figures, draw_figures, figure_options, write_evaluation_page
@@ -126,7 +126,7 @@ def evaluate(
         data: data folder, where it is not the manifest's own.
         tolerance_mm: of NSD, the surface Dice.
         workers: processes; None takes what the work is worth, at most 4.
-        bootstrap: draws of patients for the intervals.
+        bootstrap: draws of patients for the intervals; of cases where patients are unknown.
         seed: of the draws.
         try_postprocessing: choose a clean-up rule per label; never on test cases.
         figures: draw the figures and the page that holds them, where there is an ``out``.
@@ -138,7 +138,8 @@ def evaluate(
 
     Raises:
         UsageError: options that do not go together, no such split or fold, or nothing to measure or to read.
-        DataError: the manifest cannot be used, or the ledger of test readings beside it.
+        DataError: the manifest cannot be used, or the ledger of test readings beside it; or patients of its
+            test set are in training too.
         RefusedError: a clean-up rule was to be chosen on test cases, or the model was trained on cases of the test.
     """
     if not math.isfinite(tolerance_mm):
@@ -156,6 +157,8 @@ def evaluate(
     predictions, reason = Path(predictions), checked_reason(reason)
     dataset, root = open_manifest(manifest, data)
     cases = dataset.select(split, fold)
+    if split == "test":
+        require_apart(dataset)
     if try_postprocessing:
         refuse_test_cases(dataset, cases)
     jobs = make_jobs(dataset, cases, root, predictions, tolerance_mm, try_postprocessing)
@@ -170,6 +173,7 @@ def evaluate(
         refuse_trained_cases(results, sha256)
     readings = read_test_set(manifest, sha256, results, test, reason)
     summary = summarise(results, dataset.targets, bootstrap, seed)
+    unit = "patient" if dataset.knows_patients else "case"
     settings: dict[str, Any] = {
         "dataset": dataset.name,
         "manifest_sha256": sha256,
@@ -178,7 +182,7 @@ def evaluate(
         "cases_without_label": len(cases) - len(jobs),
         "tolerance_mm": tolerance_mm,
         "test_readings": None if readings is None else readings.document(),
-        "bootstrap": {"draws": bootstrap, "seed": seed, "unit": "patient", "level": LEVEL},
+        "bootstrap": {"draws": bootstrap, "seed": seed, "unit": unit, "level": LEVEL},
     }
     if trained := [each.id for each in results if part_of_training(each.origin, sha256) == "training"]:
         settings["seen_in_training"] = trained

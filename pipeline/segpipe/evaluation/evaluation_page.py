@@ -274,7 +274,7 @@ def write_evaluation_page(
     measures = dict.fromkeys(row[1] for row in rows)
     failed = [[result.id, result.failure] for result in results if result.failure is not None]
     sections = [
-        Section("In short", figures=_short(summary, len(failed))),
+        Section("In short", figures=_short(summary, settings, len(failed))),
         Section("Measures", tables=[Table(TABLE_COLUMNS, rows, _basis(settings))]),
         *([Section("Cases that failed", tables=[Table(["case", "reason"], failed)])] if failed else []),
         Section("Dice by case", pictures=_pictures(folder, figures, (BARS, LABEL_BARS))),
@@ -287,13 +287,14 @@ def write_evaluation_page(
     write_page(folder / PAGE, f"{settings['dataset']}: {settings['split']} cases", sections)
 
 
-def _short(summary: Summary, failed: int) -> list[tuple[str, str]]:
+def _short(summary: Summary, settings: Mapping[str, Any], failed: int) -> list[tuple[str, str]]:
     dice, counts = summary.overall["metrics"]["dice"], summary.overall["counts"]
+    patients = f"{counts['patients']} patients" if settings["bootstrap"]["unit"] == "patient" else "unknown patients"
     return [
         (_number(dice.mean), "mean Dice over cases"),
         (f"{_number(dice.low)} to {_number(dice.high)}", "95 % interval of the mean"),
         (_number(dice.median), "median Dice"),
-        (str(counts["cases"]), f"cases of {counts['patients']} patients, {failed} failed"),
+        (str(counts["cases"]), f"cases of {patients}, {failed} failed"),
     ]
 
 
@@ -301,7 +302,8 @@ def _basis(settings: Mapping[str, Any]) -> str:
     seen = settings.get("seen_in_training")
     good = f" Figures are too good: the model had seen {len(seen)} of the cases in training." if seen else ""
     return (
-        f"Means over cases; intervals from {settings['bootstrap']['draws']} draws of patients; distances in mm, "
+        f"Means over cases; intervals from {settings['bootstrap']['draws']} draws of "
+        f"{settings['bootstrap']['unit']}s; distances in mm, "
         f"volumes in mL; tolerance of NSD {settings['tolerance_mm']:g} mm. metrics.csv holds every case and "
         f"measure.{good}"
     )

@@ -123,7 +123,7 @@ def _key_figures(rows: Sequence[Row], results: Mapping[str, Any]) -> list[tuple[
     return [
         (f"{best.estimate.mean:.3f}", f"highest mean Dice: {best.name}"),
         (f"{rows[0].estimate.mean:.3f}" if rows[0].dice else "–", f"the reference: {rows[0].name}"),
-        (str(results["cases"]), f"cases of {results['patients']} patients"),
+        (str(results["cases"]), f"cases of {_patients(results)}"),
         (str(finished), "runs"),
     ]
 
@@ -138,8 +138,12 @@ def _lead(settings: Settings, document: Mapping[str, Any]) -> str:
     return (
         f"{len(results['rows'])} variants under the same data, folds ({_listed(settings.folds)}), seeds "
         f"({_listed(settings.seeds)}) and budget ({budget} for each run), measured on {cases}: {results['cases']} of "
-        f"{results['patients']} patients."
+        f"{_patients(results)}."
     )
+
+
+def _patients(results: Mapping[str, Any]) -> str:
+    return f"{results['patients']} patients" if results["patients_known"] else "unknown patients, each counted as one"
 
 
 def _notes(settings: Settings, document: Mapping[str, Any]) -> list[str]:

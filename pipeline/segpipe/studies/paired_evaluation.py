@@ -29,15 +29,18 @@ class Paired:
         other: name of the other.
         folder: of the other, as it was given.
         comparison: of the mean Dice of a case, over patients.
+        unit: ``patient``, or ``case`` where patients are unknown and each case stands for one.
     """
 
     other: str
     folder: Path
     comparison: Comparison
+    unit: str = "patient"
 
     def words(self, out: Path) -> str:
         """Return what was found, of the evaluation in a folder; two of one name are told by their paths."""
-        over = f"{counted(len(self.comparison.pairs.other), 'case')} of {counted(self.comparison.patients, 'patient')}"
+        patients = counted(self.comparison.patients, "patient") if self.unit == "patient" else "unknown patients"
+        over = f"{counted(len(self.comparison.pairs.other), 'case')} of {patients}"
         name, other = out.resolve().name, self.other
         if name == other:
             name, other = str(out), str(self.folder)
@@ -62,7 +65,7 @@ class Other:
         groups = {case.id: case.group for case in evaluation.cases}
         this = Side([evaluation.case_dice], frozenset(case.id for case in evaluation.failed))
         comparison = compare(self.side, {"this": this}, groups)["this"]
-        return Paired(self.folder.resolve().name, self.folder, comparison)
+        return Paired(self.folder.resolve().name, self.folder, comparison, evaluation.settings["bootstrap"]["unit"])
 
 
 def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None) -> Other:

@@ -43,7 +43,7 @@ def results_section(metadata: Document, provenance: Document, pictures: Collecti
     parts = [
         "## Results",
         *seen_paragraphs(metadata),
-        f"Measured on {results['cases']} cases of {results['patients']} patients ({_split(metadata)}). "
+        f"Measured on {results['cases']} cases of {_patients(results)} ({_split(metadata)}). "
         f"{failed}. Means over cases; in brackets {results['interval']}.",
         table(["measure", "label", "mean", "median", "cases"], rows),
         "Dice is the overlap of prediction and truth, 1 at best. Surface Dice is the share of both surfaces that lie "
@@ -55,6 +55,11 @@ def results_section(metadata: Document, provenance: Document, pictures: Collecti
         caption = "Each bar is a case, from the worst to the best; mean over its labels. Red: mean, green: median."
         parts.append(picture(BARS, words, caption))
     return "\n\n".join([*parts, *_read_so_far(results), *_tie(provenance), chosen, *estimated]).rstrip()
+
+
+def _patients(results: Document) -> str:
+    """Write of how many patients the cases are; the interval over cases says that nobody knows."""
+    return "unknown patients" if results["interval"].endswith("cases") else f"{results['patients']} patients"
 
 
 def _choice_of_weights(metadata: Document, best: float | None) -> str:

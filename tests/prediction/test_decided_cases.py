@@ -268,6 +268,7 @@ def test_a_released_case_is_left_to_who_released_it(tiny_bundle: Path, tmp_path:
     validate("summary", summary)
     assert summary["decisions"]["released"] == 1 and summary["cases"][0]["released"] is True
     assert "held, then released" in (tmp_path / "out/report.html").read_text()
+    assert "done,released," in (tmp_path / "out/summary.csv").read_text()
     assert summary["cases"][0]["files"] == released["files"]
     (tmp_path / "rules.yaml").write_text("hold_distance: 0.1\n")
     predict(0, tiny_bundle, tmp_path / "in", tmp_path / "out", "--rules", str(tmp_path / "rules.yaml"))

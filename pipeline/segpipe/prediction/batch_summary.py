@@ -20,7 +20,16 @@ from segpipe.common.folder_lock import locked
 from segpipe.common.grids import registered_note
 from segpipe.common.image_names import image_stem
 from segpipe.common.nifti import read_header
-from segpipe.common.result_folder import OVERLAY, REPORT, RESULT, SUMMARY_CSV, SUMMARY_JSON, ResultFolder, read_events
+from segpipe.common.result_folder import (
+    OVERLAY,
+    REPORT,
+    RESULT,
+    SUMMARY_CSV,
+    SUMMARY_JSON,
+    ResultFolder,
+    decision_of,
+    read_events,
+)
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference import bfloat16_note
 from segpipe.prediction.cases import NotSelected
@@ -350,7 +359,7 @@ def _unfinished(id: str, ended: Mapping[str, Any]) -> dict[str, Any]:
 def _csv_row(case: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     volumes, flags = case["volumes_ml"] or {}, case["flags"] or {}
     row = {name: case[name] for name in ("id", "state", "reason", "detail", "source", "seconds")}
-    row |= {"decision": case["decision"], "reasons": "; ".join(case["reasons"])}
+    row |= {"decision": decision_of(case), "reasons": "; ".join(case["reasons"])}
     row |= {f"{name}_ml": volumes.get(name) for name in labels}
     row |= {name: _cell(flags.get(name)) for name in FLAGS}
     return {**row, "not_written": "; ".join(case["not_written"]), "notes": "; ".join(case["notes"])}

@@ -23,6 +23,7 @@ from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.data_parallel import of_several_processes, settle_batch
 from segpipe.training.fine_tuning import FineTuning, InitialOfParent, begin_with, describe
 from segpipe.training.fragments import Composed, Fragment, compose_config
+from segpipe.training.imported_files import require_as_imported
 from segpipe.training.memory_rules import fits, needs_of_run
 from segpipe.training.mirroring import mirrored_in_training
 from segpipe.training.parent import Parent, read_parent
@@ -244,6 +245,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
 
     Raises:
         UsageError: the folder already holds a run, or weights of one; or it is not known which weights it begins with.
+        DataError: training cases have other files than the manifest says.
     """
     taken = next((name for name in ("run.json", "last.pt", "best.pt", "final.pt") if (out / name).exists()), None)
     if taken is not None:
@@ -260,6 +262,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         )
     dataset = load_manifest(manifest)
     validated = [] if config["fold"] is None else dataset.select("validation", config["fold"])
+    require_as_imported(dataset, Path(config["dataset_dir"]))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

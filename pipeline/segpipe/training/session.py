@@ -29,6 +29,7 @@ from segpipe.reporting import read_history
 from segpipe.training.data_parallel import follows, joined, launch, processes_of, require_its_gpus, settle_processes
 from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
+from segpipe.training.imported_files import require_as_imported
 from segpipe.training.memory_rules import needs_of_run
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 from segpipe.training.same_cpu import require_same_cpu
@@ -78,6 +79,7 @@ def resume(
     Raises:
         UsageError: no run there, its config was changed, it began on another kind of CPU or with another number of
             processes, or ``epochs`` that it has already.
+        DataError: training cases have other files than the manifest says.
     """
     record = _read_record(out)
     if record["status"] == "finished" and epochs is None:
@@ -94,6 +96,8 @@ def resume(
         )
     require_same_cpu(out, record)
     require_initial(out, record)
+    place = data or Path({**read_json(out / "config.json", "run config"), **read_places(out)}["dataset_dir"])
+    require_as_imported(load_manifest(out / "manifest.json"), place, since=out / "manifest.json")
     if epochs is not None:
         _require_more(out, record, epochs)
     asked = processes or processes_of(record)

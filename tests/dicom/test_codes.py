@@ -115,36 +115,79 @@ def test_a_whole_body_model_is_known() -> None:
     assert [info.value for info in infos] == list(range(1, 105))
     for info in infos:
         sides = [side for side in ("left", "right") if side in info.name and info.name in SIDED]
-        meaning = info.type.meaning if info.modifier is None else info.modifier.meaning
+        meaning = info.side.meaning if info.side else info.type.meaning
         assert all(side in meaning.lower() for side in sides)
     assert len({info.colour_rgb for info in infos}) == 104
-    assert len({(info.type, info.modifier) for info in infos}) >= 104
+    assert len({(info.type, info.modifiers) for info in infos}) >= 104
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "modifier", "region"),
+    ("name", "kind", "modifiers", "region"),
     [
-        ("Left Kidney", "Kidney", "Left", None),
-        ("kidney-R", "Kidney", "Right", None),
-        ("Kidneys", "Kidney", None, None),
-        ("left atrium", "Left atrium", None, None),
-        ("liver tumour", "Neoplasm", None, "Liver"),
-        ("lung nodules", "Nodule", None, "Lung"),
-        ("colon cancer primaries", "Neoplasm", None, "Colon"),
-        ("enhancing tumor", "Neoplasm", None, None),
-        ("hippocampus_anterior", "Hippocampus", "Anterior", None),
+        ("Left Kidney", "Kidney", ["Left"], None),
+        ("kidney-R", "Kidney", ["Right"], None),
+        ("Kidneys", "Kidney", [], None),
+        ("left atrium", "Left atrium", [], None),
+        ("liver tumour", "Neoplasm", [], "Liver"),
+        ("lung nodules", "Nodule", [], "Lung"),
+        ("colon cancer primaries", "Neoplasm", [], "Colon"),
+        ("kidney_tumor_left", "Neoplasm", ["Left"], "Kidney"),
+        ("enhancing tumor", "Neoplasm", [], None),
+        ("hippocampus_anterior", "Hippocampus", ["Anterior"], None),
+        ("hippocampus_anterior_left", "Hippocampus", ["Anterior", "Left"], None),
+        ("hippocampus_left_posterior", "Hippocampus", ["Left", "Posterior"], None),
+        ("OpticNerve_L", "Optic nerve", ["Left"], None),
+        ("SpinalCord", "Spinal cord", [], None),
+        ("rib_l_3", "Third rib", ["Left"], None),
+        ("lung_right_middle_lobe", "Middle lobe of right lung", ["Right"], None),
     ],
 )
-def test_names(name: str, kind: str, modifier: str | None, region: str | None) -> None:
+def test_names(name: str, kind: str, modifiers: list[str], region: str | None) -> None:
     ((info,), notes) = label_infos({1: name})
     assert (info.type.meaning, notes) == (kind, [])
-    assert (info.modifier and info.modifier.meaning, info.region and info.region.meaning) == (modifier, region)
+    assert [term.meaning for term in info.modifiers] == modifiers
+    assert (info.region and info.region.meaning) == region
+    sides = [word for word in modifiers if word in ("Left", "Right")]
+    assert (info.side and info.side.meaning) == (sides[0] if sides else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "modifiers"),
+    [
+        ("femur_head_left", ["Left"]),
+        ("Glnd_Submand_R", ["Right"]),
+        ("l_gizmo", ["Left"]),
+        ("vertebrae_L_1", []),  # lumbar
+        ("left_right_gizmo", ["Left", "Right"]),
+        ("lung_middle_lobe_left", ["Left"]),  # the table knows that of the right lung alone
+        ("lung_middle_lobe_tumor_left", ["Left"]),
+    ],
+)
+def test_an_unknown_name_keeps_its_side(name: str, modifiers: list[str]) -> None:
+    ((info,), notes) = label_infos({1: name})
+    assert (info.type.meaning, info.region, info.stated) == ("Tissue", None, False)
+    assert [term.meaning for term in info.modifiers] == modifiers
+    assert notes == [f"label 1 ({name}): no code is known for this name; coded as {', '.join(['Tissue', *modifiers])}"]
+    assert (info.side is None) == (len(modifiers) != 1)
+
+
+def test_a_ventricle_is_the_hearts_where_something_says_heart() -> None:
+    sides = {1: "left_ventricle", 2: "right ventricle"}
+    infos, notes = label_infos(sides, {"name": "brain_mri"})
+    assert [(info.type.meaning, info.side and info.side.meaning) for info in infos] == [
+        ("Tissue", "Left"),
+        ("Tissue", "Right"),
+    ]
+    assert len(notes) == 2
+    for labels, name in ((sides, "cardiac_mri"), ({**sides, 3: "myocardium"}, "acdc")):
+        infos, notes = label_infos(labels, {"name": name})
+        assert [info.type.meaning for info in infos[:2]] == ["Left ventricle", "Right ventricle"] and not notes
 
 
 def test_a_mere_position_is_of_what_the_bundle_is_named_after() -> None:
     infos, notes = label_infos({0: "background", 1: "Anterior", 2: "Posterior"}, {"name": "hippocampus_mri"})
     assert [info.type.meaning for info in infos] == ["Hippocampus", "Hippocampus"]
-    assert [info.modifier.meaning for info in infos if info.modifier] == ["Anterior", "Posterior"]
+    assert [term.meaning for info in infos for term in info.modifiers] == ["Anterior", "Posterior"]
     assert infos[0].colour_rgb != infos[1].colour_rgb
     assert notes == []
     assert label_infos({1: "Anterior"})[0][0].stated is False
@@ -157,13 +200,16 @@ def test_an_unknown_name_gets_a_generic_code_and_a_note() -> None:
 
 
 def test_the_metadata_wins_and_can_be_written_from_the_table() -> None:
-    labels = {1: "liver", 2: "gizmo", 3: "kidney_left"}
+    labels = {1: "liver", 2: "gizmo", 3: "kidney_left", 4: "hippocampus_anterior_left"}
     own = {"type": {"value": "X-1", "scheme": "99OWN", "meaning": "Gizmo"}, "colour_rgb": [1, 2, 3]}
     infos, notes = label_infos(labels, {"codes": {"gizmo": own, "kidney_left": {"colour_rgb": [9, 9, 9]}}})
     assert notes == []
     assert (infos[1].type.value, infos[1].colour_rgb) == ("X-1", (1, 2, 3))
-    assert infos[2].colour_rgb == (9, 9, 9) and infos[2].modifier is not None
-    assert label_infos(labels, {"codes": codes_metadata(infos)})[0] == infos
+    assert infos[2].colour_rgb == (9, 9, 9) and infos[2].side is not None
+    codes = codes_metadata(infos)
+    assert label_infos(labels, {"codes": codes})[0] == infos
+    assert codes["kidney_left"]["modifier"]["meaning"] == "Left"
+    assert [term["meaning"] for term in codes["hippocampus_anterior_left"]["modifier"]] == ["Anterior", "Left"]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +219,7 @@ def test_the_metadata_wins_and_can_be_written_from_the_table() -> None:
         {"liver": "x"},
         {"liver": {"type": {"value": "1"}}},
         {"liver": {"type": {"value": "1" * 17, "scheme": "SCT", "meaning": "x"}}},
+        {"liver": {"modifier": ["Left"]}},
         {"liver": {"colour_rgb": [1, 2]}},
         {"liver": {"colour_rgb": [1, 2, 256]}},
     ],

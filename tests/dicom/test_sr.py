@@ -9,6 +9,8 @@ import pytest
 from labelled import ALGORITHM, INFOS, some_labels, write_series
 from pydicom import dcmread
 
+from segpipe.dicom.codes import label_infos
+from segpipe.dicom.write.rtstruct import write_rtstruct
 from segpipe.dicom.write.seg import write_seg
 from segpipe.dicom.write.structured_report import write_sr
 from segpipe.errors import SegpipeError
@@ -54,3 +56,25 @@ def test_a_label_without_a_volume_or_a_segment(tmp_path: Path) -> None:
     with pytest.raises(SegpipeError, match="no volume"):
         write_sr(series, tmp_path / "seg.dcm", {"liver": 1}, INFOS, tmp_path / "sr.dcm", algorithm=ALGORITHM)
     assert not (tmp_path / "sr.dcm").exists()
+
+
+def test_side_and_position_both_reach_the_archive(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in")
+    labels = some_labels(series)
+    names = {1: "hippocampus_anterior_left", 3: "hippocampus_anterior_right", 7: "gizmo_left"}
+    infos, _ = label_infos(names)
+    write_seg(series, labels, infos, tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    volumes = dict.fromkeys(names.values(), 1.0)
+    write_sr(series, tmp_path / "seg.dcm", volumes, infos, tmp_path / "sr.dcm", algorithm=ALGORITHM)
+    write_rtstruct(series, labels, infos, tmp_path / "rt.dcm", algorithm=ALGORITHM)
+    segments = dcmread(tmp_path / "seg.dcm").SegmentSequence
+    observations = dcmread(tmp_path / "rt.dcm").RTROIObservationsSequence
+    for kinds in (
+        [segment.SegmentedPropertyTypeCodeSequence[0] for segment in segments],
+        [observation.RTROIIdentificationCodeSequence[0] for observation in observations],
+    ):
+        said = [[item.CodeMeaning for item in kind.SegmentedPropertyTypeModifierCodeSequence] for kind in kinds]
+        assert said == [["Anterior", "Left"], ["Anterior", "Right"], ["Left"]]
+    groups = hd.sr.srread(tmp_path / "sr.dcm").content.get_volumetric_roi_measurement_groups()
+    sites = [group.finding_sites[0] for group in groups if group.finding_sites]
+    assert [site.laterality.meaning for site in sites] == ["Left", "Right"]

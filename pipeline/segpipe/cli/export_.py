@@ -90,6 +90,7 @@ def command(
     console = Console("export", as_json=json)
     quiet_libraries()
     from segpipe.bundle import export
+    from segpipe.dicom import label_infos
 
     bundle = export(
         run,
@@ -117,6 +118,8 @@ def command(
     reason = bundle.metadata["golden"].get("reason")
     if reason:
         console.note(f"no golden case: {reason}. Give an image that anyone may be given with --golden")
+    for note in label_infos(bundle.labels, bundle.metadata)[1]:
+        console.note(f"{note} in DICOM. Say what it is with --codes")
     console.table(
         f"{bundle.name} {bundle.version}",
         ["what", "value"],

@@ -1,9 +1,10 @@
 """What a label means, as codes that a PACS understands: SNOMED CT from a bundle's metadata or from ``anatomy.csv``.
 
 A bundle says what its labels are by ``codes`` in its ``metadata.json``: label name to ``category``, ``type`` and,
-where there is more to say, ``modifier`` (left, right, anterior), ``region`` (the organ of a lesion) and
-``colour_rgb``. Codes are ``{"value": ..., "scheme": ..., "meaning": ...}``. What it does not say is looked up by name:
-sides and positions become modifiers, the organ that a lesion's name starts with becomes its region.
+where there is more to say, ``modifier`` (left, right, anterior; a list where there are several), ``region`` (the organ
+of a lesion) and ``colour_rgb``. Codes are ``{"value": ..., "scheme": ..., "meaning": ...}``. What it does not say is
+looked up by name: sides and positions become modifiers, also of a name that nobody knows, and the organ that a lesion's
+name starts with becomes its region.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from segpipe.errors import DataError
 
 TABLE = Path(__file__).with_name("anatomy.csv")
-TERMS = ("category", "type", "modifier", "region")
+TERMS = ("category", "type", "region")
 RGB = tuple[int, int, int]
 
 
@@ -49,7 +50,10 @@ MODIFIERS = {
     "anterior": Term("255549009", "SCT", "Anterior"),
     "posterior": Term("255551008", "SCT", "Posterior"),
 }
+SIDES = ("left", "right")
 SHORT = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
+VENTRICLES = {"87878005", "53085002"}  # of the heart; the brain has a left and a right one too
+OF_THE_HEART = {"heart", "cardiac", "myocardium", "atrium"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class LabelInfo:
         category: kind of thing (CID 7150).
         type: the thing (CID 7151).
         colour_rgb: 0 to 255.
-        modifier: side or position, None where there is none.
+        modifiers: sides and positions.
         region: the organ in which a lesion lies, None where the name has none.
         stated: False where nobody knows the name, so that the codes are generic.
     """
@@ -72,9 +76,15 @@ class LabelInfo:
     category: Term
     type: Term
     colour_rgb: RGB
-    modifier: Term | None = None
+    modifiers: tuple[Term, ...] = ()
     region: Term | None = None
     stated: bool = True
+
+    @property
+    def side(self) -> Term | None:
+        """The side that it lies on; None where there is none, or both."""
+        sides = [term for term in self.modifiers if term.meaning.lower() in SIDES]
+        return sides[0] if len(sides) == 1 else None
 
     @property
     def is_anatomy(self) -> bool:
@@ -108,7 +118,7 @@ def label_infos(
     given = metadata.get("codes") or {}
     if not isinstance(given, Mapping):
         raise DataError("codes of the bundle's metadata cannot be read", expected="label name to its codes")
-    context = str(metadata.get("name", ""))
+    context = [str(metadata.get("name", "")), *(name for value, name in labels.items() if value)]
     infos: list[LabelInfo] = []
     for value, name in sorted(labels.items()):
         if value == 0:
@@ -119,7 +129,7 @@ def label_infos(
             label = replace(label, colour_rgb=(red * 3 // 4, (green * 3 + 255) // 4, blue * 3 // 4))
         infos.append(_stated(label, given[name]) if name in given else label)
     notes = [
-        f"label {info.value} ({info.name}): no code is known for this name; coded as {info.type.meaning}"
+        f"label {info.value} ({info.name}): no code is known for this name; coded as {_meaning(info)}"
         for info in infos
         if not info.stated
     ]
@@ -132,19 +142,26 @@ def codes_metadata(infos: list[LabelInfo]) -> dict[str, Any]:
 
 
 def _as_dict(info: LabelInfo) -> dict[str, Any]:
-    terms = {key: getattr(info, key) for key in TERMS}
-    known = {key: term.as_dict() for key, term in terms.items() if term is not None}
+    known: dict[str, Any] = {key: term.as_dict() for key in TERMS if (term := getattr(info, key)) is not None}
+    if info.modifiers:
+        terms = [term.as_dict() for term in info.modifiers]
+        known["modifier"] = terms[0] if len(terms) == 1 else terms
     return {**known, "colour_rgb": list(info.colour_rgb)}
+
+
+def _meaning(info: LabelInfo) -> str:
+    return ", ".join(term.meaning for term in (info.type, *info.modifiers))
 
 
 def _stated(info: LabelInfo, stated: Any) -> LabelInfo:
     """Replace what was found by name with what the metadata says of a label."""
     try:
-        terms: dict[str, Any] = {
-            key: _term(stated[key]) for key in ("category", "type", "modifier", "region") if key in stated
-        }
+        terms: dict[str, Any] = {key: _term(stated[key]) for key in TERMS if key in stated}
         if "type" in terms:  # the side of the table belongs to the table's type
-            info = replace(info, stated=True, modifier=None, region=None)
+            info = replace(info, stated=True, modifiers=(), region=None)
+        if "modifier" in stated:
+            given = stated["modifier"]
+            terms["modifiers"] = tuple(map(_term, given if isinstance(given, list) else [given]))
         red, green, blue = (int(part) for part in stated.get("colour_rgb", info.colour_rgb))
         if not all(0 <= part <= 255 for part in (red, green, blue)):
             raise ValueError("a colour outside 0 to 255")
@@ -164,23 +181,34 @@ def _term(entry: Mapping[str, Any]) -> Term:
     return term
 
 
-def _by_name(value: int, name: str, context: str) -> LabelInfo:
+def _by_name(value: int, name: str, context: list[str]) -> LabelInfo:
     words = _words(name)
     if words and all(word in MODIFIERS for word in words):  # "Anterior", of a bundle named after the organ
-        words = [word for word in _words(context) if _find([word])][:1] + words
-    modifier = next((MODIFIERS[word] for word in words if word in MODIFIERS), None)
+        words = [word for word in _words(context[0]) if _find([word])][:1] + words
+    modifiers = tuple(MODIFIERS[word] for word in dict.fromkeys(words) if word in MODIFIERS)
     bare = [word for word in words if word not in MODIFIERS]
-    region = None
-    entry = _find(words)
-    if entry is not None:
-        modifier = None  # the name as a whole has a code, as "left atrium"
-    else:
-        entry = _find(bare)
+    entry, region = _find(words), None
+    if entry is not None and not (entry.term.value in VENTRICLES and _is_of_the_brain_too(context)):
+        return LabelInfo(value, name, CATEGORIES[entry.category], entry.term, entry.colour)  # as "left atrium"
+    entry = _find(bare)
     if entry is None:
         entry, region = _lesion_of(bare)
-    if entry is None:
-        return LabelInfo(value, name, CATEGORIES["tissue"], UNKNOWN, _distinct(value), stated=False)
-    return LabelInfo(value, name, CATEGORIES[entry.category], entry.term, entry.colour, modifier, region)
+    if entry is None or _contradicts(region or entry.term, words):
+        of_name = _words(name, at_ends=True)  # the L of "disc_L_5" is no side
+        modifiers = tuple(term for word, term in MODIFIERS.items() if word in of_name)
+        return LabelInfo(value, name, CATEGORIES["tissue"], UNKNOWN, _distinct(value), modifiers, stated=False)
+    return LabelInfo(value, name, CATEGORIES[entry.category], entry.term, entry.colour, modifiers, region)
+
+
+def _is_of_the_brain_too(context: list[str]) -> bool:
+    """Return whether a left or right ventricle may be another than the heart's, by bundle and labels."""
+    return not any(word in OF_THE_HEART for name in context for word in _words(name))
+
+
+def _contradicts(term: Term, words: list[str]) -> bool:
+    """Return whether a term is of one side, "Middle lobe of right lung", and the words are of the other."""
+    sides = [{side for side in SIDES if side in part} for part in (_words(term.meaning), words)]
+    return bool(sides[0] and sides[1] - sides[0])
 
 
 def _lesion_of(words: list[str]) -> tuple[_Entry | None, Term | None]:
@@ -192,8 +220,12 @@ def _lesion_of(words: list[str]) -> tuple[_Entry | None, Term | None]:
     return None, None
 
 
-def _words(name: str) -> list[str]:
-    return [SHORT.get(word, word) for word in re.split(r"[\W_]+", name.lower()) if word]
+def _words(name: str, at_ends: bool = False) -> list[str]:
+    """Return the words of a name, ``OpticNerve_L`` also; a letter is a side, or, if asked, one at either end is."""
+    words = [word for word in re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word]
+    return [
+        word if at_ends and 0 < index < len(words) - 1 else SHORT.get(word, word) for index, word in enumerate(words)
+    ]
 
 
 def _find(words: list[str]) -> _Entry | None:

@@ -164,7 +164,9 @@ def _has_channels(metadata: Document) -> bool:
 
 def _code(entry: Document) -> str | None:
     """Return what a label means in DICOM, such as ``Liver (SCT 10200004)``."""
-    terms = [entry[key] for key in ("type", "modifier", "region") if key in entry]
+    modifiers = entry.get("modifier", [])
+    several = modifiers if isinstance(modifiers, list) else [modifiers]
+    terms = [*([entry["type"]] if "type" in entry else []), *several, *([entry["region"]] if "region" in entry else [])]
     return ", ".join(f"{term['meaning']} ({term['scheme']} {term['value']})" for term in terms) or None
 
 

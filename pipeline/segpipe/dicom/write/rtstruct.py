@@ -261,8 +261,8 @@ def _add_region(dataset: Any, info: LabelInfo, algorithm: AlgorithmInfo) -> None
     region.ROIGenerationDescription = algorithm.named()
     contour.ROIDisplayColor = list(info.colour_rgb)
     kind = code_item(info.type)
-    if info.modifier:
-        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(info.modifier)]
+    if info.modifiers:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(term) for term in info.modifiers]
     observation.RTROIIdentificationCodeSequence = [kind]
     observation.RTROIInterpretedType = "ORGAN" if info.is_anatomy else ""
     observation.ROIInterpreter = ""

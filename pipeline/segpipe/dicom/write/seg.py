@@ -195,9 +195,9 @@ def _description(info: LabelInfo, number: int, uid: str, algorithm: AlgorithmInf
         display_color=hd.color.CIELabColor.from_rgb(*info.colour_rgb),
     )
     segment.SegmentDescription = f"Label value {info.value}"
-    if info.modifier:
+    if info.modifiers:
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(info.modifier)]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(term) for term in info.modifiers]
     return segment
 
 

@@ -41,7 +41,6 @@ PROCEDURES = {  # CID 100
 }
 ANY_PROCEDURE = Term("363679005", "SCT", "Imaging procedure")
 MILLILITRE = Term("ml", "UCUM", "Milliliter")
-SIDES = ("Left", "Right")
 
 
 def write_sr(
@@ -176,5 +175,5 @@ def _sites(info: LabelInfo) -> Any:
     place = info.region or (info.type if info.is_anatomy else None)
     if place is None:
         return None
-    side = as_code(info.modifier) if info.modifier and info.modifier.meaning in SIDES else None
+    side = as_code(info.side) if info.side else None
     return [hd.sr.FindingSite(anatomic_location=as_code(place), laterality=side)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.uid import generate_uid
 
 from dicom import make
 from segpipe.dicom.model import Series
@@ -120,3 +121,74 @@ def test_a_series_survives_being_handed_to_another_process(folder: Path) -> None
         again = Series.from_dict(json.loads(json.dumps(series.as_dict())))
         assert again.as_dict() == series.as_dict() and "description" not in series.as_dict()
         assert again.frames == series.frames and again.files == series.files
+
+
+def test_a_number_of_slices_that_is_not_known_leaves_nothing_out(tmp_path: Path) -> None:
+    """A multi-frame file that is cut short counts as its header does, a mosaic not at all."""
+    for name, slices in (("cut", 8), ("few", 4)):
+        make.write([make.enhanced(make.Grid(slices=slices))], tmp_path / name)
+    (path,) = (tmp_path / "cut").iterdir()
+    path.write_bytes(path.read_bytes()[:-99])
+    make.write(make.series(make.Grid(slices=1), "MR", ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]), tmp_path / "tiles")
+    make.write(make.series(make.Grid(slices=1), "MR"), tmp_path / "one")
+    chosen = select_series([tmp_path], make_filter({}, 1, Options.parse({"min_slices": 6})))
+    assert sorted(str(case.refusal and case.refusal.reason) for case in chosen.cases) == ["mosaic", "truncated"]
+    assert [each.rule for each in chosen.not_selected] == ["min-slices"] * 2
+    chosen = select_series([tmp_path / "cut"], make_filter({}, 1, Options.parse({"max_slices": 6})))
+    assert [each.rule for each in chosen.not_selected] == ["max-slices"]
+
+
+def test_unreadable_slices_beside_a_scout_are_a_refused_case(tmp_path: Path) -> None:
+    scout = make.series(make.Grid(slices=3), "MR", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    make.write(scout, tmp_path / "study", "scout")
+    make.write(make.series(make.Grid(slices=5), "MR"), tmp_path / "whole")
+    for number in range(4):
+        for folder in ("study", "whole"):
+            (tmp_path / folder / f"JaneDoe_{number}.dcm").write_bytes(bytes(128) + b"DICM" + b"junk")
+    chosen = select_series([tmp_path], make_filter({}, 1, Options()))
+    (lost,) = [case for case in chosen.cases if case.refusal]
+    assert lost.refusal is not None and lost.refusal.reason == "unreadable"
+    assert {path.parent.name for path in lost.paths} == {"study"} and len(lost.paths) == 4
+    assert "4 file(s) of a folder cannot be read" in lost.refusal.detail
+    (case,) = [case for case in chosen.cases if case.series is not None]
+    assert case.series is not None
+    assert any("4 unreadable file(s) in the same folder" in note for note in case.series.notes)
+
+
+def test_naming_one_of_several_series_of_a_channel_leaves_the_other_channels(tmp_path: Path) -> None:
+    """What the refusal of an ambiguous channel advises."""
+    for study in ("a", "b"):
+        here = {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}
+        for seed, (name, modality) in enumerate((("CT", "CT"), ("soft", "CT"), ("PET", "PT"))):
+            units = {"Units": "BQML"} if modality == "PT" else {}
+            make.write(make.series(make.Grid(), modality, seed=seed, **here, **units), tmp_path / study / name)
+    metadata = {"network_data_format": {"inputs": {"image": {"channel_def": {"0": "CT", "1": "PET"}}}}}
+    chosen = select_series([tmp_path], make_filter(metadata, 2, Options()))
+    details = [case.refusal.detail for case in chosen.cases if case.refusal]
+    assert len(details) == 2 and all("Name those to take with --series" in detail for detail in details)
+    (ct,) = scan(tmp_path / "a/soft").series
+    for name in (ct.case_id, ct.series_uid):
+        chosen = select_series([tmp_path], make_filter(metadata, 2, Options.parse({"series": name})))
+        (case,) = chosen.cases
+        assert case.series is not None
+        assert [channel.modality for channel in case.series.channels] == ["CT", "PT"]
+        assert case.id == ct.case_id and {each.rule for each in chosen.not_selected} == {"series"}
+        assert len(chosen.not_selected) == 4  # the other CT, and all of the other study
+
+
+@pytest.mark.parametrize(
+    "option", [{"series": "1.2.3"}, {"min_slices": 6}, {"modality": "MR"}, {"repair": "tilt"}, {"derived": "all"}]
+)
+def test_options_for_series_are_refused_where_there_is_none(tmp_path: Path, option: dict[str, Any]) -> None:
+    write_scan(tmp_path / "n.nii.gz")
+    (name,) = option
+    if name != "series":  # where there is something to look into, there is none of that id
+        (tmp_path / "notes.txt").write_text("x")
+    for more in ({}, {"only": "nifti"}):
+        with pytest.raises(UsageError, match="options for DICOM series") as caught:
+            select_cases([tmp_path], {}, 1, Options.parse({**option, **more}), tmp_path / "out")
+        assert caught.value.found == f"--{name.replace('_', '-')}"
+    make.write(make.series(modality="MR"), tmp_path / "mr")
+    if name != "series":  # which there is not
+        cases = select_cases([tmp_path], {}, 1, Options.parse(option), tmp_path / "out").cases
+        assert any(case.series is None for case in cases)

@@ -69,6 +69,7 @@ class Header:
         identity: of an image without SeriesInstanceUID, what has to agree in its place.
         counts: of `COUNTS`, how many images, slices or volumes there should be.
         compared: of `COMPARED`, what slices of a volume are compared in.
+        frame_count: as the header has it, also where ``frames`` are not read.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class Header:
     description: str
     frames: tuple[FrameHeader, ...]
     identity: dict[str, str]
+    frame_count: int
 
     @property
     def is_capture(self) -> bool:
@@ -219,6 +221,7 @@ def _header(path: Path, dataset: FileDataset, sop_class: UID, pixels: PixelStora
         description=text(dataset, "SeriesDescription"),
         frames=frames,
         identity={} if text(dataset, "SeriesInstanceUID") else _identity(dataset),
+        frame_count=whole_number(dataset, "NumberOfFrames") or 1,
     )
 
 

@@ -169,6 +169,7 @@ class Series:
             another unit; None where it is loaded.
         detail: one or two sentences: file, what was found, what was expected, what to do. Without header text.
         shape: columns, rows, slices.
+        slice_count: how many slices its headers count, also where they cannot be read; 0 where nobody knows.
         spacing_mm: edges of a voxel along these axes.
         affine_ras: (4, 4) index to RAS mm.
         notes: what was noticed and does not stop the reading (lossy compression, small shear, ...).
@@ -207,6 +208,7 @@ class Series:
     further: tuple[Series, ...] = ()
     registration: Registration | None = None
     description: str = field(default="", repr=False)
+    slice_count: int = 0
 
     @property
     def is_capture(self) -> bool:

@@ -114,7 +114,7 @@ def suv_factor(series: Series) -> float:
         return _factor(_read(series))
     except DataError as error:
         error.case_id, error.reason = series.case_id, "pet_unit"
-        error.hint = error.hint or f"export it again from its source, or use it in {series.units} as stored"
+        error.hint = error.hint or "export it again from its source; import and convert take values as stored"
         raise
 
 

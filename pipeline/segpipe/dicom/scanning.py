@@ -69,7 +69,7 @@ def scan(
             unreadable[file.path.parent].append(name(file.path))
     series = [_with_unreadable(member, unreadable) for member in series]
     series.sort(key=lambda member: (member.study_uid, member.series_uid, member.files))
-    return Scan(base, tuple(series), tuple(sorted(passed_over, key=lambda file: file.path)))
+    return Scan(base, _with_own_ids(series, base), tuple(sorted(passed_over, key=lambda file: file.path)))
 
 
 def has_dicom(root: Path) -> bool:
@@ -155,6 +155,7 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
         frame_of_reference_uid=header.frame_of_reference_uid if len(references) == 1 else "",
         units=units if header.modality == "PT" and (units := header.compared.get("Units", "")) in STORED else "",
         description=header.description,
+        slice_count=_slice_count(group),
     )
     series = replace(series, notes=(*series.caveats, *series.notes))
     if group.reason is not None:
@@ -179,6 +180,13 @@ def _judged(group: Group, name: Callable[[Path], str]) -> Series:
     )
 
 
+def _slice_count(group: Group) -> int:
+    """Return how many slices the headers of a group count; 0 of mosaics, whose tiles nobody counts."""
+    unread = {part.header.path: part.header.frame_count for part in group.slices if not part.header.frames}
+    read = sum(1 for part in group.slices if part.header.frames)
+    return 0 if group.reason == "mosaic" else read + sum(unread.values())
+
+
 def _derived(group: Group) -> tuple[Derived, ...]:
     kinds = {part.frame.derived for part in group.slices} | ({"localizer"} if group.slices[0].header.scout else set())
     return tuple(kind for kind in KINDS if kind in kinds)
@@ -188,6 +196,18 @@ def _frame(part: Slice) -> Frame:
     position, orientation, spacing = part.frame.place
     path, uid, pixels = part.header.path, part.header.sop_instance_uid, part.header.pixels
     return Frame(path, part.frame.number, uid, position, orientation, spacing, pixels)
+
+
+def _with_own_ids(series: Sequence[Series], base: Path) -> tuple[Series, ...]:
+    """Return the series, each with an id of its own also where broken headers give two the same."""
+    unique: dict[str, Series] = {}
+    for member in series:
+        if member.case_id in unique:
+            words = [member.case_id, *(os.path.relpath(path, base) for path in member.files)]
+            digest = hashlib.sha256(b"\0".join(map(os.fsencode, words))).hexdigest()
+            member = replace(member, case_id=f"dcm-{digest[:12]}")
+        unique[member.case_id] = member
+    return tuple(unique.values())
 
 
 def _with_unreadable(series: Series, unreadable: Mapping[Path, list[str]]) -> Series:

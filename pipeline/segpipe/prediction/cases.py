@@ -23,10 +23,14 @@ from segpipe.prediction.options import Options
 from segpipe.prediction.series_filter import SeriesFilter, make_filter
 
 if TYPE_CHECKING:
-    from segpipe.dicom import Scan, Series
+    from segpipe.dicom import Series
 
 
 Progress = Callable[[int, int], object]  # files read, of all files
+OF_SERIES = (
+    *("series", "modality", "series_description", "min_slices", "max_slices"),
+    *("derived", "secondary_capture", "repair", "channel"),
+)
 _MARK = "\x02"  # around a path in words; no file name of a scan has it
 
 
@@ -113,8 +117,26 @@ def select_cases(
             expected=f"files with {EXPECTED}, or DICOM series",
             hint="; ".join(["check the path and the rules", *_advice(selected)]),
         )
+    if cases and not (selected.cases or selected.not_selected):
+        _refuse_options_for_series(options)
     cases = sorted([*cases, *selected.cases], key=lambda case: case.id)
     return replace(selected, cases=cases)
+
+
+def _refuse_options_for_series(options: Options) -> None:
+    """Refuse what chooses or changes series where there is none: files would be taken as if nothing had been asked.
+
+    Raises:
+        UsageError: naming the options.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in OF_SERIES if getattr(options, name)]
+    if given:
+        raise UsageError(
+            "options for DICOM series are given, and there is no series",
+            found=", ".join(given),
+            expected="none of them for NIfTI and other files",
+            hint="leave them out, or name the folder of the series",
+        )
 
 
 def _require_units(units: Mapping[str, str], metadata: Mapping[str, Any], path: Path) -> None:
@@ -144,7 +166,8 @@ def select_series(
 ) -> SelectedCases:
     """Scan for series and judge them by the filter.
 
-    A folder in which nothing but unreadable DICOM was found is a refused case as well, so that nobody waits for it.
+    A folder with unreadable DICOM of which nothing is taken or refused is a refused case as well, so that nobody waits
+    for it.
 
     Args:
         roots: folders and files.
@@ -165,13 +188,13 @@ def select_series(
     def is_input(path: Path) -> bool:
         return inside is None or inside not in path.absolute().parents
 
-    found = [series for series in _with_own_ids(scanned) if is_input(series.files[0])]
+    found = [series for series in scanned.series if is_input(series.files[0])]
     candidates = admitted(found, repairs, series_filter.captures)
     known = {name for series in candidates for name in (series.series_uid, series.case_id)}
     for name in series_filter.names:
         if name not in known:
             raise UsageError("no such series", found=name, hint="`segpipe scan` lists those that are there")
-    left_out = {series.case_id: series_filter.rule_against(series) for series in candidates}
+    left_out = {series.case_id: series_filter.rule_against(series, candidates) for series in candidates}
     taken = [series for series in candidates if left_out[series.case_id] is None]
     if not series_filter.rules:
         taken = [in_unit(series, series_filter.units.get("0")) for series in taken]
@@ -189,7 +212,7 @@ def select_series(
         raise UsageError("neither an image nor DICOM", path=unknown, expected=f"{EXPECTED}, or a DICOM file")
     unreadable = [file.path for file in others if file.file_class == "unreadable"]
     return SelectedCases(
-        cases + _lost_folders(unreadable, candidates, scanned.root),
+        cases + _lost_folders(unreadable, [path for case in cases for path in case.paths], scanned.root),
         [NotSelected(id, rule) for id, rule in left_out.items() if rule is not None],
         dict(Counter(file.kind for file in others)),
     )
@@ -215,22 +238,9 @@ def _in_words(detail: str, files: Sequence[Path]) -> str:
     return re.sub(f"{_MARK}(.*?){_MARK}", number, detail, flags=re.DOTALL)
 
 
-def _with_own_ids(scanned: Scan) -> list[Series]:
-    """Return the series, each with an id of its own also where broken headers give two the same."""
-    taken: set[str] = set()
-    unique = []
-    for series in scanned.series:
-        if series.case_id in taken:
-            words = [series.case_id, *(os.path.relpath(path, scanned.root) for path in series.files)]
-            series = replace(series, case_id=pseudonym("dcm", *words))
-        taken.add(series.case_id)
-        unique.append(series)
-    return unique
-
-
-def _lost_folders(unreadable: Sequence[Path], readable: Sequence[Series], root: Path) -> list[InputCase]:
-    """Return a refused case for each folder with unreadable files and no series."""
-    good = {path.parent for series in readable for path in series.files}
+def _lost_folders(unreadable: Sequence[Path], heard: Sequence[Path], root: Path) -> list[InputCase]:
+    """Return a refused case for each folder with unreadable files and no file of a case."""
+    good = {path.parent for path in heard}
     folders: dict[Path, list[Path]] = {}
     for path in unreadable:
         if path.parent not in good:
@@ -239,7 +249,9 @@ def _lost_folders(unreadable: Sequence[Path], readable: Sequence[Series], root: 
         InputCase(
             pseudonym("dcm", "folder", os.path.relpath(folder, root)),
             tuple(files),
-            refusal=Refusal("unreadable", f"none of {len(files)} file(s) of a folder can be read as DICOM"),
+            refusal=Refusal(
+                "unreadable", f"{len(files)} file(s) of a folder cannot be read as DICOM, and no other is of a case"
+            ),
         )
         for folder, files in folders.items()
     ]

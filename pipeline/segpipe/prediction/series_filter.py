@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ class SeriesFilter:
         modality: any of these; empty takes all.
         description: SeriesDescription has a match of it.
         min_slices, max_slices: of the volume.
-        names: SeriesInstanceUIDs and case ids; empty takes all.
+        names: SeriesInstanceUIDs and case ids; empty takes all. Of a study's channels those alone that one of them is.
         captures: SeriesInstanceUIDs and case ids of Secondary Captures that are taken whatever else is asked for.
         derived: kinds of series computed from others that are taken without being named.
         channels: of the bundle; a series is one channel.
@@ -43,28 +43,43 @@ class SeriesFilter:
     rules: tuple[ChannelRule, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict)
 
-    def rule_against(self, series: Series) -> str | None:
-        """Return the rule that leaves a series out, None where it is taken."""
-        names = {series.series_uid, series.case_id}
-        if names & set(self.captures):
+    def rule_against(self, series: Series, beside: Sequence[Series] = ()) -> str | None:
+        """Return the rule that leaves a series out, None where it is taken.
+
+        A number of slices that is not known, as of a file that is cut short, leaves nothing out.
+
+        Args:
+            series: to judge.
+            beside: the series that were found with it.
+        """
+        if {series.series_uid, series.case_id} & set(self.captures):
             return self._several
-        if self.names and not names & set(self.names):
+        if self.names and not self._is_named(series) and not self._completes(series, beside):
             return "series"
         if series.is_picture:
             return "secondary-capture"
-        slices = series.shape[2] if series.shape else len(series.frames) or len(series.files)
+        slices = series.shape[2] if series.shape else series.slice_count
         unknown = series.is_capture and series.modality == "OT"
         if self.modality and series.modality.upper() not in self.modality and not unknown:
             return "modality"
         if self.description is not None and not self.description.search(series.description):
             return "series-description"
-        if self.min_slices is not None and slices < self.min_slices:
+        if self.min_slices is not None and slices and slices < self.min_slices:
             return "min-slices"
         if self.max_slices is not None and slices > self.max_slices:
             return "max-slices"
-        if not self.names and not set(series.derived) <= set(self.derived):
+        if not self._is_named(series) and not set(series.derived) <= set(self.derived):
             return f"derived: {', '.join(series.derived)}"
         return self._several
+
+    def _is_named(self, series: Series) -> bool:
+        return bool({series.series_uid, series.case_id} & set(self.names))
+
+    def _completes(self, series: Series, beside: Sequence[Series]) -> bool:
+        """Return whether it may be a channel that no named series of its study is, where one is named."""
+        named = [one for one in beside if self._is_named(one) and one.study_uid == series.study_uid]
+        free = [rule for rule in self.rules if not any(rule.fits(one) for one in named)]
+        return bool(named) and any(rule.fits(series) for rule in free)
 
     @property
     def _several(self) -> str | None:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import gzip
 import json
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import make
 import nibabel as nib
 import numpy as np
 import pytest
 from make import MARKER, OBLIQUE, SAGITTAL, Grid, plant, position, series, tilted, write
+from pydicom.dataset import Dataset
 from test_pet_units import pet
 
 from segpipe.cli.app import run
+from segpipe.dicom import conversion
+from segpipe.dicom.conversion import convert_folder
+from segpipe.dicom.model import Series, Volume
 from segpipe.dicom.volume import load, load_series
+
+SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
 
 
 def convert(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
@@ -213,3 +221,102 @@ def test_pet_that_cannot_be_converted_is_refused_by_its_tag(tmp_path: Path, caps
     code, document = convert(capsys, tmp_path / "in", tmp_path / "out", "--pet-unit", "GML")
     assert (code, document["series"][0]["reason"]) == (3, "pet_unit")
     assert run(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--pet-unit", "kBq"]) == 2
+
+
+def test_a_repaired_file_is_not_kept_when_its_missing_files_were_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = series(Grid(slices=9))
+    lost = images.pop(4)
+    write(images, tmp_path / "in")
+    assert convert(capsys, tmp_path / "in", tmp_path / "out", "--repair", "spacing")[1]["written"] == 1
+    document = convert(capsys, tmp_path / "in", tmp_path / "out", "--repair", "spacing")[1]
+    assert document["kept"] == 1 and document["series"][0]["repaired"] == ["spacing"]
+    write([lost], tmp_path / "in", "lost")
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    (found,) = document["series"]
+    assert (code, found["state"], found["reason"]) == (3, "refused", "already_there")
+    assert "repaired: spacing" in found["detail"] and "Give --overwrite" in found["detail"]
+    assert convert(capsys, tmp_path / "in", tmp_path / "out", "--overwrite")[1]["written"] == 1
+    assert convert(capsys, tmp_path / "in", tmp_path / "out")[1]["kept"] == 1
+    jsonschema.validate(document, json.loads((SCHEMAS / "convert.schema.json").read_text()))
+
+
+def _moved(images: list[Dataset]) -> None:
+    for image in images:
+        image.ImagePositionPatient[2] = float(image.ImagePositionPatient[2]) + 1
+
+
+def _blackened(images: list[Dataset]) -> None:
+    images[2].PixelData = bytes(len(images[2].PixelData))
+
+
+def _rescaled(images: list[Dataset]) -> None:
+    images[2].RescaleIntercept = "-1024"
+
+
+def _longer(images: list[Dataset]) -> None:
+    images += series(Grid(slices=7), SeriesInstanceUID=images[0].SeriesInstanceUID)[6:]
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        setattr(images[-1], name, images[0][name].value)
+
+
+@pytest.mark.parametrize("change", [_moved, _blackened, _rescaled, _longer])
+def test_a_file_of_other_slices_is_not_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[list[Dataset]], None]
+) -> None:
+    images = series()
+    write(images, tmp_path / "in")
+    convert(capsys, tmp_path / "in", tmp_path / "out")
+    for image in images:  # what a header says of people may change, and where files lie
+        image.PatientName = "Roe^Richard"
+    write(images, tmp_path / "copy")
+    assert convert(capsys, tmp_path / "copy", tmp_path / "out")[1]["kept"] == 1
+    change(images)
+    write(images, tmp_path / "copy")
+    code, document = convert(capsys, tmp_path / "copy", tmp_path / "out")
+    assert (code, document["series"][0]["reason"]) == (3, "already_there")
+    assert convert(capsys, tmp_path / "copy", tmp_path / "out", "--overwrite")[1]["written"] == 1
+    assert convert(capsys, tmp_path / "copy", tmp_path / "out")[1]["kept"] == 1
+
+
+def test_series_that_headers_do_not_tell_apart_are_not_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two patients whose UIDs a crude anonymiser made the same, read together and one after the other."""
+    for patient, value in (("A", 100), ("B", 900)):
+        images = series(PatientID=patient)
+        for number, image in enumerate(images):
+            image.SOPInstanceUID = f"1.2.3.{number + 1}"
+            image.PixelData = np.full((image.Rows, image.Columns), value, "<i2").tobytes()
+            del image.SeriesInstanceUID, image.StudyInstanceUID
+        write(images, tmp_path / "in" / patient)
+    code, document = convert(capsys, tmp_path / "in", tmp_path / "out")
+    assert (code, document["written"]) == (0, 2)
+    values = {float(nib.load(path).get_fdata().mean()) for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert values == {100.0, 900.0}
+    lines = map(json.loads, (tmp_path / "out/mapping.jsonl").read_text().splitlines())
+    assert {Path(line["paths"][0]).parent.name for line in lines} == {"A", "B"}
+    convert(capsys, tmp_path / "in/A", tmp_path / "apart")
+    code, document = convert(capsys, tmp_path / "in/B", tmp_path / "apart")
+    assert (code, document["series"][0]["reason"]) == (3, "already_there")
+
+
+def test_conversions_into_one_folder_keep_each_other_s_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write(series(seed=seed), tmp_path / name)
+    inner: list[object] = []
+
+    def other_first(read: Series) -> Volume:
+        if not inner:
+            inner.append(None)
+            convert_folder(tmp_path / "b", tmp_path / "out")  # another one, while this one is at work
+        return load_series(read)
+
+    monkeypatch.setattr(conversion, "load_series", other_first)
+    assert convert(capsys, tmp_path / "a", tmp_path / "out")[1]["written"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "out/mapping.jsonl").read_text().splitlines()]
+    assert {f"{line['id']}.nii.gz" for line in lines} == {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert len(lines) == 2

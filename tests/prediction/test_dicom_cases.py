@@ -117,6 +117,25 @@ def test_a_series_that_got_more_slices_is_computed_again(tiny_bundle: Path, tmp_
     assert nib.load(out / series.case_id / "segmentation.nii.gz").shape[2] == 8
 
 
+def test_slices_of_the_same_uids_that_show_something_else_are_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make.series(make.Grid(slices=6), "MR")
+    make.write(images, tmp_path / "in")
+    out = tmp_path / "out"
+    assert predict(tiny_bundle, tmp_path / "in", out) == 0
+    make.write(images, tmp_path / "copy")
+    assert predict(tiny_bundle, tmp_path / "copy", out) == 0
+    images[3].PixelData = bytes(len(images[3].PixelData))  # a face was removed
+    make.write(images, tmp_path / "copy")
+    capsys.readouterr()
+    assert predict(tiny_bundle, tmp_path / "copy", out, "--json") == 5
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "has changed since it was finished" in error["message"] and "--overwrite" in error["hint"]
+    assert predict(tiny_bundle, tmp_path / "copy", out, "--overwrite") == 0
+    assert predict(tiny_bundle, tmp_path / "copy", out) == 0
+
+
 def test_what_cannot_carry_dicom_still_has_its_nifti_and_the_reason(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,9 @@ from .channels import parse_channels as parse_channels
 from .codecs import available_codecs as available_codecs
 from .codes import codes_metadata as codes_metadata
 from .codes import label_infos as label_infos
+from .content import describe_series as describe_series
+from .content import has_other_content as has_other_content
+from .content import has_other_slices as has_other_slices
 from .conversion import ConvertedSeries as ConvertedSeries
 from .conversion import convert_folder as convert_folder
 from .conversion import write_mapping as write_mapping
@@ -35,6 +38,7 @@ from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
 from .send import Delivery as Delivery
 from .send import send_results as send_results
+from .taken_again import taken_again as taken_again
 from .transport import open_archive as open_archive
 from .volume import load as load
 from .volume import load_channels as load_channels

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from segpipe.common.files import write_text
 from segpipe.common.nifti import corners_apart_mm, forms_limit_mm, write_nifti_whole
-from segpipe.common.result_folder import MAPPING, read_lines
+from segpipe.common.result_folder import MAPPING, append_line, read_lines
 from segpipe.dicom.captures import admitted
+from segpipe.dicom.content import TOLD_BY, describe_series, has_other_content, has_other_slices
 from segpipe.dicom.model import Scan, Series, Volume
 from segpipe.dicom.pet_units import in_unit, parse_pet_unit
 from segpipe.dicom.repair import check_repairs
@@ -18,13 +18,16 @@ from segpipe.dicom.scanning import scan
 from segpipe.dicom.volume import load_series
 from segpipe.errors import DataError, UsageError
 
-UNIT = "unit: "
+REPAIRED, UNIT = "repaired: ", "unit: "
 SCANNER = 1  # code of sform and qform: coordinates of the scanner
 
 
 @dataclass(frozen=True)
 class ConvertedSeries:
-    """What became of a series: ``written``, ``kept`` (its file was there already) or ``refused`` with a reason."""
+    """What became of a series: ``written``, ``kept`` (its file was there already) or ``refused`` with a reason.
+
+    The reason is that of the series, or ``already_there``: a file of it lies there that is not what would be written.
+    """
 
     case_id: str
     series_uid: str
@@ -81,13 +84,17 @@ def convert_folder(
     ]
     if not chosen:
         raise _no_series(tree)
+    known = _mapped(out) if out.is_dir() else {}
     converted = []
     for number, member in enumerate(chosen):
         progress("converting", number, len(chosen))
-        converted.append(_convert(member, tree.root, out, overwrite))
-    readable = [member for member, result in zip(chosen, converted, strict=True) if result.state != "refused"]
-    if readable:
-        write_mapping(out, readable)
+        before = known.get(member.case_id, {})
+        result = _convert(member, tree.root, out, overwrite, before)
+        converted.append(result)
+        if result.state != "refused":
+            kept = {name: before[name] for name in TOLD_BY if name in before}
+            about = describe_series(member) if result.state == "written" else kept
+            _add_line(out, member, before, about)
     return converted, tree
 
 
@@ -110,7 +117,7 @@ def _choose(tree: Scan, uids: Sequence[str]) -> list[Series]:
     return [series for series in tree.series if not uids or {series.series_uid, series.case_id} & set(uids)]
 
 
-def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> ConvertedSeries:
+def _convert(series: Series, root: Path, out: Path, overwrite: bool, known: Mapping[str, Any]) -> ConvertedSeries:
     refused = ConvertedSeries(
         series.case_id,
         series.series_uid,
@@ -125,11 +132,13 @@ def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> Converte
     path = out / f"{series.case_id}.nii.gz"
     unit = series.converted_to or series.units or None
     if path.is_file() and not overwrite:
-        if _converted_to(path) != series.converted_to:
-            there = _converted_to(path) or "values as stored"
-            words = f"its file is there already, in {there}; expected {series.converted_to or 'values as stored'}"
-            return replace(refused, reason="pet_unit", detail=f"{words}. Give --overwrite, or another folder.")
-        return replace(refused, state="kept", reason=None, detail="", file=path.name, unit=unit)
+        reason, words = _difference(series, path, known)
+        if reason:
+            detail = f"its file is there already, {words}. Give --overwrite, or another folder."
+            return replace(refused, reason=reason, detail=detail)
+        return replace(
+            refused, state="kept", reason=None, detail="", file=path.name, repaired=series.repaired, unit=unit
+        )
     try:
         volume = load_series(series)
     except DataError as error:
@@ -150,15 +159,31 @@ def _convert(series: Series, root: Path, out: Path, overwrite: bool) -> Converte
     )
 
 
-def _converted_to(path: Path) -> str:
-    """Return the unit that the values of a file were converted to; empty where they are as stored."""
+def _difference(series: Series, path: Path, known: Mapping[str, Any]) -> tuple[str, str]:
+    """Return by which reason, and in which words, a file that is there is not what would be written; empty: it is."""
+    unit, repaired = _said(path, UNIT), _said(path, REPAIRED)
+    if unit != series.converted_to:
+        stored = "values as stored"
+        return "pet_unit", f"in {unit or stored}; expected {series.converted_to or stored}"
+    if repaired != ", ".join(series.repaired):
+        asked = ", ".join(series.repaired) or "none is needed now"
+        return "already_there", f"with slices made up or resampled (repaired: {repaired or 'no'}); expected: {asked}"
+    if "slices" in known and has_other_slices(series, known):
+        return "already_there", "of other slices than are here now"
+    if has_other_content(series, known):
+        return "already_there", "of slices of the same UIDs that show or lie otherwise"
+    return "", ""
+
+
+def _said(path: Path, word: str) -> str:
+    """Return what a file's header says of its values behind a word; empty where it says nothing."""
     import nibabel as nib
 
     try:
         words = bytes(nib.load(path).header["descrip"]).decode("ascii", "ignore")  # type: ignore[attr-defined, unused-ignore]
     except Exception:  # noqa: BLE001 - whatever lies there is kept as it is
         return ""
-    return next((word.removeprefix(UNIT) for word in words.strip("\0 ").split("; ") if word.startswith(UNIT)), "")
+    return next((part.removeprefix(word) for part in words.strip("\0 ").split("; ") if part.startswith(word)), "")
 
 
 def _sentence(error: DataError, root: Path) -> str:
@@ -186,7 +211,7 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.set_qform(volume.affine_ras, code=SCANNER)
     if corners_apart_mm(image.get_qform(), volume.affine_ras, volume.array.shape) > forms_limit_mm(volume.affine_ras):
         image.set_qform(None, code=0)
-    said = [f"repaired: {', '.join(volume.repaired)}"] if volume.repaired else []
+    said = [f"{REPAIRED}{', '.join(volume.repaired)}"] if volume.repaired else []
     said += [f"{UNIT}{volume.series.converted_to}"] if volume.series.converted_to else []
     image.header["descrip"] = "; ".join(said)
     write_nifti_whole(image, path)
@@ -198,10 +223,18 @@ def write_mapping(folder: Path, series: Iterable[Series]) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    path = folder / MAPPING
-    known = {line["id"]: line for line in read_lines(path) if isinstance(line, dict) and "id" in line}
+    known = _mapped(folder)
     for member in series:
-        paths = [str(file) for file in member.files]
-        known[member.case_id] = {"id": member.case_id, "paths": paths, "series_uid": member.series_uid}
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in known.values()]
-    write_text(path, "".join(lines).encode(errors="backslashreplace").decode(), mode=0o600)
+        _add_line(folder, member, known.get(member.case_id, {}))
+
+
+def _add_line(folder: Path, series: Series, before: Mapping[str, Any], about: Mapping[str, str] | None = None) -> None:
+    """Append a line, unless it is there: what others append at the same time stays."""
+    paths = [str(file) for file in series.files]
+    line = {"id": series.case_id, "paths": paths, "series_uid": series.series_uid, **(about or {})}
+    if line != before:
+        append_line(folder / MAPPING, line, 0o600)
+
+
+def _mapped(folder: Path) -> dict[str, dict[str, Any]]:
+    return {line["id"]: line for line in read_lines(folder / MAPPING) if isinstance(line, dict) and "id" in line}

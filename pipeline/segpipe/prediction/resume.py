@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from segpipe.prediction.options import Options
 
 if TYPE_CHECKING:
     from segpipe.bundle import Bundle
-    from segpipe.dicom import Series
 
 
 def refuse_own_folder(out: Path, bundle: Bundle) -> None:
@@ -78,7 +76,7 @@ class EarlierResults:
             same = bool(result["bundle"]["sha256"] == self._bundle.sha256) and _is_same_model(result, self._options)
         except (SegpipeError, AttributeError, KeyError, TypeError):
             return None
-        if case.series is not None and self._sources.get(case.id, {}).get("slices") != slices_of(case.series):
+        if _has_other_slices(case, self._sources.get(case.id, {})):
             return None
         is_met = same and self._options.outputs.are_met(result, final, self._bundle, is_dicom=case.is_dicom)
         return result if is_met else None
@@ -114,24 +112,22 @@ def _is_same_model(before: Mapping[str, Any], options: Options) -> bool:
     return all(before.get(key, []) == value for key, value in options.about_model().items())
 
 
-def slices_of(series: Series) -> str:
-    """Return a hash of which slices a series and its further channels have, wherever they lie; channels in order."""
-    slices = [sorted((frame.sop_instance_uid, frame.number) for frame in channel.frames) for channel in series.channels]
-    moved = [None if one.registration is None else one.registration.matrix_ras for one in series.channels]
-    known = [*zip(slices, moved, strict=True)] if series.further else slices[0]
-    return hashlib.sha256(repr(known).encode()).hexdigest()
+def _has_other_slices(case: InputCase, before: Mapping[str, Any]) -> bool:
+    if case.series is None:
+        return False
+    from segpipe.dicom import has_other_slices
+
+    return has_other_slices(case.series, before)
 
 
 def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
     """Refuse to pass over a scan because another one of its name was segmented before.
 
     Raises:
-        RefusedError: the finished case came from another file, or from other content of its file.
+        RefusedError: the finished case came from another file, or from other content of its file or slices.
     """
-    if case.is_dicom:  # a series is known by its slices
-        return
     now = [str(path) for path in case.paths]
-    if before["paths"] != now:
+    if not case.is_dicom and before["paths"] != now:
         raise RefusedError(
             "this case was finished from another file",
             path=now[0],
@@ -143,6 +139,7 @@ def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
         raise RefusedError(
             "the file of this case has changed since it was finished",
             path=now[0],
+            found="slices of the same UIDs that show or lie otherwise" if case.is_dicom else None,
             case_id=case.id,
             hint="choose another folder, or give --overwrite to compute the finished cases again",
         )
@@ -151,10 +148,12 @@ def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
 def describe_source(case: InputCase) -> dict[str, Any]:
     """Return what tells a case's files again: size and time, and their hashes; empty where one cannot be read.
 
-    Of a series which slices it has: its files are not read twice.
+    Of a series it is as `segpipe.dicom.describe_series` says.
     """
     if case.series is not None:
-        return {"slices": slices_of(case.series)}
+        from segpipe.dicom import describe_series
+
+        return dict(describe_series(case.series))
     if not all(path.is_file() for path in case.files):  # a pipe would be waited for
         return {}
     try:
@@ -169,6 +168,10 @@ def _stat(case: InputCase) -> list[list[int]]:
 
 def _has_changed(case: InputCase, before: Mapping[str, Any]) -> bool:
     """Judge by size and time, and where these differ by content: a copy of the same file has not changed."""
+    if case.series is not None:
+        from segpipe.dicom import has_other_content, has_other_slices
+
+        return not has_other_slices(case.series, before) and has_other_content(case.series, before)
     try:
         return (
             "sha256" in before and _stat(case) != before["stat"] and describe_source(case)["sha256"] != before["sha256"]

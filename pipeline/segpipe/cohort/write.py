@@ -205,10 +205,13 @@ def _of_file(path: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def _of_series(case_id: str, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    from segpipe.dicom import load_series, scan
+    from segpipe.dicom import load_series, taken_again
 
-    series = next((each for each in scan(paths).series if each.case_id == case_id and each.state == "loaded"), None)
+    found = taken_again([Path(path) for path in paths])
+    series = next((each for each in found if each.case_id == case_id and each.state == "loaded"), None)
     if series is None:
         raise DataError("its files are no longer that series", path=paths[0])
+    if series.modality == "PT":
+        raise DataError("it is a PET, and the table has no unit", path=paths[0])
     volume = load_series(series)
     return volume.array, volume.affine_ras

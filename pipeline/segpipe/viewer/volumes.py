@@ -28,7 +28,7 @@ from segpipe.common.nifti import (
     read_voxels,
     require_3d,
 )
-from segpipe.dicom import admitted, check_repairs, load_series, scan
+from segpipe.dicom import load_series, registration_note, taken_again
 from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.reporting import colour_of
 from segpipe.viewer.cases import LayerFile, ViewedCase
@@ -227,20 +227,31 @@ def _unit_of(modality: str) -> str:
 
 
 def _read_dicom(case: ViewedCase) -> tuple[Header, list[ShownVolume], list[str]]:
-    """Read series from their files; one that is resampled to a regular grid, as it was for the prediction."""
-    found = admitted(scan(list(case.images)).series, (), ())
-    place = {path.resolve(): index for index, path in enumerate(case.images)}
-    found = sorted(found, key=lambda series: min(place.get(Path(file).resolve(), 0) for file in series.files))
-    if any(series.state == "refused" for series in found):
-        captures = [series.series_uid for series in found if series.is_capture]
-        found = admitted(found, check_repairs("tilt,spacing"), captures)
+    """Read series from their files as they were for the prediction: resampled to a regular grid, and registered.
+
+    A further channel of which nothing says how it lies to the first one is left out.
+    """
+    found = taken_again(case.images)
     if not found:
         raise DataError("no DICOM series is in the files")
-    volumes = [load_series(series) for series in found]
-    headers = [
-        header_of_array(volume.array.shape, volume.array.dtype, volume.affine_ras, Path(case.id)) for volume in volumes
+    frame = found[0].frame_of_reference_uid
+    placed = [series for series in found if series.registration or series.frame_of_reference_uid == frame]
+    lost = [
+        f"channel {series.modality} is left out: it lies in another frame of reference, and what registered it is gone"
+        for series in found
+        if series not in placed
     ]
-    notes = [note for volume in volumes for note in volume.notes]
+    volumes = [load_series(series) for series in placed]
+    headers = [
+        header_of_array(volume.array.shape, volume.array.dtype, series.placed(volume.affine_ras), Path(case.id))
+        for series, volume in zip(placed, volumes, strict=True)
+    ]
+    notes = [*lost, *(note for volume in volumes for note in volume.notes)]
+    notes += [
+        f"channel {series.modality} {registration_note(series.registration, series)}"
+        for series in placed
+        if series.registration
+    ]
     notes += [f"resampled to a regular grid ({', '.join(volume.repaired)})" for volume in volumes if volume.repaired]
     notes += [
         note for index, header in enumerate(headers) if index and (note := registered_note(headers[0], header, index))
@@ -251,7 +262,7 @@ def _read_dicom(case: ViewedCase) -> tuple[Header, list[ShownVolume], list[str]]
             "image",
             _plain(on_grid_of(headers[0], header, volume.array)),
             headers[0].affine,
-            case.units.get(index, _unit_of(volume.modality)),
+            case.units.get(index, _unit_of(volume.modality) or volume.series.units),
         )
         for index, (volume, header) in enumerate(zip(volumes, headers, strict=True))
     ]

@@ -14,12 +14,21 @@ import pytest
 import SimpleITK
 
 from dicom.make import series as slices_of_a_series
-from dicom.make import write
+from dicom.make import tilted, write
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
 from segpipe.data import draw_split, import_corrections, load_manifest, readings_of, record_reading, save_manifest
 from segpipe.data.manifest import Manifest
-from segpipe.dicom import AlgorithmInfo, label_infos, load_series, patient_pseudonym, scan, write_dicom, write_volume
+from segpipe.dicom import (
+    AlgorithmInfo,
+    admitted,
+    label_infos,
+    load_series,
+    patient_pseudonym,
+    scan,
+    write_dicom,
+    write_volume,
+)
 from segpipe.errors import DataError, RefusedError, UsageError
 
 SHAPE, AFFINE = (9, 8, 7), np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -210,6 +219,19 @@ def test_a_series_of_a_test_case_under_another_id_is_told_by_its_voxels(site: Si
             site.take(key=tmp_path / "key")
     else:
         assert site.take(key=tmp_path / "key").taken == [series.case_id]
+
+
+def test_a_series_that_was_repaired_is_corrected_on_its_regular_grid(site: Site, tmp_path: Path):
+    site.write_manifest(hashes=False)
+    write(tilted(), tmp_path / "dicom")
+    (series,) = admitted(scan(tmp_path / "dicom").series, ("tilt",))
+    labels = np.zeros(series.shape, np.uint8)
+    site.predict(series.case_id, tmp_path / "dicom")
+    save(site.out / series.case_id / "segmentation.nii.gz", labels, series.affine_ras)
+    labels[1:3, 1:4, 1:] = 1
+    save(site.back / f"{series.case_id}.nii.gz", labels, series.affine_ras)
+    case = site.take(key=tmp_path / "key").manifest.training[-1]
+    assert np.allclose(nib.load(site.data / case.image).affine, series.affine_ras)
 
 
 def test_a_copy_of_a_fold_case_is_that_case(site: Site):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dicom.make import series, write
 from segpipe.common.folder_walk import ImageFolder, find_images
+from segpipe.common.result_folder import MAPPING, append_line
 from segpipe.data.manifest import CASE_ID, Case, Manifest, save_manifest
-from segpipe.dicom import scan
 from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference.source import read_headers
 from segpipe.prediction import file_cases
@@ -24,7 +24,7 @@ from segpipe.prediction.cases import select_cases
 from segpipe.prediction.file_cases import InputCase, _of_files, find_cases
 from segpipe.prediction.options import Options
 from segpipe.prediction.places import Places
-from segpipe.prediction.resume import _refuse_other_source, describe_source, slices_of
+from segpipe.prediction.resume import _refuse_other_source, describe_source
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -286,10 +286,38 @@ def test_a_series_that_is_named_is_not_passed_over_where_there_is_no_dicom(tmp_p
     assert caught.value.found == "1.2.3"
 
 
-def test_channels_in_another_order_are_another_source(tmp_path: Path) -> None:
-    for seed in range(3):
-        write(series(seed=seed), tmp_path / str(seed))
-    first, second, third = scan([tmp_path]).series
-    case = replace(first, further=(second, third))
-    assert slices_of(case) == slices_of(replace(first, further=(second, third)))
-    assert len({slices_of(each) for each in (first, case, replace(first, further=(third, second)))}) == 3
+def test_a_file_that_has_a_result_keeps_its_id_whatever_arrives_beside_it(tmp_path: Path) -> None:
+    data, out = tmp_path / "in", tmp_path / "out"
+
+    def finish(*names: str) -> dict[str, str]:
+        """Return the ids of files by name, and leave results of them."""
+        touch(data, *names)
+        found = {case.paths[0].relative_to(data).as_posix(): case for case in find_cases([data], 1, Options(), out)}
+        for case in found.values():
+            (out / case.id).mkdir(parents=True, exist_ok=True)
+            append_line(out / MAPPING, {"id": case.id, "paths": [str(path) for path in case.paths]})
+            (out / case.id / "result.json").write_text("{}")
+        return {name: case.id for name, case in found.items()}
+
+    assert finish("A/scan.nii.gz") == {"A/scan.nii.gz": "scan"}
+    both = finish("B/scan.nii.gz")
+    assert both["A/scan.nii.gz"] == "scan" and both["B/scan.nii.gz"].startswith("scan-")
+    assert finish() == both
+    assert finish("C/p_0000.nii.gz")["C/p_0000.nii.gz"] == "p_0000"
+    three = finish("C/p_0000.nii.gz", "D/scan.nii.gz")
+    assert {**three, **both} == three and len(set(three.values())) == 4
+
+
+def test_the_suffix_of_a_single_channel_stays_off_when_other_files_arrive(tmp_path: Path) -> None:
+    data, out = tmp_path / "in", tmp_path / "out"
+    touch(data, "p_0000.nii.gz")
+    (case,) = find_cases([data], 1, Options(), out)
+    assert case.id == "p"
+    (out / "p").mkdir(parents=True)
+    (out / "p/result.json").write_text("{}")
+    (out / "mapping.jsonl").write_text(json.dumps({"id": "p", "paths": [str(case.paths[0])]}) + "\n")
+    touch(data, "p.nii.gz", "q.nii.gz")
+    found = {case.paths[0].name: case.id for case in find_cases([data], 1, Options(), out)}
+    assert (found["p_0000.nii.gz"], found["q.nii.gz"]) == ("p", "q") and found["p.nii.gz"].startswith("p-")
+    apart = {case.paths[0].name: case.id for case in find_cases([data], 1, Options(pseudonymise=True), out)}
+    assert all(id.startswith("case-") for id in apart.values())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.common.folder_walk import ImageFolder, files_of_image, find_images
 from segpipe.common.image_names import EXPECTED, ending_of, image_stem, is_image
+from segpipe.common.result_folder import MAPPING, RESULT, read_lines
 from segpipe.data import data_root, ids_of_files, load_manifest, pseudonym
 from segpipe.errors import UsageError
 from segpipe.prediction.options import Options
@@ -90,13 +91,14 @@ def find_cases(
 
     With several channels, ``X_0000.nii.gz``, ``X_0001.nii.gz`` are one case ``X``, and a file without such an ending is
     a case with all its channels in it. Ids are those of `segpipe.data.ids_of_files`; hashes are of the path relative to
-    the input folder (with several inputs: to the folder that holds them all), for ``pseudonymise`` of every case.
+    the input folder (with several inputs: to the folder that holds them all), for ``pseudonymise`` of every case. A
+    file that has a result keeps the id of it.
 
     Args:
         inputs: files, folders, or one manifest.
         channels: of the bundle.
         options: of the batch.
-        out: results below it are passed over.
+        out: results below it are passed over, and it says what ids files had.
         taken: ids that series have.
         found: what `look_into` found in them; None looks now.
 
@@ -134,7 +136,8 @@ def find_cases(
     if options.pseudonymise:
         ids = [pseudonym("case", path) for path in below]
     else:
-        ids = ids_of_files([(case.id, path) for case, path in zip(cases, below, strict=True)], taken)
+        named = [(case.id, path) for case, path in zip(cases, below, strict=True)]
+        ids = _as_before(cases, named, taken, {} if manifests or out is None else _known_ids(out))
     if options.registered:
         cases = [replace(case, registered=True) for case in cases]
     return sorted((replace(case, id=id) for case, id in zip(cases, ids, strict=True)), key=lambda case: case.id)
@@ -156,6 +159,33 @@ def _require_options_of_manifest(options: Options) -> None:
             found=f"--split {options.split} --fold {options.fold}" if options.split else f"--fold {options.fold}",
             hint=f"leave --fold out, or name --split validation --fold {options.fold}",
         )
+
+
+def _as_before(
+    cases: Sequence[InputCase], named: Sequence[tuple[str, str]], taken: Collection[str], known: Mapping[str, str]
+) -> list[str]:
+    """Return an id for each case: the one under which its file has a result, whatever lies beside it now."""
+    ids = ids_of_files(named, taken)
+    kept = {
+        index: before
+        for index, case in enumerate(cases)
+        if (before := known.get(str(case.paths[0]), ids[index])) != ids[index] and before not in taken
+    }
+    if not kept:
+        return ids
+    others = [pair for index, pair in enumerate(named) if index not in kept]
+    rest = iter(ids_of_files(others, [*taken, *kept.values()]))
+    return [kept[index] if index in kept else next(rest) for index in range(len(cases))]
+
+
+def _known_ids(out: Path) -> dict[str, str]:
+    """Return the ids of finished cases by their first file."""
+    sources = {
+        entry["id"]: entry["paths"]
+        for entry in read_lines(out / MAPPING)
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and "refused" not in entry and entry.get("paths")
+    }
+    return {str(paths[0]): id for id, paths in sources.items() if (out / id / RESULT).is_file()}
 
 
 def is_manifest(path: Path) -> bool:

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
+import segpipe
 from dicom import make
 from segpipe.cli.app import run
 from segpipe.dicom.scanning import scan
@@ -68,3 +70,21 @@ def test_notes_reasons_and_what_was_left_out(
     assert all(note in said[by_folder[name].case_id] for name, note in notes.items()) and len(said) == 2
     assert run(["send", str(out), "--to", "ARCHIVE@127.0.0.1:1", "--retries", "0"]) == 4
     assert f"look at {by_folder['short'].case_id}: " in capsys.readouterr().out
+
+
+def test_what_was_noticed_of_the_voxels_is_said_as_well(tiny_bundle: Path, tmp_path: Path) -> None:
+    images = make.series(modality="MR", PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=-1000)
+    for image in images:
+        image.RealWorldValueMappingSequence = [Dataset()]
+    make.write(images, tmp_path / "in")
+    out = tmp_path / "out"
+    assert run(["predict", str(tiny_bundle), str(tmp_path / "in"), str(out)]) == 0
+    (case,) = json.loads((out / "summary.json").read_text())["cases"]
+    notes = json.loads((out / case["id"] / "result.json").read_text())["notes"]
+    assert notes == [
+        "MONOCHROME1: values are mirrored, so that bright stays bright",
+        "a real world value mapping is there and was not applied",
+    ]
+    assert all(note in (out / "report.html").read_text() for note in notes) and case["notes"] == notes
+    segmented = segpipe.open_bundle(tiny_bundle).segment(tmp_path / "in")
+    assert set(notes) <= set(segmented.notes) and len(set(segmented.notes)) == len(segmented.notes)

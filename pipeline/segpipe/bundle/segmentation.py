@@ -132,8 +132,9 @@ class Segmentation:
                 **far_from_training(recipe.metadata, spacing, intensity),
             },
             seconds=label_map.seconds,
-            notes=(
+            notes=_once(
                 *(case.notes if isinstance(case, (Series, Source)) else ()),
+                *label_map.notes,
                 *untrained_note(recipe.options, [recipe.metadata]),
                 *bfloat16_note(recipe.options.precision, [recipe.metadata], label_map.runtime, recipe.options.mirror),
             ),
@@ -301,6 +302,10 @@ def require_format(name: str) -> None:
     """
     if name not in FORMATS:
         raise UsageError("no such format", found=name, expected=", ".join(FORMATS))
+
+
+def _once(*notes: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes))
 
 
 def as_source(case: CaseInput, recipe: Recipe) -> CaseInput:

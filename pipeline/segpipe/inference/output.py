@@ -36,6 +36,7 @@ class LabelMap:
         seconds: that each stage took.
         regions: how many bits of a voxel say in which regions, which may overlap, it lies; 0 for one label a voxel.
         runtime: that computed it: ``torch`` or ``openvino``.
+        notes: on the voxels of the source.
     """
 
     labels: NDArray[np.uint8]
@@ -44,6 +45,7 @@ class LabelMap:
     seconds: dict[str, float] = field(default_factory=dict)
     regions: int = 0
     runtime: str = "torch"
+    notes: tuple[str, ...] = ()
 
 
 def write_labels(path: str | Path, labels: NDArray[np.uint8], grid: Header, regions: int = 0) -> None:

@@ -171,7 +171,7 @@ class Segmenter:
                 labels = as_labels(self._evaluator.predict(_paths_of(case), seconds), grid, regions)
             else:
                 labels = as_labels(self._by_monai(source, seconds), grid, regions)
-        return LabelMap(labels, grid, read.preview, seconds, regions, self.runtime.name)
+        return LabelMap(labels, grid, read.preview, seconds, regions, self.runtime.name, source.notes)
 
     def _by_blocks(
         self,

@@ -18,7 +18,7 @@ from segpipe.common.channel_names import masks_in_file
 from segpipe.common.grids import on_grid_of, registered_note, require_one_grid
 from segpipe.common.nifti import Header, read_header, read_voxels, require_3d
 from segpipe.common.outliers import refuse_outliers
-from segpipe.dicom import Series, load_channels
+from segpipe.dicom import Series, Volume, load_channels
 from segpipe.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 SAMPLES = 1_000_000  # voxels, enough for percentiles
+EVERYWHERE = "padding ("  # every CT of some scanners has it: no reason to look at a case
 MOST_PIXELS = 256  # along a side of the slice that is shown
 
 
@@ -115,8 +116,8 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
         volumes = load_channels(case)
         for series, volume in zip(case.channels, volumes, strict=True):
             judge_voxels(volume.array, Path(series.case_id))
-        arrays = [volume.array for volume in volumes]
-        return Source(headers[0], np.stack(arrays) if len(arrays) > 1 else arrays[0][None])
+        arrays, notes = [volume.array for volume in volumes], _reading_notes(volumes)
+        return Source(headers[0], np.stack(arrays) if len(arrays) > 1 else arrays[0][None], notes=notes)
     files = [read_header(path) for path in case] if isinstance(case, RegisteredFiles) else headers
     arrays = [
         on_grid_of(files[0], file, _read_judged(file, masks_in_file(index, len(files), masks)))
@@ -127,6 +128,17 @@ def read_source(case: CaseInput, channels: int, headers: list[Header] | None = N
     else:
         array = np.stack(arrays)
     return Source(headers[0], array)
+
+
+def _reading_notes(volumes: Sequence[Volume]) -> tuple[str, ...]:
+    """Return what was noticed of the voxels of a case's channels, beside what the scan says of them."""
+    notes = [
+        f"channel {index}: {note}" if index else note
+        for index, volume in enumerate(volumes)
+        for note in volume.notes
+        if note not in volume.series.notes and not note.startswith(EVERYWHERE)
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def read_headers(case: CaseInput, channels: int) -> list[Header]:

@@ -116,6 +116,7 @@ class Segmented:
     Attributes:
         quality: as `segpipe.quality.Assessment` has it; None where the bundle has no quality model.
         doubtful_slices: as `segpipe.bundle.Segmentation` has them.
+        notes: on the voxels; those of the scan the batch knows itself.
     """
 
     shape: tuple[int, ...] = ()
@@ -130,6 +131,7 @@ class Segmented:
     seconds: dict[str, float]
     quality: dict[str, Any] | None = None
     doubtful_slices: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

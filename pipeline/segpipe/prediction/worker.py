@@ -163,6 +163,7 @@ def segment(segmenter: Segmenter, request: Segment) -> Segmented:
         seconds={**segmentation.seconds, "write": round(time.perf_counter() - start, 3)},
         quality=None if segmentation.quality is None else segmentation.quality.as_dict(),
         doubtful_slices=segmentation.doubtful_slices,
+        notes=label_map.notes,
     )
 
 

@@ -354,7 +354,13 @@ def convert(job: Job) -> Converted:
         planned.append((job.folder / "labels" / f"{id}.nii.gz", replace(volumes[0], array=labels)))
     written = [write_beside(path, partial(write_volume, volume)) for path, volume in planned]
     files = [path.relative_to(job.folder).as_posix() for path in written]
-    notes = tuple(dict.fromkeys(words for volume in volumes[:1] for words in volume.notes))
+    further = [
+        f"channel {name}: {words}"
+        for name, volume in zip(job.channels[1:], volumes[1:], strict=True)
+        for words in volume.notes
+        if words not in volume.series.notes
+    ]
+    notes = tuple(dict.fromkeys([*volumes[0].notes, *further]))
     write_json(note, {"digest": digest, "files": files, "notes": list(notes)})
     return Converted(id, tuple(files), notes)
 

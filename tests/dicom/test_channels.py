@@ -49,7 +49,7 @@ def test_ct_and_pet_of_one_frame_of_reference_are_one_case(tmp_path: Path) -> No
     assert len(case.all_files) == 13
     assert (lonely.reason, lonely.detail) == (
         "channels",
-        "its study has no channel PET (PT), expected one in its frame of reference.",
+        "its study has no channel PET (PT) that is taken, expected one in its frame of reference.",
     )
     assert [one.modality for one in found.others] == ["MR"]
     again = Series.from_dict(case.as_dict())

@@ -76,9 +76,9 @@ def first_series(images: Sequence[Path]) -> Series:
     Raises:
         DataError: none can be read.
     """
-    from segpipe.dicom import taken_again
+    from segpipe.dicom import series_as_taken
 
-    found = [series for series in taken_again(list(images)) if series.state == "loaded"]
+    found = [series for series in series_as_taken(list(images)) if series.state == "loaded"]
     if not found:
         raise DataError("no series can be read", found="no volume")
     return next((each for each in found if images[0].resolve() in {f.resolve() for f in each.files}), found[0])

@@ -205,9 +205,9 @@ def _of_file(path: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def _of_series(case_id: str, paths: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    from segpipe.dicom import load_series, taken_again
+    from segpipe.dicom import load_series, series_as_taken
 
-    found = taken_again([Path(path) for path in paths])
+    found = series_as_taken([Path(path) for path in paths])
     series = next((each for each in found if each.case_id == case_id and each.state == "loaded"), None)
     if series is None:
         raise DataError("its files are no longer that series", path=paths[0])

@@ -38,7 +38,7 @@ from .scanning import has_dicom as has_dicom
 from .scanning import scan as scan
 from .send import Delivery as Delivery
 from .send import send_results as send_results
-from .taken_again import taken_again as taken_again
+from .taken_again import series_as_taken as series_as_taken
 from .transport import open_archive as open_archive
 from .volume import load as load
 from .volume import load_channels as load_channels

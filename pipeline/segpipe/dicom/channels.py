@@ -161,7 +161,9 @@ def _missing(rule: ChannelRule, elsewhere: Sequence[Series], why: str) -> str:
             f"the channel {rule.name} ({elsewhere[0].case_id}) lies in another frame of reference, expected the same, "
             f"or a rigid registration object (REG) of both: {why}. {ELSEWHERE}"
         )
-    return f"its study has no channel {rule.name} ({rule.modality}), expected one in its frame of reference"
+    return (
+        f"its study has no channel {rule.name} ({rule.modality}) that is taken, expected one in its frame of reference"
+    )
 
 
 def _refused(first: Series, detail: str) -> Series:

@@ -13,7 +13,7 @@ from segpipe.dicom.repair import REPAIRS
 from segpipe.dicom.scanning import scan
 
 
-def taken_again(files: Sequence[Path]) -> list[Series]:
+def series_as_taken(files: Sequence[Path]) -> list[Series]:
     """Return the series of a case's files, the first channel first.
 
     Where the files are a case at all, somebody asked for what takes it: a Secondary Capture is loaded, a series that

@@ -18,7 +18,7 @@ from segpipe.bundle import units_of
 from segpipe.common.image_names import EXPECTED, is_image
 from segpipe.data import load_manifest, pseudonym
 from segpipe.errors import DataError, UsageError
-from segpipe.prediction.file_cases import InputCase, Refusal, find_cases, is_manifest, look_into
+from segpipe.prediction.file_cases import OF_FOLDERS, InputCase, Refusal, find_cases, is_manifest, look_into
 from segpipe.prediction.options import Options
 from segpipe.prediction.series_filter import SeriesFilter, make_filter
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 
 Progress = Callable[[int, int], object]  # files read, of all files
-OF_SERIES = (
-    *("series", "modality", "series_description", "min_slices", "max_slices"),
-    *("derived", "secondary_capture", "repair", "channel"),
-)
 _MARK = "\x02"  # around a path in words; no file name of a scan has it
 
 
@@ -129,7 +125,7 @@ def _refuse_options_for_series(options: Options) -> None:
     Raises:
         UsageError: naming the options.
     """
-    given = [f"--{name.replace('_', '-')}" for name in OF_SERIES if getattr(options, name)]
+    given = [f"--{name.replace('_', '-')}" for name in OF_FOLDERS if name != "only" and getattr(options, name)]
     if given:
         raise UsageError(
             "options for DICOM series are given, and there is no series",

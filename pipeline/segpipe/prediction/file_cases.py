@@ -183,7 +183,10 @@ def _known_ids(out: Path) -> dict[str, str]:
     sources = {
         entry["id"]: entry["paths"]
         for entry in read_lines(out / MAPPING)
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and "refused" not in entry and entry.get("paths")
+        if isinstance(entry, dict)
+        and isinstance(entry.get("id"), str)
+        and "refused" not in entry
+        and entry.get("paths")
     }
     return {str(paths[0]): id for id, paths in sources.items() if (out / id / RESULT).is_file()}
 

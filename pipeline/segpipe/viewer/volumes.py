@@ -28,7 +28,7 @@ from segpipe.common.nifti import (
     read_voxels,
     require_3d,
 )
-from segpipe.dicom import load_series, registration_note, taken_again
+from segpipe.dicom import load_series, registration_note, series_as_taken
 from segpipe.errors import DataError, SegpipeError, UsageError
 from segpipe.reporting import colour_of
 from segpipe.viewer.cases import LayerFile, ViewedCase
@@ -231,7 +231,7 @@ def _read_dicom(case: ViewedCase) -> tuple[Header, list[ShownVolume], list[str]]
 
     A further channel of which nothing says how it lies to the first one is left out.
     """
-    found = taken_again(case.images)
+    found = series_as_taken(case.images)
     if not found:
         raise DataError("no DICOM series is in the files")
     frame = found[0].frame_of_reference_uid

@@ -19,7 +19,7 @@ from segpipe.common.same_image import Channel, SameImage, channel_of_array
 from segpipe.data.annotation import StartBundle, StartMap
 from segpipe.data.importers.as_nifti import as_nifti
 from segpipe.data.manifest import Case, Manifest
-from segpipe.dicom import Series, load_series, taken_again, write_volume
+from segpipe.dicom import Series, load_series, series_as_taken, write_volume
 from segpipe.errors import DataError, RefusedError, UsageError
 
 FOLDER = "corrected"
@@ -256,7 +256,7 @@ def require_same_start(origin: Origin, said: str | None) -> None:
 
 
 def _series_of(images: Sequence[Path]) -> Series:
-    found = taken_again(images)
+    found = series_as_taken(images)
     if len(found) != 1 or found[0].modality == "PT" or found[0].state == "refused":
         words = ", ".join(f"{series.modality} {series.reason or ''}".strip() for series in found)
         raise DataError(

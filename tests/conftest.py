@@ -20,7 +20,7 @@ ALLOWED_SKIPS = {
     "a network namespace can only be made by root": "small archives on loopback stand in for Orthanc in test_send.py",
     "pip reaches no registry of packages": "stock MONAI runs bundles of the installed environment in test_stock_run.py",
     "the site's environment is not made (make docs)": "`.ci/run` makes it",
-    "Ray's environment is not made (make test-ray)": "its tasks are those of Slurm and local jobs in test_submit.py",
+    "Ray's environment is not made (make test-ray)": "its tasks are those of Slurm and local jobs in test_real_jobs.py",
     "a small file system can only be mounted by root": "a full disk is simulated in tests/prediction as well",
 }
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tiny_slurm
 from segpipe.cli.app import run
 from segpipe.cli.submit_ import read_command
 from segpipe.cluster import Resources, Task, exit_code, submit
@@ -22,9 +18,7 @@ from segpipe.cluster import planned as planned_of
 from segpipe.cluster.jobs import last_words
 from segpipe.errors import DataError, UsageError
 from segpipe.training import read_fragment
-from tiny_data import train_arguments
 from tiny_submit import FakeEngine
-from whole_commands import start, wait_for
 
 PREDICT = ["predict", "bundle", "scans", "out"]
 COMPARE = ["compare", "m.json", "--task", "t.yaml", "--network", "unet,unetpp", "--loss", "dice", "--out", "c"]
@@ -344,53 +338,3 @@ def test_a_task_goes_on_with_what_was_begun(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "one/run.json").write_text("{}")
     assert task() == 3 and called[-1][-3:] == ["train", "--resume", "one"]
     assert json.loads(Path(task.result).read_text()) == {"code": 3}
-
-
-@pytest.fixture(scope="module")
-def on_slurm() -> Iterator[None]:
-    pytest.importorskip("submitit")
-    if not tiny_slurm.found():
-        pytest.skip("slurm-wlm and munge are not installed (make validators)")
-    with tempfile.TemporaryDirectory(prefix="slurm") as folder, tiny_slurm.slurm(Path(folder)):
-        yield
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_an_array_job_of_slurm_with_a_job_that_is_cancelled(
-    on_slurm: None, tiny_bundle: Path, tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["predict", str(tiny_bundle), str(tiny_manifest.parent / "images"), str(tmp_path / "out"), "--threads", "1"]
-    jobs = tmp_path / "jobs"
-    process = start("submit", "--array", "2", "--jobs", jobs, "--", *words)
-    wait_for(process, "share 1 of 2: submitted as job")
-    os.killpg(process.pid, signal.SIGKILL)  # jobs are Slurm's
-    process.communicate()
-    rows = json.loads((jobs / "submission.json").read_text())["tasks"]
-    subprocess.run(["scancel", rows[1]["job"]], check=True)
-    tasks = planned(words, jobs, 2, Path(__file__).parents[2])
-    said: list[str] = []
-    document = submit(tasks, jobs, "slurm", Resources(), said.append, poll_s=0.2, grace_s=1)
-    if exit_code(document):  # it was gone while somebody looked; else it had been submitted again at once
-        assert document["tasks"][1]["state"] == "died"
-        document = submit(tasks, jobs, "slurm", Resources(), said.append, poll_s=0.2, grace_s=1)
-    assert exit_code(document) == 0 and states(document) == [("ended", 0)] * 2
-    assert document["tasks"][0]["job"] == rows[0]["job"] and document["tasks"][1]["job"] != rows[1]["job"]
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert {case["id"] for case in summary["cases"]} == {f"case_{number}" for number in range(6)}
-    assert {case["state"] for case in summary["cases"]} == {"done"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_cross_validation_as_jobs_of_this_machine(tiny_manifest: Path, tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
-    out, began = tmp_path / "cv", time.time()
-    words = train_arguments(tiny_manifest, out, "--epochs", "2", "--folds", "0")
-    assert run(["submit", "--engine", "local", "--jobs", str(tmp_path / "jobs"), "--", *words]) == 0
-    measured = json.loads((out / "out_of_fold.json").read_text())
-    assert [row["fold"] for row in measured["folds"]] == [0] and len(measured["cases"]) == 3
-    (session,) = json.loads((out / "fold_0/run.json").read_text())["sessions"]  # the second job only measured it
-    assert session["began"] >= began
-    rows = json.loads((tmp_path / "jobs/submission.json").read_text())["tasks"]
-    assert [(row["name"], row["code"]) for row in rows] == [("fold 0", 0), ("measure", 0)]

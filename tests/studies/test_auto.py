@@ -163,7 +163,7 @@ def test_a_test_set_that_shares_patients_with_training_is_refused(fake: FakeSear
     kept = manifest.training[5].model_copy(update={"fold": None})
     save_manifest(manifest.model_copy(update={"training": manifest.training[:5], "test": [kept]}), path)
     assert auto(path, tmp_path / "out") == 3
-    assert "found: P1" in capsys.readouterr().err and not fake.questions
+    assert "found: case_5" in capsys.readouterr().err and not fake.questions
     assert run(["split", str(path), "--test", "0.25", "--folds", "2", "--redraw"]) == 0  # as the hint says
     assert auto(path, tmp_path / "out") == 0
 

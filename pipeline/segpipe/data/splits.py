@@ -157,14 +157,14 @@ def require_apart(manifest: Manifest) -> None:
     """Refuse a test set that can be measured on, of whose patients some are trained on.
 
     Raises:
-        DataError: naming them.
+        DataError: naming their test cases; a patient's id may be a name.
     """
-    both = {case.group for case in manifest.test if case.label is not None}
-    both &= {case.group for case in manifest.training}
+    trained = {case.group for case in manifest.training}
+    both = [case.id for case in manifest.test if case.label is not None and case.group in trained]
     if both:
         raise DataError(
             "patients of the test set are in training too",
-            found=some_of(sorted(both)),
+            found=some_of(both),
             expected="all cases of a patient in one part",
             hint="draw a new test set: `segpipe split MANIFEST --test 0.25 --redraw`; a folder is imported first",
         )

@@ -110,7 +110,7 @@ def test_a_patient_in_training_and_test_is_said(tmp_path, capsys):
     root = nnunet(tmp_path / "data")
     write(root / "labelsTs" / "c_003.nii.gz", 1)
     assert run(["import", str(root), "--patient-rule", r"regex:^(c)_"]) == 0
-    assert "patients of the test set are in training too (c)" in capsys.readouterr().err
+    assert "patients of the test set are in training too (c_003)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

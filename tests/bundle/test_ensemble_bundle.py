@@ -20,6 +20,7 @@ from tiny_run import affines
 
 import segpipe
 from segpipe.bundle import Bundle, open_bundle
+from segpipe.bundle.exporting.card import model_card
 from segpipe.bundle.exporting.write import export
 from segpipe.bundle.golden import record
 from segpipe.bundle.inspection import inspect_bundle
@@ -94,6 +95,13 @@ def test_one_bundle_of_all_members(ensemble: Bundle, folds: Path) -> None:
     assert recorded["split"]["validation"] == [] and recorded["best"] is None
     for member, fold in zip(recorded["members"], sorted(folds.glob("fold_*")), strict=True):
         assert member["weights"]["tensors_sha256"] == tensors_sha256(read_state(fold / "best.pt"))
+
+
+def test_its_card_says_that_the_time_is_of_all_trainings(ensemble: Bundle) -> None:
+    provenance = json.loads((ensemble.root / "provenance.json").read_text())
+    provenance |= {"duration_seconds": 7200.0, "environment": {"hardware": {"processor": "a processor", "gpus": []}}}
+    card = model_card(ensemble.metadata, provenance)
+    assert "2.0 hours on a processor, the 2 trainings added up, also where they ran side by side" in card
 
 
 def test_probabilities_are_averaged_and_not_logits(ensemble: Bundle, images: Path) -> None:

@@ -190,6 +190,8 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
     hours = provenance["duration_seconds"] / 3600
     machine = (provenance.get("environment") or {}).get("hardware") or {}
     place = ", ".join(machine.get("gpus") or []) or machine.get("processor")
+    members = len(metadata.get("members") or ())
+    summed = f", the {members} trainings added up, also where they ran side by side" if members else ""
     net = str(provenance["config"]["network_def"]["_target_"]).rpartition(".")[2]
     cases = {part: data[f"{part}_cases"] for part in ("training", "validation", "test")}
     known = facts(
@@ -209,7 +211,7 @@ def _training(metadata: Document, provenance: Document, pictures: Collection[str
         epochs=run["epochs"],
         seed=None if metadata.get("members") else run["seed"],
         threads=provenance["threads"],
-        time=f"{hours:.1f} hours on {place}" if hours and place else None,
+        time=f"{hours:.1f} hours on {place}{summed}" if hours and place else None,
     )
     parts = ["## Training", known]
     if CURVES in pictures:

@@ -77,7 +77,7 @@ def test_neither_a_new_run_nor_one_that_goes_on_reads_other_files(
     for words in (["train", "--resume", str(tmp_path / "run")], train_arguments(manifest, tmp_path / "other")):
         assert run(words) == BAD_DATA
         assert "other bytes in 1 file of case_1" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "other/run.json").exists()
     assert run(imported) == OK and run(split) == OK  # as the hint says
     assert {case.id: case.fold for case in load_manifest(manifest).training} == folds
     assert run(train_arguments(manifest, tmp_path / "other")) == INTERRUPTED

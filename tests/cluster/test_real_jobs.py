@@ -100,3 +100,23 @@ def test_seeds_whose_command_is_killed_go_on_to_what_each_is_alone(tiny_manifest
     for seed in ("0", "1"):
         assert run(train_arguments(tiny_manifest, tmp_path / seed, *more, "--seed", seed)) == 0
         assert same(tmp_path / seed, out / f"seed{seed}")
+
+
+def test_a_comparison_as_an_array_job_of_slurm(on_slurm: None, tiny_manifest: Path, tmp_path: Path) -> None:
+    out, network = tmp_path / "comparison", tmp_path / "small.yaml"
+    network.write_text(
+        "network_name: small\npatch_divisor: 2\nnetwork_def: {_target_: UNet, spatial_dims: 3,"
+        " in_channels: '@in_channels', out_channels: '@out_channels', channels: [4, 8], strides: [2]}\n"
+    )
+    plain = ["--network", str(network), "--loss", "dice", "--set", "batch_size=2", "--set", "val_interval=1"]
+    words = train_arguments(tiny_manifest, out, *plain, "--seeds", "0,1", "--steps", "4", small=False)
+    words = ["compare", *words[1:]]
+    assert run(["submit", "--array", "2", "--jobs", str(tmp_path / "jobs"), "--", *words]) == 0
+    rows = json.loads((tmp_path / "jobs/submission.json").read_text())["tasks"]
+    assert [(row["name"], row["code"]) for row in rows] == [("share 0 of 2", 0), ("share 1 of 2", 0), ("report", 0)]
+    document = json.loads((out / "compare.json").read_text())
+    assert [cell["status"] for cell in document["cells"].values()] == ["finished"] * 2
+    assert "small+dice" in (out / "compare.md").read_text() and (out / "report.html").is_file()
+    more = ("--epochs", "2", "--seed", "1")
+    assert run(train_arguments(tiny_manifest, tmp_path / "alone", *plain, *more, small=False)) == 0
+    assert same(tmp_path / "alone", out / "runs/small+dice/fold0-seed1/run")

@@ -176,7 +176,7 @@ def read_lines(path: Path) -> Iterator[Any]:
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # no folder: whoever writes says so
         return
     except OSError as error:
         raise UsageError("cannot read what was predicted before", path=path, found=error.strerror) from error

@@ -97,7 +97,7 @@ def _release(folder: Path, case_id: str, by: str, result: dict[str, Any], result
             "a held case was computed anew while it was released",
             case_id=case_id,
             found="another result.json than was released",
-            hint="look at it again; it is held as before",
+            hint="check it again; it is held as before",
         )
     write_json(case / RESULT, {**result, "files": files, "sha256": hashes, "released": told})
 

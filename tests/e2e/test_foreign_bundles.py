@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -236,10 +237,14 @@ def test_the_commands_themselves(make: Make, scans: Path, tmp_path: Path) -> Non
     config = next(root.glob("configs/inference.*"))
     stock = ["-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(root)]
     stock += ["--dataset_dir", str(scans), "--output_dir", str(tmp_path / "stock")]
-    subprocess.run([sys.executable, *stock], check=True, capture_output=True, cwd=root, timeout=250)
+    plain = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # as most have it: Python leaves what it compiled
+    subprocess.run([sys.executable, *stock], check=True, capture_output=True, cwd=root, env=plain, timeout=250)
     ours = [sys.executable, "-m", "segpipe", "predict", str(root), str(scans), str(tmp_path / "out"), "--device", "cpu"]
     refused = subprocess.run(ours, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert refused.returncode == REFUSED and NEEDED[make][0] in refused.stderr
+    for compiled in root.rglob("__pycache__"):
+        assert "delete the folder" in refused.stderr
+        shutil.rmtree(compiled)
     done = subprocess.run([*ours, *allowing(make)], capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert (done.returncode, done.stderr) == (OK, "")
     for case, labels in by_case(tmp_path / "stock").items():

@@ -68,6 +68,8 @@ def _vet_file(path: Path, file: str) -> Iterator[Finding]:
     if suffix in _CHECKED:
         yield from _CHECKED[suffix](path, file)
     elif why := next((why for why, suffixes in _NEVER.items() if suffix in suffixes.split()), None):
+        if path.parent.name == "__pycache__":
+            why += "; Python makes it where a bundle's own code is run: delete the folder, and nothing is lost"
         yield Finding(file, "", path.name, why)
     elif suffix == ".py":
         if shadowed := _shadowed(file):

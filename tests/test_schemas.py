@@ -246,7 +246,7 @@ def _quality(folder: Path) -> list[tuple[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("segpipe.quality.regression.TREES", 3)
         model = fit(rows(40), [LABEL])
-        patch.setattr("segpipe.studies.quality_fit.fit_quality", lambda *_, **__: model)
+        patch.setattr("segpipe.studies.fit_quality", lambda *_, **__: model)
         return [("quality", printed("quality", "fit", folder)), ("quality_model", model.as_dict())]
 
 

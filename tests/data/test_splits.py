@@ -150,6 +150,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["split", str(tmp_path / "no.json")]) == 2
 
 
+def test_cases_of_unknown_patients_are_not_counted_as_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, path = dataset([1] * 8), tmp_path / "manifest.json"
+    for case in manifest.cases():
+        case.patient_id = None
+    save_manifest(manifest, path)
+    assert run(["split", str(path), "--test", "2", "--folds", "7"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "too few cases for this split" in said and "8 cases, patients unknown; 2 drawn for test" in said
+    assert run(["split", str(path), "--test", "2", "--folds", "3"]) == 0
+    assert capsys.readouterr().out.count("│ unknown") == 4
+
+
 def test_the_shipped_split_is_what_the_documented_command_draws():
     path = Path(__file__).parents[2] / "data_manifests" / "msd_task04_hippocampus.json"
     shipped = load_manifest(path)

@@ -269,3 +269,8 @@ def test_independent_readers_understand_it(tmp_path: Path, judgement: Judgement)
     groups = {group["TrackingIdentifier"]: group for group in json.loads(report.read_text())["Measurements"]}
     found = {name: float(groups[name]["measurementItems"][0]["value"]) for name in VOLUMES}
     assert found == {name: round(volume, 3) for name, volume in VOLUMES.items()}
+
+
+def test_calibration_cases_of_unknown_patients_are_counted_as_cases(tmp_path: Path) -> None:
+    report = write(tmp_path, replace(LOOK, patients_known=False))["sr"]
+    assert {"cases", "{cases}"} <= set(values(report)) and not {"patients", "{patients}"} & set(values(report))

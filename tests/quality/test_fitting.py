@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from segpipe.errors import DataError
-from segpipe.quality import AS_IT_IS, QualityModel, Rules, decide, fit, fitting, regression
+from segpipe.quality import AS_IT_IS, Assessment, Judged, QualityModel, Rules, decide, fit, fitting, regression
 from segpipe.quality.fitting import auroc, conformal_quantile, cross_fit, dice_margin, parts_of, volume_margins
 from segpipe.quality.plausibility import Group, calibrated
 from tiny_quality import LABEL, rows
@@ -154,3 +155,23 @@ def test_conformal_quantile_and_auroc() -> None:
     assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-4)
     assert auroc(scores, np.zeros(50, bool)) is None
     assert fitting.LEAST_PATIENTS == 30
+
+
+def test_cases_of_unknown_patients_are_counted_as_cases(tmp_path: Path) -> None:
+    def reason(assessment: Assessment) -> str:
+        found = decide(assessment, {}, Rules())
+        return found.reasons[found.kinds.index("unusual")]
+
+    known = [replace(row, patient=row.case) for row in rows(31)]
+    model = QualityModel.from_dict(fit(known, [LABEL], patients_known=False).as_dict())
+    features, volumes = {**known[0].features, f"{LABEL}:volume": 81_000.0}, {LABEL: 81_000.0}
+    far = model.assess(features, volumes)
+    assert not Assessment.from_dict(far.as_dict()).patients_known
+    assert "unusual among 31 calibration cases, patients unknown, p = 0.031 (" in reason(far)
+    assert not Judged.of(far, {}, Rules(), tmp_path).judgement(tmp_path).patients_known  # type: ignore[union-attr]
+    with pytest.raises(DataError) as error:
+        fit(known[:10], [LABEL], patients_known=False)
+    assert error.value.found == "5 cases, patients unknown"
+    before = fit(rows(31), [LABEL]).as_dict()
+    older = QualityModel.from_dict({key: before[key] for key in before if key != "patients_known"})
+    assert "unusual among 31 calibration patients, p" in reason(older.assess(features, volumes))

@@ -94,10 +94,10 @@ def test_words_say_what_is_known_and_what_is_not() -> None:
     alone = {case: case for case in cases}
     one = dict.fromkeys(cases, 0.5)
 
-    def words(other: dict[str, float], **more: dict[str, float]) -> str:
+    def words(other: dict[str, float], known: bool = True, **more: dict[str, float]) -> str:
         sides = {name: Side([scores]) for name, scores in {"other": other, **more}.items()}
         found = compare(Side([one]), sides, alone)
-        return in_words("other", "first", found["other"], len(found))
+        return in_words("other", "first", found["other"], len(found), known)
 
     better = {case: 0.6 + 0.01 * number for number, case in enumerate(cases)}
     assert "0.1250 above first, 95 % interval +0.1" in words(better)
@@ -107,6 +107,8 @@ def test_words_say_what_is_known_and_what_is_not() -> None:
     assert "p = 0.062 after correction for 2 tests." in words(better, more=better)
     few = words({"0": 0.4})
     assert "0.1000 below first" in few and "No p value: 1 patient, and fewer than 6" in few
+    assert "No p value: 1 case, patients unknown, and fewer than 6" in words({"0": 0.4}, known=False)
+    assert "between patients" in words(better) and "between cases" in words(better, known=False)
     assert words({}).startswith("other has no case in common with first. 6 cases left out (0, 1, 2, 3, 4, 5): ")
 
 

@@ -117,6 +117,21 @@ def test_a_gain_that_does_not_hold_is_not_recommended(
     assert best["overrides"] and not any(each in page.partition("--folds all")[0] for each in best["overrides"])
 
 
+def test_cases_of_unknown_patients_are_counted_as_cases(
+    fake: FakeTraining, manifest: Path, tmp_path: Path, capsys: Any
+) -> None:
+    dataset = load_manifest(manifest)
+    dataset.training = [case.model_copy(update={"patient_id": None}) for case in dataset.training]
+    dataset.patient_rule = None
+    save_manifest(dataset, manifest.parent / "unknown.json")
+    fake.noise = lambda case, seed: int(case[1:]) / 1000
+    tune(manifest.parent / "unknown.json", tmp_path / "out", trials=6)
+    said, page = capsys.readouterr().out, html.unescape((tmp_path / "out/tune.html").read_text())
+    for text in (" ".join(said.split()), page):
+        assert "; 12 cases, patients unknown)" in text and "12 patients" not in text
+    assert "interval over cases" in page and "interval over patients" not in page
+
+
 def test_a_loss_alone_may_be_recommended() -> None:
     """The best then has no overrides."""
     default = {"network": "unet", "loss": "dice_ce", "augment": "light", "learning_rate": 0.002}

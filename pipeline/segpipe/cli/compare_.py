@@ -127,7 +127,7 @@ def _report(console: Console, rows: list[Row], document: dict[str, Any], out: Pa
 
     settings, results = document["settings"], document["results"]
     console.table(f"{settings['dataset']}, {settings['split']} cases", COLUMNS, main_table(rows))
-    for text in sentences(rows):
+    for text in sentences(rows, results["patients_known"]):
         console.say(text)
     console.say(f"report: {out / 'report.html'}")
     console.say(f"all runs: tensorboard --logdir {out / 'tensorboard'}")

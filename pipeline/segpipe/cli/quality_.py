@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segpipe.cli.shared_options import AsJson, DataFolder
-from segpipe.common.console import Console, quiet_libraries, quoted
+from segpipe.common.console import Console, of_patients, quiet_libraries, quoted
 
 PATIENTS_OF_A_P_VALUE = 33  # from which the p-value of the rules is reached before a case is farther than all of them
 
@@ -65,21 +65,24 @@ def fit(
             threads=threads,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    rows = [("patients", model.patients), ("cases", model.cases)]
+    known = model.patients_known
+    rows = [("patients", model.patients if known else "unknown"), ("cases", model.cases)]
     rows += [(name.replace("_", " "), value) for name, value in model.tested.items()]
-    console.table("What it does on patients that it was not fitted to", ["what", "value"], rows)
+    unit, who = "patients" if known else "cases", of_patients(model.patients, known)
+    console.table(f"What it does on {unit} that it was not fitted to", ["what", "value"], rows)
     if not model.tested:
-        console.say(f"{model.patients} patients: enough to say what is usual, too few for bounds, which take 30")
+        console.say(f"{who}: enough to say what is usual, too few for bounds, which take 30")
     elif unbounded := [name for name, label in model.labels.items() if label.dice is None]:
-        console.say(f"too few patients for bounds at a level of {model.level:g}: {', '.join(unbounded)}")
+        console.say(f"too few {unit} for bounds at a level of {model.level:g}: {', '.join(unbounded)}")
     if model.patients < PATIENTS_OF_A_P_VALUE:
         share = f"about one usual case in {model.patients + 1}"
-        console.say(f"{model.patients} patients: a case farther than each of them is to be looked at, {share}")
+        console.say(f"{who}: a case farther than each of them is to be looked at, {share}")
     console.say(f"{run / RUN_QUALITY}: `segpipe export {quoted(run)} BUNDLE` takes it into the bundle")
     console.document(
         action="fit",
         file=str(run / RUN_QUALITY),
         patients=model.patients,
+        patients_known=known,
         cases=model.cases,
         level=model.level,
         tested=model.tested,

@@ -49,9 +49,10 @@ def command(
     parts = [("test", split.test)]
     parts += [(f"fold {fold}", [case for case in split.training if case.fold == fold]) for fold in split.folds()]
     parts += [] if split.folds() else [("training", split.training)]
-    rows = [(name, len(cases), len({case.group for case in cases})) for name, cases in parts]
+    known = split.knows_patients
+    rows = [(name, len(cases), len({case.group for case in cases}) if known else "unknown") for name, cases in parts]
     console.table("split", ("part", "cases", "patients"), rows)
-    doubt = patients_note(split) if split.knows_patients else None
+    doubt = patients_note(split) if known else None
     notes = [COUNTED.format(readings)] if readings and test != "keep" else []
     notes += [*([doubt] if doubt else []), *_lacking(split, root, console)]
     for note in notes:

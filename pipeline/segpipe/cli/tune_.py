@@ -104,9 +104,9 @@ def command(
     ]
     console.table("Trials", ("trial", "mean Dice out of fold", "state", "time"), rows)
     if document["gain_on_the_search_fold"]:
-        console.say(f"gain on the fold of the search: {gain_in_words(document['gain_on_the_search_fold'])}")
+        console.say(f"gain on the fold of the search: {gain_in_words(document, document['gain_on_the_search_fold'])}")
     if document["confirmation"]:
-        console.say(f"gain on folds drawn anew: {gain_in_words(document['confirmation']['gain'])}")
+        console.say(f"gain on folds drawn anew: {gain_in_words(document, document['confirmation']['gain'])}")
     console.say(verdict(document))
     for note in document["notes"]:
         console.say(f"Note: {note}")

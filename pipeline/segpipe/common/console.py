@@ -144,6 +144,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def of_patients(number: int, known: bool, kind: str = "") -> str:
+    """Return of how many patients in words; where these are unknown each case counts as one, and it is of cases.
+
+    >>> from segpipe.common.console import of_patients
+    >>> of_patients(1, True), of_patients(31, False, "calibration ")
+    ('1 patient', '31 calibration cases, patients unknown')
+    """
+    return counted(number, f"{kind}patient") if known else f"{counted(number, f'{kind}case')}, patients unknown"
+
+
 def digits(value: float) -> str:
     """Return a number with all the digits that tell it from others: 1.0000001 is not 1."""
     import numpy as np

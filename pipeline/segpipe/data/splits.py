@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from segpipe.common.console import some_of
+from segpipe.common.console import of_patients, some_of
 from segpipe.data.manifest import PATIENTS_UNKNOWN, Case, Manifest
 from segpipe.errors import DataError, RefusedError, UsageError
 
@@ -58,8 +58,8 @@ def draw_split(
     measured = [cases for cases in remaining if not all(case.only_trains for case in cases)]
     if len(measured) < folds or not remaining:
         raise UsageError(
-            "there are too few patients for this split",
-            found=f"{len(groups)} patients, {len(drawn)} drawn for test"
+            f"there are too few {'patients' if manifest.knows_patients else 'cases'} for this split",
+            found=f"{of_patients(len(groups), manifest.knows_patients)}; {len(drawn)} drawn for test"
             + (f", {len(remaining) - len(measured)} only to train on" if len(remaining) > len(measured) else ""),
             expected=f"at least {max(folds, 1)} left for training",
             hint="ask for fewer folds or test cases",

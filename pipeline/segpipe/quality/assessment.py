@@ -51,6 +51,7 @@ class Assessment:
         absent: labels without a voxel here that no calibration case was without.
         population: by covariate whether the case is ``covered`` by the patients known, ``outside`` or ``unknown``.
         outside: who is covered, in words, of each covariate that the case is outside of.
+        patients_known: whether it is known whose the calibration cases are; else each of them counts as a patient.
 
     Raises:
         DataError: a number that cannot be, or bounds beside a reason why there are none.
@@ -69,6 +70,7 @@ class Assessment:
     absent: tuple[str, ...] = ()
     population: dict[str, str] = field(default_factory=dict)
     outside: tuple[str, ...] = ()
+    patients_known: bool = True
 
     def __post_init__(self) -> None:
         for name, value, low, high in self._numbers():
@@ -157,6 +159,12 @@ def _patients(name: str, value: Any) -> int:
     return value
 
 
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _impossible(name, repr(value)[:60], "true or false")
+    return value
+
+
 def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise _impossible(name, repr(value)[:60], "a text or null")
@@ -178,6 +186,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "absent": _words,
     "population": _population,
     "outside": _words,
+    "patients_known": _switch,
 }
 
 

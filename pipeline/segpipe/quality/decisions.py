@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from segpipe.common.console import of_patients
 from segpipe.common.files import read_json, read_yaml
 from segpipe.errors import DataError, UsageError
 from segpipe.quality.assessment import Assessment, least_p_value
@@ -199,7 +200,8 @@ def _to_look(assessment: Assessment, flags: Mapping[str, Any], rules: Rules) -> 
     if rules.look_p_value is not None and p_value is not None and p_value <= max(rules.look_p_value, least):
         is_so = p_value <= rules.look_p_value
         looked_at = f"up to {rules.look_p_value:g} it is to be looked at" if is_so else "farther than each of them"
-        yield "unusual", f"unusual among {assessment.patients} calibration patients, p = {p_value:.2g} ({looked_at})"
+        among = of_patients(assessment.patients, assessment.patients_known, "calibration ")
+        yield "unusual", f"unusual among {among}, p = {p_value:.2g} ({looked_at})"
     if rules.look_dice is not None:
         yield from _low_dice(assessment, -math.inf if rules.hold_dice is None else rules.hold_dice, rules.look_dice)
     if rules.look_absent and not flags.get("empty"):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from segpipe.common.console import of_patients
 from segpipe.errors import DataError
 from segpipe.quality.model import LabelModel, QualityModel, inputs_of
 from segpipe.quality.plausibility import Plausibility, calibrated
@@ -62,7 +63,12 @@ class CrossFitted:
 
 
 def fit(
-    rows: Sequence[Row], labels: Sequence[str], level: float = 0.9, seed: int = 0, population: Population | None = None
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    level: float = 0.9,
+    seed: int = 0,
+    population: Population | None = None,
+    patients_known: bool = True,
 ) -> QualityModel:
     """Return the quality model of measured cases.
 
@@ -72,6 +78,7 @@ def fit(
         level: that bounds and intervals hold at.
         seed: of the parts, and of the trees.
         population: who the patients are, where that is known.
+        patients_known: whether it is known whose the cases are; else each stands for a patient.
 
     Raises:
         DataError: cases of too few patients.
@@ -81,16 +88,24 @@ def fit(
     if len(patients) < LEAST_PLAUSIBLE:
         raise DataError(
             "too few patients to say what a usual case is like",
-            found=f"{len(patients)} patients",
+            found=of_patients(len(patients), patients_known),
             expected=f"at least {LEAST_PLAUSIBLE}; for bounds of Dice and volume at least {LEAST_PATIENTS}",
             hint="label more cases, or export the bundle without a quality model",
         )
     parts = parts_of(patients, seed)
     whole = _plausibility(clean, parts)
     known = {name: sum(f"{name}:doubt" in row.features for row in clean) for name in labels}
+    model = QualityModel(
+        whole,
+        {name: LabelModel(known[name]) for name in labels},
+        len(patients),
+        len(clean),
+        level,
+        population=population or Population(),
+        patients_known=patients_known,
+    )
     if len(patients) < LEAST_PATIENTS:
-        plain = {name: LabelModel(known[name]) for name in labels}
-        return QualityModel(whole, plain, len(patients), len(clean), level, population=population or Population())
+        return model
     judged = cross_fit(rows, labels, parts, seed)
     models, trees = {}, _fit_dices(whole, rows, labels, seed)
     for name in labels:
@@ -99,8 +114,7 @@ def fit(
         dice = trees[name] if all(map(math.isfinite, (margin, *volume))) else None
         models[name] = LabelModel(known[name]) if dice is None else LabelModel(known[name], dice, margin, volume)
     rules = {"hold_distance": hold_distance(judged)}
-    figures = tested(judged, labels)
-    return QualityModel(whole, models, len(patients), len(clean), level, figures, rules, population or Population())
+    return replace(model, labels=models, tested=tested(judged, labels), rules=rules)
 
 
 def hold_distance(judged: Sequence[CrossFitted]) -> float:

@@ -91,6 +91,7 @@ class Judged:
             ),
             findings=shown.findings,
             patients=shown.patients,
+            patients_known=shown.patients_known,
             p_value=shown.p_value,
             distance=shown.distance,
             dice=shown.dice,

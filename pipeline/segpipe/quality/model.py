@@ -81,6 +81,7 @@ class QualityModel:
         tested: how it did on cases that it was not fitted to, cross-fitted by patient.
         rules: thresholds of a decision that go with it; empty for the usual ones.
         population: who the patients are, where that is known.
+        patients_known: whether it is known whose the cases are; else each of them counts as a patient.
     """
 
     plausibility: Plausibility
@@ -91,6 +92,7 @@ class QualityModel:
     tested: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     population: Population = field(default_factory=Population)
+    patients_known: bool = True
 
     def assess(
         self, features: Features, volumes_ml: Mapping[str, float], covariates: Known | None = None
@@ -140,6 +142,7 @@ class QualityModel:
                 for name, said in population.items()
                 if said == OUTSIDE_OF_POPULATION
             ),
+            patients_known=self.patients_known,
         )
 
     def always_there(self) -> tuple[str, ...]:
@@ -186,6 +189,7 @@ class QualityModel:
         return {
             "schema_version": SCHEMA_VERSION,
             "patients": self.patients,
+            "patients_known": self.patients_known,
             "cases": self.cases,
             "level": self.level,
             "groups": {name: group.as_dict() for name, group in self.plausibility.groups.items()},
@@ -219,6 +223,7 @@ class QualityModel:
                 dict(document.get("tested") or {}),
                 dict(document.get("rules") or {}),
                 Population.from_dict(document["population"]) if document.get("population") else Population(),
+                document.get("patients_known", True) is True,  # of an earlier version
             )
         except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
             raise DataError(

@@ -58,8 +58,9 @@ def _write_report(study: Study, rows: Sequence[Row], figures: Sequence[Figure], 
     environment = _environment(document["results"]["environment"])
     command = _repeat_command(study.settings)
     columns, lines = _label_table(rows)
+    words = sentences(rows, document["results"]["patients_known"])
     sections = [
-        Section("In short", figures=_key_figures(rows, document["results"]), paragraphs=sentences(rows)),
+        Section("In short", figures=_key_figures(rows, document["results"]), paragraphs=words),
         Section(
             "Table",
             paragraphs=notes,
@@ -74,7 +75,7 @@ def _write_report(study: Study, rows: Sequence[Row], figures: Sequence[Figure], 
         f"# {title}",
         lead,
         _as_markdown(COLUMNS, main_table(rows)),
-        "\n".join(f"- {text}" for text in sentences(rows)),
+        "\n".join(f"- {text}" for text in words),
         "\n\n".join(notes),
         _as_markdown(columns, lines),
         *(f"## {figure.title}\n\n![{figure.alt}]({FIGURES}/{figure.file})\n\n{figure.caption}" for figure in figures),
@@ -200,11 +201,11 @@ def _label_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str | None]]
     return ["variant", *names], lines
 
 
-def sentences(rows: Sequence[Row]) -> list[str]:
+def sentences(rows: Sequence[Row], patients_known: bool) -> list[str]:
     """Say what each variant's figures mean beside the reference's, and which cases failed or have none."""
     compared = [(row, row.comparison) for row in rows if row.comparison is not None]
     tests = sum(comparison.p is not None for _, comparison in compared)
-    words = [in_words(row.name, rows[0].name, comparison, tests) for row, comparison in compared]
+    words = [in_words(row.name, rows[0].name, comparison, tests, patients_known) for row, comparison in compared]
     for row in rows:
         words += [f"{row.name}: {_missing(row)}."] if _missing(row) else []
         if row.failed:

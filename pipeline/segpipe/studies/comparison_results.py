@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from segpipe.common.console import of_patients
 from segpipe.common.files import read_json
 from segpipe.evaluation import Estimate, bootstrap_mean
 from segpipe.studies.comparison_state import State, Study
@@ -114,12 +115,13 @@ def signed_rank_p(differences: Sequence[float]) -> float | None:
     return float(wilcoxon(differences, alternative="two-sided").pvalue)
 
 
-def in_words(name: str, reference: str, comparison: Comparison, n_tests: int) -> str:
+def in_words(name: str, reference: str, comparison: Comparison, n_tests: int, patients_known: bool = True) -> str:
     """Say what the figures mean, for a reader who does not test hypotheses every day, and which cases they lack."""
-    return f"{_outcome(name, reference, comparison, n_tests)} {comparison.pairs.words(name, reference)}".rstrip()
+    outcome = _outcome(name, reference, comparison, n_tests, patients_known)
+    return f"{outcome} {comparison.pairs.words(name, reference)}".rstrip()
 
 
-def _outcome(name: str, reference: str, comparison: Comparison, n_tests: int) -> str:
+def _outcome(name: str, reference: str, comparison: Comparison, n_tests: int, known: bool) -> str:
     mean, low, high = comparison.difference.mean, comparison.difference.low, comparison.difference.high
     p = comparison.p_holm
     if mean is None:
@@ -128,12 +130,12 @@ def _outcome(name: str, reference: str, comparison: Comparison, n_tests: int) ->
     if low is not None and high is not None:
         text += f", 95 % interval {low:+.4f} to {high:+.4f}"
     if p is None:
-        few = f"{comparison.patients} patient{'' if comparison.patients == 1 else 's'}"
+        few = of_patients(comparison.patients, known)
         return f"{text}. No p value: {few}, and fewer than {FEWEST_PATIENTS} cannot show a difference at the 5 % level."
     shown = as_p(p) if p < LEAST_SHOWN else f"= {as_p(p)}"
     text += f", p {shown} after correction for {n_tests} test{'' if n_tests == 1 else 's'}. "
     if p < ALPHA:
-        return text + "Chance alone would seldom make such a difference between patients."
+        return f"{text}Chance alone would seldom make such a difference between {'patients' if known else 'cases'}."
     return text + "It may be chance: no difference is shown, which does not mean that there is none."
 
 

@@ -44,7 +44,7 @@ class Paired:
         name, other = out.resolve().name, self.other
         if name == other:
             name, other = str(out), str(self.folder)
-        return f"Paired over {over}: {in_words(name, other, self.comparison, 1)}"
+        return f"Paired over {over}: {in_words(name, other, self.comparison, 1, self.unit == 'patient')}"
 
     def document(self) -> dict[str, Any]:
         """Return plain values."""

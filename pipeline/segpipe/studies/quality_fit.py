@@ -87,7 +87,8 @@ def fit_quality(
     models = fold_models(run)
     manifest = load_manifest(models[0].manifest)
     rows = list(_measured(run, models, None if data is None else Path(data), spoil, seed, threads, progress))
-    model = fit(rows, list(manifest.targets.values()), level, seed, _population(manifest, rows))
+    targets = list(manifest.targets.values())
+    model = fit(rows, targets, level, seed, _population(manifest, rows), manifest.knows_patients)
     document = model.as_dict() | {
         "made_by": {
             "models": [open_bundle(each.bundle).weights_sha256 for each in models],

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.console import counted, quoted
+from segpipe.common.console import of_patients, quoted
+from segpipe.data import PATIENTS_UNKNOWN
 from segpipe.reporting import Section, Table, write_page
 from segpipe.studies.comparison_results import FEWEST_PATIENTS
 from segpipe.studies.pairing import Pairs
@@ -51,18 +52,32 @@ def verdict(document: Document) -> str:
         return f"{best['candidate']} is recommended: its gain holds on folds drawn anew."
     patients = document["confirmation"]["gain"]["patients"]
     if patients < FEWEST_PATIENTS:
-        few = f"{counted(patients, 'patient')} cannot show it, {FEWEST_PATIENTS} or more are needed"
+        few = f"{of_patients(patients, _knows_patients(document))} cannot show it, {FEWEST_PATIENTS} or more are needed"
         return f"{best['candidate']} is not recommended: {few}. Take the default."
     return f"{best['candidate']} is not recommended: on folds drawn anew its gain may be chance. Take the default."
 
 
-def gain_in_words(gain: Document) -> str:
-    """Return a paired difference with its interval, and which cases it lacks or has as failed on one side."""
+def _knows_patients(document: Document) -> bool:
+    return PATIENTS_UNKNOWN not in document["notes"]
+
+
+def gain_in_words(document: Document, gain: Document) -> str:
+    """Return a paired difference with its interval, and which cases it lacks or has as failed on one side.
+
+    Args:
+        document: content of ``tune.json``.
+        gain: of its gains.
+    """
     mean, low, high = (gain["difference"][name] for name in ("mean", "low", "high"))
     if mean is None:
         return "unknown"
-    interval = "no interval: too few patients" if low is None else f"95 % interval {low:+.4f} to {high:+.4f}"
-    told = f"{mean:+.4f} Dice ({interval}; {gain['patients']} patients)"
+    known = _knows_patients(document)
+    interval = (
+        f"no interval: too few {'patients' if known else 'cases'}"
+        if low is None
+        else f"95 % interval {low:+.4f} to {high:+.4f}"
+    )
+    told = f"{mean:+.4f} Dice ({interval}; {of_patients(gain['patients'], known)})"
     if "left_out_cases" not in gain:  # of an earlier version
         return told
     alone = gain["failed_alone"]
@@ -101,20 +116,21 @@ def _gains(document: Document) -> Section:
     rows = []
     if document["gain_on_the_search_fold"]:
         rows.append(
-            ["the fold of the search, which it was chosen on", gain_in_words(document["gain_on_the_search_fold"])]
+            [
+                "the fold of the search, which it was chosen on",
+                gain_in_words(document, document["gain_on_the_search_fold"]),
+            ]
         )
     confirmation = document["confirmation"]
     if confirmation:
         what = f"folds drawn anew ({confirmation['folds']} of {confirmation['of']}), seed {confirmation['seed']}"
-        rows.append([what, gain_in_words(confirmation["gain"])])
+        rows.append([what, gain_in_words(document, confirmation["gain"])])
     paragraphs = [WHY_TWO]
     if document["not_confirmed"]:
         paragraphs.append(f"Not confirmed: {document['not_confirmed']}.")
-    return Section(
-        "Best against default",
-        paragraphs=paragraphs,
-        tables=[Table(["measured on", "gain, paired by case, interval over patients"], rows)] if rows else [],
-    )
+    over = "patients" if _knows_patients(document) else "cases"
+    columns = ["measured on", f"gain, paired by case, interval over {over}"]
+    return Section("Best against default", paragraphs, tables=[Table(columns, rows)] if rows else [])
 
 
 def _trials(document: Document) -> Section:

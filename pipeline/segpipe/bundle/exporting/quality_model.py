@@ -47,6 +47,7 @@ def read_quality(run: Path, weights: Sequence[str]) -> dict[str, Any] | None:
 def quality_in_short(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a bundle's metadata say of its quality model."""
     short = {name: document[name] for name in ("patients", "cases", "level", "tested", "rules")}
+    short["patients_known"] = document.get("patients_known", True)
     return short | ({"population": document["population"]} if document.get("population") else {})
 
 
@@ -55,14 +56,15 @@ def quality_section(metadata: Mapping[str, Any]) -> list[str]:
     quality = metadata.get("quality")
     if not quality:
         return []
-    level, patients, cases = quality["level"], quality["patients"], quality["cases"]
+    level, cases, known = quality["level"], quality["cases"], quality.get("patients_known", True)
+    patients = f"{quality['patients']} patients" if known else "unknown patients"
     head = (
-        f"`segpipe predict` holds each case against {cases} cases of {patients} patients and says whether it is ok, to "
-        "be looked at, or held. It is calibrated on the fold models, each on the cases that it did not see, not on "
+        f"`segpipe predict` holds each case against {cases} cases of {patients} and says whether it is ok, to be "
+        "looked at, or held. It is calibrated on the fold models, each on the cases that it did not see, not on "
         "this bundle as a whole. A decision is no clinical verification. Children, implants, resected, transplanted, "
         "absent or doubled organs and other contrast phases are covered only as far as the training data hold them."
     )
-    figures = _figures(quality["tested"], patients, level)
+    figures = _figures(quality, level)
     return ["\n\n".join(["## Which cases to trust", head, *_population(quality.get("population")), *figures])]
 
 
@@ -78,17 +80,18 @@ def _population(document: Mapping[str, Any] | None) -> list[str]:
     return [table(["covariate", "calibration patients"], rows), means]
 
 
-def _figures(tested: Mapping[str, Any], patients: int, level: float) -> list[str]:
+def _figures(quality: Mapping[str, Any], level: float) -> list[str]:
+    tested, unit = quality["tested"], "patients" if quality.get("patients_known", True) else "cases"
     if not tested:
-        return [f"Bounds of Dice and intervals of volume are not given: {patients} patients are too few."]
+        return [f"Bounds of Dice and intervals of volume are not given: {quality['patients']} {unit} are too few."]
     rows = [
         ("rank correlation of predicted and true Dice", tested["rank_correlation"]),
         ("AUROC of predicted Dice, for a true one below 0.7", tested["auroc_dice_below_0.7"]),
         (f"of {tested['good_cases']} good cases (Dice above 0.85), outside of what is usual", tested["good_outside"]),
     ]
     means = (
-        f"Measured on patients that the quality model was not fitted to: {tested['images']} images, of which "
+        f"Measured on {unit} that the quality model was not fitted to: {tested['images']} images, of which "
         f"{tested['spoiled']} were spoiled on purpose. Bounds of Dice and intervals of volume are made to hold for "
-        f"{level:.0%} of patients, and are given only for cases that are like the calibrated ones."
+        f"{level:.0%} of {unit}, and are given only for cases that are like the calibrated ones."
     )
     return [table(["quality model", "value"], [(name, None if v is None else f"{v:.3g}") for name, v in rows]), means]

@@ -16,7 +16,8 @@ class Judgement:
         decision: ``ok``, ``look`` or ``hold``.
         reasons: of each its code, what that means, and the words of this case.
         findings: what is unusual, in words.
-        patients: calibration patients.
+        patients: calibration patients; where these are unknown, calibration cases.
+        patients_known: which of both; the hash of the quality model tells it, so UIDs need not.
         p_value, distance: of the case among the calibration cases, where they are known.
         dice: predicted, by label; ``dice_low`` its lower bound.
         volume_ml: interval of the true volume, by label.
@@ -30,6 +31,7 @@ class Judgement:
     reasons: tuple[tuple[str, str, str], ...] = ()
     findings: tuple[str, ...] = ()
     patients: int = 0
+    patients_known: bool = field(default=True, repr=False)
     p_value: float | None = None
     distance: float | None = None
     dice: Mapping[str, float] = field(default_factory=dict)

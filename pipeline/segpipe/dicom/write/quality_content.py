@@ -37,6 +37,8 @@ RATIO = Term("{ratio}", "UCUM", "ratio")
 NUMBER = Term("1", "UCUM", "no units")
 PERCENT = Term("%", "UCUM", "Percent")
 COUNT = Term("{patients}", "UCUM", "patients")
+CASES = Term("cases", SCHEME, "Calibration cases, patients unknown")
+COUNT_OF_CASES = Term("{cases}", "UCUM", "cases")
 
 
 def measured_volume(label: str, volume_ml: float, unit: Term, judgement: Judgement | None) -> hd.sr.Measurement:
@@ -82,7 +84,9 @@ def quality_group(
     numbers = [
         (DISTANCE, judgement.distance, NUMBER),
         (P_VALUE, judgement.p_value, RATIO),
-        (PATIENTS, judgement.patients, COUNT),
+        (PATIENTS, judgement.patients, COUNT)
+        if judgement.patients_known
+        else (CASES, judgement.patients, COUNT_OF_CASES),
     ]
     if judgement.no_interval is None:
         numbers.append((LEVEL, 100 * judgement.level, PERCENT))

@@ -7,6 +7,7 @@ The parent's `Subprocesses.call` starts ``python -m segpipe.common.subprocesses`
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,6 +165,25 @@ class Subprocesses:
             for pid in self._live:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
+
+
+def last_end(busy: Sequence[float], waiting: Sequence[float], jobs: int) -> float:
+    """Return the seconds until the last ends of those that `in_threads` works on.
+
+    Args:
+        busy: seconds that each of those that are worked on has left.
+        waiting: seconds that each of those after them will last, in their order; whoever is free takes the next.
+        jobs: how many at the same time.
+
+    >>> from segpipe.common.subprocesses import last_end
+    >>> last_end([10.0, 30.0], [15.0], jobs=2)
+    30.0
+    """
+    ends = [*busy, *[0.0] * (max(1, jobs) - len(busy))]
+    heapq.heapify(ends)
+    for seconds in waiting:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
 
 
 def in_threads(work: Callable[[T], object], values: Iterable[T], jobs: int, children: Subprocesses) -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import statistics
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.common.console import Console, as_clock
+from segpipe.common.console import Console
 from segpipe.common.files import cannot_write, read_json
 from segpipe.common.folder_lock import locked
 from segpipe.common.shards import Shard, held_by
@@ -28,6 +24,7 @@ from segpipe.errors import OK, SegpipeError, UsageError
 from segpipe.reporting import read_history
 from segpipe.studies.comparison_figures import check_gifs
 from segpipe.studies.comparison_page import write_outcome
+from segpipe.studies.comparison_progress import Progress
 from segpipe.studies.comparison_results import Row
 from segpipe.studies.comparison_state import State, Study, open_state
 from segpipe.studies.variants import (
@@ -43,7 +40,6 @@ from segpipe.studies.variants import (
 from segpipe.training import Composed, compose_config
 
 TRYING = ".trying.lock"  # held while the variants are tried
-EPOCH = re.compile(r"epoch (\d+)/(\d+)")
 
 
 def compare_variants(
@@ -180,9 +176,10 @@ def _run_cells(
 ) -> None:
     """Run every cell that is not finished; one that fails is recorded and the others go on."""
     cells = [cell for cell in study.settings.cells(shard) if not state.finished(cell)]
-    progress.begin(cells, state)
+    progress.begin(cells, state, jobs)
 
     def work(cell: Cell) -> None:
+        progress.start(cell)
         facts = _run_cell(cell, study, state, processes, lambda line: progress.hear(cell, line))
         state.end(cell, facts)
         progress.end(cell, facts)
@@ -297,71 +294,3 @@ def _show_in_tensorboard(cell: Cell, study: Study) -> None:
         link.symlink_to(target, target_is_directory=True)
     except OSError as error:
         raise cannot_write(link, error) from error
-
-
-class Progress:
-    """Shows what runs and how much time is left: a bar on a terminal, rare lines in a log.
-
-    The work of a cell is first guessed from the dry run's step; what the finished epochs took corrects the guess.
-
-    Args:
-        console: where lines go.
-        bar: a rich progress bar, disabled where there is no terminal.
-    """
-
-    def __init__(self, console: Console, bar: Any) -> None:
-        self.console = console
-        self.bar = bar
-        self._lock = threading.Lock()
-        self._work: dict[str, float] = {}
-        self._share: dict[str, float] = {}
-        self._began = 0.0
-        self._task: Any = None
-
-    def say(self, text: str) -> None:
-        """Print a line, above the bar where there is one."""
-        if sys.stderr.isatty():
-            self.bar.console.print(text, markup=False, highlight=False)
-        else:
-            self.console.note(text)
-
-    def begin(self, cells: Sequence[Cell], state: State) -> None:
-        """Take the cells that are to be run."""
-        for cell in cells:
-            facts, fold = state.variants[cell.variant.name], str(cell.fold)
-            steps = facts["epochs"][fold] * facts["steps_per_epoch"][fold]
-            self._work[cell.key] = steps * max(facts["first_step_seconds"], 1e-3)
-        self._began = time.monotonic()
-        self._task = self.bar.add_task("comparing", total=max(1, len(cells)))
-
-    def hear(self, cell: Cell, line: str) -> None:
-        """Take a line of a cell's training."""
-        match = EPOCH.match(line)
-        if not match:
-            return
-        epoch, epochs = map(int, match.groups())
-        with self._lock:
-            self._share[cell.key] = epoch / epochs
-        self.bar.update(self._task, description=f"{cell.key}, epoch {epoch}/{epochs}, {self._left()} left")
-
-    def end(self, cell: Cell, facts: dict[str, Any]) -> None:
-        """Take the end of a cell."""
-        with self._lock:
-            self._share[cell.key] = 1.0
-            done = sum(share == 1 for share in self._share.values())
-        if facts["status"] == "failed":
-            outcome = f"failed: {facts['reason']}"
-        else:
-            best = facts.get("best") or {}
-            outcome = f"validation Dice {best.get('val_mean_dice', 0):.4f}, {facts['seconds'] / 60:.1f} minutes"
-        self.bar.advance(self._task)
-        self.say(f"{cell.key}: {outcome} ({done} of {len(self._work)} runs, {self._left()} left)")
-
-    def _left(self) -> str:
-        """Return the time left as hours, minutes and seconds."""
-        with self._lock:
-            done = sum(self._work[key] * share for key, share in self._share.items())
-            rest = sum(self._work.values()) - done
-        if not done:
-            return "unknown time"
-        return as_clock((time.monotonic() - self._began) * rest / done)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import re
 import time
 from collections.abc import Mapping
 from statistics import fmean
+
+from segpipe.common.subprocesses import last_end
 
 LEFT = re.compile(r"(\d+):(\d\d):(\d\d) left")  # what a training says of its own epochs
 
@@ -65,8 +66,4 @@ class TimeLeft:
                 busy.append((self._planned - epochs) * epoch_s + own_s - epoch_s - min(own_s, now - self._since[value]))
             elif epochs < self._planned:
                 waiting.append(startup_s + (self._planned - epochs) * usual_s)
-        ends = (busy + [0.0] * self._jobs)[: max(self._jobs, len(busy))]
-        heapq.heapify(ends)
-        for seconds in waiting:
-            heapq.heapreplace(ends, ends[0] + seconds)
-        return max(ends)
+        return last_end(busy, waiting, self._jobs)

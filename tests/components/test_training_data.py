@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, Lambdad, LoadImaged
 
+from segpipe.common.files import sha256_of
 from segpipe.components.training_data import CaseTransforms, ValidateCased, load_cases
 from segpipe.data.manifest import Manifest, save_manifest
 from segpipe.errors import DataError, UsageError
@@ -86,6 +87,32 @@ def test_a_file_that_is_missing_names_case_and_file(dataset: Path) -> None:
         load_cases(str(dataset / "manifest.json"), str(dataset), "training", 0)
     assert caught.value.case_id == "b" and caught.value.path == str(dataset / "l" / "b.nii")
     assert load_cases(str(dataset / "manifest.json"), str(dataset), "validation", 0)  # it is not of this fold
+
+
+def test_a_file_that_is_not_the_one_of_the_manifest_is_refused_and_each_is_read_once(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, read = dataset / "manifest.json", list[Path]()
+    document = json.loads(manifest.read_text())
+    for case in [*document["training"], *document["test"]]:
+        paths = [*([case["image"]] if isinstance(case["image"], str) else case["image"]), case.get("label")]
+        case["sha256"] = {path: sha256_of(dataset / path) for path in paths if path}
+    manifest.write_text(json.dumps(document))
+    monkeypatch.setattr("segpipe.data.imported_files.sha256_of", lambda path: read.append(path) or sha256_of(path))
+    for _ in range(2):
+        for split in ("training", "validation", "test"):
+            load_cases(str(manifest), str(dataset), split, 0)
+    assert len(read) == 7 == len(set(read))  # three label maps, two images, an image of two files
+    for path in ("i/b.nii", "i/a.nii", "i/t.nii"):
+        save(dataset / path, np.arange(120).reshape(SHAPE) + 1)
+    for split, id in (("training", "b"), ("validation", "a")):
+        with pytest.raises(DataError, match="not those that the manifest was made of") as caught:
+            load_cases(str(manifest), str(dataset), split, 0)
+        assert caught.value.found == f"other bytes in 1 file of {id}"
+    assert load_cases(str(manifest), str(dataset), "test")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):  # the first of them refuses
+        monkeypatch.setenv(name, value)
+    assert load_cases(str(manifest), str(dataset), "training", 0)
 
 
 @pytest.mark.parametrize(("split", "fold"), [("validation", 2), ("everything", 0)])

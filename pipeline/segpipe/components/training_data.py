@@ -15,9 +15,10 @@ from segpipe.common.console import digits
 from segpipe.common.grids import require_one_grid
 from segpipe.common.nifti import read_header, read_volume
 from segpipe.common.outliers import refuse_outliers
+from segpipe.common.processes import place_among_processes
 from segpipe.common.rounded_quaternions import accept_rounded_quaternions
 from segpipe.components.slab_resampling import resample_in_slabs
-from segpipe.data import load_manifest
+from segpipe.data import load_manifest, require_as_imported
 from segpipe.errors import DataError, SegpipeError, UsageError, ours_within
 
 accept_rounded_quaternions()  # before MONAI reads, in each process that does
@@ -39,7 +40,8 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
 
     Raises:
         UsageError: no such split or fold, no case in it, or a file that is not there.
-        DataError: a file whose header cannot be used.
+        DataError: a file whose header cannot be used; or of a case that is trained on or validated one that has not the
+            hash that the manifest says. The first of several processes compares them.
     """
     if split == "validation" and fold is None:
         return []
@@ -47,6 +49,8 @@ def load_cases(manifest: str, data: str, split: str, fold: int | None = None) ->
     cases = dataset.select(split, fold)
     if not cases:
         raise UsageError(f"the manifest has no {split} cases", path=manifest, hint="make a split with `segpipe split`")
+    if split != "test" and place_among_processes()[0] == 0:
+        require_as_imported(cases, Path(data))
     items = []
     for case in cases:
         for path in case.paths:

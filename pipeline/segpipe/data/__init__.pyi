@@ -15,6 +15,7 @@ from .fingerprint import fingerprint_path as fingerprint_path
 from .fingerprint import read_fingerprint as read_fingerprint
 from .fingerprint import save_fingerprint as save_fingerprint
 from .fingerprint import take_fingerprint as take_fingerprint
+from .imported_files import require_as_imported as require_as_imported
 from .importers import Corrected as Corrected
 from .importers import Imported as Imported
 from .importers import LabelsNotChosenError as LabelsNotChosenError

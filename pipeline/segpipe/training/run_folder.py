@@ -16,14 +16,21 @@ from segpipe.common.memory import memory_here
 from segpipe.common.precision import precision_of
 from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import environment
-from segpipe.data import FINGERPRINT, Manifest, chosen_folds, data_root, load_manifest, require_apart
+from segpipe.data import (
+    FINGERPRINT,
+    Manifest,
+    chosen_folds,
+    data_root,
+    load_manifest,
+    require_apart,
+    require_as_imported,
+)
 from segpipe.errors import DataError, UsageError
 from segpipe.store import default_store
 from segpipe.training.config_checks import check_components, check_network
 from segpipe.training.data_parallel import of_several_processes, settle_batch
 from segpipe.training.fine_tuning import FineTuning, InitialOfParent, begin_with, describe
 from segpipe.training.fragments import Composed, Fragment, compose_config
-from segpipe.training.imported_files import require_as_imported
 from segpipe.training.memory_rules import fits, needs_of_run
 from segpipe.training.mirroring import mirrored_in_training
 from segpipe.training.parent import Parent, read_parent
@@ -262,7 +269,7 @@ def prepare(composed: Composed, manifest: Path, out: Path, fingerprint: Path | N
         )
     dataset = load_manifest(manifest)
     validated = [] if config["fold"] is None else dataset.select("validation", config["fold"])
-    require_as_imported(dataset, Path(config["dataset_dir"]))
+    require_as_imported(dataset.training, Path(config["dataset_dir"]))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -23,13 +23,12 @@ from segpipe.common.memory import memory_here
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import versions
-from segpipe.data import load_manifest
+from segpipe.data import load_manifest, require_as_imported
 from segpipe.errors import DataError, UsageError, chain, first_cause, ours_within
 from segpipe.reporting import read_history
 from segpipe.training.data_parallel import follows, joined, launch, processes_of, require_its_gpus, settle_processes
 from segpipe.training.fine_tuning import INITIAL, require_initial
 from segpipe.training.fragments import Composed
-from segpipe.training.imported_files import require_as_imported
 from segpipe.training.memory_rules import needs_of_run
 from segpipe.training.run_folder import CROSS_VALIDATION, SEEDS, prepare, read_places, weights_of
 from segpipe.training.same_cpu import require_same_cpu
@@ -96,8 +95,9 @@ def resume(
         )
     require_same_cpu(out, record)
     require_initial(out, record)
-    place = data or Path({**read_json(out / "config.json", "run config"), **read_places(out)}["dataset_dir"])
-    require_as_imported(load_manifest(out / "manifest.json"), place, since=out / "manifest.json")
+    before = Path({**read_json(out / "config.json", "run config"), **read_places(out)}["dataset_dir"])
+    place, copy = data or before, out / "manifest.json"
+    require_as_imported(load_manifest(copy).training, place, since=copy if place.resolve() == before else None)
     if epochs is not None:
         _require_more(out, record, epochs)
     asked = processes or processes_of(record)

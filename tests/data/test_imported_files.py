@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 
 from segpipe.cli.app import run
 from segpipe.common.files import sha256_of
+from segpipe.data.imported_files import require_as_imported
 from segpipe.data.manifest import Manifest, load_manifest
 from segpipe.errors import BAD_DATA, INTERRUPTED, OK, DataError
-from segpipe.training.imported_files import require_as_imported
 from tiny_data import train_arguments
 
 
@@ -34,23 +35,48 @@ def test_other_bytes_are_refused_by_case(tmp_path: Path) -> None:
     dataset = listed(tmp_path)
     (tmp_path / "c.nii").write_bytes(b"of which no hash is known")
     (tmp_path / "a.nii").unlink()  # whoever reads it says so
-    require_as_imported(dataset, tmp_path)
+    require_as_imported(dataset.training, tmp_path)
     for path in ("b.nii", "b_label.nii"):
         (tmp_path / path).write_bytes(b"mended in place")
     with pytest.raises(DataError, match="not those that the manifest was made of") as caught:
-        require_as_imported(dataset, tmp_path)
+        require_as_imported(dataset.training, tmp_path)
     assert caught.value.found == "other bytes in 2 files of b" and caught.value.exit_code == BAD_DATA
 
 
-def test_what_did_not_change_since_it_was_compared_is_not_read_again(tmp_path: Path) -> None:
+def test_what_did_not_change_since_it_was_compared_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, since = listed(tmp_path), tmp_path / "since"
     (tmp_path / "b.nii").write_bytes(b"changed")
     since.touch()
     with pytest.raises(DataError):
-        require_as_imported(dataset, tmp_path, since)
+        require_as_imported(dataset.training, tmp_path, since)
     later = (tmp_path / "b.nii").stat().st_ctime + 1000
     os.utime(since, (later, later))
-    require_as_imported(dataset, tmp_path, since)
+    monkeypatch.setattr("segpipe.data.imported_files._compared", {})  # as in another process
+    require_as_imported(dataset.training, tmp_path, since)
+
+
+def test_what_was_left_out_since_then_is_not_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on has compared what changed since; building its data set need not read all of the rest."""
+    dataset, since = listed(tmp_path), tmp_path / "since"
+    since.touch()
+    later = since.stat().st_ctime + 1000
+    os.utime(since, (later, later))
+    monkeypatch.setattr("segpipe.data.imported_files.sha256_of", pytest.fail)
+    require_as_imported(dataset.training, tmp_path, since)
+    require_as_imported(dataset.training, tmp_path)
+
+
+def test_a_dry_run_refuses_other_files(tiny_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(shutil.copytree(tiny_manifest.parent, tmp_path / "data"))
+    document = json.loads((data / "manifest.json").read_text())
+    case = next(each for each in document["training"] if each["fold"] != 0)
+    case["sha256"] = {case["image"]: 64 * "0"}
+    (data / "manifest.json").write_text(json.dumps(document))
+    assert run(train_arguments(data / "manifest.json", tmp_path / "run", "--dry-run")) == BAD_DATA
+    assert f"other bytes in 1 file of {case['id']}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from segpipe.common.provenance import cpu_kind
+
 Runs = list[dict[str, Any]]
 
 INTRODUCTION = """# Performance
@@ -46,32 +48,35 @@ Dice of each label between the two.
 """
 
 
-def write_page(path: Path, kept: dict[str, Any], threads: int) -> None:
+def write_page(path: Path, kept: dict[str, Any]) -> None:
     """Write the page; works that were not measured yet are left out."""
     import monai
     import openvino
     import torch
 
-    parts = [INTRODUCTION, _machine(threads)]
+    parts = [INTRODUCTION]
     parts.append(
         f"MONAI {monai.__version__}, PyTorch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.\n"
     )
     for name, title in TITLES.items():
         if name in kept:
-            when = f"Measured on {kept[name]['date']}, load of the machine at the end {kept[name]['load']}.\n"
+            when = f"Measured on {kept[name]['date']}, load of the machine at the end {kept[name]['load']}."
+            when += f" The machine: {kept[name]['machine']}.\n"
             parts += [f"## {title}\n", _BODIES.get(name, _compared)(kept[name]["rows"]), when]
     parts.append(BFLOAT16)
     path.write_text("\n".join(parts).rstrip() + "\n")
 
 
-def _machine(threads: int) -> str:
+def machine(threads: int) -> str:
+    """Return the processor and its kind, cores, memory and system."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":")[1].strip() if lines else model
     memory = psutil.virtual_memory().total / 2**30
-    return f"Machine: {model}, {threads} threads of {psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}."
+    cores = f"{threads} threads of {psutil.cpu_count()} cores"
+    return f"{model} ({cpu_kind()}), {cores}, {memory:.0f} GiB, {platform.system()}"
 
 
 def _compared(rows: dict[str, Any]) -> str:

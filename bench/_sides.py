@@ -132,7 +132,7 @@ def _ours(task: dict[str, Any]) -> Work:
         tuple(task["roi"]), task["overlap"], task["batch"], "gaussian", "softmax", overlapped=not serial
     )
     engine = streaming.StreamingEngine(
-        _preprocessing(), windowing, chosen.run, torch.device("cpu"), 1, task.get("max_memory")
+        _preprocessing(), windowing, chosen.run, torch.device("cpu"), 1, task.get("max_memory"), lanes=chosen.lanes
     )
     restorers: list[Any] = []
     made = streaming.Restorer
@@ -149,7 +149,7 @@ def _ours(task: dict[str, Any]) -> Work:
     def go() -> dict[str, Any]:
         seconds: dict[str, float] = {}
         begun = time.process_time()
-        engine.probe = Probe.measure(chosen.run, 1, windowing.roi_size, engine.device)
+        engine.probe = Probe.measure(chosen.run, 1, windowing.roi_size, engine.device, chosen.lanes)
         probe = time.process_time() - begun
         read, _ = engine.read([path])
         labels, _ = engine.segment(read.source, seconds)

@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from _organs import scan, trained, write
-from _page import ratio, write_page
+from _page import machine, ratio, write_page
 
 from segpipe.common.files import cache_folder
 from segpipe.common.processes import usable_cores
@@ -59,10 +59,11 @@ def main() -> None:
             found = WORKS[name](Path(folder), options)
         if found and options.full:
             load = round(os.getloadavg()[0], 1)
-            kept[name] = {"rows": found, "date": time.strftime("%Y-%m-%d"), "load": load}
+            date = time.strftime("%Y-%m-%d")
+            kept[name] = {"rows": found, "date": date, "load": load, "machine": machine(options.threads)}
             results.write_text(json.dumps(kept, indent=1))
     if options.full:
-        write_page(HERE.parent / "docs" / "results" / "performance.md", kept, options.threads)
+        write_page(HERE.parent / "docs" / "results" / "performance.md", kept)
 
 
 def ct(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_the_scores_of_all_members_count_and_are_named() -> None:
     _, opened = together.grid(network_shape(ct(400), config)).block_voxels()
     assert ensemble - single > 4 * 4 * classes * opened
     whole = 4 * 5 * classes * int(np.prod(network_shape(ct(400), config)))
-    assert ensemble - resident() < whole / 2  # what stock MONAI holds of the members' scores alone
+    assert ensemble - resident() < 0.6 * whole  # what stock MONAI holds of the members' scores alone
     with pytest.raises(RefusedError) as caught:
         plan([ct(400)], config, together, probe, GIB // 2)
     assert "for 14 classes of 5 networks" in str(caught.value.found)

@@ -56,6 +56,7 @@ class StreamingEngine:
         cleanup: changes the item ``pred`` of a case, a label map (1, X, Y, Z), or None.
         probe: what one window costs; measured with the first case.
         masks: how many of the last channels are masks, which may be constant.
+        lanes: windows that the runtime computes at the same time.
     """
 
     preprocessing: Preprocessing
@@ -67,6 +68,7 @@ class StreamingEngine:
     cleanup: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     probe: Probe | None = None
     masks: int = 0
+    lanes: int = 1
 
     def read(self, case: CaseInput, prefetched: ReadCase | None = None) -> tuple[ReadCase, int]:
         """Choose windows with which a case fits into memory, and read it.
@@ -98,11 +100,12 @@ class StreamingEngine:
             RefusedError: it does not fit, with the numbers.
         """
         if self.probe is None:
-            self.probe = Probe.measure(self.runtime, self.channels, self.windowing.roi_size, self.device)
+            roi, lanes = self.windowing.roi_size, self.lanes
+            self.probe = Probe.measure(self.runtime, self.channels, roi, self.device, lanes)
         windowing = self.windowing
         if self.device.type == "cpu":  # more at once take memory and no less time
             most = max(1, AT_ONCE_VOXELS // math.prod(windowing.roi_size))
-            windowing = replace(windowing, batch=min(windowing.batch, most))
+            windowing = replace(windowing, batch=max(self.lanes, min(windowing.batch, most)))
         self._fitting, peak = plan(headers, self.preprocessing, windowing, self.probe, self.max_memory, held)
         return peak
 
@@ -159,8 +162,12 @@ class Probe:
     window_bytes: int
 
     @classmethod
-    def measure(cls, runtime: Runtime, channels: int, roi_size: Sequence[int], device: torch.device) -> Probe:
+    def measure(
+        cls, runtime: Runtime, channels: int, roi_size: Sequence[int], device: torch.device, lanes: int = 1
+    ) -> Probe:
         """Run an empty window twice, the first time to warm up, and look at the peak of the process.
+
+        Where a runtime computes several at the same time, it is run once more on two, since each holds what is its own.
 
         Raises:
             DataError: the network fails on it, as where it takes another number of channels than the bundle names.
@@ -180,10 +187,10 @@ class Probe:
                 ) from error
             classes, least = scores.shape[1], scores.numel() * scores.element_size()
             del scores
-            before = _peak_since_now()
-            runtime(window)
-            after = _resident("VmHWM")
-        return cls(classes, 2 * least if before is None or after is None else max(least, after - before))
+            grown = [_grown_by(runtime, window)]
+            if lanes > 1:
+                grown.append(_grown_by(runtime, torch.cat([window, window])))
+        return cls(classes, max(2 * least if by is None else max(least, by) for by in grown))
 
 
 def plan(
@@ -256,7 +263,8 @@ def estimate_memory(
     base = (_resident("VmRSS") or psutil.Process().memory_info().rss) - held
     windows = probe.window_bytes * windowing.batch
     if windowing.overlapped:
-        working = windows + restored + 4 * probe.classes * block
+        waiting = 4 * probe.classes * math.prod(windowing.roi_size) * windowing.batch  # scores that are being summed
+        working = windows + waiting + restored + 4 * probe.classes * block
     else:
         working = max(restored, windows)
     computing = image + padded + math.prod(shape) + scores + working
@@ -282,6 +290,14 @@ def available() -> int:
 def _bytes_a_voxel(header: Header) -> int:
     dtype = np.dtype(header.dtype)
     return dtype.itemsize if dtype.name in PLAIN_TYPES else max(4, dtype.itemsize)
+
+
+def _grown_by(runtime: Runtime, windows: torch.Tensor) -> int | None:
+    """Return by how many bytes the process grows at most while windows are computed; None where it cannot be told."""
+    before = _peak_since_now()
+    runtime(windows)
+    after = _resident("VmHWM")
+    return None if before is None or after is None else after - before
 
 
 def _peak_since_now() -> int | None:
@@ -332,6 +348,7 @@ def segment_source(
         edges = np.linalg.norm(turned_and_spaced(source.header, preprocessing)[1][:3, :3], axis=0)
         observation.begin(image, transform, edges, grid, windowing.activation, windowing.members)
     restorer = Restorer(transform, grid, windowing.activation, maps, windowing.members, observation)
+    threads = torch.get_num_threads()
     blocks = stream_blocks(
         image[None],
         grid,
@@ -340,11 +357,27 @@ def segment_source(
         batch=windowing.batch,
         device=torch.device("cpu"),
         border=BORDER,
+        ahead=threads if windowing.overlapped and device.type == "cpu" else 0,
     )
-    waited, restoring = (pipelined if windowing.overlapped else in_turn)(blocks, restorer.take)
+    if windowing.overlapped:
+        with _one_thread():  # a second one gains less here than windows and blocks lose, which are computed meanwhile
+            waited, restoring = pipelined(blocks, restorer.take)
+    else:
+        waited, restoring = in_turn(blocks, restorer.take)
     seconds["network"] = round(time.perf_counter() - start - waited, 3)
     seconds["postprocess"] = round(restoring, 3)
     return restorer.labels
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch takes one thread for what is done in this thread, and in those that begin meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pipelined(items: Iterable[Item], work: Callable[[Item], object]) -> tuple[float, float]:

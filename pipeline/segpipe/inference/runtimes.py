@@ -43,6 +43,7 @@ WORTH_CONVERTING = 100_000_000  # floating-point operations of a window; below, 
 FLOAT32 = ChosenPrecision()
 TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest score; of a bottleneck alike
 FORMAT = 2  # of the folder
+MOST_LANES = 4  # windows at the same time: each holds what its network computes
 MODEL, MARK = "model.xml", "converted.json"
 
 
@@ -113,6 +114,7 @@ class ChosenRuntime:
         reasons: why it is not OpenVINO, where that was wished or left open.
         precision: what the networks compute in.
         bottlenecks: of the networks, in their order; mirrored windows are passed over.
+        lanes: windows that are computed at the same time; as many have to be given at once.
     """
 
     name: str
@@ -120,6 +122,7 @@ class ChosenRuntime:
     reasons: tuple[str, ...] = ()
     precision: ChosenPrecision = FLOAT32
     bottlenecks: tuple[Bottleneck, ...] = ()
+    lanes: int = 1
 
 
 def choose_runtime(
@@ -186,7 +189,7 @@ def choose_runtime(
         try:
             pairs, chosen = zip(networks, models, strict=True), precision("openvino")
             converted = [openvino_runtime(network, model, shape, threads, chosen) for network, model in pairs]
-            return ChosenRuntime("openvino", together(converted), precision=chosen, bottlenecks=bottlenecks)
+            return ChosenRuntime("openvino", together(converted), (), chosen, bottlenecks, lanes_of(threads))
         except NotConvertedError as error:
             reasons = (f"openvino was not used: {error}",)
     chosen = precision("torch")
@@ -269,10 +272,10 @@ def openvino_runtime(
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
+            "NUM_STREAMS": str(lanes_of(threads)),
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
-        return _runtime(core.compile_model(converted, "CPU", settings), model.bottleneck)
+        return _runtime(core.compile_model(converted, "CPU", settings), lanes_of(threads), model.bottleneck)
 
     try:
         if is_whole(folder):
@@ -320,24 +323,40 @@ def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
     return model
 
 
-def _runtime(compiled: Any, bottleneck: Bottleneck | None = None) -> Runtime:
+def lanes_of(threads: int | None) -> int:
+    """Return how many windows OpenVINO computes at the same time, with so many threads in all.
+
+    Few operations of a network keep several threads busy on one window; windows need nothing of each other.
+
+    >>> lanes_of(1), lanes_of(2), lanes_of(16)
+    (1, 2, 4)
+    """
+    return min(threads or usable_cores(), MOST_LANES)
+
+
+def _runtime(compiled: Any, lanes: int, bottleneck: Bottleneck | None = None) -> Runtime:
     """Reuse memory for the scores: new pages would take a quarter of the time of a small network."""
-    request, tensor = compiled.create_infer_request(), _openvino().Tensor
+    tensor = _openvino().Tensor
+    requests = [compiled.create_infer_request() for _ in range(lanes)]
     shape, is_pooled = compiled.output(0).partial_shape, len(compiled.outputs) > 1
-    memory = torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))
+    memory = [torch.empty((0, *(shape[axis].get_length() for axis in range(1, len(shape)))))] * 2
 
     def run(windows: torch.Tensor) -> torch.Tensor:
-        nonlocal memory
         windows = windows.contiguous()
-        if len(memory) < len(windows):
-            memory = torch.empty((len(windows), *memory.shape[1:]))
-        scores = memory[: len(windows)]
-        for window, score in zip(windows.split(1), scores.split(1), strict=True):  # several at once take more memory
-            request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
-            request.set_output_tensor(0, tensor(score.numpy(), shared_memory=True))
-            request.infer()
-            if is_pooled and bottleneck is not None:
-                bottleneck.add(torch.from_numpy(request.get_output_tensor(1).data))
+        memory.reverse()  # one may be in use
+        if len(memory[0]) < len(windows):
+            memory[0] = torch.empty((len(windows), *memory[0].shape[1:]))
+        scores = memory[0][: len(windows)]
+        for some, theirs in zip(windows.split(lanes), scores.split(lanes), strict=True):
+            started = requests[: len(some)]
+            for request, window, score in zip(started, some.split(1), theirs.split(1), strict=True):
+                request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
+                request.set_output_tensor(0, tensor(score.numpy(), shared_memory=True))
+                request.start_async()
+            for request in started:
+                request.wait()
+                if is_pooled and bottleneck is not None:
+                    bottleneck.add(torch.from_numpy(request.get_output_tensor(1).data))
         return scores
 
     return run

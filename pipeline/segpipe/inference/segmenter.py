@@ -117,6 +117,7 @@ class Segmenter:
             options.max_memory,
             cleanup,
             masks=recipe.masks,
+            lanes=self.runtime.lanes,
         )
 
     def fit(self, headers: Sequence[Header], held: int = 0) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -245,6 +246,7 @@ def stream_blocks(
     padding_mode: str = "constant",
     cval: float = 0.0,
     progress: Callable[[range], Iterator[int] | range] = lambda numbers: numbers,
+    ahead: int = 0,
 ) -> Iterator[Block]:
     """Yield the scores of a volume, block by block.
 
@@ -260,6 +262,7 @@ def stream_blocks(
         padding_mode: of `torch.nn.functional.pad`, for a volume smaller than a window.
         cval: the value of constant padding.
         progress: wraps the range over windows.
+        ahead: threads of PyTorch that compute the next windows while the scores of these are summed; 0: none do.
 
     Yields:
         The blocks of the padded volume, image after image; each after those before it along either of
@@ -279,19 +282,54 @@ def stream_blocks(
     ]
     row = math.prod(len(grid.starts[axis]) for axis in grid.order[len(grid.block_axes) :])
     sums = _OpenBlocks(grid, weights, device or volume.device, border)
-    for first in progress(range(0, len(visits), batch)):
+
+    def computed(first: int) -> torch.Tensor:
         batched = visits[first : first + batch]
         windows: list[Window] = [
             [slice(image, image + 1), slice(None)] + [slice(s, s + n) for s, n in zip(start, grid.roi, strict=True)]
             for image, _, start in batched
         ]
         parts = [volume[tuple(window)] for window in windows]
-        data = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(weights.device)
-        scores = predict(data, windows)
+        scores = predict((torch.cat(parts) if len(parts) > 1 else parts[0]).to(weights.device), windows)
         if tuple(scores.shape[2:]) != grid.roi or len(scores) != len(batched):
             raise ValueError(f"scores of shape {tuple(scores.shape)} for windows of {grid.roi}")
-        for number, ((image, strip, start), window_scores) in enumerate(zip(batched, scores, strict=True), first + 1):
+        return scores
+
+    firsts = progress(range(0, len(visits), batch))
+    each = one_ahead(computed, firsts, ahead) if ahead else ((first, computed(first)) for first in firsts)
+    for first, scores in each:
+        for number, window_scores in enumerate(scores, first + 1):
+            image, strip, start = visits[number - 1]
             sums.add(image, start, window_scores, strip)
             if number % row == 0:
                 yield from sums.finish(image, start, strip)
-        del scores, data
+        del scores, window_scores
+
+
+def one_ahead(
+    make: Callable[[int], torch.Tensor], numbers: Iterable[int], threads: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield each number and what is made of it, in order; the next is made meanwhile, in a thread of its own.
+
+    Args:
+        make: what is made of a number.
+        numbers: in order.
+        threads: of PyTorch while it is made.
+
+    >>> [(number, made.item()) for number, made in one_ahead(torch.tensor, range(3), 1)]
+    [(0, 0), (1, 1), (2, 2)]
+    """
+
+    def made(number: int) -> torch.Tensor:
+        with torch.inference_mode():  # holds for a thread
+            return make(number)
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        last: tuple[int, Future[torch.Tensor]] | None = None
+        for number in numbers:
+            following = number, pool.submit(made, number)
+            if last is not None:
+                yield last[0], last[1].result()
+            last = following
+        if last is not None:
+            yield last[0], last[1].result()

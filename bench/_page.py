@@ -42,9 +42,10 @@ the shipped bundle, on the 31 cases of its validation, by `segpipe bundle precis
 | torch | 0.89206 | 0.89210 | 0.0011 | 0 | 0.43 % |
 | openvino | 0.89206 | 0.89221 | 0.0008 | 0 | 0.28 % |
 
-Measured on 2026-11-30 on an AMD EPYC with AVX512-BF16 and without AMX, where `auto` stays with float32. How much
-faster a processor with AMX is has not been measured: `python bench/whole_volume.py --work ct` does that, with the
-Dice of each label between the two.
+Measured on 2026-11-30 on an AMD EPYC with AVX512-BF16 and without AMX, where `auto` stays with float32.
+
+With AMX (the first table) bfloat16 takes no less time for the small network of the bench: OpenVINO computes transposed
+convolutions, half of that network, in float32 in any case, and most of the rest is memory.
 """
 
 

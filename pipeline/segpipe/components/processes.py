@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segpipe.errors import UsageError
 
+GLOO_ENDS_S = 0.5  # its threads have microseconds of work left, and may have to wait for a core
 PATIENCE = timedelta(hours=2)  # with a process that reads or validates for long; of one that died others know at once
 T = TypeVar("T")
 
@@ -91,9 +93,15 @@ def require_gpus(device: Any, processes: int = 1) -> None:
 
 
 def leave_processes() -> None:
-    """End what `join_processes` began."""
+    """End what `join_processes` began.
+
+    DistributedDataParallel keeps the threads of Gloo alive to the end of the process. One that lets go of its last
+    tensor takes Python's lock for that, and where Python is at its end already it takes the process down (SIGABRT,
+    "terminate called without an active exception"): it is given the time.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(GLOO_ENDS_S)
 
 
 def data_parallel(network: torch.nn.Module) -> torch.nn.Module:

@@ -148,11 +148,31 @@ def test_what_is_no_amount(text: str) -> None:
 
 
 def test_few_windows_are_computed_at_once_on_the_cpu() -> None:
-    for size, batch in ((96, 1), (48, 3), (16, 4)):
+    for size, lanes, batch in ((96, 1, 1), (48, 1, 3), (16, 1, 4), (96, 3, 3), (48, 2, 3), (16, 2, 4)):
         windowing = Windowing((size, size, size), 0.5, 4)
         engine = StreamingEngine(
-            Preprocessing.parse(STEPS[:4]), windowing, lambda x: x.repeat(1, 2, 1, 1, 1), torch.device("cpu")
+            Preprocessing.parse(STEPS[:4]),
+            windowing,
+            lambda x: x.repeat(1, 2, 1, 1, 1),
+            torch.device("cpu"),
+            lanes=lanes,
         )
         engine.probe = Probe(2, 1)
         engine.read(Source(ct(20), np.zeros((1, 512, 512, 20), np.int16)))
         assert engine._fitting.batch == batch
+        engine.probe = Probe(2, available() // 3)
+        engine.read(Source(ct(20), np.zeros((1, 512, 512, 20), np.int16)))
+        assert engine._fitting.batch < 3, "windows at the same time give way where memory is short"
+
+
+def test_what_a_second_window_at_the_same_time_takes_is_measured() -> None:
+    given: list[int] = []
+
+    def runtime(windows: torch.Tensor) -> torch.Tensor:
+        given.append(len(windows))
+        own = torch.ones(30_000_000 if len(windows) > 1 else 1)
+        return windows + own.sum() * 0
+
+    alone, both = (Probe.measure(runtime, 1, (8, 8, 8), torch.device("cpu"), lanes) for lanes in (1, 2))
+    assert given == [1, 1, 1, 1, 2]
+    assert both.window_bytes > alone.window_bytes + 90_000_000

@@ -59,6 +59,20 @@ def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
 
 
+def test_several_windows_at_the_same_time_have_the_scores_that_each_has_alone(
+    module: torch.nn.Module, model: Model
+) -> None:
+    one, three = (openvino_runtime(torch_runtime(module), model, SHAPE, threads) for threads in (1, 3))
+    before = torch.zeros(0)
+    for count in (7, 1, 3, 2):
+        windows = torch.randn(count, *SHAPE)
+        expected = one(windows).clone()
+        kept, found = before.clone(), three(windows)
+        assert torch.equal(found, expected)
+        assert torch.equal(before, kept), "scores hold while the next are computed"
+        before = found
+
+
 def test_a_conversion_is_made_once(
     module: torch.nn.Module, model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

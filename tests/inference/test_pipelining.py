@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from segpipe.inference.engine import pipelined
+from segpipe.inference.sliding_window import WindowGrid, one_ahead, stream_blocks
 
 
 def test_one_is_worked_on_while_the_next_is_made() -> None:
@@ -52,3 +53,45 @@ def test_errors_of_either_side_come_through() -> None:
 
     with pytest.raises(OSError):
         pipelined(items(), work)
+
+
+def test_the_next_windows_are_computed_while_scores_are_summed() -> None:
+    started, threads = [threading.Event() for _ in range(4)], set()
+
+    def make(number: int) -> torch.Tensor:
+        assert torch.is_inference_mode_enabled()
+        threads.add(torch.get_num_threads())
+        started[number].set()
+        return torch.tensor(number)
+
+    for number, made in one_ahead(make, range(4), 3):
+        assert made == number
+        assert started[min(number + 1, 3)].wait(30)
+        assert not any(event.is_set() for event in started[number + 2 :]), "no more than one ahead"
+    assert threads == {3}
+    assert list(one_ahead(make, [], 1)) == []
+
+
+def test_what_fails_ahead_fails_here() -> None:
+    def make(number: int) -> torch.Tensor:
+        if number == 1:
+            raise KeyError(number)
+        return torch.tensor(number)
+
+    with pytest.raises(KeyError):
+        list(one_ahead(make, range(3), 1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blocks_are_the_same_with_windows_computed_ahead(batch: int) -> None:
+    volume, grid = torch.randn(1, 1, 20, 17, 12), WindowGrid.place((20, 17, 12), (8, 8, 8), (0.5, 0.5, 0.5))
+    weights = torch.rand(8, 8, 8)
+    with torch.inference_mode():
+        plain, ahead = (
+            list(stream_blocks(volume, grid, weights, lambda windows, _: windows.sin(), batch=batch, ahead=threads))
+            for threads in (0, 1)
+        )
+    assert len(plain) == len(ahead) > 4
+    for one, other in zip(plain, ahead, strict=True):
+        assert (one.image, one.start) == (other.image, other.start)
+        assert torch.equal(one.scores, other.scores)

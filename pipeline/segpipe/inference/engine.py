@@ -360,7 +360,8 @@ def segment_source(
         ahead=threads if windowing.overlapped and device.type == "cpu" else 0,
     )
     if windowing.overlapped:
-        with _one_thread():  # a second one gains less here than windows and blocks lose, which are computed meanwhile
+        # on the CPU half of them: more gain less here than the windows lose, which are computed meanwhile
+        with _threads(threads if device.type != "cpu" else max(1, threads // 2)):
             waited, restoring = pipelined(blocks, restorer.take)
     else:
         waited, restoring = in_turn(blocks, restorer.take)
@@ -370,14 +371,14 @@ def segment_source(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch takes one thread for what is done in this thread, and in those that begin meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads(number: int) -> Iterator[None]:
+    """PyTorch takes so many for what is done in this thread, and in those that begin meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def pipelined(items: Iterable[Item], work: Callable[[Item], object]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from test_restore import AFFINES, CPU, MIDDLES, Blurred, steps, write_images
 
+from segpipe.inference import restore
 from segpipe.inference.engine import segment_source
 from segpipe.inference.observation import Observation
 from segpipe.inference.prepare import prepare
@@ -83,6 +84,28 @@ def test_regions_are_bits(tmp_path: Path) -> None:
     for region in (1, 2):
         assert np.mean(seen.mask(region) != on[region - 1].numpy()) < 1e-3
         assert seen.channel(region) == region - 1
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_is_seen_does_not_depend_on_how_much_is_activated_at_a_time(
+    tmp_path: Path, members: int, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of each part are in float32, and labels are found part by part, but for the border of a block."""
+    paths = write_images(tmp_path, AFFINES["turned"], (31, 26, 29), 1, 6)
+    network = Blurred(1, 3 * members, smooth=True)
+    whole, _ = seen_of(paths, "finer", network, activation=activation, members=members)
+    monkeypatch.setattr(restore, "ACTIVATED", 1)
+    parts, _ = seen_of(paths, "finer", network, activation=activation, members=members)
+    np.testing.assert_array_equal(parts.labels, whole.labels)
+    for name in ("hard", "shared"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    for name in ("soft", "sure"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-6)
+    if members == 1:
+        np.testing.assert_array_equal(parts.shared, parts.hard)
+    if activation == "softmax" and members == 1:
+        np.testing.assert_array_equal(np.bincount(whole.labels.ravel(), minlength=3), whole.hard[0])
 
 
 def test_nothing_is_seen_where_nobody_looks() -> None:

@@ -90,16 +90,19 @@ class Restorer:
                 found=f"{self.activation} over {classes} channels",
                 expected=f"softmax over at most {MOST_CLASSES} channels, or sigmoid over {MOST_REGIONS}",
             )
-        scores = self._borders.without(block)
+        scores, labels = self._borders.without(block), []
         for plane in scores.split(max(1, ACTIVATED * scores.shape[1] // max(1, scores.numel())), 1):
             each = plane.unflatten(0, (self.members, classes))
             each = torch.softmax(each, 1) if self.activation == "softmax" else torch.sigmoid(each)
+            mean = each[0] if self.members == 1 else each.mean(0)
+            likely = likeliest(mean, self.activation)  # while they are in the cache
             if self._observation is not None:
-                self._observation.add(each)
-            plane[:classes].copy_(each[0] if self.members == 1 else each.mean(0))
+                self._observation.add(each, likely)
+            labels.append(likely.labels)
+            plane[:classes].copy_(mean)
         block.scores = block.scores[:classes]
         self._borders.fill(block)
-        best = likeliest(block.scores, self.activation).labels.numpy()
+        best = self._borders.labels(block, torch.cat(labels), self.activation).numpy()
         if self._observation is not None:
             self._observation.put(block.start, best, block.scores)
         if self._tables is None:
@@ -346,3 +349,14 @@ class _BlockBorders:
         self._planes[after].narrow(self.fast, first + BORDER, length - BORDER).copy_(last)
         if first + length - BORDER < self.width:
             self._edges[row] = scores.narrow(self.fast, length - BORDER, BORDER).clone()
+
+    def labels(self, block: Block, inner: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return the labels of a block whose border is filled, from those without the border."""
+        labels = inner.new_empty(block.scores.shape[1:])
+        within = labels
+        for axis in (self.slow, self.fast):
+            border = likeliest(block.scores.narrow(axis, 0, BORDER), activation).labels
+            labels.narrow(axis - 1, 0, BORDER).copy_(border)
+            within = within.narrow(axis - 1, BORDER, inner.shape[axis - 1])
+        within.copy_(inner)
+        return labels

@@ -27,6 +27,8 @@ AXES = ("x", "y", "z")
 SAMPLES = 500_000  # voxels, enough for percentiles
 CELLS = 3  # an axis is cut into, for the look from afar
 SHELL_MM = 4.0  # around a label, whose values are held against those inside
+AT_ONCE = 1 << 18  # voxels that are looked at together, so that they stay in the cache
+MOST_STEPS = 10  # of voxels to that distance, above which a distance transform is faster
 IMAGE = "image"
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
@@ -109,23 +111,48 @@ def _of_channel(values: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, 
     """Return the features of a channel (X, Y, Z) of the network's input."""
     found = {f"extent_{axis}": size * edge for axis, size, edge in zip(AXES, values.shape, spacing_mm, strict=True)}
     step = max(1, round((values.numel() / SAMPLES) ** (1 / 3)))
-    sample = values[::step, ::step, ::step].numpy()
+    sample = np.sort(values[::step, ::step, ::step].numpy(), axis=None)
     shares = (5, 25, 50, 75, 95)
-    found |= {f"p{share:02}": float(q) for share, q in zip(shares, np.percentile(sample, shares), strict=True)}
+    found |= {f"p{share:02}": value for share, value in zip(shares, _quantiles(sample, shares), strict=True)}
     rough, noise = float(values.var()), []
     for axis, name in enumerate(AXES):
         if values.shape[axis] < 3:
             continue
-        ends = [values.narrow(axis, first, values.shape[axis] - 2) for first in range(3)]
-        difference = float((ends[1] - ends[0]).square().mean())
+        difference, bent = _unlike_neighbours(values, axis)
         found[f"smooth_{name}"] = 1 - difference / (2 * rough) if rough > 0 else 0.0
-        bent = (ends[0] - 2 * ends[1] + ends[2]).abs()
-        noise.append(float(bent.flatten()[:: max(1, bent.numel() // SAMPLES)].median()) / (0.6745 * math.sqrt(6)))
+        noise.append(bent / (0.6745 * math.sqrt(6)))
     found["noise"] = max(float(np.median(noise)) / math.sqrt(rough), 1e-6) if noise and rough > 0 else 1e-6
     if min(values.shape) >= CELLS:
         cells = torch.nn.functional.adaptive_avg_pool3d(values[None, None], CELLS)[0, 0]
         found |= {f"cell_{x}{y}{z}": float(cells[x, y, z]) for x, y, z in np.ndindex(CELLS, CELLS, CELLS)}
     return found
+
+
+def _quantiles(ordered: NDArray[np.float32], shares: Sequence[int]) -> list[float]:
+    """Return quantiles (in %) of sorted values, between two of them by linear interpolation."""
+    places = [share / 100 * (len(ordered) - 1) for share in shares]
+    pairs = [(int(place), min(int(place) + 1, len(ordered) - 1)) for place in places]
+    return [
+        float(ordered[low]) + (place - low) * (float(ordered[high]) - float(ordered[low]))
+        for place, (low, high) in zip(places, pairs, strict=True)
+    ]
+
+
+def _unlike_neighbours(values: torch.Tensor, axis: int) -> tuple[float, float]:
+    """Return the mean square of first differences along an axis, and the median of second ones without their sign."""
+    bends = values.numel() // values.shape[axis] * (values.shape[axis] - 2)
+    every, squares, done = max(1, bends // SAMPLES), 0.0, 0
+    sampled = np.empty(-(-bends // every), np.float32)
+    rows, beside = max(1, AT_ONCE * len(values) // values.numel()), 2 if axis == 0 else 0
+    for first in range(0, len(values) - beside, rows):
+        part = values[first : first + rows + beside]
+        before, here, after = (part.narrow(axis, start, part.shape[axis] - 2) for start in range(3))
+        squares += float((here - before).square_().sum())
+        bent = (before - 2 * here).add_(after).abs_().flatten().numpy()
+        sampled[-(-done // every) : -(-(done + len(bent)) // every)] = bent[-done % every :: every]
+        done += len(bent)
+    sampled.sort()
+    return squares / bends, float(sampled[(len(sampled) - 1) // 2])
 
 
 def _boxes(seen: Observation, values: Sequence[int]) -> dict[int, Box]:
@@ -142,7 +169,6 @@ def _boxes(seen: Observation, values: Sequence[int]) -> dict[int, Box]:
 def _of_label(seen: Observation, value: int, tight: Box | None) -> tuple[dict[str, float], NDArray[np.float64] | None]:
     """Return the features of a label in a box, and the mm of its centre from the first voxel; None without one."""
     import cc3d
-    from scipy import ndimage
 
     edges = np.asarray(seen.spacing_mm)
     if tight is None:
@@ -151,17 +177,15 @@ def _of_label(seen: Observation, value: int, tight: Box | None) -> tuple[dict[st
     wider = [(side, int(more)) for side, more in zip(tight, margin, strict=True)]
     box = tuple(slice(max(0, side.start - more), side.stop + more) for side, more in wider)
     part = np.ascontiguousarray(seen.mask(value, box))
-    found = {"volume": int(part.sum()) * float(edges.prod()) / 1000}
-    places = [np.flatnonzero(part.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    found = {"volume": int(np.count_nonzero(part)) * float(edges.prod()) / 1000}
     weights = [part.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     centre = np.array([np.average(np.arange(len(w)), weights=w) + box[a].start for a, w in enumerate(weights)])
     for axis, name in enumerate(AXES):
-        found[f"extent_{name}"] = float((places[axis][-1] - places[axis][0] + 1) * edges[axis])
+        found[f"extent_{name}"] = float((tight[axis].stop - tight[axis].start) * edges[axis])
         found[f"place_{name}"] = float((centre[axis] + 0.5) / seen.labels.shape[axis])
     found["components"] = float(cc3d.connected_components(part, connectivity=26, return_N=True)[1])
     found["sphericity"] = _sphericity(part, edges)
-    distance = ndimage.distance_transform_edt(~part, sampling=edges)
-    shell = (distance > 0) & (distance <= SHELL_MM)
+    shell = _around(part, edges)
     image = seen.image[(0, *box)].numpy()
     inside = image[part].astype(np.float64)
     found["inside"], found["inside_spread"] = float(inside.mean()), max(float(inside.std()), 1e-3)
@@ -174,10 +198,67 @@ def _of_label(seen: Observation, value: int, tight: Box | None) -> tuple[dict[st
     return found, centre * edges
 
 
+def _around(part: Mask, edges: NDArray[np.float64]) -> Mask:
+    """Return the voxels outside of a label that are at most `SHELL_MM` from the centre of one of its voxels.
+
+    Some planes at a time, and where voxels are not small as the union of copies of the label, moved by each column of a
+    ball: far less work and memory than a distance transform of the whole box, of which most is far from the label.
+    """
+    from scipy import ndimage
+
+    reach = [int(SHELL_MM / edge) + 1 for edge in edges]
+    columns = _columns(reach, edges) if max(reach) <= MOST_STEPS + 1 else None
+    shell, rows = np.zeros_like(part), max(reach[0], AT_ONCE * len(part) // part.size)
+    for first in range(0, len(part), rows):
+        start = max(0, first - reach[0])
+        near = part[start : first + rows + reach[0]]
+        if not near.any():
+            continue
+        if columns is None:
+            grown = ndimage.distance_transform_edt(~near, sampling=edges) <= SHELL_MM
+        else:
+            grown = _grown(near, columns, reach)
+        kept = slice(first - start, first - start + rows)
+        shell[first : first + rows] = grown[kept] & ~near[kept]
+    return shell
+
+
+def _columns(reach: Sequence[int], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many voxels of a ball there are along z, by their place along x and y."""
+    steps = np.meshgrid(*(np.arange(-most, most + 1) for most in reach), indexing="ij")
+    x, y, z = (np.square(each * edge) for each, edge in zip(steps, edges, strict=True))
+    return np.asarray((np.sqrt(x + y + z) <= SHELL_MM).sum(axis=2))
+
+
+def _grown(part: Mask, columns: NDArray[np.int64], reach: Sequence[int]) -> Mask:
+    """Return the union of a mask's copies, moved by each offset of a convex body that is the same both ways.
+
+    Args:
+        part: (X, Y, Z).
+        columns: (2 RX + 1, 2 RY + 1), how many offsets there are along z.
+        reach: RX, RY, RZ.
+    """
+    grown, along = np.zeros_like(part), part.copy()
+    for half in range((columns.max() + 1) // 2):
+        if half:  # a voxel more to both sides
+            along[..., half:] |= part[..., :-half]
+            along[..., :-half] |= part[..., half:]
+        for x, y in np.argwhere(columns == 2 * half + 1) - reach[:2]:
+            (to_x, of_x), (to_y, of_y) = (_moved(int(by), size) for by, size in zip((x, y), part.shape, strict=False))
+            grown[to_x, to_y] |= along[of_x, of_y]
+    return grown
+
+
+def _moved(by: int, size: int) -> tuple[slice, slice]:
+    """Return into which part of an axis what is moved comes, and from which."""
+    return slice(max(by, 0), max(0, size + min(by, 0))), slice(max(-by, 0), max(0, size - max(by, 0)))
+
+
 def _sphericity(part: Mask, edges: NDArray[np.float64]) -> float:
     """Return the surface of a ball of the same volume against the surface of the voxels (Wadell 1935), 0 to 1."""
-    volume, surface = part.sum() * edges.prod(), 0.0
+    volume, surface = np.count_nonzero(part) * edges.prod(), 0.0
     for axis in range(3):
-        padded = np.pad(part, [(1, 1) if a == axis else (0, 0) for a in range(3)])
-        surface += np.count_nonzero(np.diff(padded.astype(np.int8), axis=axis)) * edges.prod() / edges[axis]
+        ends = (np.count_nonzero(part.take(place, axis)) for place in (0, -1))
+        low, high = (part[(slice(None),) * axis + (side,)] for side in (slice(-1), slice(1, None)))
+        surface += (np.count_nonzero(low != high) + sum(ends)) * edges.prod() / edges[axis]
     return float(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface)

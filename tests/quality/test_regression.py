@@ -34,6 +34,13 @@ def test_predictions_are_those_of_scikit_learn_also_through_json(monkeypatch: py
     read = Boosted.from_dict(json.loads(json.dumps(fitted.as_dict())))
     for model in (fitted, read):
         np.testing.assert_allclose([model(row) for row in new], expected.predict(new), atol=1e-9)
+        np.testing.assert_allclose(model.of_rows(new), expected.predict(new), atol=1e-9)
+
+
+def test_without_trees_it_is_where_it_begins() -> None:
+    model = Boosted(0.25, ())
+    assert model([1.0, 2.0]) == 0.25
+    np.testing.assert_array_equal(model.of_rows(np.ones((2, 3))), [0.25, 0.25])
 
 
 def test_a_tree_that_would_never_end_is_refused() -> None:

@@ -17,6 +17,19 @@ PERIOD_MM = 300.0  # the anatomy repeats along the body
 TRUNK_MM = (170.0, 125.0)  # half widths
 PIXDIM = (1.5, 1.5, 2.0)
 CHANNELS = (8, 16, 32, 64)
+SMALL_UNET = {
+    "network_name": "small_unet",
+    "patch_divisor": 8,
+    "network_def": {
+        "_target_": "UNet",
+        "spatial_dims": 3,
+        "in_channels": "@in_channels",
+        "out_channels": "@out_channels",
+        "channels": list(CHANNELS),
+        "strides": [2, 2, 2],
+        "num_res_units": 0,
+    },
+}
 STEPS = [
     {"_target_": "LoadImaged", "keys": ["image", "label"], "image_only": True, "allow_missing_keys": True},
     {"_target_": "EnsureChannelFirstd", "keys": ["image", "label"], "allow_missing_keys": True},
@@ -117,16 +130,29 @@ def write(path: Path, voxels: NDArray[np.generic], spacing: tuple[float, float, 
     nib.save(nib.Nifti1Image(voxels, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])), path)
 
 
-def trained(folder: Path, classes: int, epochs: int) -> Path:
-    """Weights of the small U-Net; trained by `segpipe train` on generated crops where they are not there yet."""
-    run = folder / f"organs{classes}" / "run"
+def crop(patient: int, classes: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Image and labels of a part of the body, 144 mm wide."""
+    place = np.random.default_rng(patient).uniform([-150, -140, 0], [0, 0, PERIOD_MM])
+    return scan(patient, classes, (96, 96, 72), PIXDIM, tuple(place))
+
+
+def trained(folder: Path, classes: int, epochs: int, network: str = "small_unet") -> Path:
+    """Weights of a U-Net; trained by `segpipe train` on generated crops where they are not there yet.
+
+    Args:
+        folder: where networks are kept.
+        classes: labels, background included.
+        epochs: of training.
+        network: the small one, or a word of `segpipe train --network`.
+    """
+    is_small = network == SMALL_UNET["network_name"]
+    run = folder / (f"organs{classes}" if is_small else f"organs{classes}_{network}") / "run"
     if (run / "best.pt").is_file():
         return run / "best.pt"
     data, names = run.parent / "data", [f"organ_{value}" for value in range(1, classes)]
     cases = []
     for number in range(8):
-        place = np.random.default_rng(number).uniform([-150, -140, 0], [0, 0, PERIOD_MM])
-        image, label = scan(number, classes, (96, 96, 72), PIXDIM, tuple(place))
+        image, label = crop(number, classes)
         case = {"id": f"case{number}", "image": f"image{number}.nii.gz", "label": f"label{number}.nii.gz"}
         write(data / case["image"], image, PIXDIM)
         write(data / case["label"], label, PIXDIM)
@@ -153,20 +179,7 @@ def trained(folder: Path, classes: int, epochs: int) -> Path:
     }
     save_manifest(Manifest.model_validate(manifest), data / "manifest.json")
     (data / "task.yaml").write_text(json.dumps(task))
-    network = {
-        "network_name": "small_unet",
-        "patch_divisor": 8,
-        "network_def": {
-            "_target_": "UNet",
-            "spatial_dims": 3,
-            "in_channels": "@in_channels",
-            "out_channels": "@out_channels",
-            "channels": list(CHANNELS),
-            "strides": [2, 2, 2],
-            "num_res_units": 0,
-        },
-    }
-    (data / "network.yaml").write_text(json.dumps(network))
+    (data / "network.yaml").write_text(json.dumps(SMALL_UNET))
     command = [
         sys.executable,
         "-m",
@@ -176,7 +189,7 @@ def trained(folder: Path, classes: int, epochs: int) -> Path:
         "--task",
         str(data / "task.yaml"),
         "--network",
-        str(data / "network.yaml"),
+        str(data / "network.yaml") if is_small else network,
         "--augment",
         "none",
         "--fold",

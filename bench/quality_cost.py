@@ -71,7 +71,7 @@ def main() -> None:
                     found = _both(folder, network, runtime, threads, options.repeats)
                     name = f"{network} {runtime}, {threads} threads"
                     worst = max(worst, _told(name, found, options.wall) if found else 0.0)
-    print(f"the worst ratio is {worst:.3f}, the limit {LIMIT:.2f}")
+    print(f"the worst ratio is {worst:.3f}, the limit {LIMIT:.2f}" if worst else "nothing was measured")
     sys.exit(worst > LIMIT)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,27 @@ def test_several_windows_at_the_same_time_have_the_scores_that_each_has_alone(
         assert torch.equal(found, expected)
         assert torch.equal(before, kept), "scores hold while the next are computed"
         before = found
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux tells on which cores a thread may run")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_may_run_on_every_core(module: torch.nn.Module, model: Model, threads: int) -> None:
+    runtime, cores, ended = openvino_runtime(torch_runtime(module), model, SHAPE, threads), set(), threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            for task in Path("/proc/self/task").iterdir():
+                with suppress(ProcessLookupError):
+                    cores.add(frozenset(os.sched_getaffinity(int(task.name))))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for _ in range(50):
+            runtime(torch.randn(2, *SHAPE))
+        ended.set()
+        looking.result()
+    # several processes that each kept to the first core would share it, and leave the others idle
+    assert cores == {frozenset(os.sched_getaffinity(os.getppid()))}
 
 
 def test_a_conversion_is_made_once(

@@ -274,6 +274,7 @@ def openvino_runtime(
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(lanes_of(threads)),
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            "ENABLE_CPU_PINNING": False,  # each of several processes would take the first cores
         }
         return _runtime(core.compile_model(converted, "CPU", settings), lanes_of(threads), model.bottleneck)
 

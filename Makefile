@@ -64,11 +64,12 @@ fuzz: export FUZZ_FOUND ?= fuzz_found
 fuzz: .venv/.ready  ## Changed files of each kind, FUZZ_MINUTES of each; what breaks a promise is kept in fuzz_found/
 	$(BIN)/pytest tests/fuzz -m slow --timeout 0 -k breaks_no_promise || (ls $(FUZZ_FOUND)/*; exit 1)
 
-# Ray has a folder of its own, which sees what lies in .venv
+# Ray has a folder of its own, which sees what lies in .venv, its links to other folders included
 .venv-ray/.ready: .venv/.ready
 	@echo "Installing Ray into .venv-ray (once)"
 	@$(PYTHON) -m venv .venv-ray
-	@cd .venv-ray/lib/python3*/site-packages && ls -d $(CURDIR)/.venv/lib/python3*/site-packages > base.pth
+	@cd .venv-ray/lib/python3*/site-packages && for folder in $(CURDIR)/.venv/lib/python3*/site-packages; do \
+	echo "import site; site.addsitedir('$$folder')" > base.pth; done
 	@.venv-ray/bin/pip install --quiet --disable-pip-version-check ray -c constraints.txt
 	@touch $@
 

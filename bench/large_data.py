@@ -13,8 +13,8 @@ Ends with exit code 1 where one of these fails:
 - another fold prepares nothing again;
 - a scan that was changed is prepared again, and no other.
 
-Each training ends with a validation of its fold, a tenth of the cases. The scans are made: air without noise, noise with
-a deviation of 20 HU in the body.
+Each training ends with a validation of its fold, a tenth of the cases. The scans are made: air without noise, noise
+with a deviation of 20 HU in the body.
 """
 
 from __future__ import annotations

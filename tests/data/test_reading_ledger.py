@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.data import Manifest, Readings, carry_readings, readings_of, record_reading, require_no_copy
+from segpipe.data import Manifest, Readings, carry_readings, readings_of, record_reading
 from segpipe.data.reading_ledger import checked_reason, ledger_path
-from segpipe.errors import REFUSED, DataError, RefusedError, UsageError
+from segpipe.errors import DataError, UsageError
 from tiny_data import write_data
 
 BUNDLE = {"name": "liver", "version": "1.0.0", "sha256": "b" * 64}
@@ -114,20 +114,6 @@ def test_a_bundle_and_a_manifest_in_memory_have_no_ledger(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "configs").iterdir()] == ["metadata.json"]
     manifest = Manifest(name="m", modality={"0": "CT"}, labels={"0": "background", "1": "liver"})
     assert read(manifest).count is None and readings_of(manifest) == []
-
-
-def test_the_copy_in_a_run_is_not_counted_by_itself(tmp_path: Path) -> None:
-    manifest, copy, link = tmp_path / "manifest.json", tmp_path / "run/manifest.json", tmp_path / "link.json"
-    copy.parent.mkdir()
-    for path in (manifest, copy, copy.with_name("run.json")):
-        path.write_text("{}")
-    link.symlink_to(copy)
-    require_no_copy(manifest)
-    require_no_copy(Manifest(name="m", modality={"0": "CT"}, labels={"0": "background", "1": "liver"}))
-    for path in (copy, link):
-        with pytest.raises(RefusedError, match="not beside the copy in a run") as caught:
-            require_no_copy(path)
-        assert caught.value.exit_code == REFUSED
 
 
 @pytest.mark.parametrize("text", ["[]", '{"readings": [{"model": "x"}]}', '{"schema_version": 2, "readings": []}', "{"])

@@ -105,22 +105,6 @@ def test_what_cannot_be_counted_is_not_measured(study: Study, capsys) -> None:
     assert study.run() == 0
 
 
-@pytest.mark.parametrize("split", ["test", "all"])
-def test_a_run_s_copy_of_the_manifest_measures_no_test_case(study: Study, capsys, split: str) -> None:
-    """It kept a ledger of its own, which knew of no other reading."""
-    study.add("a", cube(), cube())
-    assert study.run() == 0 and len(readings_of(study.root / "manifest.json")) == 1
-    copy = study.root / "run/manifest.json"
-    copy.parent.mkdir()
-    for path in (copy, copy.with_name("run.json")):
-        path.write_text((study.root / "manifest.json").read_text())
-    words = ["evaluate", str(copy), str(study.predictions), "--data", str(study.root), "--split", split]
-    assert run([*words, "--out", str(study.root / "other")]) == 5
-    assert "not beside the copy in a run" in " ".join(capsys.readouterr().err.split())
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["manifest.json", "run.json"]
-    assert not (study.root / "other").exists()
-
-
 def test_in_python_the_reading_is_counted_without_a_folder_too(study: Study) -> None:
     study.add("a", cube(), cube())
     assert study.run() == 0

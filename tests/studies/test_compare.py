@@ -359,22 +359,6 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
     assert fake.calls == [] and not (tmp_path / "out" / "compare.json").exists()
 
 
-def test_test_cases_of_a_run_s_copy_of_the_manifest_are_refused_before_anything_is_trained(
-    manifest, tmp_path, fake, capsys
-) -> None:
-    copy = tmp_path / "run/manifest.json"
-    copy.parent.mkdir()
-    document = json.loads(manifest.read_text())
-    document["test"] = [{name: value for name, value in document["training"].pop().items() if name != "fold"}]
-    copy.write_text(json.dumps(document))
-    (copy.parent / "run.json").write_text("{}")
-    (copy.parent / "task.yaml").write_text((manifest.parent / "task.yaml").read_text())
-    more = ("--steps", "7", "--data", str(manifest.parent), "--split", "test")
-    assert run(words(copy, tmp_path / "out", *more)) == 5
-    assert "not beside the copy in a run" in " ".join(capsys.readouterr().err.split())
-    assert fake.calls == [] and not (tmp_path / "out" / "compare.json").exists()
-
-
 def test_a_pairing_that_cannot_be_trained_is_refused_before_the_first_training(
     manifest, tmp_path, fake, capsys
 ) -> None:

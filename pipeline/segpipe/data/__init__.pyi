@@ -48,7 +48,6 @@ from .reading_ledger import carry_readings as carry_readings
 from .reading_ledger import checked_reason as checked_reason
 from .reading_ledger import readings_of as readings_of
 from .reading_ledger import record_reading as record_reading
-from .reading_ledger import require_no_copy as require_no_copy
 from .splits import chosen_folds as chosen_folds
 from .splits import draw_split as draw_split
 from .splits import patients_note as patients_note

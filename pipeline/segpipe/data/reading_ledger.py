@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segpipe.common.files import read_json, write_json
 from segpipe.data.manifest import Manifest
-from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
+from segpipe.errors import DataError, SegpipeError, UsageError
 
 TEST_READINGS = "test_readings.json"
-RUN_RECORD = "run.json"
 MOST_LETTERS = 500  # of a reason
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # a file system without locks of folders
 
@@ -115,22 +114,6 @@ def readings_of(manifest: str | Path | Manifest) -> list[Reading]:
             expected="what `segpipe evaluate` wrote",
             hint=hint,
         ) from error
-
-
-def require_no_copy(manifest: str | Path | Manifest) -> None:
-    """Refuse the copy of a manifest that a run keeps: its ledger would begin anew, and not know of other readings.
-
-    Raises:
-        RefusedError: it lies beside a run record.
-    """
-    if isinstance(manifest, Manifest) or not (Path(manifest).resolve().parent / RUN_RECORD).is_file():
-        return
-    raise RefusedError(
-        "readings of the test set are counted beside the manifest of the data, not beside the copy in a run",
-        path=manifest,
-        expected="the manifest that the run was made of",
-        hint="name that one, with the same options: segpipe evaluate MANIFEST PREDICTIONS",
-    )
 
 
 def checked_reason(reason: str | None) -> str | None:

@@ -11,16 +11,7 @@ from typing import Any
 from segpipe.common.api_calls import checked_call
 from segpipe.common.files import require_writable, write_json
 from segpipe.common.processes import Progress
-from segpipe.data import (
-    Manifest,
-    Readings,
-    checked_reason,
-    manifest_sha256,
-    open_manifest,
-    readings_of,
-    require_apart,
-    require_no_copy,
-)
+from segpipe.data import Manifest, Readings, checked_reason, manifest_sha256, open_manifest, readings_of, require_apart
 from segpipe.errors import UsageError
 from segpipe.evaluation.case_evaluation import CaseResult, evaluate_cases, make_jobs, unused_predictions
 from segpipe.evaluation.evaluation_page import PAGE, Figures, draw_figures, figure_options, write_evaluation_page
@@ -149,8 +140,7 @@ def evaluate(
         UsageError: options that do not go together, no such split or fold, or nothing to measure or to read.
         DataError: the manifest cannot be used, or the ledger of test readings beside it; or patients of its
             test set are in training too.
-        RefusedError: a clean-up rule was to be chosen on test cases, the model was trained on cases of the test,
-            or the manifest of test cases is the copy in a run.
+        RefusedError: a clean-up rule was to be chosen on test cases, or the model was trained on cases of the test.
     """
     if not math.isfinite(tolerance_mm):
         raise UsageError("the tolerance must be a finite number of mm", found=tolerance_mm)
@@ -175,7 +165,6 @@ def evaluate(
     options = figure_options(jobs, worst, gifs, None if run is None else Path(run))
     test, sha256 = {case.id for case in dataset.test}, manifest_sha256(manifest)
     if any(job.id in test for job in jobs):
-        require_no_copy(manifest)
         readings_of(manifest)  # what cannot be counted is not measured
     if out is not None:
         require_writable(out)

@@ -19,7 +19,7 @@ from segpipe.common.files import cannot_write, read_json
 from segpipe.common.folder_lock import locked
 from segpipe.common.shards import Shard, held_by
 from segpipe.common.subprocesses import Ended, Listener, Subprocesses, in_threads
-from segpipe.data import data_root, load_manifest, require_no_copy
+from segpipe.data import data_root, load_manifest
 from segpipe.errors import OK, SegpipeError, UsageError
 from segpipe.reporting import read_history
 from segpipe.studies.comparison_figures import check_gifs
@@ -150,10 +150,8 @@ def _checked(study: Study) -> dict[str, Composed]:
     check_sense(settings)
     for fold in settings.folds:
         study.dataset.select("validation", fold)
-    if settings.split == "test":
-        if not any(case.label for case in study.dataset.test):
-            raise UsageError("the manifest has no labelled test case", hint="compare on --split validation")
-        require_no_copy(study.manifest)
+    if settings.split == "test" and not any(case.label for case in study.dataset.test):
+        raise UsageError("the manifest has no labelled test case", hint="compare on --split validation")
     composed = {}
     for variant in settings.variants():
         try:

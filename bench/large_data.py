@@ -11,7 +11,7 @@ Ends with exit code 1 where one of these fails:
 - the store takes at most a third of the images as float32;
 - a training that is killed (SIGKILL, all its processes) while it prepares leaves whole cases, and goes on from them;
 - another fold prepares nothing again;
-- a scan that was changed is prepared again, and no other.
+- a scan that was changed is refused until the manifest is made anew; then it is prepared again, and no other.
 
 Each training ends with a validation of its fold, which is one case. The scans are made: air without noise, noise with
 a deviation of 20 HU in the body.
@@ -44,6 +44,7 @@ SPACING_MM = (0.8, 0.8, 2.0)
 NOISE_HU, AIR_HU = 20, -1000
 KILLED_AT = 2  # cases that are prepared when the training is killed
 KILLED = -int(signal.SIGKILL)
+OTHER_BYTES = 3  # exit code where files are not those of the manifest
 
 
 def main() -> None:
@@ -68,6 +69,8 @@ class Bench:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.options = folder, options
         self.manifest, self.store = folder / "manifest.json", folder / "store"
+        # one case is validated, which takes as long as many steps
+        self.split = ["split", self.manifest, "--test", 0, "--folds", options.cases, "--redraw"]
         self.failed = 0
 
     def run(self) -> int:
@@ -82,8 +85,7 @@ class Bench:
         images = ["--images", folder / "scans", "--labels", folder / "masks", "--modality", "CT"]
         self.command("import", ["import", *images, "--label-name", "organ", "-o", self.manifest, "--overwrite"])
         self.command("check", ["check", self.manifest])
-        folds = options.cases  # one is validated, which takes as long as many steps
-        self.command("split", ["split", self.manifest, "--test", 0, "--folds", folds, "--redraw"])
+        self.command("split", self.split)
         plan = ["plan", self.manifest, "--memory", options.memory, "-o", folder / "task.yaml", "--overwrite"]
         self.command("plan", plan)
 
@@ -108,10 +110,17 @@ class Bench:
 
         made = self.command("train another fold, one step", self.train("run_1", 1, 1))
         self.require(made == 0, f"another fold prepares {made} cases")
-        write_scan(folder, 0, options.shape, seed=1)
-        made = self.command("train when a scan was changed, one step", self.train("run_2", 1, 1))
-        self.require(made == 1, f"one scan was changed, and {made} prepared again")
+        self.change_a_scan(images)
         return self.failed
+
+    def change_a_scan(self, images: list[object]) -> None:
+        """Change a scan, and do what the refusal of the training says."""
+        write_scan(self.folder, 0, self.options.shape, seed=1)
+        self.command("train when a scan was changed, refused", self.train("run_2", 1, 1), ends=OTHER_BYTES)
+        self.command("import again", ["import", *images, "--label-name", "organ", "-o", self.manifest, "--overwrite"])
+        self.command("split again", self.split)
+        made = self.command("train another fold, one step", self.train("run_2", 1, 1))
+        self.require(made == 1, f"one scan was changed, and {made} prepared again")
 
     def train(self, name: str, fold: int, steps: int) -> list[object]:
         """Return the words of a training, validated once, after its last step."""

@@ -87,10 +87,11 @@ docs: .venv-docs/.ready  ## The site, into site/; needs no network once .venv-do
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 	@echo "site/index.html; with its search: $(PYTHON) -m http.server -d site"
 
+# a GPU has its own: python bench/gpu_check.py
 bench: .venv/.ready  ## Benchmarks, each printing its ratio
 	@for script in bench/[!_]*.py; do \
-		[ $$script = bench/gpu_check.py ] || $(BIN)/python $$script || exit 1; \
-	done  # a GPU has its own: python bench/gpu_check.py
+	[ $$script = bench/gpu_check.py ] || { echo "== $$script"; $(BIN)/python $$script; } || missed="$$missed $$script"; \
+	done; [ -z "$$missed" ] || { echo "missed what they ask for:$$missed" >&2; exit 1; }
 
 clean:  ## Remove what was made, .venv too
 	rm -rf .venv .venv-docs .venv-ray site demo_out fuzz_found .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

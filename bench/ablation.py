@@ -1,11 +1,12 @@
 """What each part of the hippocampus recipe gives at equal CPU seconds: Dice of a fold that none of the models saw.
 
-    python bench/ablation.py --data DIR [--seconds 300] [--seeds 3] [--jobs 2] [--folder FOLDER]
+    python bench/ablation.py [--seconds 300] [--seeds 3] [--jobs 2] [--folder FOLDER]
 
-On fold 0 of the cases that are not test cases, each variant with each seed, by `segpipe train`. A few steps of each
-variant are timed first, and all get as many steps as so many CPU seconds hold. Weights that are not averaged, windows
-that are mirrored and ensembles come from the runs of the recipe itself. Prints the mean over seeds with its standard
-deviation, and the difference to the recipe, paired by seed. The same command again goes on where it stopped.
+On fold 0 of the hippocampus data (SEGPIPE_DATA), of the cases that are not test cases, each variant with each seed, by
+`segpipe train`. A few steps of each variant are timed first, and all get as many steps as so many CPU seconds hold.
+Weights that are not averaged, windows that are mirrored and ensembles come from the runs of the recipe itself. Prints
+the mean over seeds with its standard deviation, and the difference to the recipe, paired by seed. The same command
+again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -58,19 +59,22 @@ VARIANTS = {
 def main() -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of Task04_Hippocampus")
     parser.add_argument("--seconds", type=float, default=300, help="of CPU, of a training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, of a thread each")
     parser.add_argument("--folder", type=Path, help="to keep what is made; none: a temporary one")
     options = parser.parse_args()
+    data = Path(os.environ.get("SEGPIPE_DATA", "")) / "Task04_Hippocampus"
+    if not data.is_dir():
+        print("set SEGPIPE_DATA to a folder with Task04_Hippocampus")
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        steps = {variant: steps_within(folder, variant, options) for variant in VARIANTS}
+        steps = {variant: steps_within(folder, variant, options.seconds, data) for variant in VARIANTS}
         with ThreadPoolExecutor(options.jobs) as pool:
             jobs = [(variant, seed) for seed in range(options.seeds) for variant in VARIANTS]
-            list(pool.map(lambda job: trained(folder, *job, steps[job[0]], options.data), jobs))
+            list(pool.map(lambda job: trained(folder, *job, steps[job[0]], data), jobs))
         print(f"{options.seconds:.0f} CPU seconds a training, {options.seeds} seeds, {cpu_kind()}")
         recipe = scores(folder, "recipe", options.seeds)
         for variant in VARIANTS:
@@ -81,17 +85,17 @@ def main() -> None:
         print(f"{f'ensemble of the {len(runs)} seeds':32} {dice(runs):.4f}")
 
 
-def steps_within(folder: Path, variant: str, options: argparse.Namespace) -> int:
+def steps_within(folder: Path, variant: str, seconds: float, data: Path) -> int:
     """Return how many steps of a variant so many CPU seconds hold, by two short trainings of it."""
     kept = folder / f"{variant}.json"
     if not kept.is_file():
         used = []
         for number in (FEW, MORE):
             out = folder / f"timed_{number}_{variant}".replace(" ", "_")
-            used.append(cpu_seconds(train(folder, variant, out, number, options.data, seed=0)))
+            used.append(cpu_seconds(train(folder, variant, out, number, data, seed=0)))
         short, long = used
         kept.write_text(json.dumps((long - short) / (MORE - FEW)))
-    return int(options.seconds / json.loads(kept.read_text())) // 10 * 10
+    return max(10, int(seconds / json.loads(kept.read_text())) // 10 * 10)
 
 
 def train(folder: Path, variant: str, out: Path, steps: int, data: Path, seed: int) -> list[str]:

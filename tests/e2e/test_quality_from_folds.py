@@ -59,7 +59,7 @@ def test_the_bundle_takes_it_along_and_judges_by_it(folds: Path) -> None:
     ]
     card = (bundle / "docs/README.md").read_text()
     assert "## Which cases to trust" in card
-    assert f"{PATIENTS} patients are too few" in card
+    assert f"{PATIENTS} cases are too few" in card
     assert run(["bundle", "verify", str(bundle), "--no-replay"]) == 0
     opened = open_bundle(bundle)
     usual = opened.segment(folds.parent / "images/case_3.nii.gz", device="cpu").quality

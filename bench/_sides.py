@@ -21,7 +21,7 @@ from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
 from segpipe.inference import engine as streaming
-from segpipe.inference.engine import Probe
+from segpipe.inference.memory_estimate import Probe
 from segpipe.inference.output import write_labels
 from segpipe.inference.precision import ChosenPrecision
 from segpipe.inference.runtimes import Model, choose_runtime

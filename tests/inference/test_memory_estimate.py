@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from segpipe.common.nifti import Header
 from segpipe.errors import RefusedError, UsageError
-from segpipe.inference import engine
+from segpipe.inference import memory_estimate
 from segpipe.inference import sliding_window as windows
-from segpipe.inference.engine import GIB, Probe, StreamingEngine, available, estimate_memory, plan
+from segpipe.inference.engine import StreamingEngine
+from segpipe.inference.memory_estimate import GIB, Probe, available, estimate_memory, plan
 from segpipe.inference.prepare import network_shape, prepare
 from segpipe.inference.recipe import parse_bytes
 from segpipe.inference.sliding_window import BORDER, WindowGrid, Windowing, stream_blocks
@@ -121,7 +122,7 @@ def test_the_scores_of_all_members_count_and_are_named() -> None:
 
 def test_what_is_free_is_the_limit_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() > 0
-    monkeypatch.setattr(engine, "available", lambda: 10)
+    monkeypatch.setattr(memory_estimate, "available", lambda: 10)
     with pytest.raises(RefusedError, match="more memory") as caught:
         plan([ct(20)], Preprocessing.parse(STEPS[:4]), Windowing((16, 16, 16)), Probe(2, 10), None)
     assert "free here" in str(caught.value.expected)

@@ -13,9 +13,8 @@ import pytest
 from segpipe.bundle.open import open_bundle
 from segpipe.common.nifti import Header
 from segpipe.errors import RefusedError
-from segpipe.inference import ModelOptions
-from segpipe.inference import engine as engine_module
-from segpipe.inference.engine import estimate_memory
+from segpipe.inference import ModelOptions, memory_estimate
+from segpipe.inference.memory_estimate import estimate_memory
 from segpipe.inference.segmenter import Segmenter
 from segpipe.inference.source import Source, read_headers
 from tiny_bundle import TILTED, write_scan
@@ -46,7 +45,7 @@ def test_a_case_that_is_too_large_for_either_stage_is_refused_before_it_is_read(
     def read(header: Header) -> np.ndarray:
         raise AssertionError(f"{header.path.name} was read")
 
-    monkeypatch.setattr(engine_module, "estimate_memory", estimated)
+    monkeypatch.setattr(memory_estimate, "estimate_memory", estimated)
     monkeypatch.setattr("segpipe.inference.source.read_voxels", read)
     with pytest.raises(RefusedError, match="more memory") as caught:
         segmenter.segment(files[:given])
@@ -62,7 +61,7 @@ def test_what_fits_is_segmented_and_each_stage_is_judged_with_all_its_channels(
         judged.append(tuple(int(np.prod(header.shape[3:])) for header in headers))
         return estimate_memory(headers, *arguments)
 
-    monkeypatch.setattr(engine_module, "estimate_memory", estimated)
+    monkeypatch.setattr(memory_estimate, "estimate_memory", estimated)
     assert segmenter.segment(files[:1]).labels.any()
     assert judged == [(1,), (1, 1), (1,), (2,)]  # by files, then the scan that was read, then scan and mask
 

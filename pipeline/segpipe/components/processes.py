@@ -95,9 +95,9 @@ def require_gpus(device: Any, processes: int = 1) -> None:
 def leave_processes() -> None:
     """End what `join_processes` began.
 
-    DistributedDataParallel keeps the threads of Gloo alive to the end of the process. One that lets go of its last
-    tensor takes Python's lock for that, and where Python is at its end already it takes the process down (SIGABRT,
-    "terminate called without an active exception"): it is given the time.
+    DistributedDataParallel keeps the threads of Gloo alive to the end of the process. A finished process was once taken
+    down there (SIGABRT, "terminate called without an active exception"), most likely by one of them that took Python's
+    lock to let go of its last tensor when Python was at its end already: it is given the time.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -12,7 +12,7 @@ from segpipe.common.console import digits
 from segpipe.common.nifti import Header
 from segpipe.dicom import Series
 from segpipe.errors import DataError
-from segpipe.inference.engine import source_bytes
+from segpipe.inference.memory_estimate import source_bytes
 from segpipe.inference.output import LabelMap
 from segpipe.inference.recipe import Recipe
 from segpipe.inference.source import CaseInput, ReadCase, Source, held_bytes, preview_of, read_case, read_headers

@@ -31,8 +31,9 @@ from segpipe.common.processes import usable_cores
 from segpipe.dicom import Series
 from segpipe.errors import SegpipeError, UsageError
 from segpipe.inference.averaging import side_by_side
-from segpipe.inference.engine import SLACK, StreamingEngine, allowed_bytes, source_bytes
+from segpipe.inference.engine import StreamingEngine
 from segpipe.inference.first_stage import FirstStage
+from segpipe.inference.memory_estimate import SLACK, allowed_bytes, source_bytes
 from segpipe.inference.monai_evaluator import MonaiEvaluator
 from segpipe.inference.observation import Observation
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -61,6 +64,32 @@ def test_any_number_of_windows_gives_the_scores_of_torch(module: torch.nn.Module
         again = runtime(windows.flip(2))  # in the same memory
         assert not torch.equal(found, again)
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+class SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> int | None:
+    """Where in memory this thread handles signals."""
+    found = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.place
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack(2) is asked")
+def test_no_network_leaves_signals_without_a_stack(module: torch.nn.Module, model: Model) -> None:
+    """Each Core of OpenVINO sets one, and puts back that of a Core that went before it: Ctrl-C was then a crash."""
+    networks = [openvino_runtime(torch_runtime(module), model, SHAPE, 1)]
+    stack = signal_stack()
+    networks.append(openvino_runtime(torch_runtime(module), model, SHAPE, 1))
+    assert signal_stack() == stack
+    while networks:
+        networks.pop(0)
+        gc.collect()
+        assert signal_stack() == stack
 
 
 def test_several_windows_at_the_same_time_have_the_scores_that_each_has_alone(

@@ -11,6 +11,7 @@ Scores are float32 in any case.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.util
 import json
@@ -262,7 +263,7 @@ def openvino_runtime(
     Raises:
         NotConvertedError: it cannot be converted, its scores differ, or this processor has no bfloat16.
     """
-    core = _openvino().Core()
+    core = _core()
     folder = network_cache(model.bundle) / model.conversion_key(shape, core)
     hint = "bf16" if precision.name == "bfloat16" else "f32"
     if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -301,6 +302,17 @@ def _openvino() -> Any:
     except ImportError as error:
         raise NotConvertedError(f"openvino cannot be imported ({error})") from error
     return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the one Core of this process, for good.
+
+    Each Core gives the thread that makes it a stack for signals of its own, and puts back the one before when it goes.
+    Where they do not go in reverse order, that is memory which is no more: the next signal, as of Ctrl-C, is then a
+    segmentation fault (OpenVINO 2026.4).
+    """
+    return _openvino().Core()
 
 
 def is_whole(folder: Path) -> bool:

@@ -199,3 +199,10 @@ def test_numbers_of_the_losses_that_weights_were_trained_with_stay(kind, activat
     found = float(value.detach()), float(logits.grad.abs().double().sum())
     # another processor may add in another order, which moves the last bits of float32
     assert found == pytest.approx(tuple(map(float.fromhex, FROZEN[kind, activation])), rel=5e-7)
+
+
+def test_a_label_that_has_no_channel_is_an_error() -> None:
+    logits = torch.randn(1, 3, 4, 4, 4)
+    for label in (3, -1):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            DiceCELoss()(logits, torch.full((1, 1, 4, 4, 4), float(label)))

@@ -213,7 +213,7 @@ class SegmentationLoss(nn.Module, ABC):
             target = truth.to(logits.dtype)
         else:
             labels = truth.long() if ignored is None else truth.long().where(truth != ignored, 0)
-            target = functional.one_hot(labels[:, 0], logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+            target = torch.zeros_like(logits, memory_format=torch.contiguous_format).scatter_(1, labels, 1)
         return (target if mask is None else target * mask), mask
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
+from monai.networks.blocks import ResidualUnit
 
 from segpipe.common.precision import channels_last as side_by_side
 from segpipe.common.precision import precision_of
@@ -47,10 +48,11 @@ def in_precision(
     network = network.to(device)
     if channels_last:
         network = network.to(memory_format=side_by_side(network))
-    if used == "bfloat16" and device.type == "cpu":
+    if device.type == "cpu":
         for module in network.modules():
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
-                _derive(module, _ShortInFloat32)
+            for kinds, first in _on_cpu(used, channels_last):
+                if isinstance(module, kinds):
+                    _derive(module, first)
     _derive(network, _InPrecision)
     network._computes = (device.type, TYPES[used], channels_last)
     if compiled:
@@ -62,6 +64,19 @@ def scales_loss(precision: Precision, device: str | torch.device) -> bool:
     """Return whether gradients need a scaler, as those of float16 do: the trainer's ``amp``."""
     device = torch.device(device)
     return device.type == "cuda" and precision_of(precision, device.type) == "float16"
+
+
+def _on_cpu(used: str, channels_last: bool) -> list[tuple[tuple[type, ...], type]]:
+    """Return what kinds of modules compute in another way on a CPU."""
+    nn = torch.nn
+    kinds: list[tuple[tuple[type, ...], type]] = []
+    if used == "bfloat16":
+        kinds.append(((nn.Conv2d, nn.Conv3d), _ShortInFloat32))
+    if channels_last:
+        kinds.append(((nn.ReLU, nn.LeakyReLU, nn.PReLU, ResidualUnit), _GradientSideBySide))
+        if used == "bfloat16":
+            kinds.append(((nn.InstanceNorm2d, nn.InstanceNorm3d), _NormalisedSideBySide))
+    return kinds
 
 
 def _derive(module: torch.nn.Module, first: type) -> None:
@@ -87,6 +102,53 @@ class _ShortInFloat32(torch.nn.Module):
             return super().forward(x.float())
 
 
+class _NormalisedSideBySide(torch.nn.Module):
+    """Instance normalisation of channels that lie side by side, as they lie, in bfloat16.
+
+    PyTorch 2.13 brings each channel's voxels together and back again, which takes up to three times as long as batch
+    normalisation of one image, which is the same. That sums in float32, one voxel after the other: beyond
+    ``MOST_SUMMED`` voxels an error of that would be seen beside those of bfloat16.
+    """
+
+    MOST_SUMMED = 100_000
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    eps: float
+    track_running_stats: bool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return each channel of each image less its mean, by its standard deviation."""
+        voxels = x.shape[2:].numel()
+        if x.dtype != torch.bfloat16 or self.track_running_stats or not 1 < voxels <= self.MOST_SUMMED:
+            return super().forward(x)
+        weight = x.new_ones(x.shape[1], dtype=torch.float32) if self.weight is None else self.weight  # for its type
+        normalised = [
+            torch.nn.functional.batch_norm(image, None, None, weight, self.bias, training=True, eps=self.eps)
+            for image in x.split(1)
+        ]
+        return torch.cat(normalised)
+
+
+class _GradientSideBySide(torch.nn.Module):
+    """An activation, or a sum, whose gradient gets the order in memory of what it gave, before it is used.
+
+    Where the two differ, as behind a skip connection or a loss, PyTorch takes up to twenty times as long for it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the module gives."""
+        y: torch.Tensor = super().forward(x)
+        return _gradient_as_it_lies(y)
+
+
+def _gradient_as_it_lies(y: torch.Tensor) -> torch.Tensor:
+    """Return it, with a gradient that will lie in memory as it does."""
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(y.ndim)
+    if order is not None and y.requires_grad:
+        y.register_hook(lambda gradient: gradient.contiguous(memory_format=order))
+    return y
+
+
 class _InPrecision(torch.nn.Module):
     """A network's forward pass in autocast; a class, since a method that was replaced would not be copied with it."""
 
@@ -102,10 +164,14 @@ class _InPrecision(torch.nn.Module):
         if channels_last and x.ndim == 5:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            return _in_float32(super().forward(x, *arguments, **named))
+            return _as_losses_read(super().forward(x, *arguments, **named), channels_last and device == "cpu")
 
 
-def _in_float32(scores: Any) -> Any:
+def _as_losses_read(scores: Any, side_by_side: bool) -> Any:
+    """Return logits in float32, each channel in one piece."""
     if isinstance(scores, (list, tuple)):
-        return type(scores)(_in_float32(part) for part in scores)
-    return scores if scores.dtype == torch.float64 else scores.float()
+        return type(scores)(_as_losses_read(part, side_by_side) for part in scores)
+    dtype = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    if not side_by_side:
+        return scores.to(dtype)
+    return _gradient_as_it_lies(scores).to(dtype, memory_format=torch.contiguous_format)

@@ -1,6 +1,6 @@
 """What each part of the hippocampus recipe gives at equal CPU seconds: Dice of a fold that none of the models saw.
 
-    python bench/ablation.py [--seconds 300] [--seeds 3] [--jobs 2] [--folder FOLDER]
+    python bench/ablation.py [--seconds 240] [--seeds 3] [--members 5] [--jobs 2] [--folder FOLDER]
 
 On fold 0 of the hippocampus data (SEGPIPE_DATA), of the cases that are not test cases, each variant with each seed, by
 `segpipe train`. A few steps of each variant are timed first, and all get as many steps as so many CPU seconds hold.
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ VARIANTS = {
 def main() -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300, help="of CPU, of a training")
+    parser.add_argument("--seconds", type=float, default=240, help="of CPU, of a training")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--members", type=int, default=5, help="runs of the recipe, for ensembles")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, of a thread each")
     parser.add_argument("--folder", type=Path, help="to keep what is made; none: a temporary one")
     options = parser.parse_args()
@@ -74,6 +76,7 @@ def main() -> None:
         steps = {variant: steps_within(folder, variant, options.seconds, data) for variant in VARIANTS}
         with ThreadPoolExecutor(options.jobs) as pool:
             jobs = [(variant, seed) for seed in range(options.seeds) for variant in VARIANTS]
+            jobs += [("recipe", seed) for seed in range(options.seeds, options.members)]
             list(pool.map(lambda job: trained(folder, *job, steps[job[0]], data), jobs))
         print(f"{options.seconds:.0f} CPU seconds a training, {options.seeds} seeds, {cpu_kind()}")
         recipe = scores(folder, "recipe", options.seeds)
@@ -81,8 +84,12 @@ def main() -> None:
             show(f"{variant}, {steps[variant]} steps", scores(folder, variant, options.seeds), recipe)
         show("weights not averaged", scores(folder, "recipe", options.seeds, averaged=False), recipe)
         show("windows mirrored at x", scores(folder, "recipe", options.seeds, mirrored=True), recipe)
-        runs = [folder / f"recipe_{seed}" for seed in range(options.seeds)]
-        print(f"{f'ensemble of the {len(runs)} seeds':32} {dice(runs):.4f}")
+        runs = [folder / f"recipe_{seed}" for seed in range(options.members)]
+        alone = [dice([run]) for run in runs]
+        print(f"{f'the recipe, {len(runs)} seeds':32} {statistics.mean(alone):.4f} (SD {statistics.stdev(alone):.4f})")
+        for members in range(3, options.members + 1, 2):
+            of_members = [dice(list(some)) for some in combinations(runs, members)]
+            print(f"{f'ensemble of {members} seeds':32} {statistics.mean(of_members):.4f}", flush=True)
 
 
 def steps_within(folder: Path, variant: str, seconds: float, data: Path) -> int:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from segpipe.components.processes import mean_of_all, total
 from segpipe.components.truth_coding import TruthCoding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -93,13 +94,16 @@ class _ShortInFloat32(torch.nn.Module):
     """
 
     kernel_size: tuple[int, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    _conv_forward: Callable[..., torch.Tensor]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the convolution gives, in float32 where it is short."""
         if all(size >= kernel for size, kernel in zip(x.shape[2:], self.kernel_size, strict=True)):
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+        with torch.autocast(x.device.type, enabled=False):  # gradients of many weights side by side would take longer
+            return self._conv_forward(x.float().contiguous(), self.weight.contiguous(), self.bias)
 
 
 class _NormalisedSideBySide(torch.nn.Module):

@@ -106,12 +106,17 @@ def test_where_nothing_can_be_written_the_reading_counts_and_is_noted(tmp_path: 
     assert len(readings_of(manifest)) == 1
 
 
-def test_a_bundle_and_a_manifest_in_memory_have_no_ledger(tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/metadata.json").write_text("{}")
-    inside = read(tmp_path / "configs/manifest.json")
-    assert inside.count is None and "stays as it was exported" in inside.note
-    assert [path.name for path in (tmp_path / "configs").iterdir()] == ["metadata.json"]
+@pytest.mark.parametrize(("beside", "what"), [("configs/metadata.json", "a bundle"), ("first/run.json", "a run")])
+def test_a_copy_of_a_manifest_begins_no_count_of_its_own(tmp_path: Path, beside: str, what: str) -> None:
+    folder = (tmp_path / beside).parent
+    folder.mkdir()
+    (tmp_path / beside).write_text("{}")
+    inside = read(folder / "manifest.json")
+    assert inside.count is None and f"the copy in {what}" in inside.note and "manifest of the data" in inside.note
+    assert [path.name for path in folder.iterdir()] == [Path(beside).name]
+
+
+def test_a_manifest_in_memory_has_no_ledger() -> None:
     manifest = Manifest(name="m", modality={"0": "CT"}, labels={"0": "background", "1": "liver"})
     assert read(manifest).count is None and readings_of(manifest) == []
 

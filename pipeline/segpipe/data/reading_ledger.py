@@ -161,8 +161,9 @@ def record_reading(
     if isinstance(manifest, Manifest):
         return Readings(None, None, "a manifest in memory has no ledger", reason)
     path = ledger_path(manifest)
-    if path.parent.name == "configs" and (path.parent / "metadata.json").is_file():
-        note = "the manifest lies in a bundle, which stays as it was exported: evaluate with the manifest of the data"
+    copied = _copied_into(path.parent)
+    if copied:
+        note = f"the manifest is the copy in {copied}, where no count begins anew: evaluate with the manifest of the data"
         return Readings(None, None, note, reason)
     now = datetime.now(UTC).isoformat("T", "seconds")
     made_by = None if bundle is None else MeasuredBundle.model_validate(bundle)
@@ -210,6 +211,13 @@ def carry_readings(manifest: str | Path, to: str | Path) -> int:
     readings = [*there, *(reading for reading in earlier if reading.model not in known)]
     write_json(ledger_path(to), _Ledger(schema_version=1, readings=readings).model_dump(mode="json"))
     return len(readings)
+
+
+def _copied_into(folder: Path) -> str:
+    """Return what keeps a copy of a manifest in this folder; empty where nothing does."""
+    if folder.name == "configs" and (folder / "metadata.json").is_file():
+        return "a bundle"
+    return "a run" if (folder / "run.json").is_file() else ""
 
 
 def _with(readings: list[Reading], new: Reading) -> list[Reading]:

@@ -163,7 +163,7 @@ def record_reading(
     path = ledger_path(manifest)
     copied = _copied_into(path.parent)
     if copied:
-        note = f"the manifest is the copy in {copied}, where no count begins anew: evaluate with the manifest of the data"
+        note = f"the manifest is the copy in {copied}, which begins no count: evaluate with the manifest of the data"
         return Readings(None, None, note, reason)
     now = datetime.now(UTC).isoformat("T", "seconds")
     made_by = None if bundle is None else MeasuredBundle.model_validate(bundle)

@@ -90,11 +90,14 @@ def test_an_axis_shorter_than_the_kernel_is_computed_in_float32(shape: tuple[int
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
 
+EPS = torch.finfo(torch.bfloat16).eps
+
+
 class Normalised(torch.nn.Module):
     def __init__(self, dims: int, affine: bool) -> None:
         super().__init__()
         kind = torch.nn.InstanceNorm2d if dims == 2 else torch.nn.InstanceNorm3d
-        self.norm = kind(4, affine=affine)
+        self.norm = kind(16, affine=affine)
         if affine:
             torch.nn.init.uniform_(self.norm.weight, 0.5, 2)
             torch.nn.init.uniform_(self.norm.bias, -1, 1)
@@ -112,7 +115,7 @@ def test_instance_normalisation_of_channels_side_by_side_errs_no_more_than_that_
     plain, exact = Normalised(len(shape), affine), Normalised(len(shape), affine).double()
     ours = in_precision(copy.deepcopy(plain), "bfloat16", True)
     exact.load_state_dict(plain.state_dict())
-    x = (torch.randn(3, 4, *shape) * 3 + 5).bfloat16()
+    x = (torch.randn(3, 16, *shape) * 3 + 5).bfloat16()
     weights = torch.randn(x.shape)
     found = []
     for module, given in ((exact.norm, x.double()), (plain.norm, x.clone()), (ours.norm, x.clone())):
@@ -120,14 +123,14 @@ def test_instance_normalisation_of_channels_side_by_side_errs_no_more_than_that_
         given.requires_grad_()
         (module(given) * weights).sum().backward()
         found.append([module(given).detach(), given.grad, *(part.grad for part in module.parameters())])
-    for right, theirs, near in zip(*found, strict=True):
+    for right, theirs, near in zip(*found, strict=True):  # what it gives, and gradients
         assert near.dtype == theirs.dtype
-        assert (near - right).norm() <= 2 * (theirs - right).norm() + 1e-5 * right.norm()
+        assert (near - right).norm() <= max(1.5 * (theirs - right).norm(), EPS * right.norm() / 2)
 
 
 def test_a_large_image_is_normalised_as_pytorch_does_it() -> None:
     """What is summed one after the other in float32 would be off by more than bfloat16 is: here by 5 in 100."""
-    x = torch.full((1, 4, 128, 128, 128), 7.75).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.full((1, 16, 128, 128, 128), 7.75).contiguous(memory_format=torch.channels_last_3d)
     x[..., ::10] = torch.randn(128, 128, 13)
     with torch.no_grad():
         assert torch.equal(in_precision(Normalised(3, False), "bfloat16", True)(x), Normalised(3, False)(x).float())

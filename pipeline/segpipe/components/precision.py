@@ -110,11 +110,12 @@ class _NormalisedSideBySide(torch.nn.Module):
     """Instance normalisation of channels that lie side by side, as they lie, in bfloat16.
 
     PyTorch 2.13 brings each channel's voxels together and back again, which takes up to three times as long as batch
-    normalisation of one image, which is the same. That sums in float32, one voxel after the other: beyond
-    ``MOST_SUMMED`` voxels an error of that would be seen beside those of bfloat16.
+    normalisation of one image, which is the same. That takes longer for less than ``FEWEST`` channels; and it sums in
+    float32, one voxel after the other: beyond ``MOST_SUMMED`` voxels an error of that would be seen beside those of
+    bfloat16.
     """
 
-    MOST_SUMMED = 100_000
+    FEWEST, MOST_SUMMED = 16, 100_000
     weight: torch.Tensor | None
     bias: torch.Tensor | None
     eps: float
@@ -122,8 +123,8 @@ class _NormalisedSideBySide(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return each channel of each image less its mean, by its standard deviation."""
-        voxels = x.shape[2:].numel()
-        if x.dtype != torch.bfloat16 or self.track_running_stats or not 1 < voxels <= self.MOST_SUMMED:
+        worth = x.shape[1] >= self.FEWEST and 1 < x.shape[2:].numel() <= self.MOST_SUMMED
+        if x.dtype != torch.bfloat16 or self.track_running_stats or not worth:
             return super().forward(x)
         weight = x.new_ones(x.shape[1], dtype=torch.float32) if self.weight is None else self.weight  # for its type
         normalised = [

@@ -248,9 +248,15 @@ class BatchMirror(BatchTransform):
 
     def __call__(self, image: torch.Tensor, label: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and label map of all cases, those that were drawn mirrored."""
-        for axis in self.axes:
-            where = draw.chosen(len(image), self.prob).to(image.device)
-            image, label = (part.index_copy(0, where, part[where].flip(2 + axis)) for part in (image, label))
+        drawn = [set(draw.chosen(len(image), self.prob).tolist()) for _ in self.axes]
+        of_cases = [
+            [1 + axis for axis, cases in zip(self.axes, drawn, strict=True) if case in cases]
+            for case in range(len(image))
+        ]
+        image, label = (
+            torch.stack([case.flip(axes) if axes else case for case, axes in zip(part, of_cases, strict=True)])
+            for part in (image, label)
+        )
         return image, label
 
     def apply(self, image: torch.Tensor, label: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:

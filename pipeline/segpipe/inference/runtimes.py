@@ -34,6 +34,7 @@ from segpipe.errors import UsageError
 from segpipe.inference.averaging import average, mirrored, side_by_side
 from segpipe.inference.bottleneck import Bottleneck, Pooled, only, pooled
 from segpipe.inference.gpu_memory import in_parts
+from segpipe.inference.long_sums import summed_in_parts
 from segpipe.inference.onednn import OneDnn
 from segpipe.inference.precision import ChosenPrecision, ForRuntime
 from segpipe.inference.recipe import BundleFiles
@@ -282,9 +283,19 @@ def openvino_runtime(
     try:
         if is_whole(folder):
             return compiled(core.read_model(folder / MODEL))
-        converted = _convert(model.module, shape)
-        right = compiled(converted, "f32")
-        difference = _compared(right, network, shape, model.bottleneck)
+
+        def compare(module: torch.nn.Module) -> tuple[Any, Runtime, float]:
+            converted = _convert(module, shape)
+            runtime = compiled(converted, "f32")
+            return converted, runtime, _compared(runtime, network, shape, model.bottleneck)
+
+        try:
+            converted, right, difference = compare(model.module)
+        except NotConvertedError:
+            exact = summed_in_parts(model.module)
+            if exact is None:
+                raise
+            converted, right, difference = compare(exact)
         runtime = right if hint == "f32" else compiled(converted)
     except NotConvertedError:
         raise

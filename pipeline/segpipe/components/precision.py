@@ -148,7 +148,8 @@ class _GradientSideBySide(torch.nn.Module):
 
 def _gradient_as_it_lies(y: torch.Tensor) -> torch.Tensor:
     """Return it, with a gradient that will lie in memory as it does."""
-    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(y.ndim)
+    orders = [torch.contiguous_format, *{4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(y.ndim, [])]
+    order = next((order for order in orders[::-1] if y.is_contiguous(memory_format=order)), None)
     if order is not None and y.requires_grad:
         y.register_hook(lambda gradient: gradient.contiguous(memory_format=order))
     return y

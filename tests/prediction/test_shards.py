@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from segpipe.cli.app import run
-from segpipe.common.result_folder import STATE, append_line
+from segpipe.common.files import write_json
+from segpipe.common.result_folder import MAPPING, RESULT, STATE, append_line, read_events
 from segpipe.common.subprocesses import Ended
 from segpipe.errors import SegpipeError
-from segpipe.prediction import in_processes
+from segpipe.prediction import batch, in_processes
 from segpipe.prediction.batch_summary import BatchProgress, Outcome
+from segpipe.prediction.cases import cases_as_listed
+from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
+from segpipe.prediction.resume import EarlierResults
+from segpipe.quality import Rules
 from tiny_batches import results_of
 from tiny_bundle import write_scan
 
@@ -105,6 +114,73 @@ def test_a_process_that_dies_is_asked_for_the_same_again(tmp_path: Path, monkeyp
     monkeypatch.setattr(in_processes, "Subprocesses", lambda: Dying(tmp_path, always=True))
     with pytest.raises(SegpipeError, match=r"process \d of 2: the process was killed"):
         in_processes.predict_in_processes(asked, tmp_path, cases, options, Told())
+
+
+class OneAfterAnother:
+    """Calls in this process, in any order but never together; a scan arrives before the second."""
+
+    def __init__(self, arriving: Path, gone: Path) -> None:
+        self.arriving, self.gone = arriving, gone
+        self.lock = threading.Lock()
+        self.asked: list[str] = []
+
+    def call(self, name: str, arguments: dict[str, Any]) -> Ended:
+        module, _, function = name.rpartition(".")
+        with self.lock:
+            if self.asked:
+                self.arriving.touch()
+                self.gone.unlink()
+            self.asked.append(name)
+            asked = {key: value for key, value in arguments.items() if key not in ("threads", "max_memory")}
+            getattr(import_module(module), function)(**asked)
+        return Ended(0, {"result": None})
+
+    def stop(self) -> None:
+        pass
+
+
+def recorded(bundle: Any, cases: Sequence[InputCase], out: Path, options: Options, **more: Any) -> list[Outcome]:
+    """Say of each case that it is done or refused, as a batch does, and compute nothing."""
+    for case in cases:
+        if case.refusal is None:
+            write_json(out / case.id / RESULT, {"id": case.id})
+        reason = case.refusal and case.refusal.reason
+        append_line(out / STATE, {"event": "refused" if reason else "done", "id": case.id, "reason": reason})
+    return []
+
+
+def test_what_arrives_or_goes_while_processes_begin_is_in_no_other_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(6):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/case{index:03d}.nii.gz").touch()
+    model = SimpleNamespace(of_scans=SimpleNamespace(metadata={}, channels=("image",)), root=tmp_path)
+    for name, value in {
+        "open_bundle": lambda path, **terms: model,
+        "shipped_rules": lambda root: Rules(),
+        "judge_mirror": lambda options, bundles: options,
+        "predict_cases": recorded,
+    }.items():
+        monkeypatch.setattr(batch, name, value)
+    children = OneAfterAnother(tmp_path / "in/case000a.nii.gz", tmp_path / "in/case005.nii.gz")
+    monkeypatch.setattr(in_processes, "Subprocesses", lambda: children)
+    ended = batch.predict(tmp_path / "bundle", tmp_path / "in", tmp_path / "out", workers=2).outcomes
+    assert [outcome.id for outcome in ended] == [f"case{index:03d}" for index in range(6)]
+    assert [outcome.status for outcome in ended[:5]] == ["done"] * 5
+    assert (ended[5].status, ended[5].reason) in (("refused", "gone"), ("done", None))  # by whose it is
+    events = [event["id"] for event in read_events(tmp_path / "out")]
+    assert len(events) == len(set(events)) == 6
+
+
+def test_a_case_that_is_gone_is_refused_though_it_was_finished_before(tmp_path: Path) -> None:
+    write_json(tmp_path / "scan" / RESULT, {"id": "scan"})
+    append_line(tmp_path / MAPPING, {"id": "scan", "paths": ["/in/scan.nii.gz"], "stat": [[1, 2]], "sha256": ["00"]})
+    cases = cases_as_listed([], ["scan"])
+    bundle: Any = SimpleNamespace(sha256="1")
+    earlier = EarlierResults(tmp_path, bundle, cases, Options())
+    earlier.folder.close()
+    assert earlier.done == {} and [case.refusal.reason for case in cases if case.refusal] == ["gone"]
 
 
 @pytest.mark.slow

@@ -28,7 +28,14 @@ from segpipe.common.processes import child_environment, end_with_parent, heed_si
 from segpipe.errors import INTERRUPTED, OK, USAGE, SegpipeError, as_segpipe_error
 
 CHILD = "segpipe.common.subprocesses"  # this module, as a process runs it
-CALLABLE = ("segpipe.train", "segpipe.export", "segpipe.predict", "segpipe.evaluate", "segpipe.cli.doctor.probe")
+CALLABLE = (
+    "segpipe.train",
+    "segpipe.export",
+    "segpipe.predict",
+    "segpipe.prediction.batch.predict_listed",
+    "segpipe.evaluate",
+    "segpipe.cli.doctor.probe",
+)
 PATH = re.compile(r"(?<![\w.])/(?:[^\s/:;,()'\"]+/)+([^\s/:;,()'\"]*)")  # the group is the file's name
 Listener = Callable[[str], object]
 T = TypeVar("T")

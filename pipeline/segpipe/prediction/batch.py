@@ -24,7 +24,7 @@ from segpipe.common.result_folder import OVERLAY, RESULT, SLICE, STATE, hashes_o
 from segpipe.common.shards import WAIT, held_by
 from segpipe.errors import DataError, RefusedError, SegpipeError, UsageError
 from segpipe.prediction.batch_summary import BatchProgress, BatchResult, Outcome, redact, result_document, write_summary
-from segpipe.prediction.cases import NotSelected, select_cases
+from segpipe.prediction.cases import NotSelected, cases_as_listed, select_cases
 from segpipe.prediction.client import CannotGoOnError, Worker, WorkerDiedError, WorkerMemoryError, WorkerTimeoutError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.in_processes import predict_in_processes
@@ -73,10 +73,44 @@ def predict(
         RefusedError: the bundle does not pass the gate, or the folder belongs to another bundle, lies in this one or
             is in use, or another scan or something that is no result has a case's name.
     """
+    return _predict(bundle, inputs, Path(out), progress or BatchProgress(), options)
+
+
+def predict_listed(
+    cases: Sequence[str],
+    *,
+    bundle: AnyPath,
+    inputs: Sequence[AnyPath],
+    out: AnyPath,
+    **options: Unpack[PredictKeywords],
+) -> BatchResult:
+    """Compute one process's share of a batch: the cases that its parent listed, whatever came or went since.
+
+    Args:
+        cases: ids, of this share.
+        bundle: its path.
+        inputs: as of `predict`.
+        out: the result folder.
+        options: as of `predict`, with ``shard``.
+
+    Raises:
+        SegpipeError: as `predict`.
+    """
+    return _predict(bundle, inputs, Path(out), BatchProgress(), options, cases)
+
+
+def _predict(
+    bundle: Bundle | AnyPath,
+    inputs: AnyPath | Sequence[AnyPath],
+    out: Path,
+    progress: BatchProgress,
+    options: PredictKeywords,
+    listed: Sequence[str] | None = None,
+) -> BatchResult:
     keywords: dict[str, Any] = dict(options)
     allow, unvetted, key, unisolated = (keywords.pop(name, None) for name in TRUST)
     rules_file = keywords.pop("rules", None)
-    members, out, progress = (bundle, *keywords.pop("ensemble", ())), Path(out), progress or BatchProgress()
+    members = (bundle, *keywords.pop("ensemble", ()))
     if (allow or unvetted or key or unisolated) and any(isinstance(member, Bundle) for member in members):
         given = [name for name in TRUST if name in options]
         hint = "give its terms to open_bundle, or its path here"
@@ -102,7 +136,10 @@ def predict(
         out,
         progress.reading,
     )
-    cases = selected.cases if judged.shard is None else judged.shard.of(selected.cases)
+    if listed is not None:
+        cases = cases_as_listed(selected.cases, listed)
+    else:
+        cases = selected.cases if judged.shard is None else judged.shard.of(selected.cases)
     progress.started(len(cases))
     if judged.workers > 1:
         named = _by_paths(members, inputs, out, options)

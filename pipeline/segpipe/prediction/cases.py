@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Progress = Callable[[int, int], object]  # files read, of all files
+GONE = Refusal("gone", "it was there when the batch began, and is not any more, or its files go by another id now")
 _MARK = "\x02"  # around a path in words; no file name of a scan has it
 
 
@@ -117,6 +118,19 @@ def select_cases(
         _refuse_options_for_series(options)
     cases = sorted([*cases, *selected.cases], key=lambda case: case.id)
     return replace(selected, cases=cases)
+
+
+def cases_as_listed(found: Sequence[InputCase], listed: Sequence[str]) -> list[InputCase]:
+    """Return the cases that were listed before, in that order; one that is not found any more is refused as gone.
+
+    >>> from segpipe.prediction.cases import cases_as_listed
+    >>> from segpipe.prediction.file_cases import InputCase
+    >>> cases = cases_as_listed([InputCase("here", ()), InputCase("since_then", ())], ["gone", "here"])
+    >>> [(case.id, case.refusal and case.refusal.reason) for case in cases]
+    [('gone', 'gone'), ('here', None)]
+    """
+    known = {case.id: case for case in found}
+    return [known.get(id) or InputCase(id, (), refusal=GONE) for id in listed]
 
 
 def _refuse_options_for_series(options: Options) -> None:

@@ -76,7 +76,7 @@ class InputCase:
     @property
     def is_dicom(self) -> bool:
         """Return whether it is a DICOM series."""
-        return self.series is not None or (self.refusal is not None and not is_image(self.paths[0]))
+        return self.series is not None or (self.refusal is not None and not any(map(is_image, self.paths[:1])))
 
 
 def find_cases(

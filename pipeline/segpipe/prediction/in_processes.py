@@ -24,6 +24,7 @@ from segpipe.prediction.client import WorkerDiedError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options
 
+LISTED = "segpipe.prediction.batch.predict_listed"
 TRIES = 3  # of a process that dies without a word; what it had finished is kept
 POLL_S = 0.2
 NOT_HEARD = "(not heard from another process; without --workers they are shown)"
@@ -53,9 +54,13 @@ def predict_in_processes(
     own = _own_parts(options, number)
 
     def compute(index: int) -> None:
-        asked = {**arguments, **own[index], "shard": str(Shard(index, number))}
+        shard = Shard(index, number)
+        listed = [
+            case.id for case in shard.of(cases)
+        ]  # not listed anew: others may have arrived, and shares would meet
+        asked = {**arguments, **own[index], "shard": str(shard), "cases": listed}
         for attempt in range(TRIES):
-            ended = children.call("segpipe.predict", asked)
+            ended = children.call(LISTED, asked)
             if ended.code == OK:
                 return
             if ended.error or attempt + 1 == TRIES:

@@ -53,7 +53,7 @@ class EarlierResults:
         self.refused = {entry["id"]: entry.get("paths", []) for entry in mapping if "refused" in entry}
         self._sources = {entry["id"]: entry for entry in mapping if "refused" not in entry and entry.get("paths")}
         for case in () if options.overwrite else cases:
-            if case.id in self._sources and (out / case.id / RESULT).is_file():
+            if case.paths and case.id in self._sources and (out / case.id / RESULT).is_file():
                 _refuse_other_source(case, self._sources[case.id])
         self.folder = ResultFolder(out)
         taken = next((case.id for case in cases if self.folder.is_taken(case.id)), None)

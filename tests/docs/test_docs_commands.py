@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
 from docs.pages import PAGES, ROOT, Block, blocks, commands
+from segpipe import errors
 from segpipe.cli.app import VERBS, app
 
 INLINE = re.compile(r"`segpipe ((?:[a-z]+)(?: [^`]*)?)`")
@@ -133,3 +137,47 @@ def test_pictures_are_small() -> None:
         if "results" not in path.parts and path.stat().st_size > 150_000
     ]
     assert large == []
+
+
+def test_a_page_that_lists_exit_codes_has_those_of_its_command() -> None:
+    codes = {"SOME_FAILED": 4, "SOME_HELD": 6, "REFUSED": 5}
+    assert all(getattr(errors, name) == code for name, code in codes.items())
+    lacking, listed = [], 0
+    for verb in VERBS:
+        _, _, section = (ROOT / f"docs/reference/commands/{verb}.md").read_text().partition("\n## Exit codes\n")
+        source = (ROOT / f"pipeline/segpipe/cli/{verb}_.py").read_text()
+        listed += bool(section)
+        own = [code for name, code in codes.items() if section and re.search(rf"return .*\b{name}\b", source)]
+        lacking += [f"{verb}: {code}" for code in own if not re.search(rf"(^|; ){code} ", section, re.MULTILINE)]
+    assert listed >= 3 and lacking == []
+
+
+def test_what_is_said_of_the_shipped_bundle_s_precision_is_so() -> None:
+    page = (ROOT / "docs/reference/commands/predict.md").read_text()
+    metadata = json.loads((ROOT / "bundles/hippocampus_mri/configs/metadata.json").read_text())
+    said = re.findall(r"The shipped bundle has (no|a) proof", page)
+    assert said == ["a" if metadata.get("precision") else "no"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 130])
+def test_the_script_for_every_night_hides_no_exit_code(code: int, tmp_path: Path) -> None:
+    pacs = [block for block in blocks("sh") if block.page == "docs/howto/dicom_pacs.md"]
+    (script,) = [block.text for block in pacs if block.text.startswith("#!/bin/sh")]
+    stub = tmp_path / ".venv/bin/segpipe"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(f'#!/bin/sh\n[ "$1" = send ] || exit {code}\n')
+    stub.chmod(0o755)
+    words = ["sh", "-c", script.replace("/srv/segpipe", str(tmp_path))]
+    as_cron_does = {"PATH": "/usr/bin:/bin"}
+    assert subprocess.run(words, env=as_cron_does, check=False).returncode == code
+
+
+def test_crontabs_name_programs_where_they_are() -> None:
+    lines = [
+        line for block in blocks("text") for line in block.text.splitlines() if re.match(r"[\d*]+( [\d*]+){4} ", line)
+    ]
+    assert lines
+    for line in lines:
+        words = line.split()[5:]
+        rest = [word for word in words if word not in ("flock", "--nonblock", "nice")]
+        assert all(word.startswith("/") for word in rest[:2]), line

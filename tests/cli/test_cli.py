@@ -331,3 +331,10 @@ def test_a_reader_that_has_gone_is_no_failure(arguments: list[str], tmp_path: Pa
 def test_each_verb_is_one_module_with_one_command() -> None:
     folder = Path(__file__).parents[2] / "pipeline" / "segpipe" / "cli"
     assert {path.stem for path in folder.glob("[a-z]*_.py")} == {f"{verb}_" for verb in VERBS}
+
+
+@pytest.mark.parametrize("words", [["quality", "fit"], ["bundle", "verify"], ["predict"]], ids=" ".join)
+def test_a_wrong_option_leads_to_the_help_that_lists_the_right_ones(words: list[str], capsys: Capture) -> None:
+    assert run([*words, "--no-such-option", "--json"]) == 2
+    hint = json.loads(capsys.readouterr().out)["error"]["hint"]
+    assert hint == f"see `segpipe {' '.join(words)} --help`"

@@ -150,3 +150,16 @@ def test_the_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (results / "a/result.json").write_text(json.dumps({**document, "id": "a", "quality": wrong}))
         assert run([*words[:3], str(tmp_path / "again"), *words[4:]]) == 3
         assert "a result cannot be read" in capsys.readouterr().out
+
+
+def test_a_table_that_names_nobody_yet_is_a_table_and_one_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient,date\n")
+    assert read_visits(table) == {}
+    table.write_bytes("case,patient,date\nä,P1,2026-01-01\n".encode("latin-1"))
+    with pytest.raises(UsageError) as raised:
+        read_visits(table)
+    assert raised.value.expected == "a CSV file in UTF-8" and "0xe4" in str(raised.value.found)
+    with pytest.raises(UsageError) as raised:
+        read_visits(tmp_path / "none.csv")
+    assert raised.value.found == "No such file or directory"

@@ -133,11 +133,20 @@ def _command() -> Any:
     return get_command(app)
 
 
+def _words(error: Any) -> list[str]:
+    """Return verb and action of the command whose words were wrong; none where that is not known."""
+    context, words = getattr(error, "ctx", None), list[str]()
+    while context is not None and context.parent is not None:
+        words.insert(0, str(context.info_name))
+        context = context.parent
+    return words
+
+
 def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) -> int:
     """Tell why a command ended; return its exit code."""
     if isinstance(error, _CommandLineError):
         if console.as_json:
-            shown = " ".join(["segpipe", *([verb] if verb else []), "--help"])
+            shown = " ".join(["segpipe", *(_words(error) or ([verb] if verb else [])), "--help"])
             console.error(UsageError(error.format_message(), hint=f"see `{shown}`"))
         else:
             error.message = visible(error.message)

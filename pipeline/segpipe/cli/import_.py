@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segpipe.cli.shared_options import AsJson, Channels, Registered, Repair, SecondaryCapture, given_beside
-from segpipe.common.console import Console
+from segpipe.common.console import Console, quoted
 from segpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -412,7 +412,7 @@ def _report(console: Console, imported: Imported | Corrected) -> None:
     )
     console.say(f"written: {path}")
     if elsewhere:
-        console.say(f"The manifest lies outside the data: later commands need --data {root}")
+        console.say(f"The manifest lies outside the data: later commands need --data {quoted(root)}")
     if "unknown" in manifest.channels:
         console.say("The modality is not known: name it with --modality CT (or MRI, PT, ...)")
     if not isinstance(imported, Imported):

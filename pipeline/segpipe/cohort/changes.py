@@ -78,10 +78,12 @@ def read_visits(path: Path) -> dict[tuple[str, str], Visit]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError("the table of patients cannot be read", path=path, found=type(error).__name__) from error
-    columns = list(rows[0]) if rows else []
+        found = error.strerror if isinstance(error, OSError) else str(error)
+        expected = "a CSV file in UTF-8"
+        raise UsageError("the table of patients cannot be read", path=path, found=found, expected=expected) from error
     if missing := [name for name in NEEDED if name not in columns]:
         expected = f"{', '.join(NEEDED)}; {' and '.join(OPTIONAL)} where wanted"
         raise UsageError("not a table of patients", path=path, found=f"no {missing[0]}", expected=expected, hint=HINT)

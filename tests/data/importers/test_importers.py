@@ -595,3 +595,9 @@ def test_what_labels_cannot_mean_is_refused(words, said, tmp_path, capsys):
     assert run(["import", str(decathlon(tmp_path)), *words]) != 0
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_the_folder_that_later_commands_need_is_said_as_a_shell_takes_it(tmp_path, capsys):
+    root = decathlon(tmp_path / "my data")
+    assert run(["import", str(root), "-o", str(tmp_path / "manifest.json")]) == 0
+    assert f"later commands need --data '{root}'" in capsys.readouterr().out

@@ -17,6 +17,7 @@ import pytest
 
 from segpipe import __version__, errors
 from segpipe.cli.app import VERBS, main, run
+from segpipe.cli.reproduce_ import run_folder
 from segpipe.errors import DataError, RefusedError, UsageError
 
 Capture = pytest.CaptureFixture[str]
@@ -338,3 +339,8 @@ def test_a_wrong_option_leads_to_the_help_that_lists_the_right_ones(words: list[
     assert run([*words, "--no-such-option", "--json"]) == 2
     hint = json.loads(capsys.readouterr().out)["error"]["hint"]
     assert hint == f"see `segpipe {' '.join(words)} --help`"
+
+
+def test_a_bundle_is_trained_again_in_a_folder_of_its_whole_name() -> None:
+    names = {str(run_folder(Path(name))) for name in ("b/liver-1.2", "b/liver-1.3", "b/liver-1.2.zip", "b/liver")}
+    assert names == {"liver-1.2-reproduced", "liver-1.3-reproduced", "liver-reproduced"}

@@ -197,3 +197,12 @@ def test_a_drift_is_seen_and_none_is_where_there_is_none() -> None:
     assert (drifted < 0.5 - control_limit(20)).all()
     np.testing.assert_allclose(running_mean([1.0, 2.0, 3.0], 2), [1.5, 2.5])
     assert robust_scores([1.0, 1.0, 1.0, 9.0]) == [0.0] * 4
+
+
+@pytest.mark.parametrize("words", [".", "..", "case_0/..", "../october"])
+def test_a_folder_is_called_by_its_name_however_it_is_named(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_results(tmp_path / "october", cases=1)
+    monkeypatch.chdir(folder / "case_0" if words == ".." else folder)
+    assert {case.run for case in read_cohort([Path(words)])} == {"october"}

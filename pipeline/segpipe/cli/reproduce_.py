@@ -63,7 +63,7 @@ def command(
             console.say(f"{same} of {files} files are as recorded, nothing was trained")
             console.document(**report_head(recorded, checked))
             return OK
-        out = out or Path(f"{bundle.resolve().stem}-reproduced")
+        out = out or run_folder(bundle)
         try:
             report = reproduce(recorded, checked, out, data)
         except KeyboardInterrupt as interruption:
@@ -74,6 +74,16 @@ def command(
     console.say(f"run folder: {out}")
     console.document(run=str(out), **{name: value for name, value in report.items() if name not in HEAD})
     return OK if report["reproduced"] else REFUSED
+
+
+def run_folder(bundle: Path) -> Path:
+    """Return where a bundle is trained again where nobody said: beside nothing else that is called as it.
+
+    >>> run_folder(Path("/bundles/liver-1.2")), run_folder(Path("/bundles/liver-1.2.zip"))
+    (PosixPath('liver-1.2-reproduced'), PosixPath('liver-1.2-reproduced'))
+    """
+    path = bundle.resolve()
+    return Path(f"{path.name[: -len('.zip')] if path.name.lower().endswith('.zip') else path.name}-reproduced")
 
 
 def _show(console: Console, report: dict[str, Any]) -> None:

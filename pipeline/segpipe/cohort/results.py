@@ -65,7 +65,8 @@ def read_cohort(folders: Sequence[Path]) -> list[CohortCase]:
         UsageError: a folder is not there or is no result folder, or two have the same name.
         DataError: a ``result.json`` cannot be read.
     """
-    names = [folder.absolute().name for folder in folders]
+    # as it is called by a link, but for "." and "..", which are no names
+    names = [folder.resolve().name if folder.name in ("", "..") else folder.name for folder in folders]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError("two result folders have the same name", found=twice, hint="rename one of them")
     cases = [case for folder, name in zip(folders, names, strict=True) for case in _of_folder(folder, name)]

@@ -229,7 +229,9 @@ def refresh_summary(root: str | Path) -> bool:
         rows = list(csv.DictReader(stream))
     advice = {row["id"]: row["detail"] or None for row in rows if row.get("state") == "not_selected"}
     results = [read_json(path, "result") for path in sorted(root.glob(f"*/{RESULT}"))]
-    named: dict[str, int] = next((result["labels"] for result in results if result.get("labels")), {})
+    named: dict[str, int] = next(
+        (result["labels"] for result in results if isinstance(result, dict) and result.get("labels")), {}
+    )
     columns = [column.removesuffix("_ml") for column in (rows[0] if rows else {}) if column.endswith("_ml")]
     labels = {value: name for name, value in named.items()} or dict(enumerate(columns, 1))
     page = (root / REPORT).read_text(encoding="utf-8") if (root / REPORT).is_file() else ""
@@ -319,6 +321,7 @@ def _finished(root: Path, id: str, ended: Mapping[str, Any], seconds: Mapping[st
         result = read_json(root / id / RESULT)
     except SegpipeError:
         result = {}
+    result = result if isinstance(result, dict) else {}  # damaged
     is_older = ended["event"] != "done"
     return {
         "id": id,

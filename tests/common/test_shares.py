@@ -51,3 +51,10 @@ def test_who_may_work_in_a_folder_at_the_same_time(tmp_path: Path) -> None:
         pass
     with held_by(tmp_path, None, BUSY), pytest.raises(RefusedError), held_by(tmp_path, Shard(2, 3), BUSY):
         pass
+
+
+def test_what_killed_shares_left_is_cleared_by_who_has_the_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / SHARDS / "1_of_2").touch()
+    with held_by(tmp_path, None, BUSY):
+        assert not (tmp_path / SHARDS).exists()

@@ -7,6 +7,7 @@ when. Shares of one number hold the folder together; what is not shared, or is s
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def held_by(out: Path, shard: Shard | None, busy: SegpipeError, name: str = LOCK
     """
     with ExitStack() as held:
         held.enter_context(locked(out, busy, name=name, shared=shard is not None))
-        if shard is not None:
+        if shard is None:  # nobody else is here: what lies there is of shares that were killed
+            shutil.rmtree(out / SHARDS, ignore_errors=True)
+        else:
             same = RefusedError("another process computes this share", path=out, found=f"--shard {shard}", hint=WAIT)
             held.enter_context(locked(out / SHARDS, same, name=_name(shard)))
             held.callback(_remove, out / SHARDS, shard)

@@ -128,6 +128,45 @@ def test_instance_normalisation_of_channels_side_by_side_errs_no_more_than_that_
         assert (near - right).norm() <= max(1.5 * (theirs - right).norm(), EPS * right.norm() / 2)
 
 
+class Standardised(torch.nn.Conv3d):
+    """A convolution whose kernels are brought to mean 0, with a forward pass of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3, 4), keepdim=True)
+        return torch.nn.functional.conv3d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Scaled(torch.nn.InstanceNorm3d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (Standardised(2, 3, 3, padding=1), (1, 2, 2, 2, 2)),
+        (Scaled(16), (1, 16, 4, 4, 4)),
+        (torch.nn.InstanceNorm3d(4), (4, 16, 5, 6)),  # a single image without a batch
+        (torch.nn.Conv3d(2, 3, 3, padding=1), (2, 2, 9, 9)),
+    ],
+)
+def test_what_a_module_computes_is_its_own(module: torch.nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape).bfloat16() + 5
+    expected = copy.deepcopy(module).float()(x.float()).detach()
+    (made,) = in_precision(torch.nn.Sequential(copy.deepcopy(module)), "bfloat16", True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made(x).float().detach()
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_what_was_said_last_holds() -> None:
+    x = torch.randn(2, 1, 8, 8, 8)
+    network = in_precision(in_precision(unet(), "float32"), "bfloat16", True)
+    assert torch.equal(network(x), in_precision(unet(), "bfloat16", True)(x))
+    assert seen_inside(in_precision(network, "float32"), x) == {torch.float32}
+
+
 def test_a_large_image_is_normalised_as_pytorch_does_it() -> None:
     """What is summed one after the other in float32 would be off by more than bfloat16 is: here by 5 in 100."""
     x = torch.full((1, 16, 128, 128, 128), 7.75).contiguous(memory_format=torch.channels_last_3d)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -30,7 +29,7 @@ def in_precision(
     PyTorch's autocast chooses, for the type of the device.
 
     Args:
-        network: any; its class becomes one that is derived from it.
+        network: any; its class becomes one that is derived from it. Given once more, what is said last holds.
         precision: ``float32``, ``bfloat16``, ``float16``, or ``auto``, see `segpipe.common.precision.precision_of`.
         channels_last: keep the channels of a voxel side by side in memory, which convolutions on CPUs and tensor cores
             read faster.
@@ -81,8 +80,10 @@ def _on_cpu(used: str, channels_last: bool) -> list[tuple[tuple[type, ...], type
 
 
 def _derive(module: torch.nn.Module, first: type) -> None:
-    """Let the methods of a class come before those of the module's own, in place."""
+    """Let the methods of a class come before those of the module's own, in place, unless they do."""
     kind = type(module)
+    if issubclass(kind, first):
+        return
     module.__class__ = type(kind.__name__, (first, kind), {"__module__": kind.__module__})
 
 
@@ -94,16 +95,22 @@ class _ShortInFloat32(torch.nn.Module):
     """
 
     kernel_size: tuple[int, ...]
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    _conv_forward: Callable[..., torch.Tensor]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         """Return what the convolution gives, in float32 where it is short."""
-        if all(size >= kernel for size, kernel in zip(x.shape[2:], self.kernel_size, strict=True)):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):  # gradients of many weights side by side would take longer
-            return self._conv_forward(x.float().contiguous(), self.weight.contiguous(), self.bias)
+        if not self._is_short(x):
+            return super().forward(x, *arguments, **named)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float().contiguous(), *arguments, **named)
+
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._is_short(x):
+            weight = weight.contiguous()  # gradients of many weights side by side would take longer
+        return super()._conv_forward(x, weight, bias)
+
+    def _is_short(self, x: torch.Tensor) -> bool:
+        sizes = x.shape[-len(self.kernel_size) :]
+        return any(size < kernel for size, kernel in zip(sizes, self.kernel_size, strict=True))
 
 
 class _NormalisedSideBySide(torch.nn.Module):
@@ -121,11 +128,11 @@ class _NormalisedSideBySide(torch.nn.Module):
     eps: float
     track_running_stats: bool
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _apply_instance_norm(self, x: torch.Tensor) -> torch.Tensor:
         """Return each channel of each image less its mean, by its standard deviation."""
         worth = x.shape[1] >= self.FEWEST and 1 < x.shape[2:].numel() <= self.MOST_SUMMED
         if x.dtype != torch.bfloat16 or self.track_running_stats or not worth:
-            return super().forward(x)
+            return super()._apply_instance_norm(x)
         weight = x.new_ones(x.shape[1], dtype=torch.float32) if self.weight is None else self.weight  # for its type
         normalised = [
             torch.nn.functional.batch_norm(image, None, None, weight, self.bias, training=True, eps=self.eps)
@@ -140,10 +147,10 @@ class _GradientSideBySide(torch.nn.Module):
     Where the two differ, as behind a skip connection or a loss, PyTorch takes up to twenty times as long for it.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *arguments: Any, **named: Any) -> Any:
         """Return what the module gives."""
-        y: torch.Tensor = super().forward(x)
-        return _gradient_as_it_lies(y)
+        y = super().forward(*arguments, **named)
+        return _gradient_as_it_lies(y) if isinstance(y, torch.Tensor) else y
 
 
 def _gradient_as_it_lies(y: torch.Tensor) -> torch.Tensor:

@@ -137,6 +137,17 @@ def test_gradient_against_finite_differences(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
+def test_a_truth_of_another_shape_is_refused_in_any_step(kind) -> None:
+    """One that is smaller would be taken for background where it is not."""
+    logits, truth = example(3)
+    loss = kind()
+    loss(logits, truth)
+    for wrong in (truth[..., :2], truth[:1], truth.expand(-1, 3, -1, -1, -1)):
+        with pytest.raises(UsageError, match="does not fit"):
+            loss(logits, wrong)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
 def test_voxel_order_does_not_matter(kind) -> None:
     logits, truth = example(9)
     loss = kind()

@@ -158,6 +158,7 @@ class SegmentationLoss(nn.Module, ABC):
                 logits = logits.float()  # half precision sums overflow at 65504 voxels
             if self._coding is not None:
                 logits, truth = self._coding.prepare(logits, truth)
+            check_shape(truth, logits, self.options)
             if first:
                 check_truth(truth, logits, self.options)
                 self._checked = True
@@ -239,17 +240,24 @@ def check_output(logits: Tensor, options: LossOptions) -> None:
         )
 
 
-def check_truth(truth: Tensor, logits: Tensor, options: LossOptions) -> None:
-    """Refuse a truth that does not fit the logits.
+def check_shape(truth: Tensor, logits: Tensor, options: LossOptions) -> None:
+    """Refuse a truth of another shape than the logits (B, C, X, Y, Z) ask for.
 
     Raises:
-        UsageError: its shape.
+        UsageError: it has another.
+    """
+    expected = (logits.shape[0], 1 if options.activation == "softmax" else logits.shape[1], *logits.shape[2:])
+    if tuple(truth.shape) != expected:
+        raise UsageError("the truth does not fit the logits", found=tuple(truth.shape), expected=expected)
+
+
+def check_truth(truth: Tensor, logits: Tensor, options: LossOptions) -> None:
+    """Refuse a truth whose values do not fit the logits.
+
+    Raises:
         DataError: a value that is neither a class nor ignored.
     """
     channels, exclusive = logits.shape[1], options.activation == "softmax"
-    expected = (logits.shape[0], 1 if exclusive else channels, *logits.shape[2:])
-    if tuple(truth.shape) != expected:
-        raise UsageError("the truth does not fit the logits", found=tuple(truth.shape), expected=expected)
     limit, ignored = channels if exclusive else 2, options.ignore_index
     values = torch.unique(truth).double()
     known = set(range(limit)) | (set() if ignored is None else {ignored})

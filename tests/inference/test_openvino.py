@@ -106,6 +106,61 @@ def test_several_windows_at_the_same_time_have_the_scores_that_each_has_alone(
         before = found
 
 
+class Interrupted:
+    """A compiled model of OpenVINO: who waits for one of its requests for the first time is interrupted, as by Ctrl-C.
+
+    Attributes:
+        running: requests that were started, and not waited for since.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled, self.running, self.comes = compiled, set(), True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled, name)
+
+    def create_infer_request(self) -> Any:
+        return InterruptedRequest(self, self.compiled.create_infer_request())
+
+
+class InterruptedRequest:
+    def __init__(self, model: Interrupted, request: Any) -> None:
+        self.model, self.request = model, request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.request, name)
+
+    def start_async(self) -> None:
+        self.model.running.add(self)
+        self.request.start_async()
+
+    def wait(self) -> None:
+        if self.model.comes:
+            self.model.comes = False
+            raise KeyboardInterrupt
+        self.request.wait()
+        self.model.running.discard(self)
+
+
+def test_no_window_is_read_any_more_after_ctrl_c(
+    module: torch.nn.Module, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows, made = torch.randn(3, *SHAPE), []
+    expected = openvino_runtime(torch_runtime(module), model, SHAPE, 3)(windows).clone()
+    compile_model = openvino.Core.compile_model
+
+    def compiled(*given: Any) -> Interrupted:
+        made.append(Interrupted(compile_model(*given)))
+        return made[-1]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    runtime = openvino_runtime(torch_runtime(module), model, SHAPE, 3)
+    with pytest.raises(KeyboardInterrupt):
+        runtime(windows)
+    assert not made[0].running
+    assert torch.equal(runtime(windows), expected)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux tells on which cores a thread may run")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_may_run_on_every_core(module: torch.nn.Module, model: Model, threads: int) -> None:

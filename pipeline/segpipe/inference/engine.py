@@ -182,7 +182,7 @@ def segment_source(
     )
     if windowing.overlapped:
         # on the CPU half of them: more gain less here than the windows lose, which are computed meanwhile
-        with _threads(threads if device.type != "cpu" else max(1, threads // 2)):
+        with contextlib.closing(blocks), _threads(threads if device.type != "cpu" else max(1, threads // 2)):
             waited, restoring = pipelined(blocks, restorer.take)
     else:
         waited, restoring = in_turn(blocks, restorer.take)
@@ -193,7 +193,7 @@ def segment_source(
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """PyTorch takes so many for what is done in this thread, and in those that begin meanwhile."""
+    """PyTorch takes so many for what is done in this thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -206,7 +206,7 @@ def pipelined(items: Iterable[Item], work: Callable[[Item], object]) -> tuple[fl
     """Work on each item, in order, in a second thread while the next item is made in this one.
 
     One item is being worked on and none waits, so that memory stays bounded: making the next but one waits for it.
-    What the work raises is raised here.
+    What the work raises is raised here. PyTorch takes as many threads for the work as in this thread.
 
     Args:
         items: made one after the other.
@@ -229,7 +229,8 @@ def pipelined(items: Iterable[Item], work: Callable[[Item], object]) -> tuple[fl
         worked += running.result() if running else 0.0
         waited += time.perf_counter() - start
 
-    with ThreadPoolExecutor(1) as pool:
+    # said again, since another thread that began meanwhile may have said otherwise for those that begin after it
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         running: Future[float] | None = None
         for item in items:
             wait(running)

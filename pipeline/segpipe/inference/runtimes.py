@@ -373,14 +373,16 @@ def _runtime(compiled: Any, lanes: int, bottleneck: Bottleneck | None = None) ->
         scores = memory[0][: len(windows)]
         for some, theirs in zip(windows.split(lanes), scores.split(lanes), strict=True):
             started = requests[: len(some)]
-            for request, window, score in zip(started, some.split(1), theirs.split(1), strict=True):
-                request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
-                request.set_output_tensor(0, tensor(score.numpy(), shared_memory=True))
-                request.start_async()
-            for request in started:
-                request.wait()
-                if is_pooled and bottleneck is not None:
-                    bottleneck.add(torch.from_numpy(request.get_output_tensor(1).data))
+            with ExitStack() as ended:  # also where one fails or Ctrl-C comes: none may read windows that are let go
+                for request, window, score in zip(started, some.split(1), theirs.split(1), strict=True):
+                    request.set_input_tensor(tensor(window.numpy(), shared_memory=True))
+                    request.set_output_tensor(0, tensor(score.numpy(), shared_memory=True))
+                    request.start_async()
+                    ended.callback(request.wait)
+                for request in started:
+                    request.wait()
+                    if is_pooled and bottleneck is not None:
+                        bottleneck.add(torch.from_numpy(request.get_output_tensor(1).data))
         return scores
 
     return run

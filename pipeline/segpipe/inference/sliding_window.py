@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-# (N, C, X, Y, Z) -> scores (N, K, X, Y, Z), which hold until it is called again
+# (N, C, X, Y, Z) -> scores (N, K, X, Y, Z), which hold while it is called once more; never by two threads at once
 Runtime = Callable[[torch.Tensor], torch.Tensor]
 Activation = Literal["softmax", "sigmoid"]
 Window = list[slice]  # batch, channels, then one slice an axis
@@ -247,8 +248,8 @@ def stream_blocks(
     cval: float = 0.0,
     progress: Callable[[range], Iterator[int] | range] = lambda numbers: numbers,
     ahead: int = 0,
-) -> Iterator[Block]:
-    """Yield the scores of a volume, block by block.
+) -> Generator[Block, None, None]:
+    """Yield the scores of a volume, block by block; once it is closed or has failed, no window is computed any more.
 
     Args:
         volume: (N, C, *size).
@@ -297,19 +298,22 @@ def stream_blocks(
 
     firsts = progress(range(0, len(visits), batch))
     each = one_ahead(computed, firsts, ahead) if ahead else ((first, computed(first)) for first in firsts)
-    for first, scores in each:
-        for number, window_scores in enumerate(scores, first + 1):
-            image, strip, start = visits[number - 1]
-            sums.add(image, start, window_scores, strip)
-            if number % row == 0:
-                yield from sums.finish(image, start, strip)
-        del scores, window_scores
+    with closing(each):
+        for first, scores in each:
+            for number, window_scores in enumerate(scores, first + 1):
+                image, strip, start = visits[number - 1]
+                sums.add(image, start, window_scores, strip)
+                if number % row == 0:
+                    yield from sums.finish(image, start, strip)
+            del scores, window_scores
 
 
 def one_ahead(
     make: Callable[[int], torch.Tensor], numbers: Iterable[int], threads: int
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Generator[tuple[int, torch.Tensor], None, None]:
     """Yield each number and what is made of it, in order; the next is made meanwhile, in a thread of its own.
+
+    Whoever leaves before the last closes it, which waits for what is being made.
 
     Args:
         make: what is made of a number.
@@ -326,10 +330,13 @@ def one_ahead(
 
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         last: tuple[int, Future[torch.Tensor]] | None = None
-        for number in numbers:
-            following = number, pool.submit(made, number)
+        try:
+            for number in numbers:
+                following = number, pool.submit(made, number)
+                if last is not None:
+                    yield last[0], last[1].result()
+                last = following
             if last is not None:
                 yield last[0], last[1].result()
-            last = following
-        if last is not None:
-            yield last[0], last[1].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -79,6 +79,21 @@ def signal_stack() -> int | None:
     return found.place
 
 
+def test_a_network_is_converted_where_no_signal_is_handled(
+    module: torch.nn.Module, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of Python, as of Ctrl-C, that reaches OpenVINO's converter aborts the process."""
+    threads, convert = [], openvino.convert_model
+
+    def watched(*given: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread())
+        return convert(*given, **named)
+
+    monkeypatch.setattr(openvino, "convert_model", watched)
+    openvino_runtime(torch_runtime(module), model, SHAPE, 1)
+    assert threads and threading.main_thread() not in threads
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack(2) is asked")
 def test_no_network_leaves_signals_without_a_stack(module: torch.nn.Module, model: Model) -> None:
     """Each Core of OpenVINO sets one, and puts back that of a Core that went before it: Ctrl-C was then a crash."""

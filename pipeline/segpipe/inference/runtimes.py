@@ -16,8 +16,10 @@ import hashlib
 import importlib.util
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +49,7 @@ TOLERANCE = 1e-4  # largest difference of a score, as a share of the largest sco
 FORMAT = 2  # of the folder
 MOST_LANES = 4  # windows at the same time: each holds what its network computes
 MODEL, MARK = "model.xml", "converted.json"
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class NotConvertedError(Exception):
@@ -315,8 +318,13 @@ def _openvino() -> Any:
     return openvino
 
 
-@functools.cache
 def _core() -> Any:
+    with _ONE_AT_A_TIME:
+        return _the_core()
+
+
+@functools.cache
+def _the_core() -> Any:
     """Return the one Core of this process, for good.
 
     Each Core gives the thread that makes it a stack for signals of its own, and puts back the one before when it goes.
@@ -336,6 +344,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def _convert(module: torch.nn.Module, shape: Sequence[int]) -> Any:
+    with ThreadPoolExecutor(1) as pool:  # Python handles Ctrl-C in its first thread: amid a conversion it would abort
+        return pool.submit(_converted, module, shape).result()
+
+
+def _converted(module: torch.nn.Module, shape: Sequence[int]) -> Any:
     noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer's: sizes become constants, and the size is constant

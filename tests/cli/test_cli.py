@@ -129,7 +129,7 @@ def test_a_mistyped_option_under_json_is_one_document(words: list[str], capsys: 
     document = json.loads(out)
     assert (document["schema_version"], document["command"]) == (1, words[0])
     assert document["error"]["exit_code"] == 2 and "--no-such-option" in document["error"]["message"]
-    assert f"segpipe {words[0]} --help" in document["error"]["hint"]
+    assert f"segpipe {' '.join(words)} --help" in document["error"]["hint"]
     assert err == ""
 
 

@@ -55,9 +55,8 @@ def predict_in_processes(
 
     def compute(index: int) -> None:
         shard = Shard(index, number)
-        listed = [
-            case.id for case in shard.of(cases)
-        ]  # not listed anew: others may have arrived, and shares would meet
+        # not listed anew by the process: others may have arrived, and shares would meet
+        listed = [case.id for case in shard.of(cases)]
         asked = {**arguments, **own[index], "shard": str(shard), "cases": listed}
         for attempt in range(TRIES):
             ended = children.call(LISTED, asked)

@@ -20,6 +20,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd, SaveImaged
 
+from segpipe.common.memory import keep_freed_memory
 from segpipe.inference import engine as streaming
 from segpipe.inference.memory_estimate import Probe
 from segpipe.inference.output import write_labels
@@ -117,6 +118,8 @@ def _stock(task: dict[str, Any]) -> Work:
 
 
 def _ours(task: dict[str, Any]) -> Work:
+    if not task.get("max_memory"):
+        keep_freed_memory()  # as the process of `segpipe predict` does
     folder, network, path = Path(task["folder"]), _network(task), Path(task["folder"]) / "ct.nii.gz"
     state = folder / "state.pt"
     torch.save(network.state_dict(), state)

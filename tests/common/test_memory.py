@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from segpipe.common import memory
 from segpipe.common.memory import Memory, memory_here
+from segpipe.common.processes import child_environment, tied
 
 MB = 10**6
 
@@ -53,3 +58,67 @@ def test_the_narrowest_of_a_group_and_those_around_it_counts(
 def test_a_group_that_is_full_has_nothing_left(tmp_path: Path) -> None:
     group(tmp_path, V2, 100 * MB, 130 * MB)
     assert memory_here(tmp_path, tmp_path / "own").free == 0
+
+
+COUNTED = """
+import resource
+import numpy
+from segpipe.common import memory
+
+def resident():
+    row = next(row for row in open("/proc/self/status") if row.startswith("VmRSS:"))
+    return int(row.split()[1]) * 1024
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        numpy.zeros(BYTES // 8).fill(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+BYTES = 100 * 2**20
+faults(1)
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not the GNU C library")
+
+
+def _ran(code: str) -> list[int]:
+    done = subprocess.run(
+        tied([sys.executable, "-c", COUNTED + code]),
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
+    )
+    return [int(word) for word in done.stdout.split()]
+
+
+@glibc
+def test_arrays_taken_again_and_again_cost_no_pages_where_freed_memory_is_kept() -> None:
+    plain, kept, after = _ran(
+        "print(faults(4))\nwith memory.freed_memory_kept():\n    faults(1)\n    print(faults(4))\nprint(faults(4))"
+    )
+    assert kept * 20 < plain and kept * 20 < after
+
+
+@glibc
+def test_what_is_kept_can_be_returned() -> None:
+    before, kept, returned = _ran(
+        "start = resident()\nassert memory.keep_freed_memory()\nfaults(2)\nprint(start, resident())\n"
+        "memory.return_freed_memory()\nprint(resident())"
+    )
+    assert kept - before > 90 * 2**20 and returned - before < 20 * 2**20
+
+
+@glibc
+def test_all_is_returned_at_the_end() -> None:
+    before, after = _ran(
+        "start = resident()\nwith memory.freed_memory_kept():\n    faults(2)\nprint(start, resident())"
+    )
+    assert after - before < 20 * 2**20
+
+
+def test_another_c_library_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: object())
+    assert not memory.keep_freed_memory()
+    with memory.freed_memory_kept():
+        memory.return_freed_memory()

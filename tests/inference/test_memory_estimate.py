@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segpipe.common.memory import freed_memory_kept
 from segpipe.common.nifti import Header
 from segpipe.errors import RefusedError, UsageError
 from segpipe.inference import memory_estimate
@@ -146,6 +147,17 @@ def test_amounts_of_memory(text: str, amount: int) -> None:
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(UsageError, match="amount of memory"):
         parse_bytes(text)
+
+
+def test_memory_that_is_kept_counts_where_a_run_takes_it_again() -> None:
+    def runtime(batch: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            torch.zeros(25 * 2**20).add_(1)  # 100 MiB
+        return batch
+
+    with freed_memory_kept():
+        probe = Probe.measure(runtime, 1, (8, 8, 8), torch.device("cpu"))
+    assert probe.window_bytes > 90 * 2**20
 
 
 def test_few_windows_are_computed_at_once_on_the_cpu() -> None:

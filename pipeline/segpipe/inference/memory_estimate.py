@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from segpipe.common.memory import memory_here
+from segpipe.common.memory import memory_here, return_freed_memory
 from segpipe.common.nifti import PLAIN_TYPES, Header
 from segpipe.errors import DataError, RefusedError
 from segpipe.inference.prepare import network_shape
@@ -93,6 +93,7 @@ def plan(
     Raises:
         RefusedError: not even one window at a time fits; with the numbers.
     """
+    return_freed_memory()  # of the case before: it would count as if it were in use
     allowed = allowed_bytes(limit)
     for candidate in _smaller(windowing):
         peak = estimate_memory(headers, preprocessing, candidate, probe, held)
@@ -173,6 +174,7 @@ def _bytes_a_voxel(header: Header) -> int:
 
 def _grown_by(runtime: Runtime, windows: torch.Tensor) -> int | None:
     """Return by how many bytes the process grows at most while windows are computed; None where it cannot be told."""
+    return_freed_memory()  # of the run before: what is taken again makes no process grow
     before = _peak_since_now()
     runtime(windows)
     after = _resident("VmHWM")

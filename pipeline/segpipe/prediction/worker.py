@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from segpipe import errors
 from segpipe.common.files import cannot_write
 from segpipe.common.left_out import BESIDE_MONAI, left_out
+from segpipe.common.memory import keep_freed_memory
 from segpipe.common.processes import end_with_parent
 from segpipe.common.result_folder import NOT_ASKED_FOR, SEGMENTATION, SLICE
 from segpipe.errors import SegpipeError, UsageError, first_cause
@@ -96,6 +97,8 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
     from segpipe import __version__
     from segpipe.inference import Segmenter
 
+    if request.recipe.options.max_memory is None:  # what is kept in pieces would count against a limit
+        keep_freed_memory()
     segmenter = Segmenter(request.recipe)
     versions = {"segpipe": __version__, "python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in (monai, torch, numpy, nibabel)}

@@ -19,7 +19,7 @@ from typing import Any
 from segpipe.common.console import Console, quiet_libraries
 from segpipe.common.files import cannot_write, json_text, read_json, sha256_of, write_json
 from segpipe.common.folder_lock import locked
-from segpipe.common.memory import memory_here
+from segpipe.common.memory import freed_memory_kept, memory_here, return_freed_memory
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import place_among_processes
 from segpipe.common.provenance import versions
@@ -232,6 +232,7 @@ def _train(
     out: Path, resume: bool, data: Path | None, progress: Progress | None = None, tracker: Tracker | None = None
 ) -> None:
     quiet_libraries()
+    from ignite.engine import Events
     from monai.bundle import ConfigWorkflow
 
     override: dict[str, Any] = {"bundle_root": str(out.resolve()), "resume": resume}
@@ -245,8 +246,11 @@ def _train(
             workflow.parser.get_parsed_content("train::log").report_to(progress)
         if tracker is not None:
             workflow.parser.get_parsed_content("train::log").follow(tracker.rows)
+        for event in (Events.STARTED, Events.ITERATION_COMPLETED):  # whole volumes of many sizes leave holes
+            workflow.parser.get_parsed_content("validate::evaluator").add_event_handler(event, return_freed_memory)
         # as the config's `run` says, but not through eval(), after which Python ends any Ctrl-C by a signal
-        workflow.parser.get_parsed_content("train::trainer").run()
+        with freed_memory_kept():
+            workflow.parser.get_parsed_content("train::trainer").run()
     except Exception as error:
         raise unwrap(error) from error
 

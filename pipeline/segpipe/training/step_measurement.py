@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from segpipe.common.console import quiet_libraries
+from segpipe.common.memory import freed_memory_kept
 from segpipe.common.partial import temporary_folder
 from segpipe.common.processes import child_environment, tied
 from segpipe.data import Case, Manifest, save_manifest
@@ -157,8 +158,9 @@ def _measured(config: dict[str, Any], cases: int) -> Measured:
     loaded = time.perf_counter()
     trainer = parser.get_parsed_content("train::trainer")
     build_s = built - began + time.perf_counter() - loaded
-    step_s = _steps(trainer)
-    window_s = _windows(network, parser, config["in_channels"], config["patch_size"])
+    with freed_memory_kept():  # as a training does
+        step_s = _steps(trainer)
+        window_s = _windows(network, parser, config["in_channels"], config["patch_size"])
     return Measured(step_s, window_s, (loaded - built) / cases, build_s, cases)
 
 

@@ -4,9 +4,10 @@
 
 RUN is a cross-validation with `segpipe quality fit` behind it. In each of the splits half of the patients are drawn, a
 quality model is fitted to them anew, and the other half are judged by it: the share of patients all of whose cases lie
-above the bound of Dice, and within the interval of volume, for each label, and for each third of predicted volume. Then
-the rank correlation of predicted and true Dice and the AUROC for a Dice below 0.7, cross-fitted by patient: of all
-images, of each grade of spoiling, and of each kind that the fit never saw. In brackets 95 %, bootstrap by patient.
+above the bound of Dice, and within the interval of volume, for each label, by decision, and for each third of predicted
+volume. Then the rank correlation of predicted and true Dice and the AUROC for a Dice below 0.7, cross-fitted by
+patient: of all images, of each grade of spoiling, and of each kind that the fit never saw. In brackets 95 %, bootstrap
+by patient.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import argparse
 import json
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from segpipe.quality import AS_IT_IS, Row, fit
+from segpipe.quality import AS_IT_IS, Row, Rules, decide, fit
 from segpipe.quality.fitting import BAD, CrossFitted, auroc, cross_fit, parts_of
 
 Points = list[tuple[str, float, float]]  # patient, predicted Dice, true Dice
@@ -43,27 +44,28 @@ def coverage(rows: Sequence[Row], labels: Sequence[str], splits: int, level: flo
     patients = sorted({row.patient for row in rows})
     held: dict[tuple[str, str], list[float]] = defaultdict(list)
     widths: dict[str, list[float]] = defaultdict(list)
+    decisions: Counter[str] = Counter()
     for number in range(splits):
         drawn = random.Random(number).sample(patients, len(patients) // 2)
         model = fit([row for row in rows if row.patient in set(drawn)], labels, level, number)
         new = [row for row in rows if row.patient not in set(drawn) and row.kind == AS_IT_IS]
+        volumes = [{name: row.features.get(f"{name}:volume", 0.0) for name in labels} for row in new]
+        thirds = {name: np.quantile([each[name] for each in volumes], [1 / 3, 2 / 3]) for name in labels}
         of_split: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
-        for label in labels:
-            thirds = np.quantile([row.features.get(f"{label}:volume", 0.0) for row in new], [1 / 3, 2 / 3])
-            for row in new:
-                volume = row.features.get(f"{label}:volume", 0.0)
-                given = model.assess(row.features, {label: volume})
-                if label not in given.dice_low or label not in row.dice or label not in row.volume_ratio:
-                    continue
+        for row, volume in zip(new, volumes, strict=True):
+            given = model.assess(row.features, volume)
+            decided = decide(given, {}, Rules()).decision
+            decisions[f"{decided}"] += 1
+            for label in set(labels) & set(given.dice_low) & set(row.dice) & set(row.volume_ratio):
                 low, high = given.volume_ml[label]
                 widths[f"{label}: predicted Dice less its bound"].append(given.dice[label] - given.dice_low[label])
-                widths[f"{label}: interval of volume against volume"].append((high - low) / volume)
-                third = ["small", "middle", "large"][int(np.searchsorted(thirds, volume))]
+                widths[f"{label}: interval of volume against volume"].append((high - low) / volume[label])
+                third = ["small", "middle", "large"][int(np.searchsorted(thirds[label], volume[label]))]
                 for what, holds in (
                     ("Dice", row.dice[label] >= given.dice_low[label]),
-                    ("volume", low <= volume * row.volume_ratio[label] <= high),
+                    ("volume", low <= volume[label] * row.volume_ratio[label] <= high),
                 ):
-                    for group in ("all", third):
+                    for group in ("all", f"of {decided} cases", third):
                         key = (f"{label}: {what}", group)
                         of_split[key][row.patient] = holds and of_split[key].get(row.patient, True)
         for key, each in of_split.items():
@@ -71,9 +73,10 @@ def coverage(rows: Sequence[Row], labels: Sequence[str], splits: int, level: flo
     print(f"share of patients all of whose cases are covered, over {splits} splits (mean [5 %, 95 %] of the splits)")
     for (name, group), shares in sorted(held.items()):
         low, high = np.quantile(shares, [0.05, 0.95])
-        print(f"  {name:<22} {group:<8} {np.mean(shares):.3f} [{low:.3f}, {high:.3f}]")
-    for name, values in widths.items():
+        print(f"  {name:<22} {group:<14} {np.mean(shares):.3f} [{low:.3f}, {high:.3f}]")
+    for name, values in sorted(widths.items()):
         print(f"  mean width, {name}: {np.mean(values):.3f}")
+    print("  cases by decision: " + ", ".join(f"{name} {n / decisions.total():.1%}" for name, n in decisions.items()))
 
 
 def points(judged: Sequence[CrossFitted]) -> Points:

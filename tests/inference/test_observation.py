@@ -11,7 +11,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from test_restore import AFFINES, CPU, MIDDLES, Blurred, steps, write_images
 
-from segpipe.inference import restore
+from segpipe.inference import observation, restore
 from segpipe.inference.engine import segment_source
 from segpipe.inference.observation import Observation
 from segpipe.inference.prepare import prepare
@@ -57,7 +57,9 @@ def test_labels_and_sums_are_those_of_the_whole_volume(tmp_path: Path, middle: s
     np.testing.assert_array_equal(seen.shared, seen.hard)
 
 
-def test_members_are_summed_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [0, 8])
+def test_members_are_summed_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(observation, "FEW", few)  # either way of counting
     paths = write_images(tmp_path, AFFINES["plain"], (24, 22, 20), 1, 4)
     each = [Blurred(1, 3, smooth=True, seed=seed) for seed in (1, 2)]
 

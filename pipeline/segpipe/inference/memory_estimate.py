@@ -93,8 +93,9 @@ def plan(
     Raises:
         RefusedError: not even one window at a time fits; with the numbers.
     """
-    return_freed_memory()  # of the case before: it would count as if it were in use
     allowed = allowed_bytes(limit)
+    if estimate_memory(headers, preprocessing, windowing, probe, held) > allowed:
+        return_freed_memory()  # of the cases before: it counts as if it were in use
     for candidate in _smaller(windowing):
         peak = estimate_memory(headers, preprocessing, candidate, probe, held)
         if peak <= allowed:

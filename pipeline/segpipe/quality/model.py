@@ -260,12 +260,11 @@ def _read(path: Path, _changed: int, _size: int) -> QualityModel:
 
 def input_names(plausibility: Plausibility, label: str) -> list[str]:
     """Return the features that the Dice of a label is predicted from, in order."""
-    return [
-        name
-        for group, known in plausibility.groups.items()
-        if is_of_image(group) or group == label
-        for name in known.names
-    ]
+    return [name for group in _groups_of(plausibility, label) for name in group.names]
+
+
+def _groups_of(plausibility: Plausibility, label: str) -> list[Group]:
+    return [known for group, known in plausibility.groups.items() if is_of_image(group) or group == label]
 
 
 def inputs_of(
@@ -281,7 +280,11 @@ def inputs_of(
         groups: distances of each, as `Plausibility.by_groups` returns them.
         label: its name.
     """
-    usual = {name: _median(plausibility.groups[group_of(name)], name) for name in input_names(plausibility, label)}
+    usual = {
+        name: math.exp(centre) if kind_of(name).log else float(centre)
+        for group in _groups_of(plausibility, label)
+        for name, centre in zip(group.names, group.centre, strict=True)
+    }
     rows = []
     for case, far in zip(cases, groups, strict=True):
         of_image = max((value for name, value in far.items() if is_of_image(name)), default=0.0)
@@ -290,11 +293,6 @@ def inputs_of(
         row += [of_image, far.get(label, 0.0), max(far.values(), default=0.0), max(doubts, default=1.0)]
         rows.append(row if plausibility.embedding is None else [*row, far.get(EMBEDDING, 1.0)])
     return np.array(rows, np.float64)
-
-
-def _median(group: Group, name: str) -> float:
-    centre = float(group.centre[group.names.index(name)])
-    return math.exp(centre) if kind_of(name).log else centre
 
 
 def _not_measured(groups: Sequence[str]) -> str:

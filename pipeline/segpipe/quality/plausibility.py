@@ -171,9 +171,8 @@ def _compared(names: Sequence[str], cases: Sequence[Features]) -> NDArray[np.flo
     """Return features as they are compared, (N, F); not a number where a case lacks one."""
     values = np.array([[case.get(name, math.nan) for name in names] for case in cases], float)
     values = values.reshape(len(cases), len(names))
-    for column, name in enumerate(names):
-        if kind_of(name).log:
-            values[:, column] = np.log(np.maximum(values[:, column], TINY))
+    columns = [column for column, name in enumerate(names) if kind_of(name).log]
+    values[:, columns] = np.log(np.maximum(values[:, columns], TINY))
     return values
 
 

@@ -451,8 +451,8 @@ def test_a_named_person_releases_a_case(results: Path, capsys: pytest.CaptureFix
         assert document["counts"] == {"sent": 4, "skipped": 0, "failed": 0, "held": 0}
         names = [f"dcm-a/{name}" for name in ("release.dcm", "seg.dcm", "sr.dcm")]
         assert [each["file"] for each in document["files"]][:3] == names
-        again = send(capsys, 2, results, "--to", archive.url, "--release", "dcm-a", "--by", "Doe^Jane")
-        assert again["error"]["message"] == "the case is not held"
+        again = send(capsys, 0, results, "--to", archive.url, "--release", "dcm-a", "--by", "Roe^Richard")
+        assert again["counts"] == {"sent": 0, "skipped": 4, "failed": 0, "held": 0}
     case = results / "dcm-a"
     assert not (case / HELD).exists()
     result = json.loads((case / RESULT).read_text())
@@ -481,12 +481,38 @@ def test_a_release_that_was_interrupted_is_finished_by_another(results: Path, ca
         assert counts == {"sent": 3, "skipped": 1, "failed": 0, "held": 0}
 
 
+def test_sending_a_release_that_was_interrupted_goes_on_with_the_same_command(
+    results: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    hold(results, "dcm-a", "seg.dcm", "sr.dcm")
+    with stow_archive() as archive:
+        command = ["send", str(results), "--to", archive.url, "--release", "dcm-a", "--by", "Doe"]
+        with monkeypatch.context() as patch:
+            patch.setattr("segpipe.dicom.send_results", interrupt)
+            assert run(command) == 130
+        assert "the same command" in capsys.readouterr().err
+        assert run(command) == 0
+        assert "dcm-a was released before" in capsys.readouterr().err and len(archive.files) == 4
+
+
+def test_the_hint_on_a_case_that_is_not_held_works_when_followed(results: Path, capsys: Any) -> None:
+    (results / "dcm-a" / RESULT).write_text(json.dumps({"id": "dcm-a", "decision": "ok", "reasons": []}))
+    with stow_archive() as archive:
+        words = ("--to", archive.url, "--release", "dcm-a", "--by", "Doe")
+        assert send(capsys, 2, results, *words)["error"]["hint"] == "leave --release dcm-a and --by out"
+        assert send(capsys, 0, results, *words[:2])["counts"]["failed"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--release", "dcm-a"), "a release names a case and a person"),
         (("--by", "Doe"), "a release names a case and a person"),
         (("--release", "dcm-a", "--by", " "), "not the name of a person"),
+        (("--release", "dcm-a", "--by", " ^ "), "not the name of a person"),
         (("--release", "dcm-b", "--by", "Doe"), "there is no such case"),
         (("--release", "../results/dcm-a", "--by", "Doe"), "there is no such case"),
     ],

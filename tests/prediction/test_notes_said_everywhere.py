@@ -52,7 +52,7 @@ def test_notes_reasons_and_what_was_left_out(
         case_id = by_folder[name].case_id
         assert note in rows[case_id]["notes"] and note in page and rows[case_id]["state"] == "done"
         assert note.split()[-1] in terminal
-    assert "2 with a result to look at" in terminal and "to look at: flags or notes" in page
+    assert "2 with a result to look at" in terminal and "to look at: decision, flags or notes" in page
     for name in (*notes, "gap"):
         found = mapping[by_folder[name].case_id]
         assert found["series_uid"] == by_folder[name].series_uid and found["study_uid"] == by_folder[name].study_uid

@@ -287,7 +287,7 @@ def _report(console: Console, batch: BatchResult) -> int:
     if note := not_judged_note(decisions):
         console.say(note)
     if to_look_at := sum(is_to_look_at(outcome.result) for outcome in outcomes):
-        console.say(f"{to_look_at} with a result to look at: flags or notes, as remarked")
+        console.say(f"{to_look_at} with a result to look at: decision, flags or notes, as remarked")
     rules = {left_out.rule: left_out.advice for left_out in batch.not_selected}
     for rule, advice in sorted(rules.items()):
         count = sum(left_out.rule == rule for left_out in batch.not_selected)

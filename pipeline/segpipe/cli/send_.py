@@ -69,8 +69,10 @@ def command(
         raise UsageError("a release names a case and a person", found="--by" if by else "--release", hint=hint)
     if release:
         open_archive(to, (), calling=calling, ca=ca, verify=not no_verify_tls).close()  # a release cannot be taken back
-        words = "was released; this is no clinical verification"
-        release_held(folder, release, str(by), progress=lambda case: console.note(f"segpipe send: {case} {words}"))
+        words = {True: "was released; this is no clinical verification", False: "was released before"}
+        release_held(
+            folder, release, str(by), progress=lambda case, now: console.note(f"segpipe send: {case} {words[now]}")
+        )
         _say_released(folder, console)
     if no_verify_tls:
         console.note("segpipe send: the server's certificate is not checked")

@@ -39,18 +39,19 @@ def why_held(file: Path) -> str | None:
 
 
 def release_held(
-    folder: Path, case_ids: Sequence[str], by: str, *, progress: Callable[[str], object] = lambda case_id: None
+    folder: Path, case_ids: Sequence[str], by: str, *, progress: Callable[[str, bool], object] = lambda case, now: None
 ) -> None:
     """Let the results of held cases go on: into their folders, with a report in each that names who said so.
 
     All are judged before anything moves. Who it was is also a line of ``predictions.jsonl``, written before the case is
-    moved; a release that was interrupted is finished by another one.
+    moved; a release that was interrupted is finished by another one. A case that was released before stays as it is, so
+    that the same call can be made again.
 
     Args:
         folder: the result folder.
         case_ids: of the cases.
         by: name of the person, as `segpipe.dicom.write.release.check_name` takes it.
-        progress: called with each case that was released.
+        progress: called with each case, and whether it was released now.
 
     Raises:
         UsageError: no such folder or case, one is not held, no name, or a file cannot be written.
@@ -59,19 +60,24 @@ def release_held(
     by = check_name(by)
     if not folder.is_dir():
         raise UsageError("no such result folder", path=folder, hint="check the path")
-    for case_id, held in {case_id: _held(folder, case_id) for case_id in case_ids}.items():
-        _release(folder, case_id, by, *held)
-        progress(case_id)
+    wanted = dict.fromkeys(case_ids)
+    for case_id, held in {case_id: _held(folder, case_id, alone=len(wanted) == 1) for case_id in wanted}.items():
+        if held:
+            _release(folder, case_id, by, *held)
+        progress(case_id, held is not None)
 
 
-def _held(folder: Path, case_id: str) -> tuple[dict[str, Any], list[Path]]:
-    """Return what ``result.json`` of a held case says, and its DICOM results."""
+def _held(folder: Path, case_id: str, *, alone: bool) -> tuple[dict[str, Any], list[Path]] | None:
+    """Return what ``result.json`` of a held case says, and its DICOM results; None where it was released before."""
     case = folder / case_id
     if not ONE_FOLDER.match(case_id) or not (case / RESULT).is_file():
         raise UsageError("there is no such case", path=folder, found=case_id, hint="give one that `send` names as held")
     result = read_json(case / RESULT, "result")
-    if not isinstance(result, dict) or result.get("decision") != "hold" or result.get("released"):
-        raise UsageError("the case is not held", case_id=case_id, hint=f"leave --release {case_id} out")
+    if not isinstance(result, dict) or result.get("decision") != "hold":
+        left_out = f"--release {case_id}" + (" and --by" if alone else "")
+        raise UsageError("the case is not held", case_id=case_id, hint=f"leave {left_out} out")
+    if result.get("released"):
+        return None
     return result, [_found(case, name, result) for name in result.get("files", {}).values() if name.endswith(".dcm")]
 
 

@@ -47,7 +47,7 @@ def write_cases_page(
     figures = [
         (str(len(done)), "with a result"),
         (str(len(unfinished)), "without: failed or refused"),
-        (str(len(odd)), "to look at: flags or notes"),
+        (str(len(odd)), "to look at: decision, flags or notes"),
     ]
     held = [case for case, _ in done if case.get("decision") == "hold" and not case.get("released")]
     if any(case.get("decision") for case, _ in done):

@@ -38,14 +38,14 @@ def check_name(name: str) -> str:
     """Return the name of who releases, without blanks around it.
 
     Raises:
-        UsageError: it is empty, longer than 64 characters, or holds what a name in DICOM cannot.
+        UsageError: it has no letter, is longer than 64 characters, or holds what a name in DICOM cannot.
     """
     name = name.strip()
-    if not name or len(name) > LONG_STRING or NOT_IN_A_NAME.search(name):
+    if not any(map(str.isalpha, name)) or len(name) > LONG_STRING or NOT_IN_A_NAME.search(name):
         raise UsageError(
             "not the name of a person",
             found=repr(name)[:80],
-            expected="1 to 64 characters without control characters, backslash or =",
+            expected="1 to 64 characters, a letter among them, without control characters, backslash or =",
             hint="give it as DICOM has it, family name first: --by 'Doe^Jane'",
         )
     return name

@@ -22,7 +22,7 @@ from segpipe.errors import DataError, RefusedError, UsageError
 from segpipe.inference import ModelOptions
 from segpipe.prediction import batch
 from segpipe.prediction.batch import predict_cases
-from segpipe.prediction.batch_summary import redact
+from segpipe.prediction.batch_summary import Outcome, redact
 from segpipe.prediction.client import CannotGoOnError, WorkerDiedError, WorkerTimeoutError
 from segpipe.prediction.file_cases import InputCase
 from segpipe.prediction.options import Options, Outputs
@@ -342,22 +342,35 @@ def test_state_that_is_damaged_or_odd_is_read_as_far_as_it_goes(tmp_path: Path) 
     assert run(tmp_path, FakeWorker(), "b") == {"b": "done"}
 
 
-def test_a_scan_that_changed_since_is_not_passed_over(tmp_path: Path) -> None:
-    scan, out = tmp_path / "a.nii", tmp_path / "out"
+def test_a_scan_that_changed_since_fails_alone_and_its_result_stays(tmp_path: Path) -> None:
+    scan, other, out = tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "out"
     scan.write_bytes(b"first")
 
-    def again(**options: Any) -> str:
+    def again(*more: InputCase, **options: Any) -> list[Outcome]:
         worker: Any = FakeWorker()
-        return predict_cases(bundle(), [InputCase("a", (scan,))], out, Options(**options), worker=worker)[0].status
+        return predict_cases(bundle(), [InputCase("a", (scan,)), *more], out, Options(**options), worker=worker)
 
-    assert again() == "done"
+    def statuses(*more: InputCase, **options: Any) -> list[str]:
+        return [outcome.status for outcome in again(*more, **options)]
+
+    assert statuses() == ["done"]
     os.utime(scan, (1, 1))  # a copy of the same content
-    assert again() == "skipped"
+    assert statuses() == ["skipped"]
     scan.write_bytes(b"other")
-    with pytest.raises(RefusedError, match="has changed since"):
-        again()
-    assert again(overwrite=True) == "done"
-    assert again() == "skipped"
+    before = (out / "a/result.json").read_bytes()
+    other.write_bytes(b"b")
+    failed, done = again(InputCase("b", (other,)))
+    assert (failed.status, done.status) == ("failed", "done")
+    assert "has changed since" in str(failed.reason) and "--overwrite" in str(failed.detail)
+    assert (out / "a/result.json").read_bytes() == before
+    (row,) = (case for case in json.loads((out / "summary.json").read_text())["cases"] if case["id"] == "a")
+    assert row["state"] == "done" and "changed since" in row["detail"]
+    assert statuses() == ["failed"]
+    (out / "a").rename(tmp_path / "moved away")  # as the hint says
+    assert statuses() == ["done"]
+    scan.write_bytes(b"third")
+    assert statuses(overwrite=True) == ["done"]
+    assert statuses() == ["skipped"]
     assert "first" not in (out / "mapping.jsonl").read_text()
 
 

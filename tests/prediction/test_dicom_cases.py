@@ -117,7 +117,7 @@ def test_a_series_that_got_more_slices_is_computed_again(tiny_bundle: Path, tmp_
     assert nib.load(out / series.case_id / "segmentation.nii.gz").shape[2] == 8
 
 
-def test_slices_of_the_same_uids_that_show_something_else_are_refused(
+def test_slices_of_the_same_uids_that_show_something_else_fail_that_case(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = make.series(make.Grid(slices=6), "MR")
@@ -129,9 +129,9 @@ def test_slices_of_the_same_uids_that_show_something_else_are_refused(
     images[3].PixelData = bytes(len(images[3].PixelData))  # a face was removed
     make.write(images, tmp_path / "copy")
     capsys.readouterr()
-    assert predict(tiny_bundle, tmp_path / "copy", out, "--json") == 5
-    error = json.loads(capsys.readouterr().out)["error"]
-    assert "has changed since it was finished" in error["message"] and "--overwrite" in error["hint"]
+    assert predict(tiny_bundle, tmp_path / "copy", out, "--json") == 4
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    assert "has changed since it was finished" in case["reason"] and "--overwrite" in case["detail"]
     assert predict(tiny_bundle, tmp_path / "copy", out, "--overwrite") == 0
     assert predict(tiny_bundle, tmp_path / "copy", out) == 0
 

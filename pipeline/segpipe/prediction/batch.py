@@ -71,7 +71,8 @@ def predict(
         UsageError: a wrong option, no such input, two cases of one name, or the folder cannot be written to.
         DataError: nothing to segment was found, or the bundle cannot be used.
         RefusedError: the bundle does not pass the gate, or the folder belongs to another bundle, lies in this one or
-            is in use, or another scan or something that is no result has a case's name.
+            is in use, or another scan or something that is no result has a case's name. A file that changed since its
+            case was finished fails that case alone, whose result stays.
     """
     return _predict(bundle, inputs, Path(out), progress or BatchProgress(), options)
 
@@ -271,7 +272,8 @@ class _Batch:
                     del earlier.done[case_id]
                 else:
                     self.judged_anew[case_id] = anew
-        self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in earlier.done}
+        kept = {*earlier.done, *earlier.changed}
+        self.to_compute = {case.id: case for case in cases if case.refusal is None and case.id not in kept}
         self.described: dict[str, Future[dict[str, Any]]] = {}
         if worker is None:
             bundles, to_read = (bundle, *options.ensemble), self.to_compute.values()
@@ -301,6 +303,8 @@ class _Batch:
                     finish = self._compute(case, self._prefetch(following.get(case.id), describing))
                 elif case.refusal is not None:
                     finish = partial(self._refuse, case, case.refusal.reason, case.refusal.detail)
+                elif case.id in self.earlier.changed:
+                    finish = partial(self._fail, case, self.earlier.changed[case.id], 0.0)
                 else:
                     finish = partial(self._skip, case)
                 if last is not None:

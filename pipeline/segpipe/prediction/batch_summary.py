@@ -327,7 +327,7 @@ def _finished(root: Path, id: str, ended: Mapping[str, Any], seconds: Mapping[st
         "id": id,
         "state": "done",
         "reason": "an older result was kept" if is_older else None,
-        "detail": f"computed again, the case {ended['event']}: {ended.get('reason')}" if is_older else None,
+        "detail": f"tried again, the case {ended['event']}: {ended.get('reason')}" if is_older else None,
         "source": result.get("source", "nifti"),
         "seconds": seconds.get(id),
         "volumes_ml": result.get("volumes_ml"),

@@ -37,10 +37,12 @@ class EarlierResults:
         folder: that results are written to.
         done: ``result.json`` by id of the cases that were finished with this very model, with all that their source
             allows of what is asked; a series that has other slices now is not done.
+        changed: why a finished case is neither kept as done nor computed again: its file shows something else now.
         refused: files of each series that was refused before.
 
     Raises:
-        RefusedError: it holds results of another bundle or scan, or something that is no result has a case's name.
+        RefusedError: it holds results of another bundle, or of another file of a case's name, or something that is no
+            result has a case's name.
         UsageError: it cannot be written to.
     """
 
@@ -52,9 +54,13 @@ class EarlierResults:
         mapping = [entry for entry in read_lines(out / MAPPING) if isinstance(entry, dict) and "id" in entry]
         self.refused = {entry["id"]: entry.get("paths", []) for entry in mapping if "refused" in entry}
         self._sources = {entry["id"]: entry for entry in mapping if "refused" not in entry and entry.get("paths")}
+        self.changed: dict[str, RefusedError] = {}
         for case in () if options.overwrite else cases:
             if case.paths and case.id in self._sources and (out / case.id / RESULT).is_file():
-                _refuse_other_source(case, self._sources[case.id])
+                before = self._sources[case.id]
+                _refuse_other_file(case, before)
+                if _has_changed(case, before):
+                    self.changed[case.id] = _changed(case)
         self.folder = ResultFolder(out)
         taken = next((case.id for case in cases if self.folder.is_taken(case.id)), None)
         if taken is not None:  # such as a patient's own folder of scans
@@ -64,9 +70,12 @@ class EarlierResults:
                 case_id=taken,
                 hint="choose an empty or new folder for results",
             )
-        finished = [] if options.overwrite else [case for case in cases if self.folder.is_finished(case.id)]
+        finished = [] if options.overwrite else [case for case in cases if self._is_finished(case.id)]
         results = {case.id: self._result_of(case) for case in finished}
         self.done = {case_id: result for case_id, result in results.items() if result is not None}
+
+    def _is_finished(self, case_id: str) -> bool:
+        return case_id not in self.changed and self.folder.is_finished(case_id)
 
     def _result_of(self, case: InputCase) -> dict[str, Any] | None:
         """Return the result of a finished case, None where it has to be computed again."""
@@ -120,11 +129,11 @@ def _has_other_slices(case: InputCase, before: Mapping[str, Any]) -> bool:
     return has_other_slices(case.series, before)
 
 
-def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
+def _refuse_other_file(case: InputCase, before: Mapping[str, Any]) -> None:
     """Refuse to pass over a scan because another one of its name was segmented before.
 
     Raises:
-        RefusedError: the finished case came from another file, or from other content of its file or slices.
+        RefusedError: the finished case came from another file.
     """
     now = [str(path) for path in case.paths]
     if not case.is_dicom and before["paths"] != now:
@@ -135,14 +144,17 @@ def _refuse_other_source(case: InputCase, before: Mapping[str, Any]) -> None:
             case_id=case.id,
             hint="choose another folder, or give --overwrite; --pseudonymise makes ids of paths",
         )
-    if _has_changed(case, before):
-        raise RefusedError(
-            "the file of this case has changed since it was finished",
-            path=now[0],
-            found="slices of the same UIDs that show or lie otherwise" if case.is_dicom else None,
-            case_id=case.id,
-            hint="choose another folder, or give --overwrite to compute the finished cases again",
-        )
+
+
+def _changed(case: InputCase) -> RefusedError:
+    return RefusedError(
+        "the file of this case has changed since it was finished",
+        path=case.paths[0],
+        found="slices of the same UIDs that show or lie otherwise" if case.is_dicom else None,
+        case_id=case.id,
+        hint="move the folder of its result away and give the same command again, or give --overwrite, which computes "
+        "all cases again",
+    )
 
 
 def describe_source(case: InputCase) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from segpipe.inference import engine as streaming
 from segpipe.inference.memory_estimate import Probe
 from segpipe.inference.output import write_labels
 from segpipe.inference.precision import ChosenPrecision
-from segpipe.inference.runtimes import Model, choose_runtime
+from segpipe.inference.runtimes import choose_runtime
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.transforms import Preprocessing, build_step
+from segpipe.inference.weights import Model
 
 Work = Callable[[], dict[str, Any]]
 

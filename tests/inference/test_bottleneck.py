@@ -12,9 +12,11 @@ import torch
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, UNet
 
 from segpipe.inference.bottleneck import Bottleneck, Pooled, bottleneck_of, pooled
+from segpipe.inference.openvino_runtime import openvino_runtime
 from segpipe.inference.precision import ChosenPrecision
-from segpipe.inference.runtimes import Model, choose_runtime, openvino_runtime, torch_runtime
+from segpipe.inference.runtimes import choose_runtime, torch_runtime
 from segpipe.inference.slices import OfSlices
+from segpipe.inference.weights import Model
 
 CPU = torch.device("cpu")
 SHAPE = (1, 16, 16, 16)

@@ -11,8 +11,10 @@ import torch
 from segpipe.errors import UsageError
 from segpipe.inference import ModelOptions
 from segpipe.inference import precision as precision_module
+from segpipe.inference.openvino_runtime import openvino_runtime
 from segpipe.inference.precision import ChosenPrecision, bfloat16_faults, bfloat16_note, precision_for, why_unproven
-from segpipe.inference.runtimes import Model, choose_runtime, openvino_runtime, torch_runtime
+from segpipe.inference.runtimes import choose_runtime, torch_runtime
+from segpipe.inference.weights import Model
 
 BFLOAT16 = ChosenPrecision("bfloat16", "asked for")
 PROOF: dict[str, Any] = {

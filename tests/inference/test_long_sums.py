@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from segpipe.inference.long_sums import summed_in_parts
-from segpipe.inference.runtimes import TOLERANCE, Model, openvino_runtime, torch_runtime
+from segpipe.inference.openvino_runtime import TOLERANCE, openvino_runtime
+from segpipe.inference.runtimes import torch_runtime
+from segpipe.inference.weights import Model
 
 NORMS = {
     "instance": torch.nn.InstanceNorm3d(4),

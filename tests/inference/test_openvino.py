@@ -18,15 +18,9 @@ import torch
 from monai.networks.nets import UNet
 
 from segpipe.common.files import cache_folder
-from segpipe.inference.runtimes import (
-    MARK,
-    TOLERANCE,
-    Model,
-    NotConvertedError,
-    is_whole,
-    openvino_runtime,
-    torch_runtime,
-)
+from segpipe.inference.openvino_runtime import MARK, TOLERANCE, NotConvertedError, is_whole, openvino_runtime
+from segpipe.inference.runtimes import torch_runtime
+from segpipe.inference.weights import Model
 
 openvino = pytest.importorskip("openvino")
 SHAPE = (1, 16, 16, 16)

@@ -11,7 +11,10 @@ import torch
 from segpipe.errors import UsageError
 from segpipe.inference import runtimes
 from segpipe.inference.averaging import average, mirrored
-from segpipe.inference.runtimes import ChosenRuntime, Model, NotConvertedError, Runtime, choose_runtime, torch_runtime
+from segpipe.inference.openvino_runtime import NotConvertedError
+from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, torch_runtime
+from segpipe.inference.sliding_window import Runtime
+from segpipe.inference.weights import Model
 
 SHAPE = (1, 4, 4, 4)
 CPU = torch.device("cpu")

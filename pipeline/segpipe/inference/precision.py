@@ -30,6 +30,7 @@ class ChosenPrecision:
     reason: str = "asked for"
 
 
+FLOAT32 = ChosenPrecision()
 ForRuntime = Callable[[str], ChosenPrecision]  # of the runtime's name
 
 

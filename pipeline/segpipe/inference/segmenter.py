@@ -39,11 +39,12 @@ from segpipe.inference.observation import Observation
 from segpipe.inference.output import ExtraOutputs, LabelMap, as_labels
 from segpipe.inference.precision import ChosenPrecision, precision_for
 from segpipe.inference.recipe import AXES, Recipe
-from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, load_models, torch_runtime
+from segpipe.inference.runtimes import ChosenRuntime, choose_runtime, torch_runtime
 from segpipe.inference.slices import sliced
 from segpipe.inference.sliding_window import Windowing
 from segpipe.inference.source import CaseInput, ReadCase, Source, read_case, read_headers
 from segpipe.inference.transforms import Preprocessing, bundle_parser, parsed
+from segpipe.inference.weights import load_models
 
 NOT_OURS = "the bundle's own inferer calls the network"
 

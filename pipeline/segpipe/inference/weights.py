@@ -1,16 +1,58 @@
-"""A bundle's weights, read as they were vetted."""
+"""Networks with a bundle's weights, read as they were vetted."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segpipe.errors import DataError, RefusedError
+from segpipe.inference.bottleneck import Bottleneck
+from segpipe.inference.recipe import BundleFiles
 from segpipe.inference.transforms import root_cause
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, and what its conversion depends on beside its input, versions and processor.
+
+    Attributes:
+        module: on the CPU where it is converted, and in evaluation mode.
+        weights: path of the state dict.
+        config: the network's config as text.
+        bundle: hash of the bundle, which has a folder of conversions of its own.
+        bottleneck: is shown what the network holds of each window; None where nobody asked.
+    """
+
+    module: torch.nn.Module
+    weights: str
+    config: str
+    bundle: str = ""
+    bottleneck: Bottleneck | None = None
+
+
+def load_models(bundles: Iterable[BundleFiles], networks: Iterable[Any], device: torch.device) -> list[Model]:
+    """Return the networks of bundles, which were built from their configs, with their weights: one for each file.
+
+    Raises:
+        DataError: as `load_weights`.
+    """
+    return [
+        Model(
+            load_weights(copy.deepcopy(network) if bundle.members else network, file.path, device, file.sha256),
+            file.path,
+            json.dumps(bundle.inference, sort_keys=True, default=str),
+            bundle.sha256,
+        )
+        for bundle, network in zip(bundles, networks, strict=True)
+        for file in bundle.all_weights
+    ]
 
 
 def load_weights(network: Any, weights: str, device: torch.device, sha256: str = "") -> torch.nn.Module:

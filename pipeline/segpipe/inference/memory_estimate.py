@@ -94,8 +94,10 @@ def plan(
         RefusedError: not even one window at a time fits; with the numbers.
     """
     allowed = allowed_bytes(limit)
-    if estimate_memory(headers, preprocessing, windowing, probe, held) > allowed:
-        return_freed_memory()  # of the cases before: it counts as if it were in use
+    peak = estimate_memory(headers, preprocessing, windowing, probe, held)
+    if peak <= allowed:
+        return windowing, peak
+    return_freed_memory()  # of the cases before: it counts as if it were in use
     for candidate in _smaller(windowing):
         peak = estimate_memory(headers, preprocessing, candidate, probe, held)
         if peak <= allowed:

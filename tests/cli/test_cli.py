@@ -238,6 +238,31 @@ def test_ctrl_c_says_that_it_was_noticed(as_json: bool, split_is: Callable[..., 
     assert json.loads(out)["error"]["exit_code"] == 130 if as_json else out == ""
 
 
+def test_ctrl_c_amid_a_class_statement_is_no_bug_of_ours(split_is: Any, capsys: Capture) -> None:
+    class Interrupting:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    def class_statement() -> None:
+        type("Owner", (), {"field": Interrupting()})  # as in a module that is imported
+
+    split_is(class_statement)
+    assert run(["split", "m.json"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_error_after_ctrl_c_stays_what_it_is(split_is: Any, capsys: Capture) -> None:
+    def fail_to_save() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interruption:
+            raise OSError(28, "No space left on device", "/full") from interruption
+
+    split_is(fail_to_save)
+    assert run(["split", "m.json"]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
 def interrupts(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 

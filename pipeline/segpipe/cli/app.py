@@ -142,6 +142,18 @@ def _words(error: Any) -> list[str]:
     return words
 
 
+def _was_ctrl_c(error: BaseException) -> bool:
+    """Return whether Ctrl-C was made an error of another kind, as Python does where it comes amid a class statement.
+
+    Until Python 3.11 what leaves ``__set_name__`` becomes a RuntimeError; and libraries wrap what ends their loading.
+    An error of ours, or of the machine, that came up after Ctrl-C stays what it is.
+    """
+    if isinstance(error, (SegpipeError, OSError, MemoryError)):
+        return False
+    cause = error.__cause__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _was_ctrl_c(cause))
+
+
 def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) -> int:
     """Tell why a command ended; return its exit code."""
     if isinstance(error, _CommandLineError):
@@ -152,7 +164,7 @@ def _explain(error: Exception | KeyboardInterrupt, verb: str, console: Console) 
             error.message = visible(error.message)
             error.show()
         return USAGE
-    if isinstance(error, (KeyboardInterrupt, typer.Abort, Interrupted)):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort, Interrupted)) or _was_ctrl_c(error):
         known = str(error) if isinstance(error, Interrupted) else AFTER_AN_INTERRUPTION.get(verb)
         words = f"interrupted; {known or 'the same command begins anew'}"
         console.note(f"segpipe {verb}: {words}")

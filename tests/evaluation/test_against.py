@@ -108,3 +108,15 @@ def test_only_an_evaluation_of_the_same_cases_is_taken(tmp_path: Path, capsys: p
     manifest, predictions = str(tmp_path / "manifest.json"), str(study.predictions)
     assert run(["evaluate", manifest, predictions, "--out", str(before), "--no-figures"]) == 0
     assert study.run("--against", str(before)) == 0
+
+
+def test_an_evaluation_is_not_held_against_what_it_overwrites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = measured(tmp_path, ["a", "b"])
+    assert study.run() == 0
+    before = (study.out / "metrics.json").read_bytes()
+    for same in (study.out, study.out / ".." / study.out.name):
+        assert study.run("--against", str(same)) == 2
+        assert "would be overwritten" in capsys.readouterr().err
+    assert (study.out / "metrics.json").read_bytes() == before

@@ -84,7 +84,7 @@ def command(
     from segpipe.evaluation import evaluate
 
     require_vetted_sources((manifest, run), TrustPolicy(allowed_names(allow, allow_file), run_unvetted_code))
-    other = None if against is None else _other(against, manifest, split, fold)
+    other = None if against is None else _other(against, manifest, split, fold, out)
     with console.progress() as bar:
         task = bar.add_task("measuring", total=None)
         evaluation = evaluate(
@@ -134,10 +134,10 @@ def command(
     return SOME_FAILED if failed else OK
 
 
-def _other(against: Path, manifest: Path, split: str, fold: int | None) -> Other:
+def _other(against: Path, manifest: Path, split: str, fold: int | None, out: Path) -> Other:
     from segpipe.studies import other_evaluation
 
-    return other_evaluation(against, manifest, split, fold)
+    return other_evaluation(against, manifest, split, fold, out)
 
 
 def _show_measures(console: Console, evaluation: Evaluation) -> None:

@@ -68,20 +68,25 @@ class Other:
         return Paired(self.folder.resolve().name, self.folder, comparison, evaluation.settings["bootstrap"]["unit"])
 
 
-def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None) -> Other:
+def other_evaluation(folder: Path, manifest: Path, split: str, fold: int | None, out: Path) -> Other:
     """Read the evaluation that another is to be held against.
 
     Args:
         folder: that `segpipe evaluate` wrote.
         manifest, split, fold: of what is to be measured.
+        out: folder that it is to be written to.
 
     Raises:
-        UsageError: there is none, or it is of another data set or of other cases.
+        UsageError: there is none, it is of another data set or of other cases, or it would be overwritten.
         DataError: it cannot be read.
     """
     path = folder / METRICS
     if not path.is_file():
         raise UsageError("no evaluation there", path=path, hint="name a folder that `segpipe evaluate --out` wrote")
+    if out.exists() and out.samefile(folder):
+        raise UsageError(
+            "the other evaluation would be overwritten", path=out, hint="name another folder for this one with --out"
+        )
     content = read_json(path, "evaluation")
     try:
         measured = (content["manifest_sha256"], content["split"], content["fold"])

@@ -81,6 +81,14 @@ def test_label_maps_of_an_unknown_model_count_once_as_long_as_they_are_the_same(
     ]
 
 
+def test_where_nothing_was_predicted_no_model_was_measured(study: Study) -> None:
+    study.add("a", cube(), None)
+    study.predictions.mkdir(exist_ok=True)
+    save(study.predictions / "of_another_case.nii.gz", cube())
+    assert study.run() == 4
+    assert readings_of(study.root / "manifest.json") == [] and study.report()["test_readings"] is None
+
+
 def test_a_ledger_that_cannot_be_written_is_a_warning(study: Study, capsys, monkeypatch) -> None:
     def refuse(path: Path, document: object) -> None:
         raise OSError(30, "Read-only file system", str(path))

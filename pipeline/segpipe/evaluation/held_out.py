@@ -63,7 +63,7 @@ def read_test_set(
     test: Collection[str],
     reason: str | None,
 ) -> Readings | None:
-    """Count a reading of a manifest's test set; None where none of its cases was measured.
+    """Count a reading of a manifest's test set; None where none of its cases has a prediction that was measured.
 
     Args:
         manifest: whose ledger it is.
@@ -76,7 +76,7 @@ def read_test_set(
         DataError: the ledger cannot be used.
     """
     origins = {result.id: result.origin for result in results if result.id in test}
-    if not origins:
+    if not any(origins.values()):
         return None
     made = made_by(origins)["made_by"]
     bundle = None if made is None else made["bundle"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +14,26 @@ from segpipe.common.provenance import cpu_kind
 
 Runs = list[dict[str, Any]]
 
-INTRODUCTION = """# Performance
 
-How long a whole-volume prediction takes, and how much memory, against stock MONAI with the same weights, windows
-(96 x 96 x 96, or the bundle's), overlap and weighting. Made by
+def replace_sections(path: Path, measured: dict[str, Any]) -> None:
+    """Put what was measured into the page, each work in place of what its section said; the rest stays.
 
-```sh
-python bench/whole_volume.py --full
-```
-
-which trains its networks first: small U-Nets (8-16-32-64) on generated CT-like scans of organs. Each run is a process
-of its own, from file to file; imports, loading the model and converting it for OpenVINO (once a bundle, kept in
-`SEGPIPE_CACHE`) are not counted, except where whole commands are timed. Ratios are stock / ours, the median over runs
-that followed each other with the spread in brackets: above 1 we are faster or smaller. Where the machine was busy with
-other work (its load is stated), CPU seconds say more than wall seconds; threads of both sides wait without spinning
-(`OMP_WAIT_POLICY=PASSIVE`).
-"""
-
-BFLOAT16 = """## bfloat16
-
-`segpipe predict --precision auto` takes bfloat16 where a CPU has AMX, or a GPU bfloat16, and [the bundle
-proves](../reference/commands/bundle.md#is-bfloat16-good-enough-precision) that its label maps stay what they are. Of
-the shipped bundle, on the 31 cases of its validation, by `segpipe bundle precision` with the manifest of the data and
-`--fold 0`:
-
-| runtime | mean Dice, float32 | bfloat16 | most lost by a case and label | labels lost | largest change of a volume |
-|---|---|---|---|---|---|
-| torch | 0.89206 | 0.89210 | 0.0011 | 0 | 0.43 % |
-| openvino | 0.89206 | 0.89221 | 0.0008 | 0 | 0.28 % |
-
-Measured on 2026-11-30 on an AMD EPYC with AVX512-BF16 and without AMX, where `auto` stays with float32.
-
-With AMX (the first table) bfloat16 takes no less time for the small network of the bench: OpenVINO computes transposed
-convolutions, half of that network, in float32 in any case, and most of the rest is memory.
-"""
+    Args:
+        path: of the page.
+        measured: by name of the work: its rows, the date, the load and the machine.
+    """
+    introduction, *sections = path.read_text().split("\n## ")
+    texts = {section.partition("\n")[0]: section for section in sections}
+    for name, found in measured.items():
+        when = f"Measured on {found['date']}, load of the machine at the end {found['load']}."
+        when += f" The machine: {found['machine']}; {_versions()}."
+        body = _BODIES.get(name, _compared)(found["rows"])
+        texts[TITLES[name]] = "\n".join([f"{TITLES[name]}\n", body, when, ""])
+    path.write_text("\n## ".join([introduction, *texts.values()]).rstrip() + "\n")
 
 
-def write_page(path: Path, kept: dict[str, Any]) -> None:
-    """Write the page; works that were not measured yet are left out."""
-    import monai
-    import openvino
-    import torch
-
-    parts = [INTRODUCTION]
-    parts.append(
-        f"MONAI {monai.__version__}, PyTorch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.\n"
-    )
-    for name, title in TITLES.items():
-        if name in kept:
-            when = f"Measured on {kept[name]['date']}, load of the machine at the end {kept[name]['load']}."
-            when += f" The machine: {kept[name]['machine']}.\n"
-            parts += [f"## {title}\n", _BODIES.get(name, _compared)(kept[name]["rows"]), when]
-    parts.append(BFLOAT16)
-    path.write_text("\n".join(parts).rstrip() + "\n")
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("monai", "torch", "openvino"))
 
 
 def machine(threads: int) -> str:

@@ -1,11 +1,13 @@
-"""The shipped hippocampus bundle beside nnU-Net, case by case, paired by patient.
+"""The shipped hippocampus bundles beside nnU-Net, case by case, paired by patient.
 
     python bench/hippocampus_beside_nnunet.py
+    python bench/hippocampus_beside_nnunet.py --cases docs/results/hippocampus_out_of_fold.csv
     python bench/hippocampus_beside_nnunet.py --add metrics/metrics.csv --reference nnunet.json
 
-Without options it reads docs/results/hippocampus_cases.csv, the Dice of both on each test case. With --add it writes
-that file from what `segpipe evaluate` measured; the reference is a JSON file with `cases`, by id, of the Dice that
-nnU-Net's default configuration has on each (`default`: `anterior`, `posterior`).
+Without options it reads docs/results/hippocampus_cases.csv, the Dice of both on each test case; the other table has all
+200 cases, of both by the model of a cross-validation that left the case out. With --add it writes the table from what
+`segpipe evaluate`, or a cross-validation (`RUN/evaluation/metrics.csv`), measured; the reference is a JSON file with
+`cases`, by id, of the Dice that nnU-Net's default configuration has on each (`default`: `anterior`, `posterior`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ were interpolated, and labels that differ. The networks are trained first, by `s
 
     python bench/whole_volume.py                                # a small scan, some minutes
     python bench/whole_volume.py --full                         # all works, and docs/results/performance.md
-    python bench/whole_volume.py --full --work ct memory        # these alone; the page keeps what it has of the others
+    python bench/whole_volume.py --full --work ct memory        # these alone; the page keeps its other sections
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from _organs import scan, trained, write
-from _page import machine, ratio, write_page
+from _page import machine, ratio, replace_sections
 
 from segpipe.common.files import cache_folder
 from segpipe.common.processes import usable_cores
@@ -51,8 +51,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50, help="of training")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # CPU seconds of a busy machine are of work, not of waiting
-    results = options.networks / "results.json"
-    kept = json.loads(results.read_text()) if results.is_file() else {}
     for name in options.work:
         print(f"== {name}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -60,10 +58,8 @@ def main() -> None:
         if found and options.full:
             load = round(os.getloadavg()[0], 1)
             date = time.strftime("%Y-%m-%d")
-            kept[name] = {"rows": found, "date": date, "load": load, "machine": machine(options.threads)}
-            results.write_text(json.dumps(kept, indent=1))
-    if options.full:
-        write_page(HERE.parent / "docs" / "results" / "performance.md", kept)
+            measured = {name: {"rows": found, "date": date, "load": load, "machine": machine(options.threads)}}
+            replace_sections(HERE.parent / "docs" / "results" / "performance.md", measured)
 
 
 def ct(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

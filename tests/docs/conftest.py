@@ -20,7 +20,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     golden = ROOT / "bundles/hippocampus_mri/golden/images/image.nii.gz"
     (folder / "bundles").mkdir()
-    (folder / "bundles/hippocampus_mri").symlink_to(ROOT / "bundles/hippocampus_mri")
+    for name in ("hippocampus_mri", "hippocampus_mri_all"):
+        (folder / "bundles" / name).symlink_to(ROOT / "bundles" / name)
     (folder / "configs").symlink_to(ROOT / "configs")
     shutil.copy(golden, folder / "scan.nii.gz")
     (folder / "scans").mkdir()

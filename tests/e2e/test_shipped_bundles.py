@@ -20,11 +20,12 @@ from segpipe.data.manifest import load_manifest, save_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+HIPPOCAMPUS = ROOT / "data_manifests/msd_task04_hippocampus.json"
 SCHEMA = ROOT / "pipeline/segpipe/schemas/bundle_metadata.schema.json"
 
 
 def test_there_is_a_bundle() -> None:
-    assert [bundle.name for bundle in BUNDLES] == ["hippocampus_mri"]
+    assert [bundle.name for bundle in BUNDLES] == ["hippocampus_mri", "hippocampus_mri_all"]
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
@@ -75,7 +76,7 @@ def _hippocampus() -> Path:
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_hippocampus_test_cases_give_the_stated_dice_here_and_with_stock_monai(tmp_path: Path) -> None:
-    folder, shipped = (ROOT / "bundles/hippocampus_mri", ROOT / "data_manifests/msd_task04_hippocampus.json")
+    folder, shipped = (ROOT / "bundles/hippocampus_mri", HIPPOCAMPUS)
     manifest, manifest_path = (
         load_manifest(shipped),
         Path(shutil.copy(shipped, tmp_path)),
@@ -107,11 +108,35 @@ def test_hippocampus_test_cases_give_the_stated_dice_here_and_with_stock_monai(t
         assert np.mean(np.asarray(ours.dataobj) == np.asarray(theirs.dataobj)) >= 0.9999
 
 
+def test_the_bundle_of_all_cases_states_no_test_figure_and_was_trained_on_every_case() -> None:
+    folder = ROOT / "bundles/hippocampus_mri_all"
+    trained = json.loads((folder / "provenance.json").read_text())["split"]["training"]
+    assert set(trained) == {case.id for case in load_manifest(HIPPOCAMPUS).cases()} and len(trained) == 200
+    assert "test_mean_dice" not in open_bundle(folder).metadata.get("eval_metrics", {})
+    whole, split = (
+        {case.id: (case.images, case.label, case.sha256) for case in load_manifest(path).cases()}
+        for path in (ROOT / "data_manifests/msd_task04_hippocampus_all.json", HIPPOCAMPUS)
+    )
+    assert whole == split
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_test_cases_of_another_split_are_no_test_of_the_bundle_of_all_cases(tmp_path: Path, capsys) -> None:
+    manifest = load_manifest(HIPPOCAMPUS)
+    save_manifest(manifest.model_copy(update={"training": [], "test": manifest.test[:2]}), tmp_path / "m.json")
+    words = [str(tmp_path / "m.json"), str(tmp_path / "out"), "--data", str(_hippocampus())]
+    assert run(["predict", str(ROOT / "bundles/hippocampus_mri_all"), *words]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", *words, "--out", str(tmp_path / "metrics")]) == 5
+    assert "2 of 2" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_cases_that_it_was_trained_on_are_not_called_test_cases(tmp_path: Path, capsys) -> None:
     folder = ROOT / "bundles/hippocampus_mri"
-    manifest = load_manifest(ROOT / "data_manifests/msd_task04_hippocampus.json")
+    manifest = load_manifest(HIPPOCAMPUS)
     trained = json.loads((folder / "provenance.json").read_text())["split"]["training"]
     seen = next(case for case in manifest.training if case.id in trained).model_copy(update={"id": "as_if_new"})
     save_manifest(manifest.model_copy(update={"training": [], "test": [seen, manifest.test[0]]}), tmp_path / "m.json")

@@ -7,6 +7,7 @@ import faulthandler
 import functools
 import gc
 import os
+import platform
 import resource
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from segpipe.errors import BUG, SegpipeError
 
+platform.processor()  # starts a process the first time; packages that MONAI imports ask for it
 CPU_SECONDS, WALL_SECONDS = 20, 240  # of one input: of the processor, as the machine may be busy; and for what sleeps
 MORE_MEMORY = 6 << 30
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

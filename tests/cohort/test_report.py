@@ -92,6 +92,19 @@ def test_page_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "out/surfaces/october/case_0/surface_2.stl").is_file()
     assert not (tmp_path / "out/surfaces/october/case_1/surface_2.stl").exists()
 
+    assert run(["report", str(october), "-o", str(tmp_path / "out")]) == 0  # nothing of before passes for a part of it
+    assert len(rows_of(tmp_path / "out/cases.csv")) == 12
+    assert not (tmp_path / "out/statistics.csv").exists()
+    assert not list((tmp_path / "out/surfaces").rglob("*.stl"))
+
+
+def test_a_file_of_a_name_of_ours_stays_where_there_was_no_report(tmp_path: Path) -> None:
+    october, out = write_results(tmp_path / "october", seed=0), tmp_path / "out"
+    out.mkdir()
+    (out / "statistics.csv").write_text("mine")
+    assert run(["report", str(october), "-o", str(out)]) == 0
+    assert (out / "statistics.csv").read_text() == "mine"
+
 
 @pytest.mark.parametrize(
     ("more", "words"),

@@ -60,7 +60,8 @@ def report(
 
     Args:
         folders: of `segpipe predict`.
-        out: folder for ``cohort.html``, ``cases.csv``, and what else is asked for.
+        out: folder for ``cohort.html``, ``cases.csv``, and what else is asked for; what an earlier report wrote there
+            is replaced or removed.
         statistics: also measure every label: ``statistics.csv``. Intensities are read from the images, where they still
             lie where they were predicted from.
         meshes: also write the surface of every label, ``surfaces/RUN/CASE/``, as such files.
@@ -85,6 +86,7 @@ def report(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
+    _clear(out)
     outliers, changes = outlying(cases), [] if found is None else changes_of(found.scans)
     write_cohort_page(out / PAGE, cases, outliers, changes)
     if found is not None:
@@ -102,6 +104,18 @@ def report(
     decisions["not_judged"] = len(cases) - sum(decisions.values())
     unmatched = ([], []) if found is None else (found.unused, found.unknown)
     return CohortReport(len(cases), len(outliers), decisions, without, len(changes), *unmatched)
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier report wrote on request: beside a new page it would pass for a part of it."""
+    if not (out / PAGE).is_file():
+        return
+    surfaces = [file for kind in MESHES for file in (out / SURFACES).rglob(f"*.{kind}")]
+    try:
+        for file in (out / STATISTICS, out / CHANGES, *surfaces):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 def _row(case: CohortCase, outliers: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> dict[str, Any]:

@@ -374,6 +374,17 @@ def test_a_scan_that_changed_since_fails_alone_and_its_result_stays(tmp_path: Pa
     assert "first" not in (out / "mapping.jsonl").read_text()
 
 
+@pytest.mark.parametrize("error", [CannotGoOnError(RefusedError("the bundle is refused")), KeyboardInterrupt()])
+def test_what_ends_the_batch_while_the_model_loads_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    class NotLoaded(FakeWorker):
+        def start(self) -> Loaded:
+            raise error
+
+    with pytest.raises((RefusedError, KeyboardInterrupt)):
+        run(tmp_path, NotLoaded(), "a")
+    assert read_events(tmp_path) == [] and not (tmp_path / PARTIAL).exists()
+
+
 def test_a_case_is_finished_while_the_worker_is_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computing, finishing = threading.Event(), threading.Event()
     original = batch.result_document

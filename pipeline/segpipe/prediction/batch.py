@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -215,10 +216,14 @@ def predict_cases(
     if any(case.series for case in cases):
         _require_codes(bundle)
     busy = RefusedError("another prediction is writing to this folder", path=out, hint=WAIT)
-    with held_by(out, options.shard, busy, STATE):
+    with held_by(out, options.shard, busy, STATE), ExitStack() as open_now:
         earlier = EarlierResults(out, bundle, cases, options)
         folder = earlier.folder
+        open_now.callback(folder.close)
         batch = _Batch(bundle, earlier, options, cases, worker, on_crash)
+        if worker is None:
+            open_now.callback(batch.worker.close)
+        batch.start()  # before a line is written to the folder: a bundle that is refused leaves none
         try:
             folder.record(event="start", **model, cases=len(cases))
             for left_out in not_selected:
@@ -228,13 +233,8 @@ def predict_cases(
             with contextlib.suppress(SegpipeError, OSError):  # what ended the batch is the thing to say
                 write_summary(folder, bundle, options, not_selected, passed_over or {})
             raise
-        else:
-            write_summary(folder, bundle, options, not_selected, passed_over or {})
-            return outcomes
-        finally:
-            if worker is None:
-                batch.worker.close()
-            folder.close()
+        write_summary(folder, bundle, options, not_selected, passed_over or {})
+        return outcomes
 
 
 def make_worker(bundle: Bundle, options: Options, places: Places) -> Worker:
@@ -251,7 +251,7 @@ def _require_codes(bundle: Bundle) -> None:
 
 
 class _Batch:
-    """Cases under way. Its worker is started where a case is to be computed, else not."""
+    """Cases under way."""
 
     def __init__(
         self,
@@ -281,7 +281,14 @@ class _Batch:
                 bundle, options, Places.of(self.folder.partial, bundles, to_read, options.model.device)
             )
         self.worker = worker
-        try:  # before a line is written to the folder: a bundle that is refused leaves none
+
+    def start(self) -> None:
+        """Start the worker, where a case is to be computed.
+
+        Raises:
+            SegpipeError: it cannot be, as where the bundle is refused.
+        """
+        try:
             if self.to_compute:
                 self.worker.start()
         except CannotGoOnError as error:

@@ -66,11 +66,12 @@ def run(words: list[str], folder: Path | None = None) -> None:
 
 def run_readme(python: Path, folder: Path) -> None:
     """Run the README's own line on the golden image, with what its own line installed."""
-    (root,) = SHIPPED
+    words = readme()[1]
+    root = ROOT / words[words.index("--bundle_root") + 1]
     (folder / "bundles").symlink_to(root.parent)
     (folder / "scans").symlink_to(root / "golden/images")
-    assert readme()[1][0] == "python"
-    run([str(python), *readme()[1][1:]], folder)
+    assert words[0] == "python"
+    run([str(python), *words[1:]], folder)
     (file,) = (folder / "out").iterdir()
     expected = np.asarray(nib.load(root / "golden/labels.nii.gz").dataobj)
     assert np.array_equal(np.asarray(nib.load(file).dataobj), expected)

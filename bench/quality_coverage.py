@@ -4,10 +4,10 @@
 
 RUN is a cross-validation with `segpipe quality fit` behind it. In each of the splits half of the patients are drawn, a
 quality model is fitted to them anew, and the other half are judged by it: the share of patients all of whose cases lie
-above the bound of Dice, and within the interval of volume, for each label, by decision, and for each third of predicted
-volume. Then the rank correlation of predicted and true Dice and the AUROC for a Dice below 0.7, cross-fitted by
-patient: of all images, of each grade of spoiling, and of each kind that the fit never saw. In brackets 95 %, bootstrap
-by patient.
+above the bound of Dice, and within the interval of volume, for each label, of the cases that are `ok`, and for each
+third of predicted volume; held cases are shown neither. Then the rank correlation of predicted and true Dice and the
+AUROC for a Dice below 0.7, cross-fitted by patient: of all images, of each grade of spoiling, and of each kind that the
+fit never saw. In brackets 95 %, bootstrap by patient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from segpipe.quality import AS_IT_IS, Row, Rules, decide, fit
+from segpipe.quality import AS_IT_IS, HOLD, OK, Row, Rules, decide, fit
 from segpipe.quality.fitting import BAD, CrossFitted, auroc, cross_fit, parts_of
 
 Points = list[tuple[str, float, float]]  # patient, predicted Dice, true Dice
@@ -56,6 +56,8 @@ def coverage(rows: Sequence[Row], labels: Sequence[str], splits: int, level: flo
             given = model.assess(row.features, volume)
             decided = decide(given, {}, Rules()).decision
             decisions[f"{decided}"] += 1
+            if decided == HOLD:  # which is shown none
+                continue
             for label in set(labels) & set(given.dice_low) & set(row.dice) & set(row.volume_ratio):
                 low, high = given.volume_ml[label]
                 widths[f"{label}: predicted Dice less its bound"].append(given.dice[label] - given.dice_low[label])
@@ -65,7 +67,7 @@ def coverage(rows: Sequence[Row], labels: Sequence[str], splits: int, level: flo
                     ("Dice", row.dice[label] >= given.dice_low[label]),
                     ("volume", low <= volume[label] * row.volume_ratio[label] <= high),
                 ):
-                    for group in ("all", f"of {decided} cases", third):
+                    for group in ("all", "of ok cases", third) if decided == OK else ("all", third):
                         key = (f"{label}: {what}", group)
                         of_split[key][row.patient] = holds and of_split[key].get(row.patient, True)
         for key, each in of_split.items():

@@ -248,7 +248,7 @@ def predict(task: dict[str, Any]) -> None:
 
     folder, opened = Path(task["folder"]), open_bundle(task["bundle"])
     options = ModelOptions(device="cpu", runtime=task["runtime"], threads=task["threads"])
-    segmenter, loaded = load(Load(recipe=opened.recipe(options), policy=opened.policy))
+    segmenter, loaded = load(Load(recipe=opened.recipe(options), policy=opened.policy, keeps_memory=True))
     if loaded.runtime != task["runtime"]:
         print(json.dumps("; ".join(loaded.runtime_reasons)))
         return

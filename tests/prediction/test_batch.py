@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from segpipe.bundle import Bundle
+from segpipe.bundle import Bundle, open_bundle
 from segpipe.common.files import cannot_write, sha256_of, write_json
 from segpipe.common.folder_lock import locked
 from segpipe.common.partial import PARTIAL
@@ -383,6 +383,20 @@ def test_what_ends_the_batch_while_the_model_loads_leaves_nothing_behind(tmp_pat
     with pytest.raises((RefusedError, KeyboardInterrupt)):
         run(tmp_path, NotLoaded(), "a")
     assert read_events(tmp_path) == [] and not (tmp_path / PARTIAL).exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "keeps"),
+    [
+        ({}, True),
+        ({"max_case_memory": 2**33}, False),  # what was kept of a large case would end the next one
+        ({"model": ModelOptions(max_memory=2**33)}, False),
+    ],
+)
+def test_freed_memory_is_kept_where_no_limit_counts_it(tiny_bundle: Path, limits: dict[str, Any], keeps: bool) -> None:
+    opened = open_bundle(tiny_bundle)
+    places: Any = None
+    assert batch.make_worker(opened, Options(**limits), places).load.keeps_memory == keeps
 
 
 def test_a_case_is_finished_while_the_worker_is_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

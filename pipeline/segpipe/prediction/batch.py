@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -216,7 +215,7 @@ def predict_cases(
     if any(case.series for case in cases):
         _require_codes(bundle)
     busy = RefusedError("another prediction is writing to this folder", path=out, hint=WAIT)
-    with held_by(out, options.shard, busy, STATE), ExitStack() as open_now:
+    with held_by(out, options.shard, busy, STATE), contextlib.ExitStack() as open_now:
         earlier = EarlierResults(out, bundle, cases, options)
         folder = earlier.folder
         open_now.callback(folder.close)
@@ -240,7 +239,9 @@ def predict_cases(
 def make_worker(bundle: Bundle, options: Options, places: Places) -> Worker:
     """Return the worker of a bundle, not started yet."""
     recipe = bundle.recipe(options.model, options.ensemble)
-    return Worker(Load(recipe=recipe, policy=bundle.policy), places, options.max_case_memory)
+    unlimited = options.model.max_memory is None and options.max_case_memory is None
+    load = Load(recipe=recipe, policy=bundle.policy, keeps_memory=unlimited)
+    return Worker(load, places, options.max_case_memory)
 
 
 def _require_codes(bundle: Bundle) -> None:

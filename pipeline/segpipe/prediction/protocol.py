@@ -40,10 +40,15 @@ class Isolated:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Vet the bundles, then make their model. Answered by `Loaded`."""
+    """Vet the bundles, then make their model. Answered by `Loaded`.
+
+    Attributes:
+        keeps_memory: whether what a case frees stays with the process for the next one; not where a limit counts it.
+    """
 
     recipe: Recipe
     policy: TrustPolicy
+    keeps_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def load(request: Load) -> tuple[Segmenter, Loaded]:
     from segpipe import __version__
     from segpipe.inference import Segmenter
 
-    if request.recipe.options.max_memory is None:  # what is kept in pieces would count against a limit
+    if request.keeps_memory:
         keep_freed_memory()
     segmenter = Segmenter(request.recipe)
     versions = {"segpipe": __version__, "python": platform.python_version()}
